@@ -1,0 +1,45 @@
+"""From seqio's features to the arrays of a model's batch. Imports TensorFlow.
+
+Generative retrievers use seqio's own `EncDecFeatureConverter`.
+"""
+
+from collections.abc import Mapping
+
+import seqio
+import tensorflow as tf
+
+_INT32 = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
+
+
+class DualEncoderFeatureConverter(seqio.FeatureConverter):
+    """Two encoder inputs, named as in t5x_retrieval, and the row of the passage.
+
+    left_encoder_input_tokens: B × inputs; right_encoder_input_tokens: B × targets; passage: B × 1.
+    """
+
+    TASK_FEATURES = {"inputs": _INT32, "targets": _INT32, "passage": _INT32}  # noqa: RUF012 (seqio's name)
+    MODEL_FEATURES = {  # noqa: RUF012
+        "left_encoder_input_tokens": _INT32,
+        "right_encoder_input_tokens": _INT32,
+        "passage": _INT32,
+    }
+    PACKING_FEATURE_DTYPES = {}  # noqa: RUF012
+
+    def _convert_features(
+        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+    ) -> tf.data.Dataset:
+        def convert(example: dict) -> dict:
+            return {
+                "left_encoder_input_tokens": example["inputs"],
+                "right_encoder_input_tokens": example["targets"],
+                "passage": example["passage"],
+            }
+
+        return self._pack_or_pad(ds, task_feature_lengths).map(convert)
+
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
+        return {
+            "left_encoder_input_tokens": task_feature_lengths["inputs"],
+            "right_encoder_input_tokens": task_feature_lengths["targets"],
+            "passage": task_feature_lengths["passage"],
+        }

@@ -1,0 +1,83 @@
+"""The text vocabulary: a SentencePiece model with T5's special ids (0 padding, 1 end, 2 unknown).
+
+Nothing here imports TensorFlow: searchers tokenise with this; seqio reads the same file for training.
+"""
+
+import io
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from retrieval_jax.errors import UserError
+
+PAD, EOS = 0, 1
+
+
+class Vocabulary:
+    """A SentencePiece model read from a file."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())
+        except (OSError, RuntimeError):
+            raise UserError(f"{path}: not a SentencePiece model: check VOCABULARY, or import again") from None
+        if (self.model.pad_id(), self.model.eos_id()) != (PAD, EOS):
+            raise UserError(f"{path}: padding and end must be ids 0 and 1, as in T5: train it so")
+
+    @property
+    def size(self) -> int:
+        """Rows of an embedding for this vocabulary: its pieces, rounded up to a multiple of 128."""
+        return round_up(self.model.vocab_size(), 128)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without the end."""
+        return self.model.encode(text)
+
+    def batch(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Int32 tokens, len(texts) × length: truncated, ended by EOS, padded with 0 (as seqio does it)."""
+        tokens = np.zeros((len(texts), length), np.int32)
+        for row, ids in zip(tokens, self.model.encode(list(texts)), strict=True):
+            ids = [*ids[: length - 1], EOS]
+            row[: len(ids)] = ids
+        return tokens
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The least multiple that is at least n: array sizes that divide over a mesh."""
+    return -(-n // multiple) * multiple
+
+
+def learn(texts: Iterable[str], size: int, path: Path, most: int = 1_000_000) -> None:
+    """Learns a unigram vocabulary of at most `size` pieces from the first `most` texts and writes it.
+
+    Case is folded: from scratch and on little text, "When" and "when" had better be one piece.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=itertools.islice(iter(texts), most),
+            model_writer=model,
+            vocab_size=size,
+            model_type="unigram",
+            normalization_rule_name="nmt_nfkc_cf",
+            character_coverage=0.9999,
+            max_sentence_length=1 << 16,
+            hard_vocab_limit=False,  # a small collection has fewer pieces
+            num_threads=2,  # fixed: the sums, and so the pieces, depend on it
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=2,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"{path}: no vocabulary of {size} pieces could be learned ({reason}): "
+            "set another --gin.import_collection.vocab_size, or give one by --gin.VOCABULARY"
+        ) from None
+    path.write_bytes(model.getvalue())

@@ -1,0 +1,55 @@
+"""The verb `demo`: the main job, end to end. Each step is skipped where its work is already there."""
+
+import gin
+
+from retrieval_jax import configuration
+from retrieval_jax.data.importing import import_collection
+from retrieval_jax.docids.make import make_docids
+from retrieval_jax.evaluation.evaluate import evaluate
+from retrieval_jax.progress import say
+from retrieval_jax.search.answer import search
+from retrieval_jax.search.index import make_index
+from retrieval_jax.training.train import train
+from retrieval_jax.work import Work
+
+
+@gin.configurable
+def demo(
+    source: str,
+    work_dir: str | None = None,
+    split: str = "test",
+    generative: tuple[str, ...] = ("atomic", "naive"),
+    dense: tuple[str, ...] = ("exact", "scann"),
+) -> dict:
+    """Imports, trains, indexes, searches and reports.
+
+    Args:
+      source, work_dir: the collection, and where its work lies.
+      split: the queries to answer.
+      generative: docid kinds to train a generative retriever for.
+      dense: searchers to build over the dual encoder's vectors; none trains no dual encoder.
+    """
+    work = Work.of(source, work_dir)
+    say(f"1/5 import → {work.collection}")
+    import_collection()
+    methods = [(kind, "generative", work.model(kind)) for kind in generative]
+    methods += [(kind, kind, work.model("dual_encoder")) for kind in dense]
+    models = [*generative, *(["dual_encoder"] if dense else [])]
+    say("2/5 docids and training")
+    trained = {}
+    for name in models:
+        # Each model by its own run file, as `retrieval-jax train --gin_file=runs/NAME.gin` would.
+        # In the model's own scope: --gin.naive/train.steps=2000 is for naive alone.
+        with configuration.run_file(f"runs/{name}.gin"), gin.config_scope(name):
+            if name in generative:
+                make_docids(kind=name)
+            trained[name] = train(model_dir=str(work.model(name)))
+    say("3/5 index")
+    for name, kind, model in methods:
+        make_index(kind=kind, name=name, model_dir=str(model))
+    make_index(model_dir=None)
+    say("4/5 search")
+    for name in (*(name for name, _, _ in methods), "bm25"):
+        search(name=name, split=split)
+    say("5/5 evaluate")
+    return {"models": trained} | evaluate(split=split)

@@ -1,0 +1,364 @@
+"""The comparison of methods as a table on the console and as one self-contained HTML page."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.storage import write_aside
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodRow:
+    """One line of the results: metrics in [0, 1], more is better; parameters None where there are none.
+
+    `family` is "generative", "dual encoder" or "lexical"; `ms_per_query` is wall time in milliseconds.
+    """
+
+    name: str
+    family: str
+    metrics: dict[str, float]
+    ms_per_query: float
+    parameters: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A model's training: points with "step", "minutes", and "loss" and/or "dev/<metric>" (see PANELS)."""
+
+    name: str
+    points: list[dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A passage as the page shows it; `relevant` where it is judged so for the query at hand."""
+
+    passage_id: str
+    title: str
+    snippet: str
+    relevant: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SideBySide:
+    """A query, its relevant passages, and per method its top passages, best first."""
+
+    query: str
+    relevant: list[Shown]
+    results: dict[str, list[Shown]]
+
+
+PANELS = {
+    "loss": ("Training loss", "nats"),
+    "dev/Hits@1": ("Hits@1 on dev", "fraction of queries"),
+    "dev/Hits@10": ("Hits@10 on dev", "fraction of queries"),
+    "dev/MRR@10": ("MRR@10 on dev", "mean reciprocal rank"),
+}
+"""Key of a curve's point -> title and unit (y axis) of its panel; the x axis is the point's "minutes"."""
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without those lost on white or black.
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+_INK = "#123456"  # stands for the page's text colour until the figure is in the page
+
+
+def read_curve(path: str | os.PathLike) -> list[dict]:
+    """Reads a JSON-lines file of a curve's points, one object per line.
+
+    A last line that a killed process left unfinished is ignored; an unreadable file or any other line that is
+    not a JSON object raises UserError.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): train the model first") from None
+    points = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            point = json.loads(line)
+        except ValueError:  # also bytes that are not UTF-8
+            point = None
+        if isinstance(point, dict):
+            points.append(point)
+        elif number < len(lines):  # only a line without its newline can be unfinished
+            raise UserError(f"{path}:{number}: not a JSON object: delete this line")
+    return points
+
+
+def print_table(rows: Sequence[MethodRow], console: Console) -> None:
+    """Prints one line per method, the best value of each metric in bold."""
+    best = _best(rows)
+    table = Table("Method", "Family", box=None, header_style="dim", pad_edge=False)
+    for heading in (*best, "ms/query", "Params"):
+        # In two lines, so that all columns fit a terminal of 80.
+        table.add_column(re.sub("(?=[@/])", "\n", heading, count=1), justify="right", no_wrap=True)
+    for row in rows:
+        values = [_value(row, name) for name in best]
+        styles = ["bold" if value == best[name] else "" for name, value in zip(best, values, strict=True)]
+        costs = (_milliseconds(row.ms_per_query), format_count(row.parameters))
+        # Text, not str: a name in square brackets is no markup.
+        table.add_row(Text(row.name), Text(row.family), *map(Text, values, styles), *costs)
+    console.print(table)
+
+
+def write_report(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    collection: dict[str, object],
+    rows: Sequence[MethodRow],
+    curves: Sequence[Curve],
+    examples: Sequence[SideBySide],
+    footer: dict[str, str],
+) -> None:
+    """Writes the page: one HTML file without scripts or external resources, whole or not at all.
+
+    `collection` holds the facts under the heading, label -> value (whole numbers get thousands separators);
+    `footer` how the page came about, e.g. "command", "machine", "packages". Sections without data are left
+    out. Raises UserError where the path cannot be written.
+    """
+    sections = (
+        ("Results", _results(rows) if rows else ""),
+        ("Training", _curves(curves)),
+        ("Queries side by side", "".join(map(_example, examples))),
+    )
+    page = _PAGE.substitute(
+        title=escape(title),
+        style=_STYLE,
+        facts=_pairs(collection),
+        sections="".join(f"<section><h2>{name}</h2>{html}</section>" for name, html in sections if html),
+        footer=_pairs(footer),
+    )
+    # Texts from the web hold halves of surrogate pairs, which UTF-8 cannot: "?" instead.
+    write_aside(path, page.encode("utf-8", "replace"))
+
+
+def format_count(number: int | None) -> str:
+    """4_200_000 -> "4.2M"; None -> "–"."""
+    if number is None:
+        return "–"
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= 0.99995 * size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _milliseconds(ms: float) -> str:
+    return f"{ms:.2f}" if ms < 10 else f"{ms:,.0f}"
+
+
+def _value(row: MethodRow, name: str) -> str:
+    return f"{row.metrics[name]:.3f}" if math.isfinite(row.metrics.get(name, math.nan)) else "–"
+
+
+def _best(rows: Sequence[MethodRow]) -> dict[str, str]:
+    """Metric, in the rows' order -> its best value as printed (so that what looks equal is), "" for none."""
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    values = {name: {_value(row, name) for row in rows} - {"–"} for name in names}
+    return {name: max(found, key=float, default="") for name, found in values.items()}
+
+
+def _pairs(pairs: dict) -> str:
+    def text(value: object) -> str:
+        return f"{value:,}" if type(value) is int else str(value)
+
+    return "".join(
+        f"<div><dt>{escape(str(name))}</dt><dd>{escape(text(value))}</dd></div>"
+        for name, value in pairs.items()
+    )
+
+
+def _results(rows: Sequence[MethodRow]) -> str:
+    best = _best(rows)
+
+    def metric(row: MethodRow, name: str) -> str:
+        value = _value(row, name)
+        share = 0 if value == "–" else min(max(float(value), 0), 1)
+        tag = "b" if value == best[name] else "span"
+        return f'<td class="bar" style="--share:{share:.1%}"><{tag}>{value}</{tag}></td>'
+
+    head = "".join(f"<th>{escape(name)}</th>" for name in (*best, "ms / query", "Parameters"))
+    body = "".join(
+        f"<tr><th>{escape(row.name)}</th><td>{escape(row.family)}</td>"
+        f"{''.join(metric(row, name) for name in best)}"
+        f"<td>{_milliseconds(row.ms_per_query)}</td><td>{format_count(row.parameters)}</td></tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr><th>Method</th><th>Family</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+        "<p>Means over the judged queries; the best value of each metric is bold, bars run from 0 to 1. "
+        "ms / query is wall time.</p>"
+    )
+
+
+def _curves(curves: Sequence[Curve]) -> str:
+    panels = "".join(_panel(curves, key) for key in PANELS)
+    if not panels:
+        return ""
+    legend = "".join(
+        f'<li style="--colour:{_COLOURS[i % len(_COLOURS)]}">{escape(curve.name)}</li>'
+        for i, curve in enumerate(curves)
+    )
+    return (
+        f'<figure><ul class="legend">{legend}</ul><div class="panels">{panels}</div><figcaption>Losses of '
+        "different methods measure different things: compare them within a method only.</figcaption></figure>"
+    )
+
+
+def _panel(curves: Sequence[Curve], key: str) -> str:
+    """One panel as inline SVG, in the page's font and text colour; "" where no curve has such points."""
+    lines = [
+        [(p["minutes"], p[key]) for p in curve.points if None not in (p.get("minutes"), p.get(key))]
+        for curve in curves
+    ]
+    if not any(lines):
+        return ""
+    import matplotlib  # slow to import, and only reports need it
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+
+    title, unit = PANELS[key]
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    # Text stays text. The salt makes the page the same from run to run and keeps the panels' ids apart.
+    settings = dict.fromkeys(inks, _INK) | {"svg.fonttype": "none", "svg.hashsalt": key}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.8, 2.9), layout="constrained")
+        axes = figure.add_subplot(xlabel="training time (minutes)", ylabel=unit)
+        axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
+        for i, points in enumerate(lines):
+            if points:
+                style = "o" if len(points) == 1 else "-"  # a line through one point is invisible
+                axes.plot(*zip(*points, strict=True), style, color=_COLOURS[i % len(_COLOURS)])
+        low, high = axes.dataLim.intervaly
+        if key == "loss" and 0 < 10 * low < high:  # too few ticks on a log axis of less than a decade
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        svg = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(svg, format="svg", transparent=True, metadata=nothing)
+    drawing = svg.getvalue()
+    drawing = re.sub(r' id="[a-z0-9.]+_\d+"', "", drawing[drawing.index("<svg") :])  # the same in all panels
+    named = f'<svg role="img" aria-label="{escape(title)} ({escape(unit)}) against minutes of training"'
+    return drawing.replace("<svg", named, 1).replace(_INK, "currentColor")
+
+
+def _example(example: SideBySide) -> str:
+    relevant = "".join(f"<li>{_passage(shown)}</li>" for shown in example.relevant)
+    methods = "".join(_ranking(name, shown) for name, shown in example.results.items())
+    return (
+        f"<article><h3>{escape(example.query)}</h3><details open><summary>{len(example.relevant)} relevant"
+        f" passage{'s' * (len(example.relevant) != 1)}</summary><ul>{relevant}</ul></details>"
+        f'<div class="methods scroll">{methods}</div></article>'
+    )
+
+
+def _ranking(name: str, results: Sequence[Shown]) -> str:
+    found = next((f"relevant at {i}" for i, shown in enumerate(results, 1) if shown.relevant), None)
+    note = found or (f"none relevant in {len(results)}" if results else "no result")
+    items = "".join(
+        f"<li{' class=relevant' * shown.relevant}><span>{rank}</span>{_passage(shown)}</li>"
+        for rank, shown in enumerate(results, start=1)
+    )
+    return f"<div><h4>{escape(name)} <small>{note}</small></h4><ol>{items}</ol></div>"
+
+
+def _passage(shown: Shown) -> str:
+    return (
+        f"<div><b>{escape(shown.title)}</b> <code>{escape(shown.passage_id)}</code>"
+        f"<p>{escape(shown.snippet)}</p></div>"
+    )
+
+
+_PAGE = Template("""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<header><h1>$title</h1><dl class="facts">$facts</dl></header>
+<main>$sections</main>
+<footer><dl>$footer</dl></footer>
+</body>
+</html>
+""")
+
+_STYLE = """
+:root {
+  color-scheme: light dark;
+  --ground: #fff; --card: #f7f7f5; --line: #dededa; --ink: #1d1d1b; --soft: #64645f;
+  --bar: #0072b2; --good: #00795a; --good-ground: #e4f4ec;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ground: #161716; --card: #1f211f; --line: #383b38; --ink: #e8e8e4; --soft: #a0a29c;
+    --bar: #56b4e9; --good: #5fd0a8; --good-ground: #16342a;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  max-width: 82rem; margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3rem); overflow-wrap: anywhere;
+  background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+}
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 1rem; }
+h2 { font-size: 1.3rem; margin: 3rem 0 1rem; }
+h3 { font-size: 1.1rem; margin: 0; }
+h4 { font-size: 1rem; margin: 0 0 .5rem; }
+dl, dd, figure, ul, ol { margin: 0; padding: 0; list-style: none; }
+dt, small, summary, figcaption, thead, p { color: var(--soft); font-size: .85rem; font-weight: normal; }
+dd, table { font-variant-numeric: tabular-nums; }
+.facts, .legend { display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; }
+.facts dd { font-size: 1.2rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+tr { border-bottom: 1px solid var(--line); }
+th, td { padding: .4rem .75rem; line-height: 2; text-align: right; white-space: nowrap; }
+thead th { font-weight: normal; }
+th:first-child { position: sticky; left: 0; padding-left: 0; background: var(--ground); }
+th:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+.bar { background: linear-gradient(var(--bar), var(--bar)) 0 100% / var(--share) 3px no-repeat content-box; }
+.legend li::before {
+  content: ""; display: inline-block; width: 1.4em; height: 3px; margin-right: .5em;
+  vertical-align: middle; background: var(--colour);
+}
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
+.panels { margin: .75rem 0; }
+.panels svg { width: 100%; height: auto; }
+.panels text { font-family: inherit !important; }
+article { padding: 1.25rem; margin-bottom: 1.25rem; border-radius: .6rem; background: var(--card); }
+article li { font-size: .9rem; }
+article p { margin: .2rem 0 0; }
+code { display: inline-block; font-size: .75rem; color: var(--soft); }
+details { margin: .25rem 0 1rem; }
+details li { margin-top: .5rem; padding-left: .75rem; border-left: 3px solid var(--good); }
+.methods { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(13.5rem, 1fr); gap: 1rem; }
+.methods li { display: flex; gap: .6rem; padding: .5rem; border-top: 1px solid var(--line); }
+.methods li > span { color: var(--soft); }
+.methods p { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
+.methods .relevant { background: var(--good-ground); box-shadow: inset 3px 0 var(--good); }
+.relevant b::after { content: " \\2713"; color: var(--good); }
+footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line); }
+footer div { display: grid; grid-template-columns: 7rem 1fr; gap: 1rem; }
+footer dd { font: .8rem/1.6 ui-monospace, monospace; }
+"""

@@ -1,0 +1,171 @@
+"""Runs and relevance judgements (qrels) in TREC's file formats, which every evaluator reads."""
+
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Iterator, Set
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.storage import write_aside
+
+Run = dict[str, list[tuple[str, float]]]
+"""Query id -> ranked (passage id, score), best first, each passage once."""
+Qrels = dict[str, dict[str, int]]
+"""Query id -> passage id -> grade; a passage is relevant where its grade is above 0."""
+
+_N = TypeVar("_N", int, float)
+_RUN_COLUMNS = ("qid", "Q0", "docid", "rank", "score", "tag")
+_QRELS_COLUMNS = ("qid", "0", "docid", "grade")
+_RUN_MEND = "write the run again with `retrieval-jax search`"
+_QRELS_MEND = "correct this line"
+
+
+def write_run(path: str | os.PathLike, run: Run, tag: str) -> None:
+    """Writes lines `qid Q0 docid rank score tag`, ranks from 1; a query without results writes none.
+
+    The order of each list is the ranking. Evaluators ignore the rank and sort by score, and trec_eval holds
+    scores as float32 and breaks ties by docid. So the written scores strictly decrease even as float32: a
+    score that, as float32, is not below the one written before it is replaced by the next smaller float32
+    below that one. All other scores are written so that they read back as the same float64.
+
+    The file appears whole or not at all; missing folders are made, and a path in `.gz` is compressed.
+    Raises UserError for an id or tag that is empty or has whitespace, a passage twice in one list, a score
+    that is not a finite float32, and a path that cannot be written.
+    """
+    _check_word(path, "tag", tag)
+    lines = []
+    for qid, results in run.items():
+        _check_word(path, "query id", qid)
+        seen: set[str] = set()
+        for pid, _ in results:
+            _check_word(path, "passage id", pid)
+            if pid in seen:
+                raise UserError(
+                    f"{path}: passage {pid!r} is ranked twice for query {qid!r}: keep the best rank"
+                )
+            seen.add(pid)
+        scores = _strictly_decreasing(path, qid, [score for _, score in results])
+        lines += [
+            f"{qid} Q0 {pid} {rank} {score!r} {tag}\n"
+            for rank, ((pid, _), score) in enumerate(zip(results, scores, strict=True), start=1)
+        ]
+    write_aside(path, "".join(lines).encode())
+
+
+def read_run(path: str | os.PathLike) -> Run:
+    """Reads a run (plain or `.gz`): queries in the file's order, each list sorted by the rank column.
+
+    Raises UserError, one line with file, line and mend, for a file that cannot be read and for a line with
+    the wrong number of columns, a rank or score that is not a number, or a passage or rank seen before.
+    """
+    ranked: dict[str, dict[int, tuple[str, float]]] = {}
+    passages: dict[str, set[str]] = {}
+    for where, (qid, _, pid, rank_text, score_text, _) in _rows(path, "TREC run", _RUN_COLUMNS, _RUN_MEND):
+        rank = _number(int, rank_text, where, "rank", "a whole number", _RUN_MEND)
+        score = _number(float, score_text, where, "score", "a finite number", _RUN_MEND)
+        results = ranked.setdefault(qid, {})
+        if rank in results:
+            raise UserError(f"{where}: rank {rank} a second time for query {qid!r}: {_RUN_MEND}")
+        _check_new(pid, passages.setdefault(qid, set()), qid, where, _RUN_MEND)
+        passages[qid].add(pid)
+        results[rank] = (pid, score)
+    return {qid: [results[rank] for rank in sorted(results)] for qid, results in ranked.items()}
+
+
+def write_qrels(path: str | os.PathLike, qrels: Qrels) -> None:
+    """Writes lines `qid 0 docid grade`; a query without judgements writes none.
+
+    The file appears whole or not at all. Raises UserError for an id that is empty or has whitespace, and for
+    a path that cannot be written.
+    """
+    lines = []
+    for qid, grades in qrels.items():
+        _check_word(path, "query id", qid)
+        for pid, grade in grades.items():
+            _check_word(path, "passage id", pid)
+            lines.append(f"{qid} 0 {pid} {int(grade)}\n")
+    write_aside(path, "".join(lines).encode())
+
+
+def read_qrels(path: str | os.PathLike) -> Qrels:
+    """Reads qrels (plain or `.gz`) in the file's order.
+
+    Raises UserError, one line with file, line and mend, for a file that cannot be read and for a line with
+    the wrong number of columns, a grade that is not a whole number, or a passage judged before.
+    """
+    qrels: Qrels = {}
+    for where, (qid, _, pid, grade) in _rows(path, "qrels file", _QRELS_COLUMNS, _QRELS_MEND):
+        grades = qrels.setdefault(qid, {})
+        _check_new(pid, grades.keys(), qid, where, _QRELS_MEND)
+        grades[pid] = _number(int, grade, where, "grade", "a whole number", _QRELS_MEND)
+    return qrels
+
+
+def _strictly_decreasing(path: str | os.PathLike, qid: str, scores: list[float]) -> list[float]:
+    """Returns the scores as `write_run` writes them."""
+    written: list[float] = []
+    limit = float(np.finfo(np.float32).max)
+    for score in map(float, scores):  # numpy's own scalars print as "np.float32(1.0)"
+        if abs(score) <= limit and written and np.float32(score) >= np.float32(written[-1]):
+            with np.errstate(over="ignore"):  # below the smallest float32: refused next
+                score = float(np.nextafter(np.float32(written[-1]), np.float32(-np.inf)))
+        if not abs(score) <= limit:  # also true of NaN
+            raise UserError(
+                f"{path}: score {score!r} for query {qid!r} is not a finite float32: leave such results out"
+            )
+        written.append(score)
+    return written
+
+
+def _rows(
+    path: str | os.PathLike, kind: str, columns: tuple[str, ...], mend: str
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields ("file:line", fields) of each line that is not blank, with the right number of fields."""
+    opener = gzip.open if Path(path).suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            # Bytes, line by line, so that a decoding error knows its line.
+            for number, line in enumerate(file, start=1):
+                where = f"{path}:{number}"
+                try:
+                    fields = line.decode("utf-8").split()
+                except UnicodeDecodeError:
+                    raise UserError(f"{where}: not UTF-8 text: {mend}") from None
+                if fields and len(fields) != len(columns):
+                    raise UserError(
+                        f"{where}: {len(fields)} columns where a {kind} has {len(columns)} "
+                        f"({' '.join(columns)}): {mend}"
+                    )
+                if fields:
+                    yield where, fields
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: check the path of the {kind}") from None
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a cut or damaged .gz
+        raise UserError(f"{path}: cannot be read ({error}): check the path of the {kind}") from None
+
+
+def _number(kind: type[_N], text: str, where: str, column: str, expected: str, mend: str) -> _N:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = None
+    if number is None or not math.isfinite(number):
+        raise UserError(f"{where}: {column} {text!r} is not {expected}: {mend}")
+    return number
+
+
+def _check_new(pid: str, seen: Set[str], qid: str, where: str, mend: str) -> None:
+    if pid in seen:
+        raise UserError(f"{where}: passage {pid!r} a second time for query {qid!r}: {mend}")
+
+
+def _check_word(path: str | os.PathLike, what: str, word: str) -> None:
+    if word.split() != [word]:
+        raise UserError(
+            f"{path}: {what} {word!r} is empty or has whitespace, which TREC files cannot hold: rename it"
+        )

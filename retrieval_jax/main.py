@@ -1,0 +1,133 @@
+"""The one entry: `retrieval-jax VERB --gin_file=… --gin.NAME=VALUE`.
+
+Nothing heavy is imported here, so that `--help` answers at once; each verb imports what it needs.
+"""
+
+import argparse
+import ast
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from retrieval_jax.errors import UserError
+
+VERBS = {
+    "demo": ("retrieval_jax.demo", "demo"),
+    "import": ("retrieval_jax.data.importing", "import_collection"),
+    "docids": ("retrieval_jax.docids.make", "make_docids"),
+    "train": ("retrieval_jax.training.train", "train"),
+    "index": ("retrieval_jax.search.index", "make_index"),
+    "search": ("retrieval_jax.search.answer", "search"),
+    "evaluate": ("retrieval_jax.evaluation.evaluate", "evaluate"),
+}
+# Modules whose gin names a configuration file may mention, whichever verb runs.
+CONFIGURABLE = ("retrieval_jax.training.optimizers", "retrieval_jax.training.evaluate")
+
+EXAMPLES = """examples:
+  retrieval-jax demo                                          everything, on the embedded collection
+  retrieval-jax demo --gin.COLLECTION="'path/to/folder'"      … on a folder in BEIR or TSV layout
+  retrieval-jax train --gin_file=runs/naive.gin --gin.train.steps=2000
+  retrieval-jax search --gin.SEARCHER="'naive'" --gin.QUERY="'how do I smooth a signal?'"
+
+options of every verb:
+  --gin_file=FILE     a gin file, from the working folder or from gin_configs/; may be repeated
+  --gin.NAME=VALUE    sets a macro of base.gin or a function's parameter; texts need their own quotes
+  --json              one JSON object of what was made on stdout, everything else on stderr
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb; gives the exit status: 0, or 2 for bad input, which is told in one line."""
+    verb, files, bindings, as_json = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        made = run(verb, files, bindings)
+    except UserError as error:
+        # gin adds lines to what passes through its functions; the message is the first argument.
+        print(f"retrieval-jax: {str(error.args[0]).splitlines()[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("retrieval-jax: interrupted; the same command goes on from what is finished", file=sys.stderr)
+        return 130
+    print(json.dumps(made) if as_json else plain(made))
+    return 0
+
+
+def run(verb: str, files: list[str], bindings: list[str]) -> dict:
+    """Configures and runs a verb; gives what it made."""
+    from retrieval_jax.progress import quiet_libraries
+
+    quiet_libraries()
+    from retrieval_jax import configuration
+
+    modules = [module for module, _ in VERBS.values()]
+    for module in (*modules, *CONFIGURABLE):
+        importlib.import_module(module)
+    if verb == "train" and not files:
+        files = ["runs/naive.gin"]
+    configuration.configure(files, bindings)
+    module, function = VERBS[verb]
+    return getattr(importlib.import_module(module), function)()
+
+
+def parse(argv: list[str]) -> tuple[str, list[str], list[str], bool]:
+    """(verb, gin files, gin bindings, whether --json was given)."""
+    parser = argparse.ArgumentParser(
+        "retrieval-jax",
+        description="Trains, searches and compares generative retrievers and dual encoders.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        summary, detail = documentation(verb)
+        sub = verbs.add_parser(
+            verb,
+            help=summary,
+            description=detail,
+            epilog=EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.add_argument("--gin_file", action="append", default=[], help=argparse.SUPPRESS)
+        sub.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
+    bindings = [argument.removeprefix("--gin.") for argument in argv if argument.startswith("--gin.")]
+    args = parser.parse_args([argument for argument in argv if not argument.startswith("--gin.")])
+    for binding in bindings:
+        if "=" not in binding:
+            parser.error(f"--gin.{binding}: a binding is --gin.NAME=VALUE")
+    return args.verb, args.gin_file, bindings, args.json
+
+
+def documentation(verb: str) -> tuple[str, str]:
+    """(first line, whole text with the parameters' defaults) of a verb's function, read without importing."""
+    module, name = VERBS[verb]
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    tree = ast.parse(path.read_text())
+    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+    text = ast.get_docstring(function)
+    parameters = function.args.args
+    defaults = [None] * (len(parameters) - len(function.args.defaults)) + function.args.defaults
+    listed = "\n".join(
+        f"  {name}.{p.arg}" + (f" = {ast.unparse(d)}" if d else "")
+        for p, d in zip(parameters, defaults, strict=True)
+    )
+    return text.splitlines()[0], f"{text}\n\nSet by --gin.NAME=VALUE (defaults before any gin file):\n{listed}"
+
+
+def plain(made: dict, indent: str = "") -> str:
+    """What a verb made, for people: a line a fact."""
+    lines = []
+    for key, value in made.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", plain(value, indent + "  ")]
+        elif isinstance(value, list):
+            lines += [f"{indent}{key}:", *(plain(item, indent + "  ") + "\n" for item in value)]
+        else:
+            lines.append(f"{indent}{key}: {value:.4f}" if isinstance(value, float) else f"{indent}{key}: {value}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

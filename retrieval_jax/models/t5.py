@@ -1,0 +1,342 @@
+"""The T5 1.1 network: encoder, decoder, and the decoder's one-token-a-beam step for docid search.
+
+T5 1.1 (Raffel et al. 2020, section 2.1, and the 1.1 release notes): pre-RMSNorm, relative position
+buckets shared by the layers of a stack, gated GELU, no biases, no 1/sqrt(d) in attention (it is in the
+query's initialiser), and an output matrix of its own. Parameter names and shapes are T5X's, so public
+checkpoints load without renaming.
+
+Letters in shapes: B batch, S encoder length, T decoder length, K beams, E embedding, H heads, D head
+size, V output size.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+KeysValues = tuple[jax.Array, jax.Array]
+MASKED = -1e10  # added to attention logits; finite, so that an all-padding row stays finite
+RELPOS_BUCKETS, RELPOS_MAX_DISTANCE = 32, 128
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5. One gin file a size in `gin_configs/models/`.
+
+    `output_size` is the width of the decoder's softmax: the text vocabulary, or the docids for atomic
+    docids; None takes `vocab_size`. `dtype` is the computation's; parameters are always float32.
+    """
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    dropout_rate: float = 0.1
+    dtype: str = "float32"
+    embedding_init_std: float = 1.0
+    branch_init_scale: float = 1.0
+    cross_init_scale: float = 1.0
+    output_size: int | None = None
+
+
+class Dense(nn.Module):
+    """x_…xI -> …xO without bias; the kernel's logical axes name how it is sharded."""
+
+    features: int
+    axes: tuple[str, str]
+    dtype: str = "float32"
+    init_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "truncated_normal")
+        kernel = self.param(
+            "kernel", nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features), jnp.float32
+        )
+        # As one matrix: XLA's CPU compiler takes half the time for the gradients of the 2-D product.
+        flat = jnp.dot(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel.astype(self.dtype))
+        return flat.reshape(*x.shape[:-1], self.features)
+
+
+class RMSNorm(nn.Module):
+    """T5's layer norm: no mean, no bias; statistics in float32."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
+            (x.shape[-1],),
+            jnp.float32,
+        )
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+        return (x * scale).astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values are made apart, so that they can be kept and shared."""
+
+    config: T5Config
+    out_init_scale: float = 1.0
+
+    def setup(self) -> None:
+        c = self.config
+        joined = c.num_heads * c.head_dim
+        # 1/head_dim: the scaling that other transformers apply to the attention logits.
+        self.query = Dense(joined, ("embed", "joined_kv"), c.dtype, init_scale=1.0 / c.head_dim)
+        self.key = Dense(joined, ("embed", "joined_kv"), c.dtype)
+        self.value = Dense(joined, ("embed", "joined_kv"), c.dtype)
+        self.out = Dense(c.emb_dim, ("joined_kv", "embed"), c.dtype, self.out_init_scale)
+        # One mask for all query positions (as T5X does): cheap random bits.
+        self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+    def keys_values(self, x_BxSxE: jax.Array) -> KeysValues:
+        """Keys and values, each BxSxHxD."""
+        return self._heads(self.key(x_BxSxE)), self._heads(self.value(x_BxSxE))
+
+    def __call__(
+        self, x_BxTxE: jax.Array, keys_values: KeysValues, bias: jax.Array, deterministic: bool
+    ) -> jax.Array:
+        """Attends from x to the keys. `bias` (position and mask) broadcasts to BxHxTxS. Gives BxTxE."""
+        keys_BxSxHxD, values_BxSxHxD = keys_values
+        query_BxTxHxD = self._heads(self.query(x_BxTxE))
+        logits_BxHxTxS = jnp.einsum("bthd,bshd->bhts", query_BxTxHxD, keys_BxSxHxD)
+        weights = jax.nn.softmax(logits_BxHxTxS.astype(jnp.float32) + bias, axis=-1)
+        weights = self.dropout(weights.astype(self.config.dtype), deterministic)
+        mixed_BxTxHxD = jnp.einsum("bhts,bshd->bthd", weights, values_BxSxHxD)
+        return self.out(mixed_BxTxHxD.reshape(*mixed_BxTxHxD.shape[:2], -1))
+
+
+class MLP(nn.Module):
+    """Gated GELU: wo(gelu(x wi_0) * x wi_1)."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        c = self.config
+        gate = nn.gelu(Dense(c.mlp_dim, ("embed", "mlp"), c.dtype, name="wi_0")(x), approximate=True)
+        x = gate * Dense(c.mlp_dim, ("embed", "mlp"), c.dtype, name="wi_1")(x)
+        x = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))(x, deterministic)
+        return Dense(c.emb_dim, ("mlp", "embed"), c.dtype, c.branch_init_scale, name="wo")(x)
+
+
+def relpos_bucket(distance: np.ndarray, bidirectional: bool) -> np.ndarray:
+    """T5's bucket of each distance (key position - query position): exact when near, logarithmic when far.
+
+    Half the buckets are for each direction if `bidirectional`; otherwise the future shares bucket 0.
+    """
+    buckets, offset = RELPOS_BUCKETS, np.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset = (distance > 0) * buckets
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(-distance, 0)
+    exact = buckets // 2
+    # float32 as in T5X and PyTorch: a distance on a bucket's edge must fall on the same side.
+    log = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.log(RELPOS_MAX_DISTANCE / exact)
+    far = np.minimum(exact + (log * (buckets - exact)).astype(np.int32), buckets - 1)
+    return offset + np.where(distance < exact, distance, far)
+
+
+class RelativePositionBias(nn.Module):
+    """A learned number per head and bucket of distance, added to the attention logits."""
+
+    num_heads: int
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, query_positions: np.ndarray, key_positions: np.ndarray) -> jax.Array:
+        """1xHxTxS for T query and S key positions (both known when compiling)."""
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        table_HxN = self.param(
+            "rel_embedding",
+            nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
+            (self.num_heads, RELPOS_BUCKETS),
+            jnp.float32,
+        )
+        bucket_TxS = relpos_bucket(key_positions[None, :] - query_positions[:, None], self.bidirectional)
+        return table_HxN[:, bucket_TxS][None]
+
+
+class EncoderLayer(nn.Module):
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BxSxE: jax.Array, bias: jax.Array, deterministic: bool) -> jax.Array:
+        c = self.config
+        drop = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
+        attention = Attention(c, c.branch_init_scale, name="attention")
+        h = RMSNorm(c.dtype, name="pre_attention_layer_norm")(x_BxSxE)
+        x = x_BxSxE + drop(attention(h, attention.keys_values(h), bias, deterministic), deterministic)
+        h = RMSNorm(c.dtype, name="pre_mlp_layer_norm")(x)
+        return x + drop(MLP(c, name="mlp")(h, deterministic), deterministic)
+
+
+class Encoder(nn.Module):
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BxSxE: jax.Array, mask_BxS: jax.Array, deterministic: bool) -> jax.Array:
+        c = self.config
+        positions = np.arange(x_BxSxE.shape[1])
+        bias = RelativePositionBias(c.num_heads, bidirectional=True, name="relpos_bias")(positions, positions)
+        bias = bias + jnp.where(mask_BxS, 0.0, MASKED)[:, None, None, :]
+        drop = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
+        x = drop(x_BxSxE, deterministic)
+        for i in range(c.num_encoder_layers):
+            x = EncoderLayer(c, name=f"layers_{i}")(x, bias, deterministic)
+        return drop(RMSNorm(c.dtype, name="encoder_norm")(x), deterministic)
+
+
+class DecoderLayer(nn.Module):
+    config: T5Config
+
+    def setup(self) -> None:
+        c = self.config
+        self.pre_self_attention_layer_norm = RMSNorm(c.dtype)
+        self.self_attention = Attention(c, c.branch_init_scale)
+        self.pre_cross_attention_layer_norm = RMSNorm(c.dtype)
+        self.encoder_decoder_attention = Attention(c, c.cross_init_scale)
+        self.pre_mlp_layer_norm = RMSNorm(c.dtype)
+        self.mlp = MLP(c)
+        self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
+
+    def _after_self_attention(self, x, cross: KeysValues, cross_bias, deterministic: bool) -> jax.Array:
+        h = self.pre_cross_attention_layer_norm(x)
+        x = x + self.dropout(
+            self.encoder_decoder_attention(h, cross, cross_bias, deterministic), deterministic
+        )
+        return x + self.dropout(self.mlp(self.pre_mlp_layer_norm(x), deterministic), deterministic)
+
+    def __call__(self, x_BxTxE, cross: KeysValues, self_bias, cross_bias, deterministic: bool) -> jax.Array:
+        h = self.pre_self_attention_layer_norm(x_BxTxE)
+        attended = self.self_attention(h, self.self_attention.keys_values(h), self_bias, deterministic)
+        x = x_BxTxE + self.dropout(attended, deterministic)
+        return self._after_self_attention(x, cross, cross_bias, deterministic)
+
+    def cross_keys_values(self, encoded_BxSxE: jax.Array) -> KeysValues:
+        return self.encoder_decoder_attention.keys_values(encoded_BxSxE)
+
+    def step(
+        self, x_BxKxE, past: KeysValues | None, cross: KeysValues, self_bias, cross_bias
+    ) -> tuple[jax.Array, KeysValues]:
+        """One token for each of K beams. `past` holds the beams' own keys and values, each BxKxtxHxD.
+
+        Self-attention is each beam's own; cross-attention treats the beams as positions, so that they
+        share their query's keys and values without a copy. Gives (BxKxE, `past` one token longer).
+        """
+        B, K, E = x_BxKxE.shape
+        h = self.pre_self_attention_layer_norm(x_BxKxE)
+        new = jax.tree.map(lambda a: a[:, :, None], self.self_attention.keys_values(h))
+        if past is not None:
+            new = jax.tree.map(lambda p, n: jnp.concatenate([p, n], axis=2), past, new)
+        flat = jax.tree.map(lambda a: a.reshape(B * K, *a.shape[2:]), new)
+        attended = self.self_attention(h.reshape(B * K, 1, E), flat, self_bias, deterministic=True)
+        x = x_BxKxE + attended.reshape(B, K, E)
+        return self._after_self_attention(x, cross, cross_bias, deterministic=True), new
+
+
+class Decoder(nn.Module):
+    config: T5Config
+
+    def setup(self) -> None:
+        c = self.config
+        self.relpos_bias = RelativePositionBias(c.num_heads, bidirectional=False)
+        self.layers = [DecoderLayer(c) for _ in range(c.num_decoder_layers)]
+        self.decoder_norm = RMSNorm(c.dtype)
+        self.logits_dense = Dense(c.output_size or c.vocab_size, ("embed", "vocab"), c.dtype)
+        self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
+
+    def _logits(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        return self.logits_dense(self.dropout(self.decoder_norm(x), deterministic)).astype(jnp.float32)
+
+    def __call__(self, x_BxTxE, encoded_BxSxE, mask_BxS, deterministic: bool) -> jax.Array:
+        positions = np.arange(x_BxTxE.shape[1])
+        causal_TxT = positions[None, :] <= positions[:, None]
+        self_bias = self.relpos_bias(positions, positions) + jnp.where(causal_TxT, 0.0, MASKED)
+        cross_bias = jnp.where(mask_BxS, 0.0, MASKED)[:, None, None, :]
+        x = self.dropout(x_BxTxE, deterministic)
+        for layer in self.layers:
+            x = layer(x, layer.cross_keys_values(encoded_BxSxE), self_bias, cross_bias, deterministic)
+        return self._logits(x, deterministic)
+
+    def cross_keys_values(self, encoded_BxSxE: jax.Array) -> list[KeysValues]:
+        return [layer.cross_keys_values(encoded_BxSxE) for layer in self.layers]
+
+    def step(self, x_BxKxE, position: int, past: list, cross: list, mask_BxS) -> tuple[jax.Array, list]:
+        self_bias = self.relpos_bias(np.array([position]), np.arange(position + 1))
+        cross_bias = jnp.where(mask_BxS, 0.0, MASKED)[:, None, None, :]
+        x, new = x_BxKxE, []
+        for i, layer in enumerate(self.layers):
+            x, keys_values = layer.step(x, past[i] if past else None, cross[i], self_bias, cross_bias)
+            new.append(keys_values)
+        return self._logits(x, deterministic=True), new
+
+
+class TokenEmbedder(nn.Module):
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        table_VxE = self.param(
+            "embedding",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(self.config.embedding_init_std), ("vocab", "embed")
+            ),
+            (self.config.vocab_size, self.config.emb_dim),
+            jnp.float32,
+        )
+        return jnp.take(table_VxE, tokens, axis=0).astype(self.config.dtype)
+
+
+class T5(nn.Module):
+    """Encoder and decoder over one token embedding. Token 0 is padding, and starts every target."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.token_embedder = TokenEmbedder(self.config)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def encode(self, inputs_BxS: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Encodings BxSxE of tokens (0 = padding)."""
+        return self.encoder(self.token_embedder(inputs_BxS), inputs_BxS > 0, deterministic)
+
+    def __call__(
+        self, inputs_BxS: jax.Array, decoder_inputs_BxT: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """Float32 logits BxTxV of each target position, given the targets before it (teacher forcing)."""
+        encoded = self.encode(inputs_BxS, deterministic)
+        return self.decoder(
+            self.token_embedder(decoder_inputs_BxT), encoded, inputs_BxS > 0, deterministic
+        )
+
+    def start(self, inputs_BxS: jax.Array) -> list[KeysValues]:
+        """Encodes queries; gives each decoder layer's cross-attention keys and values, once a query."""
+        return self.decoder.cross_keys_values(self.encode(inputs_BxS))
+
+    def step(
+        self, tokens_BxK: jax.Array, position: int, past: list, cross: list[KeysValues], inputs_BxS: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Next-token logits BxKxV of K beams whose newest token stands at `position`; and the longer past.
+
+        `past` is [] at position 0, else what the last step returned with its beams re-ordered.
+        """
+        return self.decoder.step(self.token_embedder(tokens_BxK), position, past, cross, inputs_BxS > 0)

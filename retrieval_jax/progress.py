@@ -1,0 +1,76 @@
+"""What a person sees while a verb works: progress with rate and time left, on stderr; quiet libraries."""
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+T = TypeVar("T")
+console = Console(stderr=True, highlight=False)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f}/s" if speed else "", style="dim")
+
+
+@contextlib.contextmanager
+def bar(what: str, total: int | None, done: int = 0) -> Iterator:
+    """A progress bar; yields `advance(n=1, note="")`. Without a terminal, one line when it ends."""
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        task = progress.add_task(what, total=total, completed=done, note="")
+
+        def advance(n: int = 1, note: str | None = None) -> None:
+            progress.update(task, advance=n, **({"note": note} if note is not None else {}))
+
+        yield advance
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Passes items through, counting them on a bar."""
+    with bar(what, total) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+def say(text: str) -> None:
+    """One line for the person, on stderr (stdout is for results)."""
+    console.print(text, markup=False)
+
+
+def quiet_libraries() -> None:
+    """Hides TensorFlow's, absl's and TFDS's start-up noise. Call before they are imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    for name in ("absl", "tensorflow", "orbax", "bm25s", "jax", "tensorflow_datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore")

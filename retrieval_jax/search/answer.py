@@ -1,0 +1,86 @@
+"""The verb `search`: a searcher answers the queries of a split (a run), or one question."""
+
+import time
+from pathlib import Path
+
+import gin
+
+from retrieval_jax import storage
+from retrieval_jax.data.records import Collection
+from retrieval_jax.errors import UserError
+from retrieval_jax.evaluation.trec import write_qrels, write_run
+from retrieval_jax.progress import bar
+from retrieval_jax.search.searcher import Ranking, open_searcher
+from retrieval_jax.work import Work
+
+BATCH = 32
+
+
+@gin.configurable
+def search(
+    source: str,
+    work_dir: str | None = None,
+    name: str = "bm25",
+    split: str = "test",
+    k: int = 100,
+    query: str | None = None,
+) -> dict:
+    """Writes runs/NAME.SPLIT.trec, or answers one query.
+
+    Args:
+      source, work_dir: the collection, and where its work lies.
+      name: the searcher, one of searchers/.
+      split: the queries to answer.
+      k: passages a query.
+      query: a question to answer instead.
+    """
+    work = Work.of(source, work_dir)
+    collection = Collection(work.collection)
+    folder = work.searcher(name)
+    manifest = storage.read_manifest(folder, "index")
+    if manifest["recipe"]["collection"] != collection.fingerprint:
+        raise UserError(f"{folder}: made of another collection than {work.collection}: `retrieval-jax index`")
+    if query:
+        return answer(collection, folder, query, k)
+    path = work.run(name, split)
+    facts = path.with_suffix(".json")
+    recipe = {"searcher": manifest["recipe"], "split": split, "k": k}
+    if path.exists() and facts.exists():
+        known = storage.read_json(facts, f"delete {facts}")
+        if known["recipe"] == recipe:
+            return {"run": str(path), **{key: known[key] for key in ("queries", "ms_per_query")}}
+
+    queries = collection.queries(split)
+    texts = [q.text for q in queries]
+    searcher = open_searcher(folder)
+    searcher.search(texts[:BATCH], k)  # compiles; people wait for that once, not for every query
+    found: list[Ranking] = []
+    began = time.monotonic()
+    with bar(f"searching, {name}", len(texts)) as advance:
+        for first in range(0, len(texts), BATCH):
+            found += searcher.search(texts[first : first + BATCH], k)
+            advance(len(found) - first)
+    took = {
+        "queries": len(queries),
+        "ms_per_query": round(1000 * (time.monotonic() - began) / len(queries), 3),
+    }
+    write_qrels(work.qrels(split), {q.id: q.positives for q in queries})
+    facts.unlink(missing_ok=True)  # never the facts of another run
+    write_run(path, {q.id: ranking for q, ranking in zip(queries, found, strict=True)}, name)
+    storage.write_json(
+        facts, {"recipe": recipe, "kind": manifest["kind"], "parameters": manifest["parameters"], **took}
+    )
+    return {"run": str(path), **took}
+
+
+def answer(collection: Collection, folder: Path, query: str, k: int) -> dict:
+    """The passages that a searcher finds for one query, with their texts."""
+    (ranking,) = open_searcher(folder).search([query], k)
+    rows = {passage.id: passage for passage in collection.passages()}
+    return {
+        "query": query,
+        "passages": [
+            {"rank": rank, "id": pid, "score": score, "title": rows[pid].title, "text": rows[pid].text}
+            for rank, (pid, score) in enumerate(ranking, start=1)
+        ],
+    }

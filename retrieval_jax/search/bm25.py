@@ -1,0 +1,51 @@
+"""The lexical baseline: BM25, through bm25s."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import bm25s
+import numpy as np
+
+from retrieval_jax.data.collection import Passage
+from retrieval_jax.search.searcher import Ranking
+
+
+class BM25Searcher:
+    """BM25 (Lucene's variant, k1 0.9, b 0.4) over title and text; English stop words, no stemming."""
+
+    kind = "bm25"
+
+    def __init__(self, index: bm25s.BM25, passage_ids: Sequence[str]):
+        self.index, self.passage_ids = index, passage_ids
+
+    def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
+        """See Searcher. Passages without a word of the query are left out."""
+        k = min(k, len(self.passage_ids))
+        words = _words(queries)
+        rows, scores = self.index.retrieve(words, k=k, show_progress=False, backend_selection="numpy")
+        return [
+            [(self.passage_ids[row], score) for row, score in zip(*pair, strict=True) if score > 0]
+            for pair in zip(np.asarray(rows).tolist(), np.asarray(scores).tolist(), strict=True)
+        ]
+
+    @staticmethod
+    def write(folder: Path, passages: Iterable[Passage]) -> None:
+        """Indexes passages into a folder."""
+        ids, texts = [], []
+        for passage in passages:
+            ids.append(passage.id)
+            texts.append(passage.full_text)
+        index = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
+        index.index(_words(texts), show_progress=False)
+        index.save(folder / "bm25")
+        (folder / "passage_ids.txt").write_text("".join(f"{i}\n" for i in ids))
+
+    @classmethod
+    def open(cls, folder: Path) -> "BM25Searcher":
+        """Opens a folder that `index` made."""
+        index = bm25s.BM25.load(folder / "bm25")
+        return cls(index, (folder / "passage_ids.txt").read_text().splitlines())
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    return bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)

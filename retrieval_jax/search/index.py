@@ -1,0 +1,117 @@
+"""The verb `index`: a checkpoint (or the passages, for BM25) becomes a searcher folder."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import gin
+
+from retrieval_jax import storage
+from retrieval_jax.data.records import Collection
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.errors import UserError
+from retrieval_jax.progress import bar, track
+from retrieval_jax.training.checkpoints import OpenModel, open_model
+from retrieval_jax.work import Work
+
+KINDS = ("generative", "exact", "scann", "bm25")
+
+
+@gin.configurable
+def make_index(
+    source: str,
+    work_dir: str | None = None,
+    model_dir: str | None = None,
+    kind: str | None = None,
+    name: str | None = None,
+    beams: int = 40,
+    batch_size: int = 32,
+) -> dict:
+    """Makes searchers/NAME.
+
+    Args:
+      source, work_dir: the collection, and where its work lies.
+      model_dir: the trained model; None makes a BM25 searcher.
+      kind: "generative", "exact", "scann" or "bm25"; None is what the model is for (scann for a dual encoder).
+      name: the searcher's name; None is the kind of docids, or the kind.
+      beams: most docids that a generative search finds.
+      batch_size: queries that a generative search decodes at once.
+    """
+    if kind not in (None, *KINDS):
+        raise UserError(f"make_index.kind: no kind {kind!r}: choose one of {', '.join(KINDS)}")
+    work = Work.of(source, work_dir)
+    collection = Collection(work.collection)
+    if model_dir is None:
+        if kind not in (None, "bm25"):
+            raise UserError(f"MODEL_DIR: a {kind} searcher needs a model: --gin.MODEL_DIR=\"'work/…'\"")
+        return _build(work.searcher(name or "bm25"), "bm25", None, collection, {}, _bm25(collection))
+
+    opened = open_model(model_dir)
+    check_collection(opened, collection, model_dir)
+    family = opened.model.family
+    kind = kind or ("generative" if family == "generative" else "scann")
+    if (family == "generative") != (kind == "generative"):
+        raise UserError(f"{model_dir}: holds a {family} model, not one for a {kind} searcher")
+    folder = work.searcher(name or opened.description["docids"] or kind)
+    recipe = {"model": str(Path(model_dir).resolve()), "step": opened.step}
+    # Paths in a manifest are relative to where its folder will lie.
+    facts = {"model": os.path.relpath(model_dir, folder), "step": opened.step}
+    if kind != "generative":
+        return _build(
+            folder, kind, opened.parameter_count, collection, recipe, _dense(kind, opened, collection, facts)
+        )
+    docids = work.docids(opened.description["docids"])
+    if DocidTable.open(docids).fingerprint() != opened.description["docids_fingerprint"]:
+        raise UserError(f"{docids}: not the docids that {model_dir} was trained on: train it again")
+    facts |= {"docids": os.path.relpath(docids, folder), "beams": beams, "batch_size": batch_size}
+    recipe |= {"beams": beams, "batch_size": batch_size}
+    return _build(folder, kind, opened.parameter_count, collection, recipe, lambda _: facts)
+
+
+def _build(
+    folder: Path,
+    kind: str,
+    parameters: int | None,
+    collection: Collection,
+    recipe: dict,
+    make: Callable[[Path], dict],
+) -> dict:
+    known = {"kind": kind, "parameters": parameters}
+    recipe = {"kind": kind, "collection": collection.fingerprint, **recipe}
+    storage.build(folder, recipe, lambda aside: known | make(aside))
+    return {"searcher": str(folder), **known}
+
+
+def _bm25(collection: Collection) -> Callable[[Path], dict]:
+    def make(aside: Path) -> dict:
+        from retrieval_jax.search.bm25 import BM25Searcher
+
+        BM25Searcher.write(aside, track(collection.passages(), "BM25", collection.passage_count))
+        return {}
+
+    return make
+
+
+def _dense(kind: str, opened: OpenModel, collection: Collection, facts: dict) -> Callable[[Path], dict]:
+    def make(aside: Path) -> dict:
+        from retrieval_jax.search import dense
+
+        encoder = dense.TextEncoder(
+            opened.model, opened.params, opened.vocabulary, opened.description["passage_length"]
+        )
+        ids, texts = zip(*((p.id, p.full_text) for p in collection.passages()), strict=True)
+        with bar("encoding passages", len(texts)) as advance:
+            vectors = encoder(texts, advance)
+        dense.write(aside, kind, vectors, ids)
+        return facts
+
+    return make
+
+
+def check_collection(opened: OpenModel, collection: Collection, model_dir: str | Path) -> None:
+    """Raises UserError where a model was trained on another collection."""
+    if opened.description["collection"] != collection.fingerprint:
+        raise UserError(
+            f"{model_dir}: trained on another collection ({opened.description['collection_name']}, or an "
+            f"earlier version) than {collection.folder}: name that model's collection, or train a new one"
+        )

@@ -1,0 +1,64 @@
+"""Optimisers by gin: optax's AdamW and Adafactor, a warm-up and decay, and rates by kind of parameter."""
+
+from collections.abc import Mapping
+
+import gin
+import jax
+import optax
+
+
+@gin.configurable
+def learning_rate(peak: float, steps: int, warmup: int = 0, decay: str = "constant") -> optax.Schedule:
+    """Linear warm-up to `peak`, then "constant", or "linear" to 0 at `steps`, or "rsqrt" (1/sqrt(step))."""
+    if decay == "linear":
+        after = optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))
+    elif decay == "rsqrt":
+        start = max(warmup, 1)
+
+        def after(step):
+            return peak * (start / (step + start)) ** 0.5
+
+    else:
+        after = optax.constant_schedule(peak)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), after], [warmup])
+
+
+@gin.configurable
+def adamw(
+    schedule: optax.Schedule,
+    multipliers: Mapping[str, float] | None = None,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """AdamW. `multipliers` maps a parameter's last or last but one name to a factor on its learning rate.
+
+    From scratch and for minutes only, the embedding and the output softmax must move much faster than the
+    layers between them: {"embedding": 50, "logits_dense": 10}, say.
+    """
+    adam = optax.chain(optax.scale_by_adam(b1, b2), optax.add_decayed_weights(weight_decay))
+    return optax.chain(adam, _scale_by_name(multipliers or {}), optax.scale_by_learning_rate(schedule))
+
+
+@gin.configurable
+def adafactor(
+    schedule: optax.Schedule, multipliers: Mapping[str, float] | None = None, decay_rate: float = 0.8
+) -> optax.GradientTransformation:
+    """Adafactor as T5X configures it: factored, no momentum, rates relative to each array's size."""
+    return optax.chain(
+        optax.adafactor(schedule, multiply_by_parameter_scale=True, decay_rate=decay_rate),
+        _scale_by_name(multipliers or {}),
+    )
+
+
+def _scale_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies each parameter's update by the factor of its name (see `adamw`)."""
+
+    def scale(updates, _=None):
+        def one(path, update):
+            names = [str(getattr(key, "key", key)) for key in path[-2:]]
+            return update * next((multipliers[name] for name in names if name in multipliers), 1.0)
+
+        return jax.tree_util.tree_map_with_path(one, updates)
+
+    return optax.stateless(scale)

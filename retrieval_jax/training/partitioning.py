@@ -1,0 +1,67 @@
+"""One mesh with axes `data` and `model`; arrays are placed by the logical names of their axes."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import gin
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Rules = Sequence[tuple[str, str | None]]
+
+
+@gin.configurable
+def make_mesh(model_parallelism: int = 1) -> Mesh:
+    """All devices as a data × model mesh; `model_parallelism` devices share a copy of the weights."""
+    devices = np.array(jax.devices())
+    if devices.size % model_parallelism:
+        raise ValueError(f"make_mesh.model_parallelism {model_parallelism} does not divide {devices.size}")
+    return Mesh(devices.reshape(-1, model_parallelism), ("data", "model"))
+
+
+@gin.configurable
+def axis_rules(
+    rules: Rules = (
+        ("vocab", "model"),
+        ("mlp", "model"),
+        ("heads", "model"),
+        ("joined_kv", "model"),
+        ("embed", None),
+        ("relpos_buckets", None),
+    ),
+) -> Rules:
+    """Logical axis -> mesh axis: T5X's default rules."""
+    return rules
+
+
+def params_shardings(mesh: Mesh, boxed_params: dict) -> dict:
+    """A NamedSharding for each parameter of a tree that is boxed with logical axis names."""
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed_params), mesh, tuple(axis_rules()))
+
+
+def like_params(mesh: Mesh, tree: object, params: dict, shardings: dict) -> object:
+    """Shardings for an optimiser's state: a leaf with a parameter's name and shape lies where that does.
+
+    Others (counts, Adafactor's factored moments) are small, and on every device.
+    """
+    known = {
+        jax.tree_util.keystr(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def place(path, leaf):
+        for i in range(len(path)):
+            shape, sharding = known.get(jax.tree_util.keystr(path[i:]), (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over `data`."""
+    return NamedSharding(mesh, PartitionSpec("data"))

@@ -1,0 +1,47 @@
+"""Where things lie: one folder a collection, with a place for each of the seven nouns."""
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The paths under a work folder.
+
+    collection/ · docids/KIND/ · models/NAME/ (checkpoints) · searchers/NAME/ · runs/NAME.SPLIT.trec ·
+    report.html, metrics.json
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, collection: str, work_dir: str | None) -> "Work":
+        """The given folder, or `work/NAME` with the name of the collection's source."""
+        return cls(Path(work_dir) if work_dir else Path("work") / Path(collection).resolve().name)
+
+    @property
+    def collection(self) -> Path:
+        return self.folder / "collection"
+
+    def docids(self, kind: str) -> Path:
+        return self.folder / "docids" / kind
+
+    def model(self, name: str) -> Path:
+        return self.folder / "models" / name
+
+    def searcher(self, name: str) -> Path:
+        return self.folder / "searchers" / name
+
+    def run(self, name: str, split: str) -> Path:
+        return self.folder / "runs" / f"{name}.{split}.trec"
+
+    def qrels(self, split: str) -> Path:
+        return self.folder / "runs" / f"qrels.{split}.trec"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.json"

@@ -1,0 +1,40 @@
+"""The package; tools are set up in pyproject.toml.
+
+The ranges were installed together on Python 3.11, 3.12 and 3.13. Those with a ceiling need it:
+TensorFlow 2.21 breaks ScaNN 1.4's import, and sentencepiece 0.2.3 needs a protobuf that Beam refuses.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="retrieval_jax",
+    version="0.1.0",
+    description="Generative retrievers and dual encoders in JAX: train, search, compare.",
+    python_requires=">=3.11,<3.14",
+    packages=[*find_packages(include=["retrieval_jax", "retrieval_jax.*"]), "retrieval_jax.gin_configs"],
+    package_dir={"retrieval_jax.gin_configs": "gin_configs"},
+    package_data={"retrieval_jax.gin_configs": ["*.gin", "*/*.gin"]},
+    entry_points={"console_scripts": ["retrieval-jax = retrieval_jax.main:main"]},
+    install_requires=[
+        "array_record>=0.8,<0.9",
+        "bm25s>=0.2,<0.4",
+        "clu>=0.0.12,<0.1",
+        "flax>=0.12,<0.13",
+        "gin-config>=0.5,<0.6",
+        "importlib_resources>=6",  # tensorflow-datasets imports it on Python 3.11
+        "ir-measures>=0.4.3,<0.5",
+        "jax>=0.10,<0.13",
+        "matplotlib>=3.9,<4",
+        "numpy>=2,<3",
+        "optax>=0.2.6,<0.3",
+        "orbax-checkpoint>=0.11,<0.13",
+        "rich>=13,<16",
+        "scann>=1.4.2,<1.5",
+        "sentencepiece>=0.2.1,<0.2.3",
+        "seqio>=0.0.20,<0.1",
+        "tensorflow>=2.20,<2.21",
+        "tensorflow-datasets>=4.9.9,<5",
+        "tensorflow-text>=2.20,<2.21",
+    ],
+    extras_require={"test": ["hypothesis>=6", "pytest>=8", "ruff>=0.15,<0.16"]},
+)

@@ -1,0 +1,322 @@
+"""Reading collections from disk: round trips of both layouts, and one clear line for each way to go wrong."""
+
+import gzip
+import json
+import random
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval_jax.data.collection import Passage, Query
+from retrieval_jax.data.sources import open_source
+from retrieval_jax.errors import UserError
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+README = {  # folder -> passages, queries of each split
+    "squad_dev": (2_067, {"train": 9_491, "test": 1_079}),
+    "scifact": (5_183, {"train": 809, "test": 300}),
+    "medquad": (16_407, {"train": 12_942, "test": 1_403}),
+    "tldr": (7_425, {"train": 28_880, "test": 3_256}),
+    "wordnet": (117_659, {"train": 43_553, "test": 4_786, "lemmas": 147_306}),
+    "doct5q": (1_000, {"train": 47_441, "test": 6_966}),
+    "limit_small": (46, {"test": 1_000}),
+}
+
+TSV = {
+    "docs.tsv": "d1\tOne\tfirst text\nd2\t\tsecond text\nd3\tThree\t\n",
+    "queries.train.tsv": "q1\twho?\nq2\twhat?\n",
+    "qrels.train.tsv": "q1\td1\t1\nq2\td2\t2\nq1\td3\t1\n",
+    "queries.val.tsv": "q3\twhere?\nq4\twhen?\nq5\twhy?\n",
+    "qrels.val.tsv": "q3\td1\t0\nq3\td2\t-1\nq5\td1\t0\nq5\td3\t1\n",
+}
+HEADER = "query-id\tcorpus-id\tscore\n"
+BEIR = {
+    "corpus.jsonl": (
+        '{"_id": "d1", "title": "One", "text": "first text"}\n'
+        '{"_id": "d2", "text": "second text", "metadata": {"url": 1}}\n'
+        '{"_id": "d3", "title": "Three", "text": ""}\n'
+    ),
+    "queries.jsonl": (
+        '{"_id": "q1", "text": "who?"}\n{"_id": "q2", "text": "what?"}\n{"_id": "q3", "text": "where?"}\n'
+        '{"_id": "q4", "text": "when?"}\n{"_id": "q5", "text": "why?"}\n'
+    ),
+    "qrels/train.tsv": HEADER + TSV["qrels.train.tsv"],
+    "qrels/val.tsv": HEADER + TSV["qrels.val.tsv"],
+}
+PASSAGES = [Passage("d1", "One", "first text"), Passage("d2", "", "second text"), Passage("d3", "Three", "")]
+QUERIES = {
+    "train": [Query("q1", "who?", {"d1": 1, "d3": 1}), Query("q2", "what?", {"d2": 2})],
+    "dev": [Query("q5", "why?", {"d3": 1})],  # q3 has no grade above 0 and q4 has no grade
+}
+
+
+def write(folder: Path, files: dict[str, str | bytes | None]) -> Path:
+    """Writes files. Text for a name in .gz is compressed; bytes are written as they are; None is no file."""
+    for name, content in files.items():
+        if content is not None:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, str):
+                content = gzip.compress(content.encode()) if name.endswith(".gz") else content.encode()
+            path.write_bytes(content)
+    return folder
+
+
+def read(folder: Path) -> tuple[list[Passage], dict[str, list[Query]]]:
+    source = open_source(folder)
+    passages = list(source.passages())
+    return passages, source.queries({passage.id for passage in passages})
+
+
+def error_of(function: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        function()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message.isprintable()
+    return message
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("layout", [TSV, BEIR])
+def test_reads_both_layouts_plain_and_compressed(tmp_path, layout, ending):
+    folder = write(tmp_path / "My Data-v2", {name + ending: content for name, content in layout.items()})
+    assert read(folder) == (PASSAGES, QUERIES)
+    source = open_source(str(folder))
+    assert source.name == "my_data_v2"
+    assert len(source.files) == len(set(source.files))
+    assert set(source.files) == {folder / (name + ending) for name in layout}
+    assert list(source.passages()) == list(source.passages()) == PASSAGES
+
+
+@pytest.mark.parametrize("layout", [TSV, BEIR])
+def test_accepts_windows_line_ends_byte_order_marks_and_empty_lines(tmp_path, layout):
+    windows = {name: "\ufeff" + text.replace("\n", "\r\n") + "\r\n\n" for name, text in layout.items()}
+    assert read(write(tmp_path, windows)) == (PASSAGES, QUERIES)
+
+
+@pytest.mark.parametrize("layout", [TSV, BEIR])
+def test_accepts_a_last_line_without_an_end(tmp_path, layout):
+    files = {name: text.removesuffix("\n") for name, text in layout.items()}
+    assert read(write(tmp_path, files)) == (PASSAGES, QUERIES)
+
+
+def test_the_header_of_qrels_may_be_left_out(tmp_path):
+    bare = {name: text.removeprefix(HEADER) for name, text in BEIR.items()}
+    assert read(write(tmp_path, bare)) == (PASSAGES, QUERIES)
+
+
+def test_splits_may_share_a_query(tmp_path):
+    shared = {"queries.test.tsv": "q1\twho?\n", "qrels.test.tsv": "q1\td2\t1\n"}
+    _, queries = read(write(tmp_path, TSV | shared))
+    assert queries == QUERIES | {"test": [Query("q1", "who?", {"d2": 1})]}
+
+
+def test_the_same_qrel_twice_is_one_qrel(tmp_path):
+    assert read(write(tmp_path, TSV | {"qrels.train.tsv": TSV["qrels.train.tsv"] * 2})) == (PASSAGES, QUERIES)
+
+
+def test_a_query_may_be_empty(tmp_path):
+    _, queries = read(write(tmp_path, TSV | {"queries.train.tsv": "q1\t\nq2\twhat?\n"}))
+    assert queries["train"][0] == Query("q1", "", {"d1": 1, "d3": 1})
+
+
+@pytest.mark.parametrize("spelling", ["validation", "valid", "val", "dev"])
+def test_dev_has_four_spellings(tmp_path, spelling):
+    files = {name.replace("val", spelling): text for name, text in TSV.items()}
+    assert read(write(tmp_path, files)) == (PASSAGES, QUERIES)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("squad_dev", "squad_dev"),
+        ("2Wiki", "data_2wiki"),
+        ("日本", "data"),
+        ("_A..b_", "a_b"),
+        ("a/../b", "b"),
+    ],
+)
+def test_names_are_dataset_names(tmp_path, folder, name):
+    (tmp_path / "a").mkdir()
+    assert open_source(write(tmp_path / folder, TSV)).name == name
+    assert re.fullmatch("[a-z][a-z0-9_]*", name)
+
+
+def test_passages_are_streamed(tmp_path):
+    """The passages before a fault arrive, so nothing waits for the end of the file."""
+    bad_end = TSV["docs.tsv"] + "no columns\n"
+    passages = open_source(write(tmp_path, TSV | {"docs.tsv": bad_end})).passages()
+    assert [next(passages) for _ in PASSAGES] == PASSAGES
+    assert "docs.tsv:4:" in error_of(lambda: next(passages))
+
+
+ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6).filter(
+    lambda x: x.split() == [x]
+)
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+tsv_text = any_text.map(lambda text: re.sub(r"[\t\r\n]", "", text))
+
+
+@st.composite
+def collections(draw, text):
+    keys = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
+    passages = [Passage(key, draw(text), draw(text) + "x") for key in keys]
+    positives = st.dictionaries(st.sampled_from(keys), st.integers(1, 10**9 - 1), min_size=1)
+    queries = [
+        Query(key, draw(text), draw(positives)) for key in draw(st.lists(ids, min_size=1, unique=True))
+    ]
+    return passages, {"test": queries}
+
+
+def qrels(queries: list[Query]) -> str:
+    return "".join(f"{q.id}\t{key}\t{grade}\n" for q in queries for key, grade in q.positives.items())
+
+
+@settings(max_examples=50, deadline=None)
+@given(collections(tsv_text))
+def test_round_trip_of_tsv(collection):
+    passages, queries = collection
+    docs = "".join(f"{p.id}\t{p.title}\t{p.text}\n" for p in passages)
+    files = {
+        "docs.tsv": "\ufeff" + docs,  # without the mark, the reader would drop one from the first id
+        "queries.test.tsv.gz": "\ufeff" + "".join(f"{q.id}\t{q.text}\n" for q in queries["test"]),
+        "qrels.test.tsv": "\ufeff" + qrels(queries["test"]),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        assert read(write(Path(folder), files)) == (passages, queries)
+
+
+@settings(max_examples=50, deadline=None)
+@given(collections(any_text), st.booleans())
+def test_round_trip_of_beir(collection, ascii_only):
+    passages, queries = collection
+    docs = [{"_id": p.id, "title": p.title, "text": p.text} for p in passages]
+    asked = [{"_id": q.id, "text": q.text} for q in queries["test"]]
+    files = {
+        "corpus.jsonl": "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in docs),
+        "queries.jsonl.gz": "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in asked),
+        "qrels/test.tsv": HEADER + qrels(queries["test"]),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        assert read(write(Path(folder), files)) == (passages, queries)
+
+
+def damaged(text: str) -> bytes:
+    """Compressed data with the check sum of another text."""
+    data = bytearray(gzip.compress(text.encode()))
+    data[-8] ^= 1
+    return bytes(data)
+
+
+TSV_FAULTS = [  # what replaces a file of TSV (None removes it), the place in the message, what it says
+    ({"docs.tsv": None}, "", "BEIR needs corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; TSV needs docs.tsv, "),
+    ({"corpus.jsonl": "{}"}, "", "two layouts"),
+    ({"docs.tsv.gz": "d1\t\ttext\n"}, "docs.tsv", "both plain and as .gz"),
+    ({"docs.tsv": ""}, "docs.tsv", "empty collection"),
+    ({"docs.tsv": "\n\r\n"}, "docs.tsv", "empty collection"),
+    ({"docs.tsv": None, "docs.tsv.gz": b""}, "docs.tsv.gz", "empty collection"),
+    ({"docs.tsv": "d1\ta\tb\nd2\ttext\n"}, "docs.tsv:2", "2 tab-separated columns instead of 3"),
+    ({"docs.tsv": "d1\ta\tb\n\nd2\ta\tb\tc\n"}, "docs.tsv:3", "4 tab-separated columns instead of 3"),
+    ({"docs.tsv": b"d1\ta\tb\nd2\ta\tcaf\xe9\n"}, "docs.tsv:2", "not UTF-8"),
+    ({"docs.tsv": "d1\ta\tb\n".encode("utf-16")}, "docs.tsv:1", "not UTF-8"),
+    ({"docs.tsv": gzip.compress(b"d1\ta\tb\n")}, "docs.tsv:1", "not UTF-8"),
+    ({"docs.tsv": "d1\ta\tb\nd2\ta\tb\nd1\tc\td\n"}, "docs.tsv:3", "'d1' was used on an earlier line"),
+    ({"docs.tsv": "\ta\tb\n"}, "docs.tsv:1", "'' is empty or has whitespace"),
+    ({"docs.tsv": "d 1\ta\tb\n"}, "docs.tsv:1", "'d 1' is empty or has whitespace"),
+    ({"docs.tsv": "d1\u2028\ta\tb\n"}, "docs.tsv:1", r"'d1\u2028' is empty or has whitespace"),
+    ({"docs.tsv": "d1\ta\tb\nd2\t\t \n"}, "docs.tsv:2", "'d2' has neither title nor text"),
+    ({"docs.tsv": None, "docs.tsv.gz": b"d1\ta\tb\n"}, "docs.tsv.gz:1", "Not a gzipped file"),
+    ({"docs.tsv": None, "docs.tsv.gz": gzip.compress(b"d1\ta\tb\n")[:-9]}, "docs.tsv.gz:2", "unreadable"),
+    ({"docs.tsv": None, "docs.tsv.gz": damaged("d1\ta\tb\n")}, "docs.tsv.gz:", "CRC check failed"),
+    ({"docs.tsv": None, "docs.tsv.gz": gzip.compress(b"")[:10] + b"\7"}, "docs.tsv.gz:1", "invalid block"),
+    ({"docs.tsv": None, "docs.tsv/a": "a directory"}, "docs.tsv:1", "directory"),
+    ({"queries.train.tsv": None}, "queries.train.tsv", "missing"),
+    ({"queries.train.tsv": ""}, "queries.train.tsv", "there are no queries"),
+    ({"queries.train.tsv": "q1\n"}, "queries.train.tsv:1", "1 tab-separated columns instead of 2"),
+    ({"queries.train.tsv": "q1\ta\nq1\ta\n"}, "queries.train.tsv:2", "'q1' was used on an earlier line"),
+    ({"queries.train.tsv": "q1\ta\nq 2\ta\n"}, "queries.train.tsv:2", "'q 2' is empty or has whitespace"),
+    ({"queries.val.tsv": "q5\tb\nq3\ta\nq1\ta\n"}, "queries.val.tsv:3", "another text in another split"),
+    ({"qrels.train.tsv": None, "qrels.val.tsv": None}, "qrels.SPLIT.tsv", "there are no qrels"),
+    ({"qrels.train.tsv": ""}, "qrels.train.tsv", "no query has a positive passage"),
+    ({"qrels.train.tsv": HEADER}, "qrels.train.tsv", "no query has a positive passage"),
+    ({"qrels.train.tsv": "q1\td1\t0\n"}, "qrels.train.tsv", "no query has a positive passage"),
+    ({"qrels.train.tsv": "q1\t0\td1\t1\n"}, "qrels.train.tsv:1", "4 tab-separated columns instead of 3"),
+    ({"qrels.train.tsv": "q1 d1 1\n"}, "qrels.train.tsv:1", "1 tab-separated columns instead of 3"),
+    ({"qrels.train.tsv": "q1\td1\t1\nq1\td9\t1\n"}, "qrels.train.tsv:2", "passage 'd9' is unknown"),
+    ({"qrels.train.tsv": "q1\td1\t1\nq1\td9\t0\n"}, "qrels.train.tsv:2", "passage 'd9' is unknown"),
+    ({"qrels.train.tsv": "q1\td1\t1\nq3\td1\t1\n"}, "qrels.train.tsv:2", "query 'q3' is unknown"),
+    ({"qrels.train.tsv": "q1\td1\t1\nq1\td1\t2\n"}, "qrels.train.tsv:2", "another grade"),
+    *(
+        ({"qrels.train.tsv": f"q1\td1\t1\nq2\td1\t{grade}\n"}, "qrels.train.tsv:2", "not a whole number")
+        for grade in ["1.0", "", " 1", "one", "1_0", "+1", "١", "9" * 5000]
+    ),
+    ({"qrels.train.tsv": "q1\td1\t1\n" + HEADER}, "qrels.train.tsv:2", "query-id, corpus-id, score"),
+    ({"qrels.train.tsv.gz": "q1\td1\t1\n"}, "qrels.train.tsv.gz", "qrels.train.tsv is split 'train' too"),
+    ({"qrels.validation.tsv": "", "queries.validation.tsv": ""}, "qrels.validation.tsv", "split 'dev' too"),
+    ({"qrels.a-b.tsv": "q1\td1\t1\n"}, "qrels.a-b.tsv", "'a-b' is no name for a split"),
+]
+BEIR_FAULTS = [
+    ({"corpus.jsonl": '{"_id": "d1", "text": "a"}\n{"_id": \n'}, "corpus.jsonl:2", "column"),
+    ({"corpus.jsonl": "[1]\n"}, "corpus.jsonl:1", "not an object"),
+    ({"corpus.jsonl": "[" * 200_000 + "\n"}, "corpus.jsonl:1", "the JSON is wrong"),
+    ({"corpus.jsonl": '{"text": "a"}\n'}, "corpus.jsonl:1", "'_id' is missing"),
+    ({"corpus.jsonl": '{"_id": "d1"}\n'}, "corpus.jsonl:1", "'text' is missing"),
+    ({"corpus.jsonl": '{"_id": 1, "text": "a"}\n'}, "corpus.jsonl:1", "'_id' is not a string"),
+    ({"corpus.jsonl": '{"_id": "1", "title": null, "text": "a"}\n'}, "corpus.jsonl:1", "'title' is not a "),
+    ({"corpus.jsonl": '{"_id": "1", "text": "\\ud800"}\n'}, "corpus.jsonl:1", "surrogates not allowed"),
+    ({"corpus.jsonl": '{"_id": "1\\n", "text": "a"}\n'}, "corpus.jsonl:1", r"'1\n' is empty or has white"),
+    ({"corpus.jsonl": '{"_id": "1", "text": "\\n"}\n'}, "corpus.jsonl:1", "neither title nor text"),
+    ({"queries.jsonl": None}, "queries.jsonl", "missing"),
+    ({"queries.jsonl": "\n"}, "queries.jsonl", "there are no queries"),
+    ({"queries.jsonl": '{"_id": "q1"}\n'}, "queries.jsonl:1", "'text' is missing"),
+    ({"queries.jsonl": BEIR["queries.jsonl"] * 2}, "queries.jsonl:6", "'q1' was used on an earlier line"),
+    ({"qrels/train.tsv": None, "qrels/val.tsv": None}, "qrels/SPLIT.tsv", "there are no qrels"),
+    ({"qrels/train.tsv": "query\tdoc\tgrade\n"}, "qrels/train.tsv:1", "query-id, corpus-id, score"),
+    ({"qrels/train.tsv": HEADER + "q1\td9\t1\n"}, "qrels/train.tsv:2", "passage 'd9' is unknown"),
+    ({"qrels/train.tsv": HEADER + "q9\td1\t1\n"}, "qrels/train.tsv:2", "query 'q9' is unknown"),
+]
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "place", "what"),
+    [(TSV, *fault) for fault in TSV_FAULTS] + [(BEIR, *fault) for fault in BEIR_FAULTS],
+)
+def test_faults_name_the_file_and_the_line(tmp_path, layout, change, place, what):
+    folder = write(tmp_path, layout | change)
+    message = error_of(lambda: read(folder))
+    assert message.startswith(str(tmp_path / place) if place else f"{tmp_path}: ")
+    assert place.endswith(":") or message.removeprefix(str(tmp_path / place)).startswith(": ")
+    assert what in message
+    assert len(message) < len(str(tmp_path)) + 300
+
+
+def test_a_truncated_file_names_the_line_where_it_ends(tmp_path):
+    numbers = random.Random(0)
+    rows = "".join(f"d{i}\t\t{numbers.random()} some text\n" for i in range(20_000))
+    whole = gzip.compress(rows.encode())
+    folder = write(tmp_path, TSV | {"docs.tsv": None, "docs.tsv.gz": whole[: len(whole) // 2]})
+    message = error_of(lambda: read(folder))
+    line = int(re.search(r"docs\.tsv\.gz:(\d+): ", message)[1])
+    assert 5_000 < line < 15_000
+
+
+@pytest.mark.parametrize("path", ["absent", "docs.tsv"])
+def test_the_folder_must_be_one(tmp_path, path):
+    write(tmp_path, TSV)
+    assert error_of(lambda: open_source(tmp_path / path)).startswith(
+        f"{tmp_path / path}: there is no such folder"
+    )
+
+
+@pytest.mark.parametrize("name", README)
+def test_reads_the_real_collections(name):
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"{SHARED / name} is not on this machine")
+    passages, queries = read(SHARED / name)
+    assert (len(passages), {split: len(asked) for split, asked in queries.items()}) == README[name]

@@ -1,0 +1,89 @@
+import math
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval_jax.evaluation.metrics import METRICS, score
+
+QIDS = st.sampled_from(["q1", "q2", "q3", "q4"])
+PIDS = st.sampled_from([f"p{i}" for i in range(24)])
+# Lists of up to 24 results: both sides of every metric's cut-off at 10.
+RANKINGS = st.lists(PIDS, max_size=24, unique=True)
+QRELS = st.dictionaries(QIDS, st.dictionaries(PIDS, st.integers(0, 3), max_size=12), min_size=1)
+
+
+def reference(qrels, run):
+    """The metrics from their textbook definitions, written out as slowly and plainly as possible."""
+    sums = dict.fromkeys(METRICS, 0.0)
+    for qid, grades in qrels.items():
+        pids = [pid for pid, _ in run.get(qid, [])]
+        relevant = {pid for pid, grade in grades.items() if grade > 0}
+        ranks = [rank for rank, pid in enumerate(pids, start=1) if pid in relevant]
+        sums["MRR@10"] += 1 / ranks[0] if ranks and ranks[0] <= 10 else 0
+        for k in 10, 100:
+            sums[f"Recall@{k}"] += sum(rank <= k for rank in ranks) / len(relevant) if relevant else 0
+        for k in 1, 10:
+            sums[f"Hits@{k}"] += any(rank <= k for rank in ranks)
+
+        def dcg(gains):
+            return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains[:10], start=1))
+
+        ideal = dcg(sorted(grades.values(), reverse=True))
+        sums["nDCG@10"] += dcg([grades.get(pid, 0) for pid in pids]) / ideal if ideal else 0
+    return {name: total / len(qrels) for name, total in sums.items()}
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    qrels=QRELS,
+    rankings=st.dictionaries(QIDS | st.just("unjudged"), RANKINGS),
+    value=st.sampled_from([lambda i: 0.0, lambda i: 1 - i * 1e-12, lambda i: float(i), lambda i: -1e30 * i]),
+)
+def test_equals_the_definitions_whatever_the_scores(qrels, rankings, value):
+    # Ties, differences below float32's and even ascending scores: the list's order is the ranking.
+    run = {qid: [(pid, value(i)) for i, pid in enumerate(pids)] for qid, pids in rankings.items()}
+    scores = score(qrels, run)
+    assert list(scores) == list(METRICS)
+    assert scores == pytest.approx(reference(qrels, run))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_cut_offs(name):
+    # Random lists rarely have their first relevant passage just at a cut-off, so each is tried here.
+    cut = int(name.split("@")[1])
+    run = {"q": [(f"p{rank}", 0.0) for rank in range(1, 121)]}
+    assert score({"q": {f"p{cut}": 1}}, run)[name] > 0
+    assert score({"q": {f"p{cut + 1}": 1}}, run)[name] == 0
+
+
+def test_missing_and_empty_queries_count_zero():
+    qrels = {"hit": {"p": 1}, "missing": {"p": 1}, "empty": {"p": 1}, "nothing relevant": {"p": 0}}
+    scores = score(qrels, {"hit": [("p", 1.0)], "empty": [], "nothing relevant": [("p", 1.0)]})
+    assert scores == dict.fromkeys(METRICS, 0.25)
+    assert score(qrels, {}) == dict.fromkeys(METRICS, 0.0)
+
+
+def test_ndcg_takes_the_grade_as_the_gain():
+    # (1/log2(2) + 3/log2(3)) / (3/log2(2) + 1/log2(3)), worked out by hand.
+    assert score({"q": {"a": 3, "b": 1}}, {"q": [("b", 2.0), ("a", 1.0)]})["nDCG@10"] == pytest.approx(
+        0.796707, abs=1e-6
+    )
+
+
+def test_undefined_inputs_are_refused():
+    with pytest.raises(ValueError, match="no judged query"):
+        score({}, {})
+    with pytest.raises(ValueError, match="'q': a passage is ranked twice"):
+        score({"q": {"a": 1}}, {"q": [("a", 2.0), ("a", 1.0)]})
+
+
+def test_imports_nothing_heavy():
+    code = (
+        "import sys, retrieval_jax.evaluation.metrics, retrieval_jax.evaluation.report\n"
+        "heavy = {'jax', 'tensorflow', 'seqio', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
