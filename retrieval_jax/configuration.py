@@ -11,6 +11,10 @@ import gin
 
 from retrieval_jax.errors import UserError
 
+# Only plain files: gin's other reader takes `include 'models/tiny.gin'` for a Python package of that name, and
+# fails where the working folder happens to have a folder models/.
+gin.config._FILE_READERS[1:] = []
+
 BASE = "base.gin"  # read first: it defines every macro and wires the verbs to them
 _given: tuple[list[str], list[str]] = ([], [])
 
@@ -77,7 +81,9 @@ def _one_line(where: str) -> Iterator[None]:
         yield
     except OSError as error:
         there = sorted(str(p.relative_to(gin_folder())) for p in (gin_folder() / "runs").glob("*.gin"))
-        raise UserError(f"{where}: no such file ({str(error).splitlines()[0]}): there are {', '.join(there)}") from None
+        raise UserError(
+            f"{where}: no such file ({str(error).splitlines()[0]}): there are {', '.join(there)}"
+        ) from None
     except (ValueError, SyntaxError, TypeError, NameError) as error:
         lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines()]
         place = re.search(r'In file "([^"]+)", line (\d+)', str(error))

@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         made = run(verb, files, bindings)
     except UserError as error:
-        # gin adds lines to what passes through its functions; the message is the first argument.
-        print(f"retrieval-jax: {str(error.args[0]).splitlines()[0]}", file=sys.stderr)
+        # gin adds lines to what passes through its functions; ours is the first.
+        print(f"retrieval-jax: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("retrieval-jax: interrupted; the same command goes on from what is finished", file=sys.stderr)
@@ -113,7 +113,9 @@ def documentation(verb: str) -> tuple[str, str]:
         f"  {name}.{p.arg}" + (f" = {ast.unparse(d)}" if d else "")
         for p, d in zip(parameters, defaults, strict=True)
     )
-    return text.splitlines()[0], f"{text}\n\nSet by --gin.NAME=VALUE (defaults before any gin file):\n{listed}"
+    return text.splitlines()[
+        0
+    ], f"{text}\n\nSet by --gin.NAME=VALUE (defaults before any gin file):\n{listed}"
 
 
 def plain(made: dict, indent: str = "") -> str:
@@ -125,7 +127,9 @@ def plain(made: dict, indent: str = "") -> str:
         elif isinstance(value, list):
             lines += [f"{indent}{key}:", *(plain(item, indent + "  ") + "\n" for item in value)]
         else:
-            lines.append(f"{indent}{key}: {value:.4f}" if isinstance(value, float) else f"{indent}{key}: {value}")
+            lines.append(
+                f"{indent}{key}: {value:.4f}" if isinstance(value, float) else f"{indent}{key}: {value}"
+            )
     return "\n".join(lines)
 
 

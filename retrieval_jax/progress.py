@@ -34,13 +34,13 @@ class _Rate(ProgressColumn):
 def bar(what: str, total: int | None, done: int = 0) -> Iterator:
     """A progress bar; yields `advance(n=1, note="")`. Without a terminal, one line when it ends."""
     columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(bar_width=20),
+        TextColumn("{task.description:<21}"),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         _Rate(),
         TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         TextColumn("[dim]{task.fields[note]}"),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:

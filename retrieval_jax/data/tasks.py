@@ -106,7 +106,12 @@ def register(
 
 
 def _examples(
-    collection: Collection, docids: DocidTable | None, task: str, split: str, shuffle_files: bool, seed: object = None
+    collection: Collection,
+    docids: DocidTable | None,
+    task: str,
+    split: str,
+    shuffle_files: bool,
+    seed: object = None,
 ) -> tf.data.Dataset:
     """The untokenised examples of a task: input text, target (tokens or text) and the passage's row."""
 

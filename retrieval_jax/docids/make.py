@@ -49,4 +49,7 @@ def make_docids(source: str, work_dir: str | None = None, kind: str = "naive") -
     collection = Collection(work.collection)
     recipe = {"kind": kind, "collection": collection.fingerprint}
     manifest = storage.build(work.docids(kind), recipe, lambda folder: KINDS[kind](collection).write(folder))
-    return {"docids": str(work.docids(kind)), **{key: manifest[key] for key in ("kind", "passages", "length")}}
+    return {
+        "docids": str(work.docids(kind)),
+        **{key: manifest[key] for key in ("kind", "passages", "length")},
+    }

@@ -1,8 +1,8 @@
 """The second noun: docids. A table on disk with the token sequence that names each passage.
 
-    docids/KIND/tokens.npy          int32, passages × length, row = the passage's row, padded with 0
-    docids/KIND/passage_ids.txt     a line a row
-    docids/KIND/manifest.json       kind, size of the output softmax, collection
+docids/KIND/tokens.npy          int32, passages × length, row = the passage's row, padded with 0
+docids/KIND/passage_ids.txt     a line a row
+docids/KIND/manifest.json       kind, size of the output softmax, collection
 """
 
 import dataclasses

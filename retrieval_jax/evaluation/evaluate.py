@@ -12,7 +12,7 @@ from retrieval_jax import storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.errors import UserError
 from retrieval_jax.evaluation import report
-from retrieval_jax.evaluation.metrics import METRICS, score
+from retrieval_jax.evaluation.metrics import score
 from retrieval_jax.evaluation.trec import read_qrels, read_run
 from retrieval_jax.progress import console
 from retrieval_jax.work import Work
@@ -37,7 +37,9 @@ def evaluate(
     paths = {p.name.split(".")[0]: p for p in sorted((work.folder / "runs").glob(f"*.{split}.trec"))}
     paths.pop("qrels", None)
     if not paths:
-        raise UserError(f"{work.folder}/runs: no run of split {split!r}: make one with `retrieval-jax search`")
+        raise UserError(
+            f"{work.folder}/runs: no run of split {split!r}: make one with `retrieval-jax search`"
+        )
     qrels = read_qrels(work.qrels(split))
     runs = {name: read_run(path) for name, path in paths.items()}
     rows = []
@@ -101,7 +103,17 @@ def footer() -> dict[str, str]:
     """What made the report: command, machine, versions."""
     import jax
 
-    names = ("jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "scann", "bm25s", "ir-measures")
+    names = (
+        "jax",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "seqio",
+        "tensorflow",
+        "scann",
+        "bm25s",
+        "ir-measures",
+    )
     devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -87,9 +87,7 @@ class DualEncoder:
             rngs=None if dropout_rng is None else {"dropout": dropout_rng},
         )
 
-    def loss_fn(
-        self, params: dict, batch: Batch, dropout_rng: jax.Array | None
-    ) -> tuple[jax.Array, Metrics]:
+    def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """Mean over the rows of both directions' in-batch softmax loss (nats)."""
         keys = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         queries = self.encode(params, batch["left_encoder_input_tokens"], keys[0])

@@ -59,9 +59,7 @@ class GenerativeRetriever:
             rngs=None if dropout_rng is None else {"dropout": dropout_rng},
         )
 
-    def loss_fn(
-        self, params: dict, batch: Batch, dropout_rng: jax.Array | None
-    ) -> tuple[jax.Array, Metrics]:
+    def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """Mean negative log-likelihood (nats) a docid token; metrics as sums with their weight."""
         weights = batch["decoder_loss_weights"]
         logits = self.logits(params, batch, dropout_rng)

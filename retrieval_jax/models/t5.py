@@ -30,6 +30,11 @@ class T5Config:
 
     `output_size` is the width of the decoder's softmax: the text vocabulary, or the docids for atomic
     docids; None takes `vocab_size`. `dtype` is the computation's; parameters are always float32.
+
+    `embedding_init_std` and `branch_init_scale` say how parameters begin, for training from scratch: the
+    embedding's standard deviation, and the variance, relative to T5's, of the matrices by which self-attention and MLPs write into the residual
+    stream. Near 0, the network starts as a bag of words that the decoder attends to, and learns in minutes
+    what it would otherwise take hours to find.
     """
 
     vocab_size: int
@@ -43,7 +48,6 @@ class T5Config:
     dtype: str = "float32"
     embedding_init_std: float = 1.0
     branch_init_scale: float = 1.0
-    cross_init_scale: float = 1.0
     output_size: int | None = None
 
 
@@ -212,7 +216,7 @@ class DecoderLayer(nn.Module):
         self.pre_self_attention_layer_norm = RMSNorm(c.dtype)
         self.self_attention = Attention(c, c.branch_init_scale)
         self.pre_cross_attention_layer_norm = RMSNorm(c.dtype)
-        self.encoder_decoder_attention = Attention(c, c.cross_init_scale)
+        self.encoder_decoder_attention = Attention(c)
         self.pre_mlp_layer_norm = RMSNorm(c.dtype)
         self.mlp = MLP(c)
         self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
@@ -324,9 +328,7 @@ class T5(nn.Module):
     ) -> jax.Array:
         """Float32 logits BxTxV of each target position, given the targets before it (teacher forcing)."""
         encoded = self.encode(inputs_BxS, deterministic)
-        return self.decoder(
-            self.token_embedder(decoder_inputs_BxT), encoded, inputs_BxS > 0, deterministic
-        )
+        return self.decoder(self.token_embedder(decoder_inputs_BxT), encoded, inputs_BxS > 0, deterministic)
 
     def start(self, inputs_BxS: jax.Array) -> list[KeysValues]:
         """Encodes queries; gives each decoder layer's cross-attention keys and values, once a query."""

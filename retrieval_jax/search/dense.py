@@ -138,7 +138,9 @@ def _open(folder: Path) -> tuple[TextEncoder, np.ndarray, list[str]]:
         vectors = np.load(folder / "vectors.npy")
         passage_ids = (folder / "passage_ids.txt").read_text().splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: cannot be read ({error}): delete it, then `retrieval-jax index`") from None
+        raise UserError(
+            f"{folder}: cannot be read ({error}): delete it, then `retrieval-jax index`"
+        ) from None
     encoder = TextEncoder(
         opened.model, opened.params, opened.vocabulary, opened.description["input_length"], batch_size=32
     )

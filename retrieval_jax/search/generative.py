@@ -83,7 +83,10 @@ class GenerativeSearcher:
                 np.asarray(rows)[: len(some)].tolist(), np.asarray(scores).tolist(), strict=False
             ):
                 ranking = [
-                    (p, s) for row, s in zip(found, score, strict=True) if row >= 0 for p in self.passages[row]
+                    (p, s)
+                    for row, s in zip(found, score, strict=True)
+                    if row >= 0
+                    for p in self.passages[row]
                 ]
                 results.append(ranking[:k])
         return results

@@ -32,7 +32,7 @@ def make_index(
     Args:
       source, work_dir: the collection, and where its work lies.
       model_dir: the trained model; None makes a BM25 searcher.
-      kind: "generative", "exact", "scann" or "bm25"; None is what the model is for (scann for a dual encoder).
+      kind: "generative", "exact", "scann" or "bm25"; None is the model's (scann for a dual encoder).
       name: the searcher's name; None is the kind of docids, or the kind.
       beams: most docids that a generative search finds.
       batch_size: queries that a generative search decodes at once.

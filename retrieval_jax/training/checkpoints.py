@@ -1,9 +1,9 @@
 """The fourth noun: checkpoints, through Orbax, which writes each one aside and renames it.
 
-    MODEL_DIR/model.json            what the model is: enough to open it
-    MODEL_DIR/sentencepiece.model   its vocabulary
-    MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data)
-    MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin
+MODEL_DIR/model.json            what the model is: enough to open it
+MODEL_DIR/sentencepiece.model   its vocabulary
+MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data)
+MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin
 """
 
 import dataclasses

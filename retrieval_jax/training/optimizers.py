@@ -18,8 +18,10 @@ def learning_rate(peak: float, steps: int, warmup: int = 0, decay: str = "consta
         def after(step):
             return peak * (start / (step + start)) ** 0.5
 
-    else:
+    elif decay == "constant":
         after = optax.constant_schedule(peak)
+    else:
+        raise ValueError(f"learning_rate.decay: no decay {decay!r}: constant, linear or rsqrt")
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), after], [warmup])
 
 

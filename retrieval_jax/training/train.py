@@ -18,6 +18,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
+from retrieval_jax.evaluation.report import read_curve
 from retrieval_jax.models.t5 import T5Config
 from retrieval_jax.progress import bar, say
 from retrieval_jax.training import checkpoints, partitioning
@@ -103,9 +104,13 @@ def train(
         from retrieval_jax.data import tasks  # imports TensorFlow
 
         mixture = tasks.register(
-            collection, table, rates or {"firstp": 1, "chunks": 1, "queries": 1}, chunk_length, drop_rates or {}
+            collection,
+            table,
+            rates or {"firstp": 1, "chunks": 1, "queries": 1},
+            chunk_length,
+            drop_rates or {},
         )
-        converter = model.FEATURE_CONVERTER_CLS(pack=False)
+        converter = model.FEATURE_CONVERTER_CLS(pack=False, apply_length_check=False)  # checked by trimming
         return tasks.batches(mixture, lengths, converter, batch_size, seed, position)
 
     dev = DevQueries(model, collection, table, vocabulary, input_length, passage_length)
@@ -128,13 +133,18 @@ def fit(
 ) -> dict:
     """The loop: any model with T5X's interface, any batches (a function of the position in the data).
 
-    `dev(params)` gives metrics by real searching. Gives {"step", "minutes", "parameters", **last metrics}.
+    `dev(params)` gives metrics by real searching. Gives {"step", "minutes", **the last dev metrics}.
     """
-    from retrieval_jax.training.curve import Curve
-
     saved = checkpoints.Checkpoints(folder)
-    mesh = partitioning.make_mesh()
     start = saved.latest() or 0
+    done = summary(folder, start)
+    if start >= steps or (max_minutes is not None and done["minutes"] >= max_minutes):
+        saved.close()
+        return done
+
+    from retrieval_jax.training.curve import Curve  # imports TensorFlow
+
+    mesh = partitioning.make_mesh()
     data = batches(start)
     first = next(data)
     state, shardings = initial_state(model, mesh, {k: v.shape for k, v in first.items()}, seed)
@@ -147,7 +157,6 @@ def fit(
     curve = Curve(folder, start)
     step_fn = make_train_step(model, mesh, shardings, seed)
     batch_sharding = partitioning.batch_sharding(mesh)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
     began = time.monotonic()
 
@@ -184,20 +193,26 @@ def fit(
                 hits = f", dev Hits@10 {last['dev/Hits@10']:.3f}" if "dev/Hits@10" in last else ""
                 advance(0, f"loss {loss:.3f}{hits}")
             advance(1)
-            done = step >= steps or out_of_time()
-            if done or step % eval_every == 0:
-                last = {f"dev/{k}": v for k, v in dev(state.params).items()}
-                if last:
-                    curve.add(step, minutes(), last)
-            if done or step % save_every == 0:
+            ends = step >= steps or out_of_time()
+            if ends or step % save_every == 0:
                 fetch()
                 saved.save(step, state.params, state.optimizer)
+            if ends or step % eval_every == 0:
+                last = {f"dev/{k}": v for k, v in dev(state.params).items()}
+                curve.add(step, minutes(), last)
     if step < steps:
-        say(f"{folder}: stopped at step {step} of {steps}, after max_minutes = {max_minutes}")
-    took = minutes()
+        say(f"{folder}: stopped at step {step} of {steps}, after {max_minutes} minutes (train.max_minutes)")
     curve.close()
     saved.close()
-    return {"step": step, "minutes": round(took, 2), "parameters": parameters, **last}
+    return summary(folder, step)
+
+
+def summary(folder: Path, step: int) -> dict:
+    """What training up to `step` came to, as its learning curve tells."""
+    path = folder / "learning_curve.jsonl"
+    points = [p for p in read_curve(path) if p["step"] <= step] if path.exists() else []
+    dev = {key: value for p in points for key, value in p.items() if key.startswith("dev/")}
+    return {"step": step, "minutes": max([p["minutes"] for p in points], default=0.0), **dev}
 
 
 def initial_state(model, mesh, shapes: Mapping[str, tuple], seed: int) -> tuple[TrainState, TrainState]:
@@ -272,5 +287,3 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
     shutil.copyfile(collection.vocabulary_path, folder / "sentencepiece.model")
     (folder / "config.gin").write_text(gin.operative_config_str())
     storage.write_json(path, description)
-
-

@@ -1,0 +1,283 @@
+"""The constrained search against plain Python: every docid scored, and a textbook beam search over a set."""
+
+import dataclasses
+import functools
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from retrieval_jax.data.vocabulary import EOS, Vocabulary, learn
+from retrieval_jax.decoding.beam_search import constrained_beam_search
+from retrieval_jax.decoding.trie import build_trie
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.search.generative import GenerativeSearcher
+
+VOCABULARY, LENGTH = 128, 5  # LENGTH: tokens of the longest docid
+QUERIES = np.array([[7, 5, 9, EOS], [30, EOS, 0, 0], [4, 4, 101, EOS]], np.int32)
+
+
+def matrix(docids):
+    """Docids as rows of LENGTH, padded with 0."""
+    return np.array([docid + (0,) * (LENGTH - len(docid)) for docid in docids], np.int32)
+
+
+def random_docids(seed, count, symbols, first_symbols=None):
+    """A set of at most `count` docids of 1 to LENGTH tokens, ended by EOS."""
+    rng = np.random.default_rng(seed)
+    docids = set()
+    for _ in range(count):
+        tokens = rng.integers(2, 2 + symbols, rng.integers(0, LENGTH))
+        tokens[:1] = rng.integers(2, 2 + (first_symbols or symbols))
+        docids.add((*tokens.tolist(), EOS))
+    return sorted(docids)
+
+
+def plain_beam_search(log_probs, docids, beams):
+    """The search as a textbook has it. `log_probs` gives the next token's log-probabilities after a prefix.
+
+    Returns ([(docid, score), …] best first, the least difference that decided anything).
+    """
+    alive, closest = {(): 0.0}, np.inf
+    for position in range(LENGTH):
+        candidates = {}
+        for prefix, score in alive.items():
+            if prefix in docids:
+                candidates[prefix] = score
+            for token in {docid[position] for docid in docids if docid[:position] == prefix != docid}:
+                candidates[*prefix, token] = score + log_probs(prefix)[token]
+        ranked = sorted(candidates.items(), key=lambda candidate: -candidate[1])
+        scores = [score for _, score in ranked]
+        decisive = scores[: beams + 1] if position == LENGTH - 1 else scores[beams - 1 : beams + 1]
+        closest = min([closest, *(a - b for a, b in itertools.pairwise(decisive))])
+        alive = dict(ranked[:beams])
+    return list(alive.items()), closest
+
+
+def found(trie, rows, scores):
+    """[(docid, score), …] of one query, after checking that the rest is -1 and -inf."""
+    rows, scores = np.asarray(rows), np.asarray(scores)
+    real = rows >= 0
+    assert not real[np.count_nonzero(real) :].any()
+    assert (rows[~real] == -1).all()
+    assert (scores[~real] == -np.inf).all()
+    docids = [tuple(trie.tokens_NxL[row, : trie.lengths_N[row]].tolist()) for row in rows[real]]
+    return list(zip(docids, scores[real].tolist(), strict=True))
+
+
+def assert_same(ranking, expected):
+    """The same docids in the same order, with the same scores."""
+    assert [docid for docid, _ in ranking] == [docid for docid, _ in expected]
+    np.testing.assert_allclose([s for _, s in ranking], [s for _, s in expected], atol=1e-4)
+
+
+# A T5 of random weights.
+
+
+def random_t5(layers=2):
+    """(A small retriever, random parameters)."""
+    model = GenerativeRetriever(T5Config(VOCABULARY, 16, 2, 8, 32, layers, layers, dropout_rate=0.0))
+    shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, LENGTH)}
+    return model, nn.unbox(model.get_initial_variables(jax.random.key(0), shapes))["params"]
+
+
+@pytest.fixture(scope="module")
+def t5():
+    return random_t5()
+
+
+def t5_search(model):
+    """A compiled (params, trie, queries, beams) -> (rows, scores)."""
+
+    @functools.partial(jax.jit, static_argnames="beams")
+    def search(params, trie, queries, beams):
+        apply = functools.partial(model.module.apply, {"params": params})
+        cross = apply(queries, method="start")
+
+        def step(tokens, position, past):
+            return apply(tokens, position, past, cross, queries, method="step")
+
+        return constrained_beam_search(step, trie, len(queries), beams)
+
+    return search
+
+
+@pytest.fixture(scope="module")
+def search(t5):
+    return t5_search(t5[0])
+
+
+@pytest.fixture(scope="module")
+def score(t5):
+    """A compiled (queries, docids) -> log-probabilities, by teacher forcing; at most 256 pairs."""
+    model, params = t5
+    score_batch = jax.jit(model.score_batch)
+
+    def score(queries, docids):
+        targets = np.pad(matrix(docids), ((0, 256 - len(docids)), (0, 0)))
+        batch = {
+            "encoder_input_tokens": np.pad(queries, ((0, 256 - len(docids)), (0, 0)), constant_values=EOS),
+            "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+            "decoder_target_tokens": targets,
+            "decoder_loss_weights": targets > 0,
+        }
+        return np.asarray(score_batch(params, batch))[: len(docids)]
+
+    return score
+
+
+TRIES = {
+    "one docid": [(5, 9, EOS)],
+    "the end at once": [(EOS,)],
+    "no shared beginning": [(first, 3, 2, EOS) for first in range(2, 20)],
+    "one path with ends": [(9,) * n + (EOS,) for n in range(LENGTH)],
+    "shared to the last": [(3, 3, 3, last, EOS) for last in range(2, 40)],
+    "binary": random_docids(seed=1, count=60, symbols=2),
+    "mixed": random_docids(seed=2, count=70, symbols=5, first_symbols=100),
+}
+
+
+@pytest.mark.parametrize("name", TRIES)
+def test_with_a_beam_a_docid_the_search_equals_scoring_every_docid(t5, search, score, name):
+    docids = TRIES[name]
+    trie, _ = build_trie(matrix(docids))
+    beams = len(docids) + 3
+    rows, scores = search(t5[1], trie, QUERIES, beams)
+    assert rows.shape == scores.shape == (len(QUERIES), beams)
+    rankings = []
+    for query, *result in zip(QUERIES, rows, scores, strict=True):
+        ranking = found(trie, *result)
+        scored = dict(zip(docids, score(np.tile(query, (len(docids), 1)), docids), strict=True))
+        assert sorted(docid for docid, _ in ranking) == sorted(docids)
+        assert_same(ranking, [(docid, scored[docid]) for docid, _ in ranking])
+        assert [s for _, s in ranking] == sorted((s for _, s in ranking), reverse=True)
+        rankings.append(tuple(docid for docid, _ in ranking))
+    assert len(docids) < 5 or len(set(rankings)) > 1  # the queries matter
+
+
+@pytest.mark.parametrize(("name", "beams"), [("binary", 1), ("binary", 4), ("mixed", 3), ("mixed", 12)])
+def test_with_few_beams_the_search_equals_a_plain_beam_search(t5, search, name, beams):
+    model, params = t5
+    docids = TRIES[name]
+    trie, _ = build_trie(matrix(docids))
+    prefixes = sorted({docid[:n] for docid in docids for n in range(len(docid))})
+    inputs = np.array([(0, *prefix, *[0] * (LENGTH - 1 - len(prefix))) for prefix in prefixes], np.int32)
+    rows, scores = search(params, trie, QUERIES, beams)
+    for query, *result in zip(QUERIES, rows, scores, strict=True):
+        batch = {
+            "encoder_input_tokens": np.tile(query, (len(inputs), 1)),
+            "decoder_input_tokens": inputs,
+        }
+        log_probs = np.asarray(jax.nn.log_softmax(model.logits(params, batch)))
+        after = {prefix: log_probs[i, len(prefix)] for i, prefix in enumerate(prefixes)}
+        expected, _ = plain_beam_search(after.__getitem__, set(docids), beams)
+        assert_same(found(trie, *result), expected)
+
+
+def test_another_table_of_the_same_shapes_does_not_compile_again(t5):
+    search = t5_search(t5[0])
+    tables = [random_docids(seed, count=30, symbols=3) for seed in (3, 4)]
+    tries = [build_trie(matrix(docids))[0] for docids in tables]
+    assert tries[0].fanouts == tries[1].fanouts
+    assert set(tables[0]) != set(tables[1])
+    for docids, trie in zip(tables, tries, strict=True):
+        rows, scores = search(t5[1], trie, QUERIES, beams=40)
+        for result in zip(rows, scores, strict=True):
+            assert sorted(docid for docid, _ in found(trie, *result)) == docids
+    assert search._cache_size() == 1
+
+
+# A language without a network: the next token's logits are a table's row that a prefix's hash names.
+
+SYMBOLS = 6
+LOGITS = np.random.default_rng(0).normal(0, 2, (997, 2 + SYMBOLS)).astype(np.float32)
+LOG_PROBS = np.asarray(jax.nn.log_softmax(LOGITS))
+
+
+def hash_after(state, token):
+    return (state * 31 + token + 1) % 997
+
+
+@functools.partial(jax.jit, static_argnames="beams")
+def search_language(trie, states, beams):
+    """Searches with `past` the beams' hashes, so that a beam given another's past is found out."""
+
+    def step(tokens, position, past):
+        state = hash_after(past if position else states[:, None], tokens)
+        return jnp.asarray(LOGITS)[state], state
+
+    return constrained_beam_search(step, trie, len(states), beams)
+
+
+@given(
+    docids=st.sets(
+        st.lists(st.integers(2, 1 + SYMBOLS), max_size=LENGTH - 1).map(lambda tokens: (*tokens, EOS)),
+        min_size=1,
+        max_size=20,
+    ),
+    states=st.lists(st.integers(0, 996), min_size=3, max_size=3),
+    beams=st.sampled_from([1, 2, 5, 30]),
+)
+@settings(deadline=None, max_examples=200)
+def test_any_docids_in_any_language(docids, states, beams):
+    trie, _ = build_trie(matrix(docids))
+    trie = dataclasses.replace(trie, fanouts=(8,) * LENGTH)  # bounds for all examples: one compilation a K
+    rows, scores = search_language(trie, np.array(states, np.int32), beams)
+    for state, *result in zip(states, rows, scores, strict=True):
+        expected, closest = plain_beam_search(
+            lambda prefix, state=state: LOG_PROBS[functools.reduce(hash_after, (0, *prefix), state)],
+            docids,
+            beams,
+        )
+        assume(closest > 1e-4)  # a tie may go either way
+        assert_same(found(trie, *result), expected)
+
+
+# The searcher.
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"
+    learn(["the quick brown fox", "jumps over", "the lazy dog"], 60, path)
+    return Vocabulary(path)
+
+
+def searcher(vocabulary, kind, tokens):
+    """A searcher of random weights over passages p0, p1, …"""
+    table = DocidTable(kind, tokens, [f"p{row}" for row in range(len(tokens))], VOCABULARY, "")
+    model, params = random_t5(layers=1)
+    return GenerativeSearcher(model, params, table, vocabulary, input_length=6, beams=4, batch_size=2)
+
+
+def test_passages_that_share_a_docid_are_all_found(vocabulary):
+    docids = [(3, EOS), (2, 4, EOS), (3, EOS), (2, 5, 6, EOS), (3, EOS)]
+    twins = ["p0", "p2", "p4"]
+    searching = searcher(vocabulary, "naive", matrix(docids))
+    queries = ["the fox", "lazy", "over the dog"]
+    rankings = searching.search(queries, k=10)
+    for query, ranking in zip(queries, rankings, strict=True):
+        scores = dict(ranking)
+        assert len(ranking) == len(scores) == len(docids)
+        assert [passage for passage, _ in ranking if passage in twins] == twins
+        assert len({scores[twin] for twin in twins}) == 1
+        assert len(set(scores.values())) == 3
+        ((alone),) = searching.search([query], k=2)
+        np.testing.assert_allclose([s for _, s in alone], [s for _, s in ranking[:2]], atol=1e-5)
+        assert [p for p, _ in alone] == [p for p, _ in ranking[:2]]
+
+
+def test_atomic_docids_are_all_found_where_more_are_asked_for(vocabulary):
+    searching = searcher(vocabulary, "atomic", np.arange(1, 6, dtype=np.int32)[:, None])
+    for ranking in searching.search(["the fox", "lazy"], k=10):
+        assert sorted(passage for passage, _ in ranking) == [f"p{row}" for row in range(5)]
+        scores = [score for _, score in ranking]
+        assert scores == sorted(scores, reverse=True)
+        assert np.exp(scores).sum() < 1  # the rest of the softmax has its share

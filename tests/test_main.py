@@ -1,0 +1,171 @@
+"""The command line, end to end on a small real collection, as a person would use it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retrieval_jax.main import VERBS, main, parse
+from retrieval_jax.work import Work
+
+METHODS = {"atomic", "naive", "exact", "scann", "bm25"}
+
+
+@pytest.fixture(scope="module")
+def demo(arguments: list[str], work: Work) -> Work:
+    """The main job, done once for this module."""
+    assert main(["demo", *arguments, "--gin.SPLIT='train'"]) == 0
+    return work
+
+
+def test_demo_makes_everything_and_learns(demo: Work):
+    metrics = json.loads(demo.metrics.read_text())
+    assert set(metrics) == METHODS
+    for name in METHODS:
+        assert len(demo.run(name, "train").read_text().splitlines()) > 0
+        assert metrics[name]["Hits@1"] <= metrics[name]["Hits@10"]
+    # Queries that were trained on, among 100 passages: chance is .01 and .10.
+    for name in ("atomic", "naive", "exact"):
+        assert metrics[name]["Hits@1"] > 0.5, name
+    assert metrics["exact"] == pytest.approx(metrics["scann"], abs=0.02)
+    for model in ("atomic", "naive", "dual_encoder"):
+        folder = demo.model(model)
+        assert list(folder.glob("events.out.tfevents.*"))
+        points = [json.loads(line) for line in (folder / "learning_curve.jsonl").read_text().splitlines()]
+        assert points[-1]["step"] == 60
+        assert any("dev/Hits@10" in point for point in points)
+    page = demo.report.read_text()
+    assert "small_docs" in page
+    assert "<svg" in page
+    assert not re.search(r"""(src|href)=["']?http""", page)  # a single file
+
+
+def test_demo_again_makes_nothing_again(demo: Work, arguments: list[str], cli):
+    def made() -> dict[Path, int]:
+        kept = [demo.collection, demo.docids("naive"), demo.model("naive") / "checkpoints", demo.searcher("exact")]
+        return {p: p.stat().st_mtime_ns for p in [*kept, demo.run("naive", "train")]}
+
+    before = made()
+    status, result, _ = cli("demo", *arguments, "--gin.SPLIT='train'")
+    assert status == 0
+    assert made() == before
+    assert result["metrics"] == json.loads(demo.metrics.read_text())
+    assert result["models"]["naive"]["step"] == 60
+
+
+def test_each_verb_alone_tells_what_it_made(demo: Work, arguments: list[str], cli):
+    model = f"--gin.MODEL_DIR='{demo.model('atomic')}'"
+    for verb, extra, keys in (
+        ("import", [], {"collection", "name", "passages", "queries"}),
+        ("docids", ["--gin.DOCIDS='atomic'"], {"docids", "kind", "passages", "length"}),
+        ("train", ["--gin_file=gin_configs/runs/atomic.gin", model], {"model", "step", "minutes"}),
+        ("index", [model], {"searcher", "kind", "parameters"}),
+        ("search", ["--gin.SEARCHER='atomic'"], {"run", "queries", "ms_per_query"}),
+        ("evaluate", [], {"report", "metrics_file", "metrics"}),
+    ):
+        status, result, _ = cli(verb, *arguments, *extra)
+        assert status == 0, verb
+        assert keys <= set(result), verb
+
+
+def test_a_question_is_answered_with_passages(demo: Work, arguments: list[str], cli):
+    question = "--gin.QUERY='Adam optimizer with weight decay'"
+    status, result, _ = cli("search", *arguments, "--gin.SEARCHER='bm25'", question, "--gin.K=3")
+    assert status == 0
+    assert [p["rank"] for p in result["passages"]] == [1, 2, 3]
+    assert all(p["text"] for p in result["passages"])
+
+
+@pytest.mark.parametrize("searcher", ["atomic", "naive", "exact", "scann", "bm25"])
+def test_searching_does_not_import_tensorflow(demo: Work, arguments: list[str], searcher: str):
+    """In a new process: what a person waits for when searching a model that exists."""
+    argv = ["search", *arguments, f"--gin.SEARCHER='{searcher}'", "--gin.QUERY='a progress bar'"]
+    script = (
+        "import sys; from retrieval_jax.main import main; "
+        f"status = main({argv!r}); assert 'tensorflow' not in sys.modules; sys.exit(status)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "rank: 1" in result.stdout
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys; from retrieval_jax.main import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'numpy', 'gin', 'tensorflow', 'rich', 'seqio'} & set(sys.modules); assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "train.batch_size = 128" in result.stdout
+
+
+def test_arguments():
+    verb, files, bindings, as_json = parse(["train", "--gin_file=a.gin", "--gin.X='y'", "--json", "--gin.f.z=1"])
+    assert (verb, files, bindings, as_json) == ("train", ["a.gin"], ["X='y'", "f.z=1"], True)
+    assert set(VERBS) == {"demo", "import", "docids", "train", "index", "search", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["import", "--gin.COLLECTION='/no/such/folder'"], ["/no/such/folder", "check the path"]),
+        (["import", "--gin.COLECTION='x'"], ["COLECTION", "COLLECTION?"]),
+        (["import", "--gin.COLLECTION=path"], ["COLLECTION", "quotes"]),
+        (["import", "--gin.import_collection.vocab=3"], ["vocab", "--help"]),
+        (["import", "--gin.imprt.vocab=3"], ["imprt", "--help"]),
+        (["train", "--gin_file=runs/nothing.gin"], ["runs/nothing.gin", "runs/naive.gin"]),
+        (["import", "--gin.VOCABULARY='/no/vocabulary'"], ["/no/vocabulary", "VOCABULARY"]),
+        (["docids", "--gin.WORK_DIR='/no/such/work'"], ["/no/such/work/collection", "retrieval-jax import"]),
+        (["docids", "--gin.DOCIDS='magic'"], ["magic", "atomic, naive"]),
+        (["train", "--gin.DOCIDS=None"], ["docids", "DOCIDS"]),
+        (["index", "--gin.MODEL_DIR='/no/model'"], ["/no/model/model.json", "retrieval-jax train"]),
+        (["search", "--gin.SEARCHER='nobody'"], ["searchers/nobody", "retrieval-jax index"]),
+        (["search", "--gin.SPLIT='exam'"], ["exam", "dev, test, train"]),
+        (["evaluate", "--gin.SPLIT='exam'"], ["exam", "retrieval-jax search"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(demo: Work, arguments: list[str], cli, argv, words):
+    before = sorted(demo.folder.rglob("*"))
+    given = {a.split("=")[0] for a in argv}
+    status, result, err = cli(argv[0], *(a for a in arguments if a.split("=")[0] not in given), *argv[1:])
+    assert (status, result) == (2, None)
+    lines = [line for line in err.splitlines() if line.startswith("retrieval-jax:")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in lines[0]
+    assert sorted(demo.folder.rglob("*")) == before  # nothing half-written
+
+
+def test_a_broken_source_leaves_nothing_behind(tmp_path: Path, source: Path, cli):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in source.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    with (broken / "qrels.train.tsv").open("a") as qrels:
+        qrels.write("q\tno.such.passage\t1\n")
+    status, _, err = cli("import", f"--gin.COLLECTION='{broken}'", f"--gin.WORK_DIR='{tmp_path / 'work'}'")
+    assert status == 2
+    assert "qrels.train.tsv:81" in err
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_another_collections_model_is_refused(demo: Work, tmp_path: Path, source: Path, arguments, cli):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in source.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    with (other / "docs.tsv").open("a") as docs:
+        docs.write("one.more\ttitle\ttext\n")
+    rest = [a for a in arguments if "COLLECTION" not in a and "WORK_DIR" not in a]
+    here = [f"--gin.COLLECTION='{other}'", f"--gin.WORK_DIR='{tmp_path / 'work'}'", *rest]
+    assert cli("import", *here)[0] == 0
+    status, _, err = cli("index", *here, f"--gin.MODEL_DIR='{demo.model('atomic')}'")
+    assert status == 2
+    assert "another collection" in err
+    assert str(demo.model("atomic")) in err
