@@ -95,7 +95,7 @@ def register(
                 seqio.preprocessors.append_eos_after_trim,
             ],
             output_features=features,
-            shuffle_buffer_size=SHUFFLE_BUFFER,
+            shuffle_buffer_size=min(count, SHUFFLE_BUFFER),  # it is filled before the first batch
         )
         members.append((name, rates[task]))
     if not members:

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 
 import gin
 import jax
+import jax.numpy as jnp
 import optax
+
+from retrieval_jax.errors import UserError
 
 
 @gin.configurable
@@ -16,12 +19,12 @@ def learning_rate(peak: float, steps: int, warmup: int = 0, decay: str = "consta
         start = max(warmup, 1)
 
         def after(step):
-            return peak * (start / (step + start)) ** 0.5
+            return peak * (start / (jnp.maximum(step, 0) + start)) ** 0.5
 
     elif decay == "constant":
         after = optax.constant_schedule(peak)
     else:
-        raise ValueError(f"learning_rate.decay: no decay {decay!r}: constant, linear or rsqrt")
+        raise UserError(f"learning_rate.decay: no decay {decay!r}: constant, linear or rsqrt")
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), after], [warmup])
 
 

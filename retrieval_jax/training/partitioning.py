@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from retrieval_jax.errors import UserError
+
 Rules = Sequence[tuple[str, str | None]]
 
 
@@ -16,7 +18,10 @@ def make_mesh(model_parallelism: int = 1) -> Mesh:
     """All devices as a data × model mesh; `model_parallelism` devices share a copy of the weights."""
     devices = np.array(jax.devices())
     if devices.size % model_parallelism:
-        raise ValueError(f"make_mesh.model_parallelism {model_parallelism} does not divide {devices.size}")
+        raise UserError(
+            f"make_mesh.model_parallelism: {model_parallelism} does not divide {devices.size} devices: "
+            "set one that does"
+        )
     return Mesh(devices.reshape(-1, model_parallelism), ("data", "model"))
 
 

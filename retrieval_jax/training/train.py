@@ -167,31 +167,35 @@ def fit(
         return max_minutes is not None and minutes() >= max_minutes
 
     losses: list[float] = []
-    waiting = None  # the last step's metrics, still on the device
+    waiting: tuple[int, dict] | None = None  # the last step's number and metrics, still on the device
     last: dict[str, float] = {}
     step, batch = start, first
 
-    def fetch() -> None:
-        nonlocal waiting
-        if waiting is not None:
-            losses.append(float(waiting["loss"]))
-            waiting = None
-            if not math.isfinite(losses[-1]):
-                raise UserError(f"{folder}: the loss is {losses[-1]} by step {step}: lower the learning rate")
-
     with bar(f"training {folder.name}", steps, start) as advance:
+
+        def fetch() -> None:
+            """Takes in the waiting metrics; tells the mean loss of every `log_every` steps."""
+            nonlocal waiting
+            if waiting is None:
+                return
+            (number, metrics), waiting = waiting, None
+            losses.append(float(metrics["loss"]))
+            if not math.isfinite(losses[-1]):
+                raise UserError(f"{folder}: the loss is {losses[-1]} at step {number}: lower the learning rate")
+            if number % log_every == 0:
+                loss = sum(losses) / len(losses)
+                losses.clear()
+                curve.add(number, minutes(), {"loss": loss})
+                hits = f", dev Hits@10 {last['dev/Hits@10']:.3f}" if "dev/Hits@10" in last else ""
+                advance(0, f"loss {loss:.3f}{hits}")
+
         while step < steps and not out_of_time():
             state, metrics = step_fn(state, jax.device_put(batch, batch_sharding))
             fetch()  # of the step before, while this one runs
-            waiting, step = metrics, step + 1
+            step += 1
+            waiting = (step, metrics)
             if step < steps:
                 batch = next(data)
-            if step % log_every == 0:
-                loss = sum(losses) / max(len(losses), 1)
-                curve.add(step, minutes(), {"loss": loss})
-                losses.clear()
-                hits = f", dev Hits@10 {last['dev/Hits@10']:.3f}" if "dev/Hits@10" in last else ""
-                advance(0, f"loss {loss:.3f}{hits}")
             advance(1)
             ends = step >= steps or out_of_time()
             if ends or step % save_every == 0:

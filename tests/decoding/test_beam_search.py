@@ -20,7 +20,7 @@ from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.t5 import T5Config
 from retrieval_jax.search.generative import GenerativeSearcher
 
-VOCABULARY, LENGTH = 128, 5  # LENGTH: tokens of the longest docid
+VOCABULARY, LENGTH, BEAMS = 128, 4, 48  # LENGTH: tokens of the longest docid
 QUERIES = np.array([[7, 5, 9, EOS], [30, EOS, 0, 0], [4, 4, 101, EOS]], np.int32)
 
 
@@ -30,7 +30,7 @@ def matrix(docids):
 
 
 def random_docids(seed, count, symbols, first_symbols=None):
-    """A set of at most `count` docids of 1 to LENGTH tokens, ended by EOS."""
+    """At most `count` docids of 1 to LENGTH tokens, ended by EOS."""
     rng = np.random.default_rng(seed)
     docids = set()
     for _ in range(count):
@@ -81,24 +81,31 @@ def assert_same(ranking, expected):
 # A T5 of random weights.
 
 
-def random_t5(layers=2):
+def random_t5(layers):
     """(A small retriever, random parameters)."""
-    model = GenerativeRetriever(T5Config(VOCABULARY, 16, 2, 8, 32, layers, layers, dropout_rate=0.0))
+    config = T5Config(VOCABULARY, 16, 2, 8, 32, num_encoder_layers=1, num_decoder_layers=layers)
+    model = GenerativeRetriever(config)
     shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, LENGTH)}
-    return model, nn.unbox(model.get_initial_variables(jax.random.key(0), shapes))["params"]
+    boxed = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(
+        lambda a: rng.normal(0, 0.3, a.shape).astype(a.dtype), nn.unbox(boxed)["params"]
+    )
 
 
 @pytest.fixture(scope="module")
 def t5():
-    return random_t5()
+    return random_t5(layers=2)
 
 
-def t5_search(model):
+@pytest.fixture(scope="module")
+def search(t5):
     """A compiled (params, trie, queries, beams) -> (rows, scores)."""
+    module = t5[0].module
 
     @functools.partial(jax.jit, static_argnames="beams")
     def search(params, trie, queries, beams):
-        apply = functools.partial(model.module.apply, {"params": params})
+        apply = functools.partial(module.apply, {"params": params})
         cross = apply(queries, method="start")
 
         def step(tokens, position, past):
@@ -107,11 +114,6 @@ def t5_search(model):
         return constrained_beam_search(step, trie, len(queries), beams)
 
     return search
-
-
-@pytest.fixture(scope="module")
-def search(t5):
-    return t5_search(t5[0])
 
 
 @pytest.fixture(scope="module")
@@ -136,21 +138,26 @@ def score(t5):
 TRIES = {
     "one docid": [(5, 9, EOS)],
     "the end at once": [(EOS,)],
-    "no shared beginning": [(first, 3, 2, EOS) for first in range(2, 20)],
+    "no shared beginning": [(first, 3, EOS) for first in range(2, 40)],
+    "shared to the last": [(3, 3, last, EOS) for last in range(2, 40)],
     "one path with ends": [(9,) * n + (EOS,) for n in range(LENGTH)],
-    "shared to the last": [(3, 3, 3, last, EOS) for last in range(2, 40)],
     "binary": random_docids(seed=1, count=60, symbols=2),
-    "mixed": random_docids(seed=2, count=70, symbols=5, first_symbols=100),
+    "mixed": random_docids(seed=2, count=40, symbols=5, first_symbols=30),
+    "wide": random_docids(seed=3, count=45, symbols=100),
 }
+
+
+def one_shape(trie):
+    """The trie with fan-outs that bound all in this file, so that one compilation serves them."""
+    return dataclasses.replace(trie, fanouts=(64,) * LENGTH)
 
 
 @pytest.mark.parametrize("name", TRIES)
 def test_with_a_beam_a_docid_the_search_equals_scoring_every_docid(t5, search, score, name):
     docids = TRIES[name]
-    trie, _ = build_trie(matrix(docids))
-    beams = len(docids) + 3
-    rows, scores = search(t5[1], trie, QUERIES, beams)
-    assert rows.shape == scores.shape == (len(QUERIES), beams)
+    trie = one_shape(build_trie(matrix(docids))[0])
+    rows, scores = search(t5[1], trie, QUERIES, BEAMS)
+    assert rows.shape == scores.shape == (len(QUERIES), BEAMS)
     rankings = []
     for query, *result in zip(QUERIES, rows, scores, strict=True):
         ranking = found(trie, *result)
@@ -159,39 +166,41 @@ def test_with_a_beam_a_docid_the_search_equals_scoring_every_docid(t5, search, s
         assert_same(ranking, [(docid, scored[docid]) for docid, _ in ranking])
         assert [s for _, s in ranking] == sorted((s for _, s in ranking), reverse=True)
         rankings.append(tuple(docid for docid, _ in ranking))
-    assert len(docids) < 5 or len(set(rankings)) > 1  # the queries matter
+    assert len(set(rankings)) > 1 or len(docids) < 10  # the queries matter
 
 
-@pytest.mark.parametrize(("name", "beams"), [("binary", 1), ("binary", 4), ("mixed", 3), ("mixed", 12)])
-def test_with_few_beams_the_search_equals_a_plain_beam_search(t5, search, name, beams):
+def test_with_few_beams_the_search_equals_a_plain_beam_search(t5, search):
     model, params = t5
-    docids = TRIES[name]
+    logits = jax.jit(model.logits)
+    docids = TRIES["mixed"]
     trie, _ = build_trie(matrix(docids))
+    results = {beams: search(params, trie, QUERIES, beams) for beams in (3, 12)}
     prefixes = sorted({docid[:n] for docid in docids for n in range(len(docid))})
-    inputs = np.array([(0, *prefix, *[0] * (LENGTH - 1 - len(prefix))) for prefix in prefixes], np.int32)
-    rows, scores = search(params, trie, QUERIES, beams)
-    for query, *result in zip(QUERIES, rows, scores, strict=True):
-        batch = {
-            "encoder_input_tokens": np.tile(query, (len(inputs), 1)),
-            "decoder_input_tokens": inputs,
-        }
-        log_probs = np.asarray(jax.nn.log_softmax(model.logits(params, batch)))
-        after = {prefix: log_probs[i, len(prefix)] for i, prefix in enumerate(prefixes)}
-        expected, _ = plain_beam_search(after.__getitem__, set(docids), beams)
-        assert_same(found(trie, *result), expected)
+    inputs = np.pad(matrix(prefixes), ((0, 0), (1, 0)))[:, :-1]
+    for i, query in enumerate(QUERIES):
+        encoder_inputs = np.tile(query, (len(inputs), 1))
+        batch = {"encoder_input_tokens": encoder_inputs, "decoder_input_tokens": inputs}
+        log_probs = np.asarray(jax.nn.log_softmax(logits(params, batch)))
+        after = {prefix: log_probs[j, len(prefix)] for j, prefix in enumerate(prefixes)}
+        for beams, (rows, scores) in results.items():
+            expected, _ = plain_beam_search(after.__getitem__, set(docids), beams)
+            assert_same(found(trie, rows[i], scores[i]), expected)
 
 
-def test_another_table_of_the_same_shapes_does_not_compile_again(t5):
-    search = t5_search(t5[0])
-    tables = [random_docids(seed, count=30, symbols=3) for seed in (3, 4)]
+def test_another_table_of_the_same_shapes_does_not_compile_again(t5, search):
+    tables = [random_docids(seed, count=40, symbols=5, first_symbols=30) for seed in (2, 5)]
     tries = [build_trie(matrix(docids))[0] for docids in tables]
     assert tries[0].fanouts == tries[1].fanouts
     assert set(tables[0]) != set(tables[1])
+    compiled = []
     for docids, trie in zip(tables, tries, strict=True):
-        rows, scores = search(t5[1], trie, QUERIES, beams=40)
+        rows, scores = search(t5[1], trie, QUERIES, 12)
         for result in zip(rows, scores, strict=True):
-            assert sorted(docid for docid, _ in found(trie, *result)) == docids
-    assert search._cache_size() == 1
+            ranking = dict(found(trie, *result))
+            assert len(ranking) == 12
+            assert ranking.keys() <= set(docids)
+        compiled.append(search._cache_size())
+    assert compiled[0] == compiled[1]
 
 
 # A language without a network: the next token's logits are a table's row that a prefix's hash names.
@@ -223,12 +232,11 @@ def search_language(trie, states, beams):
         max_size=20,
     ),
     states=st.lists(st.integers(0, 996), min_size=3, max_size=3),
-    beams=st.sampled_from([1, 2, 5, 30]),
+    beams=st.sampled_from([1, 3, 24]),
 )
 @settings(deadline=None, max_examples=200)
 def test_any_docids_in_any_language(docids, states, beams):
-    trie, _ = build_trie(matrix(docids))
-    trie = dataclasses.replace(trie, fanouts=(8,) * LENGTH)  # bounds for all examples: one compilation a K
+    trie = one_shape(build_trie(matrix(docids))[0])
     rows, scores = search_language(trie, np.array(states, np.int32), beams)
     for state, *result in zip(states, rows, scores, strict=True):
         expected, closest = plain_beam_search(

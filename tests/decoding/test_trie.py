@@ -12,7 +12,7 @@ EOS = 1
 
 
 def tables(symbols):
-    """Lists of 1 to 40 docids of 1 to 5 tokens, each ended by EOS, so that none is the beginning of another."""
+    """Lists of docids of 1 to 5 tokens, each ended by EOS, so that none is the beginning of another."""
     docid = st.lists(st.integers(2, 1 + symbols), max_size=4).map(lambda tokens: (*tokens, EOS))
     return st.lists(docid, min_size=1, max_size=40)
 

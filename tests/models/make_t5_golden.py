@@ -73,7 +73,9 @@ def random_weight(name: str, shape: tuple[int, ...], d_kv: int, rng: np.random.G
         weight = rng.uniform(0.5, 1.5, shape)
     else:
         weight = rng.standard_normal(shape)
-        if name != "shared.weight" and "relative_attention_bias" not in name:
+        if name == "shared.weight":
+            weight *= 0.03  # so small that the norms' epsilon shows
+        elif "relative_attention_bias" not in name:
             weight /= shape[1] ** 0.5
         if name.endswith(".q.weight"):
             weight /= d_kv**0.5

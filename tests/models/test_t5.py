@@ -177,6 +177,13 @@ def random_inputs(rng: np.random.Generator, lengths: tuple[int, ...], vocab_size
     return np.where(np.arange(max(lengths)) < np.array(lengths)[:, None], tokens, 0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def full_precision():
+    """Float32 products in float32 also on devices that shorten them by default."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 @pytest.fixture(scope="module")
 def golden():
     """The golden's arrays, without the weights."""

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from retrieval_jax.errors import UserError
 from retrieval_jax.training.optimizers import adafactor, adamw, learning_rate
 
 
@@ -23,7 +24,7 @@ def test_learning_rate(decay: str, expected: dict[int, float]):
 
 
 def test_unknown_decay_is_refused():
-    with pytest.raises(ValueError, match="linaer"):
+    with pytest.raises(UserError, match="linaer"):
         learning_rate(1.0, steps=10, decay="linaer")
 
 

@@ -1,0 +1,157 @@
+"""The trainer: resuming, layouts on several devices, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.training import checkpoints, partitioning
+from retrieval_jax.training.optimizers import adafactor, adamw
+from retrieval_jax.training.train import fit, initial_state, make_train_step, prepare_folder
+
+CONFIG = T5Config(64, 16, 2, 8, 32, 1, 1, dropout_rate=0.1)
+SHAPES = {"encoder_input_tokens": (8, 6), "decoder_input_tokens": (8, 3)}
+
+
+def batches(position: int) -> Iterator[dict[str, np.ndarray]]:
+    """Random examples, a function of the position alone."""
+    while True:
+        rng = np.random.default_rng(position)
+        inputs, targets = rng.integers(1, 64, (8, 6)), rng.integers(1, 64, (8, 3))
+        yield {
+            "encoder_input_tokens": inputs.astype(np.int32),
+            "decoder_target_tokens": targets.astype(np.int32),
+            "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :3].astype(np.int32),
+            "decoder_loss_weights": np.ones((8, 3), np.int32),
+        }
+        position += 1
+
+
+def retriever(make=adamw) -> GenerativeRetriever:
+    return GenerativeRetriever(CONFIG, make(optax.constant_schedule(1e-2)))
+
+
+def curve(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "learning_curve.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("make", [adamw, adafactor])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, make):
+    run = {"batches": batches, "dev": lambda params: {"Hits@10": 0.5}, "save_every": 4, "log_every": 2}
+    whole = fit(retriever(make), folder=tmp_path / "whole", steps=10, **run)
+    assert whole["step"] == 10
+    fit(retriever(make), folder=tmp_path / "parts", steps=4, **run)
+    fit(retriever(make), folder=tmp_path / "parts", steps=10, **run)
+    states = []
+    for name in ("whole", "parts"):
+        saved = checkpoints.Checkpoints(tmp_path / name)
+        state, shardings = initial_state(retriever(make), partitioning.make_mesh(), SHAPES, 1)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        states.append(saved.restore(10, abstract.params, abstract.optimizer))
+        saved.close()
+    for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
+        np.testing.assert_array_equal(a, b)  # to the last bit: data order and dropout included
+    losses = [[p["loss"] for p in curve(tmp_path / name) if "loss" in p] for name in ("whole", "parts")]
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0]
+
+
+def test_the_step_compiles_once_and_finished_training_does_nothing(tmp_path: Path):
+    model = retriever()
+    mesh = partitioning.make_mesh()
+    state, shardings = initial_state(model, mesh, SHAPES, 0)
+    step = make_train_step(model, mesh, shardings, 0)
+    for _, batch in zip(range(3), batches(0), strict=False):
+        state, metrics = step(state, batch)
+    assert step._cache_size() == 1
+    assert int(state.step) == 3
+    assert np.isfinite(float(metrics["loss"]))
+
+    fit(model, batches, lambda params: {"Hits@10": 0.25}, tmp_path, steps=2)
+
+    def never(*_):
+        raise AssertionError("finished training looked at its data")
+
+    assert fit(model, never, never, tmp_path, steps=2)["dev/Hits@10"] == 0.25
+
+
+def test_max_minutes_stops_saves_and_stays_stopped(tmp_path: Path):
+    first = fit(retriever(), batches, lambda params: {}, tmp_path, steps=10**6, max_minutes=0.02)
+    assert 0 < first["step"] < 10**6
+    saved = checkpoints.Checkpoints(tmp_path)
+    assert saved.latest() == first["step"]
+    saved.close()
+    again = fit(retriever(), batches, lambda params: {}, tmp_path, steps=10**6, max_minutes=0.02)
+    assert again["step"] == first["step"]
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_step(tmp_path: Path):
+    model = GenerativeRetriever(CONFIG, adamw(optax.constant_schedule(float("nan"))))
+    with pytest.raises(UserError, match="the loss is nan at step"):
+        fit(model, batches, lambda params: {}, tmp_path, steps=5)
+
+
+def test_another_model_in_the_folder_is_refused(tmp_path: Path, collection):
+    first = checkpoints.describe(retriever(), docids="naive")
+    prepare_folder(tmp_path / "m", first, collection)
+    prepare_folder(tmp_path / "m", first, collection)
+    other = checkpoints.describe(DualEncoder(CONFIG), docids=None)
+    with pytest.raises(UserError, match=r"model.json: retriever is 'GenerativeRetriever' there"):
+        prepare_folder(tmp_path / "m", other, collection)
+
+
+LAYOUTS = """
+import sys, json, numpy as np, jax
+jax.config.update("jax_num_cpu_devices", 8)
+sys.path.insert(0, sys.argv[1])
+from test_train import SHAPES, batches, retriever
+from retrieval_jax.training import partitioning
+from retrieval_jax.training.train import initial_state, make_train_step
+from retrieval_jax.training.optimizers import adafactor, adamw
+result = {}
+for make in (adamw, adafactor):
+    for model_parallelism in (1, 2):
+        mesh = partitioning.make_mesh(model_parallelism)
+        assert mesh.devices.shape == (8 // model_parallelism, model_parallelism)
+        model = retriever(make)
+        state, shardings = initial_state(model, mesh, SHAPES, 0)
+        step = make_train_step(model, mesh, shardings, 0)
+        losses = []
+        for _, batch in zip(range(4), batches(0)):
+            state, metrics = step(state, jax.device_put(batch, partitioning.batch_sharding(mesh)))
+            losses.append(float(metrics["loss"]))
+        kernel = state.params["decoder"]["logits_dense"]["kernel"]
+        result[f"{make.__name__} {model_parallelism}"] = [losses, kernel.addressable_shards[0].data.shape[1]]
+print(json.dumps(result))
+"""
+
+
+def test_eight_devices_give_the_losses_of_one():
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    argv = [sys.executable, "-c", LAYOUTS, str(Path(__file__).parent)]
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    for make in (adamw, adafactor):
+        model = retriever(make)
+        mesh = partitioning.make_mesh()
+        state, shardings = initial_state(model, mesh, SHAPES, 0)
+        step, losses = make_train_step(model, mesh, shardings, 0), []
+        for _, batch in zip(range(4), batches(0), strict=False):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+        for model_parallelism in (1, 2):
+            sharded, columns = result[f"{make.__name__} {model_parallelism}"]
+            assert sharded == pytest.approx(losses, rel=1e-4)
+            assert columns == 64 // model_parallelism  # the output softmax is split over `model`
