@@ -93,7 +93,7 @@ def time_both(docids: np.ndarray, queries: np.ndarray, repetitions: int) -> dict
     trie, _ = build_trie(docids)
     build_seconds = time.perf_counter() - started
     size = sum(array.nbytes for array in jax.tree.leaves(trie))
-    count = int(np.count_nonzero(trie.lengths_N))
+    count = int(np.count_nonzero(trie.tokens_NxL[:, 0]))
 
     model = GenerativeRetriever(CONFIG)
     shapes = {"encoder_input_tokens": (1, QUERY_LENGTH), "decoder_input_tokens": (1, docids.shape[1])}

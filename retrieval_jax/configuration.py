@@ -11,8 +11,8 @@ import gin
 
 from retrieval_jax.errors import UserError
 
-# Only plain files: gin's other reader takes `include 'models/tiny.gin'` for a Python package of that name, and
-# fails where the working folder happens to have a folder models/.
+# Only plain files: gin's other reader takes `include 'models/tiny.gin'` for a Python package of that name,
+# and fails where the working folder happens to have a folder models/.
 gin.config._FILE_READERS[1:] = []
 
 BASE = "base.gin"  # read first: it defines every macro and wires the verbs to them

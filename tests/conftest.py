@@ -31,7 +31,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources") / "small_docs"
     folder.mkdir()
     passages, queries = python_docs(size=100, packages=("optax", "rich"))
-    (folder / "docs.tsv").write_text("".join(f"{p.id}\t{p.title}\t{' '.join(p.text.split())}\n" for p in passages))
+    (folder / "docs.tsv").write_text(
+        "".join(f"{p.id}\t{p.title}\t{' '.join(p.text.split())}\n" for p in passages)
+    )
     for split, some in {"train": queries[20:], "dev": queries[10:20], "test": queries[:10]}.items():
         (folder / f"queries.{split}.tsv").write_text("".join(f"{q.id}\t{q.text}\n" for q in some))
         (folder / f"qrels.{split}.tsv").write_text(

@@ -45,7 +45,12 @@ def test_demo_makes_everything_and_learns(demo: Work):
 
 def test_demo_again_makes_nothing_again(demo: Work, arguments: list[str], cli):
     def made() -> dict[Path, int]:
-        kept = [demo.collection, demo.docids("naive"), demo.model("naive") / "checkpoints", demo.searcher("exact")]
+        kept = [
+            demo.collection,
+            demo.docids("naive"),
+            demo.model("naive") / "checkpoints",
+            demo.searcher("exact"),
+        ]
         return {p: p.stat().st_mtime_ns for p in [*kept, demo.run("naive", "train")]}
 
     before = made()
@@ -97,7 +102,8 @@ def test_help_imports_nothing_heavy():
         "import sys; from retrieval_jax.main import main\n"
         "try: main(['train', '--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'jax', 'numpy', 'gin', 'tensorflow', 'rich', 'seqio'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'jax', 'numpy', 'gin', 'tensorflow', 'rich', 'seqio'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -105,7 +111,9 @@ def test_help_imports_nothing_heavy():
 
 
 def test_arguments():
-    verb, files, bindings, as_json = parse(["train", "--gin_file=a.gin", "--gin.X='y'", "--json", "--gin.f.z=1"])
+    verb, files, bindings, as_json = parse(
+        ["train", "--gin_file=a.gin", "--gin.X='y'", "--json", "--gin.f.z=1"]
+    )
     assert (verb, files, bindings, as_json) == ("train", ["a.gin"], ["X='y'", "f.z=1"], True)
     assert set(VERBS) == {"demo", "import", "docids", "train", "index", "search", "evaluate"}
 

@@ -44,7 +44,7 @@ def test_what_a_kill_leaves_is_never_read_and_is_removed(tmp_path: Path):
     left = tmp_path / ".thing.making"
     left.mkdir()
     (left / storage.MANIFEST).write_text("{}")
-    with pytest.raises(UserError, match="nothing finished here.*retrieval-jax x"):
+    with pytest.raises(UserError, match=r"nothing finished here.*retrieval-jax x"):
         storage.read_manifest(tmp_path / "thing", "x")
     storage.build(tmp_path / "thing", {}, lambda folder: {"files": len(list(folder.iterdir()))})
     assert storage.read_manifest(tmp_path / "thing", "x")["files"] == 0

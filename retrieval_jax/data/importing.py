@@ -1,5 +1,6 @@
 """The verb `import`: any source of passages and queries becomes a `collection` folder."""
 
+import functools
 import itertools
 import shutil
 from collections.abc import Container, Iterator
@@ -10,7 +11,7 @@ import gin
 from retrieval_jax import storage
 from retrieval_jax.data import vocabulary
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.python_docs import python_docs
+from retrieval_jax.data.python_docs import PACKAGES, python_docs
 from retrieval_jax.data.records import write_passages, write_queries
 from retrieval_jax.data.sources import Source, open_source
 from retrieval_jax.progress import say, track
@@ -26,6 +27,8 @@ def import_collection(
     vocabulary_path: str | None = None,
     vocab_size: int = 8000,
     held_out: float = 0.05,
+    docs_size: int = 5000,
+    docs_packages: tuple[str, ...] = PACKAGES,
 ) -> dict:
     """Writes the records and the vocabulary of a collection, once.
 
@@ -36,13 +39,17 @@ def import_collection(
       vocab_size: pieces of a learned vocabulary.
       held_out: where there are train but no dev queries, this share of them, chosen by a hash of the id,
         becomes dev.
+      docs_size, docs_packages: most passages of `python_docs`, and the packages that they come from.
     """
-    opened = embedded_source() if source == PYTHON_DOCS else open_source(source)
+    embedded = source == PYTHON_DOCS
+    opened = embedded_source(docs_size, docs_packages) if embedded else open_source(source)
     # Size and time of the files stand for their contents. The embedded collection has no files: once made,
     # it stays as it is, also when packages are upgraded.
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in opened.files]
     recipe = {"source": opened.name, "files": stats, "held_out": held_out}
     recipe["vocabulary"] = vocabulary_path or vocab_size
+    if embedded:
+        recipe |= {"docs_size": docs_size, "docs_packages": docs_packages}
 
     def make(folder: Path) -> dict:
         ids: dict[str, None] = {}
@@ -79,18 +86,22 @@ def import_collection(
     return {"collection": str(path), **{key: manifest[key] for key in ("name", "passages", "queries")}}
 
 
-def embedded_source() -> Source:
+def embedded_source(size: int, packages: tuple[str, ...]) -> Source:
     """`python_docs` as a source: 80% of its queries train, 10% dev and 10% test, by a hash of the id."""
-    passages, queries = python_docs()
+
+    @functools.cache
+    def docs() -> tuple[list[Passage], list[Query]]:
+        say("reading the docstrings of the installed packages (half a minute)")
+        return python_docs(size, packages=packages)
 
     def split(query: Query) -> str:
         fraction = storage.hash_fraction(query.id)
         return "train" if fraction < 0.8 else "dev" if fraction < 0.9 else "test"
 
     def by_split(_: Container[str]) -> dict[str, list[Query]]:
-        return {name: [q for q in queries if split(q) == name] for name in ("train", "dev", "test")}
+        return {name: [q for q in docs()[1] if split(q) == name] for name in ("train", "dev", "test")}
 
-    return Source(PYTHON_DOCS, (), lambda: iter(passages), by_split)
+    return Source(PYTHON_DOCS, (), lambda: iter(docs()[0]), by_split)
 
 
 def with_dev(queries: dict[str, list[Query]], held_out: float) -> dict[str, list[Query]]:

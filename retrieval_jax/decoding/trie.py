@@ -23,7 +23,6 @@ class Trie:
       edge_degree_E: int32, children of the node it leads to; 0: one docid is left.
       edge_child_E: int32, the first of those children, or the docid's row in `tokens_NxL`.
       tokens_NxL: int32, the distinct docids, sorted, padded with 0.
-      lengths_N: int32, tokens of each.
       root_degree: int32 scalar, children of the root (edges 0, 1, …); 0: the only docid is row 0.
       fanouts: for each depth, an upper bound of its nodes' children (static: shapes depend on it).
     """
@@ -32,7 +31,6 @@ class Trie:
     edge_degree_E: np.ndarray | jax.Array
     edge_child_E: np.ndarray | jax.Array
     tokens_NxL: np.ndarray | jax.Array
-    lengths_N: np.ndarray | jax.Array
     root_degree: np.ndarray | jax.Array
     fanouts: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
@@ -89,7 +87,6 @@ def build_trie(tokens_NxL: np.ndarray) -> tuple[Trie, np.ndarray]:
         edge_degree_E=padded(degree),
         edge_child_E=padded(child),
         tokens_NxL=np.pad(docids_DxL.astype(np.int32), ((0, rows_padded - D), (0, 0))),
-        lengths_N=np.pad(lengths_D, (0, rows_padded - D)),
         root_degree=np.int32(len(token[0])),
         fanouts=tuple(1 << (f - 1).bit_length() for f in fanouts),  # the next power of two
     )
@@ -97,5 +94,5 @@ def build_trie(tokens_NxL: np.ndarray) -> tuple[Trie, np.ndarray]:
 
 
 def _grain(n: int) -> int:
-    """Arrays grow in steps of about an eighth of their size."""
+    """Arrays grow in steps of an eighth to a quarter of their size."""
     return max(128, 1 << max(n.bit_length() - 3, 0))

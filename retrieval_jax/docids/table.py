@@ -63,7 +63,7 @@ class DocidTable:
         try:
             tokens = np.load(folder / "tokens.npy")
             ids = (folder / "passage_ids.txt").read_text().splitlines()
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{folder}: a docid table that cannot be read ({error}): {mend}") from None
         table = cls(manifest["kind"], tokens, ids, manifest["output_size"], manifest["collection"])
         if table.fingerprint() != manifest["fingerprint"]:

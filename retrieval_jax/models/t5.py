@@ -32,9 +32,9 @@ class T5Config:
     docids; None takes `vocab_size`. `dtype` is the computation's; parameters are always float32.
 
     `embedding_init_std` and `branch_init_scale` say how parameters begin, for training from scratch: the
-    embedding's standard deviation, and the variance, relative to T5's, of the matrices by which self-attention and MLPs write into the residual
-    stream. Near 0, the network starts as a bag of words that the decoder attends to, and learns in minutes
-    what it would otherwise take hours to find.
+    embedding's standard deviation, and the variance, relative to T5's, of the matrices by which
+    self-attention and MLPs write into the residual stream. Near 0, the network starts as a bag of words that
+    the decoder attends to, and learns in minutes what it would otherwise take hours to find.
     """
 
     vocab_size: int

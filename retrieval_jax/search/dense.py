@@ -137,7 +137,7 @@ def _open(folder: Path) -> tuple[TextEncoder, np.ndarray, list[str]]:
     try:
         vectors = np.load(folder / "vectors.npy")
         passage_ids = (folder / "passage_ids.txt").read_text().splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise UserError(
             f"{folder}: cannot be read ({error}): delete it, then `retrieval-jax index`"
         ) from None

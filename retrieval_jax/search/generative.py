@@ -44,7 +44,8 @@ class GenerativeSearcher:
         self.vocabulary = vocabulary
         self.input_length = input_length
         self.batch_size = batch_size
-        self.trie, docid_N = build_trie(table.tokens_NxL)
+        trie, docid_N = build_trie(table.tokens_NxL)
+        self.trie = jax.device_put(trie)
         self.passages = defaultdict(list)  # docid row -> passage ids; usually one
         for docid, passage in zip(docid_N.tolist(), table.passage_ids, strict=True):
             self.passages[docid].append(passage)

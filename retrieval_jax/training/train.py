@@ -181,7 +181,9 @@ def fit(
             (number, metrics), waiting = waiting, None
             losses.append(float(metrics["loss"]))
             if not math.isfinite(losses[-1]):
-                raise UserError(f"{folder}: the loss is {losses[-1]} at step {number}: lower the learning rate")
+                raise UserError(
+                    f"{folder}: the loss is {losses[-1]} at step {number}: lower the learning rate"
+                )
             if number % log_every == 0:
                 loss = sum(losses) / len(losses)
                 losses.clear()

@@ -73,5 +73,5 @@ def test_t5s_own_vocabulary_can_be_given(source: Path, shared: Path, tmp_path: P
 
 def test_a_broken_vocabulary_is_named(tmp_path: Path):
     (tmp_path / "bad.model").write_bytes(b"not a model")
-    with pytest.raises(UserError, match="bad.model: not a SentencePiece model"):
+    with pytest.raises(UserError, match=r"bad\.model: not a SentencePiece model"):
         Vocabulary(tmp_path / "bad.model")

@@ -4,8 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-
-seqio = pytest.importorskip("seqio")
+import seqio
 
 from retrieval_jax.data import tasks
 from retrieval_jax.data.feature_converters import DualEncoderFeatureConverter
@@ -78,7 +77,9 @@ def test_each_task_reads_a_passage_and_writes_its_docid(
         assert unpad(example["targets"]) == unpad(table.tokens_NxL[rows[positive]])
 
 
-def test_dropped_tokens_leave_a_subsequence(collection: Collection, vocabulary: Vocabulary, table: DocidTable):
+def test_dropped_tokens_leave_a_subsequence(
+    collection: Collection, vocabulary: Vocabulary, table: DocidTable
+):
     mixture = tasks.register(collection, table, {"queries": 1}, 8, drop_rates={"queries": 0.5})
     kept = total = 0
     for example, query in zip(examples(mixture, "queries"), collection.queries("train"), strict=True):

@@ -64,7 +64,7 @@ def test_the_arrays_hold_exactly_the_docids(table):
         else:  # one docid: its row is `child`
             (docid,) = docids
             length = len(docid)
-            assert trie.lengths_N[child] == length
+            assert np.count_nonzero(trie.tokens_NxL[child]) == length
             assert (*trie.tokens_NxL[child, :length].tolist(),) == docid
             assert not trie.tokens_NxL[child, length:].any()
             row_of[docid] = child
@@ -117,7 +117,7 @@ def random_table(count, seed):
 
 def test_a_table_of_similar_size_has_arrays_of_the_same_shapes():
     tries = [build_trie(random_table(count, seed=count))[0] for count in (1000, 1010)]
-    tables = [trie.tokens_NxL[trie.lengths_N > 0].tolist() for trie in tries]
+    tables = [trie.tokens_NxL[trie.tokens_NxL[:, 0] > 0].tolist() for trie in tries]
     assert len(tables[0]) != len(tables[1])
     assert jax.tree.structure(tries[0]) == jax.tree.structure(tries[1])  # the fan-outs too
     kinds = [jax.tree.map(lambda a: (a.shape, a.dtype), trie) for trie in tries]
@@ -126,7 +126,7 @@ def test_a_table_of_similar_size_has_arrays_of_the_same_shapes():
 
 def test_padding_is_at_most_a_quarter():
     trie, _ = build_trie(random_table(5000, seed=0))
-    docids = np.count_nonzero(trie.lengths_N)
+    docids = np.count_nonzero(trie.tokens_NxL[:, 0])
     edges = np.count_nonzero(trie.edge_token_E)
     assert docids <= len(trie.tokens_NxL) <= 1.25 * docids
     assert edges < len(trie.edge_token_E) <= 1.25 * edges

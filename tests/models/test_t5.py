@@ -39,49 +39,11 @@ BASE = T5Config(
     num_encoder_layers=12,
     num_decoder_layers=12,
 )
-LIVE = [  # seed, Hugging Face's sizes, input lengths, decoder length
-    (
-        3,
-        {
-            "vocab_size": 40,
-            "d_model": 16,
-            "num_heads": 2,
-            "d_kv": 4,
-            "d_ff": 24,
-            "num_layers": 1,
-            "num_decoder_layers": 3,
-        },
-        (9, 1, 4),
-        7,
-    ),
-    (
-        4,
-        {
-            "vocab_size": 30,
-            "d_model": 20,
-            "num_heads": 3,
-            "d_kv": 8,
-            "d_ff": 12,
-            "num_layers": 3,
-            "num_decoder_layers": 1,
-        },
-        (3, 5),
-        12,
-    ),
-    (
-        5,
-        {
-            "vocab_size": 50,
-            "d_model": 12,
-            "num_heads": 4,
-            "d_kv": 2,
-            "d_ff": 16,
-            "num_layers": 1,
-            "num_decoder_layers": 1,
-        },
-        (200, 150),
-        160,
-    ),
+SIZES = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers", "num_decoder_layers")
+LIVE = [  # seed, sizes in the order above, input lengths, decoder length
+    (3, (40, 16, 2, 4, 24, 1, 3), (9, 1, 4), 7),
+    (4, (30, 20, 3, 8, 12, 3, 1), (3, 5), 12),
+    (5, (50, 12, 4, 2, 16, 1, 1), (200, 150), 160),
 ]
 
 
@@ -142,8 +104,9 @@ def init_shapes(config: T5Config) -> dict[str, nn.LogicallyPartitioned]:
     """Our parameters by name, boxed with their logical axes; shapes only."""
     tokens = jnp.ones((1, 2), jnp.int32)
     variables = jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens)
-    is_box = lambda path, x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
-    return flatten_dict(variables["params"], sep="/", is_leaf=is_box)
+    return flatten_dict(
+        variables["params"], sep="/", is_leaf=lambda _, x: isinstance(x, nn.LogicallyPartitioned)
+    )
 
 
 def to_variables(flat: dict) -> dict:
@@ -247,10 +210,10 @@ def hugging_face():
 
 @pytest.mark.parametrize(("seed", "sizes", "lengths", "decoder_length"), LIVE)
 def test_live(hugging_face, seed, sizes, lengths, decoder_length):
-    model = hugging_face.random_model(seed, **sizes)
+    model = hugging_face.random_model(seed, **dict(zip(SIZES, sizes, strict=True)))
     weights = hugging_face.t5x_params(model)
     config = read_config(weights)
-    inputs, decoder_inputs = hugging_face.random_tokens(seed, sizes["vocab_size"], lengths, decoder_length)
+    inputs, decoder_inputs = hugging_face.random_tokens(seed, config.vocab_size, lengths, decoder_length)
     expected = hugging_face.run(model, inputs, decoder_inputs)
     for ours, theirs in zip(
         forward(config)(to_variables(weights), inputs, decoder_inputs), expected, strict=True

@@ -60,7 +60,12 @@ def bm25(query: list[str], document: list[str], documents: list[list[str]]) -> f
 
 
 def test_bm25_equals_its_formula(tmp_path: Path):
-    texts = ["a red apple falls", "green apple trees grow, apple by apple", "the falls of the river", "nothing"]
+    texts = [
+        "a red apple falls",
+        "green apple trees grow, apple by apple",
+        "the falls of the river",
+        "nothing",
+    ]
     passages = [Passage(f"p{i}", "", text) for i, text in enumerate(texts)]
     BM25Searcher.write(tmp_path, iter(passages))
     searcher = BM25Searcher.open(tmp_path)

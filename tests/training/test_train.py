@@ -56,7 +56,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, make):
     states = []
     for name in ("whole", "parts"):
         saved = checkpoints.Checkpoints(tmp_path / name)
-        state, shardings = initial_state(retriever(make), partitioning.make_mesh(), SHAPES, 1)
+        state, _ = initial_state(retriever(make), partitioning.make_mesh(), SHAPES, 1)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         states.append(saved.restore(10, abstract.params, abstract.optimizer))
         saved.close()
