@@ -21,6 +21,7 @@ VERBS = {
     "search": ("retrieval_jax.search.answer", "search"),
     "evaluate": ("retrieval_jax.evaluation.evaluate", "evaluate"),
 }
+DEFAULT_FILES = {"demo": ["runs/demo.gin"], "train": ["runs/naive.gin"]}  # where no --gin_file is given
 # Modules whose gin names a configuration file may mention, whichever verb runs.
 CONFIGURABLE = ("retrieval_jax.training.optimizers", "retrieval_jax.training.evaluate")
 
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
 
 options of every verb:
   --gin_file=FILE     a gin file, from the working folder or from gin_configs/; may be repeated
+                      (train without one reads runs/naive.gin, demo runs/demo.gin)
   --gin.NAME=VALUE    sets a macro of base.gin or a function's parameter; texts need their own quotes
   --json              one JSON object of what was made on stdout, everything else on stderr
 """
@@ -63,9 +65,7 @@ def run(verb: str, files: list[str], bindings: list[str]) -> dict:
     modules = [module for module, _ in VERBS.values()]
     for module in (*modules, *CONFIGURABLE):
         importlib.import_module(module)
-    if verb == "train" and not files:
-        files = ["runs/naive.gin"]
-    configuration.configure(files, bindings)
+    configuration.configure(files or DEFAULT_FILES.get(verb, []), bindings)
     module, function = VERBS[verb]
     return getattr(importlib.import_module(module), function)()
 

@@ -7,6 +7,7 @@ with `ast`, packages are never imported; the same installed versions always give
 
 import ast
 import collections
+import dataclasses
 import hashlib
 import importlib.util
 import inspect
@@ -225,7 +226,7 @@ def _distinct(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def _sample(pairs: Sequence[Pair], size: int, seed: int) -> list[Pair]:
-    """`size` pairs by a stable hash, ordered by id; no package has more than its share."""
+    """`size` pairs by a stable hash; no package has more than its share."""
     packages = {passage.id.partition(".")[0] for _, passage in pairs}
     limit = math.ceil(size * max(MAX_SHARE, 1 / len(packages)))  # Of few packages each has an equal share.
     ranked = sorted(pairs, key=lambda pair: hashlib.sha256(f"{seed}:{pair[1].id}".encode()).digest())
@@ -234,7 +235,21 @@ def _sample(pairs: Sequence[Pair], size: int, seed: int) -> list[Pair]:
         taken[package := passage.id.partition(".")[0]] += 1
         if taken[package] <= limit:
             chosen.append((query, passage))
-    return sorted(chosen[:size], key=lambda pair: pair[1].id)
+    return chosen[:size]
+
+
+def _short_ids(pairs: Sequence[Pair]) -> list[Pair]:
+    """Names a passage by package and title where no other has that name: shorter docids to write.
+
+    `keras.src.utils.io_utils.enable_interactive_logging` is `keras.io_utils.enable_interactive_logging`.
+    """
+    short = [f"{p.id.partition('.')[0]}.{p.title}" if p.id.count(".") > 1 else p.id for _, p in pairs]
+    counts = collections.Counter(short)
+    named = [
+        (query, dataclasses.replace(passage, id=name if counts[name] == 1 else passage.id))
+        for (query, passage), name in zip(pairs, short, strict=True)
+    ]
+    return sorted(named, key=lambda pair: pair[1].id)
 
 
 def python_docs(size: int = 5000, seed: int = 0, packages=PACKAGES) -> tuple[list[Passage], list[Query]]:
@@ -245,5 +260,5 @@ def python_docs(size: int = 5000, seed: int = 0, packages=PACKAGES) -> tuple[lis
     pairs = _distinct(pair for package in packages for pair in _package_pairs(package))
     if not pairs:
         raise UserError("python_docs: no documented sources found; pass `packages` that are installed")
-    chosen = _sample(pairs, size, seed)
+    chosen = _short_ids(_sample(pairs, size, seed))
     return [p for _, p in chosen], [Query(p.id, query, {p.id: 1}) for query, p in chosen]
