@@ -118,18 +118,22 @@ def documentation(verb: str) -> tuple[str, str]:
     ], f"{text}\n\nSet by --gin.NAME=VALUE (defaults before any gin file):\n{listed}"
 
 
-def plain(made: dict, indent: str = "") -> str:
-    """What a verb made, for people: a line a fact."""
+def plain(made: dict) -> str:
+    """What a verb made, for people: a line a fact, a line a row of a table, a paragraph a passage."""
+
+    def value(x: object) -> str:
+        if isinstance(x, dict):
+            return ", ".join(f"{k} {value(v)}" for k, v in x.items())
+        return f"{x:.3f}" if isinstance(x, float) else str(x)
+
     lines = []
-    for key, value in made.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{key}:", plain(value, indent + "  ")]
-        elif isinstance(value, list):
-            lines += [f"{indent}{key}:", *(plain(item, indent + "  ") + "\n" for item in value)]
+    for key, fact in made.items():
+        if isinstance(fact, dict) and any(isinstance(row, dict) for row in fact.values()):
+            lines += [f"{key}:", *(f"  {name}: {value(row)}" for name, row in fact.items())]
+        elif isinstance(fact, list):
+            lines += ["\n" + "\n".join(f"{k}: {value(v)}" for k, v in item.items()) for item in fact]
         else:
-            lines.append(
-                f"{indent}{key}: {value:.4f}" if isinstance(value, float) else f"{indent}{key}: {value}"
-            )
+            lines.append(f"{key}: {value(fact)}")
     return "\n".join(lines)
 
 

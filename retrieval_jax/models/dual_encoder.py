@@ -100,6 +100,12 @@ class DualEncoder:
         """`loss_fn` without dropout."""
         return self.loss_fn(params, batch, None)
 
+    def predict_batch_with_aux(
+        self, params: dict, batch: Batch, rng: jax.Array | None = None
+    ) -> tuple[jax.Array, Metrics]:
+        """(The queries' vectors B×vector_dim, {})."""
+        return self.encode(params, batch["left_encoder_input_tokens"]), {}
+
     def score_batch(self, params: dict, batch: Batch) -> jax.Array:
         """Cosine of each query with its passage, B."""
         queries = self.encode(params, batch["left_encoder_input_tokens"])

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from retrieval_jax.decoding.atomic import top_docids
+from retrieval_jax.decoding.beam_search import constrained_beam_search
+from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.models.objectives import token_cross_entropy
 from retrieval_jax.models.t5 import T5, T5Config
 
@@ -71,6 +74,32 @@ class GenerativeRetriever:
     def eval_fn(self, params: dict, batch: Batch) -> tuple[jax.Array, Metrics]:
         """`loss_fn` without dropout."""
         return self.loss_fn(params, batch, None)
+
+    def predict_batch_with_aux(
+        self, params: dict, batch: Batch, rng: jax.Array | None = None, *, trie: Trie, beams: int
+    ) -> tuple[jax.Array, Metrics]:
+        """Constrained beam search: (docid rows of the trie B×beams, {"scores": log-probabilities}).
+
+        Best first; where there are fewer docids than beams, row -1 and score -inf. Cross-attention's keys and
+        values are made once a query.
+        """
+        variables, inputs_BxS = {"params": params}, batch["encoder_input_tokens"]
+        cross = self.module.apply(variables, inputs_BxS, method="start")
+
+        def step(tokens, position, past):
+            return self.module.apply(variables, tokens, position, past, cross, inputs_BxS, method="step")
+
+        rows, scores = constrained_beam_search(step, trie, len(inputs_BxS), beams)
+        return rows, {"scores": scores}
+
+    def rank_atomic(
+        self, params: dict, batch: Batch, docids: jax.Array | int, k: int
+    ) -> tuple[jax.Array, Metrics]:
+        """The same for atomic docids: one step, then the best k of the docid softmax."""
+        start = jnp.zeros((len(batch["encoder_input_tokens"]), 1), jnp.int32)
+        logits_Bx1xV = self.logits(params, {**batch, "decoder_input_tokens": start})
+        rows, scores = top_docids(logits_Bx1xV[:, 0], docids, k)
+        return rows, {"scores": scores}
 
     def score_batch(self, params: dict, batch: Batch) -> jax.Array:
         """Log-probability of each example's docid, B."""

@@ -1,17 +1,15 @@
 """Searching by writing docids: constrained beam search, or top-k over the docid softmax (atomic)."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax import storage
 from retrieval_jax.data.vocabulary import Vocabulary
-from retrieval_jax.decoding.atomic import top_docids
-from retrieval_jax.decoding.beam_search import constrained_beam_search
 from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -49,24 +47,9 @@ class GenerativeSearcher:
         self.passages = defaultdict(list)  # docid row -> passage ids; usually one
         for docid, passage in zip(docid_N.tolist(), table.passage_ids, strict=True):
             self.passages[docid].append(passage)
-        module, self.atomic = model.module, table.kind == "atomic"
-
-        def decode(params, trie, inputs_BxS):
-            variables = {"params": params}
-            cross = module.apply(variables, inputs_BxS, method="start")
-
-            def step(tokens, position, past):
-                return module.apply(variables, tokens, position, past, cross, inputs_BxS, method="step")
-
-            return constrained_beam_search(step, trie, len(inputs_BxS), beams)
-
-        def rank(params, count, inputs_BxS, k):
-            start = jnp.zeros((len(inputs_BxS), 1), jnp.int32)
-            logits_Bx1xV = module.apply({"params": params}, inputs_BxS, start)
-            return top_docids(logits_Bx1xV[:, 0], count, k)
-
-        self._decode = jax.jit(decode)
-        self._rank = jax.jit(rank, static_argnames="k")
+        self.atomic = table.kind == "atomic"
+        self._decode = jax.jit(functools.partial(model.predict_batch_with_aux, beams=beams))
+        self._rank = jax.jit(model.rank_atomic, static_argnames="k")
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """See Searcher. Scores are log-probabilities; passages that share a docid tie, in row order."""
@@ -74,12 +57,13 @@ class GenerativeSearcher:
         for first in range(0, len(queries), self.batch_size):
             some = list(queries[first : first + self.batch_size])
             padding = [""] * (self.batch_size - len(some))
-            tokens = self.vocabulary.batch(some + padding, self.input_length)
+            batch = {"encoder_input_tokens": self.vocabulary.batch(some + padding, self.input_length)}
             if self.atomic:
-                k_found = min(k, len(self.passages))
-                rows, scores = self._rank(self.params, len(self.passages), tokens, k_found)
+                docids = len(self.passages)
+                rows, aux = self._rank(self.params, batch, docids, k=min(k, docids))
             else:
-                rows, scores = self._decode(self.params, self.trie, tokens)
+                rows, aux = self._decode(self.params, batch, trie=self.trie)
+            scores = aux["scores"]
             for found, score in zip(
                 np.asarray(rows)[: len(some)].tolist(), np.asarray(scores).tolist(), strict=False
             ):

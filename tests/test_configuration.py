@@ -1,0 +1,61 @@
+"""The gin files: every one parses, and the published sizes are what they say."""
+
+import importlib
+import math
+
+import gin
+import jax
+import jax.numpy as jnp
+import pytest
+
+from retrieval_jax import configuration
+from retrieval_jax.errors import UserError
+from retrieval_jax.main import CONFIGURABLE, VERBS
+from retrieval_jax.models.t5 import T5, T5Config
+
+FOLDER = configuration.gin_folder()
+FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.gin"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def configurables():
+    for module in (*(module for module, _ in VERBS.values()), *CONFIGURABLE):
+        importlib.import_module(module)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_parses(file: str):
+    configuration.configure([file], [])
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"), [("small", 77), ("base", 248), ("large", 783), ("xl", 2850), ("xxl", 11135)]
+)
+def test_sizes_are_t5_11s(size: str, millions: int):
+    """Parameters of the T5 1.1 checkpoints, with T5X's 32,128 embedding rows (shapes alone, no arrays)."""
+    configuration.configure([f"models/{size}.gin"], [])
+    model = T5(T5Config(vocab_size=32128))
+    tokens = jnp.ones((1, 4), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    assert round(count / 1e6) == pytest.approx(millions, rel=0.005)
+
+
+def test_later_wins_and_a_run_file_is_below_what_the_person_gave():
+    configuration.configure(["runs/demo.gin"], ["SEED=7"])
+    assert gin.query_parameter("%SEED") == 7
+    with configuration.run_file("runs/atomic.gin"):
+        assert gin.query_parameter("%DOCIDS") == "atomic"
+        assert gin.query_parameter("%STEPS") == 450
+        assert gin.query_parameter("train.batch_size") == 128
+        assert gin.query_parameter("%SEED") == 7
+    assert gin.query_parameter("%DOCIDS") == "naive"
+
+
+def test_a_broken_file_is_named_with_its_line(tmp_path):
+    file = tmp_path / "mine.gin"
+    file.write_text("SEED = 3\ntrain.stepz = 4\n")
+    with pytest.raises(UserError, match=r"mine\.gin:2: .*stepz"):
+        configuration.configure([str(file)], [])
+    with pytest.raises(UserError, match="SED: no such name: did you mean SEED"):
+        configuration.configure([], ["SED=1"])
