@@ -46,7 +46,7 @@ def test_later_wins_and_a_run_file_is_below_what_the_person_gave():
     assert gin.query_parameter("%SEED") == 7
     with configuration.run_file("runs/atomic.gin"):
         assert gin.query_parameter("%DOCIDS") == "atomic"
-        assert gin.query_parameter("%STEPS") == 450
+        assert gin.query_parameter("%STEPS") == 350
         assert gin.query_parameter("train.batch_size") == 128
         assert gin.query_parameter("%SEED") == 7
     assert gin.query_parameter("%DOCIDS") == "naive"

@@ -123,9 +123,14 @@ def open_model(model_dir: str | Path, step: int | None = None) -> OpenModel:
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder}: no checkpoint here yet: {mend}")
     checkpoints = Checkpoints(folder)
-    step = checkpoints.latest() if step is None else step
-    if step is None:
+    steps = checkpoints.manager.all_steps()
+    if not steps:
         raise UserError(f"{folder}: no checkpoint here yet: {mend}")
+    step = max(steps) if step is None else step
+    if step not in steps:
+        raise UserError(
+            f"{folder}: its checkpoint of step {step} is gone: `retrieval-jax index` takes the newest"
+        )
     shapes = {name: (1, 2) for name in ("encoder_input_tokens", "decoder_input_tokens")}
     shapes["left_encoder_input_tokens"] = (1, 2)
     abstract = jax.eval_shape(lambda: nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)))
