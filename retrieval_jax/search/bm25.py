@@ -1,5 +1,6 @@
 """The lexical baseline: BM25, through bm25s."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.search.searcher import Ranking
+
+logging.getLogger("bm25s").setLevel(logging.ERROR)  # it sets itself to DEBUG when imported
 
 
 class BM25Searcher:
