@@ -64,10 +64,10 @@ def _defined(macro: str) -> bool:
 
 
 @contextlib.contextmanager
-def run_file(file: str) -> Iterator[None]:
-    """Inside, a run file's configuration holds, below what the person gave; afterwards the one before."""
+def run_file(file: str, *settings: str) -> Iterator[None]:
+    """Inside, a run file and settings hold, below the person's bindings; afterwards what held before."""
     files, bindings = _given
-    configure([file, *files], bindings)
+    configure([file, *files], [*settings, *bindings])
     try:
         yield
     finally:

@@ -1,5 +1,7 @@
 """The verb `demo`: the main job, end to end. Each step is skipped where its work is already there."""
 
+from collections.abc import Mapping
+
 import gin
 
 from retrieval_jax import configuration
@@ -20,6 +22,7 @@ def demo(
     split: str = "test",
     generative: tuple[str, ...] = ("atomic", "naive"),
     dense: tuple[str, ...] = ("exact", "scann"),
+    steps: Mapping[str, int] | None = None,
 ) -> dict:
     """Imports, trains, indexes, searches and reports.
 
@@ -28,6 +31,7 @@ def demo(
       split: the queries to answer.
       generative: docid kinds to train a generative retriever for.
       dense: searchers to build over the dual encoder's vectors; none trains no dual encoder.
+      steps: model -> training steps, for those that shall not have STEPS; a given --gin.STEPS is for all.
     """
     work = Work.of(source, work_dir)
     say(f"1/5 import → {work.collection}")
@@ -39,8 +43,9 @@ def demo(
     trained = {}
     for name in models:
         # Each model by its own run file, as `retrieval-jax train --gin_file=runs/NAME.gin` would.
-        # In the model's own scope: --gin.naive/train.steps=2000 is for naive alone.
-        with configuration.run_file(f"runs/{name}.gin"), gin.config_scope(name):
+        settings = [f"STEPS = {steps[name]}"] if steps and name in steps else []
+        # In the model's own scope: --gin.naive/train.batch_size=64 is for naive alone.
+        with configuration.run_file(f"runs/{name}.gin", *settings), gin.config_scope(name):
             if name in generative:
                 make_docids(kind=name)
             trained[name] = train(model_dir=str(work.model(name)))

@@ -15,7 +15,6 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -33,12 +32,11 @@ class _Rate(ProgressColumn):
 @contextlib.contextmanager
 def bar(what: str, total: int | None, done: int = 0) -> Iterator:
     """A progress bar; yields `advance(n=1, note="")`. Without a terminal, one line when it ends."""
-    columns = (
-        TextColumn("{task.description:<21}"),
-        BarColumn(bar_width=10),
+    columns = (  # with a note, 80 characters wide
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=8),
         MofNCompleteColumn(),
         _Rate(),
-        TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("left"),
         TextColumn("[dim]{task.fields[note]}"),

@@ -42,12 +42,15 @@ def test_sizes_are_t5_11s(size: str, millions: int):
 
 
 def test_later_wins_and_a_run_file_is_below_what_the_person_gave():
-    configuration.configure(["runs/demo.gin"], ["SEED=7"])
+    configuration.configure(["runs/one_minute.gin"], ["SEED=7"])
     assert gin.query_parameter("%SEED") == 7
     with configuration.run_file("runs/atomic.gin"):
         assert gin.query_parameter("%DOCIDS") == "atomic"
-        assert gin.query_parameter("%STEPS") == 350
+        assert gin.query_parameter("%STEPS") == 60
         assert gin.query_parameter("train.batch_size") == 128
+        assert gin.query_parameter("%SEED") == 7
+    with configuration.run_file("runs/atomic.gin", "STEPS = 5", "SEED = 5"):
+        assert gin.query_parameter("%STEPS") == 5
         assert gin.query_parameter("%SEED") == 7
     assert gin.query_parameter("%DOCIDS") == "naive"
 

@@ -56,7 +56,7 @@ def search(
     searcher.search(texts[:BATCH], k)  # compiles; people wait for that once, not for every query
     found: list[Ranking] = []
     began = time.monotonic()
-    with bar(f"searching, {name}", len(texts)) as advance:
+    with bar(f"search {name}", len(texts)) as advance:
         for first in range(0, len(texts), BATCH):
             found += searcher.search(texts[first : first + BATCH], k)
             advance(len(found) - first)

@@ -171,7 +171,7 @@ def fit(
     last: dict[str, float] = {}
     step, batch = start, first
 
-    with bar(f"training {folder.name}", steps, start) as advance:
+    with bar(f"train {folder.name}", steps, start) as advance:
 
         def fetch() -> None:
             """Takes in the waiting metrics; tells the mean loss of every `log_every` steps."""
@@ -188,8 +188,8 @@ def fit(
                 loss = sum(losses) / len(losses)
                 losses.clear()
                 curve.add(number, minutes(), {"loss": loss})
-                hits = f", dev Hits@10 {last['dev/Hits@10']:.3f}" if "dev/Hits@10" in last else ""
-                advance(0, f"loss {loss:.3f}{hits}")
+                hits = f", Hits@10 {last['dev/Hits@10']:.2f}" if "dev/Hits@10" in last else ""
+                advance(0, f"loss {loss:.2f}{hits}")
 
         while step < steps and not out_of_time():
             state, metrics = step_fn(state, jax.device_put(batch, batch_sharding))
