@@ -14,7 +14,7 @@ logging.getLogger("bm25s").setLevel(logging.ERROR)  # it sets itself to DEBUG wh
 
 
 class BM25Searcher:
-    """BM25 (Lucene's variant, k1 0.9, b 0.4) over title and text; English stop words, no stemming."""
+    """BM25 (Lucene's variant, k1 0.9, b 0.4) over title and text; no stop words (their idf is low), no stemming."""
 
     kind = "bm25"
 
@@ -51,4 +51,4 @@ class BM25Searcher:
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
-    return bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+    return bm25s.tokenize(list(texts), stopwords=None, return_ids=False, show_progress=False)
