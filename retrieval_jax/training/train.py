@@ -44,7 +44,6 @@ def train(
     optimizer: Callable[[], optax.GradientTransformation],
     work_dir: str | None = None,
     model_dir: str | None = None,
-    name: str | None = None,
     docids: str | None = None,
     steps: int = 1000,
     batch_size: int = 128,
@@ -64,7 +63,7 @@ def train(
       source, work_dir: the collection, and where its work lies.
       retriever: a class with T5X's model interface: GenerativeRetriever or DualEncoder.
       optimizer: makes the optax optimiser.
-      model_dir: the model's folder; None is models/NAME of the work folder, and NAME the docids' kind.
+      model_dir: the model's folder; None is models/DOCIDS of the work folder, or models/dual_encoder.
       docids: kind of docids to write (generative retrievers).
       steps, batch_size: batches to train on, and their examples.
       input_length, passage_length: tokens of an input, and of a passage (dual encoder).
@@ -79,7 +78,7 @@ def train(
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
     table = DocidTable.open(work.docids(docids)) if docids else None
-    folder = Path(model_dir) if model_dir else work.model(name or docids or "dual_encoder")
+    folder = Path(model_dir) if model_dir else work.model(docids or "dual_encoder")
     vocabulary = Vocabulary(collection.vocabulary_path)
     check_inputs(folder, retriever, collection, table)
 
