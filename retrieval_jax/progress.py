@@ -60,7 +60,7 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 def say(text: str) -> None:
     """One line for the person, on stderr (stdout is for results)."""
-    console.print(text, markup=False)
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def quiet_libraries() -> None:
