@@ -14,7 +14,7 @@ logging.getLogger("bm25s").setLevel(logging.ERROR)  # it sets itself to DEBUG wh
 
 
 class BM25Searcher:
-    """BM25 (Lucene's variant, k1 0.9, b 0.4) over title and text; no stop words (their idf is low), no stemming."""
+    """BM25 (Lucene's variant, k1 0.9, b 0.4) over title and text; no stop words, no stemming."""
 
     kind = "bm25"
 
