@@ -19,8 +19,16 @@ class Passage:
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """A question with its judged passages: `positives` maps passage id -> grade (> 0)."""
+    """A question with its judged passages.
+
+    Attributes:
+      positives: passage id -> grade (> 0).
+      negatives: ids of passages known to be irrelevant, hardest first where the source orders them.
+      label: who judged: "human", "llm", or "" where the source does not say.
+    """
 
     id: str
     text: str
     positives: dict[str, int]
+    negatives: tuple[str, ...] = ()
+    label: str = ""
