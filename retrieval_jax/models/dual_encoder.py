@@ -41,12 +41,13 @@ class DualEncoderNetwork(nn.Module):
 class DualEncoder:
     """T5X's model interface over a dual encoder with shared towers.
 
-    A batch holds left_encoder_input_tokens B×S (queries), right_encoder_input_tokens B×P (passages) and
-    passage B×1 (the passage's row), all int32. `scale` multiplies the cosines (1 / temperature).
+    A batch holds left_encoder_input_tokens B×S (queries), right_encoder_input_tokens B×G×P (each query's
+    candidates, a positive first), passage B×G (their rows, -1 is padding) and grade B×G (> 0 positive, 0
+    negative), all int32. `scale` multiplies the cosines (1 / temperature).
     """
 
     family = "dual encoder"
-    reads_docids = False
+    answer = "passages"
 
     def __init__(
         self,
@@ -67,11 +68,6 @@ class DualEncoder:
 
         return DualEncoderFeatureConverter
 
-    @staticmethod
-    def feature_lengths(input_length: int, passage_length: int, docid_length: int) -> dict[str, int]:
-        """seqio feature -> tokens, for the feature converter."""
-        return {"inputs": input_length, "targets": passage_length, "passage": 1}
-
     def get_initial_variables(
         self, rng: jax.Array, input_shapes: Mapping[str, tuple], input_types: object = None
     ) -> dict:
@@ -91,8 +87,9 @@ class DualEncoder:
         """Mean over the rows of both directions' in-batch softmax loss (nats)."""
         keys = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         queries = self.encode(params, batch["left_encoder_input_tokens"], keys[0])
-        passages = self.encode(params, batch["right_encoder_input_tokens"], keys[1])
-        nll, right = in_batch_softmax(queries, passages, batch["passage"][:, 0], self.scale)
+        candidates_BxGxP = batch["right_encoder_input_tokens"]
+        passages = self.encode(params, candidates_BxGxP.reshape(-1, candidates_BxGxP.shape[-1]), keys[1])
+        nll, right = in_batch_softmax(queries, passages, batch["passage"], batch["grade"], self.scale)
         loss = nll / len(queries)
         return loss, {"loss": loss, "accuracy": right / len(queries)}
 
@@ -107,6 +104,6 @@ class DualEncoder:
         return self.encode(params, batch["left_encoder_input_tokens"]), {}
 
     def score_batch(self, params: dict, batch: Batch) -> jax.Array:
-        """Cosine of each query with its passage, B."""
+        """Cosine of each query with its first candidate, B."""
         queries = self.encode(params, batch["left_encoder_input_tokens"])
-        return jnp.sum(queries * self.encode(params, batch["right_encoder_input_tokens"]), axis=-1)
+        return jnp.sum(queries * self.encode(params, batch["right_encoder_input_tokens"][:, 0]), axis=-1)

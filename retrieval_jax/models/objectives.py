@@ -15,19 +15,28 @@ def token_cross_entropy(
 
 
 def in_batch_softmax(
-    queries_BxE: jax.Array, passages_BxE: jax.Array, passage_B: jax.Array, scale: float
+    queries_BxE: jax.Array,
+    passages_MxE: jax.Array,
+    passage_BxG: jax.Array,
+    grade_BxG: jax.Array,
+    scale: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Bidirectional in-batch softmax of GTR (Ni et al. 2021, section 3.1).
+    """Bidirectional in-batch softmax of GTR (Ni et al. 2021, section 3.1), with hard negatives.
 
-    Row i's passage is its positive; the other rows' passages are its negatives, except those that are the
-    same passage (equal numbers in `passage_B`), which are left out. Gives (the sum over the rows of both
-    directions' negative log-likelihoods, in nats; rows whose positive scores highest).
+    Row b's positive is its first candidate. Every other candidate of the batch (M = B·G, in rows of G) is its
+    negative, except padding (passage < 0) and what is known to answer it: the same passage again, and its
+    other positives. The other direction, from a positive to its query, has no hard negatives. Gives (the sum
+    over the rows of both directions' negative log-likelihoods, in nats; rows whose positive scores highest).
     """
-    B = queries_BxE.shape[0]
-    logits_BxB = scale * jnp.einsum("be,ce->bc", queries_BxE, passages_BxE).astype(jnp.float32)
-    same_BxB = (passage_B[:, None] == passage_B[None, :]) & ~jnp.eye(B, dtype=bool)
-    logits_BxB = jnp.where(same_BxB, -jnp.inf, logits_BxB)
+    B, G = passage_BxG.shape
+    logits_BxM = scale * jnp.einsum("be,me->bm", queries_BxE, passages_MxE).astype(jnp.float32)
+    passage_M = passage_BxG.reshape(-1)
+    known_BxG = jnp.where(grade_BxG > 0, passage_BxG, -1)
+    answers_BxM = jnp.any(known_BxG[:, :, None] == passage_M, axis=1)
+    own_BxM = jnp.arange(B * G) == G * jnp.arange(B)[:, None]
+    logits_BxM = jnp.where((answers_BxM | (passage_M < 0)) & ~own_BxM, -jnp.inf, logits_BxM)
+    logits_BxB = logits_BxM[:, ::G]
     positive_B = jnp.diagonal(logits_BxB)
-    to_passage = jax.nn.logsumexp(logits_BxB, axis=1) - positive_B
+    to_passage = jax.nn.logsumexp(logits_BxM, axis=1) - positive_B
     to_query = jax.nn.logsumexp(logits_BxB, axis=0) - positive_B
-    return jnp.sum(to_passage + to_query), jnp.sum(positive_B >= jnp.max(logits_BxB, axis=1))
+    return jnp.sum(to_passage + to_query), jnp.sum(positive_B >= jnp.max(logits_BxM, axis=1))

@@ -7,6 +7,7 @@ from pathlib import Path
 import bm25s
 import numpy as np
 
+from retrieval_jax import arrow_ids
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.search.searcher import Ranking
 
@@ -19,7 +20,7 @@ class BM25Searcher:
     kind = "bm25"
 
     def __init__(self, index: bm25s.BM25, passage_ids: Sequence[str]):
-        self.index, self.passage_ids = index, passage_ids
+        self.index, self.passage_ids = index, arrow_ids.array(passage_ids)
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """See Searcher. Passages without a word of the query are left out."""
@@ -27,7 +28,7 @@ class BM25Searcher:
         words = _words(queries)
         rows, scores = self.index.retrieve(words, k=k, show_progress=False, backend_selection="numpy")
         return [
-            [(self.passage_ids[row], score) for row, score in zip(*pair, strict=True) if score > 0]
+            [(self.passage_ids[row].as_py(), score) for row, score in zip(*pair, strict=True) if score > 0]
             for pair in zip(np.asarray(rows).tolist(), np.asarray(scores).tolist(), strict=True)
         ]
 
@@ -41,13 +42,13 @@ class BM25Searcher:
         index = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
         index.index(_words(texts), show_progress=False)
         index.save(folder / "bm25")
-        (folder / "passage_ids.txt").write_text("".join(f"{i}\n" for i in ids))
+        arrow_ids.write(folder / "ids.arrow", ids)
 
     @classmethod
     def open(cls, folder: Path) -> "BM25Searcher":
         """Opens a folder that `index` made."""
         index = bm25s.BM25.load(folder / "bm25")
-        return cls(index, (folder / "passage_ids.txt").read_text().splitlines())
+        return cls(index, arrow_ids.read(folder / "ids.arrow"))
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:

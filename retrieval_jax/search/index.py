@@ -1,5 +1,6 @@
 """The verb `index`: a checkpoint (or the passages, for BM25) becomes a searcher folder."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import gin
 
 from retrieval_jax import storage
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar, track
@@ -26,6 +28,7 @@ def make_index(
     name: str | None = None,
     beams: int = 40,
     batch_size: int = 32,
+    expansion: str | None = None,
 ) -> dict:
     """Makes searchers/NAME.
 
@@ -33,22 +36,27 @@ def make_index(
       source, work_dir: the collection, and where its work lies.
       model_dir: the trained model; None makes a BM25 searcher.
       kind: "generative", "exact", "scann" or "bm25"; None is the model's (scann for a dual encoder).
-      name: the searcher's name; None is the kind of docids, or the kind.
+      name: the searcher's name; None is the kind of docids, or the kind (bm25_EXPANSION with an expansion).
       beams: most docids that a generative search finds.
       batch_size: queries that a generative search decodes at once.
+      expansion: name of the synthetic queries that BM25 shall read as if they were in the passages.
     """
     if kind not in (None, *KINDS):
         raise UserError(f"make_index.kind: no kind {kind!r}: choose one of {', '.join(KINDS)}")
+    if expansion and model_dir:
+        raise UserError("make_index.expansion: only BM25 reads it: set MODEL_DIR=None")
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
     if model_dir is None:
         if kind not in (None, "bm25"):
             raise UserError(f"MODEL_DIR: a {kind} searcher needs a model: --gin.MODEL_DIR=\"'work/…'\"")
-        return _build(work.searcher(name or "bm25"), "bm25", None, collection, {}, _bm25(collection))
+        return _bm25(work, collection, name, expansion)
 
     opened = open_model(model_dir)
-    check_collection(opened, collection, model_dir)
     family = opened.model.family
+    if family == "query generator":
+        raise UserError(f"{model_dir}: holds a query generator: it is for `retrieval-jax generate-queries`")
+    check_collection(opened, collection, model_dir)
     kind = kind or ("generative" if family == "generative" else "scann")
     if (family == "generative") != (kind == "generative"):
         raise UserError(f"{model_dir}: holds a {family} model, not one for a {kind} searcher")
@@ -82,14 +90,22 @@ def _build(
     return {"searcher": str(folder), **known}
 
 
-def _bm25(collection: Collection) -> Callable[[Path], dict]:
+def _bm25(work: Work, collection: Collection, name: str | None, expansion: str | None) -> dict:
+    passages, recipe = collection.passages, {}
+    if expansion:
+        queries = SyntheticQueries(work.synthetic(expansion))
+        queries.check(collection)
+        passages = functools.partial(queries.expanded, collection)
+        recipe = {"expansion": queries.fingerprint}
+
     def make(aside: Path) -> dict:
         from retrieval_jax.search.bm25 import BM25Searcher
 
-        BM25Searcher.write(aside, track(collection.passages(), "BM25", collection.passage_count))
+        BM25Searcher.write(aside, track(passages(), "BM25", collection.passage_count))
         return {}
 
-    return make
+    folder = work.searcher(name or (f"bm25_{expansion}" if expansion else "bm25"))
+    return _build(folder, "bm25", None, collection, recipe, make)
 
 
 def _dense(kind: str, opened: OpenModel, collection: Collection, facts: dict) -> Callable[[Path], dict]:

@@ -12,16 +12,21 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from retrieval_jax import storage
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.training import partitioning
 
-RETRIEVERS = {"GenerativeRetriever": GenerativeRetriever, "DualEncoder": DualEncoder}
+Model = GenerativeRetriever | DualEncoder | QueryGenerator
+RETRIEVERS = {cls.__name__: cls for cls in (GenerativeRetriever, DualEncoder, QueryGenerator)}
 
 
 class Checkpoints:
@@ -89,7 +94,7 @@ class Checkpoints:
 class OpenModel:
     """A trained model, ready to search with: enough for any searcher, without gin or TensorFlow."""
 
-    model: GenerativeRetriever | DualEncoder
+    model: Model
     params: dict
     step: int
     vocabulary: Vocabulary
@@ -100,7 +105,7 @@ class OpenModel:
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
 
-def describe(model: GenerativeRetriever | DualEncoder, **facts: object) -> dict:
+def describe(model: Model, **facts: object) -> dict:
     """What model.json says: the class, its sizes, and facts such as lengths and the collection."""
     settings = {k: getattr(model, k) for k in ("vector_dim", "scale") if hasattr(model, k)}
     return {
@@ -111,8 +116,8 @@ def describe(model: GenerativeRetriever | DualEncoder, **facts: object) -> dict:
     }
 
 
-def open_model(model_dir: str | Path, step: int | None = None) -> OpenModel:
-    """Opens a model folder at a step (None: its newest checkpoint)."""
+def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> OpenModel:
+    """Opens a model folder at a step (None: its newest checkpoint), on a mesh (None: on one device)."""
     folder = Path(model_dir)
     mend = "train it with `retrieval-jax train`, or check MODEL_DIR"
     description = storage.read_json(folder / "model.json", mend)
@@ -133,9 +138,13 @@ def open_model(model_dir: str | Path, step: int | None = None) -> OpenModel:
         )
     shapes = {name: (1, 2) for name in ("encoder_input_tokens", "decoder_input_tokens")}
     shapes["left_encoder_input_tokens"] = (1, 2)
-    abstract = jax.eval_shape(lambda: nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)))
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
-    params = checkpoints.restore_params(step, abstract["params"])
+    boxed = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
+    mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "model"))
+    abstract = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        nn.unbox(boxed),
+        partitioning.params_shardings(mesh, boxed),
+    )
+    params = checkpoints.restore_params(step, abstract)
     checkpoints.close()
     return OpenModel(model, params, step, Vocabulary(folder / "sentencepiece.model"), description)

@@ -1,0 +1,165 @@
+"""Released docT5query predictions, read as a stream: generated queries that somebody else's model sampled.
+
+They come in two forms, and any file may be compressed (`.gz`):
+
+    NAME.txt            a line a passage, in the collection's order; a file a sample. A sample may be cut into
+                        numbered pieces, as in predicted_queries_topk_sample007.txt003-1004000 (sample 7,
+                        piece 3); a line may hold several queries with tabs between them
+    NAME.jsonl          {"id": passage id, "predicted_queries": [...]}, in any order
+
+What is wrong is a `UserError`: `FILE:LINE: what: mend`.
+"""
+
+import gzip
+import itertools
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_jax.data.lines import error_text
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.synthetic import Parts
+from retrieval_jax.errors import UserError
+from retrieval_jax.progress import bar
+
+Advance = Callable[..., None]  # a progress bar's: (more passages, note="")
+_TEXT = re.compile(r"(?P<sample>.+)\.txt(?P<piece>\d*)(-\d+)?(\.gz)?")
+_JSON = re.compile(r".+\.jsonl?(\.gz)?")
+_LINES = 1 << 16  # of JSON, held at once
+
+
+class TextPredictions:
+    """Files with a line a passage. `samples` are their names, each with its pieces in order."""
+
+    def __init__(self, files: Sequence[Path]):
+        samples: dict[str, list[tuple[int, Path]]] = {}
+        for file in sorted(files):
+            match = _TEXT.fullmatch(file.name)
+            samples.setdefault(match["sample"], []).append((int(match["piece"] or 0), file))
+        self.samples = {name: [file for _, file in sorted(pieces)] for name, pieces in samples.items()}
+        self.files = [file for pieces in self.samples.values() for file in pieces]
+
+    def prepare(self, collection: Collection, parts: Parts) -> None:
+        """Nothing: the files are in the collection's order."""
+
+    def queries(
+        self, collection: Collection, parts: Parts, numbers: Sequence[int], advance: Advance
+    ) -> Iterator[list[list[str]]]:
+        """For each of these parts (ascending) the queries of each of its passages.
+
+        All samples are read side by side, so that no more than a part is held.
+        """
+        mend = f"give one line for each of the {parts.passages} passages, in their order"
+        streams = [itertools.chain.from_iterable(map(_lines, pieces)) for pieces in self.samples.values()]
+        at = 0
+        for number in numbers:
+            rows = parts.rows(number)
+            made: list[list[str]] = [[] for _ in rows]
+            for stream, pieces in zip(streams, self.samples.values(), strict=True):
+                wanted = [text for _, _, text in itertools.islice(stream, rows.start - at, rows.stop - at)]
+                if len(wanted) < len(rows):
+                    last = sum(1 for _ in _lines(pieces[-1]))
+                    raise _fault(pieces[-1], last, "the lines end here, before the passages do", mend)
+                for some, text in zip(made, wanted, strict=True):
+                    some += text.split("\t")
+            at = rows.stop
+            advance(len(rows))
+            yield made
+        for stream in streams:
+            if extra := next(itertools.islice(stream, parts.passages - at, None), None):
+                raise _fault(extra[0], extra[1], "there are more lines than passages", mend)
+
+
+class JsonPredictions:
+    """Files with a JSON object a passage, in any order: they are sorted on disk before they are used."""
+
+    def __init__(self, files: Sequence[Path]):
+        self.files = sorted(files)
+
+    def prepare(self, collection: Collection, parts: Parts) -> None:
+        """Copies each line to a file of its part, once."""
+        done, aside = parts.folder / "sorted", parts.folder / "sorted.making"
+        if done.exists():
+            return
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        lines = itertools.chain.from_iterable(map(_predictions, self.files))
+        with bar("sorting predictions", parts.passages) as advance:
+            while some := list(itertools.islice(lines, _LINES)):
+                rows = collection.rows([key for _, _, key, _ in some])
+                if len(unknown := np.flatnonzero(rows < 0)):
+                    path, line, key, _ = some[unknown[0]]
+                    what = f"{collection.folder} has no passage {key[:80]!r}"
+                    raise _fault(path, line, what, "import the collection that was predicted for")
+                order = np.argsort(rows, kind="stable").tolist()
+                for number, group in itertools.groupby(order, lambda i: int(rows[i]) // parts.size):  # noqa: B023
+                    with (aside / f"{number}.jsonl").open("a") as file:
+                        file.writelines(json.dumps([int(rows[i]), some[i][3]]) + "\n" for i in group)
+                advance(len(some))
+        aside.rename(done)
+
+    def queries(
+        self, collection: Collection, parts: Parts, numbers: Sequence[int], advance: Advance
+    ) -> Iterator[list[list[str]]]:
+        """For each of these parts the queries of each of its passages (none where none were predicted)."""
+        for number in numbers:
+            rows = parts.rows(number)
+            made: list[list[str]] = [[] for _ in rows]
+            file = parts.folder / "sorted" / f"{number}.jsonl"
+            if file.exists():
+                with file.open() as lines:
+                    for row, queries in map(json.loads, lines):
+                        made[row - rows.start] += queries
+            advance(len(rows))
+            yield made
+
+
+def open_predictions(path: str | Path) -> TextPredictions | JsonPredictions:
+    """Finds the files of predictions in a folder; their contents are checked later, as they are read."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise _fault(folder, None, "there is no such folder", "check the path")
+    texts = [file for file in folder.iterdir() if _TEXT.fullmatch(file.name)]
+    objects = [file for file in folder.iterdir() if _JSON.fullmatch(file.name)]
+    if bool(texts) == bool(objects):
+        what = "there are .txt and .jsonl files" if texts else "there is no .txt or .jsonl file"
+        raise _fault(folder, None, what, "have predictions of one form here, plain or .gz")
+    return TextPredictions(texts) if texts else JsonPredictions(objects)
+
+
+def _predictions(path: Path) -> Iterator[tuple[Path, int, str, list[str]]]:
+    """(file, line, passage id, queries) of each JSON object."""
+    for _, line, text in _lines(path):
+        try:
+            record = json.loads(text)
+            key, queries = str(record["id"]), record["predicted_queries"]
+            if not isinstance(queries, list) or not all(isinstance(q, str) for q in queries):
+                raise ValueError("predicted_queries is not a list of strings")
+            "".join(queries).encode()  # half of a surrogate pair is no text
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            mend = 'write {"id": …, "predicted_queries": […]}'
+            raise _fault(path, line, f"the JSON is wrong ({reason})", mend) from None
+        yield path, line, key, queries
+
+
+def _lines(path: Path) -> Iterator[tuple[Path, int, str]]:
+    """(file, line number, text) of each line, also of empty ones: a line's place says whose it is."""
+    line = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for line, raw in enumerate(file, start=1):
+                yield path, line, raw.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise _fault(path, line, f"the line is not UTF-8 ({error.reason})", "save it as UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise _fault(path, line + 1, f"the file is unreadable here ({error})", "restore it") from None
+
+
+def _fault(path: Path, line: int | None, what: str, mend: str) -> UserError:
+    return UserError(error_text(path, line, what, mend))

@@ -1,0 +1,153 @@
+"""Generated queries (doc2query) on disk: a TFDS dataset with one record a passage, in the collection's order.
+
+    synthetic/NAME/manifest.json
+    synthetic/NAME/counts.npy                         int32: how many queries each passage has
+    synthetic/NAME/COLLECTION/synthetic/1.0.0/        split train: queries (may be none)
+
+It is joined from parts: files of JSON lines, a line a passage, each part a run of rows.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_jax import storage
+from retrieval_jax.data.collection import Passage
+from retrieval_jax.data.records import Collection, open_dataset, write_dataset
+from retrieval_jax.errors import UserError
+
+VERB = "generate-queries"
+SHARD = 100_000  # passages a file, about
+
+
+class SyntheticQueries:
+    """A finished `synthetic/NAME` folder, opened for reading (without TensorFlow).
+
+    Attributes:
+      fingerprint: of all the queries and their order.
+      collection: fingerprint of the collection whose passages they are of.
+      total: how many queries there are.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        manifest = storage.read_manifest(folder, VERB)
+        self.fingerprint: str = manifest["fingerprint"]
+        self.collection: str = manifest["recipe"]["collection"]
+        self.total: int = manifest["queries"]
+        self._name: str = manifest["name"]
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """int32, passages: how many queries each has; mapped into memory."""
+        try:
+            return np.load(self.folder / "counts.npy", mmap_mode="r")
+        except (OSError, EOFError, ValueError) as error:
+            mend = f"delete the folder, then `retrieval-jax {VERB}`"
+            raise UserError(f"{self.folder}: cannot be read ({error}): {mend}") from None
+
+    @functools.cached_property
+    def _records(self):
+        return open_dataset(self.folder, self._name, "synthetic", "train").data_source
+
+    def some(self, rows: Sequence[int]) -> list[list[str]]:
+        """The queries of the passages at these rows, read at once."""
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        # As in Collection: much faster than TFDS's own decoding, which knows any feature.
+        records = (tf_example_pb2.Example.FromString(record) for record in self._records.__getitems__(rows))
+        return [[q.decode() for q in r.features.feature["queries"].bytes_list.value] for r in records]
+
+    def queries(self, row: int) -> list[str]:
+        """The queries of the passage at a row."""
+        return self.some([row])[0]
+
+    def check(self, collection: Collection) -> None:
+        """Raises UserError where these are the queries of another collection."""
+        if self.collection != collection.fingerprint:
+            raise UserError(
+                f"{self.folder}: of another collection (or an earlier version) than {collection.folder}: "
+                f"make it again with `retrieval-jax {VERB}`"
+            )
+
+    def expanded(self, collection: Collection, size: int = 1024) -> Iterator[Passage]:
+        """The collection's passages by row, each text followed by its queries (Nogueira et al. 2019)."""
+        for first in range(0, collection.passage_count, size):
+            rows = range(first, min(first + size, collection.passage_count))
+            for passage, queries in zip(collection.some(rows), self.some(rows), strict=True):
+                yield Passage(passage.id, passage.title, " ".join([passage.text, *queries]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A folder of unfinished work, and how the passages are parted: each part is a run of `size` rows."""
+
+    folder: Path
+    passages: int
+    size: int
+
+    @property
+    def count(self) -> int:
+        return -(-self.passages // self.size)
+
+    def rows(self, number: int) -> range:
+        """The rows of a part."""
+        return range(number * self.size, min((number + 1) * self.size, self.passages))
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:05}.jsonl"
+
+    def missing(self, host: int, hosts: int) -> list[int]:
+        """The parts that this one of several hosts has still to make: hosts take them in turns."""
+        return [number for number in range(host, self.count, hosts) if not self.path(number).exists()]
+
+    def write(self, number: int, lines: Iterable[dict]) -> None:
+        """Writes a part whole or not at all: each passage's queries, and how many were made and distinct."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        storage.write_aside(self.path(number), text.encode())
+
+    def read(self, numbers: Iterable[int]) -> Iterator[dict]:
+        """The lines of these parts."""
+        for number in numbers:
+            with self.path(number).open() as lines:
+                yield from map(json.loads, lines)
+
+    def records(self, numbers: Iterable[int]) -> Iterator[dict]:
+        """The same, as records of the dataset."""
+        return ({"queries": line["queries"]} for line in self.read(numbers))
+
+
+def join(folder: Path, collection: Collection, parts: Parts) -> dict:
+    """Joins the parts into the dataset, in `folder`; gives what its manifest shall say."""
+    import tensorflow_datasets as tfds
+
+    counts = np.zeros(parts.passages, np.int32)
+    totals = {"made": 0, "distinct": 0}
+
+    def contents() -> Iterator[str]:
+        for row, line in enumerate(parts.read(range(parts.count))):
+            counts[row] = len(line["queries"])
+            for key in totals:
+                totals[key] += line[key]
+            yield "\n".join(line["queries"])
+
+    fingerprint = storage.digest(contents())
+    np.save(folder / "counts.npy", counts)
+    step = max(SHARD // parts.size, 1)
+    shards = [
+        functools.partial(parts.records, range(first, min(first + step, parts.count)))
+        for first in range(0, parts.count, step)
+    ]
+    features = {"queries": tfds.features.Sequence(tfds.features.Text())}
+    write_dataset(folder, collection.name, "synthetic", features, {"train": shards})
+    return {
+        "name": collection.name,
+        "passages": parts.passages,
+        **totals,
+        "queries": int(counts.sum()),
+        "fingerprint": fingerprint,
+    }
