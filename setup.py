@@ -16,11 +16,14 @@ setup(
     package_data={"retrieval_jax.gin_configs": ["*.gin", "*/*.gin"]},
     entry_points={"console_scripts": ["retrieval-jax = retrieval_jax.main:main"]},
     install_requires=[
+        "apache-beam>=2.77,<2.78",  # it refuses protobuf 7
         "array_record>=0.8,<0.9",
         "bm25s>=0.2,<0.4",
         "clu>=0.0.12,<0.1",
         "flax>=0.12,<0.13",
         "gin-config>=0.5,<0.6",
+        "google-crc32c>=1.9,<2",  # seqio's cache job writes TFRecords by it
+        "grain>=0.2.18,<0.3",
         "importlib_resources>=6",  # tensorflow-datasets imports it on Python 3.11
         "ir-measures>=0.4.3,<0.5",
         "jax>=0.10,<0.13",
@@ -28,6 +31,8 @@ setup(
         "numpy>=2,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11,<0.13",
+        "protobuf>=6,<7",
+        "pyarrow>=25,<26",
         "rich>=13,<16",
         "scann>=1.4.2,<1.5",
         "sentencepiece>=0.2.1,<0.2.3",
@@ -36,5 +41,8 @@ setup(
         "tensorflow-datasets>=4.9.9,<5",
         "tensorflow-text>=2.20,<2.21",
     ],
-    extras_require={"test": ["hypothesis>=6", "pytest>=8", "ruff>=0.15,<0.16"]},
+    extras_require={
+        "ir_datasets": ["ir-datasets>=0.6.3,<0.7"],
+        "test": ["hypothesis>=6", "pytest>=8", "ruff>=0.15,<0.16"],
+    },
 )

@@ -16,14 +16,20 @@ VERBS = {
     "demo": ("retrieval_jax.demo", "demo"),
     "import": ("retrieval_jax.data.importing", "import_collection"),
     "docids": ("retrieval_jax.docids.make", "make_docids"),
+    "cache": ("retrieval_jax.data.cache", "cache"),
     "train": ("retrieval_jax.training.train", "train"),
+    "generate-queries": ("retrieval_jax.data.generating", "generate_queries"),
     "index": ("retrieval_jax.search.index", "make_index"),
     "search": ("retrieval_jax.search.answer", "search"),
     "evaluate": ("retrieval_jax.evaluation.evaluate", "evaluate"),
 }
 DEFAULT_FILES = {"demo": ["runs/demo.gin"], "train": ["runs/naive.gin"]}  # where no --gin_file is given
 # Modules whose gin names a configuration file may mention, whichever verb runs.
-CONFIGURABLE = ("retrieval_jax.training.optimizers", "retrieval_jax.training.evaluate")
+CONFIGURABLE = (
+    "retrieval_jax.data.training_data",
+    "retrieval_jax.training.optimizers",
+    "retrieval_jax.training.evaluate",
+)
 
 EXAMPLES = """examples:
   retrieval-jax demo                                          everything, on the embedded collection

@@ -56,6 +56,12 @@ def read_manifest(folder: str | os.PathLike, verb: str) -> dict:
     return read_json(Path(folder) / MANIFEST, f"delete the folder, then `retrieval-jax {verb}`")
 
 
+def holds(folder: str | os.PathLike, recipe: dict) -> bool:
+    """Whether the folder is finished and was made by that recipe."""
+    path = Path(folder) / MANIFEST
+    return path.is_file() and read_manifest(folder, "import")["recipe"] == json.loads(json.dumps(recipe))
+
+
 def build(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict]) -> dict:
     """Gives the manifest of `folder`, which `make` fills unless it already holds the same recipe's work.
 
@@ -64,12 +70,9 @@ def build(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict])
     overwritten: UserError.
     """
     folder = Path(folder)
-    recipe = json.loads(json.dumps(recipe))
-    if (folder / MANIFEST).is_file():
-        manifest = read_manifest(folder, "import")
-        if manifest["recipe"] == recipe:
-            return manifest
-    elif folder.exists():
+    if holds(folder, recipe):
+        return read_manifest(folder, "import")
+    if folder.exists() and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder}: holds files of something else: name another folder, or delete it")
     for stale in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -95,8 +98,15 @@ def digest(parts: Iterable[str | bytes]) -> str:
     sha = hashlib.sha256()
     for part in parts:
         part = part.encode() if isinstance(part, str) else part
-        sha.update(len(part).to_bytes(8, "little") + part)
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
     return sha.hexdigest()[:16]
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_fraction(text: str) -> float:

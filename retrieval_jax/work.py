@@ -1,6 +1,7 @@
 """Where things lie: one folder a collection, with a place for each of the seven nouns."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 
@@ -8,8 +9,8 @@ from pathlib import Path
 class Work:
     """The paths under a work folder.
 
-    collection/ · docids/KIND/ · models/NAME/ (checkpoints) · searchers/NAME/ · runs/NAME.SPLIT.trec ·
-    report.html, metrics.json
+    collection/ · docids/KIND/ · cache/TASK/ (examples) · models/NAME/ (checkpoints) · synthetic/NAME/
+    (generated queries) · searchers/NAME/ · runs/NAME.SPLIT.trec · report.html, metrics.json
     """
 
     folder: Path
@@ -17,7 +18,9 @@ class Work:
     @classmethod
     def of(cls, collection: str, work_dir: str | None) -> "Work":
         """The given folder, or `work/NAME` with the name of the collection's source."""
-        return cls(Path(work_dir) if work_dir else Path("work") / Path(collection).resolve().name)
+        # A folder's last part is its name; the parts of ir_datasets:beir/scifact/test name it together.
+        name = re.sub("[:/,]", "_", collection) if ":" in collection else Path(collection).resolve().name
+        return cls(Path(work_dir) if work_dir else Path("work") / name)
 
     @property
     def collection(self) -> Path:
@@ -25,6 +28,12 @@ class Work:
 
     def docids(self, kind: str) -> Path:
         return self.folder / "docids" / kind
+
+    def cache(self, task: str) -> Path:
+        return self.folder / "cache" / task
+
+    def synthetic(self, name: str) -> Path:
+        return self.folder / "synthetic" / name
 
     def model(self, name: str) -> Path:
         return self.folder / "models" / name

@@ -56,7 +56,7 @@ def arguments(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
         "T5Config.mlp_dim": 64,
         "T5Config.num_heads": 2,
         "T5Config.head_dim": 32,
-        "train.passage_length": 48,
+        "TrainingData.passage_length": 48,
         "make_index.beams": 10,
         "make_index.batch_size": 8,
     }

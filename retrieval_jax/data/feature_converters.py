@@ -12,34 +12,41 @@ _INT32 = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
 
 
 class DualEncoderFeatureConverter(seqio.FeatureConverter):
-    """Two encoder inputs, named as in t5x_retrieval, and the row of the passage.
+    """Two encoder inputs, named as in t5x_retrieval, and what the candidates are (see PassageTargets).
 
-    left_encoder_input_tokens: B × inputs; right_encoder_input_tokens: B × targets; passage: B × 1.
+    left_encoder_input_tokens: B × inputs; right_encoder_input_tokens: B × G × targets / G; passage and grade:
+    B × G.
     """
 
-    TASK_FEATURES = {"inputs": _INT32, "targets": _INT32, "passage": _INT32}  # noqa: RUF012 (seqio's name)
-    MODEL_FEATURES = {  # noqa: RUF012
+    TASK_FEATURES = {"inputs": _INT32, "targets": _INT32, "passage": _INT32, "grade": _INT32}  # noqa: RUF012
+    MODEL_FEATURES = {  # noqa: RUF012 (seqio's names)
         "left_encoder_input_tokens": _INT32,
-        "right_encoder_input_tokens": _INT32,
+        "right_encoder_input_tokens": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=2),
         "passage": _INT32,
+        "grade": _INT32,
     }
     PACKING_FEATURE_DTYPES = {}  # noqa: RUF012
 
     def _convert_features(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
     ) -> tf.data.Dataset:
+        group = task_feature_lengths["passage"]
+
         def convert(example: dict) -> dict:
             return {
                 "left_encoder_input_tokens": example["inputs"],
-                "right_encoder_input_tokens": example["targets"],
+                "right_encoder_input_tokens": tf.reshape(example["targets"], [group, -1]),
                 "passage": example["passage"],
+                "grade": example["grade"],
             }
 
         return self._pack_or_pad(ds, task_feature_lengths).map(convert)
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
+        group = task_feature_lengths["passage"]
         return {
             "left_encoder_input_tokens": task_feature_lengths["inputs"],
-            "right_encoder_input_tokens": task_feature_lengths["targets"],
-            "passage": task_feature_lengths["passage"],
+            "right_encoder_input_tokens": group,  # the length of its first dimension
+            "passage": group,
+            "grade": group,
         }

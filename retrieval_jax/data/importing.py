@@ -1,23 +1,28 @@
 """The verb `import`: any source of passages and queries becomes a `collection` folder."""
 
+import concurrent.futures
 import functools
 import itertools
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import gin
 
-from retrieval_jax import storage
-from retrieval_jax.data import vocabulary
-from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.python_docs import PACKAGES, python_docs
+from retrieval_jax import arrow_ids, storage
+from retrieval_jax.data import exports, subsets, vocabulary
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.folders import Source
+from retrieval_jax.data.lines import Faults
+from retrieval_jax.data.passages import Passages
+from retrieval_jax.data.python_docs import PACKAGES
 from retrieval_jax.data.records import write_passages, write_queries
-from retrieval_jax.data.sources import Source, open_source
-from retrieval_jax.progress import say, track
+from retrieval_jax.data.sources import open_source
+from retrieval_jax.errors import UserError
+from retrieval_jax.progress import say
 from retrieval_jax.work import Work
 
-PYTHON_DOCS = "python_docs"
+LAYOUT = 2  # of the collection folder: folders of another one are made anew
 
 
 @gin.configurable
@@ -27,81 +32,84 @@ def import_collection(
     vocabulary_path: str | None = None,
     vocab_size: int = 8000,
     held_out: float = 0.05,
+    on_error: str = "fail",
+    subset: int | None = None,
+    subset_seed: int = 0,
+    shard_bytes: int = 32 << 20,
+    beam_options: tuple[str, ...] = (),
     docs_size: int = 5000,
     docs_packages: tuple[str, ...] = PACKAGES,
 ) -> dict:
     """Writes the records and the vocabulary of a collection, once.
 
     Args:
-      source: `python_docs` (embedded), or a folder in BEIR or TSV layout.
+      source: `python_docs` (embedded), `ir_datasets:ID` or `ir_datasets:ID,ID` (splits of one corpus), or a
+        folder in the layout of BEIR, TSV, MS MARCO, NCI or Tevatron.
       work_dir: where everything made of this collection goes; None is `work/NAME`.
       vocabulary_path: a SentencePiece model to use; None learns one on passages, their ids and train queries.
       vocab_size: pieces of a learned vocabulary.
       held_out: where there are train but no dev queries, this share of them, chosen by a hash of the id,
         becomes dev.
+      on_error: a bad line ends the import ("fail") or is left out and counted ("skip").
+      subset: passages to keep: those relevant to dev and test queries, then to train queries, then others, in
+        a random order that `subset_seed` sets; None is all.
+      shard_bytes: about how much source text goes into a file of records (MS MARCO's 3 GB into 94 files).
+      beam_options: flags of a Beam runner that shall write the records instead of this machine's cores, as in
+        ("--runner=FlinkRunner", …); its workers must share this file system.
       docs_size, docs_packages: most passages of `python_docs`, and the packages that they come from.
     """
-    embedded = source == PYTHON_DOCS
-    opened = embedded_source(docs_size, docs_packages) if embedded else open_source(source)
+    if on_error not in ("fail", "skip"):
+        raise UserError(f"ON_ERROR: no way {on_error!r} to treat bad lines: choose 'fail' or 'skip'")
+    opened = _open(source, docs_size, docs_packages)
     # Size and time of the files stand for their contents. The embedded collection has no files: once made,
     # it stays as it is, also when packages are upgraded.
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in opened.files]
-    recipe = {"source": opened.name, "files": stats, "held_out": held_out}
-    recipe["vocabulary"] = vocabulary_path or vocab_size
-    if embedded:
+    recipe = {"layout": LAYOUT, "source": opened.name, "files": stats, "held_out": held_out}
+    recipe |= {"vocabulary": vocabulary_path or vocab_size, "on_error": on_error, "shard_bytes": shard_bytes}
+    if subset is not None:
+        recipe |= {"subset": subset, "subset_seed": subset_seed}
+    if not opened.files:
+        recipe |= {"source": source}
+    if source == exports.PYTHON_DOCS:
         recipe |= {"docs_size": docs_size, "docs_packages": docs_packages}
 
     def make(folder: Path) -> dict:
-        ids: dict[str, None] = {}
-        parts: list[str] = []
+        scratch, faults = folder / "scratch", Faults(skip=on_error == "skip")
+        passages = opened.passages(scratch, faults, shard_bytes)
+        queries = opened.queries(functools.partial(arrow_ids.rows, passages.ids), faults)
+        faults.tell()
+        facts = {"name": opened.name, "source": source, "skipped": dict(faults.counts)}
+        queries = with_dev(queries, held_out)
+        if subset is not None:
+            passages, queries, facts["subset"] = _subset(passages, queries, subset, subset_seed)
 
-        def passages() -> Iterator[Passage]:
-            for passage in track(opened.passages(), "passages"):
-                ids[passage.id] = None
-                parts.append(storage.digest([passage.id, passage.title, passage.text]))
-                yield passage
-
-        write_passages(folder, opened.name, passages())
-        queries = with_dev(opened.queries(ids), held_out)
+        write_passages(folder, opened.name, passages.shards(), beam_options)
+        arrow_ids.write(folder / "ids.arrow", passages.ids)
         write_queries(folder, opened.name, queries)
-        parts += [storage.digest([q.id, q.text, *q.positives]) for judged in queries.values() for q in judged]
-        model = folder / "sentencepiece.model"
-        if vocabulary_path:
-            vocabulary.Vocabulary(vocabulary_path)  # says what is wrong with it, if anything
-            shutil.copyfile(vocabulary_path, model)
-        else:
-            say(f"learning a vocabulary of {vocab_size} pieces")
-            texts = (p.full_text for p in opened.passages())
-            train = (q.text for q in queries.get("train", []))
-            vocabulary.learn(itertools.chain(train, ids, texts), vocab_size, model)
-        return {
-            "name": opened.name,
-            "passages": len(ids),
+        _vocabulary(folder / "sentencepiece.model", vocabulary_path, vocab_size, passages, queries)
+        shutil.rmtree(scratch, ignore_errors=True)
+        records = sorted((folder / opened.name).rglob("*.array_record-*"))
+        checksums = _checksums([*opened.files, *records])
+        return facts | {
+            "passages": len(passages.ids),
             "queries": {split: len(judged) for split, judged in queries.items()},
-            "fingerprint": storage.digest(parts),
+            "fingerprint": storage.digest([passages.fingerprint(), *_query_digests(queries)]),
+            "files": {str(file): checksums[file] for file in opened.files},
+            "records": {str(file.relative_to(folder)): checksums[file] for file in records},
         }
 
     path = Work.of(source, work_dir).collection
     manifest = storage.build(path, recipe, make)
-    return {"collection": str(path), **{key: manifest[key] for key in ("name", "passages", "queries")}}
+    shown = ("name", "passages", "queries", "skipped", "subset")
+    return {"collection": str(path), **{key: manifest[key] for key in shown if manifest.get(key)}}
 
 
-def embedded_source(size: int, packages: tuple[str, ...]) -> Source:
-    """`python_docs` as a source: 80% of its queries train, 10% dev and 10% test, by a hash of the id."""
-
-    @functools.cache
-    def docs() -> tuple[list[Passage], list[Query]]:
-        say("reading the docstrings of the installed packages (half a minute)")
-        return python_docs(size, packages=packages)
-
-    def split(query: Query) -> str:
-        fraction = storage.hash_fraction(query.id)
-        return "train" if fraction < 0.8 else "dev" if fraction < 0.9 else "test"
-
-    def by_split(_: Container[str]) -> dict[str, list[Query]]:
-        return {name: [q for q in docs()[1] if split(q) == name] for name in ("train", "dev", "test")}
-
-    return Source(PYTHON_DOCS, (), lambda: iter(docs()[0]), by_split)
+def _open(source: str, docs_size: int, docs_packages: tuple[str, ...]) -> Source:
+    if source == exports.PYTHON_DOCS:
+        return exports.python_docs_source(docs_size, docs_packages)
+    if source.startswith(exports.IR_DATASETS):
+        return exports.ir_datasets_source(source.removeprefix(exports.IR_DATASETS))
+    return open_source(source)
 
 
 def with_dev(queries: dict[str, list[Query]], held_out: float) -> dict[str, list[Query]]:
@@ -114,3 +122,46 @@ def with_dev(queries: dict[str, list[Query]], held_out: float) -> dict[str, list
         "dev": [q for q, dev in zip(queries["train"], held, strict=True) if dev],
     }
     return {name: judged for name, judged in {**queries, **split}.items() if judged}
+
+
+def _subset(
+    passages: Passages, queries: dict[str, list[Query]], size: int, seed: int
+) -> tuple[Passages, dict[str, list[Query]], dict]:
+    """The chosen passages, the queries that they answer, and what the manifest says of both."""
+    rows = functools.partial(arrow_ids.rows, passages.ids)
+    chosen = passages.subset(subsets.choose(len(passages.ids), queries, rows, size, seed))
+    kept = subsets.keep(queries, functools.partial(arrow_ids.rows, chosen.ids))
+    dropped = {split: len(some) - len(kept.get(split, [])) for split, some in queries.items()}
+    return chosen, kept, {"of_passages": len(passages.ids), "seed": seed, "dropped_queries": dropped}
+
+
+def _vocabulary(
+    path: Path, given: str | None, size: int, passages: Passages, queries: Mapping[str, list[Query]]
+) -> None:
+    """Copies the vocabulary that was given, or learns one."""
+    if given:
+        vocabulary.Vocabulary(given)  # says what is wrong with it, if anything
+        shutil.copyfile(given, path)
+        return
+    say(f"learning a vocabulary of {size} pieces")
+    # Of a large collection, neither the queries nor the ids crowd out the texts.
+    train = itertools.islice((q.text for q in queries.get("train", [])), vocabulary.MOST // 4)
+    ids = passages.ids[: vocabulary.MOST // 4].to_pylist()
+    texts = (p.full_text for part in passages.shards() for p in part())
+    vocabulary.learn(itertools.chain(train, ids, texts), size, path)
+
+
+def _query_digests(queries: Mapping[str, list[Query]]) -> list[str]:
+    """A digest a split."""
+    return [
+        storage.digest(
+            part for q in judged for part in (q.id, q.text, str(q.positives), " ".join(q.negatives), q.label)
+        )
+        for judged in queries.values()
+    ]
+
+
+def _checksums(files: list[Path]) -> dict[Path, str]:
+    """File -> its SHA-256."""
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        return dict(zip(files, threads.map(storage.checksum, files), strict=True))

@@ -14,6 +14,7 @@ import sentencepiece
 from retrieval_jax.errors import UserError
 
 PAD, EOS = 0, 1
+MOST = 1_000_000  # texts that a vocabulary is learned on
 
 
 class Vocabulary:
@@ -51,15 +52,15 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def learn(texts: Iterable[str], size: int, path: Path, most: int = 1_000_000) -> None:
-    """Learns a unigram vocabulary of at most `size` pieces from the first `most` texts and writes it.
+def learn(texts: Iterable[str], size: int, path: Path) -> None:
+    """Learns a unigram vocabulary of at most `size` pieces from the first MOST texts and writes it.
 
     Case is folded: from scratch and on little text, "When" and "when" had better be one piece.
     """
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.islice(iter(texts), most),
+            sentence_iterator=itertools.islice(iter(texts), MOST),
             model_writer=model,
             vocab_size=size,
             model_type="unigram",

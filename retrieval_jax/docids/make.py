@@ -5,20 +5,20 @@ from collections.abc import Callable
 import gin
 import numpy as np
 
-from retrieval_jax import storage
+from retrieval_jax import arrow_ids, storage
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
+from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
-from retrieval_jax.progress import track
+from retrieval_jax.progress import bar
 from retrieval_jax.work import Work
 
 
 def atomic(collection: Collection) -> DocidTable:
     """One token a passage: row + 1, since 0 is padding. The softmax is padded to a multiple of 128."""
-    ids = [p.id for p in track(collection.passages(), "atomic docids", collection.passage_count)]
-    tokens_Nx1 = np.arange(1, len(ids) + 1, dtype=np.int32)[:, None]
-    return DocidTable("atomic", tokens_Nx1, ids, round_up(len(ids) + 1, 128), collection.fingerprint)
+    count = collection.passage_count
+    tokens_Nx1 = np.arange(1, count + 1, dtype=np.int32)[:, None]
+    return DocidTable("atomic", tokens_Nx1, collection.ids, round_up(count + 1, 128), collection.fingerprint)
 
 
 def naive(collection: Collection) -> DocidTable:
@@ -27,14 +27,19 @@ def naive(collection: Collection) -> DocidTable:
     Ids that the vocabulary writes alike (by case folding, say) share a docid; so may two passages.
     """
     vocabulary = Vocabulary(collection.vocabulary_path)
-    ids, docids = [], []
-    for passage in track(collection.passages(), "naive docids", collection.passage_count):
-        ids.append(passage.id)
-        docids.append([*vocabulary.encode(passage.id), EOS])
-    tokens_NxL = np.zeros((len(ids), max(map(len, docids))), np.int32)
-    for row, docid in zip(tokens_NxL, docids, strict=True):
-        row[: len(docid)] = docid
-    return DocidTable("naive", tokens_NxL, ids, vocabulary.size, collection.fingerprint)
+    parts = []
+    with bar("naive docids", collection.passage_count) as advance:
+        for some in arrow_ids.batches(collection.ids):
+            docids = vocabulary.model.encode(some, add_eos=True)
+            longest = max(map(len, docids))
+            parts.append(np.array([d + [0] * (longest - len(d)) for d in docids], np.int32))
+            advance(len(some))
+    tokens_NxL = np.zeros((collection.passage_count, max(part.shape[1] for part in parts)), np.int32)
+    first = 0
+    for part in parts:
+        tokens_NxL[first : first + len(part), : part.shape[1]] = part
+        first += len(part)
+    return DocidTable("naive", tokens_NxL, collection.ids, vocabulary.size, collection.fingerprint)
 
 
 KINDS: dict[str, Callable[[Collection], DocidTable]] = {"atomic": atomic, "naive": naive}

@@ -1,7 +1,7 @@
 """The second noun: docids. A table on disk with the token sequence that names each passage.
 
 docids/KIND/tokens.npy          int32, passages × length, row = the passage's row, padded with 0
-docids/KIND/passage_ids.txt     a line a row
+docids/KIND/ids.arrow           passage ids by row (Arrow IPC file)
 docids/KIND/manifest.json       kind, size of the output softmax, collection
 """
 
@@ -9,8 +9,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from retrieval_jax import storage
+from retrieval_jax import arrow_ids, storage
 from retrieval_jax.errors import UserError
 
 
@@ -28,7 +30,7 @@ class DocidTable:
 
     kind: str
     tokens_NxL: np.ndarray
-    passage_ids: list[str]
+    passage_ids: pa.LargeStringArray
     output_size: int
     collection: str
 
@@ -38,17 +40,24 @@ class DocidTable:
         return self.tokens_NxL.shape[1]
 
     def fingerprint(self) -> str:
-        return storage.digest([self.kind, self.tokens_NxL.tobytes(), *self.passage_ids])
+        tokens = np.ascontiguousarray(self.tokens_NxL).reshape(-1).view(np.uint8).data  # no copy
+        return storage.digest([self.kind, str(self.length), tokens, arrow_ids.digest(self.passage_ids)])
+
+    def count_distinct(self) -> int:
+        """How many different docids there are."""
+        tokens = pa.py_buffer(np.ascontiguousarray(self.tokens_NxL))
+        docids = pa.Array.from_buffers(pa.binary(4 * self.length), len(self.tokens_NxL), [None, tokens])
+        return pc.count_distinct(docids).as_py()
 
     def write(self, folder: Path) -> dict:
         """Writes the table into a folder; gives what its manifest shall say."""
         np.save(folder / "tokens.npy", self.tokens_NxL)
-        (folder / "passage_ids.txt").write_text("".join(f"{i}\n" for i in self.passage_ids))
+        arrow_ids.write(folder / "ids.arrow", self.passage_ids)
         return {
             "kind": self.kind,
             "passages": len(self.passage_ids),
             "length": self.length,
-            "distinct": len(np.unique(self.tokens_NxL, axis=0)),
+            "distinct": self.count_distinct(),
             "output_size": self.output_size,
             "collection": self.collection,
             "fingerprint": self.fingerprint(),
@@ -56,13 +65,13 @@ class DocidTable:
 
     @classmethod
     def open(cls, folder: str | Path) -> "DocidTable":
-        """Reads a finished table. Raises UserError where files and manifest do not belong together."""
+        """Maps a finished table into memory. Raises UserError where files and manifest do not match."""
         folder = Path(folder)
         manifest = storage.read_manifest(folder, "docids")
         mend = "make it again: delete the folder, then `retrieval-jax docids`"
         try:
-            tokens = np.load(folder / "tokens.npy")
-            ids = (folder / "passage_ids.txt").read_text().splitlines()
+            tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+            ids = arrow_ids.read(folder / "ids.arrow")
         except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{folder}: a docid table that cannot be read ({error}): {mend}") from None
         table = cls(manifest["kind"], tokens, ids, manifest["output_size"], manifest["collection"])

@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 
-from retrieval_jax import storage
+from retrieval_jax import arrow_ids, storage
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -53,7 +54,7 @@ class ExactSearcher:
     def __init__(self, encoder: TextEncoder, vectors_NxE: np.ndarray, passage_ids: Sequence[str]):
         self.encoder = encoder
         self.vectors = jnp.asarray(vectors_NxE)
-        self.passage_ids = passage_ids
+        self.passage_ids = arrow_ids.array(passage_ids)
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """See Searcher. Scores are cosines."""
@@ -77,7 +78,7 @@ class ScannSearcher:
     kind = "scann"
 
     def __init__(self, encoder: TextEncoder, index, passage_ids: Sequence[str]):
-        self.encoder, self.index, self.passage_ids = encoder, index, passage_ids
+        self.encoder, self.index, self.passage_ids = encoder, index, arrow_ids.array(passage_ids)
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """See Searcher. Scores are (approximate) cosines."""
@@ -127,16 +128,16 @@ def scann_ops():
 def write(folder: Path, kind: str, vectors: np.ndarray, passage_ids: Iterable[str]) -> None:
     """Writes the files of a dense searcher into a folder."""
     np.save(folder / "vectors.npy", vectors)
-    (folder / "passage_ids.txt").write_text("".join(f"{i}\n" for i in passage_ids))
+    arrow_ids.write(folder / "ids.arrow", passage_ids)
     DENSE[kind].write_index(folder, vectors)
 
 
-def _open(folder: Path) -> tuple[TextEncoder, np.ndarray, list[str]]:
+def _open(folder: Path) -> tuple[TextEncoder, np.ndarray, pa.Array]:
     manifest = storage.read_manifest(folder, "index")
     opened = open_model(folder / manifest["model"], manifest["step"])
     try:
         vectors = np.load(folder / "vectors.npy")
-        passage_ids = (folder / "passage_ids.txt").read_text().splitlines()
+        passage_ids = arrow_ids.read(folder / "ids.arrow")
     except (OSError, EOFError, ValueError) as error:
         raise UserError(
             f"{folder}: cannot be read ({error}): delete it, then `retrieval-jax index`"
@@ -147,9 +148,9 @@ def _open(folder: Path) -> tuple[TextEncoder, np.ndarray, list[str]]:
     return encoder, vectors, passage_ids
 
 
-def _rankings(rows: jax.Array, scores: jax.Array, passage_ids: Sequence[str]) -> list[Ranking]:
+def _rankings(rows: jax.Array, scores: jax.Array, passage_ids: pa.Array) -> list[Ranking]:
     # ScaNN fills up short rows with NaN scores.
     return [
-        [(passage_ids[row], score) for row, score in zip(*pair, strict=True) if score == score]
+        [(passage_ids[row].as_py(), score) for row, score in zip(*pair, strict=True) if score == score]
         for pair in zip(np.asarray(rows).tolist(), np.asarray(scores).tolist(), strict=True)
     ]

@@ -45,7 +45,7 @@ class GenerativeSearcher:
         trie, docid_N = build_trie(table.tokens_NxL)
         self.trie = jax.device_put(trie)
         self.passages = defaultdict(list)  # docid row -> passage ids; usually one
-        for docid, passage in zip(docid_N.tolist(), table.passage_ids, strict=True):
+        for docid, passage in zip(docid_N.tolist(), table.passage_ids.to_pylist(), strict=True):
             self.passages[docid].append(passage)
         self.atomic = table.kind == "atomic"
         self._decode = jax.jit(functools.partial(model.predict_batch_with_aux, beams=beams))

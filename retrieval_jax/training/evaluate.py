@@ -1,10 +1,14 @@
-"""Evaluation during training: searches for dev queries as a user would, and counts hits."""
+"""Evaluation during training: retrievers search for dev queries as a user would; others tell their loss."""
 
 from collections.abc import Callable
 
 import gin
+import jax
+import numpy as np
 
 from retrieval_jax import storage
+from retrieval_jax.data.batches import encoder_decoder
+from retrieval_jax.data.examples import Examples, LabelledPairs, QueryTargets, pad
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
@@ -69,3 +73,25 @@ class DevQueries:
         found = self.searcher(params).search([q.text for q in self.queries], 10)
         metrics = score(self.qrels, {q.id: r for q, r in zip(self.queries, found, strict=True)})
         return {name: metrics[name] for name in SHOWN}
+
+
+class DevLoss:
+    """Called with parameters, gives a query generator's loss (nats a token) on dev queries ({} without any).
+
+    Args:
+      model: a QueryGenerator.
+      collection, targets: as in training.
+      most: pairs of a passage and a dev query, the collection's first.
+    """
+
+    def __init__(self, model, collection: Collection, targets: QueryTargets, most: int = 256):
+        queries = collection.queries("dev") if collection.query_counts.get("dev") else []
+        pairs = LabelledPairs(collection, targets.vocabulary, queries)
+        examples = Examples(pairs, targets)
+        rng = np.random.default_rng(0)  # nothing is drawn
+        features = [examples(i, rng) for i in range(min(len(examples), most))]
+        self.batch = encoder_decoder(pad(features, targets.features)) if features else None
+        self.eval_fn = jax.jit(model.eval_fn)
+
+    def __call__(self, params: dict) -> dict[str, float]:
+        return {"loss": float(self.eval_fn(params, self.batch)[0])} if self.batch else {}

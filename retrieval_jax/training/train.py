@@ -14,18 +14,21 @@ import numpy as np
 import optax
 
 from retrieval_jax import storage
+from retrieval_jax.data.batches import Batch
+from retrieval_jax.data.batches import batches as make_batches
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.evaluation.report import read_curve
 from retrieval_jax.models.t5 import T5Config
 from retrieval_jax.progress import bar, say
 from retrieval_jax.training import checkpoints, partitioning
-from retrieval_jax.training.evaluate import DevQueries
+from retrieval_jax.training.evaluate import DevLoss, DevQueries
 from retrieval_jax.work import Work
 
-Batch = dict[str, np.ndarray]
+# A model's folder where it has no docids to be named after.
+DEFAULT_NAMES = {"docids": "naive", "passages": "dual_encoder", "query": "doc2query"}
 
 
 @flax.struct.dataclass
@@ -42,16 +45,12 @@ def train(
     source: str,
     retriever: type,
     optimizer: Callable[[], optax.GradientTransformation],
+    data: TrainingData,
     work_dir: str | None = None,
     model_dir: str | None = None,
     docids: str | None = None,
     steps: int = 1000,
     batch_size: int = 128,
-    input_length: int = 64,
-    passage_length: int = 128,
-    rates: Mapping[str, float] | None = None,
-    chunk_length: int = 64,
-    drop_rates: Mapping[str, float] | None = None,
     seed: int = 0,
     eval_every: int = 500,
     save_every: int = 500,
@@ -61,15 +60,13 @@ def train(
 
     Args:
       source, work_dir: the collection, and where its work lies.
-      retriever: a class with T5X's model interface: GenerativeRetriever or DualEncoder.
+      retriever: a class with T5X's model interface: GenerativeRetriever, DualEncoder or QueryGenerator.
       optimizer: makes the optax optimiser.
-      model_dir: the model's folder; None is models/DOCIDS of the work folder, or models/dual_encoder.
+      data: which examples; see TrainingData's parameters (--gin.TrainingData.NAME=VALUE).
+      model_dir: the model's folder; None is models/DOCIDS of the work folder, models/dual_encoder or
+        models/doc2query.
       docids: kind of docids to write (generative retrievers).
       steps, batch_size: batches to train on, and their examples.
-      input_length, passage_length: tokens of an input, and of a passage (dual encoder).
-      rates: task -> share of the examples (firstp, chunks, queries).
-      chunk_length: tokens of a random chunk.
-      drop_rates: task -> share of the input's tokens left out.
       seed: of the parameters, the data's order and the dropout.
       eval_every: steps between two searches for the dev queries.
       save_every: steps between two checkpoints.
@@ -78,18 +75,19 @@ def train(
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
     table = DocidTable.open(work.docids(docids)) if docids else None
-    folder = Path(model_dir) if model_dir else work.model(docids or "dual_encoder")
-    vocabulary = Vocabulary(collection.vocabulary_path)
+    folder = Path(model_dir) if model_dir else work.model(docids or DEFAULT_NAMES[retriever.answer])
     check_inputs(folder, retriever, collection, table)
 
+    examples = data.of(work, collection, retriever.answer, table)
+    vocabulary = examples.vocabulary
     config = T5Config(
         vocab_size=vocabulary.size, output_size=table.output_size if table and docids == "atomic" else None
     )
     model = retriever(config, optimizer())
     description = checkpoints.describe(
         model,
-        input_length=input_length,
-        passage_length=passage_length,
+        input_length=data.input_length,
+        passage_length=data.passage_length,
         collection_name=collection.name,
         collection=collection.fingerprint,
         docids=docids,
@@ -97,22 +95,16 @@ def train(
     )
     prepare_folder(folder, description, collection)
 
-    lengths = model.feature_lengths(input_length, passage_length, table.length if table else 0)
-
     def batches(position: int) -> Iterator[Batch]:
-        from retrieval_jax.data import tasks  # imports TensorFlow
-
-        mixture = tasks.register(
-            collection,
-            table,
-            rates or {"firstp": 1, "chunks": 1, "queries": 1},
-            chunk_length,
-            drop_rates or {},
+        host, hosts = jax.process_index(), jax.process_count()
+        return make_batches(
+            examples.stages(), examples.targets, data.drop_rates, batch_size, seed, position, host, hosts
         )
-        converter = model.FEATURE_CONVERTER_CLS(pack=False, apply_length_check=False)  # checked by trimming
-        return tasks.batches(mixture, lengths, converter, batch_size, seed, position)
 
-    dev = DevQueries(model, collection, table, vocabulary, input_length, passage_length)
+    if retriever.answer == "query":
+        dev = DevLoss(model, collection, examples.targets)
+    else:
+        dev = DevQueries(model, collection, table, vocabulary, data.input_length, data.passage_length)
     return {"model": str(folder)} | fit(
         model, batches, dev, folder, steps, seed, eval_every, save_every, max_minutes
     )
@@ -166,6 +158,7 @@ def fit(
         return max_minutes is not None and minutes() >= max_minutes
 
     losses: list[float] = []
+    waited = spent = 0.0  # seconds since the last point: waiting for batches, and in steps as a whole
     waiting: tuple[int, dict] | None = None  # the last step's number and metrics, still on the device
     last: dict[str, float] = {}
     step, batch = start, first
@@ -174,7 +167,7 @@ def fit(
 
         def fetch() -> None:
             """Takes in the waiting metrics; tells the mean loss of every `log_every` steps."""
-            nonlocal waiting
+            nonlocal waiting, waited, spent
             if waiting is None:
                 return
             (number, metrics), waiting = waiting, None
@@ -186,17 +179,22 @@ def fit(
             if number % log_every == 0:
                 loss = sum(losses) / len(losses)
                 losses.clear()
-                curve.add(number, minutes(), {"loss": loss})
+                curve.add(number, minutes(), {"loss": loss, "input_wait": waited / max(spent, 1e-9)})
+                waited = spent = 0.0
                 hits = f", Hits@10 {last['dev/Hits@10']:.2f}" if "dev/Hits@10" in last else ""
                 advance(0, f"loss {loss:.2f}{hits}")
 
         while step < steps and not out_of_time():
+            stepped = time.monotonic()
             state, metrics = step_fn(state, jax.device_put(batch, batch_sharding))
             fetch()  # of the step before, while this one runs
             step += 1
             waiting = (step, metrics)
             if step < steps:
+                asked = time.monotonic()
                 batch = next(data)
+                waited += time.monotonic() - asked
+            spent += time.monotonic() - stepped
             advance(1)
             ends = step >= steps or out_of_time()
             if ends or step % save_every == 0:
@@ -213,11 +211,20 @@ def fit(
 
 
 def summary(folder: Path, step: int) -> dict:
-    """What training up to `step` came to, as its learning curve tells."""
+    """What training up to `step` came to, as its learning curve tells.
+
+    input_wait: share of the steps' time spent waiting for batches (the device may be at work meanwhile).
+    """
     path = folder / "learning_curve.jsonl"
     points = [p for p in read_curve(path) if p["step"] <= step] if path.exists() else []
     dev = {key: value for p in points for key, value in p.items() if key.startswith("dev/")}
-    return {"step": step, "minutes": max([p["minutes"] for p in points], default=0.0), **dev}
+    waits = [p["input_wait"] for p in points if "input_wait" in p]
+    return {
+        "step": step,
+        "minutes": max([p["minutes"] for p in points], default=0.0),
+        "input_wait": round(sum(waits) / len(waits), 4) if waits else 0.0,
+        **dev,
+    }
 
 
 def initial_state(model, mesh, shapes: Mapping[str, tuple], seed: int) -> tuple[TrainState, TrainState]:
@@ -266,9 +273,10 @@ def make_train_step(model, mesh, shardings: TrainState, seed: int) -> Callable:
 
 def check_inputs(folder: Path, retriever: type, collection: Collection, table: DocidTable | None) -> None:
     """Raises UserError where model, docids and collection do not belong together."""
-    if retriever.reads_docids and table is None:
+    reads_docids = retriever.answer == "docids"
+    if reads_docids and table is None:
         raise UserError(f"{folder}: a {retriever.family} retriever needs docids: --gin.DOCIDS=\"'naive'\"")
-    if not retriever.reads_docids and table is not None:
+    if not reads_docids and table is not None:
         raise UserError(f"{folder}: a {retriever.family} writes no docids: --gin.DOCIDS=None")
     if table and table.collection != collection.fingerprint:
         raise UserError(

@@ -1,20 +1,20 @@
-"""Reading collections from disk: round trips of both layouts, and one clear line for each way to go wrong."""
+"""Reading BEIR, TSV and MS MARCO folders: round trips, and one clear line for each way to go wrong."""
 
 import gzip
 import json
 import random
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reading import error_of, places, read, write
 
 from retrieval_jax.data.collection import Passage, Query
+from retrieval_jax.data.lines import Faults
 from retrieval_jax.data.sources import open_source
-from retrieval_jax.errors import UserError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 README = {  # folder -> passages, queries of each split
@@ -48,38 +48,20 @@ BEIR = {
     "qrels/train.tsv": HEADER + TSV["qrels.train.tsv"],
     "qrels/val.tsv": HEADER + TSV["qrels.val.tsv"],
 }
+MSMARCO = {
+    "collection.tsv": "d1\tfirst text\nd2\tsecond text\nd3\tthird\n",
+    "queries.train.tsv": "q1\twho?\nq2\twhat?\nq9\tnobody judged this\n",
+    "qrels.train.tsv": "q1\t0\td1\t1\nq2 0 d2 2\nq1\t0\td3\t1\n",
+    "queries.dev.small.tsv": TSV["queries.val.tsv"],
+    "qrels.dev.small.tsv": "q3 0 d1 0\nq3 0 d2 -1\nq5 0 d1 0\nq5 0 d3 1\n",
+    "queries.dev.tsv": "q5\tanother text, which no qrels use\n",
+    "queries.eval.tsv": "q7\tno qrels here\n",
+}
 PASSAGES = [Passage("d1", "One", "first text"), Passage("d2", "", "second text"), Passage("d3", "Three", "")]
 QUERIES = {
     "train": [Query("q1", "who?", {"d1": 1, "d3": 1}), Query("q2", "what?", {"d2": 2})],
-    "dev": [Query("q5", "why?", {"d3": 1})],  # q3 has no grade above 0 and q4 has no grade
+    "dev": [Query("q5", "why?", {"d3": 1}, ("d1",))],  # q3 has no grade above 0 and q4 has no grade
 }
-
-
-def write(folder: Path, files: dict[str, str | bytes | None]) -> Path:
-    """Writes files. Text for a name in .gz is compressed; bytes are written as they are; None is no file."""
-    for name, content in files.items():
-        if content is not None:
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, str):
-                content = gzip.compress(content.encode()) if name.endswith(".gz") else content.encode()
-            path.write_bytes(content)
-    return folder
-
-
-def read(folder: Path) -> tuple[list[Passage], dict[str, list[Query]]]:
-    source = open_source(folder)
-    passages = list(source.passages())
-    return passages, source.queries({passage.id for passage in passages})
-
-
-def error_of(function: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        function()
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    assert message.isprintable()
-    return message
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
@@ -91,7 +73,6 @@ def test_reads_both_layouts_plain_and_compressed(tmp_path, layout, ending):
     assert source.name == "my_data_v2"
     assert len(source.files) == len(set(source.files))
     assert set(source.files) == {folder / (name + ending) for name in layout}
-    assert list(source.passages()) == list(source.passages()) == PASSAGES
 
 
 @pytest.mark.parametrize("layout", [TSV, BEIR])
@@ -104,6 +85,51 @@ def test_accepts_windows_line_ends_byte_order_marks_and_empty_lines(tmp_path, la
 def test_accepts_a_last_line_without_an_end(tmp_path, layout):
     files = {name: text.removesuffix("\n") for name, text in layout.items()}
     assert read(write(tmp_path, files)) == (PASSAGES, QUERIES)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_reads_ms_marco(tmp_path, ending):
+    folder = write(tmp_path / "msmarco", {name + ending: text for name, text in MSMARCO.items()})
+    passages = [Passage("d1", "", "first text"), Passage("d2", "", "second text"), Passage("d3", "", "third")]
+    assert read(folder) == (passages, QUERIES)
+    assert len(open_source(folder).files) == 5  # neither of the two that no qrels belong to
+
+
+def test_dev_small_is_dev_unless_there_is_another(tmp_path):
+    both = {"qrels.dev.tsv": "q5 0 d1 1\n", "queries.dev.tsv": "q5\twhy?\n"}
+    _, queries = read(write(tmp_path, MSMARCO | both))
+    assert queries == {
+        "train": QUERIES["train"],
+        "dev_small": QUERIES["dev"],
+        "dev": [Query("q5", "why?", {"d1": 1})],
+    }
+
+
+def test_large_files_are_read_in_parts_by_several_processes(tmp_path):
+    """In parts of any size, with a bad line, a repeated id and a .gz."""
+    lines = [f"d{i}\ttext {i} über" for i in range(1000)]
+    lines[333], lines[777], lines[900] = "no columns", "d5\tagain", "d901\t "
+    qrels = {"qrels.train.tsv": "q1 0 d999 1\nq2 0 d777 1\n"}
+    folder = write(
+        tmp_path, MSMARCO | qrels | {"collection.tsv": None, "collection.tsv.gz": "\n".join(lines)}
+    )
+    del lines[900], lines[777], lines[333]
+    expected = [Passage(*line.replace("\t", "\t\t").split("\t")) for line in lines]
+    (folder / "qrels.dev.small.tsv").unlink()
+    for shard_bytes in (1 << 20, 4000):
+        faults = Faults(skip=True)
+        passages, queries = read(folder, faults, shard_bytes)
+        assert passages == expected
+        assert queries == {"train": [Query("q1", "who?", {"d999": 1})]}
+        assert places(faults, tmp_path) == {
+            "wrong columns": ["collection.tsv.gz:334"],
+            "duplicate id": ["collection.tsv.gz:778"],
+            "empty passage": ["collection.tsv.gz:901"],
+            "unknown passage": ["qrels.train.tsv:2"],
+        }
+    message = error_of(lambda: read(folder, None, 4000))
+    assert message.startswith(f"{folder / 'collection.tsv.gz'}:334: 1 tab-separated columns instead of 2")
+    assert "there are more: 1 × empty passage, 1 × duplicate id)" in message
 
 
 def test_the_header_of_qrels_may_be_left_out(tmp_path):
@@ -146,14 +172,6 @@ def test_names_are_dataset_names(tmp_path, folder, name):
     (tmp_path / "a").mkdir()
     assert open_source(write(tmp_path / folder, TSV)).name == name
     assert re.fullmatch("[a-z][a-z0-9_]*", name)
-
-
-def test_passages_are_streamed(tmp_path):
-    """The passages before a fault arrive, so nothing waits for the end of the file."""
-    bad_end = TSV["docs.tsv"] + "no columns\n"
-    passages = open_source(write(tmp_path, TSV | {"docs.tsv": bad_end})).passages()
-    assert [next(passages) for _ in PASSAGES] == PASSAGES
-    assert "docs.tsv:4:" in error_of(lambda: next(passages))
 
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6).filter(
@@ -241,7 +259,11 @@ TSV_FAULTS = [  # what replaces a file of TSV (None removes it), the place in th
     ({"queries.train.tsv": "q1\n"}, "queries.train.tsv:1", "1 tab-separated columns instead of 2"),
     ({"queries.train.tsv": "q1\ta\nq1\ta\n"}, "queries.train.tsv:2", "'q1' was used on an earlier line"),
     ({"queries.train.tsv": "q1\ta\nq 2\ta\n"}, "queries.train.tsv:2", "'q 2' is empty or has whitespace"),
-    ({"queries.val.tsv": "q5\tb\nq3\ta\nq1\ta\n"}, "queries.val.tsv:3", "another text in another split"),
+    (
+        {"queries.val.tsv": "q5\tb\nq3\ta\nq1\ta\n", "qrels.val.tsv": TSV["qrels.val.tsv"] + "q1\td1\t1\n"},
+        "queries.val.tsv:3",
+        "another text in another split",
+    ),
     ({"qrels.train.tsv": None, "qrels.val.tsv": None}, "qrels.SPLIT.tsv", "there are no qrels"),
     ({"qrels.train.tsv": ""}, "qrels.train.tsv", "no query has a positive passage"),
     ({"qrels.train.tsv": HEADER}, "qrels.train.tsv", "no query has a positive passage"),
@@ -293,7 +315,57 @@ def test_faults_name_the_file_and_the_line(tmp_path, layout, change, place, what
     assert message.startswith(str(tmp_path / place) if place else f"{tmp_path}: ")
     assert place.endswith(":") or message.removeprefix(str(tmp_path / place)).startswith(": ")
     assert what in message
-    assert len(message) < len(str(tmp_path)) + 300
+    assert len(message) < len(str(tmp_path)) + (300 if place else 500)
+
+
+SKIPPED = [  # what replaces a file of TSV, what is noted of it, which passages and train queries are left
+    ({"docs.tsv": "d1\ta\tb\nd2\ttext\n"}, {"wrong columns": ["docs.tsv:2"]}, ["d1"], ["q1"]),
+    ({"docs.tsv": b"d1\ta\tb\nd2\ta\tcaf\xe9\n"}, {"not UTF-8": ["docs.tsv:2"]}, ["d1"], ["q1"]),
+    ({"docs.tsv": "d1\ta\tb\nd1\tc\td\n"}, {"duplicate id": ["docs.tsv:2"]}, ["d1"], ["q1"]),
+    ({"docs.tsv": "d1\ta\tb\nd 2\ta\tb\n"}, {"bad id": ["docs.tsv:2"]}, ["d1"], ["q1"]),
+    ({"docs.tsv": "d1\ta\tb\nd2\t\t \n"}, {"empty passage": ["docs.tsv:2"]}, ["d1"], ["q1"]),
+    (
+        {"docs.tsv": None, "docs.tsv.gz": gzip.compress(b"d1\ta\tb\n")[:-9]},
+        {"damaged file": ["docs.tsv.gz:2"]},
+        ["d1"],
+        ["q1"],
+    ),
+    (
+        {"queries.train.tsv": "q1\ta\nq1\tb\nq2\n"},
+        {"duplicate id": ["queries.train.tsv:2"], "wrong columns": ["queries.train.tsv:3"]},
+        ["d1", "d2", "d3"],
+        ["q1"],
+    ),
+    (
+        {"qrels.train.tsv": "q1\td1\t1\nq2\td2\tx\nq2\td9\t1\nq1\td1\t2\nq8\td1\t1\nq2 d1 1\n"},
+        {
+            "bad grade": ["qrels.train.tsv:2"],
+            "wrong columns": ["qrels.train.tsv:6"],
+            "unknown passage": ["qrels.train.tsv:3"],
+            "another grade": ["qrels.train.tsv:4"],
+            "unknown query": ["qrels.train.tsv:5"],
+        },
+        ["d1", "d2", "d3"],
+        ["q1"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "noted", "passages", "train"), SKIPPED)
+def test_bad_lines_can_be_left_out(tmp_path, change, noted, passages, train):
+    change = {"qrels.val.tsv": "q5\td1\t1\n"} | change
+    folder = write(tmp_path, TSV | change)
+    faults = Faults(skip=True)
+    found, queries = read(folder, faults)
+    # Qrels to what was left out are noted, too.
+    follow = {"unknown passage", "unknown query"} - set(noted)
+    assert {k: some for k, some in places(faults, tmp_path).items() if k not in follow} == noted
+    assert [passage.id for passage in found] == passages
+    assert [query.id for query in queries["train"]] == train
+    assert [query.id for query in queries["dev"]] == ["q5"]
+    # The first of them is what stops an import that does not leave them out.
+    first = min((place for some in noted.values() for place in some), key=lambda place: place.split(":")[1])
+    assert error_of(lambda: read(folder)).startswith(f"{tmp_path / first}: ")
 
 
 def test_a_truncated_file_names_the_line_where_it_ends(tmp_path):

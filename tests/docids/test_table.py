@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax import storage
+from retrieval_jax import arrow_ids, storage
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 
@@ -16,7 +16,9 @@ IDS = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text
 
 
 def table_of(tokens, ids, kind="naive"):
-    return DocidTable(kind, np.array(tokens, np.int32), ids, output_size=128, collection="0123456789abcdef")
+    return DocidTable(
+        kind, np.array(tokens, np.int32), arrow_ids.array(ids), output_size=128, collection="0123456789abcdef"
+    )
 
 
 def write(folder, table):
@@ -46,7 +48,7 @@ def test_a_table_comes_back_as_it_was_written(ids, length, kind, seed):
         manifest = storage.read_manifest(Path(folder) / kind, "docids")
     assert opened.tokens_NxL.dtype == np.int32
     assert np.array_equal(opened.tokens_NxL, tokens)
-    assert opened.passage_ids == ids
+    assert opened.passage_ids.to_pylist() == ids
     assert (opened.kind, opened.output_size, opened.collection) == (kind, 128, table.collection)
     assert opened.length == manifest["length"] == length
     assert (manifest["passages"], manifest["distinct"]) == (len(ids), len(set(map(tuple, tokens.tolist()))))
@@ -78,20 +80,21 @@ def test_changed_tokens_are_refused(folder):
     refuses(folder, "changed.*delete the folder")
 
 
-@pytest.mark.parametrize("text", ["a\nb\n", "a\nb\nd\n", "a\nc\nb\n", "a\nb\nc\nd\n"])
-def test_changed_passage_ids_are_refused(folder, text):
-    (folder / "passage_ids.txt").write_text(text)
+@pytest.mark.parametrize("ids", [["a", "b"], ["a", "b", "d"], ["a", "c", "b"], ["a", "b", "c", "d"]])
+def test_changed_passage_ids_are_refused(folder, ids):
+    arrow_ids.write(folder / "ids.arrow", ids)
     refuses(folder, "changed.*delete the folder")
 
 
 @pytest.mark.parametrize("kept", [0, 3, 20, -20, -1])
-def test_truncated_tokens_are_refused(folder, kept):
-    whole = (folder / "tokens.npy").read_bytes()
-    (folder / "tokens.npy").write_bytes(whole[:kept])
+@pytest.mark.parametrize("name", ["tokens.npy", "ids.arrow"])
+def test_truncated_files_are_refused(folder, name, kept):
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[:kept])
     refuses(folder, "cannot be read.*delete the folder")
 
 
-@pytest.mark.parametrize("name", ["tokens.npy", "passage_ids.txt"])
+@pytest.mark.parametrize("name", ["tokens.npy", "ids.arrow"])
 def test_missing_files_are_refused(folder, name):
     (folder / name).unlink()
     refuses(folder, "cannot be read.*delete the folder")

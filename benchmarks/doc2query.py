@@ -1,0 +1,136 @@
+"""Do synthetic queries help where no one labelled any? MRR@10 with and without them.
+
+    python benchmarks/doc2query.py --collection ../shared/data/squad_dev --work /tmp/doc2query/squad_dev
+
+Some passages (a third, by a hash of their id) lose their labelled queries: their train queries are taken out,
+and serve as dev queries; their test queries are the ones to answer (`test`), those of the other passages are
+`covered`. On what is left, a doc2query T5 is trained from random weights and writes 10 queries for every
+passage. Then two generative retrievers with atomic docids are trained for equally many steps, with and
+without the synthetic queries among their examples. BM25 is shown beside them, over the passages and over the
+passages with their synthetic queries. Nothing is chosen on test queries.
+
+Prints a table, then one line of JSON. Each step is a command of `retrieval-jax`; what is finished is kept in
+--work and not made again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from retrieval_jax import storage
+from retrieval_jax.data.records import Collection
+
+HELD_OUT = 1 / 3
+METHODS = ("atomic", "atomic_d2q", "bm25", "bm25_doc2query")
+
+
+def run(verb: str, *arguments: str) -> dict:
+    """Runs a verb as its users do; gives what it made."""
+    command = [sys.executable, "-m", "retrieval_jax.main", verb, "--json", *arguments]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def hold_out(whole: Collection, folder: Path) -> None:
+    """Writes the collection (TSV layout) in which the held-out passages have no train query."""
+    held = {i for i in whole.ids.to_pylist() if storage.hash_fraction(i) < HELD_OUT}
+
+    def is_held(query) -> bool:
+        return any(passage in held for passage in query.positives)
+
+    train, test = [*whole.queries("train"), *whole.queries("dev")], whole.queries("test")
+    splits = {
+        "train": [q for q in train if not is_held(q)],
+        "dev": [q for q in train if is_held(q)],
+        "test": [q for q in test if is_held(q)],
+        "covered": [q for q in test if not is_held(q)],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "docs.tsv").open("w") as file:
+        for p in whole.passages():
+            print(p.id, " ".join(p.title.split()), " ".join(p.text.split()), sep="\t", file=file)
+    for split, queries in splits.items():
+        with (folder / f"queries.{split}.tsv").open("w") as file:
+            for q in queries:
+                print(q.id, " ".join(q.text.split()), sep="\t", file=file)
+        with (folder / f"qrels.{split}.tsv").open("w") as file:
+            for q in queries:
+                for passage, grade in q.positives.items():
+                    print(q.id, passage, grade, sep="\t", file=file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--collection", required=True, help="a folder in BEIR or TSV layout")
+    parser.add_argument("--work", required=True, type=Path, help="where everything goes")
+    parser.add_argument("--generator_steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200, help="of each retriever")
+    parser.add_argument(
+        "--filter_k", type=int, default=10, help="round-trip filter by BM25's first k; 0: none"
+    )
+    args = parser.parse_args()
+
+    whole = args.work / "whole"
+    run("import", f"--gin.COLLECTION={args.collection!r}", f"--gin.WORK_DIR={str(whole)!r}")
+    source, work = args.work / "held_out", args.work / "work"
+    if not (work / "collection").exists():
+        hold_out(Collection(whole / "collection"), source)
+    here = [f"--gin.COLLECTION={str(source)!r}", f"--gin.WORK_DIR={str(work)!r}"]
+    run("import", *here)
+    run("docids", *here, "--gin.DOCIDS='atomic'")
+    run("index", *here)
+
+    trained = {
+        "doc2query": run(
+            "train", *here, "--gin_file=runs/doc2query.gin", f"--gin.STEPS={args.generator_steps}"
+        )
+    }
+    filters = [
+        f"--gin.generate_queries.filter_k={args.filter_k}",
+        "--gin.generate_queries.filter_searcher='bm25'",
+    ]
+    made = run("generate-queries", *here, *(filters if args.filter_k else []))
+
+    rates = {
+        "atomic": {"labelled": 0.5, "daq": 0.4, "firstp": 0.1},
+        "atomic_d2q": {"labelled": 0.3, "d2q": 0.4, "daq": 0.25, "firstp": 0.05},
+    }
+    for name, shares in rates.items():
+        model = str(work / "models" / name)
+        settings = [f"--gin.MODEL_DIR={model!r}", f"--gin.STEPS={args.steps}", "--gin.SYNTHETIC='doc2query'"]
+        drops = dict.fromkeys(shares, 0.1)
+        trained[name] = run(
+            "train", *here, "--gin_file=runs/atomic.gin", *settings,
+            f"--gin.TrainingData.rates={shares}", f"--gin.TrainingData.drop_rates={drops}",
+        )  # fmt: skip
+        run(
+            "index",
+            *here,
+            f"--gin.MODEL_DIR={model!r}",
+            "--gin.make_index.kind='generative'",
+            f"--gin.make_index.name={name!r}",
+        )
+    run("index", *here, "--gin.make_index.name='bm25_doc2query'", "--gin.make_index.expansion='doc2query'")
+
+    results: dict[str, dict] = {}
+    for split in ("test", "covered"):
+        for name in METHODS:
+            run("search", *here, f"--gin.SEARCHER={name!r}", f"--gin.SPLIT={split!r}")
+        results[split] = run("evaluate", *here, f"--gin.SPLIT={split!r}")["metrics"]
+
+    table = Table("method", "MRR@10", "Hits@10", "covered MRR@10", "Hits@10", title=source.parent.name)
+    for name in METHODS:
+        figures = [results[s][name][m] for s in ("test", "covered") for m in ("MRR@10", "Hits@10")]
+        table.add_row(name, *(f"{x:.3f}" for x in figures))
+    Console(width=100).print(table)
+    print(json.dumps({"generated": made, "trained": trained, "metrics": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Sources that are no folder: the embedded `python_docs` and what ir_datasets knows.
+
+Each is written to a scratch folder in BEIR layout and imported from there, so one reader checks them all.
+"""
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from retrieval_jax import storage
+from retrieval_jax.data.collection import Passage, Query
+from retrieval_jax.data.folders import Source, dataset_name
+from retrieval_jax.data.judged import Rows
+from retrieval_jax.data.lines import Faults
+from retrieval_jax.data.passages import Passages
+from retrieval_jax.data.python_docs import python_docs
+from retrieval_jax.data.sources import open_source
+from retrieval_jax.errors import UserError
+from retrieval_jax.progress import say, track
+
+PYTHON_DOCS = "python_docs"
+IR_DATASETS = "ir_datasets:"
+
+
+def python_docs_source(size: int, packages: tuple[str, ...]) -> Source:
+    """`python_docs`: 80% of its queries train, 10% dev and 10% test, by a hash of the id."""
+
+    def split(query: Query) -> str:
+        fraction = storage.hash_fraction(query.id)
+        return "train" if fraction < 0.8 else "dev" if fraction < 0.9 else "test"
+
+    def write(folder: Path) -> None:
+        say("reading the docstrings of the installed packages (half a minute)")
+        passages, queries = python_docs(size, packages=packages)
+        _write(
+            folder,
+            passages,
+            {q.id: q.text for q in queries},
+            ((split(q), q.id, q.positives) for q in queries),
+        )
+
+    return _exported(PYTHON_DOCS, write)
+
+
+def ir_datasets_source(ids: str) -> Source:
+    """Datasets of ir_datasets: `ID` or `ID,ID,…`, splits of one corpus; downloads what is not there yet.
+
+    A split is named by what its id adds to the corpus's: msmarco-passage/dev/small is `dev.small` (see
+    `find_splits`), and `test` where it adds nothing. Raises UserError where it cannot be had.
+    """
+    try:
+        import ir_datasets
+    except ImportError:
+        mend = "pip install 'retrieval_jax[ir_datasets]'"
+        raise UserError(f"{IR_DATASETS}{ids}: the package ir_datasets is not installed: {mend}") from None
+    names = ids.split(",")
+    with _readable(ids):
+        datasets = {name: ir_datasets.load(name) for name in names}
+        corpora = {ir_datasets.docs_parent_id(name) for name in names}
+    if len(corpora) != 1:
+        raise UserError(f"{IR_DATASETS}{ids}: these have different passages: name splits of one corpus")
+    (corpus,) = corpora
+    for name, dataset in datasets.items():
+        if not (dataset.has_docs() and dataset.has_queries() and dataset.has_qrels()):
+            mend = "name one that has all three, e.g. msmarco-passage/train"
+            raise UserError(f"{IR_DATASETS}{name}: it lacks passages, queries or qrels: {mend}")
+
+    def write(folder: Path) -> None:
+        with _readable(ids):
+            first = datasets[names[0]]
+            passages = track(map(_passage, first.docs_iter()), "reading passages", first.docs_count())
+            queries = {q.query_id: q.default_text() for d in datasets.values() for q in d.queries_iter()}
+            qrels = (
+                (
+                    name.removeprefix(corpus).strip("/").replace("/", ".") or "test",
+                    q.query_id,
+                    {q.doc_id: q.relevance},
+                )
+                for name, dataset in datasets.items()
+                for q in dataset.qrels_iter()
+            )
+            _write(folder, passages, queries, qrels)
+
+    return _exported(dataset_name(corpus), write)
+
+
+@contextlib.contextmanager
+def _readable(ids: str) -> Iterator[None]:
+    """What goes wrong inside ir_datasets (anything: it downloads and unpacks) is said in one line."""
+    try:
+        yield
+    except KeyError:
+        raise UserError(f"{IR_DATASETS}{ids}: no such dataset: see https://ir-datasets.com") from None
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        mend = "check the network, or what ir_datasets printed above"
+        raise UserError(f"{IR_DATASETS}{ids}: cannot be had ({reason}): {mend}") from error
+
+
+def _passage(doc) -> Passage:
+    text = getattr(doc, "text", None) or getattr(doc, "body", None)
+    if text and hasattr(doc, "title"):
+        return Passage(doc.doc_id, doc.title or "", text)
+    return Passage(doc.doc_id, "", doc.default_text())
+
+
+def _exported(name: str, write: Callable[[Path], None]) -> Source:
+    """The source that `write` makes in a folder, when its passages are asked for."""
+    folders = []
+
+    def passages(scratch: Path, faults: Faults, shard_bytes: int) -> Passages:
+        folders.append(scratch / name)
+        write(folders[-1])
+        return open_source(folders[-1]).passages(scratch, faults, shard_bytes)
+
+    def queries(rows: Rows, faults: Faults) -> dict[str, list[Query]]:
+        return open_source(folders[-1]).queries(rows, faults)
+
+    return Source(name, (), passages, queries)
+
+
+def _write(
+    folder: Path,
+    passages: Iterable[Passage],
+    queries: Mapping[str, str],
+    qrels: Iterable[tuple[str, str, Mapping[str, int]]],
+) -> None:
+    """Writes BEIR files; `qrels` are (split, query id, passage id -> grade)."""
+    (folder / "qrels").mkdir(parents=True)
+    dump = functools.partial(json.dumps, ensure_ascii=False)
+    with (folder / "corpus.jsonl").open("w") as file:
+        file.writelines(f"{dump({'_id': p.id, 'title': p.title, 'text': p.text})}\n" for p in passages)
+    with (folder / "queries.jsonl").open("w") as file:
+        file.writelines(f"{dump({'_id': key, 'text': text})}\n" for key, text in queries.items())
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for split, query, grades in qrels:
+            if split not in files:
+                files[split] = stack.enter_context((folder / "qrels" / f"{split}.tsv").open("w"))
+            files[split].writelines(f"{query}\t{passage}\t{grade}\n" for passage, grade in grades.items())

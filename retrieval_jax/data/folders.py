@@ -1,0 +1,101 @@
+"""What the layouts of collections share: finding their files, and the source that they become."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from retrieval_jax.data.collection import Passage, Query
+from retrieval_jax.data.judged import Rows
+from retrieval_jax.data.lines import Faults, error_text, ranges
+from retrieval_jax.data.passages import Part, Passages, check
+from retrieval_jax.errors import UserError
+
+_SAME_SPLIT = {"validation": "dev", "valid": "dev", "val": "dev"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A collection that has been found but not yet read.
+
+    Attributes:
+      name: a dataset name ([a-z][a-z0-9_]*).
+      files: all files that are read.
+      passages: (scratch folder, faults, bytes of text in a shard) -> the checked passages.
+      queries: (lookup of passage ids, faults) -> split -> its queries that have a positive passage.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    passages: Callable[[Path, Faults, int], Passages]
+    queries: Callable[[Rows, Faults], dict[str, list[Query]]]
+
+
+def dataset_name(text: str) -> str:
+    """A text in snake_case, e.g. `MS MARCO-v2` -> `ms_marco_v2`, `2wiki` -> `data_2wiki`."""
+    name = re.sub("[^a-z0-9]+", "_", text.lower()).strip("_")
+    return name if re.match("[a-z]", name) else f"data_{name}".rstrip("_")
+
+
+def folder_name(folder: Path) -> str:
+    """The name of a dataset in a folder: the folder's own."""
+    return dataset_name(os.path.basename(os.path.abspath(folder)))
+
+
+def fault(path: Path, what: str, mend: str) -> UserError:
+    """The error for a file or a folder as a whole."""
+    return UserError(error_text(path, None, what, mend))
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """The file of that name, plain or compressed. If both are there, which one is meant is anyone's guess."""
+    found = [file for file in (folder / name, folder / f"{name}.gz") if file.exists()]
+    if len(found) != 1:
+        what = "the file is here both plain and as .gz" if found else "the file is missing, as is its .gz"
+        raise fault(folder / name, what, "keep exactly one of the two")
+    return found[0]
+
+
+def find_splits(folder: Path, pattern: str) -> dict[str, tuple[Path, str]]:
+    """Split -> its file and how that spells SPLIT, of the files named by a pattern such as `qrels.SPLIT.tsv`.
+
+    A split is named in letters, digits and `_`, dots become `_`; `validation`, `valid` and `val` are `dev`,
+    and so is MS MARCO's `dev.small` where there is no other dev.
+    """
+    before, after = Path(pattern).name.split("SPLIT")
+    splits: dict[str, tuple[Path, str]] = {}
+    for file in sorted((folder / pattern).parent.glob(f"{before}*{after}*")):
+        if (name := file.name.removesuffix(".gz")).endswith(after) and len(name) > len(before + after):
+            spelling = name[len(before) : len(name) - len(after)]
+            if (split := split_name(file, spelling)) in splits:
+                raise fault(file, f"{splits[split][0].name} is split {split!r} too", "keep just one")
+            splits[split] = file, spelling
+    if "dev" not in splits and "dev_small" in splits:
+        splits["dev"] = splits.pop("dev_small")
+    return splits
+
+
+def split_name(file: Path, spelling: str) -> str:
+    """The name of the split that a file's name spells so."""
+    split = _SAME_SPLIT.get(spelling, spelling.replace(".", "_"))
+    if not re.fullmatch("[A-Za-z0-9_]+", split):
+        raise fault(file, f"{split!r} is no name for a split", "use letters, digits and _ only")
+    return split
+
+
+def line_passages(
+    files: Iterable[Path],
+    parse: Callable[[str], list[Passage]],
+    scratch: Path,
+    faults: Faults,
+    shard_bytes: int,
+    repeats: bool = False,
+) -> Passages:
+    """The checked passages of files whose lines are parsed alike (see `passages.check` for `repeats`)."""
+    files = list(files)
+    parts = [Part(some, parse) for file in files for some in ranges(file, scratch, faults, shard_bytes)]
+    passages = check(parts, faults, repeats)
+    if not len(passages.ids):
+        raise fault(files[0], "there are no passages (empty collection)", "write one passage a line")
+    return passages

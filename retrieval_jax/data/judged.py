@@ -1,0 +1,118 @@
+"""Queries with their judgements (qrels): two files a split, joined and checked."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_jax.data import lines
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.lines import BadLine, Fault, Faults, error_text
+from retrieval_jax.data.passages import check_id
+from retrieval_jax.errors import UserError
+
+Rows = Callable[[Sequence[str]], np.ndarray]  # passage ids -> their rows, -1 where unknown
+Qrel = tuple[int, str, str, int]  # line, query, passage, grade
+HEADER = ("query-id", "corpus-id", "score")  # of BEIR's qrels; may be left out
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The files of a split and what their lines hold.
+
+    `parse_query` makes (id, text) of a line and `parse_qrel` (query, passage, grade); both raise BadLine.
+    """
+
+    queries: Path
+    qrels: Path
+    parse_query: Callable[[str], Sequence[str]]
+    parse_qrel: Callable[[str], Sequence[str]]
+
+
+def read(splits: Mapping[str, Split], rows: Rows, faults: Faults) -> dict[str, list[Query]]:
+    """Split -> its queries that have a positive passage, in the order of their file.
+
+    The texts of other queries do not stay in memory. Splits may share a query, but not an id alone.
+    """
+    qrels = {name: list(_qrels(split, faults)) for name, split in splits.items()}
+    faults.stop()
+    judged = collections.defaultdict(set)  # a file of queries may serve several splits
+    for name, split in splits.items():
+        judged[split.queries, split.parse_query].update(query for _, query, _, _ in qrels[name])
+    known: dict[str, str] = {}
+    texts = {path: _texts(path, parse, ids, known, faults) for (path, parse), ids in judged.items()}
+    faults.stop()
+    queries = {
+        name: _join(split.qrels, qrels.pop(name), texts[split.queries], rows, faults)
+        for name, split in splits.items()
+    }
+    faults.stop()
+    return queries
+
+
+def _qrels(split: Split, faults: Faults) -> Iterator[Qrel]:
+    path = split.qrels
+    for line, (query, passage, grade) in lines.parsed(path, split.parse_qrel, faults):
+        if line == 1 and (query, passage, grade) == HEADER:
+            continue
+        if re.fullmatch("-?[0-9]{1,9}", grade):
+            yield line, query, passage, int(grade)
+        else:
+            what = f"the grade {grade[:80]!r} is not a whole number"
+            mend = f"write 1 or more if the passage is relevant (a header must be {', '.join(HEADER)})"
+            faults.add(Fault(path, line, "bad grade", what, mend))
+
+
+def _texts(
+    path: Path, parse: Callable, wanted: set[str], known: dict[str, str], faults: Faults
+) -> dict[str, str]:
+    """Query id -> text (empty in some real collections) of the wanted ones; `known` are other files' too."""
+    seen: set[str] = set()
+    texts: dict[str, str] = {}
+
+    def query(content: str) -> tuple[str, str]:
+        key, text = parse(content)
+        check_id(key)
+        if key in seen:
+            raise BadLine("duplicate id", f"the id {key!r} was used on an earlier line", "make it unique")
+        seen.add(key)
+        if key in wanted and known.setdefault(key, text) != text:
+            what = f"query {key!r} has another text in another split"
+            raise BadLine("another text", what, "rename one of them")
+        return key, text
+
+    for _, (key, text) in lines.parsed(path, query, faults):
+        if key in wanted:
+            texts[key] = text
+    if not seen:
+        faults.stop()
+        raise UserError(error_text(path, None, "there are no queries", "write one query a line"))
+    return texts
+
+
+def _join(path: Path, qrels: list[Qrel], texts: dict[str, str], rows: Rows, faults: Faults) -> list[Query]:
+    """The queries of a split; passages judged 0 or less are their negatives."""
+    known = rows([passage for _, _, passage, _ in qrels]) >= 0
+    grades: dict[str, dict[str, int]] = {}
+    for (line, query, passage, grade), is_known in zip(qrels, known.tolist(), strict=True):
+        mend = "add it, or remove this line"
+        if query not in texts:
+            faults.add(Fault(path, line, "unknown query", f"query {query[:80]!r} is unknown", mend))
+        elif not is_known:
+            faults.add(Fault(path, line, "unknown passage", f"passage {passage[:80]!r} is unknown", mend))
+        elif grades.setdefault(query, {}).setdefault(passage, grade) != grade:
+            what = "an earlier line has another grade for this pair"
+            faults.add(Fault(path, line, "another grade", what, "keep just one"))
+    queries = []
+    for key, text in texts.items():
+        judged = grades.get(key, {})
+        if positives := {passage: grade for passage, grade in judged.items() if grade > 0}:
+            queries.append(Query(key, text, positives, tuple(p for p, grade in judged.items() if grade <= 0)))
+    if not queries:
+        faults.stop()
+        mend = "write a qrel with a grade of 1 or more"
+        raise UserError(error_text(path, None, "no query has a positive passage", mend))
+    return queries

@@ -1,0 +1,215 @@
+"""Text files by line, however large: exact ranges of lines, and what is wrong with a line.
+
+A parser raises `BadLine`; its reader knows the file and the line, and makes it a `Fault`; `Faults` gathers
+them and stops the import, or leaves the lines out. Nothing is repaired in silence: a collection that lost
+passages still trains, with metrics that are wrong.
+"""
+
+import collections
+import dataclasses
+import gzip
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.progress import say
+
+T = TypeVar("T")
+SHOWN = 3  # lines of a kind that a summary names
+
+
+class BadLine(Exception):
+    """A line that cannot be used: a kind (for counts), what is wrong, and the mend."""
+
+    def __init__(self, kind: str, what: str, mend: str):
+        super().__init__(kind, what, mend)
+        self.kind, self.what, self.mend = kind, what, mend
+
+    def at(self, path: Path, line: int) -> "Fault":
+        """It, in its place."""
+        return Fault(path, line, self.kind, self.what, self.mend)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A bad line and where it is. `str()` is one line: `FILE:LINE: what: mend`."""
+
+    path: Path
+    line: int
+    kind: str
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return error_text(self.path, self.line, self.what, self.mend)
+
+
+class Faults:
+    """The bad lines of an import. `skip`: they are left out; otherwise `stop` raises the first."""
+
+    def __init__(self, skip: bool = False):
+        self.skip = skip
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.first: dict[str, list[Fault]] = {}  # kind -> the first few
+
+    def add(self, fault: Fault) -> None:
+        """Notes one."""
+        self.counts[fault.kind] += 1
+        first = self.first.setdefault(fault.kind, [])
+        if len(first) < SHOWN:
+            first.append(fault)
+
+    def merge(self, other: "Faults") -> None:
+        """Notes what `other` noted, after one's own."""
+        self.counts.update(other.counts)
+        for kind, some in other.first.items():
+            self.first[kind] = (self.first.get(kind, []) + some)[:SHOWN]
+
+    def stop(self) -> None:
+        """Raises UserError with the first bad line that was noted, and how many more there are."""
+        if self.counts and not self.skip:
+            first = min((some[0] for some in self.first.values()), key=lambda fault: (fault.path, fault.line))
+            more = self.counts - collections.Counter([first.kind])
+            listed = ", ".join(f"{count:,} × {kind}" for kind, count in more.items())
+            also = f"; there are more: {listed}" if more else ""
+            raise UserError(f"{first} (to leave bad lines out: --gin.ON_ERROR=\"'skip'\"{also})")
+
+    def tell(self) -> None:
+        """Says what was left out: for each kind how many lines, and the first few."""
+        for kind, count in self.counts.items():
+            places = ", ".join(f"{fault.path}:{fault.line}" for fault in self.first[kind])
+            say(f"left out {count:,} × {kind}: {places}{', …' if count > SHOWN else ''}")
+
+
+def error_text(path: Path, line: int | None, what: str, mend: str) -> str:
+    """One line about a line of a file, or about the file as a whole."""
+    return " ".join(f"{path}{f':{line}' if line else ''}: {what}: {mend}".splitlines())
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """`count` lines of a plain text file, from a byte offset on; iterating gives (line number, bytes).
+
+    `path` is the file that people know, also where what is read (`plain`) is an unpacked copy.
+    """
+
+    path: Path
+    plain: Path
+    offset: int
+    first: int
+    count: int
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        with self.plain.open("rb") as file:
+            file.seek(self.offset)
+            yield from enumerate(itertools.islice(file, self.count), self.first)
+
+
+def ranges(path: Path, scratch: Path, faults: Faults, size: int) -> list[Lines]:
+    """The lines of a file in ranges of about `size` bytes. A `.gz` is unpacked into `scratch` first."""
+    plain = _unpack(path, scratch / path.stem, faults) if path.suffix == ".gz" else path
+    found: list[Lines] = []
+    offset, first = 0, 1
+    try:
+        with plain.open("rb") as file:
+            while block := file.read(size):
+                block += file.readline()
+                count = block.count(b"\n") + (not block.endswith(b"\n"))
+                found.append(Lines(path, plain, offset, first, count))
+                offset, first = offset + len(block), first + count
+    except OSError as error:
+        raise UserError(error_text(path, 1, f"the file is unreadable ({error})", "restore it")) from None
+    return found
+
+
+def _unpack(path: Path, plain: Path, faults: Faults) -> Path:
+    """Decompresses the whole lines of a .gz."""
+    scratch = plain.parent
+    scratch.mkdir(parents=True, exist_ok=True)
+    with plain.open("wb") as file:
+        file.writelines(raw for _, raw in stream(path, faults))
+    return plain
+
+
+def stream(path: Path, faults: Faults) -> Iterator[tuple[int, bytes]]:
+    """Yields (line number, bytes) of a plain or a .gz file, to the end or to where it is damaged."""
+    line = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for line, raw in enumerate(file, start=1):
+                yield line, raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        what = f"the file is unreadable here ({error})"
+        faults.add(Fault(path, line + 1, "damaged file", what, "restore it"))
+    except OSError as error:
+        what = f"the file is unreadable here ({error})"
+        raise UserError(error_text(path, line + 1, what, "restore it")) from error
+
+
+def texts(lines: Iterable[tuple[int, bytes]], path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
+    r"""Yields (line number, text without its line end), without the empty lines.
+
+    Only `\n` and `\r\n` end a line. `str.splitlines` would also cut at U+2028 and the like, which texts hold.
+    """
+    for line, raw in lines:
+        try:
+            text = raw.decode("utf-8-sig" if line == 1 else "utf-8")  # -sig: without a byte order mark
+        except UnicodeDecodeError as error:
+            what = f"the line is not UTF-8 ({error.reason})"
+            faults.add(Fault(path, line, "not UTF-8", what, "save it as UTF-8"))
+            continue
+        if text := text.removesuffix("\n").removesuffix("\r"):
+            yield line, text
+
+
+def parsed(path: Path, parse: Callable[[str], T], faults: Faults) -> Iterator[tuple[int, T]]:
+    """Yields (line number, what `parse` makes of the text) of a file; notes the lines that it refuses."""
+    for line, text in texts(stream(path, faults), path, faults):
+        try:
+            value = parse(text)
+        except BadLine as bad:
+            faults.add(bad.at(path, line))
+        else:
+            yield line, value
+
+
+def columns(text: str, fields: Sequence[str]) -> list[str]:
+    """The columns of a row without quoting, so they hold no tab. Raises BadLine unless there are as many."""
+    values = text.split("\t")
+    if len(values) != len(fields):
+        what = f"{len(values)} tab-separated columns instead of {len(fields)}"
+        mend = f"write {', '.join(fields)}, with no tab or newline inside them"
+        raise BadLine("wrong columns", what, mend)
+    return values
+
+
+def json_object(text: str, fields: Sequence[str]) -> dict:
+    """The JSON object of a line. Raises BadLine; `fields` are named in its mend."""
+    try:
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            raise ValueError("it is not an object, {...}")
+        if "\\" in text:
+            json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        reason = str(error).replace("line 1 column", "column")  # it is always line 1 of this line
+        raise bad_json(reason, fields) from error
+    return record
+
+
+def bad_json(reason: str, fields: Sequence[str]) -> BadLine:
+    """The exception for a JSON line without what it needs."""
+    mend = f"write one JSON object a line, with {', '.join(fields)}"
+    return BadLine("bad JSON", f"the JSON is wrong ({reason})", mend)
+
+
+def string(record: dict, field: str, fields: Sequence[str]) -> str:
+    """The text under a key; a title alone may be left out. Raises BadLine."""
+    value = record.get(field, "" if field == "title" else None)
+    if not isinstance(value, str):
+        raise bad_json(f"{field!r} is {'not a string' if field in record else 'missing'}", fields)
+    return value

@@ -1,0 +1,120 @@
+"""Natural Questions and TriviaQA as NCI (Neural Corpus Indexer) prepares them: rows without quoting.
+
+    NQ_doc_content.tsv        document, -, -, title + abstract + content, -, -, language
+    nq_SPLIT_doc_newid.tsv    query, NQ's own id, document, cluster id(s)
+    Trivia_doc_content.tsv    TriviaQA's own id, document, title, content, title + content
+    train.tsv dev.tsv test.tsv    query, TriviaQA's own ids, documents, cluster ids (each joined by commas)
+
+A query's rows are joined; it is named by its split and first line, as in `dev-17`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from retrieval_jax.data import lines
+from retrieval_jax.data.collection import Passage, Query
+from retrieval_jax.data.folders import Source, fault, find_file, find_splits, folder_name, line_passages
+from retrieval_jax.data.judged import Rows
+from retrieval_jax.data.lines import BadLine, Fault, Faults, columns
+
+_NQ = ("document", "-", "-", "text", "-", "-", "language")
+_TRIVIA = ("original id", "document", "title", "content", "title + content")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """One of the two."""
+
+    name: str
+    marker: str  # the file of its passages
+    queries: str
+    splits: Callable[[Path], dict[str, Path]]
+    parse_passage: Callable[[str], list[Passage]]
+    parse_query: Callable[[str], tuple[str, list[str]]]
+
+    @property
+    def needs(self) -> str:
+        return f"{self.marker}, {self.queries}"
+
+    def open_folder(self, folder: Path) -> Source:
+        """The source, with the files that are there."""
+        passages, splits = find_file(folder, self.marker), self.splits(folder)
+        if not splits:
+            raise fault(folder / self.queries, "there are no queries", "add the file of at least one split")
+        return Source(
+            folder_name(folder),
+            (passages, *splits.values()),
+            functools.partial(line_passages, [passages], self.parse_passage),
+            functools.partial(_read, splits, self.parse_query),
+        )
+
+
+def _read(
+    splits: Mapping[str, Path],
+    parse: Callable[[str], tuple[str, list[str]]],
+    rows: Rows,
+    faults: Faults,
+) -> dict[str, list[Query]]:
+    queries = {}
+    for split, path in splits.items():
+        parsed = lines.parsed(path, parse, faults)
+        found = [(line, text, key) for line, (text, keys) in parsed for key in keys]
+        known = rows([key for _, _, key in found]) >= 0
+        joined: dict[str, Query] = {}
+        for (line, text, key), is_known in zip(found, known.tolist(), strict=True):
+            if is_known:
+                joined.setdefault(text, Query(f"{split}-{line}", text, {})).positives[key] = 1
+            else:
+                what = f"document {key[:80]!r} is unknown"
+                faults.add(Fault(path, line, "unknown passage", what, "add it, or remove this line"))
+        faults.stop()
+        if not joined:
+            raise fault(path, "there are no queries", "write one query a line")
+        queries[split] = list(joined.values())
+    return queries
+
+
+def _nq_passage(text: str) -> list[Passage]:
+    key, _, _, body, *_ = columns(text, _NQ)
+    return [Passage(key, "", body)]
+
+
+def _trivia_passage(text: str) -> list[Passage]:
+    _, key, title, body, _ = columns(text, _TRIVIA)
+    return [Passage(key, title, body)]
+
+
+def _query(text: str) -> tuple[str, list[str]]:
+    query, *columns = text.split("\t")
+    if len(columns) < 3:
+        what = f"{len(columns) + 1} tab-separated columns instead of 4 or more"
+        raise BadLine("wrong columns", what, "write query, original id, document, cluster id")
+    return query, columns[1].split(",")
+
+
+def _nq_query(text: str) -> tuple[str, list[str]]:
+    query, documents = _query(text)
+    if len(query) > 1 and query[0] == query[-1] == '"':  # pandas wrote this file, and quotes what has a quote
+        query = query[1:-1].replace('""', '"')
+    return query, documents
+
+
+def _nq_splits(folder: Path) -> dict[str, Path]:
+    return {split: file for split, (file, _) in find_splits(folder, "nq_SPLIT_doc_newid.tsv").items()}
+
+
+def _trivia_splits(folder: Path) -> dict[str, Path]:
+    there = {file.name.removesuffix(".gz") for file in folder.iterdir()}
+    return {
+        split: find_file(folder, f"{split}.tsv")
+        for split in ("train", "dev", "test")
+        if f"{split}.tsv" in there
+    }
+
+
+NQ = _Layout("NCI's NQ", "NQ_doc_content.tsv", "nq_SPLIT_doc_newid.tsv", _nq_splits, _nq_passage, _nq_query)
+TRIVIA = _Layout(
+    "NCI's TriviaQA", "Trivia_doc_content.tsv", "SPLIT.tsv", _trivia_splits, _trivia_passage, _query
+)

@@ -1,0 +1,180 @@
+"""The passages of a source, in parts that workers read: first checked, then written.
+
+Checking finds every bad line and every id; only then is it known which passages are kept (not the second of
+two with one id, only those of a subset). Writing reads the parts again, and nothing of them stays in memory.
+"""
+
+import dataclasses
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from retrieval_jax import arrow_ids, storage
+from retrieval_jax.data import lines, parallel
+from retrieval_jax.data.collection import Passage
+from retrieval_jax.data.lines import BadLine, Fault, Faults, Lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some lines and how they become passages; called, it gives those that are kept.
+
+    Attributes:
+      lines: (line number, bytes) of each line.
+      parse: a line's text -> its passages; raises BadLine.
+      kept: which of the good passages are kept, by their number among them; None is all.
+    """
+
+    lines: Lines
+    parse: Callable[[str], Sequence[Passage]]
+    kept: np.ndarray | None = None
+
+    def __call__(self) -> Iterator[Passage]:
+        good = (passage for _, passage in self.good(Faults()))
+        if self.kept is None:
+            return good
+        kept = np.zeros(self.kept[-1] + 1 if len(self.kept) else 0, bool)
+        kept[self.kept] = True
+        return (passage for keep, passage in zip(kept.tolist(), good, strict=False) if keep)
+
+    def good(self, faults: Faults) -> Iterator[tuple[int, Passage]]:
+        """Yields (line number, passage); notes the lines that have none."""
+        path = self.lines.path
+        for line, text in lines.texts(self.lines, path, faults):
+            try:
+                found = self.parse(text)
+                for passage in found:
+                    _check_passage(passage)
+            except BadLine as bad:
+                faults.add(bad.at(path, line))
+            else:
+                for passage in found:
+                    yield line, passage
+
+
+def _check_passage(passage: Passage) -> None:
+    check_id(passage.id)
+    if not (passage.text.strip() or passage.title.strip()):
+        what = f"passage {passage.id[:80]!r} has neither title nor text"
+        raise BadLine("empty passage", what, "write one, or remove it")
+
+
+def check_id(key: str) -> None:
+    """Ids become columns of TREC run files, which whitespace separates. Raises BadLine."""
+    if key.split() != [key]:
+        raise BadLine("bad id", f"the id {key[:80]!r} is empty or has whitespace", "write it without spaces")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checked:
+    """What a worker found in a part.
+
+    Attributes:
+      ids: of its good passages.
+      lines: int64, their line numbers.
+      texts: uint32, a check sum of title and text each.
+      digest: SHA-256 of them all.
+      faults: its bad lines.
+    """
+
+    ids: pa.LargeStringArray
+    lines: np.ndarray
+    texts: np.ndarray
+    digest: bytes
+    faults: Faults
+
+
+def _check(part: Part) -> _Checked:
+    ids, numbers, texts, sha, faults = [], [], [], hashlib.sha256(), Faults()
+    for line, passage in part.good(faults):
+        ids.append(passage.id)
+        numbers.append(line)
+        text = f"{passage.title}\t{passage.text}\n".encode()
+        texts.append(zlib.crc32(text))
+        sha.update(text)
+    return _Checked(
+        arrow_ids.array(ids), np.array(numbers, np.int64), np.array(texts, np.uint32), sha.digest(), faults
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Passages:
+    """Checked passages.
+
+    Attributes:
+      ids: N ids, by row.
+      parts: of the source, in its order.
+      digests: of each part's good passages.
+      kept: bool, for each good passage whether it is one of the N.
+      starts: int64, where the good passages of each part start among all; the last is their number.
+    """
+
+    ids: pa.LargeStringArray
+    parts: Sequence[Part]
+    digests: Sequence[bytes]
+    kept: np.ndarray
+    starts: np.ndarray
+
+    def fingerprint(self) -> str:
+        """Of all N passages, their ids and their order."""
+        return storage.digest([*self.digests, np.packbits(self.kept).tobytes(), arrow_ids.digest(self.ids)])
+
+    def subset(self, rows: np.ndarray) -> "Passages":
+        """Those at some rows, in the same order."""
+        chosen = np.zeros(len(self.ids), bool)
+        chosen[rows] = True
+        kept = self.kept.copy()
+        kept[kept] = chosen
+        return dataclasses.replace(self, ids=self.ids.filter(pa.array(chosen)), kept=kept)
+
+    def shards(self) -> list[Part]:
+        """The parts, each with what is kept of it; without those of which nothing is."""
+        shards = []
+        for part, start, end in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
+            kept = self.kept[start:end]
+            if kept.any():
+                shards.append(dataclasses.replace(part, kept=None if kept.all() else np.flatnonzero(kept)))
+        return shards
+
+
+def check(parts: Sequence[Part], faults: Faults, repeats: bool = False) -> Passages:
+    """Reads all parts for their ids and their bad lines, which are then left out (or raised, see `Faults`).
+
+    Args:
+      parts: of the source, in its order.
+      faults: notes the bad lines. A second passage with an id is one, too.
+      repeats: a passage may stand in several lines, with the same text each time.
+    """
+    checked = parallel.each(_check, parts, "checking passages")
+    for found in checked:
+        faults.merge(found.faults)
+    starts = np.cumsum([0, *(len(found.ids) for found in checked)])
+    ids = arrow_ids.array(pa.chunked_array([found.ids for found in checked], pa.large_string()))
+    first = arrow_ids.first_rows(ids)
+    kept = first == np.arange(len(ids))
+    bad = np.flatnonzero(~kept)
+    if repeats and len(bad):
+        texts = np.concatenate([found.texts for found in checked])
+        bad = bad[texts[bad] != texts[first[bad]]]
+
+    def place(row: int) -> tuple[Path, int]:
+        index = int(np.searchsorted(starts, row, side="right")) - 1
+        return parts[index].lines.path, int(checked[index].lines[row - starts[index]])
+
+    kind = "another text" if repeats else "duplicate id"
+    for row in bad[: lines.SHOWN].tolist():
+        earlier, key = ":".join(map(str, place(first[row]))), ids[row].as_py()[:80]
+        what = (
+            f"passage {key!r} has another text at"
+            if repeats
+            else f"the id {key!r} was used on an earlier line,"
+        )
+        faults.add(Fault(*place(row), kind, f"{what} {earlier}", "make every id unique"))
+    if len(bad) > lines.SHOWN:
+        faults.counts[kind] += len(bad) - lines.SHOWN
+    faults.stop()
+    return Passages(ids.filter(pa.array(kept)), parts, [found.digest for found in checked], kept, starts)

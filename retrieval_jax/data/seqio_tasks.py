@@ -1,0 +1,102 @@
+"""Examples as seqio tasks and mixtures, for T5X and for seqio's Beam job. Imports TensorFlow.
+
+    COLLECTION.KIND.TASK    msmarco.naive.d2q, squad_dev.passages.labelled, tldr.query.doc2query, …
+    COLLECTION.KIND.ROW     msmarco.naive.3b, …: the mixtures of the generative-retrieval paper
+
+KIND is what the targets are: a kind of docids, `passages` for dual encoders, `query` for query generators.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from retrieval_jax.data.examples import Examples, Feature, Features
+from retrieval_jax.data.vocabulary import Vocabulary
+
+SHARD = 100_000  # examples a shard of the cache
+SHUFFLE_BUFFER = 1 << 14
+
+
+class ExampleSource(seqio.DataSource):
+    """Numbered examples as a seqio source of one split, train; a shard is a range of numbers."""
+
+    def __init__(self, examples: Examples):
+        self.examples = examples
+        super().__init__(["train"], {"train": len(examples)})
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> list[str]:
+        """Names of the shards."""
+        return [str(shard) for shard in range(-(-len(self.examples) // SHARD))]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """int32 features, untrimmed and without ends, and `example`, their number."""
+        shard = shard_info or seqio.ShardInfo(0, 1)
+        count = len(self.examples)
+        first, end = (count * i // shard.num_shards for i in (shard.index, shard.index + 1))
+
+        def generate() -> Iterator[Features]:
+            order = np.arange(first, end)
+            if shuffle:
+                np.random.default_rng(seed).shuffle(order)
+            for i in order.tolist():
+                # What is drawn (candidates of a dual encoder) is drawn once: a cache holds one epoch.
+                yield {**self.examples(i, np.random.default_rng(i)), "example": i}
+
+        features = self.examples.targets.features
+        signature = {name: tf.TensorSpec([None], tf.int32) for name in features}
+        signature["example"] = tf.TensorSpec([], tf.int64)
+        return tf.data.Dataset.from_generator(generate, output_signature=signature).repeat(num_epochs)
+
+
+def register(
+    prefix: str,
+    members: Mapping[str, Examples],
+    rows: Mapping[str, Mapping[str, float]],
+    vocabulary: Vocabulary,
+) -> None:
+    """Registers tasks and mixtures with seqio, again if need be.
+
+    Args:
+      prefix: COLLECTION.KIND.
+      members: task -> its examples.
+      rows: mixture -> {task: its share}.
+      vocabulary: of the text features.
+    """
+    for task, examples in members.items():
+        features = {
+            name: seqio.Feature(_vocabulary(feature, vocabulary), add_eos=feature.add_eos)
+            for name, feature in examples.targets.features.items()
+        }
+        seqio.TaskRegistry.remove(f"{prefix}.{task}")
+        seqio.TaskRegistry.add(
+            f"{prefix}.{task}",
+            source=ExampleSource(examples),
+            preprocessors=[seqio.CacheDatasetPlaceholder(), seqio.preprocessors.append_eos_after_trim],
+            output_features=features,
+            shuffle_buffer_size=SHUFFLE_BUFFER,
+        )
+    for row, shares in rows.items():
+        seqio.MixtureRegistry.remove(f"{prefix}.{row}")
+        seqio.MixtureRegistry.add(
+            f"{prefix}.{row}", [(f"{prefix}.{t}", share) for t, share in shares.items()]
+        )
+
+
+def _vocabulary(feature: Feature, vocabulary: Vocabulary) -> seqio.Vocabulary:
+    if feature.add_eos:  # text, in pieces
+        return seqio.SentencePieceVocabulary(str(vocabulary.path))
+    return seqio.PassThroughVocabulary(feature.size)

@@ -1,0 +1,135 @@
+"""Which examples to train on: a collection's tasks, their shares, lengths and order, set by gin."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import gin
+
+from retrieval_jax import storage
+from retrieval_jax.data.cache import CachedExamples
+from retrieval_jax.data.examples import (
+    DocidTargets,
+    Examples,
+    Inputs,
+    PassageTargets,
+    QueryTargets,
+    Targets,
+    mixture,
+)
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.synthetic import SyntheticQueries
+from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.work import Work
+
+Rates = str | Mapping[str, float]
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The examples of a run, before it is known which collection they come from.
+
+    Args:
+      rates: task -> its share (firstp, daq, d2q, labelled, labelled_LABEL, doc2query), or a row of the
+        generative-retrieval paper, such as '3b'.
+      curriculum: (steps, rates) stages that come before, in order.
+      input_length, passage_length: tokens of a text, and of a passage where that is read or written whole.
+      chunk_length, chunks: tokens of firstp and of a daq chunk, and chunks a passage.
+      positives, negatives: most passages a query has in a dual encoder's batch.
+      drop_rates: task -> share of the input's tokens left out, anew in each epoch.
+      synthetic: name of the synthetic queries for d2q.
+    """
+
+    rates: Rates = "2a"
+    curriculum: Sequence[tuple[int, Rates]] = ()
+    input_length: int = 64
+    passage_length: int = 128
+    chunk_length: int = 64
+    chunks: int = 10
+    positives: int = 1
+    negatives: int = 0
+    drop_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    synthetic: str | None = None
+
+    def of(self, work: Work, collection: Collection, answer: str, table: DocidTable | None) -> "OpenData":
+        """The examples of a collection, whose targets are `answer`: docids, passages or query."""
+        return OpenData(self, work, collection, answer, table)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenData:
+    """Examples of a collection. See TrainingData."""
+
+    settings: TrainingData
+    work: Work
+    collection: Collection
+    answer: str
+    table: DocidTable | None
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.collection.vocabulary_path)
+
+    @functools.cached_property
+    def synthetic(self) -> SyntheticQueries | None:
+        if not self.settings.synthetic:
+            return None
+        queries = SyntheticQueries(self.work.synthetic(self.settings.synthetic))
+        queries.check(self.collection)
+        return queries
+
+    @functools.cached_property
+    def targets(self) -> Targets:
+        s = self.settings
+        if self.answer == "docids":
+            return DocidTargets(self.table, s.input_length)
+        if self.answer == "passages":
+            group = s.positives + s.negatives
+            return PassageTargets(self.collection, self.vocabulary, s.input_length, s.passage_length, group)
+        return QueryTargets(self.collection, self.vocabulary, s.passage_length, s.input_length)
+
+    @functools.cached_property
+    def _inputs(self) -> Inputs:
+        s = self.settings
+        group = (s.positives, s.negatives) if self.answer == "passages" else None
+        return Inputs(self.collection, self.vocabulary, self.synthetic, s.chunk_length, s.chunks, group)
+
+    @property
+    def prefix(self) -> str:
+        """COLLECTION.KIND, with which the names of seqio's tasks begin."""
+        return f"{self.collection.name}.{self.targets.name}"
+
+    def recipe(self, task: str) -> dict:
+        """What a task's examples depend on, for its cache."""
+        s = self.settings
+        facts = {
+            "collection": self.collection.fingerprint,
+            "docids": self.table.fingerprint() if self.table else None,
+            "vocabulary": storage.digest([self.collection.vocabulary_path.read_bytes()]),
+            "tokens": [s.chunk_length, s.chunks],
+        }
+        if task == "d2q" and self.synthetic:
+            facts["synthetic"] = self.synthetic.fingerprint
+        if self.answer == "passages":
+            facts["candidates"] = [s.positives, s.negatives, s.passage_length]
+        return facts
+
+    def computed(self, task: str) -> Examples:
+        """A task's examples, made as they are asked for."""
+        return Examples(self._inputs.task(task), self.targets)
+
+    def examples(self, task: str) -> Examples | CachedExamples:
+        """A task's examples: from the cache where they are in it, else made as they are asked for."""
+        folder = self.work.cache(f"{self.prefix}.{task}")
+        return CachedExamples.find(folder, self.recipe(task)) or self.computed(task)
+
+    def shares(self, rates: Rates) -> Mapping[str, tuple[Examples | CachedExamples, float]]:
+        """Task -> (its examples, its share)."""
+        return mixture(rates, self.examples)
+
+    def stages(self) -> list[tuple[int | None, Mapping]]:
+        """(batches, shares) of the curriculum's stages and of the last one, which never ends."""
+        stages = [(steps, self.shares(rates)) for steps, rates in self.settings.curriculum]
+        return [*stages, (None, self.shares(self.settings.rates))]

@@ -1,0 +1,59 @@
+"""Writing and reading small sources, for the tests of their layouts."""
+
+import functools
+import gzip
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retrieval_jax import arrow_ids
+from retrieval_jax.data.collection import Passage, Query
+from retrieval_jax.data.folders import Source
+from retrieval_jax.data.lines import Faults
+from retrieval_jax.data.sources import open_source
+from retrieval_jax.errors import UserError
+
+
+def write(folder: Path, files: dict[str, str | bytes | None]) -> Path:
+    """Writes files. Text for a name in .gz is compressed; bytes are written as they are; None is no file."""
+    for name, content in files.items():
+        if content is not None:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, str):
+                content = gzip.compress(content.encode()) if name.endswith(".gz") else content.encode()
+            path.write_bytes(content)
+    return folder
+
+
+def read(
+    source: Path | Source, faults: Faults | None = None, shard_bytes: int = 1 << 20
+) -> tuple[list[Passage], dict[str, list[Query]]]:
+    """All passages and queries of a source."""
+    faults = faults or Faults()
+    source = open_source(source) if isinstance(source, Path) else source
+    with tempfile.TemporaryDirectory() as scratch:
+        found = source.passages(Path(scratch), faults, shard_bytes)
+        passages = [passage for shard in found.shards() for passage in shard()]
+        assert found.ids.to_pylist() == [passage.id for passage in passages]
+        return passages, source.queries(functools.partial(arrow_ids.rows, found.ids), faults)
+
+
+def error_of(function: Callable[[], object]) -> str:
+    """The message of the UserError that a call raises: one line, printable."""
+    with pytest.raises(UserError) as caught:
+        function()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message.isprintable()
+    return message
+
+
+def places(faults: Faults, folder: Path) -> dict[str, list[str]]:
+    """Kind -> FILE:LINE of the first bad lines that were left out."""
+    return {
+        kind: [f"{fault.path.relative_to(folder)}:{fault.line}" for fault in some]
+        for kind, some in faults.first.items()
+    }

@@ -1,0 +1,127 @@
+"""The stream of batches: order, shares, resuming at a position, hosts; and seqio's own converters."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from retrieval_jax.data.batches import batches, drop, dual_encoder, encoder_decoder
+from retrieval_jax.data.examples import DocidTargets, Example, Examples, Feature, pad
+from retrieval_jax.data.feature_converters import DualEncoderFeatureConverter
+from retrieval_jax.docids.table import DocidTable
+
+
+class Numbers:
+    """Example i reads i and answers with docid i."""
+
+    def __init__(self, first: int, count: int):
+        self.first, self.count = first, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __call__(self, i: int, rng: np.random.Generator) -> Example:
+        return Example([self.first + i], [self.first + i], [1])
+
+
+TABLE = DocidTable(
+    "atomic", np.arange(1, 301, dtype=np.int32)[:, None], [str(i) for i in range(300)], 384, "x"
+)
+TARGETS = DocidTargets(TABLE, 2)
+
+
+def stream(shares: dict, seed: int = 0, position: int = 0, count: int = 10, **rest) -> np.ndarray:
+    """The examples' numbers, batches × rows."""
+    sources = {
+        "few": Examples(Numbers(0, 40), TARGETS),
+        "many": Examples(Numbers(100, 200), TARGETS),
+    }
+    stages = rest.pop("stages", [(None, shares)])
+    stages = [(n, {name: (sources[name], share) for name, share in mixed.items()}) for n, mixed in stages]
+    some = batches(stages, TARGETS, {}, 20, seed, position, **rest)
+    return np.stack([b["decoder_target_tokens"][:, 0] - 1 for b in itertools.islice(some, count)])
+
+
+def test_an_epoch_holds_every_example_once_and_each_epoch_has_its_own_order():
+    two = stream({"few": 1.0}, count=4).reshape(2, 40)
+    assert [sorted(epoch) for epoch in two.tolist()] == [list(range(40))] * 2
+    assert (two[0] != two[1]).any()
+    assert two[0].tolist() != list(range(40))
+
+
+def test_shares_are_kept():
+    counts = Counter((stream({"few": 0.25, "many": 0.75}, count=40) >= 100).ravel().tolist())
+    assert counts[True] == pytest.approx(600, abs=2)
+
+
+@pytest.mark.parametrize("position", [1, 7, 29])
+def test_batches_depend_on_seed_and_position_alone(position: int):
+    shares = {"few": 0.5, "many": 0.5}
+    whole = stream(shares, count=30)
+    np.testing.assert_array_equal(stream(shares, position=position, count=30 - position), whole[position:])
+    assert (stream(shares, seed=1, count=30) != whole).any()
+    assert stream(shares, position=10**9, count=1).shape == (1, 20)  # seeks, does not skip
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_each_batch(hosts: int):
+    shares = {"few": 0.5, "many": 0.5}
+    parts = [stream(shares, host=host, hosts=hosts, position=3, count=5) for host in range(hosts)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), stream(shares, position=3, count=5))
+
+
+def test_a_curriculum_goes_through_its_stages_wherever_it_is_resumed():
+    stages = [(3, {"few": 1.0}), (2, {"many": 1.0}), (None, {"few": 1.0})]
+    whole = stream({}, stages=stages, count=8)
+    assert [(b >= 100).all() for b in whole] == [False] * 3 + [True] * 2 + [False] * 3
+    for position in range(8):
+        resumed = stream({}, stages=stages, position=position, count=8 - position)
+        np.testing.assert_array_equal(resumed, whole[position:])
+
+
+def test_dropped_tokens_leave_a_subsequence():
+    rng = np.random.default_rng(0)
+    tokens = list(range(1, 1001))
+    kept = drop(tokens, 0.3, rng)
+    assert kept == sorted(kept)
+    assert set(kept) <= set(tokens)
+    assert 650 < len(kept) < 750
+    assert drop([5], 0.999, rng) == [5]  # never nothing
+
+
+def test_batches_are_those_of_seqios_converters():
+    rng = np.random.default_rng(0)
+    spec = {"inputs": 7, "targets": 4}
+    ragged = [
+        {name: rng.integers(2, 99, rng.integers(1, n + 1)).tolist() for name, n in spec.items()}
+        for _ in range(9)
+    ]
+    expected = converted(seqio.EncDecFeatureConverter(pack=False), ragged, spec)
+    features = pad(ragged, {name: Feature(n) for name, n in spec.items()})
+    same(encoder_decoder(features), expected)
+
+    spec = {"inputs": 7, "targets": 12, "passage": 3, "grade": 3}
+    whole = [
+        {
+            name: rng.integers(1, 99, rng.integers(1, n + 1) if name == "inputs" else n).tolist()
+            for name, n in spec.items()
+        }
+        for _ in range(9)
+    ]
+    expected = converted(DualEncoderFeatureConverter(pack=False), whole, spec)
+    same(dual_encoder(pad(whole, {name: Feature(n) for name, n in spec.items()})), expected)
+
+
+def converted(converter: seqio.FeatureConverter, examples: list[dict], lengths: dict) -> dict:
+    signature = {name: tf.TensorSpec([None], tf.int32) for name in lengths}
+    dataset = tf.data.Dataset.from_generator(lambda: iter(examples), output_signature=signature)
+    return next(converter(dataset, lengths).batch(len(examples)).as_numpy_iterator())
+
+
+def same(found: dict, expected: dict) -> None:
+    assert set(found) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)

@@ -1,0 +1,86 @@
+"""Every task's examples on a small collection, decoded into text that a person can read and judge.
+
+`python tests/data/test_golden.py` writes tests/data/library/examples.txt anew; read what changed.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_jax import storage
+from retrieval_jax.data.examples import PADDING
+from retrieval_jax.data.generating import generate_queries
+from retrieval_jax.data.importing import import_collection
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.docids.make import make_docids
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.work import Work
+
+LIBRARY = Path(__file__).parent / "library"
+GOLDEN = LIBRARY / "examples.txt"
+TASKS = {
+    "docids": ("firstp", "daq", "d2q", "labelled", "labelled_human", "labelled_llm"),
+    "passages": ("firstp", "daq", "d2q", "labelled", "labelled_human", "labelled_llm"),
+    "query": ("doc2query",),
+}
+
+
+def decoded(folder: Path) -> str:
+    """All examples of all tasks, a paragraph each."""
+    work, source = Work(folder / "library"), str(LIBRARY)
+    import_collection(source=source, work_dir=str(work.folder), vocab_size=600)
+    collection = Collection(work.collection)
+    predictions = folder / "predictions"
+    for sample, words in (("000", "what is a good"), ("001", "how to do")):
+        lines = "".join(f"{words} {p.title or 'bike chain'}\n" for p in collection.passages())
+        storage.write_aside(predictions / f"predicted_queries_sample{sample}.txt", lines.encode())
+    generate_queries(source=source, work_dir=str(work.folder), predictions=str(predictions))
+    data = TrainingData(
+        input_length=16, passage_length=20, chunk_length=12, chunks=2, positives=2, negatives=1,
+        synthetic="doc2query",
+    )  # fmt: skip
+    paragraphs = []
+    for kind in ("atomic", "naive", None):
+        if kind:
+            make_docids(source=source, work_dir=str(work.folder), kind=kind)
+        table = DocidTable.open(work.docids(kind)) if kind else None
+        for answer in ("docids",) if kind else ("passages", "query"):
+            opened = data.of(work, collection, answer, table)
+            for task in TASKS[answer]:
+                paragraphs += [f"# {opened.prefix}.{task}", *examples(opened, task), ""]
+    return "\n".join(paragraphs)
+
+
+def examples(opened, task: str) -> list[str]:
+    """Each example on a line, as text."""
+    model, made = opened.vocabulary.model, opened.computed(task)
+    lines = []
+    for i in range(len(made)):
+        features = made(i, np.random.default_rng(i))
+        text = model.decode(list(features["inputs"]))
+        if opened.answer == "docids":
+            docid = features["targets"]
+            answer = model.decode(docid) if opened.table.kind == "naive" else " ".join(map(str, docid))
+        elif opened.answer == "query":
+            answer = model.decode(list(features["targets"]))
+        else:
+            length = opened.settings.passage_length
+            answer = " | ".join(
+                f"{grade}: {model.decode(features['targets'][k * length : (k + 1) * length])}"
+                for k, grade in enumerate(features["grade"])
+                if grade != PADDING
+            )
+        lines.append(f"{text}  ->  {answer}")
+    return lines
+
+
+def test_examples_read_as_they_always_did(tmp_path: Path):
+    assert decoded(tmp_path) == GOLDEN.read_text()
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        GOLDEN.write_text(decoded(Path(folder)))

@@ -1,0 +1,27 @@
+"""Jobs on several processes: results in order, and no failure that goes unnoticed."""
+
+import os
+
+import pytest
+
+from retrieval_jax.data import parallel
+from retrieval_jax.errors import UserError
+
+
+def test_results_are_in_the_order_of_the_jobs():
+    assert parallel.each(abs, [-3, 2, -1, 0], "taking absolutes") == [3, 2, 1, 0]
+    assert parallel.each(abs, [], "nothing") == []
+
+
+def test_one_job_runs_here():
+    assert parallel.each(lambda job: (job, os.getpid()), ["a"], "one") == [("a", os.getpid())]
+
+
+def test_what_a_job_raises_is_raised():
+    with pytest.raises(ValueError, match=r"invalid literal for int.*'x'"):
+        parallel.each(int, ["1", "x"], "reading numbers")
+
+
+def test_a_killed_worker_is_told():
+    with pytest.raises(UserError, match="dying: a worker process was killed"):
+        parallel.each(os._exit, [9, 9], "dying")

@@ -1,0 +1,118 @@
+"""Records on disk: what is written comes back, in order, from one shard or several."""
+
+import functools
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval_jax import arrow_ids
+from retrieval_jax.data.collection import Passage, Query
+from retrieval_jax.data.records import (
+    Collection,
+    open_dataset,
+    write_dataset,
+    write_passages,
+    write_queries,
+)
+from retrieval_jax.errors import UserError
+
+PASSAGES = [Passage(f"p{i}", f"title {i}" * (i % 2), f"text {i} über") for i in range(3000)]
+QUERIES = [
+    Query("q1", "who?", {"p1": 2, "p3": 1}, ("p4", "p5"), "llm"),
+    Query("q2", "", {"p2": 1}),
+    Query("q3", "what?", {"p1": 1}, label="human"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of four files of passages, one of them empty, as `import` lays it out."""
+    folder = tmp_path_factory.mktemp("records")
+    cuts = [0, 10, 10, 1500, 3000]
+    shards = [functools.partial(iter, PASSAGES[a:b]) for a, b in itertools.pairwise(cuts)]
+    write_passages(folder, "small", shards)
+    write_queries(folder, "small", {"train": QUERIES, "dev": QUERIES[:1]})
+    arrow_ids.write(folder / "ids.arrow", [p.id for p in PASSAGES])
+    manifest = {"name": "small", "passages": 3000, "queries": {"train": 3, "dev": 1}, "fingerprint": "f"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def collection(folder: Path) -> Collection:
+    return Collection(folder)
+
+
+def test_passages_come_back_by_row(collection: Collection):
+    assert list(collection.passages()) == PASSAGES
+    assert collection.passage(1499) == PASSAGES[1499]
+    rows = [2999, 0, 9, 10, 9]
+    assert collection.some(rows) == [PASSAGES[row] for row in rows]
+    assert collection.some(np.array(rows)) == [PASSAGES[row] for row in rows]
+    assert collection.some([]) == []
+
+
+def test_queries_come_back_with_negatives_and_label(collection: Collection):
+    assert collection.queries("train") == QUERIES
+    assert collection.queries("dev") == QUERIES[:1]
+    with pytest.raises(UserError, match="no queries of split 'exam': choose one of train, dev"):
+        collection.queries("exam")
+
+
+def test_ids_are_looked_up(collection: Collection, folder: Path):
+    assert collection.ids.to_pylist() == [p.id for p in PASSAGES]
+    assert collection.rows(["p7", "p", "p0", "p7"]).tolist() == [7, -1, 0, 7]
+    assert collection.rows([]).tolist() == []
+    assert collection.rows(collection.ids).tolist() == list(range(3000))
+
+
+def test_missing_ids_are_named(folder: Path, tmp_path: Path):
+    (tmp_path / "manifest.json").write_text((folder / "manifest.json").read_text())
+    with pytest.raises(UserError, match=r"ids\.arrow: cannot be read .*retrieval-jax import"):
+        _ = Collection(tmp_path).ids
+
+
+def test_any_tfds_program_reads_the_records(folder: Path):
+    import tensorflow_datasets as tfds
+
+    source = tfds.data_source("small/passages", split="train", data_dir=str(folder))
+    assert len(source) == 3000
+    assert source[1500] == {
+        "id": b"p1500",
+        "title": b"",
+        "text": "text 1500 über".encode(),
+    }
+    builder = tfds.builder_from_directory(folder / "small" / "queries" / "1.0.0")
+    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 3, "dev": 1}
+    names = sorted(path.name for path in (folder / "small" / "passages" / "1.0.0").glob("*record*"))
+    assert names == [f"small-train.array_record-{i:05}-of-00004" for i in range(4)]
+
+
+def test_any_features_can_be_written(tmp_path: Path):
+    import tensorflow_datasets as tfds
+
+    features = {"row": np.int64, "texts": tfds.features.Sequence(tfds.features.Text())}
+    records = [{"row": i, "texts": ["x"] * i} for i in range(3)]
+    counts = write_dataset(tmp_path, "any", "thing", features, {"train": [lambda: records], "dev": [list]})
+    assert counts == {"train": 3, "dev": 0}
+    found = open_dataset(tmp_path, "any", "thing", "train")
+    assert [(record["row"], list(record["texts"])) for record in found] == [
+        (0, []),
+        (1, [b"x"]),
+        (2, [b"x", b"x"]),
+    ]
+
+
+def test_a_failing_shard_is_not_there(tmp_path: Path):
+    import tensorflow_datasets as tfds
+
+    def records():
+        yield {"text": "a"}
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        write_dataset(tmp_path, "any", "thing", {"text": tfds.features.Text()}, {"train": [records]})
+    assert not list(tmp_path.rglob("any-train*"))
