@@ -115,7 +115,8 @@ def test_arguments():
         ["train", "--gin_file=a.gin", "--gin.X='y'", "--json", "--gin.f.z=1"]
     )
     assert (verb, files, bindings, as_json) == ("train", ["a.gin"], ["X='y'", "f.z=1"], True)
-    assert set(VERBS) == {"demo", "import", "docids", "train", "index", "search", "evaluate"}
+    verbs = {"demo", "import", "docids", "cache", "train", "generate-queries", "index", "search", "evaluate"}
+    assert set(VERBS) == verbs
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ two with one id, only those of a subset). Writing reads the parts again, and not
 """
 
 import dataclasses
-import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -77,28 +76,22 @@ class _Checked:
       ids: of its good passages.
       lines: int64, their line numbers.
       texts: uint32, a check sum of title and text each.
-      digest: SHA-256 of them all.
       faults: its bad lines.
     """
 
     ids: pa.LargeStringArray
     lines: np.ndarray
     texts: np.ndarray
-    digest: bytes
     faults: Faults
 
 
 def _check(part: Part) -> _Checked:
-    ids, numbers, texts, sha, faults = [], [], [], hashlib.sha256(), Faults()
+    ids, numbers, texts, faults = [], [], [], Faults()
     for line, passage in part.good(faults):
         ids.append(passage.id)
         numbers.append(line)
-        text = f"{passage.title}\t{passage.text}\n".encode()
-        texts.append(zlib.crc32(text))
-        sha.update(text)
-    return _Checked(
-        arrow_ids.array(ids), np.array(numbers, np.int64), np.array(texts, np.uint32), sha.digest(), faults
-    )
+        texts.append(zlib.crc32(f"{passage.title}\t{passage.text}".encode()))
+    return _Checked(arrow_ids.array(ids), np.array(numbers, np.int64), np.array(texts, np.uint32), faults)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,21 +100,21 @@ class Passages:
 
     Attributes:
       ids: N ids, by row.
+      texts: uint32, N check sums of title and text.
       parts: of the source, in its order.
-      digests: of each part's good passages.
       kept: bool, for each good passage whether it is one of the N.
       starts: int64, where the good passages of each part start among all; the last is their number.
     """
 
     ids: pa.LargeStringArray
+    texts: np.ndarray
     parts: Sequence[Part]
-    digests: Sequence[bytes]
     kept: np.ndarray
     starts: np.ndarray
 
     def fingerprint(self) -> str:
-        """Of all N passages, their ids and their order."""
-        return storage.digest([*self.digests, np.packbits(self.kept).tobytes(), arrow_ids.digest(self.ids)])
+        """Of the N passages and their order, however they came to be chosen."""
+        return storage.digest([arrow_ids.digest(self.ids), self.texts.tobytes()])
 
     def subset(self, rows: np.ndarray) -> "Passages":
         """Those at some rows, in the same order."""
@@ -129,7 +122,8 @@ class Passages:
         chosen[rows] = True
         kept = self.kept.copy()
         kept[kept] = chosen
-        return dataclasses.replace(self, ids=self.ids.filter(pa.array(chosen)), kept=kept)
+        ids = self.ids.filter(pa.array(chosen))
+        return dataclasses.replace(self, ids=ids, texts=self.texts[chosen], kept=kept)
 
     def shards(self) -> list[Part]:
         """The parts, each with what is kept of it; without those of which nothing is."""
@@ -154,11 +148,11 @@ def check(parts: Sequence[Part], faults: Faults, repeats: bool = False) -> Passa
         faults.merge(found.faults)
     starts = np.cumsum([0, *(len(found.ids) for found in checked)])
     ids = arrow_ids.array(pa.chunked_array([found.ids for found in checked], pa.large_string()))
+    texts = np.concatenate([np.zeros(0, np.uint32), *(found.texts for found in checked)])
     first = arrow_ids.first_rows(ids)
     kept = first == np.arange(len(ids))
     bad = np.flatnonzero(~kept)
-    if repeats and len(bad):
-        texts = np.concatenate([found.texts for found in checked])
+    if repeats:
         bad = bad[texts[bad] != texts[first[bad]]]
 
     def place(row: int) -> tuple[Path, int]:
@@ -168,13 +162,11 @@ def check(parts: Sequence[Part], faults: Faults, repeats: bool = False) -> Passa
     kind = "another text" if repeats else "duplicate id"
     for row in bad[: lines.SHOWN].tolist():
         earlier, key = ":".join(map(str, place(first[row]))), ids[row].as_py()[:80]
-        what = (
-            f"passage {key!r} has another text at"
-            if repeats
-            else f"the id {key!r} was used on an earlier line,"
+        used = (
+            f"passage {key!r} has another text" if repeats else f"the id {key!r} was used on an earlier line"
         )
-        faults.add(Fault(*place(row), kind, f"{what} {earlier}", "make every id unique"))
+        faults.add(Fault(*place(row), kind, f"{used} ({earlier})", "make every id unique"))
     if len(bad) > lines.SHOWN:
         faults.counts[kind] += len(bad) - lines.SHOWN
     faults.stop()
-    return Passages(ids.filter(pa.array(kept)), parts, [found.digest for found in checked], kept, starts)
+    return Passages(ids.filter(pa.array(kept)), texts[kept], parts, kept, starts)

@@ -7,13 +7,18 @@ KIND is what the targets are: a kind of docids, `passages` for dual encoders, `q
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from retrieval_jax.data.examples import Examples, Feature, Features
+from retrieval_jax.data.examples import ROWS, Examples, Feature, Features
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.work import Work
 
 SHARD = 100_000  # examples a shard of the cache
 SHUFFLE_BUFFER = 1 << 14
@@ -94,6 +99,30 @@ def register(
         seqio.MixtureRegistry.add(
             f"{prefix}.{row}", [(f"{prefix}.{t}", share) for t, share in shares.items()]
         )
+
+
+def register_all(work_dir: str | Path, data: TrainingData) -> list[str]:
+    """Registers every task and every row of the paper that a work folder has the examples for; their names.
+
+    For T5X: a module that calls this is its `MIXTURE_OR_TASK_MODULE`. `data` gives the lengths and the name
+    of the synthetic queries; its rates are not looked at.
+    """
+    work = Work(Path(work_dir))
+    collection = Collection(work.collection)
+    tables = [DocidTable.open(path.parent) for path in sorted(work.docids("").glob("*/manifest.json"))]
+    names = []
+    for answer, table in [("passages", None), ("query", None), *(("docids", table) for table in tables)]:
+        opened = data.of(work, collection, answer, table)
+        tasks = ["doc2query"] if answer == "query" else ["firstp", "daq", "labelled", *opened.labels]
+        tasks += ["d2q"] if opened.synthetic and answer != "query" else []
+        members = {task: opened.computed(task) for task in tasks}
+        members = {task: examples for task, examples in members.items() if len(examples)}
+        rows = {
+            row: {t: len(members[t]) for t in of} for row, of in ROWS.items() if members.keys() >= set(of)
+        }
+        register(opened.prefix, members, rows, opened.vocabulary)
+        names += [f"{opened.prefix}.{name}" for name in (*members, *rows)]
+    return names
 
 
 def _vocabulary(feature: Feature, vocabulary: Vocabulary) -> seqio.Vocabulary:

@@ -17,7 +17,7 @@ import numpy as np
 
 from retrieval_jax import storage
 from retrieval_jax.data.collection import Passage
-from retrieval_jax.data.records import Collection, open_dataset, write_dataset
+from retrieval_jax.data.records import Collection, Records, write_dataset
 from retrieval_jax.errors import UserError
 
 VERB = "generate-queries"
@@ -51,16 +51,13 @@ class SyntheticQueries:
             raise UserError(f"{self.folder}: cannot be read ({error}): {mend}") from None
 
     @functools.cached_property
-    def _records(self):
-        return open_dataset(self.folder, self._name, "synthetic", "train").data_source
+    def _records(self) -> Records:
+        return Records(self.folder, self._name, "synthetic", "train")
 
     def some(self, rows: Sequence[int]) -> list[list[str]]:
         """The queries of the passages at these rows, read at once."""
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        # As in Collection: much faster than TFDS's own decoding, which knows any feature.
-        records = (tf_example_pb2.Example.FromString(record) for record in self._records.__getitems__(rows))
-        return [[q.decode() for q in r.features.feature["queries"].bytes_list.value] for r in records]
+        records = self._records.some(rows)
+        return [[query.decode() for query in record["queries"].bytes_list.value] for record in records]
 
     def queries(self, row: int) -> list[str]:
         """The queries of the passage at a row."""

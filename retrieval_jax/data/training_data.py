@@ -97,6 +97,11 @@ class OpenData:
         return Inputs(self.collection, self.vocabulary, self.synthetic, s.chunk_length, s.chunks, group)
 
     @property
+    def labels(self) -> list[str]:
+        """The tasks of the labels that the train queries have: labelled_human, …"""
+        return [f"labelled_{label}" for label in sorted({q.label for q in self._inputs.queries if q.label})]
+
+    @property
     def prefix(self) -> str:
         """COLLECTION.KIND, with which the names of seqio's tasks begin."""
         return f"{self.collection.name}.{self.targets.name}"

@@ -6,6 +6,7 @@
 from pathlib import Path
 
 import numpy as np
+import seqio
 
 from retrieval_jax import storage
 from retrieval_jax.data.examples import PADDING
@@ -24,6 +25,10 @@ TASKS = {
     "passages": ("firstp", "daq", "d2q", "labelled", "labelled_human", "labelled_llm"),
     "query": ("doc2query",),
 }
+DATA = TrainingData(
+    input_length=16, passage_length=20, chunk_length=12, chunks=2, positives=2, negatives=1,
+    synthetic="doc2query",
+)  # fmt: skip
 
 
 def decoded(folder: Path) -> str:
@@ -36,17 +41,13 @@ def decoded(folder: Path) -> str:
         lines = "".join(f"{words} {p.title or 'bike chain'}\n" for p in collection.passages())
         storage.write_aside(predictions / f"predicted_queries_sample{sample}.txt", lines.encode())
     generate_queries(source=source, work_dir=str(work.folder), predictions=str(predictions))
-    data = TrainingData(
-        input_length=16, passage_length=20, chunk_length=12, chunks=2, positives=2, negatives=1,
-        synthetic="doc2query",
-    )  # fmt: skip
     paragraphs = []
     for kind in ("atomic", "naive", None):
         if kind:
             make_docids(source=source, work_dir=str(work.folder), kind=kind)
         table = DocidTable.open(work.docids(kind)) if kind else None
         for answer in ("docids",) if kind else ("passages", "query"):
-            opened = data.of(work, collection, answer, table)
+            opened = DATA.of(work, collection, answer, table)
             for task in TASKS[answer]:
                 paragraphs += [f"# {opened.prefix}.{task}", *examples(opened, task), ""]
     return "\n".join(paragraphs)
@@ -77,6 +78,23 @@ def examples(opened, task: str) -> list[str]:
 
 def test_examples_read_as_they_always_did(tmp_path: Path):
     assert decoded(tmp_path) == GOLDEN.read_text()
+
+    from retrieval_jax.data.seqio_tasks import register_all  # TensorFlow
+
+    names = register_all(tmp_path / "library", DATA)
+    assert {name for name in names if ".naive." in name} == {
+        f"library.naive.{name}" for name in (*TASKS["docids"], "1a", "2a", "2b", "3a", "3b", "6b", "7")
+    }
+    mixture = seqio.get_mixture_or_task("library.naive.3b")
+    assert mixture.num_input_examples("train") == 6 + 12 + 8
+    lengths = {"inputs": 16, "targets": 16}
+    dataset = seqio.get_dataset(
+        mixture.name, lengths, seqio.EncDecFeatureConverter(pack=False), shuffle=True, seed=0
+    )
+    batch = next(dataset.batch(26).as_numpy_iterator())
+    vocabulary = mixture.output_features["inputs"].vocabulary
+    found = {vocabulary.decode(docid.tolist()) for docid in batch["decoder_target_tokens"]}
+    assert found == {"brew-1", "brew-2", "bike-1", "bike-2", "star-1", "bread-1"}
 
 
 if __name__ == "__main__":

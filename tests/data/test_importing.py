@@ -62,6 +62,7 @@ def test_several_shards_hold_the_same(
     sharded = Collection(tmp_path / "collection")
     assert shards(sharded) > 3
     assert everything(sharded) == everything(imported)
+    assert sharded.fingerprint == imported.fingerprint
 
 
 def test_the_manifest_says_what_was_read_and_written(source: Path, imported: Collection):

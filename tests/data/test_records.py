@@ -12,7 +12,7 @@ from retrieval_jax import arrow_ids
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.records import (
     Collection,
-    open_dataset,
+    Records,
     write_dataset,
     write_passages,
     write_queries,
@@ -49,7 +49,7 @@ def collection(folder: Path) -> Collection:
 def test_passages_come_back_by_row(collection: Collection):
     assert list(collection.passages()) == PASSAGES
     assert collection.passage(1499) == PASSAGES[1499]
-    rows = [2999, 0, 9, 10, 9]
+    rows = [2999, 0, 9, 10, 9, *range(1490, 1510)]
     assert collection.some(rows) == [PASSAGES[row] for row in rows]
     assert collection.some(np.array(rows)) == [PASSAGES[row] for row in rows]
     assert collection.some([]) == []
@@ -98,12 +98,13 @@ def test_any_features_can_be_written(tmp_path: Path):
     records = [{"row": i, "texts": ["x"] * i} for i in range(3)]
     counts = write_dataset(tmp_path, "any", "thing", features, {"train": [lambda: records], "dev": [list]})
     assert counts == {"train": 3, "dev": 0}
-    found = open_dataset(tmp_path, "any", "thing", "train")
-    assert [(record["row"], list(record["texts"])) for record in found] == [
+    found = Records(tmp_path, "any", "thing", "train").some(range(3))
+    assert [(r["row"].int64_list.value[0], list(r["texts"].bytes_list.value)) for r in found] == [
         (0, []),
         (1, [b"x"]),
         (2, [b"x", b"x"]),
     ]
+    assert Records(tmp_path, "any", "thing", "dev").some([]) == []
 
 
 def test_a_failing_shard_is_not_there(tmp_path: Path):

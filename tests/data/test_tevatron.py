@@ -67,7 +67,7 @@ def test_labels_come_from_the_file_or_the_line(tmp_path):
         (OTHER | {"positive_passages": [A]}, "another grade", "passage 'a' is positive and negative"),
         (OTHER | {"positive_passages": [{"docid": "d"}]}, "bad JSON", "'text' is missing"),
         (OTHER | {"positive_passages": [{"docid": "d", "text": " "}]}, "empty passage", "neither title"),
-        (OTHER | {"positive_passages": [C | {"text": "changed"}]}, "another text", "has another text at"),
+        (OTHER | {"positive_passages": [C | {"text": "changed"}]}, "another text", "has another text ("),
         (OTHER | {"label": "dog"}, "bad JSON", "label 'dog' is none of human, llm"),
     ],
 )
