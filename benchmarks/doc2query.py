@@ -5,9 +5,10 @@
 Some passages (a third, by a hash of their id) lose their labelled queries: their train queries are taken out,
 and serve as dev queries; their test queries are the ones to answer (`test`), those of the other passages are
 `covered`. On what is left, a doc2query T5 is trained from random weights and writes 10 queries for every
-passage. Then two generative retrievers with atomic docids are trained for equally many steps, with and
-without the synthetic queries among their examples. BM25 is shown beside them, over the passages and over the
-passages with their synthetic queries. Nothing is chosen on test queries.
+passage. Then generative retrievers with atomic docids are trained for equally many steps on the mixtures of the
+paper's rows 2a and 3b (the passages' first tokens, without and with synthetic queries) and 2b and 3a (chunks,
+without and with). BM25 is shown beside them, over the passages and over the passages with their synthetic
+queries. Nothing is chosen on test queries.
 
 Prints a table, then one line of JSON. Each step is a command of `retrieval-jax`; what is finished is kept in
 --work and not made again.
@@ -26,7 +27,13 @@ from retrieval_jax import storage
 from retrieval_jax.data.records import Collection
 
 HELD_OUT = 1 / 3
-METHODS = ("atomic", "atomic_d2q", "bm25", "bm25_doc2query")
+SHARES = {  # synthetic queries take their share from the passages; that of the labelled queries stays
+    "2a": {"labelled": 0.3, "firstp": 0.7},
+    "3b": {"labelled": 0.3, "firstp": 0.3, "d2q": 0.4},
+    "2b": {"labelled": 0.3, "daq": 0.7},
+    "3a": {"labelled": 0.3, "daq": 0.3, "d2q": 0.4},
+}
+METHODS = (*SHARES, "bm25", "bm25_doc2query")
 
 
 def run(verb: str, *arguments: str) -> dict:
@@ -69,8 +76,8 @@ def main() -> None:
     )
     parser.add_argument("--collection", required=True, help="a folder in BEIR or TSV layout")
     parser.add_argument("--work", required=True, type=Path, help="where everything goes")
-    parser.add_argument("--generator_steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=1200, help="of each retriever")
+    parser.add_argument("--generator_steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=800, help="of each retriever")
     parser.add_argument(
         "--filter_k", type=int, default=10, help="round-trip filter by BM25's first k; 0: none"
     )
@@ -97,11 +104,7 @@ def main() -> None:
     ]
     made = run("generate-queries", *here, *(filters if args.filter_k else []))
 
-    rates = {
-        "atomic": {"labelled": 0.5, "daq": 0.4, "firstp": 0.1},
-        "atomic_d2q": {"labelled": 0.3, "d2q": 0.4, "daq": 0.25, "firstp": 0.05},
-    }
-    for name, shares in rates.items():
+    for name, shares in SHARES.items():
         model = str(work / "models" / name)
         settings = [f"--gin.MODEL_DIR={model!r}", f"--gin.STEPS={args.steps}", "--gin.SYNTHETIC='doc2query'"]
         drops = dict.fromkeys(shares, 0.1)
@@ -124,10 +127,11 @@ def main() -> None:
             run("search", *here, f"--gin.SEARCHER={name!r}", f"--gin.SPLIT={split!r}")
         results[split] = run("evaluate", *here, f"--gin.SPLIT={split!r}")["metrics"]
 
-    table = Table("method", "MRR@10", "Hits@10", "covered MRR@10", "Hits@10", title=source.parent.name)
+    table = Table("method", "MRR@10", "Hits@10", "covered MRR@10", "Hits@10", title=args.collection)
     for name in METHODS:
         figures = [results[s][name][m] for s in ("test", "covered") for m in ("MRR@10", "Hits@10")]
-        table.add_row(name, *(f"{x:.3f}" for x in figures))
+        described = " + ".join(SHARES[name]) if name in SHARES else ""
+        table.add_row(f"{name} {described}".strip(), *(f"{x:.3f}" for x in figures))
     Console(width=100).print(table)
     print(json.dumps({"generated": made, "trained": trained, "metrics": results}))
 
