@@ -5,10 +5,10 @@
 Some passages (a third, by a hash of their id) lose their labelled queries: their train queries are taken out,
 and serve as dev queries; their test queries are the ones to answer (`test`), those of the other passages are
 `covered`. On what is left, a doc2query T5 is trained from random weights and writes 10 queries for every
-passage. Then generative retrievers with atomic docids are trained for equally many steps on the mixtures of the
-paper's rows 2a and 3b (the passages' first tokens, without and with synthetic queries) and 2b and 3a (chunks,
-without and with). BM25 is shown beside them, over the passages and over the passages with their synthetic
-queries. Nothing is chosen on test queries.
+passage. Then generative retrievers with atomic docids are trained for equally many steps on the mixtures of
+the paper's rows 2a and 3b (the passages' first tokens, without and with synthetic queries) and 2b and 3a
+(chunks, without and with). BM25 is shown beside them, over the passages and over the passages with their
+synthetic queries. Nothing is chosen on test queries.
 
 Prints a table, then one line of JSON. Each step is a command of `retrieval-jax`; what is finished is kept in
 --work and not made again.

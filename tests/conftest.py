@@ -9,8 +9,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
 
-from retrieval_jax.data.python_docs import python_docs
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.sources.python_docs import python_docs
 from retrieval_jax.main import main
 from retrieval_jax.work import Work
 

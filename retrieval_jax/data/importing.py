@@ -10,14 +10,15 @@ from pathlib import Path
 import gin
 
 from retrieval_jax import arrow_ids, storage
-from retrieval_jax.data import exports, subsets, vocabulary
+from retrieval_jax.data import subsets, vocabulary
 from retrieval_jax.data.collection import Query
-from retrieval_jax.data.folders import Source
-from retrieval_jax.data.lines import Faults
-from retrieval_jax.data.passages import Passages
-from retrieval_jax.data.python_docs import PACKAGES
 from retrieval_jax.data.records import write_passages, write_queries
-from retrieval_jax.data.sources import open_source
+from retrieval_jax.data.sources import exports
+from retrieval_jax.data.sources.folders import Source
+from retrieval_jax.data.sources.layouts import open_source
+from retrieval_jax.data.sources.lines import Faults
+from retrieval_jax.data.sources.passages import Passages
+from retrieval_jax.data.sources.python_docs import PACKAGES
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say
 from retrieval_jax.work import Work

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_jax.data.lines import error_text
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.sources.lines import error_text
 from retrieval_jax.data.synthetic import Parts
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar

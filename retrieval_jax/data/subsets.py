@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from retrieval_jax.data.collection import Query
-from retrieval_jax.data.judged import Rows
+from retrieval_jax.data.sources.judged import Rows
 from retrieval_jax.errors import UserError
 
 

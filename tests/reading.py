@@ -10,9 +10,9 @@ import pytest
 
 from retrieval_jax import arrow_ids
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.folders import Source
-from retrieval_jax.data.lines import Faults
-from retrieval_jax.data.sources import open_source
+from retrieval_jax.data.sources.folders import Source
+from retrieval_jax.data.sources.layouts import open_source
+from retrieval_jax.data.sources.lines import Faults
 from retrieval_jax.errors import UserError
 
 

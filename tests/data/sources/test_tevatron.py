@@ -6,7 +6,7 @@ import pytest
 from reading import error_of, places, read, write
 
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.lines import Faults
+from retrieval_jax.data.sources.lines import Faults
 
 A, B, C = ({"docid": key, "title": key.upper(), "text": f"text of {key}"} for key in "abc")
 LINE = {

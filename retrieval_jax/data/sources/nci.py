@@ -13,11 +13,18 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from retrieval_jax.data import lines
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.folders import Source, fault, find_file, find_splits, folder_name, line_passages
-from retrieval_jax.data.judged import Rows
-from retrieval_jax.data.lines import BadLine, Fault, Faults, columns
+from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources.folders import (
+    Source,
+    fault,
+    find_file,
+    find_splits,
+    folder_name,
+    line_passages,
+)
+from retrieval_jax.data.sources.judged import Rows
+from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, columns
 
 _NQ = ("document", "-", "-", "text", "-", "-", "language")
 _TRIVIA = ("original id", "document", "title", "content", "title + content")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_jax.data import lines
 from retrieval_jax.data.collection import Query
-from retrieval_jax.data.lines import BadLine, Fault, Faults, error_text
-from retrieval_jax.data.passages import check_id
+from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, error_text
+from retrieval_jax.data.sources.passages import check_id
 from retrieval_jax.errors import UserError
 
 Rows = Callable[[Sequence[str]], np.ndarray]  # passage ids -> their rows, -1 where unknown

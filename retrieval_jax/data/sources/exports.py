@@ -11,12 +11,12 @@ from pathlib import Path
 
 from retrieval_jax import storage
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.folders import Source, dataset_name
-from retrieval_jax.data.judged import Rows
-from retrieval_jax.data.lines import Faults
-from retrieval_jax.data.passages import Passages
-from retrieval_jax.data.python_docs import python_docs
-from retrieval_jax.data.sources import open_source
+from retrieval_jax.data.sources.folders import Source, dataset_name
+from retrieval_jax.data.sources.judged import Rows
+from retrieval_jax.data.sources.layouts import open_source
+from retrieval_jax.data.sources.lines import Faults
+from retrieval_jax.data.sources.passages import Passages
+from retrieval_jax.data.sources.python_docs import python_docs
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say, track
 

@@ -5,8 +5,8 @@ import textwrap
 
 import pytest
 
-from retrieval_jax.data import python_docs as module
-from retrieval_jax.data.python_docs import python_docs, split_docstring
+from retrieval_jax.data.sources import python_docs as module
+from retrieval_jax.data.sources.python_docs import python_docs, split_docstring
 from retrieval_jax.errors import UserError
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "pink", "brown", "grey", "cyan")

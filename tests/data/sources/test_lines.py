@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax.data.lines import Fault, Faults, ranges, stream, texts
+from retrieval_jax.data.sources.lines import Fault, Faults, ranges, stream, texts
 from retrieval_jax.errors import UserError
 
 

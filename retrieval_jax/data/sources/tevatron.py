@@ -14,12 +14,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from retrieval_jax.data import lines
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.folders import Source, fault, find_file, folder_name, line_passages, split_name
-from retrieval_jax.data.judged import Rows
-from retrieval_jax.data.lines import BadLine, Fault, Faults, bad_json, json_object, string
-from retrieval_jax.data.passages import check_id
+from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources.folders import (
+    Source,
+    fault,
+    find_file,
+    folder_name,
+    line_passages,
+    split_name,
+)
+from retrieval_jax.data.sources.judged import Rows
+from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, bad_json, json_object, string
+from retrieval_jax.data.sources.passages import check_id
 
 name, needs = "Tevatron", "SPLIT.jsonl"
 LABELS = ("human", "llm")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from reading import error_of, places, read, write
 
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.lines import Faults
-from retrieval_jax.data.sources import open_source
+from retrieval_jax.data.sources.layouts import open_source
+from retrieval_jax.data.sources.lines import Faults
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 README = {  # folder -> passages, queries of each split
     "squad_dev": (2_067, {"train": 9_491, "test": 1_079}),
     "scifact": (5_183, {"train": 809, "test": 300}),

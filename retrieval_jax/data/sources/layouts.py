@@ -16,11 +16,18 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from retrieval_jax.data import judged, nci, tevatron
 from retrieval_jax.data.collection import Passage
-from retrieval_jax.data.folders import Source, fault, find_file, find_splits, folder_name, line_passages
-from retrieval_jax.data.judged import Split
-from retrieval_jax.data.lines import BadLine, columns, json_object, string
+from retrieval_jax.data.sources import judged, nci, tevatron
+from retrieval_jax.data.sources.folders import (
+    Source,
+    fault,
+    find_file,
+    find_splits,
+    folder_name,
+    line_passages,
+)
+from retrieval_jax.data.sources.judged import Split
+from retrieval_jax.data.sources.lines import BadLine, columns, json_object, string
 
 _PASSAGE, _QUERY, _QREL = ("_id", "title", "text"), ("_id", "text"), judged.HEADER
 _TREC = ("query", "0", "passage", "grade")

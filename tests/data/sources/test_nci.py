@@ -3,7 +3,7 @@
 from reading import error_of, places, read, write
 
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.lines import Faults
+from retrieval_jax.data.sources.lines import Faults
 
 NQ = {
     "NQ_doc_content.tsv": "0\t\t\tThe moon. It is round.\t\t\ten\n1\t\t\tThe sun.\t\t\ten\n",

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval_jax import arrow_ids, storage
-from retrieval_jax.data import lines, parallel
+from retrieval_jax.data import parallel
 from retrieval_jax.data.collection import Passage
-from retrieval_jax.data.lines import BadLine, Fault, Faults, Lines
+from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, Lines
 
 
 @dataclasses.dataclass(frozen=True)
