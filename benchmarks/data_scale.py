@@ -6,7 +6,9 @@ In FOLDER (outside the repository, with 8 GB of room), a generator writes a
 collection shaped like MS MARCO's passages: as many lines (8,841,823; 20,000 with --quick), as long, of words
 that are as unevenly used, with as many judged queries, and two docT5query-like predictions a passage. Then
 each step runs in a process of its own, and a table says what it took: seconds, lines of the source a second,
-and the peak of the resident memory of the process and its workers, summed. The last line is JSON.
+and the peak of the resident memory of the process and its workers, summed. At the end the D2Q mixture of all
+of it is read for half a minute, as the trainer does and by plain seqio (example_stream.py). The last line is
+JSON.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from rich.table import Table
 
 LINES, TRAIN, UNJUDGED, DEV = 8_841_823, 502_939, 305_792, 6_980  # MS MARCO's
 BLOCK = 100_000
+STREAMS = {"ours": "D2Q mixture", "seqio": "D2Q mixture, plain seqio"}
 WORDS = 60_000
 
 
@@ -93,10 +96,13 @@ def write(path: Path, blocks: Iterator[bytes]) -> None:
         file.writelines(blocks)
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds, and peak gigabytes of the command's processes. Raises CalledProcessError where it fails."""
+def measure(command: list[str]) -> tuple[float, float, dict]:
+    """Seconds, peak gigabytes of the command's processes, and the JSON that it printed.
+
+    Raises CalledProcessError where it fails.
+    """
     started, peak = time.perf_counter(), 0
-    process = psutil.Popen(command)
+    process = psutil.Popen(command, stdout=subprocess.PIPE, text=True)
     while process.poll() is None:
         memory = 0
         for each in _tree(process):
@@ -106,7 +112,7 @@ def measure(command: list[str]) -> tuple[float, float]:
         time.sleep(0.25)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return time.perf_counter() - started, peak / 1e9
+    return time.perf_counter() - started, peak / 1e9, json.loads(process.stdout.read())
 
 
 def _tree(process: psutil.Popen) -> list[psutil.Process]:
@@ -123,7 +129,8 @@ def steps(source: Path, lines: int, vocabulary: str | None) -> Iterator[tuple[st
         given = [f"COLLECTION='{source}'", f"WORK_DIR='{source.parent / work}'", *settings]
         if vocabulary:
             given.append(f"VOCABULARY='{Path(vocabulary).resolve()}'")
-        return [sys.executable, "-m", "retrieval_jax.main", name, *(f"--gin.{setting}" for setting in given)]
+        settings = [f"--gin.{setting}" for setting in given]
+        return [sys.executable, "-m", "retrieval_jax.main", name, "--json", *settings]
 
     full = f"full_{lines}"
     yield "import", verb("import", full)
@@ -131,6 +138,13 @@ def steps(source: Path, lines: int, vocabulary: str | None) -> Iterator[tuple[st
         size = round(share * lines / LINES)
         yield f"import, {size:,} of them", verb("import", f"subset_{size}", f"SUBSET={size}")
     yield "naive docids", verb("docids", full, "DOCIDS='naive'")
+    yield "predicted queries", verb("generate-queries", full, f"generate_queries.predictions='{source}'")
+    for name in STREAMS:
+        script = str(Path(__file__).with_name("example_stream.py"))
+        work = str(source.parent / full)
+        seconds = "30" if lines == LINES else "3"
+        options = ["--source", str(source), "--work", work, "--seconds", seconds]
+        yield STREAMS[name], [sys.executable, script, name, *options]
 
 
 def main() -> None:
@@ -146,17 +160,22 @@ def main() -> None:
     if not (source / "predicted_queries_sample001.txt").exists():
         generate(source, lines)
     seconds = {"generating": (time.perf_counter() - started, 0.0)}
+    said: dict[str, dict] = {}
     for name, command in steps(source, lines, args.vocabulary):
-        seconds[name] = measure(command)
+        *seconds[name], said[name] = measure(command)
 
     table = Table("step", "seconds", "lines/s", "peak GB", title=f"{lines:,} passages")
     for name, (took, peak) in seconds.items():
-        table.add_row(name, f"{took:.0f}", f"{lines / took:,.0f}", f"{peak:.2f}" if peak else "–")
+        rate = said.get(name, {}).get("examples_per_second")
+        speed = f"{rate:,} examples" if rate else f"{lines / took:,.0f}"
+        table.add_row(name, f"{took:.0f}", speed, f"{peak:.2f}" if peak else "–")
     Console().print(table)
     figures = {
         "lines": lines,
         "lines_per_second": lines / seconds["import"][0],
-        "peak_gb": max(peak for _, peak in seconds.values()),
+        "peak_gb": max(peak for name, (_, peak) in seconds.items() if name != STREAMS["seqio"]),
+        "examples_per_second": said[STREAMS["ours"]]["examples_per_second"],
+        "plain_seqio_examples_per_second": said[STREAMS["seqio"]]["examples_per_second"],
         "seconds": {name: took for name, (took, _) in seconds.items()},
     }
     print(json.dumps(figures))
