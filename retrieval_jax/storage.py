@@ -70,6 +70,7 @@ def build(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict])
     overwritten: UserError.
     """
     folder = Path(folder)
+    recipe = json.loads(json.dumps(recipe))
     if holds(folder, recipe):
         return read_manifest(folder, "import")
     if folder.exists() and not (folder / MANIFEST).is_file():

@@ -8,6 +8,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from retrieval_jax import arrow_ids
 from retrieval_jax.data.batches import batches, drop, dual_encoder, encoder_decoder
 from retrieval_jax.data.examples import DocidTargets, Example, Examples, Feature, pad
 from retrieval_jax.data.feature_converters import DualEncoderFeatureConverter
@@ -27,9 +28,8 @@ class Numbers:
         return Example([self.first + i], [self.first + i], [1])
 
 
-TABLE = DocidTable(
-    "atomic", np.arange(1, 301, dtype=np.int32)[:, None], [str(i) for i in range(300)], 384, "x"
-)
+IDS = arrow_ids.array([str(i) for i in range(300)])
+TABLE = DocidTable("atomic", np.arange(1, 301, dtype=np.int32)[:, None], IDS, 384, "x")
 TARGETS = DocidTargets(TABLE, 2)
 
 

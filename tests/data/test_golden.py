@@ -34,7 +34,9 @@ DATA = TrainingData(
 def decoded(folder: Path) -> str:
     """All examples of all tasks, a paragraph each."""
     work, source = Work(folder / "library"), str(LIBRARY)
-    import_collection(source=source, work_dir=str(work.folder), vocab_size=600)
+    # The vocabulary is kept with the texts: releases of SentencePiece learn other pieces.
+    vocabulary = str(LIBRARY / "sentencepiece.model")
+    import_collection(source=source, work_dir=str(work.folder), vocabulary_path=vocabulary)
     collection = Collection(work.collection)
     predictions = folder / "predictions"
     for sample, words in (("000", "what is a good"), ("001", "how to do")):

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from retrieval_jax import arrow_ids
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, learn
 from retrieval_jax.decoding.beam_search import constrained_beam_search
 from retrieval_jax.decoding.trie import build_trie
@@ -260,7 +261,8 @@ def vocabulary(tmp_path_factory):
 
 def searcher(vocabulary, kind, tokens):
     """A searcher of random weights over passages p0, p1, …"""
-    table = DocidTable(kind, tokens, [f"p{row}" for row in range(len(tokens))], VOCABULARY, "")
+    ids = arrow_ids.array([f"p{row}" for row in range(len(tokens))])
+    table = DocidTable(kind, tokens, ids, VOCABULARY, "")
     model, params = random_t5(layers=1)
     return GenerativeSearcher(model, params, table, vocabulary, input_length=6, beams=4, batch_size=2)
 
