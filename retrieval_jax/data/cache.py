@@ -18,6 +18,8 @@ import gin
 import numpy as np
 
 from retrieval_jax import storage
+from retrieval_jax.data.records import Collection
+from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.progress import say
 from retrieval_jax.work import Work
 
@@ -84,9 +86,6 @@ def cache(
       answer: docids; or passages (for a dual encoder) or query (for a query generator).
       beam_options: flags for Beam, such as ('--runner=DataflowRunner', '--project=…'); the default runs here.
     """
-    from retrieval_jax.data.records import Collection
-    from retrieval_jax.docids.table import DocidTable
-
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
     table = DocidTable.open(work.docids(docids)) if answer == "docids" else None

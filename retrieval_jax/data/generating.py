@@ -17,17 +17,15 @@ from retrieval_jax.data import synthetic
 from retrieval_jax.data.predictions import Advance, open_predictions
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import Parts
-from retrieval_jax.data.vocabulary import Vocabulary, round_up
+from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.progress import bar, say
 from retrieval_jax.search.answer import BATCH
-from retrieval_jax.search.searcher import open_searcher
+from retrieval_jax.search.searcher import open_searcher, searcher_manifest
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.checkpoints import open_model
 from retrieval_jax.work import Work
-
-UNK = 2
 
 
 class Origin(Protocol):
@@ -209,7 +207,7 @@ class Sampler:
             made: list[list[str]] = []
             for some in self._dispatch(collection, parts.rows(number)):
                 sampled_BxNxT = np.asarray(some[0])[: some[1]]
-                made += (texts(self.vocabulary, sampled_NxT) for sampled_NxT in sampled_BxNxT)
+                made += map(self.vocabulary.decode, sampled_BxNxT)
                 if began is None:  # the first batch waited for the compilation
                     began = time.monotonic()
                     advance(some[1])
@@ -230,23 +228,12 @@ class Sampler:
         return on_the_way
 
 
-def texts(vocabulary: Vocabulary, tokens_NxT: np.ndarray) -> list[str]:
-    """What the tokens say, without the special ones and those that only round the vocabulary up."""
-    pieces = vocabulary.model.vocab_size()
-    return vocabulary.model.decode([[t for t in some if UNK < t < pieces] for some in tokens_NxT.tolist()])
-
-
 class RoundTrip:
     """Keeps the queries for which a searcher finds their own passage (Alberti et al. 2019, for retrieval)."""
 
     def __init__(self, work: Work, collection: Collection, name: str, k: int):
         folder = work.searcher(name)
-        recipe = storage.read_manifest(folder, "index")["recipe"]
-        if recipe["collection"] != collection.fingerprint:
-            raise UserError(
-                f"{folder}: made of another collection than {work.collection}: `retrieval-jax index`"
-            )
-        self.recipe = {"searcher": recipe, "k": k}
+        self.recipe = {"searcher": searcher_manifest(folder, collection)["recipe"], "k": k}
         self.k, self.searcher = k, open_searcher(folder)
 
     def keep(self, passage_ids: Sequence[str], queries: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -13,7 +13,7 @@ from retrieval_jax import arrow_ids, storage
 from retrieval_jax.data import subsets, vocabulary
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import write_passages, write_queries
-from retrieval_jax.data.sources import exports
+from retrieval_jax.data.sources import from_packages
 from retrieval_jax.data.sources.folders import Source
 from retrieval_jax.data.sources.layouts import open_source
 from retrieval_jax.data.sources.lines import Faults
@@ -71,7 +71,7 @@ def import_collection(
         recipe |= {"subset": subset, "subset_seed": subset_seed}
     if not opened.files:
         recipe |= {"source": source}
-    if source == exports.PYTHON_DOCS:
+    if source == from_packages.PYTHON_DOCS:
         recipe |= {"docs_size": docs_size, "docs_packages": docs_packages}
 
     def make(folder: Path) -> dict:
@@ -106,10 +106,10 @@ def import_collection(
 
 
 def _open(source: str, docs_size: int, docs_packages: tuple[str, ...]) -> Source:
-    if source == exports.PYTHON_DOCS:
-        return exports.python_docs_source(docs_size, docs_packages)
-    if source.startswith(exports.IR_DATASETS):
-        return exports.ir_datasets_source(source.removeprefix(exports.IR_DATASETS))
+    if source == from_packages.PYTHON_DOCS:
+        return from_packages.python_docs_source(docs_size, docs_packages)
+    if source.startswith(from_packages.IR_DATASETS):
+        return from_packages.ir_datasets_source(source.removeprefix(from_packages.IR_DATASETS))
     return open_source(source)
 
 

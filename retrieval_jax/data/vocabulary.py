@@ -38,6 +38,11 @@ class Vocabulary:
         """Token ids of a text, without the end."""
         return self.model.encode(text)
 
+    def decode(self, tokens_NxT: np.ndarray) -> list[str]:
+        """N texts, without the special pieces and the ids that only round the size up."""
+        pieces = range(self.model.unk_id() + 1, self.model.vocab_size())
+        return self.model.decode([[t for t in some if t in pieces] for some in tokens_NxT.tolist()])
+
     def batch(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Int32 tokens, len(texts) × length: truncated, ended by EOS, padded with 0 (as seqio does it)."""
         tokens = np.zeros((len(texts), length), np.int32)

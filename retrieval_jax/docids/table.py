@@ -6,6 +6,7 @@ docids/KIND/manifest.json       kind, size of the output softmax, collection
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,11 @@ class DocidTable:
         return self.tokens_NxL.shape[1]
 
     def fingerprint(self) -> str:
+        """Of kind, docids and passage ids."""
+        return self._fingerprint
+
+    @functools.cached_property  # several users ask, and of millions of docids it takes seconds
+    def _fingerprint(self) -> str:
         tokens = np.ascontiguousarray(self.tokens_NxL).reshape(-1).view(np.uint8).data  # no copy
         return storage.digest([self.kind, str(self.length), tokens, arrow_ids.digest(self.passage_ids)])
 

@@ -80,12 +80,14 @@ def side_by_side(
     collection: Collection, split: str, qrels: dict, runs: dict, examples: int, shown: int
 ) -> list[report.SideBySide]:
     """A few queries with the first passages of every method."""
-    passages = {passage.id: passage for passage in collection.passages()}
+    queries = sorted(collection.queries(split), key=lambda q: storage.hash_fraction(q.id))[:examples]
+    ids = {pid for query in queries for pid in query.positives}
+    ids |= {pid for q in queries for run in runs.values() for pid, _ in run.get(q.id, [])[:shown]}
+    passages = {p.id: p for p in collection.some(collection.rows(sorted(ids)).tolist())}
 
     def show(pid: str, relevant: bool) -> report.Shown:
         return report.Shown(pid, passages[pid].title, passages[pid].text[:200], relevant)
 
-    queries = sorted(collection.queries(split), key=lambda q: storage.hash_fraction(q.id))[:examples]
     return [
         report.SideBySide(
             query.text,

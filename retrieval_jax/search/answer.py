@@ -7,10 +7,9 @@ import gin
 
 from retrieval_jax import storage
 from retrieval_jax.data.records import Collection
-from retrieval_jax.errors import UserError
 from retrieval_jax.evaluation.trec import write_qrels, write_run
 from retrieval_jax.progress import bar
-from retrieval_jax.search.searcher import Ranking, open_searcher
+from retrieval_jax.search.searcher import Ranking, open_searcher, searcher_manifest
 from retrieval_jax.work import Work
 
 BATCH = 32
@@ -37,9 +36,7 @@ def search(
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
     folder = work.searcher(name)
-    manifest = storage.read_manifest(folder, "index")
-    if manifest["recipe"]["collection"] != collection.fingerprint:
-        raise UserError(f"{folder}: made of another collection than {work.collection}: `retrieval-jax index`")
+    manifest = searcher_manifest(folder, collection)
     if query:
         return answer(collection, folder, query, k)
     path = work.run(name, split)
@@ -76,11 +73,11 @@ def search(
 def answer(collection: Collection, folder: Path, query: str, k: int) -> dict:
     """The passages that a searcher finds for one query, with their texts."""
     (ranking,) = open_searcher(folder).search([query], k)
-    rows = {passage.id: passage for passage in collection.passages()}
+    passages = collection.some(collection.rows([pid for pid, _ in ranking]).tolist())
     return {
         "query": query,
         "passages": [
-            {"rank": rank, "id": pid, "score": score, "title": rows[pid].title, "text": rows[pid].text}
-            for rank, (pid, score) in enumerate(ranking, start=1)
+            {"rank": rank, "id": p.id, "score": score, "title": p.title, "text": p.text}
+            for rank, (p, (_, score)) in enumerate(zip(passages, ranking, strict=True), start=1)
         ],
     }

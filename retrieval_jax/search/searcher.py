@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Protocol
 
 from retrieval_jax import storage
+from retrieval_jax.data.records import Collection
+from retrieval_jax.errors import UserError
 
 Ranking = list[tuple[str, float]]
 """(passage id, score), best first, each passage once."""
@@ -16,6 +18,16 @@ class Searcher(Protocol):
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """The best k passages of each query (fewer where there are fewer). Any number of queries."""
         ...
+
+
+def searcher_manifest(folder: Path, collection: Collection) -> dict:
+    """What `retrieval-jax index` wrote there. Raises UserError for a searcher of another collection."""
+    manifest = storage.read_manifest(folder, "index")
+    if manifest["recipe"]["collection"] != collection.fingerprint:
+        raise UserError(
+            f"{folder}: made of another collection than {collection.folder}: `retrieval-jax index`"
+        )
+    return manifest
 
 
 def open_searcher(folder: str | Path) -> Searcher:

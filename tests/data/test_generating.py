@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax import storage
-from retrieval_jax.data.generating import distinct, texts
+from retrieval_jax.data.generating import distinct
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -86,7 +86,7 @@ def test_the_queries_are_those_that_the_model_samples(sampled, collection: Colle
     passages = opened.vocabulary.batch([collection.passage(row).full_text], PASSAGE_LENGTH)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.array([row]))
     tokens, _ = opened.model.sample(opened.params, passages, keys, 4, INPUT_LENGTH)
-    assert distinct(texts(opened.vocabulary, np.asarray(tokens)[0])) == sampled[row]
+    assert distinct(opened.vocabulary.decode(np.asarray(tokens)[0])) == sampled[row]
 
 
 def test_again_it_makes_nothing_and_other_settings_make_others(
@@ -172,7 +172,7 @@ def test_tokens_that_are_no_pieces_are_left_out(collection: Collection):
     word = vocabulary.encode("optimizer")
     tokens = np.array([[*word, 1, 0, 0], [2, *word, vocabulary.size - 1, 0], [1, *[0] * (len(word) + 2)]])
     assert vocabulary.model.vocab_size() < vocabulary.size
-    assert texts(vocabulary, tokens) == ["optimizer", "optimizer", ""]
+    assert vocabulary.decode(tokens) == ["optimizer", "optimizer", ""]
 
 
 # ---- Released predictions

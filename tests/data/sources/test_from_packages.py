@@ -6,7 +6,7 @@ import pytest
 from reading import error_of, read, write
 
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.sources.exports import ir_datasets_source
+from retrieval_jax.data.sources.from_packages import ir_datasets_source
 
 ir_datasets = pytest.importorskip("ir_datasets")
 
