@@ -1,74 +1,118 @@
 """Constrained beam search over docids: exact log-probabilities, and only real docids can come out."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from retrieval_jax.decoding.trie import Trie
 
-Step = Callable[[jax.Array, int, Any], tuple[jax.Array, Any]]
-"""(newest tokens B×K, their position, past) -> (next-token logits B×K×V, new past).
+Step = Callable[[jax.Array, jax.Array | int, Any], tuple[jax.Array, Any]]
+"""(newest tokens B×K, their position (may be traced), cache) -> (next-token logits B×K×V, cache)
 
-`past` is any pytree of arrays B×K×…, [] at position 0. At position 0 the tokens are 0 (start) and K is 1.
+At position 0 the tokens are 0 (start) and K is 1. `cache` is any pytree of arrays B×K×…; the search re-orders
+its beams.
 """
 
 
-def constrained_beam_search(
-    step: Step, trie: Trie, batch_size: int, beams: int
-) -> tuple[jax.Array, jax.Array]:
+class Beams(NamedTuple):
+    """Each B×K: where K beams a query stand in the trie, best first."""
+
+    score: jax.Array  # sum of its tokens' log-probabilities; -inf: no beam
+    token: jax.Array  # the newest
+    child: jax.Array  # the first edge that leaves its node, or (degree 0) its docid's row
+    degree: jax.Array  # children of its node; 0: one docid is left
+
+
+def constrained_beam_search(step: Step, cache: Any, trie: Trie, beams: int) -> tuple[jax.Array, jax.Array]:
     """Finds the docids of highest log-probability under the model's full softmax.
 
     A beam's score is the sum of its tokens' log-probabilities: no length penalty, and no renormalisation over
     the allowed tokens. With as many beams as docids the result is that of scoring every docid.
 
+    The step is compiled twice: for the root, where a query has one beam, and in a loop over the other
+    positions, which ends when every beam has written its docid.
+
     Args:
       step: the decoder, one token a beam.
+      cache: what the first step is given: B×1×….
       trie: the docids; its arrays may be traced.
-      batch_size: B queries.
       beams: K.
 
     Returns:
-      (docid rows B×K, scores B×K), best first. Where there are fewer docids than beams the row is -1 and the
-      score -inf.
+      (docid rows of the table B×K, scores B×K), best first. Where there are fewer docids than beams the row
+      is -1 and the score -inf.
     """
-    length = trie.tokens_NxL.shape[1]
-    root = (batch_size, 1)
-    tokens = jnp.zeros(root, jnp.int32)  # T5 starts its targets with the padding token
-    scores = jnp.zeros(root, jnp.float32)
-    # A beam stands at a trie node: `degree` children from edge `child` on, or (0) at docid row `child`.
-    child, degree = jnp.zeros(root, jnp.int32), jnp.broadcast_to(trie.root_degree, root)
-    past: Any = []
-    for position in range(length):
-        logits_BxKxV, past = step(tokens, position, past)
-        fanout = trie.fanouts[position]
-        nth = jnp.arange(fanout)
-        # B×K×F candidates: a node's children, or the single docid's next token (its first candidate).
-        single = (degree == 0)[..., None]
-        edge = jnp.where(single, 0, child[..., None] + nth)
-        rest = trie.tokens_NxL[jnp.where(degree == 0, child, 0), position][..., None]
-        next_token = jnp.where(single, rest, trie.edge_token_E[edge])
-        next_child = jnp.where(single, child[..., None], trie.edge_child_E[edge])
-        next_degree = jnp.where(single, 0, trie.edge_degree_E[edge])
-        exists = nth < jnp.maximum(degree, 1)[..., None]
-        finished = single & (rest == 0)
+    batch_size = len(jax.tree.leaves(cache)[0])
+    root = jnp.zeros((batch_size, 1), jnp.int32)
+    degree = jnp.broadcast_to(jnp.asarray(trie.root_degree, jnp.int32), root.shape)
+    state = Beams(jnp.zeros(root.shape, jnp.float32), root, root, degree)
+    logits_Bx1xV, cache = step(root, 0, cache)
+    state, parent = expand(trie, trie.fanouts[0], beams, state, logits_Bx1xV, 0)
+    cache = _take_beams(cache, parent)
 
-        log_z_BxKx1 = jax.nn.logsumexp(logits_BxKxV, axis=-1, keepdims=True)
-        log_prob = jnp.take_along_axis(logits_BxKxV, next_token, axis=-1) - log_z_BxKx1
-        log_prob = jnp.where(finished, 0.0, log_prob)
-        total = jnp.where(exists, scores[..., None] + log_prob, -jnp.inf)
+    # The branches of the loop's body differ in how many children they look at.
+    bounds = sorted(set(trie.fanouts[1:]))
+    branch_of = jnp.array([0, *(bounds.index(bound) for bound in trie.fanouts[1:])])
+    branches = [functools.partial(expand, trie, bound, beams) for bound in bounds]
 
-        # Never more beams than candidates or than asked for.
-        kept = min(beams, total.shape[1] * fanout)
-        scores, best = jax.lax.top_k(total.reshape(batch_size, -1), kept)
-        parent = best // fanout
-        tokens, child, degree = (
-            jnp.take_along_axis(x.reshape(batch_size, -1), best, axis=1)
-            for x in (next_token, next_child, next_degree)
-        )
-        past = jax.tree.map(lambda x: jax.vmap(lambda a, i: a[i])(x, parent), past)  # noqa: B023
-    found = scores > -jnp.inf
-    pad = ((0, 0), (0, beams - scores.shape[1]))
-    rows = jnp.pad(jnp.where(found, child, -1), pad, constant_values=-1)
-    return rows, jnp.pad(scores, pad, constant_values=-jnp.inf)
+    def goes_on(carry) -> jax.Array:
+        position, state, _ = carry
+        symbol = trie.tail_symbol(state.child, position)
+        ended = trie.token_LxS[jnp.minimum(position, trie.length - 1)][symbol] == 0
+        return (position < trie.length) & ~jnp.all((state.degree == 0) & ended)
+
+    def write(carry):
+        position, state, cache = carry
+        logits_BxKxV, cache = step(state.token, position, cache)
+        state, parent = jax.lax.switch(branch_of[position], branches, state, logits_BxKxV, position)
+        return position + 1, state, _take_beams(cache, parent)
+
+    _, state, _ = jax.lax.while_loop(goes_on, write, (jnp.int32(1), state, cache))
+    found = state.score > -jnp.inf
+    return jnp.where(found, state.child, -1), state.score
+
+
+def expand(
+    trie: Trie, fanout: int, beams: int, state: Beams, logits_BxKxV: jax.Array, position: jax.Array | int
+) -> tuple[Beams, jax.Array]:
+    """One step of the search: the best `beams` of all beams' children, and the beam that each came from, B×K.
+
+    Only the children's logits are looked at, at most `fanout` (F) of each beam; a beam whose docid is known
+    goes on with it, or, where that has ended, unchanged.
+    """
+    B = len(state.score)
+    nth_F = jnp.arange(fanout)
+    single_BxK = state.degree == 0
+    symbol_BxKxF = trie.symbol_E.at[state.child[..., None] + nth_F].get(mode="clip").astype(jnp.int32)
+    tail_BxK = trie.tail_symbol(state.child, position)
+    symbol_BxKxF = jnp.where(single_BxK[..., None], tail_BxK[..., None], symbol_BxKxF)
+    token_BxKxF = jnp.asarray(trie.token_LxS)[position][symbol_BxKxF]
+
+    log_z_BxKx1 = jax.nn.logsumexp(logits_BxKxV, axis=-1, keepdims=True)
+    log_prob = jnp.take_along_axis(logits_BxKxV, token_BxKxF, axis=-1) - log_z_BxKx1
+    log_prob = jnp.where(token_BxKxF == 0, 0.0, log_prob)  # ended
+    exists = nth_F < jnp.maximum(state.degree, 1)[..., None]
+    total_BxC = jnp.where(exists, state.score[..., None] + log_prob, -jnp.inf).reshape(B, -1)
+
+    kept = min(beams, total_BxC.shape[1])
+    score, best = jax.lax.top_k(total_BxC, kept)
+    parent = best // fanout
+    child, degree = (jnp.take_along_axis(x, parent, axis=1) for x in (state.child, state.degree))
+    edge = child + best % fanout
+    reached = Beams(
+        score,
+        jnp.take_along_axis(token_BxKxF.reshape(B, -1), best, axis=1),
+        jnp.where(degree == 0, child, trie.child_E.at[edge].get(mode="clip")),
+        jnp.where(degree == 0, 0, trie.degree_E.at[edge].get(mode="clip").astype(jnp.int32)),
+    )
+    missing = ((0, 0), (0, beams - kept))
+    nobody = Beams(-jnp.inf, 0, 0, 0)
+    reached = [jnp.pad(x, missing, constant_values=n) for x, n in zip(reached, nobody, strict=True)]
+    return Beams(*reached), jnp.pad(parent, missing)
+
+
+def _take_beams(cache: Any, parent_BxK: jax.Array) -> Any:
+    return jax.tree.map(lambda x: jax.vmap(lambda a, i: a[i])(x, parent_BxK), cache)

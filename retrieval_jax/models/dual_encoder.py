@@ -23,7 +23,7 @@ class DualEncoderNetwork(nn.Module):
     vector_dim: int
 
     def setup(self) -> None:
-        self.token_embedder = TokenEmbedder(self.config)
+        self.token_embedder = TokenEmbedder(self.config, self.config.vocab_size)
         self.encoder = Encoder(self.config)
         self.projection_layer = Dense(self.vector_dim, ("embed", "joined_kv"))
 

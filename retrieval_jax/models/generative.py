@@ -20,18 +20,18 @@ class GenerativeRetriever(EncoderDecoder):
     def predict_batch_with_aux(
         self, params: dict, batch: Batch, rng: jax.Array | None = None, *, trie: Trie, beams: int
     ) -> tuple[jax.Array, Metrics]:
-        """Constrained beam search: (docid rows of the trie B×beams, {"scores": log-probabilities}).
+        """Constrained beam search: (docid rows of the table B×beams, {"scores": log-probabilities}).
 
         Best first; where there are fewer docids than beams, row -1 and score -inf. Cross-attention's keys and
         values are made once a query.
         """
         variables, inputs_BxS = {"params": params}, batch["encoder_input_tokens"]
-        cross = self.module.apply(variables, inputs_BxS, method="start")
+        cross, cache = self.module.apply(variables, inputs_BxS, 1, trie.length, method="start")
 
-        def step(tokens, position, past):
-            return self.module.apply(variables, tokens, position, past, cross, inputs_BxS, method="step")
+        def step(tokens, position, cache):
+            return self.module.apply(variables, tokens, position, cache, cross, inputs_BxS, method="step")
 
-        rows, scores = constrained_beam_search(step, trie, len(inputs_BxS), beams)
+        rows, scores = constrained_beam_search(step, cache, trie, beams)
         return rows, {"scores": scores}
 
     def rank_atomic(

@@ -10,7 +10,6 @@ size, V output size.
 """
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import gin
@@ -28,8 +27,9 @@ RELPOS_BUCKETS, RELPOS_MAX_DISTANCE = 32, 128
 class T5Config:
     """Sizes of a T5. One gin file a size in `gin_configs/models/`.
 
-    `output_size` is the width of the decoder's softmax: the text vocabulary, or the docids for atomic
-    docids; None takes `vocab_size`. `dtype` is the computation's; parameters are always float32.
+    `output_size` is the width of the decoder's softmax: the text vocabulary (None), or the docids'. Where the
+    decoder `reads_outputs`, it has an embedding of its own for such tokens; otherwise it reads the encoder's,
+    as T5 does. `dtype` is the computation's; parameters are always float32.
 
     `embedding_init_std` and `branch_init_scale` say how parameters begin, for training from scratch: the
     embedding's standard deviation, and the variance, relative to T5's, of the matrices by which
@@ -49,6 +49,7 @@ class T5Config:
     embedding_init_std: float = 1.0
     branch_init_scale: float = 1.0
     output_size: int | None = None
+    reads_outputs: bool = False
 
 
 class Dense(nn.Module):
@@ -238,22 +239,24 @@ class DecoderLayer(nn.Module):
         return self.encoder_decoder_attention.keys_values(encoded_BxSxE)
 
     def step(
-        self, x_BxKxE, past: KeysValues | None, cross: KeysValues, self_bias, cross_bias
+        self, x_BxKxE, position, kept: KeysValues, cross: KeysValues, self_bias, cross_bias
     ) -> tuple[jax.Array, KeysValues]:
-        """One token for each of K beams. `past` holds the beams' own keys and values, each BxKxtxHxD.
+        """One token for each of K beams; their keys and values go into `kept`, each BxKxTxHxD, at `position`.
 
         Self-attention is each beam's own; cross-attention treats the beams as positions, so that they
-        share their query's keys and values without a copy. Gives (BxKxE, `past` one token longer).
+        share their query's keys and values without a copy. Gives (BxKxE, `kept` with this token).
         """
         B, K, E = x_BxKxE.shape
         h = self.pre_self_attention_layer_norm(x_BxKxE)
-        new = jax.tree.map(lambda a: a[:, :, None], self.self_attention.keys_values(h))
-        if past is not None:
-            new = jax.tree.map(lambda p, n: jnp.concatenate([p, n], axis=2), past, new)
-        flat = jax.tree.map(lambda a: a.reshape(B * K, *a.shape[2:]), new)
+        kept = jax.tree.map(
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, :, None], position, axis=2),
+            kept,
+            self.self_attention.keys_values(h),
+        )
+        flat = jax.tree.map(lambda a: a.reshape(B * K, *a.shape[2:]), kept)
         attended = self.self_attention(h.reshape(B * K, 1, E), flat, self_bias, deterministic=True)
         x = x_BxKxE + attended.reshape(B, K, E)
-        return self._after_self_attention(x, cross, cross_bias, deterministic=True), new
+        return self._after_self_attention(x, cross, cross_bias, deterministic=True), kept
 
 
 class Decoder(nn.Module):
@@ -283,18 +286,22 @@ class Decoder(nn.Module):
     def cross_keys_values(self, encoded_BxSxE: jax.Array) -> list[KeysValues]:
         return [layer.cross_keys_values(encoded_BxSxE) for layer in self.layers]
 
-    def step(self, x_BxKxE, position: int, past: list, cross: list, mask_BxS) -> tuple[jax.Array, list]:
-        self_bias = self.relpos_bias(np.array([position]), np.arange(position + 1))
+    def step(self, x_BxKxE, position, cache: list, cross: list, mask_BxS) -> tuple[jax.Array, list]:
+        positions = np.arange(cache[0][0].shape[2])
+        bias_1xHxTxT = self.relpos_bias(positions, positions)
+        self_bias = jax.lax.dynamic_slice_in_dim(bias_1xHxTxT, position, 1, axis=2)
+        self_bias += jnp.where(positions <= position, 0.0, MASKED)
         cross_bias = jnp.where(mask_BxS, 0.0, MASKED)[:, None, None, :]
-        x, new = x_BxKxE, []
-        for i, layer in enumerate(self.layers):
-            x, keys_values = layer.step(x, past[i] if past else None, cross[i], self_bias, cross_bias)
-            new.append(keys_values)
-        return self._logits(x, deterministic=True), new
+        x, longer = x_BxKxE, []
+        for layer, kept, shared in zip(self.layers, cache, cross, strict=True):
+            x, kept = layer.step(x, position, kept, shared, self_bias, cross_bias)
+            longer.append(kept)
+        return self._logits(x, deterministic=True), longer
 
 
 class TokenEmbedder(nn.Module):
     config: T5Config
+    size: int
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -303,7 +310,7 @@ class TokenEmbedder(nn.Module):
             nn.with_logical_partitioning(
                 nn.initializers.normal(self.config.embedding_init_std), ("vocab", "embed")
             ),
-            (self.config.vocab_size, self.config.emb_dim),
+            (self.size, self.config.emb_dim),
             jnp.float32,
         )
         return jnp.take(table_VxE, tokens, axis=0).astype(self.config.dtype)
@@ -315,9 +322,16 @@ class T5(nn.Module):
     config: T5Config
 
     def setup(self) -> None:
-        self.token_embedder = TokenEmbedder(self.config)
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        c = self.config
+        self.token_embedder = TokenEmbedder(c, c.vocab_size)
+        if c.reads_outputs:
+            self.decoder_token_embedder = TokenEmbedder(c, c.output_size)
+        self.encoder = Encoder(c)
+        self.decoder = Decoder(c)
+
+    def _embed_targets(self, tokens: jax.Array) -> jax.Array:
+        embedder = self.decoder_token_embedder if self.config.reads_outputs else self.token_embedder
+        return embedder(tokens)
 
     def encode(self, inputs_BxS: jax.Array, deterministic: bool = True) -> jax.Array:
         """Encodings BxSxE of tokens (0 = padding)."""
@@ -328,17 +342,33 @@ class T5(nn.Module):
     ) -> jax.Array:
         """Float32 logits BxTxV of each target position, given the targets before it (teacher forcing)."""
         encoded = self.encode(inputs_BxS, deterministic)
-        return self.decoder(self.token_embedder(decoder_inputs_BxT), encoded, inputs_BxS > 0, deterministic)
+        return self.decoder(self._embed_targets(decoder_inputs_BxT), encoded, inputs_BxS > 0, deterministic)
 
-    def start(self, inputs_BxS: jax.Array) -> list[KeysValues]:
-        """Encodes queries; gives each decoder layer's cross-attention keys and values, once a query."""
-        return self.decoder.cross_keys_values(self.encode(inputs_BxS))
+    def start(
+        self, inputs_BxS: jax.Array, beams: int, length: int
+    ) -> tuple[list[KeysValues], list[KeysValues]]:
+        """Encodes queries, for `step` to write up to `length` tokens for each of some beams.
+
+        Gives (each decoder layer's cross-attention keys and values, BxSxHxD, made once a query; its empty
+        cache of the beams' own, BxKxTxHxD).
+        """
+        c = self.config
+        cross = self.decoder.cross_keys_values(self.encode(inputs_BxS))
+        empty = jnp.zeros((len(inputs_BxS), beams, length, c.num_heads, c.head_dim), c.dtype)
+        return cross, [(empty, empty)] * c.num_decoder_layers
 
     def step(
-        self, tokens_BxK: jax.Array, position: int, past: list, cross: list[KeysValues], inputs_BxS: jax.Array
-    ) -> tuple[jax.Array, Any]:
-        """Next-token logits BxKxV of K beams whose newest token stands at `position`; and the longer past.
+        self,
+        tokens_BxK: jax.Array,
+        position: jax.Array | int,
+        cache: list[KeysValues],
+        cross: list[KeysValues],
+        inputs_BxS: jax.Array,
+    ) -> tuple[jax.Array, list[KeysValues]]:
+        """Next-token logits BxKxV of K beams whose newest token stands at `position`; and the cache with it.
 
-        `past` is [] at position 0, else what the last step returned with its beams re-ordered.
+        The shapes are those of every position, so a loop around the step compiles it once. A search that
+        re-orders its beams re-orders the cache's second axis.
         """
-        return self.decoder.step(self.token_embedder(tokens_BxK), position, past, cross, inputs_BxS > 0)
+        x_BxKxE = self._embed_targets(tokens_BxK)
+        return self.decoder.step(x_BxKxE, position, cache, cross, inputs_BxS > 0)

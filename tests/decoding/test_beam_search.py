@@ -1,6 +1,5 @@
 """The constrained search against plain Python: every docid scored, and a textbook beam search over a set."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from retrieval_jax import arrow_ids
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, learn
 from retrieval_jax.decoding.beam_search import constrained_beam_search
-from retrieval_jax.decoding.trie import build_trie
+from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.t5 import T5Config
@@ -62,15 +61,14 @@ def plain_beam_search(log_probs, docids, beams):
     return list(alive.items()), closest
 
 
-def found(trie, rows, scores):
-    """[(docid, score), …] of one query, after checking that the rest is -1 and -inf."""
+def found(docids, rows, scores):
+    """[(docid, score), …] of one query by a table's rows, after checking that the rest is -1 and -inf."""
     rows, scores = np.asarray(rows), np.asarray(scores)
     real = rows >= 0
     assert not real[np.count_nonzero(real) :].any()
     assert (rows[~real] == -1).all()
     assert (scores[~real] == -np.inf).all()
-    docids = [tuple(int(t) for t in trie.tokens_NxL[row] if t) for row in rows[real]]
-    return list(zip(docids, scores[real].tolist(), strict=True))
+    return list(zip((docids[row] for row in rows[real]), scores[real].tolist(), strict=True))
 
 
 def assert_same(ranking, expected):
@@ -107,12 +105,12 @@ def search(t5):
     @functools.partial(jax.jit, static_argnames="beams")
     def search(params, trie, queries, beams):
         apply = functools.partial(module.apply, {"params": params})
-        cross = apply(queries, method="start")
+        cross, cache = apply(queries, 1, LENGTH, method="start")
 
-        def step(tokens, position, past):
-            return apply(tokens, position, past, cross, queries, method="step")
+        def step(tokens, position, cache):
+            return apply(tokens, position, cache, cross, queries, method="step")
 
-        return constrained_beam_search(step, trie, len(queries), beams)
+        return constrained_beam_search(step, cache, trie, beams)
 
     return search
 
@@ -148,20 +146,36 @@ TRIES = {
 }
 
 
-def one_shape(trie):
-    """The trie with fan-outs that bound all in this file, so that one compilation serves them."""
-    return dataclasses.replace(trie, fanouts=(64,) * LENGTH)
+# Room for every trie in this file, so that one compilation serves them: its shapes and bounds, nothing else.
+ROOM = Trie(
+    token_LxS=np.zeros((LENGTH, 104), np.int32),
+    symbol_E=np.zeros(512, np.uint16),
+    degree_E=np.zeros(512, np.uint16),
+    child_E=np.zeros(512, np.int32),
+    tails=np.zeros(128 // 32 * LENGTH * 7, np.uint32),
+    root_degree=np.int32(0),
+    fanouts=(48, 40, 48, 10),
+    tail_from=0,
+    symbol_bits=7,
+)
+
+
+def roomy_trie(docids):
+    """The trie, padded to ROOM."""
+    trie, _ = build_trie(matrix(docids), like=ROOM)
+    assert jax.tree.structure(trie) == jax.tree.structure(ROOM)
+    return trie
 
 
 @pytest.mark.parametrize("name", TRIES)
 def test_with_a_beam_a_docid_the_search_equals_scoring_every_docid(t5, search, score, name):
     docids = TRIES[name]
-    trie = one_shape(build_trie(matrix(docids))[0])
+    trie = roomy_trie(docids)
     rows, scores = search(t5[1], trie, QUERIES, BEAMS)
     assert rows.shape == scores.shape == (len(QUERIES), BEAMS)
     rankings = []
     for query, *result in zip(QUERIES, rows, scores, strict=True):
-        ranking = found(trie, *result)
+        ranking = found(docids, *result)
         scored = dict(zip(docids, score(query, docids), strict=True))
         assert sorted(docid for docid, _ in ranking) == sorted(docids)
         assert_same(ranking, [(docid, scored[docid]) for docid, _ in ranking])
@@ -185,7 +199,7 @@ def test_with_few_beams_the_search_equals_a_plain_beam_search(t5, search):
         after = {prefix: log_probs[j, len(prefix)] for j, prefix in enumerate(prefixes)}
         for beams, (rows, scores) in results.items():
             expected, _ = plain_beam_search(after.__getitem__, set(docids), beams)
-            assert_same(found(trie, rows[i], scores[i]), expected)
+            assert_same(found(docids, rows[i], scores[i]), expected)
 
 
 def test_another_table_of_the_same_shapes_does_not_compile_again(t5, search):
@@ -197,7 +211,7 @@ def test_another_table_of_the_same_shapes_does_not_compile_again(t5, search):
     for docids, trie in zip(tables, tries, strict=True):
         rows, scores = search(t5[1], trie, QUERIES, 12)
         for result in zip(rows, scores, strict=True):
-            ranking = dict(found(trie, *result))
+            ranking = dict(found(docids, *result))
             assert len(ranking) == 12
             assert ranking.keys() <= set(docids)
         compiled.append(search._cache_size())
@@ -217,13 +231,13 @@ def hash_after(state, token):
 
 @functools.partial(jax.jit, static_argnames="beams")
 def search_language(trie, states, beams):
-    """Searches with `past` the beams' hashes, so that a beam given another's past is found out."""
+    """Searches with the beams' hashes as cache, so that a beam given another's is found out."""
 
-    def step(tokens, position, past):
-        state = hash_after(past if position else states[:, None], tokens)
+    def step(tokens, position, cache):
+        state = hash_after(cache, tokens)
         return jnp.asarray(LOGITS)[state], state
 
-    return constrained_beam_search(step, trie, len(states), beams)
+    return constrained_beam_search(step, states[:, None], trie, beams)
 
 
 @given(
@@ -237,16 +251,17 @@ def search_language(trie, states, beams):
 )
 @settings(deadline=None, max_examples=200)
 def test_any_docids_in_any_language(docids, states, beams):
-    trie = one_shape(build_trie(matrix(docids))[0])
+    docids = sorted(docids)
+    trie = roomy_trie(docids)
     rows, scores = search_language(trie, np.array(states, np.int32), beams)
     for state, *result in zip(states, rows, scores, strict=True):
         expected, closest = plain_beam_search(
             lambda prefix, state=state: LOG_PROBS[functools.reduce(hash_after, (0, *prefix), state)],
-            docids,
+            set(docids),
             beams,
         )
         assume(closest > 1e-4)  # a tie may go either way
-        assert_same(found(trie, *result), expected)
+        assert_same(found(docids, *result), expected)
 
 
 # The searcher.

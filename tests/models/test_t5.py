@@ -127,10 +127,10 @@ def forward(config: T5Config):
 
 @functools.cache
 def stepper(config: T5Config):
-    """T5.start and T5.step, jitted; the step's position is static."""
+    """T5.start and T5.step, jitted."""
     model = T5(config)
-    start = jit(lambda v, x: model.apply(v, x, method="start"))
-    step = jit(lambda v, *args: model.apply(v, *args, method="step"), static_argnums=2)
+    start = jit(lambda v, *args: model.apply(v, *args, method="start"), static_argnums=(2, 3))
+    step = jit(lambda v, *args: model.apply(v, *args, method="step"))
     return start, step
 
 
@@ -228,13 +228,13 @@ def test_steps_equal_teacher_forcing(config, variables, seed):
     inputs = random_inputs(rng, (9, 4, 1), config.vocab_size)
     B = len(inputs)
     start, step = stepper(config)
-    cross, past = start(variables, inputs), []
+    cross, cache = start(variables, inputs, 1, T)
     beams_BxKxt = np.zeros((B, 1, 0), int)  # one beam at first, then K that start from it
     for position in range(T):
         shape = (B, beams_BxKxt.shape[1], 1)
         newest = rng.integers(1, config.vocab_size, shape) if position else np.zeros(shape, int)
         beams_BxKxt = np.concatenate([beams_BxKxt, newest], axis=2)
-        logits_BxKxV, past = step(variables, newest[..., 0], position, past, cross, inputs)
+        logits_BxKxV, cache = step(variables, newest[..., 0], position, cache, cross, inputs)
 
         padded = np.pad(beams_BxKxt, [(0, 0), (0, K - shape[1]), (0, T - position - 1)])
         repeated = np.repeat(inputs, K, axis=0)
@@ -246,11 +246,12 @@ def test_steps_equal_teacher_forcing(config, variables, seed):
         parents_BxK = rng.integers(0, shape[1], (B, K))
         beams_BxKxt = np.take_along_axis(beams_BxKxt, parents_BxK[..., None], axis=1)
         parents = parents_BxK[..., None, None, None]
-        past = jax.tree.map(lambda a, i=parents: jnp.take_along_axis(a, i, axis=1), past)
+        cache = jax.tree.map(lambda a, i=parents: jnp.take_along_axis(a, i, axis=1), cache)
+    assert step._cache_size() == 2  # with one beam and with K, whatever the position
 
 
 def test_step_far_from_the_start(golden, config, variables):
-    """A step at the golden's last position, its past taken from the pass over the whole target."""
+    """A step at the golden's last position, its cache taken from the pass over the whole target."""
     inputs, targets = golden["inputs"].astype(np.int32), golden["decoder_inputs"].astype(np.int32)
     position = targets.shape[1] - 1
 
@@ -265,9 +266,12 @@ def test_step_far_from_the_start(golden, config, variables):
             for i in range(config.num_decoder_layers)
         ]
 
-    past = jax.tree.map(lambda a: a[:, None, :position], passed(variables))
     start, step = stepper(config)
-    logits, _ = step(variables, targets[:, -1:], position, past, start(variables, inputs), inputs)
+    cross, cache = start(variables, inputs, 1, position + 1)
+    cache = jax.tree.map(
+        lambda empty, a: empty.at[:, 0, :position].set(a[:, :position]), cache, passed(variables)
+    )
+    logits, _ = step(variables, targets[:, -1:], position, cache, cross, inputs)
     np.testing.assert_allclose(logits[:, 0], golden["logits"][:, -1], atol=1e-4, rtol=0)
 
 
