@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from retrieval_jax.decoding.trie import Trie
 
-Step = Callable[[jax.Array, jax.Array | int, Any], tuple[jax.Array, Any]]
-"""(newest tokens B×K, their position (may be traced), cache) -> (next-token logits B×K×V, cache)
+Step = Callable[[jax.Array, jax.Array | int, Any, jax.Array], tuple[jax.Array, jax.Array, Any]]
+"""The decoder, one token a beam: (newest tokens B×K, their position (may be traced), cache, tokens S) ->
+(logits B×K×S of those as the next token, log-sum-exp B×K of all logits, the cache with the newest tokens).
 
-At position 0 the tokens are 0 (start) and K is 1. `cache` is any pytree of arrays B×K×…; the search re-orders
-its beams.
+At position 0 the newest tokens are 0 (start) and K is 1. `cache` is any pytree of arrays B×K×…, whose beams
+the search re-orders.
 """
 
 
@@ -36,7 +37,7 @@ def constrained_beam_search(step: Step, cache: Any, trie: Trie, beams: int) -> t
     positions, which ends when every beam has written its docid.
 
     Args:
-      step: the decoder, one token a beam.
+      step: the decoder; see Step.
       cache: what the first step is given: B×1×….
       trie: the docids; its arrays may be traced.
       beams: K.
@@ -49,8 +50,9 @@ def constrained_beam_search(step: Step, cache: Any, trie: Trie, beams: int) -> t
     root = jnp.zeros((batch_size, 1), jnp.int32)
     degree = jnp.broadcast_to(jnp.asarray(trie.root_degree, jnp.int32), root.shape)
     state = Beams(jnp.zeros(root.shape, jnp.float32), root, root, degree)
-    logits_Bx1xV, cache = step(root, 0, cache)
-    state, parent = expand(trie, trie.fanouts[0], beams, state, logits_Bx1xV, 0)
+    token_LxS = jnp.asarray(trie.token_LxS)
+    logits_Bx1xS, log_z_Bx1, cache = step(root, 0, cache, token_LxS[0])
+    state, parent = expand(trie, trie.fanouts[0], beams, state, logits_Bx1xS, log_z_Bx1, 0)
     cache = _take_beams(cache, parent)
 
     # The branches of the loop's body differ in how many children they look at.
@@ -61,13 +63,15 @@ def constrained_beam_search(step: Step, cache: Any, trie: Trie, beams: int) -> t
     def goes_on(carry) -> jax.Array:
         position, state, _ = carry
         symbol = trie.tail_symbol(state.child, position)
-        ended = trie.token_LxS[jnp.minimum(position, trie.length - 1)][symbol] == 0
+        ended = token_LxS[jnp.minimum(position, trie.length - 1)][symbol] == 0
         return (position < trie.length) & ~jnp.all((state.degree == 0) & ended)
 
     def write(carry):
         position, state, cache = carry
-        logits_BxKxV, cache = step(state.token, position, cache)
-        state, parent = jax.lax.switch(branch_of[position], branches, state, logits_BxKxV, position)
+        logits_BxKxS, log_z_BxK, cache = step(state.token, position, cache, token_LxS[position])
+        state, parent = jax.lax.switch(
+            branch_of[position], branches, state, logits_BxKxS, log_z_BxK, position
+        )
         return position + 1, state, _take_beams(cache, parent)
 
     _, state, _ = jax.lax.while_loop(goes_on, write, (jnp.int32(1), state, cache))
@@ -76,7 +80,13 @@ def constrained_beam_search(step: Step, cache: Any, trie: Trie, beams: int) -> t
 
 
 def expand(
-    trie: Trie, fanout: int, beams: int, state: Beams, logits_BxKxV: jax.Array, position: jax.Array | int
+    trie: Trie,
+    fanout: int,
+    beams: int,
+    state: Beams,
+    logits_BxKxS: jax.Array,
+    log_z_BxK: jax.Array,
+    position: jax.Array | int,
 ) -> tuple[Beams, jax.Array]:
     """One step of the search: the best `beams` of all beams' children, and the beam that each came from, B×K.
 
@@ -91,8 +101,7 @@ def expand(
     symbol_BxKxF = jnp.where(single_BxK[..., None], tail_BxK[..., None], symbol_BxKxF)
     token_BxKxF = jnp.asarray(trie.token_LxS)[position][symbol_BxKxF]
 
-    log_z_BxKx1 = jax.nn.logsumexp(logits_BxKxV, axis=-1, keepdims=True)
-    log_prob = jnp.take_along_axis(logits_BxKxV, token_BxKxF, axis=-1) - log_z_BxKx1
+    log_prob = jnp.take_along_axis(logits_BxKxS, symbol_BxKxF, axis=-1) - log_z_BxK[..., None]
     log_prob = jnp.where(token_BxKxF == 0, 0.0, log_prob)  # ended
     exists = nth_F < jnp.maximum(state.degree, 1)[..., None]
     total_BxC = jnp.where(exists, state.score[..., None] + log_prob, -jnp.inf).reshape(B, -1)

@@ -28,8 +28,11 @@ class GenerativeRetriever(EncoderDecoder):
         variables, inputs_BxS = {"params": params}, batch["encoder_input_tokens"]
         cross, cache = self.module.apply(variables, inputs_BxS, 1, trie.length, method="start")
 
-        def step(tokens, position, cache):
-            return self.module.apply(variables, tokens, position, cache, cross, inputs_BxS, method="step")
+        def step(tokens, position, cache, tokens_S):
+            x_BxKxE, cache = self.module.apply(
+                variables, tokens, position, cache, cross, inputs_BxS, method="step"
+            )
+            return *self.module.apply(variables, x_BxKxE, tokens_S, method="some_logits"), cache
 
         rows, scores = constrained_beam_search(step, cache, trie, beams)
         return rows, {"scores": scores}

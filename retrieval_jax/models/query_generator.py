@@ -32,7 +32,10 @@ class QueryGenerator(EncoderDecoder):
         cross, cache = self.module.apply(variables, passages_BxS, count, length, method="start")
 
         def step(tokens, position, cache):
-            return self.module.apply(variables, tokens, position, cache, cross, passages_BxS, method="step")
+            x_BxNxE, cache = self.module.apply(
+                variables, tokens, position, cache, cross, passages_BxS, method="step"
+            )
+            return self.module.apply(variables, x_BxNxE, method="logits"), cache
 
         return sample_top_k(step, cache, keys_B, count, length, temperature, top_k)
 

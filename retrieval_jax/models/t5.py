@@ -20,6 +20,7 @@ import numpy as np
 KeysValues = tuple[jax.Array, jax.Array]
 MASKED = -1e10  # added to attention logits; finite, so that an all-padding row stays finite
 RELPOS_BUCKETS, RELPOS_MAX_DISTANCE = 32, 128
+LOG_Z_GROUPS = 8
 
 
 @gin.configurable
@@ -270,8 +271,16 @@ class Decoder(nn.Module):
         self.logits_dense = Dense(c.output_size or c.vocab_size, ("embed", "vocab"), c.dtype)
         self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
 
-    def _logits(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        return self.logits_dense(self.dropout(self.decoder_norm(x), deterministic)).astype(jnp.float32)
+    def logits(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        return self.logits_dense(self.dropout(x, deterministic)).astype(jnp.float32)
+
+    def some_logits(self, x_BxKxE, tokens_S) -> tuple[jax.Array, jax.Array]:
+        kernel_ExV = self.logits_dense.variables["params"]["kernel"].astype(self.config.dtype)
+        blocks = log_z_blocks(kernel_ExV.shape[1])
+        if blocks == 1 or 2 * len(tokens_S) > kernel_ExV.shape[1]:
+            logits_BxKxV = self.logits(x_BxKxE, deterministic=True)
+            return logits_BxKxV[..., tokens_S], jax.nn.logsumexp(logits_BxKxV, axis=-1)
+        return (x_BxKxE @ kernel_ExV[:, tokens_S]).astype(jnp.float32), log_z(x_BxKxE, kernel_ExV, blocks)
 
     def __call__(self, x_BxTxE, encoded_BxSxE, mask_BxS, deterministic: bool) -> jax.Array:
         positions = np.arange(x_BxTxE.shape[1])
@@ -281,7 +290,7 @@ class Decoder(nn.Module):
         x = self.dropout(x_BxTxE, deterministic)
         for layer in self.layers:
             x = layer(x, layer.cross_keys_values(encoded_BxSxE), self_bias, cross_bias, deterministic)
-        return self._logits(x, deterministic)
+        return self.logits(self.decoder_norm(x), deterministic)
 
     def cross_keys_values(self, encoded_BxSxE: jax.Array) -> list[KeysValues]:
         return [layer.cross_keys_values(encoded_BxSxE) for layer in self.layers]
@@ -296,7 +305,38 @@ class Decoder(nn.Module):
         for layer, kept, shared in zip(self.layers, cache, cross, strict=True):
             x, kept = layer.step(x, position, kept, shared, self_bias, cross_bias)
             longer.append(kept)
-        return self._logits(x, deterministic=True), longer
+        return self.decoder_norm(x), longer
+
+
+def log_z_blocks(size: int) -> int:
+    """Into how many blocks of about 2,048 outputs a softmax of `size` is best cut; 1: as a whole."""
+    eighth = size // LOG_Z_GROUPS
+    counts = [n for n in range(1, eighth + 1) if eighth % n == 0] if size % LOG_Z_GROUPS == 0 else [1]
+    return min(counts, key=lambda n: abs(size / n - 2048))
+
+
+def log_z(x_BxKxE: jax.Array, kernel_ExV: jax.Array, blocks: int) -> jax.Array:
+    """Float32 B×K: the log-sum-exp of all logits x · kernel, which are never in memory together.
+
+    A block takes a part of each of eight groups of outputs, so that a kernel sharded over its outputs is
+    multiplied where it lies; the groups are added up at the end.
+    """
+    E, V = kernel_ExV.shape
+    parts_ExGxNxC = kernel_ExV.reshape(E, LOG_Z_GROUPS, blocks, V // LOG_Z_GROUPS // blocks)
+    shape = (*x_BxKxE.shape[:2], LOG_Z_GROUPS)
+
+    def add(carry, block):
+        largest_BxKxG, total_BxKxG = carry
+        part = jax.lax.dynamic_index_in_dim(parts_ExGxNxC, block, 2, keepdims=False).reshape(E, -1)
+        logits_BxKxGxC = (x_BxKxE.reshape(-1, E) @ part).reshape(*shape, -1).astype(jnp.float32)
+        largest = jnp.maximum(largest_BxKxG, jnp.max(logits_BxKxGxC, axis=-1))
+        total_BxKxG *= jnp.exp(largest_BxKxG - largest)
+        total_BxKxG += jnp.sum(jnp.exp(logits_BxKxGxC - largest[..., None]), axis=-1)
+        return (largest, total_BxKxG), None
+
+    start = (jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.float32))
+    (largest_BxKxG, total_BxKxG), _ = jax.lax.scan(add, start, jnp.arange(blocks))
+    return jax.nn.logsumexp(largest_BxKxG + jnp.log(total_BxKxG), axis=-1)
 
 
 class TokenEmbedder(nn.Module):
@@ -365,10 +405,19 @@ class T5(nn.Module):
         cross: list[KeysValues],
         inputs_BxS: jax.Array,
     ) -> tuple[jax.Array, list[KeysValues]]:
-        """Next-token logits BxKxV of K beams whose newest token stands at `position`; and the cache with it.
+        """What the decoder makes of K beams whose newest token stands at `position`; and the cache with it.
 
-        The shapes are those of every position, so a loop around the step compiles it once. A search that
-        re-orders its beams re-orders the cache's second axis.
+        Gives BxKxE, from which `logits` or `some_logits` read the next token's. The shapes are those of every
+        position, so a loop around the step compiles it once. A search that re-orders its beams re-orders the
+        cache's second axis.
         """
         x_BxKxE = self._embed_targets(tokens_BxK)
         return self.decoder.step(x_BxKxE, position, cache, cross, inputs_BxS > 0)
+
+    def logits(self, x_BxKxE: jax.Array) -> jax.Array:
+        """Float32 logits BxKxV of what `step` gave."""
+        return self.decoder.logits(x_BxKxE, deterministic=True)
+
+    def some_logits(self, x_BxKxE: jax.Array, tokens_S: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Float32 (logits BxKxS of some tokens, log-sum-exp BxK of all logits) of what `step` gave."""
+        return self.decoder.some_logits(x_BxKxE, tokens_S)

@@ -107,8 +107,9 @@ def search(t5):
         apply = functools.partial(module.apply, {"params": params})
         cross, cache = apply(queries, 1, LENGTH, method="start")
 
-        def step(tokens, position, cache):
-            return apply(tokens, position, cache, cross, queries, method="step")
+        def step(tokens, position, cache, some):
+            x, cache = apply(tokens, position, cache, cross, queries, method="step")
+            return *apply(x, some, method="some_logits"), cache
 
         return constrained_beam_search(step, cache, trie, beams)
 
@@ -233,9 +234,10 @@ def hash_after(state, token):
 def search_language(trie, states, beams):
     """Searches with the beams' hashes as cache, so that a beam given another's is found out."""
 
-    def step(tokens, position, cache):
+    def step(tokens, position, cache, some):
         state = hash_after(cache, tokens)
-        return jnp.asarray(LOGITS)[state], state
+        logits = jnp.asarray(LOGITS)[state]
+        return logits[..., some], jax.nn.logsumexp(logits, axis=-1), state
 
     return constrained_beam_search(step, states[:, None], trie, beams)
 

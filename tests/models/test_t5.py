@@ -127,10 +127,15 @@ def forward(config: T5Config):
 
 @functools.cache
 def stepper(config: T5Config):
-    """T5.start and T5.step, jitted."""
+    """T5.start, and T5.step with the logits, jitted."""
     model = T5(config)
     start = jit(lambda v, *args: model.apply(v, *args, method="start"), static_argnums=(2, 3))
-    step = jit(lambda v, *args: model.apply(v, *args, method="step"))
+
+    @jit
+    def step(variables, *args):
+        x, cache = model.apply(variables, *args, method="step")
+        return model.apply(variables, x, method="logits"), cache
+
     return start, step
 
 
@@ -273,6 +278,21 @@ def test_step_far_from_the_start(golden, config, variables):
     )
     logits, _ = step(variables, targets[:, -1:], position, cache, cross, inputs)
     np.testing.assert_allclose(logits[:, 0], golden["logits"][:, -1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("outputs", [24, 640, 2048 * 3, 8064, 32128, 4096 + 1])
+def test_some_logits_are_those_of_the_whole_softmax(outputs):
+    """Whether it is cut into blocks (the large ones) or not."""
+    config = dataclasses.replace(UNEVEN, output_size=outputs)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, config.emb_dim)).astype(np.float32)
+    kernel = 10 * rng.normal(size=(config.emb_dim, outputs)).astype(np.float32)
+    variables = {"params": {"decoder": {"logits_dense": {"kernel": kernel}}}}
+    tokens = rng.choice(outputs, 10)
+    logits, log_z = T5(config).apply(variables, x, tokens, method="some_logits")
+    exact = x.astype(np.float64) @ kernel
+    np.testing.assert_allclose(logits, exact[..., tokens], atol=1e-3)
+    np.testing.assert_allclose(log_z, np.log(np.exp(exact).sum(-1)), rtol=1e-5)
 
 
 def test_more_padding_changes_nothing(config, variables, tokens, logits):
