@@ -9,8 +9,8 @@ def order(values_NxL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sorts rows of non-negative integers, millions in seconds: many columns are compared as one number.
 
     Returns:
-      (rows_N int64: the rows in lexicographic order, equal ones in their own; shared_N int16: how many leading
-      values each has in common with the one before it in that order, 0 for the first, L for an equal one).
+      (rows_N int64: the rows in lexicographic order, equal ones in their own; shared_N int16: how many
+      leading values each has in common with the one before it in that order, 0 for the first, L if equal).
     """
     N, L = values_NxL.shape
     bits = max(int(values_NxL.max(initial=0)).bit_length(), 1)

@@ -1,19 +1,24 @@
 """The second noun: docids. A table on disk with the token sequence that names each passage.
 
-docids/KIND/tokens.npy          int32, passages × length, row = the passage's row, padded with 0
-docids/KIND/ids.arrow           passage ids by row (Arrow IPC file)
-docids/KIND/manifest.json       kind, size of the output softmax, collection
+docids/KIND/tokens.npy       uint8, uint16 or int32, passages × length, row = the passage's row, padded with 0
+docids/KIND/ids.arrow        passage ids by row (Arrow IPC file)
+docids/KIND/manifest.json    version, kind, size of the output softmax, collection, ancestors
 """
 
 import dataclasses
 import functools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from retrieval_jax import arrow_ids, storage
+from retrieval_jax.docids.order import order
 from retrieval_jax.errors import UserError
+
+VERSION = 2
+"""Of the format on disk: tables of another version are not opened."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +26,12 @@ class DocidTable:
     """Row <-> passage id <-> docid tokens.
 
     Attributes:
-      kind: "atomic" or "naive".
-      tokens_NxL: int32; every docid ends before its padding of zeros. Passages may share a docid.
+      kind: how the docids were made: "atomic", "naive", "semantic", "rq_8x256" and so on.
+      tokens_NxL: uint8, uint16 or int32, see `check`. Passages may share a docid.
       passage_ids: N ids, in the order of the collection.
       output_size: width of the softmax that writes the tokens (every token is below it).
       collection: fingerprint of the collection.
+      ancestors: fingerprints of the tables that this one extends.
     """
 
     kind: str
@@ -33,54 +39,153 @@ class DocidTable:
     passage_ids: pa.LargeStringArray
     output_size: int
     collection: str
+    ancestors: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
         """Tokens of the longest docid: the decoder's steps."""
         return self.tokens_NxL.shape[1]
 
+    @property
+    def own_vocabulary(self) -> bool:
+        """Whether the tokens are the docids' own, not pieces of the text vocabulary."""
+        return self.kind != "naive"
+
     def fingerprint(self) -> str:
-        """Of kind, docids and passage ids."""
+        """Of kind, docids and passage ids; equal tokens of another dtype have the same."""
         return self._fingerprint
 
     @functools.cached_property  # several users ask, and of millions of docids it takes seconds
     def _fingerprint(self) -> str:
-        tokens = np.ascontiguousarray(self.tokens_NxL).reshape(-1).view(np.uint8).data  # no copy
-        return storage.digest([self.kind, str(self.length), tokens, arrow_ids.digest(self.passage_ids)])
+        def parts() -> Iterator[str | bytes]:
+            yield from (self.kind, str(self.length))
+            for rows in blocks(len(self.tokens_NxL)):
+                yield self.tokens_NxL[rows].astype("<i4").tobytes()
+            yield arrow_ids.digest(self.passage_ids)
+
+        return storage.digest(parts())
+
+    def without(self, passage_ids: Iterable[str]) -> "DocidTable":
+        """The table once these passages are taken away; ids that it lacks are ignored."""
+        kept = np.ones(len(self.passage_ids), bool)
+        rows = arrow_ids.rows(self.passage_ids, passage_ids)
+        kept[rows[rows >= 0]] = False
+        return self._descendant(self.tokens_NxL[kept], self.passage_ids.filter(pa.array(kept)))
+
+    def with_passages(self, passage_ids: Iterable[str], tokens_MxT: np.ndarray) -> "DocidTable":
+        """The table with more passages at its end; their docids are padded with 0, or make it longer.
+
+        Raises UserError where a passage is in it already, or as `check` does.
+        """
+        new = arrow_ids.array(passage_ids)
+        there = np.flatnonzero(arrow_ids.rows(self.passage_ids, new) >= 0)
+        if len(there):
+            raise UserError(
+                f"docids/{self.kind}: has passage {new[int(there[0])].as_py()!r} already: take it away first"
+            )
+        length = max(self.length, tokens_MxT.shape[1])
+        parts = [np.pad(t, ((0, 0), (0, length - t.shape[1]))) for t in (self.tokens_NxL, tokens_MxT)]
+        table = self._descendant(np.concatenate(parts), pa.concat_arrays([self.passage_ids, new]))
+        table.check()
+        return table
+
+    def _descendant(self, tokens_NxL: np.ndarray, passage_ids: pa.LargeStringArray) -> "DocidTable":
+        ancestors = (self.fingerprint(), *self.ancestors)
+        return dataclasses.replace(self, tokens_NxL=tokens_NxL, passage_ids=passage_ids, ancestors=ancestors)
+
+    def check(self) -> None:
+        """UserError unless every docid has tokens, all from 1 to output_size - 1, and zeros only after it.
+
+        Quick: `open` calls it. Whether a docid is the beginning of another takes sorting: `write` finds it.
+        """
+        limit = self.output_size - 1
+        for rows in blocks(len(self.tokens_NxL)):
+            tokens = self.tokens_NxL[rows]
+            used = tokens != 0
+            faults = {
+                "no token: number tokens from 1, 0 is padding": ~used.any(1),
+                "a 0 before its end: number tokens from 1, 0 is padding": (used[:, 1:] > used[:, :-1]).any(1),
+                f"a token outside 1 to {limit}: set a larger output_size": (
+                    (tokens < 0) | (tokens > limit)
+                ).any(1),
+            }
+            for what, bad in faults.items():
+                if bad.any():
+                    row = rows.start + int(bad.argmax())
+                    docid, passage = self.tokens_NxL[row].tolist(), self.passage_ids[row].as_py()
+                    raise UserError(f"docids/{self.kind}: {docid}, docid of passage {passage!r}, has {what}")
 
     def count_distinct(self) -> int:
         """How many different docids there are."""
-        # Sorted as bytes, equal docids are neighbours. This type ignores zeros at the end: they are padding.
-        tokens = np.ascontiguousarray(self.tokens_NxL).view(f"S{4 * self.length}").ravel()
-        ordered = np.sort(tokens)
-        return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + min(len(ordered), 1)
+        return int((order(self.tokens_NxL)[1] < self.length).sum())
 
     def write(self, folder: Path) -> dict:
-        """Writes the table into a folder; gives what its manifest shall say."""
-        np.save(folder / "tokens.npy", self.tokens_NxL)
+        """Writes the table into a folder; gives what its manifest shall say.
+
+        Raises UserError where `check` does, and where a docid is the beginning of another.
+        """
+        self.check()
+        rows_N, shared_N = order(self.tokens_NxL)
+        new = np.flatnonzero(shared_N < self.length)
+        self._check_beginnings(rows_N, shared_N, new[1:])
+        dtype = _smallest_dtype(self.output_size)
+        np.save(folder / "tokens.npy", self.tokens_NxL.astype(dtype, copy=False))
         arrow_ids.write(folder / "ids.arrow", self.passage_ids)
         return {
+            "version": VERSION,
             "kind": self.kind,
             "passages": len(self.passage_ids),
             "length": self.length,
-            "distinct": self.count_distinct(),
+            "distinct": len(new),
             "output_size": self.output_size,
             "collection": self.collection,
             "fingerprint": self.fingerprint(),
+            "ancestors": list(self.ancestors),
         }
+
+    def _check_beginnings(self, rows_N: np.ndarray, shared_N: np.ndarray, new: np.ndarray) -> None:
+        """UserError where one docid is the beginning of another; `new`: where in their order one is first."""
+        # One that begins any other begins the next: it has ended where that differs from it.
+        ended = self.tokens_NxL[rows_N[new - 1], shared_N[new]] == 0
+        if ended.any():
+            at = new[ended.argmax()]
+            short, long = self.tokens_NxL[rows_N[at - 1 : at + 1]]
+            a, b = (self.passage_ids[row].as_py() for row in rows_N[at - 1 : at + 1].tolist())
+            raise UserError(
+                f"docids/{self.kind}: {short[short > 0].tolist()}, docid of passage {a!r}, is the "
+                f"beginning of {long[long > 0].tolist()}, docid of passage {b!r}: "
+                "end all with a token used for that alone"
+            )
 
     @classmethod
     def open(cls, folder: str | Path) -> "DocidTable":
-        """Maps a finished table into memory. Raises UserError where files and manifest do not match."""
+        """Maps a finished table into memory.
+
+        Raises UserError where it is of another version, files and manifest do not match, or `check` does.
+        """
         folder = Path(folder)
         manifest = storage.read_manifest(folder, "docids")
         mend = "make it again: delete the folder, then `retrieval-jax docids`"
+        if manifest.get("version") != VERSION:
+            raise UserError(f"{folder}: a docid table made by another version of this program: {mend}")
         try:
             tokens = np.load(folder / "tokens.npy", mmap_mode="r")
             ids = arrow_ids.read(folder / "ids.arrow")
         except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{folder}: a docid table that cannot be read ({error}): {mend}") from None
-        table = cls(manifest["kind"], tokens, ids, manifest["output_size"], manifest["collection"])
-        if table.fingerprint() != manifest["fingerprint"]:
+        ancestors = tuple(manifest["ancestors"])
+        table = cls(manifest["kind"], tokens, ids, manifest["output_size"], manifest["collection"], ancestors)
+        if len(tokens) != len(ids) or table.fingerprint() != manifest["fingerprint"]:
             raise UserError(f"{folder}: its files were changed after they were made: {mend}")
+        table.check()
         return table
+
+
+def blocks(count: int, size: int = 1 << 18) -> Iterator[slice]:
+    """Slices that cover `count` rows, `size` at a time."""
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
+
+
+def _smallest_dtype(output_size: int) -> type:
+    """Of those that a table may have, the smallest that holds tokens below `output_size`."""
+    return next(t for t in (np.uint8, np.uint16, np.int32) if output_size - 1 <= np.iinfo(t).max)

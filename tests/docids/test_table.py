@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_jax import arrow_ids, storage
+from retrieval_jax.docids import table as table_module
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 
@@ -15,10 +16,9 @@ from retrieval_jax.errors import UserError
 IDS = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text.split() == [text])
 
 
-def table_of(tokens, ids, kind="naive"):
-    return DocidTable(
-        kind, np.array(tokens, np.int32), arrow_ids.array(ids), output_size=128, collection="0123456789abcdef"
-    )
+def table_of(tokens, ids, kind="naive", output_size=128, dtype=np.int32, ancestors=()):
+    ids = arrow_ids.array(ids)
+    return DocidTable(kind, np.array(tokens, dtype), ids, output_size, "0123456789abcdef", ancestors)
 
 
 def write(folder, table):
@@ -35,24 +35,47 @@ def folder(tmp_path):
 @given(
     st.lists(IDS, min_size=1, max_size=8, unique=True),
     st.integers(1, 4),
-    st.sampled_from(["atomic", "naive"]),
+    st.sampled_from(["atomic", "naive", "rq_8x256"]),
+    st.sampled_from(
+        [(2, np.uint8), (256, np.uint8), (257, np.uint16), (65536, np.uint16), (65537, np.int32)]
+    ),
+    st.lists(st.text("0123456789abcdef", min_size=16, max_size=16), max_size=2),
     st.integers(0, 2**32 - 1),
 )
 @settings(deadline=None)
-def test_a_table_comes_back_as_it_was_written(ids, length, kind, seed):
-    tokens = np.random.default_rng(seed).integers(1, 128, (len(ids), length))
-    table = table_of(tokens, ids, kind)
+def test_a_table_comes_back_as_it_was_written(ids, length, kind, output, ancestors, seed):
+    output_size, dtype = output
+    tokens = np.random.default_rng(seed).integers(1, output_size, (len(ids), length))
+    tokens[0] = output_size - 1
+    table = table_of(tokens, ids, kind, output_size, ancestors=tuple(ancestors))
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / kind, table)
         opened = DocidTable.open(Path(folder) / kind)
         manifest = storage.read_manifest(Path(folder) / kind, "docids")
-    assert opened.tokens_NxL.dtype == np.int32
+    assert opened.tokens_NxL.dtype == dtype
     assert np.array_equal(opened.tokens_NxL, tokens)
     assert opened.passage_ids.to_pylist() == ids
-    assert (opened.kind, opened.output_size, opened.collection) == (kind, 128, table.collection)
+    assert (opened.kind, opened.output_size, opened.collection) == (kind, output_size, table.collection)
+    assert opened.ancestors == table.ancestors
     assert opened.length == manifest["length"] == length
-    assert (manifest["passages"], manifest["distinct"]) == (len(ids), len(set(map(tuple, tokens.tolist()))))
+    distinct = len(set(map(tuple, tokens.tolist())))
+    assert (manifest["passages"], manifest["distinct"]) == (len(ids), distinct)
+    assert table.count_distinct() == distinct
     assert opened.fingerprint() == manifest["fingerprint"] == table.fingerprint()
+
+
+def test_only_naive_docids_are_text():
+    owns = {kind: table_of([[1]], ["a"], kind).own_vocabulary for kind in ("naive", "atomic", "naive_digits")}
+    assert owns == {"naive": False, "atomic": True, "naive_digits": True}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, ">i4"])
+def test_the_fingerprint_does_not_depend_on_the_dtype(dtype):
+    rows = [[3, 4, 1], [127, 1, 0]]
+    expected = table_of(rows, ["a", "b"]).fingerprint()
+    assert table_of(rows, ["a", "b"], dtype=dtype).fingerprint() == expected
+    columns_first = table_of(np.asfortranarray(rows), ["a", "b"], dtype=dtype)
+    assert columns_first.fingerprint() == expected
 
 
 def test_fingerprints_tell_tables_apart():
@@ -63,6 +86,8 @@ def test_fingerprints_tell_tables_apart():
         table_of([[3, 1]], ["a"], kind="atomic"),
         table_of([[3, 1], [3, 1]], ["a", "b"]),
         table_of([[3, 1], [3, 1]], ["b", "a"]),
+        table_of([[3, 1, 0]], ["a"]),
+        table_of([[259, 1]], ["a"]),
     ]
     assert len({table.fingerprint() for table in tables}) == len(tables)
 
@@ -104,3 +129,80 @@ def test_missing_and_unfinished_folders_are_refused(folder):
     refuses(folder.parent / "atomic", "nothing finished")
     (folder / storage.MANIFEST).unlink()
     refuses(folder, "nothing finished")
+
+
+@pytest.mark.parametrize("version", [None, 1, 3])
+def test_another_version_is_refused(folder, version):
+    manifest = storage.read_manifest(folder, "docids")
+    assert manifest.pop("version") == 2
+    storage.write_json(folder / storage.MANIFEST, manifest | ({"version": version} if version else {}))
+    refuses(folder, "another version.*make it again: delete the folder")
+
+
+BROKEN = {
+    "no token: number tokens from 1": [0, 0, 0],
+    "a 0 before its end: number tokens from 1": [5, 0, 1],
+    "a token outside 1 to 127: set a larger output_size": [5, 128, 1],
+    "a token outside 1 to 127": [5, -1, 1],
+}
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize(("what", "docid"), BROKEN.items())
+def test_broken_docids_are_refused(tmp_path, what, docid, dtype):
+    table = table_of([[5, 127, 1], [6, 1, 0], docid, docid], ["a", "b", "c d", "e"], "semantic", dtype=dtype)
+    message = re.escape(f"docids/semantic: {docid}, docid of passage 'c d', has {what}")
+    with pytest.raises(UserError, match=message):
+        table.check()
+    with pytest.raises(UserError, match=message):
+        write(tmp_path / "semantic", table)
+    assert not (tmp_path / "semantic").exists()
+
+
+def test_broken_docids_are_refused_in_any_block(monkeypatch):
+    blocks = table_module.blocks
+    monkeypatch.setattr(table_module, "blocks", lambda rows: blocks(rows, 3))
+    for row in range(8):
+        tokens = np.full((8, 2), 7)
+        tokens[row] = [0, 7]
+        with pytest.raises(UserError, match=f"passage '{row}', has a 0 before its end"):
+            table_of(tokens, map(str, range(8))).check()
+
+
+def test_broken_docids_on_disk_are_refused(folder):
+    manifest = storage.read_manifest(folder, "docids")
+    storage.write_json(folder / storage.MANIFEST, manifest | {"output_size": 4})
+    with pytest.raises(
+        UserError, match=re.escape("docids/naive: [3, 4, 1], docid of passage 'a', has a token")
+    ):
+        DocidTable.open(folder)
+
+
+def test_the_beginning_of_another_docid_is_refused(tmp_path):
+    tokens = [[9, 1, 0, 0], [3, 4, 5, 6], [3, 4, 0, 0], [2, 3, 4, 0]]
+    with pytest.raises(UserError) as error:
+        write(tmp_path / "semantic", table_of(tokens, ["a", "b", "c", "d"], "semantic"))
+    assert str(error.value) == (
+        "docids/semantic: [3, 4], docid of passage 'c', is the beginning of [3, 4, 5, 6], "
+        "docid of passage 'b': end all with a token used for that alone"
+    )
+
+
+@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=8))
+@settings(deadline=None)
+def test_beginnings_are_refused_wherever_there_are_any(docids):
+    tokens = np.array([[*docid, *[0] * (4 - len(docid))] for docid in docids])
+    table = table_of(tokens, map(str, range(len(docids))), "semantic")
+    pairs = {
+        (i, j)
+        for i, a in enumerate(docids)
+        for j, b in enumerate(docids)
+        if len(a) < len(b) and b[: len(a)] == a
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        if not pairs:
+            assert table.write(Path(folder))["distinct"] == len(set(docids))
+            return
+        with pytest.raises(UserError) as error:
+            table.write(Path(folder))
+    assert tuple(map(int, re.findall(r"passage '(\d+)'", str(error.value)))) in pairs

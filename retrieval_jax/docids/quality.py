@@ -1,0 +1,278 @@
+"""How good docids are before any training: the shape of their tree; whether like passages begin alike."""
+
+import io
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retrieval_jax.docids.order import order
+from retrieval_jax.docids.table import DocidTable, blocks
+from retrieval_jax.errors import UserError
+from retrieval_jax.progress import bar
+from retrieval_jax.storage import write_aside
+
+
+def report(
+    table: DocidTable,
+    vectors_NxE: np.ndarray | None = None,
+    seed: int = 0,
+    queries: int = 1000,
+    neighbours: int = 10,
+) -> dict:
+    """Measures a table, and where vectors are given how it agrees with them. Gives plain JSON types.
+
+    A node is a prefix of docids, its depth the tokens of that prefix. Each distinct docid counts once, except
+    in "sharing" and "neighbours", which count passages.
+
+      kind, passages, distinct: the docids' kind, how many passages there are, how many different docids.
+      sharing: passages whose docid another has too, and the largest group with one docid.
+      length: min, mean, max tokens of a docid.
+      unique: mean, max tokens (at least one) by which a docid has become the only one that begins so.
+      fanout: for each depth with such nodes, the nodes with two or more docids, and the mean and max of their
+        children (different next tokens).
+      leaves: a leaf is a node under which docids become unique by one more token, its size how many do. So
+        every docid is in one leaf, whatever follows (an end of sequence, say). How many leaves there are, the
+        mean, median and max of their sizes, and how many have sizes 1, 2–3, 4–7, 8–15, …
+      entropy: for each position, the docids with a token there, the tokens they use, and their entropy as a
+        share of its maximum, log(used): 1 where all are used equally often (also where only one is used).
+      neighbours, where vectors are given: of randomly chosen passages ("queries") and the nearest passages of
+        each by cosine ("neighbours"), the share of pairs whose docids begin with the same 1, 2, 3, … tokens,
+        and the mean number that they begin with; beside it what is expected where the same docids are dealt
+        to the passages at random; and the ratio of the two means (None where the latter is 0).
+
+    Args:
+      table: docids of which none is the beginning of another (`write` sees to it).
+      vectors_NxE: any float type, row by row as the table's passages; may be mapped from a file.
+      seed: chooses the queries.
+
+    Raises UserError where there are not as many vectors as passages.
+    """
+    tokens_NxL = table.tokens_NxL
+    N, L = tokens_NxL.shape
+    if vectors_NxE is not None and len(vectors_NxE) != N:
+        raise UserError(
+            f"docids/{table.kind}: {len(vectors_NxE)} vectors for {N} passages: encode the same collection"
+        )
+    rows_N, shared_N = order(tokens_NxL)
+    length_N = np.concatenate([np.count_nonzero(tokens_NxL[rows], axis=1) for rows in blocks(N)])[rows_N]
+    new = np.flatnonzero(shared_N < L)
+    group_D = np.diff(new, append=N)
+    length_D = length_N[new]
+    unique_D = 1 + np.maximum(shared_N[new], np.append(shared_N[new[1:]], 0))
+    fanout, leaves = _tree(shared_N[new], unique_D)
+    result = {
+        "kind": table.kind,
+        "passages": N,
+        "distinct": len(new),
+        "sharing": {"passages": int(group_D[group_D > 1].sum()), "largest": int(group_D.max())},
+        "length": {"min": int(length_D.min()), "mean": float(length_D.mean()), "max": int(length_D.max())},
+        "unique": {"mean": float(unique_D.mean()), "max": int(unique_D.max())},
+        "fanout": fanout,
+        "leaves": leaves,
+        "entropy": _entropy(tokens_NxL, np.sort(rows_N[new])),
+    }
+    if vectors_NxE is not None and N > 1:
+        query_Q = np.sort(np.random.default_rng(seed).choice(N, min(queries, N), replace=False))
+        near_QxK = nearest(vectors_NxE, query_Q, min(neighbours, N - 1))
+        shared_QxK = _common(tokens_NxL[query_Q][:, None], tokens_NxL[near_QxK])
+        by_chance = _shares_by_chance(np.minimum(shared_N, length_N), L)
+        chance = sum(by_chance)
+        result["neighbours"] = {
+            "queries": len(query_Q),
+            "neighbours": near_QxK.shape[1],
+            "shares": [float((shared_QxK >= depth).mean()) for depth in range(1, L + 1)],
+            "shares_by_chance": by_chance,
+            "mean": float(shared_QxK.mean()),
+            "mean_by_chance": chance,
+            "ratio": float(shared_QxK.mean()) / chance if chance else None,
+        }
+    return result
+
+
+def nearest(vectors_NxE: np.ndarray, query_Q: np.ndarray, k: int, block: int = 1 << 14) -> np.ndarray:
+    """int32, Q × k: for each of rows `query_Q` the k other rows with the largest cosines, best first.
+
+    Exact, in float32. Reads the vectors once, `block` rows at a time. Zeros alone have cosine 0 with all.
+    """
+    query_QxE = _unit(vectors_NxE[query_Q])
+    best = jnp.full((len(query_Q), k), -jnp.inf), jnp.zeros((len(query_Q), k), jnp.int32)
+    with bar("neighbours", len(vectors_NxE)) as advance:
+        for rows in blocks(len(vectors_NxE), block):
+            some = np.asarray(vectors_NxE[rows], np.float32)
+            best = _nearer(best, query_QxE, query_Q, some, rows.start)
+            advance(len(some))
+    return np.asarray(best[1])
+
+
+@jax.jit
+def _nearer(best, query_QxE, query_Q, vectors_BxE, first) -> tuple[jax.Array, jax.Array]:
+    """(cosines, rows) of the nearest among the best so far and a block that begins with row `first`."""
+    scores_QxB = jnp.einsum("qe,be->qb", query_QxE, _unit(vectors_BxE), precision="highest")
+    rows_B = first + jnp.arange(len(vectors_BxE), dtype=jnp.int32)
+    scores_QxB = jnp.where(rows_B == query_Q[:, None], -jnp.inf, scores_QxB)
+    rows_QxB = jnp.broadcast_to(rows_B, scores_QxB.shape)
+    scores, rows = (jnp.concatenate(pair, 1) for pair in zip(best, (scores_QxB, rows_QxB), strict=True))
+    scores_QxK, at_QxK = jax.lax.top_k(scores, best[0].shape[1])
+    return scores_QxK, jnp.take_along_axis(rows, at_QxK, 1)
+
+
+def _unit(vectors_BxE) -> jax.Array:
+    vectors_BxE = jnp.asarray(vectors_BxE, jnp.float32)
+    return vectors_BxE / jnp.maximum(jnp.linalg.norm(vectors_BxE, axis=1, keepdims=True), 1e-30)
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How many tokens docids (last axis, padded with 0) begin with alike."""
+    return ((a == b) & (a != 0)).cumprod(-1).sum(-1)
+
+
+def _shares_by_chance(shared_N: np.ndarray, length: int) -> list[float]:
+    """Of all pairs of passages, the share whose docids begin with the same 1, 2, … tokens.
+
+    So it is for any pairs, on average, where the docids are dealt to the passages at random.
+    """
+    N = len(shared_N)
+    shares = []
+    for depth in range(1, length + 1):
+        first = np.flatnonzero(shared_N < depth)
+        sizes = np.diff(first, append=N)
+        shares.append(int(sizes @ (sizes - 1)) / (N * (N - 1)))
+    return shares
+
+
+def _tree(shared_D: np.ndarray, unique_D: np.ndarray) -> tuple[list[dict], dict]:
+    """`fanout` and `leaves` of sorted, distinct docids: how much each shares with the one before it."""
+    fanout, leaf_sizes = [], []
+    for depth in range(int(unique_D.max())):
+        # A node of this depth is a run of docids; the first docid, which has none before it, starts one too.
+        starts = shared_D < depth
+        starts[0] = True
+        first = np.flatnonzero(starts)
+        inner = np.diff(first, append=len(shared_D)) > 1
+        if inner.any():
+            branches = np.add.reduceat(starts | (shared_D == depth), first, dtype=np.int64)[inner]
+            fanout.append(
+                {
+                    "depth": depth,
+                    "nodes": len(branches),
+                    "mean": float(branches.mean()),
+                    "max": int(branches.max()),
+                }
+            )
+        sizes = np.add.reduceat(unique_D == depth + 1, first, dtype=np.int64)
+        leaf_sizes.append(sizes[sizes > 0])
+    sizes = np.concatenate(leaf_sizes)
+    counts = np.bincount(np.frexp(sizes)[1] - 1)  # the exponent of 2, rounded down
+    return fanout, {
+        "leaves": len(sizes),
+        "mean": float(sizes.mean()),
+        "median": float(np.median(sizes)),
+        "max": int(sizes.max()),
+        "sizes": [
+            {"from": 1 << i, "to": (2 << i) - 1, "leaves": int(count)} for i, count in enumerate(counts)
+        ],
+    }
+
+
+def _entropy(tokens_NxL: np.ndarray, rows_D: np.ndarray) -> list[dict]:
+    """`entropy` of some rows."""
+    found = []
+    for position in range(tokens_NxL.shape[1]):
+        counts = np.bincount(tokens_NxL[rows_D, position])[1:]
+        counts = counts[counts > 0]
+        share = counts / counts.sum()
+        relative = -(share @ np.log(share)) / np.log(len(share)) if len(share) > 1 else 1.0
+        found.append(
+            {
+                "position": position + 1,
+                "docids": int(counts.sum()),
+                "used": len(counts),
+                "relative": min(float(relative), 1.0),  # rounding
+            }
+        )
+    return found
+
+
+_ONE, _OTHER = "#0072b2", "#e69f00"  # Okabe and Ito's colours, which colour-blind readers can tell apart
+
+
+def plot(report: dict, path: str | os.PathLike) -> None:
+    """Draws fan-out, leaf sizes and (where vectors were given) what neighbours share, as one PNG.
+
+    Raises UserError where the path cannot be written.
+    """
+    from matplotlib.figure import Figure  # slow to import, and only pictures need it
+
+    panels = [_draw_fanout, _draw_leaves, *([_draw_neighbours] if "neighbours" in report else [])]
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained", dpi=150)
+    figure.suptitle(
+        f"{report['kind']}: {report['distinct']:,} docids of {report['passages']:,} passages",
+        fontweight="bold",
+    )
+    for axes, draw in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        draw(axes, report)
+        axes.grid(axis="y", alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_aside(path, png.getvalue())
+
+
+def _draw_fanout(axes, report: dict) -> None:
+    depths = [level["depth"] for level in report["fanout"]]
+    for key, colour in (("max", _OTHER), ("mean", _ONE)):
+        axes.plot(depths, [level[key] for level in report["fanout"]], "o-", color=colour, label=key)
+    axes.set(xlabel="tokens written so far", ylabel="tokens to choose from")
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(1, 2 * max((level["max"] for level in report["fanout"]), default=1))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlim(-0.3, max(depths, default=0) + 0.3)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.legend(frameon=False)
+    unique = report["unique"]["mean"]
+    axes.set_title(f"Fan-out: a docid is unique after {unique:.1f} tokens", loc="left", fontsize="medium")
+
+
+def _draw_leaves(axes, report: dict) -> None:
+    bins = report["leaves"]["sizes"]
+    smallest = next(i for i, some in enumerate(bins) if some["leaves"])
+    counts = {_range(some): some["leaves"] for some in bins[smallest:]}
+    bars = axes.bar(list(counts), list(counts.values()), width=0.85, color=_ONE)
+    axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts.values()], fontsize="x-small")
+    if len(counts) > 5:
+        axes.tick_params(axis="x", labelsize="x-small", rotation=40)
+    axes.set(xlabel="docids that part in the leaf", ylabel="leaves")
+    middle, half = (len(counts) - 1) / 2, max(len(counts), 4) / 2  # a single bar stays slim
+    axes.set_xlim(middle - half, middle + half)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    mean = report["leaves"]["mean"]
+    axes.set_title(f"Leaves: {mean:,.1f} docids each", loc="left", fontsize="medium")
+
+
+def _draw_neighbours(axes, report: dict) -> None:
+    found = report["neighbours"]
+    chance = found["shares_by_chance"]
+    seen = [share for share in found["shares"] + chance if share]
+    for shares, mean, colour, name in (
+        (found["shares"], found["mean"], _ONE, "these docids"),
+        (chance, found["mean_by_chance"], _OTHER, "dealt at random"),
+    ):
+        depths = [depth for depth, share in enumerate(shares, 1) if share]  # a log axis has no 0
+        label = f"{name}: {mean:.2g} tokens on average"
+        axes.plot(depths, [shares[depth - 1] for depth in depths], "o-", color=colour, label=label)
+    axes.set(xlabel="tokens of the prefix", ylabel="share of neighbours with the prefix", yscale="log")
+    axes.set_ylim(min(seen, default=1) / 30, 1)  # room for the legend
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axes.legend(frameon=False, loc="lower left")
+    times = f"{found['ratio']:,.1f} times chance" if found["ratio"] else "none is shared"
+    axes.set_title(f"Prefixes of near neighbours: {times}", loc="left", fontsize="medium")
+
+
+def _range(some: dict) -> str:
+    low, high = some["from"], some["to"]
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
