@@ -1,17 +1,55 @@
 """Search with atomic docids: one decoding step, then the docids of highest log-probability."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 
-def top_docids(logits_BxV: jax.Array, docids: jax.Array | int, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k most probable docid rows B×k and their log-probabilities, best first.
+def top_docids(
+    logits_BxV: jax.Array, real_V: jax.Array, k: int, mesh: Mesh | None = None, recall: float | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The k most probable docid tokens B×k (int32) and their log-probabilities, best first.
 
-    Token 0 is padding and token r + 1 names row r; tokens above `docids` only pad the softmax, so they take
-    part in its normalisation (as in training) and cannot be found.
+    Where fewer than k are real, token -1 and log-probability -inf follow.
+
+    Args:
+      logits_BxV: float32; on a mesh its queries lie over `data` and its docids over `model`. Each shard gives
+        its own best k, and those alone are gathered and merged; no device holds a query's whole softmax.
+      real_V: bool, the tokens that name a docid. All others only pad the softmax: they take part in its
+        normalisation (as in training) and cannot be found.
+      mesh: None for one device.
+      recall: None for the exact top-k; else the recall that `lax.approx_max_k` shall reach in expectation
+        (Chern et al. 2022), which is much faster on a TPU.
     """
-    log_probs = jax.nn.log_softmax(logits_BxV)
-    token = jnp.arange(logits_BxV.shape[-1])
-    real = (token > 0) & (token <= docids)
-    scores, tokens = jax.lax.top_k(jnp.where(real, log_probs, -jnp.inf), k)
-    return tokens - 1, scores
+    if mesh is None:
+        return _top(logits_BxV, real_V, k, recall)
+    on_shards = jax.shard_map(
+        functools.partial(_top, k=k, recall=recall, axis="model"),
+        mesh=mesh,
+        in_specs=(P("data", "model"), P("model")),
+        out_specs=P("data"),
+        check_vma=False,  # what is gathered is alike on every device of `model`
+    )
+    return on_shards(logits_BxV, real_V)
+
+
+def _top(logits_BxV, real_V, k: int, recall: float | None, axis: str | None = None):
+    """Of one shard's tokens; with an axis, merged over its shards."""
+    log_z_B = jax.nn.logsumexp(logits_BxV, axis=-1)
+    masked_BxV = jnp.where(real_V, logits_BxV, -jnp.inf)
+    top_k = jax.lax.top_k if recall is None else functools.partial(jax.lax.approx_max_k, recall_target=recall)
+    best_BxK, token_BxK = top_k(masked_BxV, min(k, real_V.size))
+    if axis:
+        token_BxK += jax.lax.axis_index(axis) * real_V.size
+        log_z_B = jax.nn.logsumexp(jax.lax.all_gather(log_z_B, axis), axis=0)
+        gathered = (jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in (best_BxK, token_BxK))
+        best_BxK, token_BxK = gathered
+        best_BxK, nth = jax.lax.top_k(best_BxK, min(k, best_BxK.shape[1]))
+        token_BxK = jnp.take_along_axis(token_BxK, nth, axis=1)
+    missing = ((0, 0), (0, k - best_BxK.shape[1]))
+    best_BxK = jnp.pad(best_BxK, missing, constant_values=-jnp.inf)
+    tokens = jnp.where(best_BxK > -jnp.inf, jnp.pad(token_BxK, missing), -1)
+    return tokens, best_BxK - log_z_B[:, None]

@@ -50,7 +50,7 @@ def evaluate(
                 name,
                 FAMILIES[facts["kind"]],
                 score(qrels, runs[name]),
-                facts["ms_per_query"],
+                facts["took"]["ms_per_query"],
                 facts["parameters"],
             )
         )

@@ -3,6 +3,7 @@
 import gin
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import constrained_beam_search
@@ -38,10 +39,19 @@ class GenerativeRetriever(EncoderDecoder):
         return rows, {"scores": scores}
 
     def rank_atomic(
-        self, params: dict, batch: Batch, docids: jax.Array | int, k: int
+        self,
+        params: dict,
+        batch: Batch,
+        real_V: jax.Array,
+        k: int,
+        mesh: Mesh | None = None,
+        recall: float | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """The same for atomic docids: one step, then the best k of the docid softmax."""
+        """The same for atomic docids: one step, then the best k of the docid softmax; see `top_docids`.
+
+        Gives (docid tokens B×k, {"scores": log-probabilities}).
+        """
         start = jnp.zeros((len(batch["encoder_input_tokens"]), 1), jnp.int32)
         logits_Bx1xV = self.logits(params, {**batch, "decoder_input_tokens": start})
-        rows, scores = top_docids(logits_Bx1xV[:, 0], docids, k)
-        return rows, {"scores": scores}
+        tokens, scores = top_docids(logits_Bx1xV[:, 0], real_V, k, mesh, recall)
+        return tokens, {"scores": scores}

@@ -8,7 +8,7 @@ import gin
 from retrieval_jax import storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation.trec import write_qrels, write_run
-from retrieval_jax.progress import bar
+from retrieval_jax.progress import bar, say
 from retrieval_jax.search.searcher import Ranking, open_searcher, searcher_manifest
 from retrieval_jax.work import Work
 
@@ -44,8 +44,8 @@ def search(
     recipe = {"searcher": manifest["recipe"], "split": split, "k": k}
     if path.exists() and facts.exists():
         known = storage.read_json(facts, f"delete {facts}")
-        if known["recipe"] == recipe:
-            return {"run": str(path), **{key: known[key] for key in ("queries", "ms_per_query")}}
+        if known["recipe"] == recipe and "took" in known:
+            return {"run": str(path), **known["took"]}
 
     queries = collection.queries(split)
     texts = [q.text for q in queries]
@@ -60,13 +60,17 @@ def search(
     took = {
         "queries": len(queries),
         "ms_per_query": round(1000 * (time.monotonic() - began) / len(queries), 3),
+        "fewer_than_k": sum(len(ranking) < k for ranking in found),
     }
+    if manifest.get("recall"):
+        took["recall"] = round(searcher.measured_recall(texts[:BATCH], k), 4)
+    if took["fewer_than_k"]:
+        say(f"{name}: fewer than {k} passages for {took['fewer_than_k']} of {len(queries)} queries")
     write_qrels(work.qrels(split), {q.id: q.positives for q in queries})
     facts.unlink(missing_ok=True)  # never the facts of another run
     write_run(path, {q.id: ranking for q, ranking in zip(queries, found, strict=True)}, name)
-    storage.write_json(
-        facts, {"recipe": recipe, "kind": manifest["kind"], "parameters": manifest["parameters"], **took}
-    )
+    known = {"kind": manifest["kind"], "parameters": manifest["parameters"], "took": took}
+    storage.write_json(facts, {"recipe": recipe, **known})
     return {"run": str(path), **took}
 
 

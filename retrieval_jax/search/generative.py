@@ -1,19 +1,22 @@
 """Searching by writing docids: constrained beam search, or top-k over the docid softmax (atomic)."""
 
+import copy
 import functools
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax import storage
-from retrieval_jax.data.vocabulary import Vocabulary
-from retrieval_jax.decoding.trie import build_trie
+from retrieval_jax.data.vocabulary import Vocabulary, round_up
+from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.errors import UserError
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.search.searcher import Ranking
+from retrieval_jax.training import partitioning
 from retrieval_jax.training.checkpoints import open_model
 
 
@@ -24,8 +27,12 @@ class GenerativeSearcher:
       model, params: the retriever; `params` may be replaced between searches (nothing recompiles).
       table: the docids.
       vocabulary, input_length: how queries become tokens.
-      beams: beams of the search; a search finds at most so many docids.
-      batch_size: queries decoded at once.
+      beams: beams of the search; a search finds at most so many docids. Without effect on atomic docids.
+      batch_size: queries decoded at once, rounded up to share them over the mesh's `data`.
+      mesh: where `params` lie; None for one device. The docids are on every device.
+      recall: of atomic docids: None for the exact top-k, else that of an approximate one; see `top_docids`.
+
+    Raises UserError where the docids cannot be written by the model, or one is the beginning of another.
     """
 
     def __init__(
@@ -37,51 +44,98 @@ class GenerativeSearcher:
         input_length: int,
         beams: int = 40,
         batch_size: int = 32,
+        mesh: Mesh | None = None,
+        recall: float | None = None,
     ):
-        self.params = params
+        self.model, self.params, self.mesh, self.recall = model, params, mesh, recall
         self.vocabulary = vocabulary
         self.input_length = input_length
-        self.batch_size = batch_size
-        trie, docid_N = build_trie(table.tokens_NxL)
-        self.trie = jax.device_put(trie)
-        self.passages = defaultdict(list)  # docid row -> passage ids; usually one
-        for docid, passage in zip(docid_N.tolist(), table.passage_ids.to_pylist(), strict=True):
-            self.passages[docid].append(passage)
-        self.atomic = table.kind == "atomic"
+        self.outputs = model.config.output_size or model.config.vocab_size
+        self.batch_size = round_up(batch_size, mesh.shape["data"] if mesh else 1)
+        self.place = functools.partial(_place, mesh)
+        self.trie: Trie | None = None
+        self.replace(table)
         self._decode = jax.jit(functools.partial(model.predict_batch_with_aux, beams=beams))
-        self._rank = jax.jit(model.rank_atomic, static_argnames="k")
+        self._rank = jax.jit(
+            functools.partial(model.rank_atomic, mesh=mesh, recall=recall), static_argnames="k"
+        )
+
+    def replace(self, table: DocidTable) -> None:
+        """Searches another state of the docids from now on: passages added or removed.
+
+        Where it is of similar size (within about a percent) nothing recompiles.
+        """
+        if table.output_size > self.outputs:
+            raise UserError(
+                f"docids/{table.kind}: tokens up to {table.output_size - 1}, and the model writes only those "
+                f"below {self.outputs}: search the docids that it was trained on"
+            )
+        self.table, self.atomic = table, table.kind == "atomic"
+        rows = np.arange(len(table.tokens_NxL))
+        if self.atomic:
+            self.row_of_V = np.full(self.outputs, -1)
+            self.row_of_V[table.tokens_NxL[:, 0]] = rows
+            self.real_V = self.place(self.row_of_V >= 0, "model")
+            return
+        try:
+            trie, first_N = build_trie(table.tokens_NxL, like=self.trie)
+        except ValueError as error:
+            raise UserError(f"docids/{table.kind}: {error}: `retrieval-jax docids` makes them anew") from None
+        self.trie = self.place(trie)
+        # Passages whose docid an earlier row has too: (those rows, ascending; the passages' own).
+        twins = np.flatnonzero(first_N != rows)
+        by_first = np.argsort(first_N[twins], kind="stable")
+        self.twins = first_N[twins][by_first], twins[by_first]
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """See Searcher. Scores are log-probabilities; passages that share a docid tie, in row order."""
         results = []
         for first in range(0, len(queries), self.batch_size):
             some = list(queries[first : first + self.batch_size])
-            padding = [""] * (self.batch_size - len(some))
-            batch = {"encoder_input_tokens": self.vocabulary.batch(some + padding, self.input_length)}
+            tokens = self.vocabulary.batch(some + [""] * (self.batch_size - len(some)), self.input_length)
+            batch = {"encoder_input_tokens": self.place(tokens, "data")}
             if self.atomic:
-                docids = len(self.passages)
-                rows, aux = self._rank(self.params, batch, docids, k=min(k, docids))
+                found, aux = self._rank(self.params, batch, self.real_V, k=min(k, self.outputs))
             else:
-                rows, aux = self._decode(self.params, batch, trie=self.trie)
-            scores = aux["scores"]
-            for found, score in zip(
-                np.asarray(rows)[: len(some)].tolist(), np.asarray(scores).tolist(), strict=False
-            ):
-                ranking = [
-                    (p, s)
-                    for row, s in zip(found, score, strict=True)
-                    if row >= 0
-                    for p in self.passages[row]
-                ]
-                results.append(ranking[:k])
+                found, aux = self._decode(self.params, batch, trie=self.trie)
+            pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
+            results += [self._ranking(docids, scores)[:k] for docids, scores in [*pairs][: len(some)]]
         return results
+
+    def _ranking(self, docids: np.ndarray, scores: list[float]) -> Ranking:
+        """The passages of docids (tokens if atomic, else rows); negative ones, which are last, name none."""
+        docids = docids[docids >= 0]
+        if self.atomic:
+            rows = [[row] for row in self.row_of_V[docids].tolist()]
+        else:
+            firsts, twins = self.twins
+            begin, end = (np.searchsorted(firsts, docids, side).tolist() for side in ("left", "right"))
+            rows = [
+                [row, *twins[a:b].tolist()] for row, a, b in zip(docids.tolist(), begin, end, strict=True)
+            ]
+        ids = self.table.passage_ids
+        return [(ids[row].as_py(), score) for some, score in zip(rows, scores, strict=False) for row in some]
+
+    def measured_recall(self, queries: Sequence[str], k: int) -> float:
+        """The share of the exact best k passages that an approximate search (see `recall`) finds."""
+        exact = copy.copy(self)
+        exact._rank = jax.jit(functools.partial(self.model.rank_atomic, mesh=self.mesh), static_argnames="k")
+        found, wanted = (
+            {(nth, passage) for nth, ranking in enumerate(rankings) for passage, _ in ranking}
+            for rankings in (self.search(queries, k), exact.search(queries, k))
+        )
+        return len(found & wanted) / len(wanted)
 
     @classmethod
     def open(cls, folder: Path) -> "GenerativeSearcher":
-        """Opens a folder that `index` made."""
+        """Opens a folder that `index` made, on all devices at hand."""
         manifest = storage.read_manifest(folder, "index")
-        opened = open_model(folder / manifest["model"], manifest["step"])
         table = DocidTable.open(folder / manifest["docids"])
+        if table.fingerprint() != manifest["docids_fingerprint"]:
+            docids = folder / manifest["docids"]
+            raise UserError(f"{docids}: not the docids that {folder} was made of: `retrieval-jax index`")
+        mesh = partitioning.make_mesh()
+        opened = open_model(folder / manifest["model"], manifest["step"], mesh)
         return cls(
             opened.model,
             opened.params,
@@ -90,4 +144,11 @@ class GenerativeSearcher:
             opened.description["input_length"],
             manifest["beams"],
             manifest["batch_size"],
+            mesh,
+            manifest["recall"],
         )
+
+
+def _place(mesh: Mesh | None, tree: object, *axes: str) -> object:
+    """Arrays on the mesh, their first axis over one of its axes, or (without) alike on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)) if mesh else None)

@@ -28,6 +28,7 @@ def make_index(
     name: str | None = None,
     beams: int = 40,
     batch_size: int = 32,
+    recall: float | None = None,
     expansion: str | None = None,
 ) -> dict:
     """Makes searchers/NAME.
@@ -39,6 +40,7 @@ def make_index(
       name: the searcher's name; None is the kind of docids, or the kind (bm25_EXPANSION with an expansion).
       beams: most docids that a generative search finds.
       batch_size: queries that a generative search decodes at once.
+      recall: of a search with atomic docids: None is exact, 0.95 (say) an approximate top-k of that recall.
       expansion: name of the synthetic queries that BM25 shall read as if they were in the passages.
     """
     if kind not in (None, *KINDS):
@@ -56,7 +58,6 @@ def make_index(
     family = opened.model.family
     if family == "query generator":
         raise UserError(f"{model_dir}: holds a query generator: it is for `retrieval-jax generate-queries`")
-    check_collection(opened, collection, model_dir)
     kind = kind or ("generative" if family == "generative" else "scann")
     if (family == "generative") != (kind == "generative"):
         raise UserError(f"{model_dir}: holds a {family} model, not one for a {kind} searcher")
@@ -65,14 +66,15 @@ def make_index(
     # Paths in a manifest are relative to where its folder will lie.
     facts = {"model": os.path.relpath(model_dir, folder), "step": opened.step}
     if kind != "generative":
+        check_collection(opened, collection, model_dir)
         return _build(
             folder, kind, opened.parameter_count, collection, recipe, _dense(kind, opened, collection, facts)
         )
     docids = work.docids(opened.description["docids"])
-    if DocidTable.open(docids).fingerprint() != opened.description["docids_fingerprint"]:
-        raise UserError(f"{docids}: not the docids that {model_dir} was trained on: train it again")
-    facts |= {"docids": os.path.relpath(docids, folder), "beams": beams, "batch_size": batch_size}
-    recipe |= {"beams": beams, "batch_size": batch_size}
+    fingerprint = check_docids(opened, collection, docids, model_dir)
+    settings = {"beams": beams, "batch_size": batch_size, "recall": recall, "docids_fingerprint": fingerprint}
+    facts |= {"docids": os.path.relpath(docids, folder)} | settings
+    recipe |= settings
     return _build(folder, kind, opened.parameter_count, collection, recipe, lambda _: facts)
 
 
@@ -131,3 +133,14 @@ def check_collection(opened: OpenModel, collection: Collection, model_dir: str |
             f"{model_dir}: trained on another collection ({opened.description['collection_name']}, or an "
             f"earlier version) than {collection.folder}: name that model's collection, or train a new one"
         )
+
+
+def check_docids(opened: OpenModel, collection: Collection, docids: Path, model_dir: str | Path) -> str:
+    """The fingerprint of the docids. UserError unless they are those that a model learned, or extend them."""
+    table = DocidTable.open(docids)
+    if table.collection != collection.fingerprint:
+        raise UserError(f"{docids}: of another collection than {collection.folder}: `retrieval-jax docids`")
+    if opened.description["docids_fingerprint"] not in (table.fingerprint(), *table.ancestors):
+        check_collection(opened, collection, model_dir)
+        raise UserError(f"{docids}: not the docids that {model_dir} was trained on: train it again")
+    return table.fingerprint()

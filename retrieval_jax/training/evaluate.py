@@ -14,6 +14,7 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import score
 from retrieval_jax.search.searcher import Searcher
+from retrieval_jax.training import partitioning
 
 SHOWN = ("Hits@1", "Hits@10", "MRR@10")
 
@@ -49,7 +50,8 @@ class DevQueries:
         if table:
             from retrieval_jax.search.generative import GenerativeSearcher
 
-            generative = GenerativeSearcher(model, {}, table, vocabulary, input_length, beams)
+            mesh = partitioning.make_mesh()
+            generative = GenerativeSearcher(model, {}, table, vocabulary, input_length, beams, mesh=mesh)
 
             def searcher(params: dict) -> Searcher:
                 generative.params = params

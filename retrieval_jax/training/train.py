@@ -80,9 +80,7 @@ def train(
 
     examples = data.of(work, collection, retriever.answer, table)
     vocabulary = examples.vocabulary
-    config = T5Config(
-        vocab_size=vocabulary.size, output_size=table.output_size if table and docids == "atomic" else None
-    )
+    config = T5Config(vocab_size=vocabulary.size, **(docid_softmax(table) if table else {}))
     model = retriever(config, optimizer())
     description = checkpoints.describe(
         model,
@@ -269,6 +267,12 @@ def make_train_step(model, mesh, shardings: TrainState, seed: int) -> Callable:
         out_shardings=(shardings, None),
         donate_argnums=0,
     )
+
+
+def docid_softmax(table: DocidTable) -> dict:
+    """The sizes of a T5 that writes a table's docids; its decoder reads them only if they go on."""
+    own = table.own_vocabulary
+    return {"output_size": table.output_size if own else None, "reads_outputs": own and table.length > 1}
 
 
 def check_inputs(folder: Path, retriever: type, collection: Collection, table: DocidTable | None) -> None:

@@ -1,0 +1,60 @@
+"""The same searches on one device and on eight simulated ones, over `data`, over `model`, and over both."""
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from retrieval_jax import arrow_ids
+from retrieval_jax.data.vocabulary import Vocabulary, learn
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.search.generative import GenerativeSearcher
+from retrieval_jax.training import partitioning
+
+assert jax.device_count() == 8
+learn(["the quick brown fox", "jumps over", "the lazy dog"], 60, Path(sys.argv[1]))
+vocabulary = Vocabulary(Path(sys.argv[1]))
+queries = ["the fox", "lazy", "over the dog", "quick", "brown", "the", "dog jumps", "fox fox", "a", "over"]
+rng = np.random.default_rng(0)
+N, OUTPUTS = 100, 128
+codes = 2 + np.arange(3) * 40 + rng.integers(0, 40, (N, 3))
+kinds = {"atomic": np.arange(1, N + 1)[:, None], "rq_3x40": codes}
+for kind, tokens in kinds.items():
+    table = DocidTable(kind, tokens, arrow_ids.array(map(str, range(N))), OUTPUTS, "")
+    config = T5Config(128, 32, 8, 8, 64, 1, 1, output_size=OUTPUTS, reads_outputs=kind != "atomic")
+    model = GenerativeRetriever(config)
+    shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, tokens.shape[1])}
+    boxed = model.get_initial_variables(jax.random.key(0), shapes)["params"]
+    expected = GenerativeSearcher(model, nn.unbox(boxed), table, vocabulary, 6, 12, 8).search(queries, 10)
+    for parallelism in (1, 2, 8):
+        mesh = partitioning.make_mesh(parallelism)
+        placed = jax.device_put(nn.unbox(boxed), partitioning.params_shardings(mesh, boxed))
+        kernel = placed["decoder"]["logits_dense"]["kernel"]
+        assert kernel.addressable_shards[0].data.shape == (32, OUTPUTS // parallelism)
+        searcher = GenerativeSearcher(model, placed, table, vocabulary, 6, 12, 8, mesh)
+        found = searcher.search(queries, 10)
+        for query, ranking in zip(expected, found, strict=True):
+            assert [p for p, _ in query] == [p for p, _ in ranking], (kind, parallelism)
+            np.testing.assert_allclose([s for _, s in query], [s for _, s in ranking], atol=1e-4)
+    assert len({tuple(p for p, _ in ranking) for ranking in expected}) > 5  # the queries matter
+print("equal")
+"""
+
+
+def test_searches_are_the_same_on_any_mesh(tmp_path):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "sentencepiece.model")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout == "equal\n", result.stderr
