@@ -16,6 +16,7 @@ from retrieval_jax.data.vocabulary import EOS, Vocabulary, learn
 from retrieval_jax.decoding.beam_search import constrained_beam_search
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.errors import UserError
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.t5 import T5Config
 from retrieval_jax.search.generative import GenerativeSearcher
@@ -266,6 +267,25 @@ def test_any_docids_in_any_language(docids, states, beams):
         assert_same(found(docids, *result), expected)
 
 
+def test_where_every_token_may_follow_the_search_is_an_ordinary_one():
+    """All sequences of three tokens: a beam search that knows no docids finds the same."""
+    tokens = range(2, 2 + SYMBOLS)
+    docids = list(itertools.product(tokens, repeat=3))
+    trie, _ = build_trie(np.array(docids))
+    states, beams = np.array([0, 5, 600], np.int32), 10
+    rows, scores = search_language(trie, states, beams)
+    for state, *result in zip(states.tolist(), rows, scores, strict=True):
+        alive = [(0.0, (), hash_after(state, 0))]
+        for _ in range(3):
+            longer = [
+                (score + LOG_PROBS[state][token], (*written, token), hash_after(state, token))
+                for score, written, state in alive
+                for token in tokens
+            ]
+            alive = sorted(longer, reverse=True)[:beams]
+        assert_same(found(docids, *result), [(written, score) for score, written, _ in alive])
+
+
 # The searcher.
 
 
@@ -276,12 +296,14 @@ def vocabulary(tmp_path_factory):
     return Vocabulary(path)
 
 
-def searcher(vocabulary, kind, tokens):
+def searcher(vocabulary, kind, tokens, output_size=VOCABULARY, recall=None):
     """A searcher of random weights over passages p0, p1, …"""
     ids = arrow_ids.array([f"p{row}" for row in range(len(tokens))])
-    table = DocidTable(kind, tokens, ids, VOCABULARY, "")
+    table = DocidTable(kind, tokens, ids, output_size, "")
     model, params = random_t5(layers=1)
-    return GenerativeSearcher(model, params, table, vocabulary, input_length=6, beams=4, batch_size=2)
+    return GenerativeSearcher(
+        model, params, table, vocabulary, input_length=6, beams=4, batch_size=2, recall=recall
+    )
 
 
 def test_passages_that_share_a_docid_are_all_found(vocabulary):
@@ -308,3 +330,48 @@ def test_atomic_docids_are_all_found_where_more_are_asked_for(vocabulary):
         scores = [score for _, score in ranking]
         assert scores == sorted(scores, reverse=True)
         assert np.exp(scores).sum() < 1  # the rest of the softmax has its share
+
+
+def test_passages_come_and_go_without_recompiling(vocabulary):
+    rng = np.random.default_rng(0)
+    docids = np.unique(rng.integers(2, VOCABULARY, (400, 3)), axis=0)
+    searching = searcher(vocabulary, "rq_3x40", docids)
+    queries = ["the fox", "lazy"]
+    before = searching.search(queries, k=4)
+    ((best, _), *_) = before[0]
+
+    def compiled():
+        return searching._decode._cache_size()
+
+    assert compiled() == 1
+    searching.replace(searching.table.without([best, "no such passage"]))
+    after = searching.search(queries, k=4)
+    assert [p for p, _ in after[0]][:3] == [p for p, _ in before[0] if p != best]
+    # It comes back under another name.
+    searching.replace(searching.table.with_passages(["new"], docids[[int(best[1:])]]))
+    assert [p for p, _ in searching.search(queries, k=4)[0]] == ["new", *(p for p, _ in before[0][1:])]
+    assert compiled() == 1
+    assert len(searching.table.ancestors) == 2
+
+
+def test_atomic_passages_come_and_go_without_recompiling(vocabulary):
+    searching = searcher(vocabulary, "atomic", np.arange(1, 21, dtype=np.int32)[:, None])
+    (before,) = searching.search(["the fox"], k=20)
+    searching.replace(searching.table.without([before[0][0]]))
+    assert [p for p, _ in searching.search(["the fox"], k=20)[0]] == [p for p, _ in before[1:]]
+    searching.replace(searching.table.with_passages(["new"], np.array([[100]])))
+    (after,) = searching.search(["the fox"], k=20)
+    assert {p for p, _ in after} == {p for p, _ in before[1:]} | {"new"}
+    assert searching._rank._cache_size() == 1
+
+
+def test_approximate_search_tells_its_recall(vocabulary):
+    searching = searcher(vocabulary, "atomic", np.arange(1, 101, dtype=np.int32)[:, None], recall=0.9)
+    assert searching.measured_recall(["the fox", "lazy", "dog"], k=10) == 1.0  # exact on a processor
+
+
+def test_docids_that_the_model_cannot_write_are_refused(vocabulary):
+    with pytest.raises(UserError, match=r"docids/rq_1x200: tokens up to 200.*below 128.*trained on"):
+        searcher(vocabulary, "rq_1x200", np.array([[200], [5]]), output_size=201)
+    with pytest.raises(UserError, match=r"docids/rq_2x9: .*beginning of another.*retrieval-jax docids"):
+        searcher(vocabulary, "rq_2x9", np.array([[5, 0], [5, 3]]))
