@@ -34,6 +34,7 @@ setup(
         "protobuf>=6,<7",
         "pyarrow>=25,<26",
         "rich>=13,<16",
+        "safetensors>=0.5,<1",
         "scann>=1.4.2,<1.5",
         "sentencepiece>=0.2.1,<0.2.3",
         "seqio>=0.0.20,<0.1",
@@ -43,6 +44,7 @@ setup(
     ],
     extras_require={
         "ir_datasets": ["ir-datasets>=0.6.3,<0.7"],
+        "sentence_transformers": ["sentence-transformers>=3,<6"],
         "test": ["hypothesis>=6", "pytest>=8", "ruff>=0.15,<0.16"],
     },
 )

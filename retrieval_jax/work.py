@@ -9,8 +9,8 @@ from pathlib import Path
 class Work:
     """The paths under a work folder.
 
-    collection/ · docids/KIND/ · cache/TASK/ (examples) · models/NAME/ (checkpoints) · synthetic/NAME/
-    (generated queries) · searchers/NAME/ · runs/NAME.SPLIT.trec · report.html, metrics.json
+    collection/ · embeddings/NAME/ · docids/KIND/ · cache/TASK/ (examples) · models/NAME/ (checkpoints) ·
+    synthetic/NAME/ (generated queries) · searchers/NAME/ · runs/NAME.SPLIT.trec · report.html, metrics.json
     """
 
     folder: Path
@@ -28,6 +28,9 @@ class Work:
 
     def docids(self, kind: str) -> Path:
         return self.folder / "docids" / kind
+
+    def embeddings(self, name: str) -> Path:
+        return self.folder / "embeddings" / name
 
     def cache(self, task: str) -> Path:
         return self.folder / "cache" / task

@@ -1,60 +1,318 @@
 """The verb `docids`: gives every passage of a collection its token sequence."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import gin
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from retrieval_jax import arrow_ids, storage
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import Vocabulary, round_up
-from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
+from retrieval_jax.docids import quality, residual, semantic
+from retrieval_jax.docids.embeddings import SENTENCE_TRANSFORMERS, open_embeddings
+from retrieval_jax.docids.table import VERSION, DocidTable
 from retrieval_jax.errors import UserError
-from retrieval_jax.progress import bar
+from retrieval_jax.progress import bar, say
 from retrieval_jax.work import Work
 
 
-def atomic(collection: Collection) -> DocidTable:
-    """One token a passage: row + 1, since 0 is padding. The softmax is padded to a multiple of 128."""
-    count = collection.passage_count
-    tokens_Nx1 = np.arange(1, count + 1, dtype=np.int32)[:, None]
-    return DocidTable("atomic", tokens_Nx1, collection.ids, round_up(count + 1, 128), collection.fingerprint)
+@dataclasses.dataclass(frozen=True)
+class Earlier:
+    """A table of an earlier state of the collection, whose docids stay."""
+
+    folder: Path
+    manifest: dict
+    table: DocidTable
+
+    @classmethod
+    def open(cls, folder: str, kind: str) -> "Earlier":
+        """Raises UserError where it is not a table of that kind."""
+        table = DocidTable.open(folder)
+        if table.kind != kind:
+            raise UserError(f"EXTENDS: {folder}: holds {table.kind} docids: name a table of {kind} docids")
+        return cls(Path(folder), storage.read_manifest(folder, "docids"), table)
 
 
-def naive(collection: Collection) -> DocidTable:
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What docids are made of. `vectors` (N×E) and `settings` are there for the clustered kinds."""
+
+    collection: Collection
+    earlier: Earlier | None = None
+    vectors: np.ndarray | None = None
+    settings: semantic.Settings | residual.Settings | None = None
+    seed: int = 0
+
+    @functools.cached_property
+    def earlier_rows(self) -> np.ndarray:
+        """int64: the row of each passage in the earlier table, -1 where it is not there."""
+        if self.earlier is None:
+            return np.full(self.collection.passage_count, -1)
+        return arrow_ids.rows(self.earlier.table.passage_ids, self.collection.ids)
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """The passages that need a docid."""
+        return np.flatnonzero(self.earlier_rows < 0)
+
+    def table(self, kind: str, made: "Made") -> DocidTable:
+        """Docids of all passages: the earlier ones as they were, the made ones of the others."""
+        tokens_NxL, ancestors = made.tokens_NxL, ()
+        if self.earlier:
+            old, new = self.earlier.table, made.tokens_NxL
+            ancestors = (old.fingerprint(), *old.ancestors)
+            dtype = max(old.tokens_NxL.dtype, new.dtype, key=lambda dtype: dtype.itemsize)
+            tokens_NxL = np.zeros((self.collection.passage_count, max(old.length, new.shape[1])), dtype)
+            kept = self.earlier_rows >= 0
+            tokens_NxL[kept, : old.length] = old.tokens_NxL[self.earlier_rows[kept]]
+            tokens_NxL[~kept, : new.shape[1]] = new
+        size = made.output_size(tokens_NxL.shape[1])
+        collection = self.collection
+        return DocidTable(kind, tokens_NxL, collection.ids, size, collection.fingerprint, ancestors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """Docids of `Job.rows`; the softmax's width for docids of a length; what the manifest shall say."""
+
+    tokens_NxL: np.ndarray
+    output_size: Callable[[int], int]
+    facts: dict
+    write: Callable[[Path], object] = lambda folder: None  # what was fitted, beside the table
+
+
+def atomic(job: Job) -> Made:
+    """One token a passage: row + 1, since 0 is padding. The softmax is padded to a multiple of 128.
+
+    New passages take the next tokens; those of passages that went are not given again.
+    """
+    numbers, taken = _numbers(job)
+    tokens_Nx1 = (numbers + 1).astype(np.int32)[:, None]
+    return Made(tokens_Nx1, lambda _: round_up(taken + 1, 128), {"taken": taken})
+
+
+def naive(job: Job) -> Made:
     """The passage's id string through the text vocabulary, then end of sequence.
 
     Ids that the vocabulary writes alike (by case folding, say) share a docid; so may two passages.
     """
-    vocabulary = Vocabulary(collection.vocabulary_path)
-    parts = []
-    with bar("naive docids", collection.passage_count) as advance:
-        for some in arrow_ids.batches(collection.ids):
+    if job.earlier:
+        raise UserError("EXTENDS: naive docids are the ids, which do not move: leave it out")
+    vocabulary = Vocabulary(job.collection.vocabulary_path)
+
+    def parts() -> Iterable[np.ndarray]:
+        for some in _batches(job.collection.ids):
             docids = vocabulary.model.encode(some, add_eos=True)
             longest = max(map(len, docids))
-            parts.append(np.array([d + [0] * (longest - len(d)) for d in docids], np.int32))
+            yield np.array([d + [0] * (longest - len(d)) for d in docids], np.int32)
+
+    return Made(_stack(parts()), lambda _: vocabulary.size, {})
+
+
+def naive_digits(job: Job) -> Made:
+    """The id if every id is a decimal number, else the row's number: 2 + digit a token, then the end."""
+    decimal = pc.all(pc.match_substring_regex(job.collection.ids, "^[0-9]+$")).as_py()
+    ids = job.earlier.manifest["ids"] if job.earlier else decimal
+    if ids and not decimal:
+        raise UserError("EXTENDS: its docids are the ids, and now not all ids are numbers: leave it out")
+    if ids:
+        texts, facts = job.collection.ids.take(pa.array(job.rows)), {"ids": True}
+    else:
+        numbers, taken = _numbers(job)
+        texts, facts = arrow_ids.array(pa.array(numbers)), {"ids": False, "taken": taken}
+
+    def parts() -> Iterable[np.ndarray]:
+        for some in _batches(texts):
+            ascii_N = np.array(some, "S")
+            tokens_NxL = np.zeros((len(some), ascii_N.itemsize + 1), np.uint8)
+            tokens_NxL[:, :-1] = ascii_N[:, None].view(np.uint8)
+            tokens_NxL[tokens_NxL > 0] -= ord("0") - 2
+            tokens_NxL[np.arange(len(some)), np.char.str_len(ascii_N)] = EOS
+            yield tokens_NxL
+
+    return Made(_stack(parts()), lambda _: round_up(2 + 10, 128), facts)
+
+
+def _numbers(job: Job) -> tuple[np.ndarray, int]:
+    """(numbers of the passages that need one, how many numbers were then ever given)."""
+    taken = job.earlier.manifest["taken"] if job.earlier else 0
+    return np.arange(taken, taken + len(job.rows)), taken + len(job.rows)
+
+
+def _batches(ids: pa.Array) -> Iterable[list[str]]:
+    with bar("naive docids", len(ids)) as advance:
+        for some in arrow_ids.batches(ids):
+            yield some
             advance(len(some))
-    tokens_NxL = np.zeros((collection.passage_count, max(part.shape[1] for part in parts)), np.int32)
-    first = 0
+
+
+def _stack(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """One below the other, padded with 0 to the longest docid."""
+    parts = [*parts] or [np.zeros((0, 1), np.uint8)]
+    shape = sum(map(len, parts)), max(part.shape[1] for part in parts)
+    stacked, first = np.zeros(shape, parts[0].dtype), 0
     for part in parts:
-        tokens_NxL[first : first + len(part), : part.shape[1]] = part
+        stacked[first : first + len(part), : part.shape[1]] = part
         first += len(part)
-    return DocidTable("naive", tokens_NxL, collection.ids, vocabulary.size, collection.fingerprint)
+    return stacked
 
 
-KINDS: dict[str, Callable[[Collection], DocidTable]] = {"atomic": atomic, "naive": naive}
+def _semantic(job: Job, two_d: bool) -> Made:
+    """See semantic.py. New passages descend the fitted tree, and take the next numbers of their leaves."""
+    if job.earlier:
+        settings = semantic.Settings(**job.earlier.manifest["settings"])
+        tree = semantic.Tree.open(job.earlier.folder)
+        _check_dimensions(job, tree.centroids_MxE)
+        leaves = tree.descend(job.vectors, job.rows)
+    else:
+        settings = job.settings
+        tree, leaves = semantic.grow(job.vectors, settings, job.seed)
+    tokens_NxL = semantic.tokens(tree, leaves, tree.take_numbers(leaves), settings.branches, two_d)
+    size = functools.partial(semantic.output_size, branches=settings.branches, two_d=two_d)
+    facts = {"settings": dataclasses.asdict(settings), "clusters": len(tree.next_M)}
+    return Made(tokens_NxL, size, facts, tree.write)
+
+
+def _residual(job: Job, levels: int, size: int) -> Made:
+    """See residual.py. New passages get codes of the fitted codebooks, and the next numbers within them."""
+    if job.earlier:
+        settings = residual.Settings(**job.earlier.manifest["settings"])
+        books = residual.Codebooks.open(job.earlier.folder)
+        _check_dimensions(job, books.vectors_LxVxE)
+        old = residual.codes(job.earlier.table.tokens_NxL, levels, size)
+    else:
+        settings = job.settings
+        books = residual.fit(job.vectors, levels, size, job.seed)
+        old = None
+    codes, errors = books.encode(job.vectors, job.rows)
+    numbers = residual.numbers(codes, *(old or (codes[:0], np.zeros(0, np.int64))))
+    if old:
+        digits = job.earlier.table.length - levels
+    else:
+        numbered = settings.shared_codes == "token"
+        digits = residual.digits_needed(int(numbers.max()) if numbered else 0, size)
+    last = size**digits - 1
+    sharing = int((numbers > last).sum())
+    if sharing and settings.shared_codes == "token":
+        say(f"{sharing} new passages share a docid: the table that is extended has no numbers left for them")
+    facts = {
+        "settings": dataclasses.asdict(settings),
+        "codes": books.sizes_L.tolist(),
+        "reconstruction_error": (errors[1:] / max(errors[0], 1e-30)).tolist(),
+        "sharing": sharing,
+    }
+    tokens_NxL = residual.tokens(codes, np.minimum(numbers, last), digits, size)
+    return Made(tokens_NxL, functools.partial(residual.output_size, size=size), facts, books.write)
+
+
+def _check_dimensions(job: Job, fitted: np.ndarray) -> None:
+    if job.vectors.shape[-1] != fitted.shape[-1]:
+        raise UserError(
+            f"EMBEDDINGS: vectors of {job.vectors.shape[-1]} dimensions, but {job.earlier.folder} was made "
+            f"of {fitted.shape[-1]}: use the same model's"
+        )
+
+
+BY_ID = {maker.__name__: maker for maker in (atomic, naive, naive_digits)}
+
+
+def maker_of(kind: str) -> tuple[Callable[[Job], Made], type | None]:
+    """(what makes docids of a kind, the class of its settings). UserError for a kind that does not exist."""
+    if kind in BY_ID:
+        return BY_ID[kind], None
+    if kind in ("semantic", "semantic_2d"):
+        return functools.partial(_semantic, two_d=kind == "semantic_2d"), semantic.Settings
+    if match := re.fullmatch(r"rq_([1-9]\d*)x([1-9]\d*)", kind):
+        levels, size = map(int, match.groups())
+        if size > 1:
+            return functools.partial(_residual, levels=levels, size=size), residual.Settings
+    kinds = ", ".join([*BY_ID, "semantic", "semantic_2d"])
+    raise UserError(f"DOCIDS: no kind {kind!r}: choose one of {kinds}, or rq_LxV (L codes of V, as rq_8x256)")
+
+
+def _of_ids(kind: str) -> Callable[[Collection], DocidTable]:
+    def make(collection: Collection) -> DocidTable:
+        job = Job(collection)
+        return job.table(kind, BY_ID[kind](job))
+
+    return make
+
+
+KINDS: dict[str, Callable[[Collection], DocidTable]] = {kind: _of_ids(kind) for kind in BY_ID}
 
 
 @gin.configurable
-def make_docids(source: str, work_dir: str | None = None, kind: str = "naive") -> dict:
-    """Makes the docid table of a collection that was imported. `kind` is one of KINDS."""
-    if kind not in KINDS:
-        raise UserError(f"DOCIDS: no kind {kind!r}: choose one of {', '.join(KINDS)}")
+def make_docids(
+    source: str,
+    work_dir: str | None = None,
+    kind: str = "naive",
+    embeddings: str | None = None,
+    extends: str | None = None,
+    seed: int = 0,
+) -> dict:
+    """Makes the docid table of a collection that was imported, and reports how good the docids are.
+
+    Args:
+      source, work_dir: the collection, and where its work lies.
+      kind: "atomic", "naive", "naive_digits", "semantic", "semantic_2d", or "rq_LxV": L codes of V.
+      embeddings: the passages' vectors, which all kinds but the first three cluster: a .npy or .safetensors
+        file, a dual encoder's folder, or "sentence-transformers:NAME".
+      extends: the folder of a table of an earlier state of the collection: its passages keep their docids,
+        new ones get docids by the same clusters (and that table's settings).
+      seed: of the clustering.
+    """
+    make, settings_class = maker_of(kind)
+    if settings_class and not embeddings:
+        raise UserError(
+            f"DOCIDS: {kind} docids cluster the passages' vectors: name these, as --gin.EMBEDDINGS="
+            f"\"'vectors.npy'\" or \"'{SENTENCE_TRANSFORMERS}NAME'\""
+        )
     work = Work.of(source, work_dir)
-    collection = Collection(work.collection)
-    recipe = {"kind": kind, "collection": collection.fingerprint}
-    manifest = storage.build(work.docids(kind), recipe, lambda folder: KINDS[kind](collection).write(folder))
-    return {
-        "docids": str(work.docids(kind)),
-        **{key: manifest[key] for key in ("kind", "passages", "length")},
-    }
+    collection, folder = Collection(work.collection), work.docids(kind)
+    recipe = {"version": VERSION, "kind": kind, "collection": collection.fingerprint}
+    settings, vectors, earlier = settings_class and settings_class(), None, None
+    if embeddings:
+        vectors, fingerprint = open_embeddings(embeddings, work, collection)
+        recipe |= {"embeddings": fingerprint, "seed": seed}
+    if extends:
+        earlier = Earlier.open(extends, kind)
+        recipe |= {"extends": earlier.table.fingerprint()}
+        if (
+            folder.resolve() == earlier.folder.resolve()
+            and earlier.table.collection == collection.fingerprint
+        ):
+            recipe = earlier.manifest["recipe"]  # extended in its place, by an earlier call
+    elif settings:
+        recipe |= {"settings": dataclasses.asdict(settings)}
+    job = Job(collection, earlier, vectors, settings, seed % (1 << 32))
+
+    def build(aside: Path) -> dict:
+        made = make(job)
+        table = job.table(kind, made)
+        made.write(aside)
+        report = quality.report(table, vectors, seed=job.seed)
+        storage.write_json(aside / "quality.json", report)
+        quality.plot(report, aside / "quality.png")
+        return table.write(aside) | made.facts | _figures(job, report)
+
+    manifest = storage.build(folder, recipe, build)
+    told = ("kind", "passages", "length", "distinct", "unique", "like_neighbours", "extension")
+    return {"docids": str(folder), **{key: manifest[key] for key in told if key in manifest}}
+
+
+def _figures(job: Job, report: dict) -> dict:
+    """What the manifest says of quality (tokens until unique; how much neighbours share, against chance)."""
+    figures = {"unique": report["unique"]["mean"]}
+    if "neighbours" in report:
+        figures["like_neighbours"] = report["neighbours"]["ratio"]
+    if job.earlier:
+        kept = job.collection.passage_count - len(job.rows)
+        removed = len(job.earlier.table.passage_ids) - kept
+        figures["extension"] = {"kept": kept, "added": len(job.rows), "removed": removed}
+    return figures

@@ -1,15 +1,27 @@
-"""Docids of a collection: what each kind writes for a passage."""
+"""Docids of a collection: what each kind writes for a passage, and how tables grow with the collection."""
 
+import json
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
+import gin
 import numpy as np
 import pytest
 
-from retrieval_jax import arrow_ids
+from retrieval_jax import arrow_ids, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
+from retrieval_jax.docids import make, residual, semantic
 from retrieval_jax.docids.make import KINDS, make_docids
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.errors import UserError
+
+
+def docids_of(table: DocidTable) -> dict[str, tuple[int, ...]]:
+    """Passage id -> its tokens without the padding."""
+    rows = (tuple(row[row > 0].tolist()) for row in table.tokens_NxL)
+    return dict(zip(table.passage_ids.to_pylist(), rows, strict=True))
 
 
 def test_atomic_docids_are_rows(collection: Collection):
@@ -32,14 +44,213 @@ def test_naive_docids_are_the_ids_in_the_vocabulary(collection: Collection, monk
         assert table.passage_ids.equals(collection.ids)
 
 
-def test_a_table_on_disk_is_the_one_that_was_made(collection: Collection, tmp_path: Path, source: Path):
+def stand_in(ids: list[str]) -> types.SimpleNamespace:
+    """A collection of which there are only the ids."""
+    return types.SimpleNamespace(
+        ids=arrow_ids.array(ids), passage_count=len(ids), fingerprint=storage.digest(ids)
+    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "numbers"),
+    [
+        (["7", "1048", "007"], ["7", "1048", "007"]),
+        (["7", "b", "9"], ["0", "1", "2"]),
+        (["7", "٣", "9"], ["0", "1", "2"]),  # a digit, but not one of the ten
+        ([f"p{row}" for row in range(12)], [str(row) for row in range(12)]),
+    ],
+)
+def test_naive_digits_are_ids_or_rows(ids: list[str], numbers: list[str]):
+    table = KINDS["naive_digits"](stand_in(ids))
+    expected = [(*(2 + int(digit) for digit in number), EOS) for number in numbers]
+    assert list(docids_of(table).values()) == expected
+    assert table.tokens_NxL.dtype == np.uint8
+    assert table.output_size == 128
+
+
+@pytest.fixture
+def vectors(collection: Collection, tmp_path: Path) -> str:
+    path = tmp_path / "vectors.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(collection.passage_count, 8)).astype(np.float32))
+    return str(path)
+
+
+def test_a_table_on_disk_is_the_one_that_was_made(collection: Collection, source: Path):
     made = make_docids(str(source), str(collection.folder.parent), "naive")
     table = DocidTable.open(made["docids"])
+    report = json.loads((Path(made["docids"]) / "quality.json").read_text())
     assert made == {
         "docids": made["docids"],
         "kind": "naive",
         "passages": collection.passage_count,
         "length": table.length,
+        "distinct": table.count_distinct(),
+        "unique": report["unique"]["mean"],
     }
     assert table.collection == collection.fingerprint
     assert np.array_equal(table.tokens_NxL, KINDS["naive"](collection).tokens_NxL)
+    assert (Path(made["docids"]) / "quality.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "fitted", "output_size"),
+    [
+        ("naive_digits", [], None, 128),
+        ("semantic", ["semantic.leaf_size=20"], semantic.FILE, 128),
+        ("semantic_2d", ["semantic.leaf_size=20"], semantic.FILE, 128),
+        ("rq_2x200", [], residual.FILE, 512),
+    ],
+)
+def test_each_kind_by_the_verb(cli, arguments, work, vectors, kind, settings, fitted, output_size):
+    bindings = [f"--gin.DOCIDS={kind!r}", f"--gin.EMBEDDINGS={vectors!r}", *(f"--gin.{s}" for s in settings)]
+    status, made, _ = cli("docids", *arguments, *bindings)
+    assert status == 0
+    assert made["docids"] == str(work.docids(kind))
+    table = DocidTable.open(made["docids"])
+    assert table.kind == made["kind"] == kind
+    assert made["distinct"] == made["passages"] == len(set(docids_of(table).values()))
+    assert table.output_size == output_size
+    assert "like_neighbours" in made
+    assert fitted is None or (work.docids(kind) / fitted).is_file()
+    time = (work.docids(kind) / "tokens.npy").stat().st_mtime_ns
+    assert cli("docids", *arguments, *bindings)[1] == made
+    assert (work.docids(kind) / "tokens.npy").stat().st_mtime_ns == time  # not made again
+
+
+def test_what_docids_depend_on_makes_them_anew(cli, arguments, work, vectors, monkeypatch):
+    monkeypatch.setattr(make.quality, "plot", lambda *_: None)  # takes half a second
+
+    def recipe(*bindings: str) -> dict:
+        given = ["--gin.DOCIDS='semantic'", f"--gin.EMBEDDINGS={vectors!r}", *bindings]
+        assert cli("docids", *arguments, *given)[0] == 0
+        return storage.read_manifest(work.docids("semantic"), "docids")
+
+    first = recipe()
+    fingerprints = {
+        recipe(*change)["fingerprint"]
+        for change in (
+            ["--gin.semantic.leaf_size=20"],
+            ["--gin.semantic.leaf_size=20", "--gin.semantic.branches=5"],
+            ["--gin.semantic.leaf_size=20", "--gin.SEED=1"],
+        )
+    }
+    np.save(vectors, np.load(vectors)[::-1])
+    fingerprints.add(recipe("--gin.semantic.leaf_size=20")["fingerprint"])
+    assert len(fingerprints) == 4
+    assert first["fingerprint"] not in fingerprints
+    assert first["settings"] == {"branches": 10, "leaf_size": 100}
+
+
+def test_bad_requests_are_told(cli, arguments, vectors, tmp_path):
+    for bindings, what in (
+        (["DOCIDS='rq_8x1'"], "no kind 'rq_8x1': choose one of atomic, naive, naive_digits, semantic, "),
+        (["DOCIDS='semantic'"], "cluster the passages' vectors: name these, as --gin.EMBEDDINGS="),
+        (["DOCIDS='naive'", f"EXTENDS={str(tmp_path)!r}"], "nothing finished here"),
+        (["DOCIDS='semantic'", f"EMBEDDINGS={vectors!r}", "semantic.branches=1"], "set at least 2"),
+        (["DOCIDS='rq_2x8'", f"EMBEDDINGS={vectors!r}", "residual.shared_codes='x'"], "no way 'x'"),
+    ):
+        status, _, told = cli("docids", *arguments, *(f"--gin.{binding}" for binding in bindings))
+        assert status == 2
+        assert what in told
+
+
+class Growing:
+    """A collection that changes, with a vector a passage id; `make` runs the verb on its present state."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.folder = folder
+        monkeypatch.setattr(make, "Collection", lambda _: self.state)
+        monkeypatch.setattr(make.quality, "plot", lambda *_: None)  # takes half a second
+
+    def make(self, kind: str, ids: list[str], dimensions: int = 8, **more) -> tuple[dict, dict, dict]:
+        """(what the verb gave, docid by passage id, manifest)."""
+        self.state = stand_in(ids)
+        vectors = [np.random.default_rng(int(key.strip("ab"))).normal(size=dimensions) for key in ids]
+        np.save(self.folder / "vectors.npy", np.array(vectors, np.float32))
+        work = more.pop("work", str(self.folder / f"{len(ids)}"))
+        made = make_docids("any", work, kind, str(self.folder / "vectors.npy"), **more)
+        return (
+            made,
+            docids_of(DocidTable.open(made["docids"])),
+            storage.read_manifest(made["docids"], "docids"),
+        )
+
+
+@pytest.fixture
+def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Growing]:
+    gin.clear_config()
+    yield Growing(tmp_path, monkeypatch)
+    gin.clear_config()
+
+
+OLD = [f"a{row}" for row in range(300)]
+# Passages went, others came between, one with the vector of an old passage; the order is another.
+NEW = ["b7", *reversed(OLD[:280]), *(f"b{row}" for row in range(1000, 1040))]
+
+
+@pytest.mark.parametrize("kind", ["atomic", "naive_digits", "semantic", "semantic_2d", "rq_2x16"])
+def test_old_docids_stay_and_new_ones_differ_from_all(growing: Growing, kind: str):
+    made, old, manifest = growing.make(kind, OLD)
+    assert "extension" not in made
+    again, new, grown = growing.make(kind, NEW, extends=made["docids"])
+    assert again["extension"] == {"kept": 280, "added": 41, "removed": 20}
+    assert {key: new[key] for key in OLD[:280]} == {key: old[key] for key in OLD[:280]}
+    added = [new[key] for key in new if key not in old]
+    assert len({*added, *old.values()}) == 341  # also from those of passages that went
+    assert grown["ancestors"] == [manifest["fingerprint"]]
+    last, newest, grown_again = growing.make(kind, [*NEW, "b2000", "b7000"], extends=again["docids"])
+    assert grown_again["ancestors"] == [grown["fingerprint"], manifest["fingerprint"]]
+    assert {key: newest[key] for key in NEW} == new
+    assert last["extension"]["added"] == 2
+    assert len(set(newest.values())) == len(NEW) + 2
+
+
+def test_a_like_passage_comes_to_the_same_leaf(growing: Growing):
+    made, old, _ = growing.make("semantic", OLD)
+    _, new, _ = growing.make("semantic", NEW, extends=made["docids"])
+    assert new["b7"][0] == old["a7"][0]  # b7 has the vector of a7
+    made, old, _ = growing.make("rq_2x16", OLD)
+    _, new, _ = growing.make("rq_2x16", NEW, extends=made["docids"])
+    assert new["b7"][:2] == old["a7"][:2]
+
+
+def test_a_table_is_extended_in_its_place_once(growing: Growing):
+    made, old, manifest = growing.make("semantic", OLD, work=str(growing.folder / "w"))
+    settings = {"work": str(growing.folder / "w"), "extends": made["docids"]}
+    _, new, grown = growing.make("semantic", NEW, **settings)
+    assert grown["ancestors"] == [manifest["fingerprint"]]
+    assert new["a5"] == old["a5"]
+    assert growing.make("semantic", NEW, **settings)[2] == grown
+
+
+@pytest.mark.parametrize("way", ["token", "list"])
+def test_passages_with_the_same_codes(growing: Growing, way: str):
+    gin.bind_parameter("residual.shared_codes", way)
+    made, old, manifest = growing.make("rq_1x4", OLD)
+    assert manifest["settings"] == {"shared_codes": way}
+    if way == "list":
+        assert made["length"] == 1
+        assert manifest["distinct"] == 4
+        assert manifest["sharing"] == 296
+    else:
+        assert made["length"] == 5  # of 300 in four clusters, at least 75 have the same code: four digits
+        assert manifest["distinct"] == 300
+        assert manifest["sharing"] == 0
+    many = [*OLD, *(f"b{row}" for row in range(1000, 2200))]
+    grown, new, manifest = growing.make("rq_1x4", many, extends=made["docids"])
+    assert grown["length"] == made["length"]
+    assert {key: new[key] for key in OLD} == old
+    # Four digits of base 4 tell 256 passages of a code apart; what comes after shares the last number.
+    assert manifest["sharing"] == (1200 if way == "list" else 1500 - manifest["distinct"])
+    assert manifest["distinct"] == (4 if way == "list" else 1024)
+
+
+def test_tables_that_cannot_be_extended_are_told(growing: Growing):
+    made, _, _ = growing.make("semantic", OLD)
+    with pytest.raises(UserError, match="holds semantic docids: name a table of atomic docids"):
+        growing.make("atomic", NEW, extends=made["docids"])
+    with pytest.raises(UserError, match=r"vectors of 5 dimensions, but .* was made of 8"):
+        growing.make("semantic", NEW, dimensions=5, extends=made["docids"])
+    made, _, _ = growing.make("naive_digits", ["1", "2"])
+    with pytest.raises(UserError, match="now not all ids are numbers"):
+        growing.make("naive_digits", ["1", "2", "b3"], extends=made["docids"])

@@ -1,0 +1,247 @@
+"""k-means on the devices' mesh: rows stream from memory or a memory map, many small sets at once by vmap."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.training.partitioning import batch_sharding, make_mesh
+
+BLOCK = 1 << 14  # rows at once of a large set
+SMALL = (128, 512, 2048, 8192)  # sizes that small sets are padded to: a program each
+KEPT = 1 << 30  # bytes of rows that may stay in memory
+WHOLE, SAMPLE = 1_000_000, 100_000  # above WHOLE rows centroids are fitted on SAMPLE
+ITERATIONS = 50
+TOLERANCE = 1e-4  # an update that lowers the error by less ends the fit
+_FARTHEST = 16  # most empty clusters that one update seeds again
+_NOISE = 1e-6  # squared distances below this share of the largest are float32's rounding
+
+
+class _Sums(NamedTuple):
+    """What one pass over rows tells about centroids. Points are relative to their mean."""
+
+    points_KxE: jax.Array
+    counts_K: jax.Array
+    error: jax.Array  # sum of squared distances to the nearest centroid
+    largest: jax.Array  # squared norm
+    far_F: jax.Array  # squared distances of the farthest rows, largest first
+    far_FxE: jax.Array
+
+
+def _origin(centroids_KxE: jax.Array, used_K: jax.Array) -> jax.Array:
+    """Distances are computed relative to this: squares of large coordinates would eat small differences."""
+    return jnp.where(used_K[:, None], centroids_KxE, 0).sum(0) / jnp.maximum(used_K.sum(), 1)
+
+
+def nearest(x_BxE: jax.Array, centroids_KxE: jax.Array, used_K: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(number of the nearest used centroid, int32 B; its squared distance, float32 B), without a B×K×E."""
+    origin = _origin(centroids_KxE, used_K)
+    x, c = x_BxE - origin, centroids_KxE - origin
+    dots = jnp.einsum("be,ke->bk", x, c, precision=jax.lax.Precision.HIGHEST)
+    scores = jnp.where(used_K, (c * c).sum(-1) - 2 * dots, jnp.inf)
+    distances = scores.min(-1) + (x * x).sum(-1)
+    return scores.argmin(-1).astype(jnp.int32), jnp.maximum(distances, 0)
+
+
+def _seed(key: jax.Array, x_SxE: jax.Array, weight_S: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """k-means++ (Arthur & Vassilvitskii, 2007): (centroids K×E, whether each is used).
+
+    Rows of weight 0 are padding. With fewer distinct rows than k, the last centroids are not used.
+    """
+
+    def pick(distances_S, key):
+        chances = weight_S * distances_S
+        row = jax.random.categorical(key, jnp.log(chances))
+        point = x_SxE[row]
+        return jnp.minimum(distances_S, ((x_SxE - point) ** 2).sum(-1)), (point, chances[row] > 0)
+
+    infinite = jnp.full(len(x_SxE), jnp.finfo(jnp.float32).max)
+    return jax.lax.scan(pick, infinite, jax.random.split(key, k))[1]
+
+
+def _step(x_BxE: jax.Array, weight_B: jax.Array, centroids_KxE: jax.Array, used_K: jax.Array) -> _Sums:
+    codes, distances = nearest(x_BxE, centroids_KxE, used_K)
+    x = x_BxE - _origin(centroids_KxE, used_K)
+    # Sums as a product of matrices, which repeats exactly on accelerators, unlike scattered additions.
+    chosen_BxK = jax.nn.one_hot(codes, len(centroids_KxE)) * weight_B[:, None]
+    points = jnp.einsum("bk,be->ke", chosen_BxK, x, precision=jax.lax.Precision.HIGHEST)
+    far, rows = jax.lax.top_k(
+        jnp.where(weight_B > 0, distances, -1), min(_FARTHEST, len(centroids_KxE), len(x))
+    )
+    largest = (weight_B * (x * x).sum(-1)).max()
+    return _Sums(points, chosen_BxK.sum(0), (distances * weight_B).sum(), largest, far, x_BxE[rows])
+
+
+def _add(a: _Sums, b: _Sums) -> _Sums:
+    far, rows = jax.lax.top_k(jnp.concatenate([a.far_F, b.far_F]), len(a.far_F))
+    return _Sums(
+        *(one + other for one, other in zip(a[:3], b[:3], strict=True)),
+        jnp.maximum(a.largest, b.largest),
+        far,
+        jnp.concatenate([a.far_FxE, b.far_FxE])[rows],
+    )
+
+
+def _update(
+    centroids_KxE: jax.Array, used_K: jax.Array, sums: _Sums
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(the clusters' means, which are used, whether the fit is done). Empty ones go to the farthest rows."""
+    full = sums.counts_K > 0
+    means = sums.points_KxE / jnp.maximum(sums.counts_K, 1)[:, None] + _origin(centroids_KxE, used_K)
+    moved = jnp.where(full[:, None], means - centroids_KxE, 0)
+    gain = (sums.counts_K * (moved**2).sum(-1)).sum()
+    place = jnp.cumsum(~full) - 1  # which of the farthest rows an empty cluster takes
+    far = sums.far_F[jnp.clip(place, 0, len(sums.far_F) - 1)]
+    anew = ~full & (place < len(sums.far_F)) & (far > _NOISE * sums.largest)
+    points = sums.far_FxE[jnp.clip(place, 0, len(sums.far_F) - 1)]
+    centroids = jnp.where(anew[:, None], points, centroids_KxE + moved)
+    return centroids, full | anew, (gain <= TOLERANCE * sums.error) & ~anew.any()
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _cluster(seed, spans_Gx2, x_GxSxE, weight_GxS, k: int) -> tuple[jax.Array, jax.Array]:
+    """Lloyd's algorithm on G sets at once: (centroids G×K×E, codes G×S)."""
+
+    def one(span, x, weight):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), span[0]), span[1])
+
+        def again(state):
+            i, _, _, done = state
+            return (i < ITERATIONS) & ~done
+
+        def body(state):
+            i, centroids, used, _ = state
+            return i + 1, *_update(centroids, used, _step(x, weight, centroids, used))
+
+        start = (0, *_seed(key, x, weight, k), False)
+        _, centroids, used, _ = jax.lax.while_loop(again, body, start)
+        return centroids, nearest(x, centroids, used)[0]
+
+    return jax.vmap(one)(spans_Gx2, x_GxSxE, weight_GxS)
+
+
+_first = functools.partial(jax.jit, static_argnames="k")(
+    lambda seed, x, weight, k: _seed(jax.random.key(seed), x, weight, k)
+)
+_pass = jax.jit(_step)
+_more = jax.jit(lambda sums, *args: _add(sums, _step(*args)))
+_means = jax.jit(_update)
+_nearest = jax.jit(nearest)
+
+
+def blocks(
+    vectors: np.ndarray, rows: np.ndarray, size: int, mesh: Mesh
+) -> Iterator[tuple[jax.Array, jax.Array, int]]:
+    """(rows B×E on the mesh, 1 for a row and 0 for padding, how many are rows): the vectors at `rows`."""
+    size, place = round_up(size, mesh.shape["data"]), batch_sharding(mesh)
+    for first in range(0, len(rows), size):
+        some = rows[first : first + size]
+        x = np.zeros((size, vectors.shape[1]), np.float32)
+        x[: len(some)] = vectors[some]
+        weight = (np.arange(size) < len(some)).astype(np.float32)
+        yield jax.device_put(x, place), jax.device_put(weight, place), len(some)
+
+
+def block_size(k: int) -> int:
+    """Rows at once, so that B×k distances stay below 256 MB."""
+    return max(min(BLOCK, (1 << 26) // k), 1 << 10)
+
+
+def sample(rows: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """`size` of the rows, in their order; all of them where they are no more."""
+    if len(rows) <= size:
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), size, replace=False))]
+
+
+def fit(
+    vectors: np.ndarray,
+    k: int,
+    seed: int,
+    rows: np.ndarray | None = None,
+    mesh: Mesh | None = None,
+    note: Callable[[str], object] = lambda text: None,
+) -> np.ndarray:
+    """Centroids, float32 K×E, of the vectors (N×E, maybe memory-mapped) at `rows` (None: all of them).
+
+    k-means++, then Lloyd's iterations. K is below k where there are fewer distinct vectors. Above a million
+    rows they are fitted on 100,000 (Pradeep et al. 2023). `note` is told the iteration.
+    """
+    mesh = mesh or make_mesh()
+    rows = np.arange(len(vectors)) if rows is None else rows
+    if len(rows) > WHOLE:
+        rows = sample(rows, max(SAMPLE, 64 * k), seed)
+    few = sample(rows, max(BLOCK, 4 * k), seed)
+    x, weight, _ = next(blocks(vectors, few, max(len(few), BLOCK), mesh))
+    centroids, used = _first(np.uint32(seed), x, weight, k)
+
+    def stream():
+        return blocks(vectors, rows, block_size(k), mesh)
+
+    kept = list(stream()) if 4 * len(rows) * vectors.shape[1] <= KEPT else None
+
+    def read_all() -> _Sums:
+        sums = None
+        for x, weight, _ in kept or stream():
+            # Waits for the block before: no more than two are in memory.
+            jax.block_until_ready(sums)
+            state = (x, weight, centroids, used)
+            sums = _pass(*state) if sums is None else _more(sums, *state)
+        return sums
+
+    for iteration in range(ITERATIONS):
+        note(f"iteration {iteration + 1}")
+        centroids, used, done = _means(centroids, used, read_all())
+        if done:
+            break
+    return np.asarray(centroids)[np.asarray(read_all().counts_K) > 0]
+
+
+def assign(
+    vectors: np.ndarray,
+    centroids_KxE: np.ndarray,
+    rows: np.ndarray | None = None,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """The nearest centroid of each vector at `rows` (None: all), in the smallest unsigned type; streaming."""
+    mesh = mesh or make_mesh()
+    rows = np.arange(len(vectors)) if rows is None else rows
+    codes = np.empty(len(rows), np.min_scalar_type(len(centroids_KxE) - 1))
+    used = np.ones(len(centroids_KxE), bool)
+    first = 0
+    for x, _, count in blocks(vectors, rows, block_size(len(used)), mesh):
+        codes[first : first + count] = np.asarray(_nearest(x, centroids_KxE, used)[0])[:count]
+        first += count
+    return codes
+
+
+def fit_many(
+    vectors: np.ndarray, sets: list[np.ndarray], spans: list[tuple[int, int]], k: int, seed: int, mesh: Mesh
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Clusters many small sets (rows of `vectors`, at most SMALL[-1] each): (which, centroids k×E, codes).
+
+    `spans` are two numbers a set, which together with the seed choose its random numbers. Some centroids may
+    be nobody's.
+    """
+    sizes = np.array(SMALL)[np.searchsorted(SMALL, [len(rows) for rows in sets])]
+    place = batch_sharding(mesh)
+    for size in np.unique(sizes):
+        group = round_up(2 * BLOCK // size, mesh.shape["data"])
+        members = np.flatnonzero(sizes == size)
+        for first in range(0, len(members), group):
+            some = members[first : first + group]
+            rows, weight = np.zeros((group, size), np.int64), np.zeros((group, size), np.float32)
+            keys = np.zeros((group, 2), np.uint32)
+            for g, member in enumerate(some):
+                count = len(sets[member])
+                rows[g, :count], weight[g, :count], keys[g] = sets[member], 1, spans[member]
+            x = np.asarray(vectors[rows], np.float32)
+            args = (jax.device_put(value, place) for value in (keys, x, weight))
+            centroids, codes = map(np.asarray, _cluster(np.uint32(seed), *args, k))
+            for g, member in enumerate(some):
+                yield member, centroids[g], codes[g, : len(sets[member])]

@@ -1,0 +1,186 @@
+"""Vectors of a collection's passages, from wherever they come: on disk, mapped into memory, row by row."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from retrieval_jax import storage
+from retrieval_jax.data.records import Collection
+from retrieval_jax.errors import UserError
+from retrieval_jax.progress import bar
+from retrieval_jax.work import Work
+
+SENTENCE_TRANSFORMERS = "sentence-transformers:"
+_BATCH = 1024  # passages read, encoded and written at once
+_BLOCK = 1 << 24  # bytes looked at, at once
+_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+def open_embeddings(where: str, work: Work, collection: Collection) -> tuple[np.ndarray, str]:
+    """The passages' vectors, float32 N×E in the collection's order, memory-mapped; and their fingerprint.
+
+    Args:
+      where: a `.npy` file; a `.safetensors` file with one matrix, or one that is named "embeddings"; the
+        folder of a dual encoder; or "sentence-transformers:NAME".
+      work: what must be encoded, or turned to float32, is kept in its embeddings/NAME.
+      collection: the passages.
+
+    Raises UserError where the vectors cannot be read, are not as many as the passages, or not all finite.
+    """
+    if where.startswith(SENTENCE_TRANSFORMERS):
+        return _sentence_transformer(where.removeprefix(SENTENCE_TRANSFORMERS), work, collection)
+    path = Path(where)
+    if (path / "model.json").is_file():
+        return _dual_encoder(path, work, collection)
+    if path.suffix not in (".npy", ".safetensors") or not path.is_file():
+        raise UserError(
+            f"EMBEDDINGS: {where}: neither a .npy or .safetensors file that exists, nor a model's folder, "
+            f"nor {SENTENCE_TRANSFORMERS}NAME: name one of these"
+        )
+    vectors = _map_npy(path) if path.suffix == ".npy" else _map_safetensors(path)
+    if vectors.ndim != 2 or len(vectors) != collection.passage_count:
+        raise UserError(
+            f"{path}: holds an array of {' × '.join(map(str, vectors.shape))} for {collection.passage_count} "
+            "passages: give it one row a passage, in the collection's order"
+        )
+    sha = hashlib.sha256()
+    for _ in _checked(path, _blocks(vectors), sha):
+        pass
+    fingerprint = sha.hexdigest()[:16]
+    if vectors.dtype == np.float32:
+        return vectors, fingerprint
+    blocks = (block.astype(np.float32) for block in _blocks(vectors))
+    return _kept(work.embeddings(path.stem), {"file": fingerprint}, collection, lambda: blocks)
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    try:
+        vectors = np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: not a NumPy file ({error}): write it by numpy.save") from None
+    if vectors.dtype not in (np.float16, np.float32, np.float64):
+        raise UserError(f"{path}: holds {vectors.dtype}: write the vectors as float32")
+    return vectors
+
+
+def _map_safetensors(path: Path) -> np.ndarray:
+    """The matrix in a file, mapped; the library would read all of it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            names = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a safetensors file ({error}): write it anew") from None
+    name = names[0] if len(names) == 1 else "embeddings"
+    if name not in names:
+        there = ", ".join(names) or "nothing"
+        raise UserError(f"{path}: holds {there}: keep one matrix in it, or name it 'embeddings'")
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        tensor = json.loads(file.read(size))[name]
+    if tensor["dtype"] not in _TYPES:
+        raise UserError(f"{path}: {name} holds {tensor['dtype']}: write the vectors as float32")
+    if 0 in tensor["shape"]:
+        return np.zeros(tensor["shape"], np.float32)
+    start = 8 + size + tensor["data_offsets"][0]
+    return np.memmap(path, _TYPES[tensor["dtype"]], "r", start, tuple(tensor["shape"]))
+
+
+def _blocks(vectors_NxE: np.ndarray) -> Iterator[np.ndarray]:
+    rows = max(_BLOCK // max(vectors_NxE[:1].nbytes, 1), 1)
+    with bar("reading vectors", len(vectors_NxE)) as advance:
+        for first in range(0, len(vectors_NxE), rows):
+            yield vectors_NxE[first : first + rows]
+            advance(len(vectors_NxE[first : first + rows]))
+
+
+def _checked(where: Path, blocks: Iterable[np.ndarray], sha: "hashlib._Hash") -> Iterator[np.ndarray]:
+    """Passes blocks of rows through, into a digest; UserError where a vector is not finite."""
+    first = 0
+    for block in blocks:
+        bad = ~np.isfinite(block).all(-1)
+        if bad.any():
+            row = first + int(bad.argmax())
+            raise UserError(f"{where}: the vector of row {row} has an infinity or NaN: encode it again")
+        sha.update(np.ascontiguousarray(block).view(np.uint8).data)
+        yield block
+        first += len(block)
+
+
+def _kept(
+    folder: Path, recipe: dict, collection: Collection, blocks: Callable[[], Iterable[np.ndarray]]
+) -> tuple[np.ndarray, str]:
+    """Vectors that `blocks` gives in float32, all of the collection's in their order, by way of the disk."""
+
+    def make(aside: Path) -> dict:
+        out, first, sha = None, 0, hashlib.sha256()
+        for block in _checked(folder, blocks(), sha):
+            if out is None:
+                shape = (collection.passage_count, block.shape[1])
+                out = np.lib.format.open_memmap(aside / "vectors.npy", "w+", np.float32, shape)
+            out[first : first + len(block)] = block
+            first += len(block)
+        out.flush()
+        return {"passages": first, "dimensions": out.shape[1], "fingerprint": sha.hexdigest()[:16]}
+
+    manifest = storage.build(folder, recipe | {"collection": collection.fingerprint}, make)
+    return np.load(folder / "vectors.npy", mmap_mode="r"), manifest["fingerprint"]
+
+
+def _encoded(
+    collection: Collection, encode: Callable[[list[str], Callable[[int], None]], np.ndarray]
+) -> Iterator[np.ndarray]:
+    with bar("encoding passages", collection.passage_count) as advance:
+        for first in range(0, collection.passage_count, _BATCH):
+            rows = range(first, min(first + _BATCH, collection.passage_count))
+            texts = [passage.full_text for passage in collection.some(rows)]
+            yield np.asarray(encode(texts, advance), np.float32)
+
+
+def _dual_encoder(folder: Path, work: Work, collection: Collection) -> tuple[np.ndarray, str]:
+    from retrieval_jax.search.dense import TextEncoder
+    from retrieval_jax.training.checkpoints import open_model
+
+    opened = open_model(folder)
+    if opened.model.family != "dual encoder":
+        raise UserError(f"EMBEDDINGS: {folder}: holds a {opened.model.family} model: name a dual encoder's")
+    encoder = TextEncoder(
+        opened.model, opened.params, opened.vocabulary, opened.description["passage_length"]
+    )
+    recipe = {"model": str(folder.resolve()), "step": opened.step}
+    name = folder.resolve().name
+    return _kept(work.embeddings(name), recipe, collection, lambda: _encoded(collection, encoder))
+
+
+def _sentence_transformer(name: str, work: Work, collection: Collection) -> tuple[np.ndarray, str]:
+    def blocks() -> Iterator[np.ndarray]:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise UserError(
+                f"EMBEDDINGS: {SENTENCE_TRANSFORMERS}{name} needs a package that is not installed: "
+                "pip install 'retrieval_jax[sentence_transformers]'"
+            ) from None
+        try:
+            model = SentenceTransformer(name)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"EMBEDDINGS: {SENTENCE_TRANSFORMERS}{name}: cannot be opened ({reason}): check the name"
+            ) from None
+
+        def encode(texts: list[str], advance: Callable[[int], None]) -> np.ndarray:
+            vectors = model.encode(texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True)
+            advance(len(texts))
+            return vectors
+
+        return _encoded(collection, encode)
+
+    folder = work.embeddings(re.sub(r"[/\\:]", "_", name))
+    return _kept(folder, {"sentence_transformer": name}, collection, blocks)

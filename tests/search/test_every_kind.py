@@ -1,0 +1,66 @@
+"""Docids of every kind, made by the verb: a beam that holds them all finds what scoring every docid finds."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.search.generative import GenerativeSearcher
+from retrieval_jax.training.train import docid_softmax
+
+KINDS = {
+    "atomic": [],
+    "naive": [],
+    "naive_digits": [],
+    "semantic": ["--gin.semantic.leaf_size=5", "--gin.semantic.branches=4"],
+    "semantic_2d": ["--gin.semantic.leaf_size=5", "--gin.semantic.branches=4"],
+    "rq_3x4": [],
+    "rq_2x4": ["--gin.residual.shared_codes='list'"],
+}
+QUERIES = ["smooth a noisy signal", "progress bar", "gradient clipping"]
+
+
+@pytest.fixture(scope="module")
+def embeddings(collection, tmp_path_factory):
+    path = tmp_path_factory.mktemp("embeddings") / "vectors.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(collection.passage_count, 8)).astype(np.float32))
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_beam_a_docid_finds_what_scoring_every_docid_finds(
+    kind, arguments, collection, embeddings, tmp_path, cli
+):
+    vectors = [f"--gin.EMBEDDINGS={str(embeddings)!r}"] if kind[0] in "sr" else []
+    status, made, err = cli("docids", *arguments, f"--gin.DOCIDS={kind!r}", *vectors, *KINDS[kind])
+    assert status == 0, err
+    table = DocidTable.open(made["docids"])
+    vocabulary = Vocabulary(collection.vocabulary_path)
+    model = GenerativeRetriever(T5Config(vocabulary.size, 16, 2, 8, 16, 1, 1, **docid_softmax(table)))
+    shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, table.length)}
+    params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes))["params"]
+    searcher = GenerativeSearcher(model, params, table, vocabulary, 12, beams=len(table.passage_ids))
+    rankings = searcher.search(QUERIES, k=1000)
+
+    targets = np.asarray(table.tokens_NxL, np.int32)
+    starts = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    score = jax.jit(model.score_batch)
+    for query, ranking in zip(QUERIES, rankings, strict=True):
+        batch = {
+            "encoder_input_tokens": np.tile(vocabulary.batch([query], 12), (len(targets), 1)),
+            "decoder_input_tokens": starts,
+            "decoder_target_tokens": targets,
+            "decoder_loss_weights": targets > 0,
+        }
+        exact = dict(
+            zip(table.passage_ids.to_pylist(), np.asarray(score(params, batch)).tolist(), strict=True)
+        )
+        assert {passage for passage, _ in ranking} == exact.keys()
+        assert len(ranking) == len(exact)
+        scores = [score for _, score in ranking]
+        assert scores == sorted(scores, reverse=True)
+        np.testing.assert_allclose(scores, [exact[passage] for passage, _ in ranking], atol=1e-3)
