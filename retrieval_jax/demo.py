@@ -29,7 +29,8 @@ def demo(
     Args:
       source, work_dir: the collection, and where its work lies.
       split: the queries to answer.
-      generative: docid kinds to train a generative retriever for.
+      generative: docid kinds to train a generative retriever for. Those that cluster vectors take the dual
+        encoder's.
       dense: searchers to build over the dual encoder's vectors; none trains no dual encoder.
       steps: model -> training steps, for those that shall not have STEPS; a given --gin.STEPS is for all.
     """
@@ -38,16 +39,18 @@ def demo(
     import_collection()
     methods = [(kind, "generative", work.model(kind)) for kind in generative]
     methods += [(kind, kind, work.model("dual_encoder")) for kind in dense]
-    models = [*generative, *(["dual_encoder"] if dense else [])]
+    models = [*(["dual_encoder"] if dense else []), *generative]
     say("2/5 docids and training")
     trained = {}
     for name in models:
-        # Each model by its own run file, as `retrieval-jax train --gin_file=runs/NAME.gin` would.
-        settings = [f"STEPS = {steps[name]}"] if steps and name in steps else []
+        # As `retrieval-jax train` would with these.
+        file = "runs/naive.gin" if name in generative else f"runs/{name}.gin"
+        settings = [f"DOCIDS = {name!r}"] if name in generative else []
+        settings += [f"STEPS = {steps[name]}"] if steps and name in steps else []
         # In the model's own scope: --gin.naive/train.batch_size=64 is for naive alone.
-        with configuration.run_file(f"runs/{name}.gin", *settings), gin.config_scope(name):
+        with configuration.run_file(file, *settings), gin.config_scope(name):
             if name in generative:
-                make_docids(kind=name)
+                make_docids()
             trained[name] = train(model_dir=str(work.model(name)))
     say("3/5 index")
     for name, kind, model in methods:

@@ -262,18 +262,22 @@ def make_docids(
       source, work_dir: the collection, and where its work lies.
       kind: "atomic", "naive", "naive_digits", "semantic", "semantic_2d", or "rq_LxV": L codes of V.
       embeddings: the passages' vectors, which all kinds but the first three cluster: a .npy or .safetensors
-        file, a dual encoder's folder, or "sentence-transformers:NAME".
+        file, a dual encoder's folder, or "sentence-transformers:NAME"; None is models/dual_encoder of the
+        work folder.
       extends: the folder of a table of an earlier state of the collection: its passages keep their docids,
         new ones get docids by the same clusters (and that table's settings).
       seed: of the clustering.
     """
     make, settings_class = maker_of(kind)
-    if settings_class and not embeddings:
-        raise UserError(
-            f"DOCIDS: {kind} docids cluster the passages' vectors: name these, as --gin.EMBEDDINGS="
-            f"\"'vectors.npy'\" or \"'{SENTENCE_TRANSFORMERS}NAME'\""
-        )
     work = Work.of(source, work_dir)
+    if settings_class and not embeddings:
+        embeddings = str(work.model("dual_encoder"))
+        if not (Path(embeddings) / "checkpoints").is_dir():
+            raise UserError(
+                f"DOCIDS: {kind} docids cluster the passages' vectors: train a dual encoder "
+                f"(`retrieval-jax train --gin_file=runs/dual_encoder.gin` makes {embeddings}), or name "
+                f"--gin.EMBEDDINGS=\"'vectors.npy'\" or \"'{SENTENCE_TRANSFORMERS}NAME'\""
+            )
     collection, folder = Collection(work.collection), work.docids(kind)
     recipe = {"version": VERSION, "kind": kind, "collection": collection.fingerprint}
     settings, vectors, earlier = settings_class and settings_class(), None, None

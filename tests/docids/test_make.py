@@ -144,7 +144,7 @@ def test_what_docids_depend_on_makes_them_anew(cli, arguments, work, vectors, mo
 def test_bad_requests_are_told(cli, arguments, vectors, tmp_path):
     for bindings, what in (
         (["DOCIDS='rq_8x1'"], "no kind 'rq_8x1': choose one of atomic, naive, naive_digits, semantic, "),
-        (["DOCIDS='semantic'"], "cluster the passages' vectors: name these, as --gin.EMBEDDINGS="),
+        (["DOCIDS='semantic'"], "cluster the passages' vectors: train a dual encoder"),
         (["DOCIDS='naive'", f"EXTENDS={str(tmp_path)!r}"], "nothing finished here"),
         (["DOCIDS='semantic'", f"EMBEDDINGS={vectors!r}", "semantic.branches=1"], "set at least 2"),
         (["DOCIDS='rq_2x8'", f"EMBEDDINGS={vectors!r}", "residual.shared_codes='x'"], "no way 'x'"),
