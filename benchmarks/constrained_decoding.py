@@ -1,192 +1,225 @@
-"""What does the constraint cost? Milliseconds a query of beam search with and without the docid trie.
+"""What does the docid constraint cost, and what would others' ways cost? On simulated docids of every kind.
 
-    python benchmarks/constrained_decoding.py [--quick]
+    python benchmarks/constrained_decoding.py [--quick] [--only hf|cost|size] [--docids N] [--static FOLDER]
 
-A T5 (256 wide, 2 + 1 layers, 8,064 pieces, random weights) reads 32 random queries and decodes 40 beams:
+- size: seconds to build the trie and its bytes a docid, beside a trie of Python dicts and STATIC's index
+  (with --static, a checkout of github.com/youtube/static-constraint-decoding);
+- cost: the search's own work at every position, beside that of the same search without a constraint (the best
+  of all beams × outputs), both given the same logits. The network is in neither; whole searches with a small
+  network are timed beside them;
+- hf: whole searches beside Hugging Face's `generate` with `prefix_allowed_tokens_fn` over a dict trie, with
+  the same weights; how many of the same docids come out, rank by rank. Needs torch and transformers. It is
+  run as it is, and with ended beams kept among the others, as here, with one thread and with all; the
+  speedup is over the fastest.
 
-- this search: `constrained_beam_search` over 100,000 random docids of 5 to 8 pieces, like those of numeric
-  passage ids (5,000 docids with --quick);
-- unconstrained: the same network and length; at each step, the best of all beams × pieces;
-- Hugging Face: `generate` with `prefix_allowed_tokens_fn` over a dict trie, a network of the same sizes, in
-  batches of 8; only where torch and transformers are installed.
-
-The first two are run in turn, and medians are printed: a table, then the same figures as one line of JSON.
-Encoding the queries is part of every time; compiling is not.
+What is compared is run in turn, medians are taken, and compiling is in no time. Prints tables, then one line
+of JSON; null is what was not run. A kind's ratio is the largest over the batch sizes. --quick measures two
+kinds, and batches of 8 alone.
 """
 
 import argparse
 import functools
 import importlib.util
 import json
-import statistics
+import os
 import time
+from pathlib import Path
 
-import flax.linen as nn
+import _docids
+import _rivals
 import jax
-import jax.numpy as jnp
 import numpy as np
+from _cost import BEAMS, WHOLE_BATCH, compiled_search, measure_cost, medians, network, random_queries
 from rich.console import Console
 from rich.table import Table
 
-from retrieval_jax.data.vocabulary import EOS
-from retrieval_jax.decoding.beam_search import Step, constrained_beam_search
-from retrieval_jax.decoding.trie import build_trie
+from retrieval_jax.data.vocabulary import EOS, round_up
+from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.models.t5 import T5Config
 
-BATCH, BEAMS, QUERY_LENGTH, HF_BATCH = 32, 40, 16, 8
-CONFIG = T5Config(8064, 256, 4, 64, 512, num_encoder_layers=2, num_decoder_layers=1)
-
-
-def random_docids(count: int, rng: np.random.Generator) -> np.ndarray:
-    """int32 count × 8: four to seven of the 1,110 pieces of one to three digits, then EOS."""
-    tokens = rng.integers(2, 2 + 1110, (count, 8), dtype=np.int32)
-    ends = rng.integers(4, 8, (count, 1))
-    place = np.arange(8)
-    return np.where(place < ends, tokens, np.where(place == ends, EOS, 0))
+MS_MARCO, HF_DOCIDS, QUICK_DOCIDS = 8_841_823, 1_000_000, 20_000
+QUICK_KINDS = ("semantic", "rq_8x256")
+CLOSE = 1e-4  # scores that rounding may swap
 
 
-def unconstrained_beam_search(step: Step, length: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """The most probable sequences of `length` tokens: (tokens B×K×T, scores B×K)."""
-    tokens = jnp.zeros((batch_size, 1), jnp.int32)
-    scores = jnp.zeros((batch_size, 1))
-    past, written = [], jnp.zeros((batch_size, 1, 0), jnp.int32)
-    for position in range(length):
-        logits_BxKxV, past = step(tokens, position, past)
-        total = scores[..., None] + jax.nn.log_softmax(logits_BxKxV)
-        scores, best = jax.lax.top_k(total.reshape(batch_size, -1), BEAMS)
-        parent, tokens = best // CONFIG.vocab_size, best % CONFIG.vocab_size
-        past, written = jax.tree.map(lambda x: jax.vmap(lambda a, i: a[i])(x, parent), (past, written))  # noqa: B023
-        written = jnp.concatenate([written, tokens[..., None]], axis=-1)
-    return written, scores
+# --- size ---
 
 
-def searches(model: GenerativeRetriever, length: int):
-    """The two compiled searches: ours (params, trie, queries), unconstrained (params, queries)."""
-
-    def stepper(params, queries):
-        apply = functools.partial(model.module.apply, {"params": params})
-        cross = apply(queries, method="start")
-        return lambda tokens, position, past: apply(tokens, position, past, cross, queries, method="step")
-
-    @jax.jit
-    def ours(params, trie, queries):
-        return constrained_beam_search(stepper(params, queries), trie, len(queries), BEAMS)
-
-    @jax.jit
-    def unconstrained(params, queries):
-        return unconstrained_beam_search(stepper(params, queries), length, len(queries))
-
-    return ours, unconstrained
-
-
-def milliseconds(run) -> float:
-    """What one call takes."""
+def measure_size(docids: _docids.Docids, static: str | None) -> tuple[Trie, dict, dict]:
+    """(the trie, {"bytes", "seconds"}, the rivals' or why there are none): bytes a docid."""
     started = time.perf_counter()
-    jax.block_until_ready(run())
-    return 1000 * (time.perf_counter() - started)
+    trie, row_N = build_trie(docids.tokens_NxL)
+    seconds = time.perf_counter() - started
+    distinct = int((row_N == np.arange(len(row_N))).sum())
+    size = sum(array.nbytes for array in jax.tree.leaves(trie)) / distinct
+
+    tokens_NxL, rivals = docids.tokens_NxL, {}
+    count, length = tokens_NxL.shape
+    some = min(count, 1_000_000, 8_000_000 // length)
+    rivals["dict"] = _per_docid(_rivals.measure(tokens_NxL[:some]), some)
+    if static:
+        some = min(count, 110_000_000 // length)  # it takes up to 65 bytes a token while it builds
+        # Its vocabulary is the codes, the same at every position.
+        shift_L = docids.codes * np.arange(length, dtype=np.int32)
+        codes_NxL = np.where(tokens_NxL[:some] > EOS, tokens_NxL[:some] - shift_L, tokens_NxL[:some])
+        size_of_codes = docids.codes + 2 if docids.codes else docids.output_size
+        rivals["static"] = _per_docid(
+            _rivals.measure(codes_NxL.astype(np.uint16), "--static", static, "--size", str(size_of_codes)),
+            some,
+        )
+    return trie, {"bytes": size, "seconds": seconds}, rivals
 
 
-def time_both(docids: np.ndarray, queries: np.ndarray, repetitions: int) -> dict:
-    """Builds the trie and runs both searches in turn."""
-    started = time.perf_counter()
-    trie, _ = build_trie(docids)
-    build_seconds = time.perf_counter() - started
-    size = sum(array.nbytes for array in jax.tree.leaves(trie))
-    count = int(np.count_nonzero(trie.tokens_NxL[:, 0]))
-
-    model = GenerativeRetriever(CONFIG)
-    shapes = {"encoder_input_tokens": (1, QUERY_LENGTH), "decoder_input_tokens": (1, docids.shape[1])}
-    params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes))["params"]
-    ours, unconstrained = searches(model, docids.shape[1])
-    params, trie, queries = jax.device_put((params, trie, queries))
-    runs = [lambda: ours(params, trie, queries), lambda: unconstrained(params, queries)]
-    for run in runs:
-        milliseconds(run)  # compiles
-    times = [[milliseconds(run) for run in runs] for _ in range(repetitions)]
-    medians = [statistics.median(column) / len(queries) for column in zip(*times, strict=True)]
-    return {
-        "milliseconds_per_query": dict(zip(("ours", "unconstrained"), medians, strict=True)),
-        "constraint_cost": medians[0] / medians[1],
-        "build_seconds": build_seconds,
-        "bytes_per_docid": size / count,
-        "docids": count,
-    }
+def _per_docid(measured: dict | str, count: int) -> dict | str:
+    if isinstance(measured, str):
+        return measured
+    return {"bytes": measured["bytes"] / count, "seconds": measured["seconds"], "docids": count}
 
 
-def hugging_face(docids: np.ndarray, queries: np.ndarray, repetitions: int) -> float | None:
-    """Milliseconds a query of `generate`, or None where it is not installed."""
+# --- Hugging Face ---
+
+
+def measure_hf(docids: _docids.Docids, repetitions: int) -> dict:
+    """Milliseconds a query: ours, generate (two ways, each with as many threads as is best); how many of its
+    docids are ours, rank by rank.
+    """
+    import _hugging_face
+
+    tokens_NxL, config = docids.tokens_NxL, network(docids.output_size)
+    rival = _hugging_face.random_network(config)
+    params, (trie, _) = jax.device_put(_hugging_face.params_of(rival)), build_trie(tokens_NxL)
+    dicts, trie = _rivals.dict_trie(tokens_NxL), jax.device_put(trie)
+    search, queries = compiled_search(GenerativeRetriever(config)), random_queries()
+    ways = [
+        _hugging_face.searcher(rival, dicts, tokens_NxL.shape[1], BEAMS, put_aside)
+        for put_aside in (True, False)
+    ]
+    rows_BxK, scores_BxK = search(params, trie, queries)
+    ours_BxKxL = tokens_NxL[np.asarray(rows_BxK)]
+    agree = []
+    for way in ways:
+        theirs_BxKxL, their_scores_BxK = way(queries, 1)
+        same_BxK = (ours_BxKxL == theirs_BxKxL).all(-1)
+        found_BxK = (ours_BxKxL[:, None] == theirs_BxKxL[:, :, None]).all(-1).any(-1)
+        close_BxK = np.abs(np.asarray(scores_BxK) - their_scores_BxK) < CLOSE
+        agree.append(int((same_BxK | found_BxK & close_BxK).sum()))
+    # On a busy machine, or for a small network, PyTorch is faster with one thread.
+    threads = (1, os.cpu_count())
+    runs = [functools.partial(way, queries, n) for way in ways for n in threads]
+    ours, *theirs = medians([lambda: search(params, trie, queries), *runs], repetitions, warm_up=0)
+    times = [ours, *np.reshape(theirs, (len(ways), len(threads))).min(1)]
+    return {"milliseconds": [float(time) / WHOLE_BATCH for time in times], "agree": agree}
+
+
+def own_vocabulary(docids: _docids.Docids) -> _docids.Docids:
+    """The same docids, their tokens renumbered without gaps."""
+    used = np.union1d(np.unique(docids.tokens_NxL), [0, EOS])
+    tokens_NxL = np.searchsorted(used, docids.tokens_NxL).astype(np.uint16)
+    return _docids.Docids(tokens_NxL, round_up(len(used), 128))
+
+
+# --- the program ---
+
+
+def run_hf(count: int, vocabulary: Path | None, repetitions: int, console: Console) -> dict:
+    speedup = dict.fromkeys(("naive_32k", "docid_vocabulary"))
     if not (importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")):
-        return None
-    import torch
-    import transformers
-
-    c = CONFIG
-    config = transformers.T5Config(
-        vocab_size=c.vocab_size,
-        d_model=c.emb_dim,
-        d_kv=c.head_dim,
-        d_ff=c.mlp_dim,
-        num_heads=c.num_heads,
-        num_layers=c.num_encoder_layers,
-        num_decoder_layers=c.num_decoder_layers,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
+        console.print("hf: left out: install torch and transformers")
+        return speedup
+    table = Table(
+        "softmax",
+        "this search",
+        "generate",
+        "same docids",
+        "ended beams stay",
+        "same docids",
+        "speedup",
+        title=f"Milliseconds a query: {count:,} naive docids, batches of {WHOLE_BATCH}, {BEAMS} beams",
     )
-    network = transformers.T5ForConditionalGeneration(config).eval()
-    trie: dict = {}
-    for docid in docids.tolist():
-        node = trie
-        for token in filter(None, docid):
-            node = node.setdefault(token, {})
-
-    def allowed(_, written):
-        node = trie
-        for token in written.tolist()[1:]:
-            node = node.get(token, {})
-        return list(node) or [EOS]
-
-    generate = functools.partial(
-        network.generate,
-        torch.tensor(queries[:HF_BATCH], dtype=torch.long),
-        num_beams=BEAMS,
-        num_return_sequences=BEAMS,
-        length_penalty=0.0,
-        max_new_tokens=docids.shape[1],
-        prefix_allowed_tokens_fn=allowed,
-    )
-    with torch.inference_mode():
-        return statistics.median(milliseconds(generate) for _ in range(repetitions)) / HF_BATCH
+    docids = _docids.naive(count, vocabulary)
+    for case, made in zip(speedup, (docids, own_vocabulary(docids)), strict=True):
+        measured = measure_hf(made, repetitions)
+        (ours, *theirs), all_of_them = measured["milliseconds"], WHOLE_BATCH * BEAMS
+        speedup[case] = min(theirs) / ours
+        cells = [
+            cell
+            for time, agree in zip(theirs, measured["agree"], strict=True)
+            for cell in (f"{time:.1f}", f"{agree} of {all_of_them}")
+        ]
+        table.add_row(f"{made.output_size:,} ({case})", f"{ours:.2f}", *cells, f"{speedup[case]:.1f}")
+    console.print(table)
+    return speedup
 
 
-def show(figures: dict) -> None:
-    """The table, then the JSON."""
-    times, cost, speedup = (figures[k] for k in ("milliseconds_per_query", "constraint_cost", "hf_speedup"))
-    title = f"{figures['docids']:,} docids, {BEAMS} beams, on {jax.devices()[0].device_kind}"
-    table = Table("", "this search", "unconstrained", "Hugging Face", title=title)
-    cells = ["-" if value is None else f"{value:.2f}" for value in times.values()]
-    table.add_row("milliseconds a query", *cells)
-    table.add_row("this search = 1", "1", f"{1 / cost:.2f}", "-" if speedup is None else f"{speedup:.2f}")
-    table.add_row("building the trie, seconds", f"{figures['build_seconds']:.3f}", "-", "-")
-    table.add_row("bytes a docid", f"{figures['bytes_per_docid']:.1f}", "-", "-")
-    Console().print(table)
-    print(json.dumps(figures))
+def run_kinds(options: argparse.Namespace, count: int, repetitions: int, console: Console) -> dict:
+    """Sizes and costs, kind by kind, so that one table is in memory."""
+    batches = (WHOLE_BATCH,) if options.quick else (WHOLE_BATCH, 64)
+    sizes = Table("docids", "longest", "bytes a docid", "seconds", title=f"Building, {count:,} docids")
+    for name in ("dicts", "STATIC"):
+        sizes.add_column(f"{name}: bytes")
+        sizes.add_column("seconds" if name == "STATIC" else "s a million")
+    costs = Table("docids", "softmax", title=f"All steps, {BEAMS} beams: ms, unconstrained ms, ratio")
+    for name in (*(f"batch {batch_size}" for batch_size in batches), "whole search"):
+        costs.add_column(name)
+    makers = _docids.kinds(options.vocabulary)
+    figures = {key: dict.fromkeys(makers) for key in ("constraint_cost", "bytes_per_docid", "build_seconds")}
+    for kind, make in makers.items():
+        if options.only == "hf" or (options.quick and kind not in QUICK_KINDS):
+            continue
+        docids = make(count)
+        if options.only == "cost":
+            trie, _ = build_trie(docids.tokens_NxL)
+        else:
+            trie, ours, rivals = measure_size(docids, options.static)
+            figures["bytes_per_docid"][kind], figures["build_seconds"][kind] = ours["bytes"], ours["seconds"]
+            sizes.add_row(kind, *_size_cells(docids, ours, rivals))
+        output_size = docids.output_size
+        del docids  # the tables of millions are not needed beside the logits
+        if options.only != "size":
+            times = measure_cost(trie, output_size, batches, repetitions)
+            figures["constraint_cost"][kind] = max(a / b for key, (a, b) in times.items() if key != "whole")
+            cells = [f"{a:.1f} {b:.1f} {a / b:.2f}" for a, b in (times[key] for key in (*batches, "whole"))]
+            costs.add_row(kind, f"{output_size:,}", *cells)
+    for table in (sizes, costs):
+        if table.row_count:
+            console.print(table)
+    return figures
+
+
+def _size_cells(docids: _docids.Docids, ours: dict, rivals: dict) -> list[str]:
+    cells = [str(docids.tokens_NxL.shape[1]), f"{ours['bytes']:.1f}", f"{ours['seconds']:.2f}"]
+    for name, scale in (("dict", 1e6), ("static", None)):
+        rival = rivals.get(name, "-")
+        if isinstance(rival, str):
+            cells += [rival, "-"]
+        else:
+            of = f" ({rival['docids']:,} docids)" if rival["docids"] < len(docids.tokens_NxL) else ""
+            seconds = rival["seconds"] * (scale / rival["docids"] if scale else 1)
+            cells += [f"{rival['bytes']:.1f}{of}", f"{seconds:.2f}"]
+    return cells
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="5,000 docids, few repetitions: within a minute")
-    quick = parser.parse_args().quick
-    rng = np.random.default_rng(0)
-    docids = random_docids(5_000 if quick else 100_000, rng)
-    queries = rng.integers(2, CONFIG.vocab_size, (BATCH, QUERY_LENGTH), dtype=np.int32)
-    figures = time_both(docids, queries, repetitions=3 if quick else 9)
-    hf = hugging_face(docids, queries, repetitions=1 if quick else 3)
-    times = figures["milliseconds_per_query"]
-    times["hf"] = hf
-    figures["hf_speedup"] = hf and hf / times["ours"]
-    show(figures)
+    parser.add_argument("--quick", action="store_true", help="few docids and repetitions: within a minute")
+    parser.add_argument("--only", choices=("hf", "cost", "size"))
+    parser.add_argument("--docids", type=int, help="as many for every part")
+    parser.add_argument("--static", metavar="FOLDER", help="a checkout of youtube/static-constraint-decoding")
+    parser.add_argument(
+        "--vocabulary", type=Path, help="a SentencePiece model: cuts naive docids into its pieces"
+    )
+    options = parser.parse_args()
+    repetitions = 3 if options.quick else 7
+    count, hf_count = (
+        options.docids or (QUICK_DOCIDS if options.quick else n) for n in (MS_MARCO, HF_DOCIDS)
+    )
+    console = Console(width=160)
+    console.print(f"on {jax.devices()[0].device_kind}, {os.cpu_count()} cores")
+    figures = {"hf_speedup": dict.fromkeys(("naive_32k", "docid_vocabulary"))}
+    if options.only in (None, "hf"):
+        figures["hf_speedup"] = run_hf(hf_count, options.vocabulary, 1 if options.quick else 5, console)
+    figures |= run_kinds(options, count, repetitions, console)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

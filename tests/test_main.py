@@ -132,7 +132,10 @@ def test_arguments():
         (["import", "--gin.VOCABULARY='/no/vocabulary'"], ["/no/vocabulary", "VOCABULARY"]),
         (["docids", "--gin.WORK_DIR='/no/such/work'"], ["/no/such/work/collection", "retrieval-jax import"]),
         (["docids", "--gin.DOCIDS='magic'"], ["magic", "atomic, naive"]),
-        (["docids", "--gin.DOCIDS='semantic'", "--gin.EMBEDDINGS='/no/v.npy'"], ["/no/v.npy", "path"]),
+        (
+            ["docids", "--gin.DOCIDS='semantic'", "--gin.EMBEDDINGS='/no/v.npy'"],
+            ["/no/v.npy", "name one of these"],
+        ),
         (["train", "--gin.DOCIDS=None"], ["docids", "DOCIDS"]),
         (["index", "--gin.MODEL_DIR='/no/model'"], ["/no/model/model.json", "retrieval-jax train"]),
         (["search", "--gin.SEARCHER='nobody'"], ["searchers/nobody", "retrieval-jax index"]),
@@ -180,3 +183,68 @@ def test_another_collections_model_is_refused(demo: Work, tmp_path: Path, source
     assert status == 2
     assert "another collection" in err
     assert str(demo.model("atomic")) in err
+
+
+def test_passages_that_came_later_are_found_by_the_model_of_before(
+    demo: Work, tmp_path, source, arguments, cli
+):
+    grown = tmp_path / "grown"
+    grown.mkdir()
+    for file in source.iterdir():
+        (grown / file.name).write_bytes(file.read_bytes())
+    lines = (grown / "docs.tsv").read_text().splitlines(keepends=True)
+    gone = lines.pop(0).split("\t")[0]
+    new = "one.more\tprogress\tA progress bar that shows how long a task still takes.\n"
+    (grown / "docs.tsv").write_text("".join([new, *lines]))
+    for file in grown.glob("qrels.*.tsv"):
+        kept = [line for line in file.read_text().splitlines(keepends=True) if f"\t{gone}\t" not in line]
+        file.write_text("".join(kept))
+    rest = [a for a in arguments if "COLLECTION" not in a and "WORK_DIR" not in a]
+    here = [f"--gin.COLLECTION='{grown}'", f"--gin.WORK_DIR='{tmp_path / 'work'}'", *rest]
+    model = f"--gin.MODEL_DIR='{demo.model('semantic')}'"
+    assert cli("import", *here)[0] == 0
+    kind = ["--gin.DOCIDS='semantic'", f"--gin.EMBEDDINGS='{demo.model('dual_encoder')}'"]
+    assert cli("docids", *here, *kind)[0] == 0  # new ones for all: not what the model learned
+    assert cli("index", *here, model)[0] == 2
+    status, made, _ = cli("docids", *here, *kind, f"--gin.EXTENDS='{demo.docids('semantic')}'")
+    assert status == 0
+    assert made["extension"] == {"kept": len(lines), "added": 1, "removed": 1}
+    assert cli("index", *here, model, "--gin.make_index.beams=200")[0] == 0
+    query = ["--gin.SEARCHER='semantic'", "--gin.QUERY='a progress bar'", "--gin.K=200"]
+    status, found, _ = cli("search", *here, *query)
+    assert status == 0
+    passages = [passage["id"] for passage in found["passages"]]
+    assert len(passages) == len(set(passages)) == len(lines) + 1
+    assert "one.more" in passages
+    assert gone not in passages
+
+
+def test_docids_changed_after_the_index_are_refused(demo: Work, arguments: list[str], cli):
+    other = ["--gin.DOCIDS='semantic'", "--gin.semantic.leaf_size=7"]
+    query = ["--gin.SEARCHER='semantic'", "--gin.QUERY='a progress bar'"]
+    assert cli("docids", *arguments, *other)[0] == 0
+    status, _, err = cli("search", *arguments, *query)
+    assert status == 2
+    assert "not the docids that" in err
+    assert "`retrieval-jax index`" in err
+    assert cli("docids", *arguments, "--gin.DOCIDS='semantic'")[0] == 0  # as they were
+    assert cli("search", *arguments, *query)[0] == 0
+
+
+def test_fewer_passages_than_asked_for_are_told(demo: Work, arguments: list[str], cli):
+    """Ten beams (see `arguments`) find ten passages."""
+    status, made, err = cli("search", *arguments, "--gin.SEARCHER='naive'", "--gin.SPLIT='dev'", "--gin.K=20")
+    assert status == 0
+    assert made["fewer_than_k"] == made["queries"] == 10
+    assert "naive: fewer than 20 passages for 10 of 10 queries" in err
+
+
+def test_an_approximate_search_tells_its_recall(demo: Work, arguments: list[str], cli):
+    name = "--gin.make_index.name='approximate'"
+    model = f"--gin.MODEL_DIR='{demo.model('atomic')}'"
+    assert cli("index", *arguments, model, name, "--gin.make_index.recall=0.9")[0] == 0
+    status, made, _ = cli(
+        "search", *arguments, "--gin.SEARCHER='approximate'", "--gin.SPLIT='dev'", "--gin.K=9"
+    )
+    assert status == 0
+    assert made["recall"] == 1.0  # on a processor it is exact

@@ -95,32 +95,36 @@ def expand(
     """
     B = len(state.score)
     nth_F = jnp.arange(fanout)
-    single_BxK = state.degree == 0
-    symbol_BxKxF = trie.symbol_E.at[state.child[..., None] + nth_F].get(mode="clip").astype(jnp.int32)
+    token_S = jnp.asarray(trie.token_LxS)[position]
     tail_BxK = trie.tail_symbol(state.child, position)
-    symbol_BxKxF = jnp.where(single_BxK[..., None], tail_BxK[..., None], symbol_BxKxF)
-    token_BxKxF = jnp.asarray(trie.token_LxS)[position][symbol_BxKxF]
-
-    log_prob = jnp.take_along_axis(logits_BxKxS, symbol_BxKxF, axis=-1) - log_z_BxK[..., None]
-    log_prob = jnp.where(token_BxKxF == 0, 0.0, log_prob)  # ended
+    symbol_BxKxF = trie.symbol_E.at[state.child[..., None] + nth_F].get(mode="clip").astype(jnp.int32)
+    symbol_BxKxF = jnp.where((state.degree == 0)[..., None], tail_BxK[..., None], symbol_BxKxF)
+    log_prob = _take(logits_BxKxS, symbol_BxKxF) - log_z_BxK[..., None]
+    # Only symbol 0 can stand for token 0: the docid has ended, and goes on at no cost.
+    log_prob = jnp.where((symbol_BxKxF == 0) & (token_S[0] == 0), 0.0, log_prob)
     exists = nth_F < jnp.maximum(state.degree, 1)[..., None]
     total_BxC = jnp.where(exists, state.score[..., None] + log_prob, -jnp.inf).reshape(B, -1)
 
     kept = min(beams, total_BxC.shape[1])
     score, best = jax.lax.top_k(total_BxC, kept)
     parent = best // fanout
-    child, degree = (jnp.take_along_axis(x, parent, axis=1) for x in (state.child, state.degree))
+    single, child = _take(state.degree, parent) == 0, _take(state.child, parent)
     edge = child + best % fanout
     reached = Beams(
         score,
-        jnp.take_along_axis(token_BxKxF.reshape(B, -1), best, axis=1),
-        jnp.where(degree == 0, child, trie.child_E.at[edge].get(mode="clip")),
-        jnp.where(degree == 0, 0, trie.degree_E.at[edge].get(mode="clip").astype(jnp.int32)),
+        token_S[_take(symbol_BxKxF.reshape(B, -1), best)],
+        jnp.where(single, child, trie.child_E.at[edge].get(mode="clip")),
+        jnp.where(single, 0, trie.degree_E.at[edge].get(mode="clip").astype(jnp.int32)),
     )
     missing = ((0, 0), (0, beams - kept))
     nobody = Beams(-jnp.inf, 0, 0, 0)
     reached = [jnp.pad(x, missing, constant_values=n) for x, n in zip(reached, nobody, strict=True)]
     return Beams(*reached), jnp.pad(parent, missing)
+
+
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Along the last axis."""
+    return jnp.take_along_axis(x, index, axis=-1, mode="promise_in_bounds")
 
 
 def _take_beams(cache: Any, parent_BxK: jax.Array) -> Any:

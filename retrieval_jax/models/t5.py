@@ -126,6 +126,19 @@ class Attention(nn.Module):
         mixed_BxTxHxD = jnp.einsum("bhts,bshd->bthd", weights, values_BxSxHxD)
         return self.out(mixed_BxTxHxD.reshape(*mixed_BxTxHxD.shape[:2], -1))
 
+    def attend_own(self, x_BxKxE: jax.Array, keys_values: KeysValues, bias_HxT: jax.Array) -> jax.Array:
+        """Each of K beams attends from its newest token to its own keys, each BxKxTxHxD. Gives BxKxE.
+
+        One query has nothing to share between rows: products and sums are one pass over the keys, where tiny
+        matrix products would each cost more than their arithmetic.
+        """
+        keys, values = keys_values
+        query_BxKx1xHxD = self._heads(self.query(x_BxKxE))[:, :, None]
+        logits_BxKxTxH = jnp.sum((query_BxKx1xHxD * keys).astype(jnp.float32), axis=-1) + bias_HxT.T
+        weights = jax.nn.softmax(logits_BxKxTxH, axis=2).astype(values.dtype)
+        mixed_BxKxHxD = jnp.sum(weights[..., None] * values, axis=2)
+        return self.out(mixed_BxKxHxD.reshape(*x_BxKxE.shape[:2], -1))
+
 
 class MLP(nn.Module):
     """Gated GELU: wo(gelu(x wi_0) * x wi_1)."""
@@ -247,16 +260,13 @@ class DecoderLayer(nn.Module):
         Self-attention is each beam's own; cross-attention treats the beams as positions, so that they
         share their query's keys and values without a copy. Gives (BxKxE, `kept` with this token).
         """
-        B, K, E = x_BxKxE.shape
         h = self.pre_self_attention_layer_norm(x_BxKxE)
         kept = jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, :, None], position, axis=2),
             kept,
             self.self_attention.keys_values(h),
         )
-        flat = jax.tree.map(lambda a: a.reshape(B * K, *a.shape[2:]), kept)
-        attended = self.self_attention(h.reshape(B * K, 1, E), flat, self_bias, deterministic=True)
-        x = x_BxKxE + attended.reshape(B, K, E)
+        x = x_BxKxE + self.self_attention.attend_own(h, kept, self_bias)
         return self._after_self_attention(x, cross, cross_bias, deterministic=True), kept
 
 
@@ -298,7 +308,7 @@ class Decoder(nn.Module):
     def step(self, x_BxKxE, position, cache: list, cross: list, mask_BxS) -> tuple[jax.Array, list]:
         positions = np.arange(cache[0][0].shape[2])
         bias_1xHxTxT = self.relpos_bias(positions, positions)
-        self_bias = jax.lax.dynamic_slice_in_dim(bias_1xHxTxT, position, 1, axis=2)
+        self_bias = jax.lax.dynamic_index_in_dim(bias_1xHxTxT[0], position, axis=1, keepdims=False)
         self_bias += jnp.where(positions <= position, 0.0, MASKED)
         cross_bias = jnp.where(mask_BxS, 0.0, MASKED)[:, None, None, :]
         x, longer = x_BxKxE, []

@@ -1,0 +1,178 @@
+"""What a search costs with the docid trie and without: its steps, and all of it with a small network."""
+
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _docids import T5_SIZE
+
+from retrieval_jax.decoding.beam_search import Beams, expand
+from retrieval_jax.decoding.trie import Trie
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.t5 import T5, T5Config
+
+BEAMS, QUERY_LENGTH, WHOLE_BATCH = 40, 16, 8
+LOGITS_A_CALL = 1 << 21  # 8 MB: more where one step reads more
+
+
+def network(output_size: int) -> T5Config:
+    return T5Config(T5_SIZE, 64, 4, 16, 128, 2, 2, output_size=output_size, reads_outputs=True)
+
+
+def medians(runs: Sequence[Callable], repetitions: int, warm_up: int = 1) -> list[float]:
+    """Milliseconds that each takes, run in turn."""
+    times = [[] for _ in runs]
+    for repetition in range(warm_up + repetitions):
+        for run, some in zip(runs, times, strict=True):
+            started = time.perf_counter()
+            jax.block_until_ready(run())
+            if repetition >= warm_up:  # before, it compiles
+                some.append(1000 * (time.perf_counter() - started))
+    return [statistics.median(some) for some in times]
+
+
+@jax.jit
+def constrained_root(trie: Trie, logits_RxBx1xV: jax.Array) -> Beams:
+    def search(logits_Bx1xV: jax.Array) -> Beams:
+        root = jnp.zeros((len(logits_Bx1xV), 1), jnp.int32)
+        degree = jnp.broadcast_to(jnp.asarray(trie.root_degree, jnp.int32), root.shape)
+        state = Beams(jnp.zeros(root.shape, jnp.float32), root, root, degree)
+        logits, log_z = logits_Bx1xV[..., trie.token_LxS[0]], jax.nn.logsumexp(logits_Bx1xV, axis=-1)
+        return expand(trie, trie.fanouts[0], BEAMS, state, logits, log_z, 0)
+
+    return jax.lax.map(search, logits_RxBx1xV)
+
+
+@jax.jit
+def constrained_step(trie: Trie, states_R: Beams, logits_RxBxKxV: jax.Array, position: jax.Array):
+    """What `constrained_beam_search` does at a position around the network."""
+    bounds = sorted(set(trie.fanouts[1:]))
+    branch_of = jnp.array([0, *(bounds.index(bound) for bound in trie.fanouts[1:])])
+    branches = [functools.partial(expand, trie, bound, BEAMS) for bound in bounds]
+
+    def search(state_and_logits: tuple[Beams, jax.Array]):
+        state, logits_BxKxV = state_and_logits
+        logits, log_z = logits_BxKxV[..., trie.token_LxS[position]], jax.nn.logsumexp(logits_BxKxV, axis=-1)
+        return jax.lax.switch(branch_of[position], branches, state, logits, log_z, position)
+
+    return jax.lax.map(search, (states_R, logits_RxBxKxV))
+
+
+@functools.partial(jax.jit, static_argnames="by_beam")
+def unconstrained_steps(scores_RxBxK: jax.Array, logits_RxBxKxV: jax.Array, by_beam: bool):
+    return jax.lax.map(lambda x: unconstrained_step(*x, by_beam), (scores_RxBxK, logits_RxBxKxV))
+
+
+def unconstrained_step(
+    score_BxK: jax.Array, logits_BxKxV: jax.Array, by_beam: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(score, token, parent) of the best beams × outputs, B×BEAMS: of all at once, or first of each beam."""
+    B, _, V = logits_BxKxV.shape
+    if by_beam:
+        best_BxKxC, token_BxKxC = jax.lax.top_k(logits_BxKxV, min(BEAMS, V))
+        total_BxKxC = best_BxKxC + (score_BxK - jax.nn.logsumexp(logits_BxKxV, axis=-1))[..., None]
+    else:
+        total_BxKxC = score_BxK[..., None] + jax.nn.log_softmax(logits_BxKxV)
+    C = total_BxKxC.shape[2]
+    score, best = jax.lax.top_k(total_BxKxC.reshape(B, -1), min(BEAMS, score_BxK.shape[1] * C))
+    token = jnp.take_along_axis(token_BxKxC.reshape(B, -1), best, axis=1) if by_beam else best % C
+    missing = ((0, 0), (0, BEAMS - score.shape[1]))
+    return (
+        jnp.pad(score, missing, constant_values=-jnp.inf),
+        jnp.pad(token, missing),
+        jnp.pad(best // C, missing),
+    )
+
+
+def measure_steps(trie: Trie, output_size: int, batch_size: int, repetitions: int) -> list[float]:
+    """Milliseconds of all positions' steps: constrained, unconstrained (all at once, first of each beam).
+
+    Where a step takes microseconds one call does it for several batches, in a loop as in a search: otherwise
+    the time of calling it would be measured.
+    """
+    shape = (batch_size, BEAMS, output_size)
+    R = max(1, LOGITS_A_CALL // math.prod(shape))
+    logits_RxBxKxV = np.random.default_rng(batch_size).standard_normal((R, *shape), np.float32)
+    logits_RxBxKxV = jax.device_put(3 * logits_RxBxKxV)
+    ways = (False, True)
+    first, start = logits_RxBxKxV[:, :, :1], jnp.zeros((R, batch_size, 1))
+    runs = [functools.partial(constrained_root, trie, first)]
+    runs += [functools.partial(unconstrained_steps, start, first, way) for way in ways]
+    total = np.zeros(len(runs))
+    for position in range(trie.length):
+        total += medians(runs, repetitions)
+        (states, _), (scores, *_) = runs[0](), runs[1]()
+        runs = [functools.partial(constrained_step, trie, states, logits_RxBxKxV, position + 1)]
+        runs += [functools.partial(unconstrained_steps, scores, logits_RxBxKxV, way) for way in ways]
+    return (total / R).tolist()
+
+
+@functools.partial(jax.jit, static_argnames=("module", "length", "by_beam"))
+def unconstrained_search(module: T5, params: dict, queries_BxS: jax.Array, length: int, by_beam: bool):
+    """The most probable sequences of `length` tokens: (tokens B×BEAMS×length, scores B×BEAMS)."""
+    apply = functools.partial(module.apply, {"params": params})
+    cross, cache = apply(queries_BxS, 1, length, method="start")
+
+    def write(position, carry):
+        score, token, kept = carry
+        x_BxKxE, cache = apply(token, position, kept[0], cross, queries_BxS, method="step")
+        logits_BxKxV = apply(x_BxKxE, method="logits")
+        score, token, parent = unconstrained_step(score, logits_BxKxV, by_beam)
+        cache, written = jax.tree.map(lambda x: jax.vmap(lambda a, i: a[i])(x, parent), (cache, kept[1]))
+        return score, token, (cache, written.at[..., position].set(token))
+
+    root = jnp.zeros((len(queries_BxS), 1), jnp.int32)
+    written = jnp.zeros((*root.shape, length), jnp.int32)
+    carry = write(0, (jnp.zeros(root.shape), root, (cache, written)))
+    score, _, (_, written) = jax.lax.fori_loop(1, length, write, carry)
+    return written, score
+
+
+def compiled_search(model: GenerativeRetriever) -> Callable:
+    """(params, trie, queries B×S) -> (rows B×BEAMS, scores)."""
+
+    @jax.jit
+    def search(params, trie, queries_BxS):
+        batch = {"encoder_input_tokens": queries_BxS}
+        rows, aux = model.predict_batch_with_aux(params, batch, trie=trie, beams=BEAMS)
+        return rows, aux["scores"]
+
+    return search
+
+
+def random_queries() -> np.ndarray:
+    return np.random.default_rng(0).integers(2, 32_100, (WHOLE_BATCH, QUERY_LENGTH), dtype=np.int32)
+
+
+def measure_whole(trie: Trie, output_size: int, by_beam: bool, repetitions: int) -> list[float]:
+    """Milliseconds of a whole search with a small network: constrained, unconstrained."""
+    model = GenerativeRetriever(network(output_size))
+    shapes = {"encoder_input_tokens": (1, QUERY_LENGTH), "decoder_input_tokens": (1, trie.length)}
+    params = nn.unbox(jax.jit(lambda key: model.get_initial_variables(key, shapes))(jax.random.key(0)))[
+        "params"
+    ]
+    search, queries = compiled_search(model), jax.device_put(random_queries())
+    runs = [
+        lambda: search(params, trie, queries),
+        lambda: unconstrained_search(model.module, params, queries, trie.length, by_beam),
+    ]
+    return medians(runs, repetitions)
+
+
+def measure_cost(trie: Trie, output_size: int, batches: Sequence[int], repetitions: int) -> dict:
+    """{batch size: milliseconds of all steps, "whole": of a search}, each [constrained, unconstrained]."""
+    trie = jax.device_put(trie)
+    times = {}
+    for batch_size in batches:
+        ours, *theirs = measure_steps(trie, output_size, batch_size, repetitions)
+        times[batch_size] = [ours, min(theirs)]
+        if batch_size == WHOLE_BATCH:
+            by_beam = theirs[1] < theirs[0]
+            times["whole"] = measure_whole(trie, output_size, by_beam, repetitions)
+    return times
