@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from _docids import T5_SIZE
 
+from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import Beams, expand
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -175,4 +176,22 @@ def measure_cost(trie: Trie, output_size: int, batches: Sequence[int], repetitio
         if batch_size == WHOLE_BATCH:
             by_beam = theirs[1] < theirs[0]
             times["whole"] = measure_whole(trie, output_size, by_beam, repetitions)
+    return times
+
+
+def measure_atomic(count: int, output_size: int, batches: Sequence[int], repetitions: int) -> dict:
+    """The same of atomic docids: the best of those that exist, and of the whole softmax."""
+    real_V = jax.device_put((np.arange(output_size) > 0) & (np.arange(output_size) <= count))
+    search = jax.jit(top_docids, static_argnames=("k", "few_unreal"))
+
+    @jax.jit
+    def theirs(logits):
+        score, token = jax.lax.top_k(logits, BEAMS)
+        return score - jax.nn.logsumexp(logits, axis=-1, keepdims=True), token
+
+    times = {}
+    for batch_size in batches:
+        logits = jax.random.normal(jax.random.key(batch_size), (batch_size, output_size))
+        ours = functools.partial(search, logits, real_V, k=BEAMS, few_unreal=True)
+        times[batch_size] = medians([ours, functools.partial(theirs, logits)], repetitions)
     return times

@@ -29,7 +29,16 @@ import _docids
 import _rivals
 import jax
 import numpy as np
-from _cost import BEAMS, WHOLE_BATCH, compiled_search, measure_cost, medians, network, random_queries
+from _cost import (
+    BEAMS,
+    WHOLE_BATCH,
+    compiled_search,
+    measure_atomic,
+    measure_cost,
+    medians,
+    network,
+    random_queries,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -162,7 +171,18 @@ def run_kinds(options: argparse.Namespace, count: int, repetitions: int, console
     for name in (*(f"batch {batch_size}" for batch_size in batches), "whole search"):
         costs.add_column(name)
     makers = _docids.kinds(options.vocabulary)
-    figures = {key: dict.fromkeys(makers) for key in ("constraint_cost", "bytes_per_docid", "build_seconds")}
+
+    def add_cost(kind: str, output_size: int, times: dict) -> None:
+        figures["constraint_cost"][kind] = max(a / b for key, (a, b) in times.items() if key != "whole")
+        in_order = (times[key] for key in (*batches, "whole") if key in times)
+        costs.add_row(kind, f"{output_size:,}", *(f"{a:.1f} {b:.1f} {a / b:.2f}" for a, b in in_order))
+
+    kinds = ("atomic", *makers)
+    figures = {key: dict.fromkeys(kinds) for key in ("constraint_cost", "bytes_per_docid", "build_seconds")}
+    if options.only in (None, "cost"):
+        output_size = round_up(count + 1, 128)
+        times = measure_atomic(count, output_size, batches, repetitions)
+        add_cost("atomic", output_size, times)
     for kind, make in makers.items():
         if options.only == "hf" or (options.quick and kind not in QUICK_KINDS):
             continue
@@ -176,10 +196,7 @@ def run_kinds(options: argparse.Namespace, count: int, repetitions: int, console
         output_size = docids.output_size
         del docids  # the tables of millions are not needed beside the logits
         if options.only != "size":
-            times = measure_cost(trie, output_size, batches, repetitions)
-            figures["constraint_cost"][kind] = max(a / b for key, (a, b) in times.items() if key != "whole")
-            cells = [f"{a:.1f} {b:.1f} {a / b:.2f}" for a, b in (times[key] for key in (*batches, "whole"))]
-            costs.add_row(kind, f"{output_size:,}", *cells)
+            add_cost(kind, output_size, measure_cost(trie, output_size, batches, repetitions))
     for table in (sizes, costs):
         if table.row_count:
             console.print(table)

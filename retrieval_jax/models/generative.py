@@ -44,6 +44,7 @@ class GenerativeRetriever(EncoderDecoder):
         batch: Batch,
         real_V: jax.Array,
         k: int,
+        few_unreal: bool = False,
         mesh: Mesh | None = None,
         recall: float | None = None,
     ) -> tuple[jax.Array, Metrics]:
@@ -53,5 +54,5 @@ class GenerativeRetriever(EncoderDecoder):
         """
         start = jnp.zeros((len(batch["encoder_input_tokens"]), 1), jnp.int32)
         logits_Bx1xV = self.logits(params, {**batch, "decoder_input_tokens": start})
-        tokens, scores = top_docids(logits_Bx1xV[:, 0], real_V, k, mesh, recall)
+        tokens, scores = top_docids(logits_Bx1xV[:, 0], real_V, k, few_unreal, mesh, recall)
         return tokens, {"scores": scores}

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax import storage
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
+from retrieval_jax.decoding.atomic import FEW
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
@@ -47,7 +48,7 @@ class GenerativeSearcher:
         mesh: Mesh | None = None,
         recall: float | None = None,
     ):
-        self.model, self.params, self.mesh, self.recall = model, params, mesh, recall
+        self.model, self.params, self.mesh = model, params, mesh
         self.vocabulary = vocabulary
         self.input_length = input_length
         self.outputs = model.config.output_size or model.config.vocab_size
@@ -56,9 +57,7 @@ class GenerativeSearcher:
         self.trie: Trie | None = None
         self.replace(table)
         self._decode = jax.jit(functools.partial(model.predict_batch_with_aux, beams=beams))
-        self._rank = jax.jit(
-            functools.partial(model.rank_atomic, mesh=mesh, recall=recall), static_argnames="k"
-        )
+        self._rank = self._compiled_rank(recall)
 
     def replace(self, table: DocidTable) -> None:
         """Searches another state of the docids from now on: passages added or removed.
@@ -76,6 +75,7 @@ class GenerativeSearcher:
             self.row_of_V = np.full(self.outputs, -1)
             self.row_of_V[table.tokens_NxL[:, 0]] = rows
             self.real_V = self.place(self.row_of_V >= 0, "model")
+            self.few_unreal = np.count_nonzero(self.row_of_V < 0) <= FEW
             return
         try:
             trie, first_N = build_trie(table.tokens_NxL, like=self.trie)
@@ -95,7 +95,8 @@ class GenerativeSearcher:
             tokens = self.vocabulary.batch(some + [""] * (self.batch_size - len(some)), self.input_length)
             batch = {"encoder_input_tokens": self.place(tokens, "data")}
             if self.atomic:
-                found, aux = self._rank(self.params, batch, self.real_V, k=min(k, self.outputs))
+                k_found = min(k, self.outputs)
+                found, aux = self._rank(self.params, batch, self.real_V, k_found, self.few_unreal)
             else:
                 found, aux = self._decode(self.params, batch, trie=self.trie)
             pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
@@ -116,10 +117,14 @@ class GenerativeSearcher:
         ids = self.table.passage_ids
         return [(ids[row].as_py(), score) for some, score in zip(rows, scores, strict=False) for row in some]
 
+    def _compiled_rank(self, recall: float | None):
+        rank = functools.partial(self.model.rank_atomic, mesh=self.mesh, recall=recall)
+        return jax.jit(rank, static_argnums=(3, 4))
+
     def measured_recall(self, queries: Sequence[str], k: int) -> float:
         """The share of the exact best k passages that an approximate search (see `recall`) finds."""
         exact = copy.copy(self)
-        exact._rank = jax.jit(functools.partial(self.model.rank_atomic, mesh=self.mesh), static_argnames="k")
+        exact._rank = self._compiled_rank(recall=None)
         found, wanted = (
             {(nth, passage) for nth, ranking in enumerate(rankings) for passage, _ in ranking}
             for rankings in (self.search(queries, k), exact.search(queries, k))

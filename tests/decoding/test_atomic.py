@@ -14,16 +14,17 @@ MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "mo
     st.integers(0, 2**32 - 1),
     st.lists(st.booleans(), min_size=WIDTH, max_size=WIDTH).filter(any),
     st.sampled_from([1, 3, WIDTH, WIDTH + 4]),
+    st.booleans(),
     st.sampled_from([None, MESH]),
     st.sampled_from([None, 0.99]),
 )
 @settings(deadline=None)
-def test_top_docids_are_those_of_a_sort(seed, real, k, mesh, recall):
+def test_top_docids_are_those_of_a_sort(seed, real, k, few_unreal, mesh, recall):
     """An approximate top-k is exact on a processor."""
     real = np.array(real)
     logits = np.random.default_rng(seed).normal(0, 3, (4, WIDTH)).astype(np.float32)
     logits[:, ~real] += 10  # were they not left out, padding tokens would come first
-    tokens, scores = top_docids(logits, real, k, mesh, recall)
+    tokens, scores = top_docids(logits, real, k, few_unreal, mesh, recall)
 
     wide = logits.astype(np.float64)
     log_probs = wide - np.log(np.exp(wide).sum(1, keepdims=True))  # of the whole softmax, padding and all
