@@ -5,6 +5,7 @@ contains. The same recipe again is not made again; another recipe makes the fold
 """
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -12,9 +13,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from retrieval_jax.errors import UserError
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
 
 
@@ -92,6 +95,24 @@ def build(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict])
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)
     return manifest
+
+
+def write_arrays(path: Path, holder: object) -> None:
+    """Writes a dataclass whose fields are NumPy arrays to a safetensors file, for `build`'s folders."""
+    from safetensors.numpy import save_file
+
+    save_file({field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}, path)
+
+
+def read_arrays(path: Path, holder: type[T], mend: str) -> T:
+    """The dataclass that `write_arrays` wrote; UserError (with the mend) where the file does not hold it."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return holder(**load_file(path))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): {mend}") from None
 
 
 def digest(parts: Iterable[str | bytes]) -> str:

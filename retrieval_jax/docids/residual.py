@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from retrieval_jax import storage
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.docids import clustering
 from retrieval_jax.docids.order import order
@@ -77,23 +78,12 @@ class Codebooks:
         return self.vectors_LxVxE[np.arange(codes_NxL.shape[1]), codes_NxL].sum(1)
 
     def write(self, folder: Path) -> None:
-        from safetensors.numpy import save_file
-
-        save_file(
-            {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, folder / FILE
-        )
+        storage.write_arrays(folder / FILE, self)
 
     @classmethod
     def open(cls, folder: Path) -> "Codebooks":
         """Raises UserError where the folder holds no readable codebooks."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return cls(**load_file(folder / FILE))
-        except (OSError, SafetensorError, TypeError) as error:
-            mend = "make the docids again without EXTENDS"
-            raise UserError(f"{folder / FILE}: not codebooks ({error}): {mend}") from None
+        return storage.read_arrays(folder / FILE, cls, "make the docids again without EXTENDS")
 
 
 @jax.jit

@@ -7,6 +7,7 @@ import gin
 import numpy as np
 from jax.sharding import Mesh
 
+from retrieval_jax import storage
 from retrieval_jax.data.vocabulary import EOS, round_up
 from retrieval_jax.docids import clustering
 from retrieval_jax.errors import UserError
@@ -92,23 +93,12 @@ class Tree:
         return numbers
 
     def write(self, folder: Path) -> None:
-        from safetensors.numpy import save_file
-
-        save_file(
-            {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, folder / FILE
-        )
+        storage.write_arrays(folder / FILE, self)
 
     @classmethod
     def open(cls, folder: Path) -> "Tree":
         """Raises UserError where the folder holds no readable tree."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return cls(**load_file(folder / FILE))
-        except (OSError, SafetensorError, TypeError) as error:
-            mend = "make the docids again without EXTENDS"
-            raise UserError(f"{folder / FILE}: not a tree of clusters ({error}): {mend}") from None
+        return storage.read_arrays(folder / FILE, cls, "make the docids again without EXTENDS")
 
 
 class _Growing:

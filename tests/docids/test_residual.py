@@ -106,7 +106,7 @@ def test_codebooks_come_back_and_broken_ones_are_told(books: Codebooks, tmp_path
     assert np.array_equal(again.vectors_LxVxE, books.vectors_LxVxE)
     assert np.array_equal(again.sizes_L, books.sizes_L)
     (tmp_path / residual.FILE).write_bytes(b"no")
-    with pytest.raises(UserError, match=r"not codebooks.*without EXTENDS"):
+    with pytest.raises(UserError, match=r"cannot be read.*without EXTENDS"):
         Codebooks.open(tmp_path)
     with pytest.raises(UserError, match=r"residual\.shared_codes: no way 'drop'"):
         Settings("drop")

@@ -120,10 +120,10 @@ def test_new_passages_descend_the_tree_and_take_the_next_numbers(tmp_path):
 
 
 def test_broken_trees_and_settings_are_told(tmp_path):
-    with pytest.raises(UserError, match=r"not a tree of clusters.*without EXTENDS"):
+    with pytest.raises(UserError, match=r"cannot be read.*without EXTENDS"):
         Tree.open(tmp_path)
     (tmp_path / semantic.FILE).write_bytes(b"no")
-    with pytest.raises(UserError, match=r"not a tree of clusters.*without EXTENDS"):
+    with pytest.raises(UserError, match=r"cannot be read.*without EXTENDS"):
         Tree.open(tmp_path)
     with pytest.raises(UserError, match=r"semantic\.branches: 1 is too few"):
         Settings(branches=1)
