@@ -16,6 +16,7 @@ from retrieval_jax.docids import make, residual, semantic
 from retrieval_jax.docids.make import KINDS, make_docids
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
+from retrieval_jax.work import Work
 
 
 def docids_of(table: DocidTable) -> dict[str, tuple[int, ...]]:
@@ -141,7 +142,8 @@ def test_what_docids_depend_on_makes_them_anew(cli, arguments, work, vectors, mo
     assert first["settings"] == {"branches": 10, "leaf_size": 100}
 
 
-def test_bad_requests_are_told(cli, arguments, vectors, tmp_path):
+def test_bad_requests_are_told(cli, arguments, vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr(Work, "model", lambda _, name: tmp_path / name)  # no dual encoder was trained
     for bindings, what in (
         (["DOCIDS='rq_8x1'"], "no kind 'rq_8x1': choose one of atomic, naive, naive_digits, semantic, "),
         (["DOCIDS='semantic'"], "cluster the passages' vectors: train a dual encoder"),
