@@ -147,23 +147,35 @@ def compiled_search(model: GenerativeRetriever) -> Callable:
     return search
 
 
-def random_queries() -> np.ndarray:
-    return np.random.default_rng(0).integers(2, 32_100, (WHOLE_BATCH, QUERY_LENGTH), dtype=np.int32)
+def random_queries(batch_size: int = WHOLE_BATCH) -> np.ndarray:
+    return np.random.default_rng(0).integers(2, 32_100, (batch_size, QUERY_LENGTH), dtype=np.int32)
 
 
-def measure_whole(trie: Trie, output_size: int, by_beam: bool, repetitions: int) -> list[float]:
-    """Milliseconds of a whole search with a small network: constrained, unconstrained."""
-    model = GenerativeRetriever(network(output_size))
+def measure_whole(
+    trie: Trie, config: T5Config, by_beam: bool, repetitions: int, batch_size: int = WHOLE_BATCH
+) -> list[float]:
+    """Milliseconds of a whole search: constrained, unconstrained."""
+    model = GenerativeRetriever(config)
     shapes = {"encoder_input_tokens": (1, QUERY_LENGTH), "decoder_input_tokens": (1, trie.length)}
-    params = nn.unbox(jax.jit(lambda key: model.get_initial_variables(key, shapes))(jax.random.key(0)))[
-        "params"
-    ]
-    search, queries = compiled_search(model), jax.device_put(random_queries())
+    variables = jax.jit(lambda key: model.get_initial_variables(key, shapes))(jax.random.key(0))
+    params = nn.unbox(variables)["params"]
+    search, queries = compiled_search(model), jax.device_put(random_queries(batch_size))
     runs = [
         lambda: search(params, trie, queries),
         lambda: unconstrained_search(model.module, params, queries, trie.length, by_beam),
     ]
     return medians(runs, repetitions)
+
+
+def measure_base(trie: Trie, output_size: int, repetitions: int, batch_size: int = 64) -> dict:
+    """T5 1.1 Base in bfloat16: milliseconds a query, and the constraint's share of a search's time."""
+    config = T5Config(
+        T5_SIZE, 768, 12, 64, 2048, 12, 12, dtype="bfloat16", output_size=output_size, reads_outputs=True
+    )
+    trie = jax.device_put(trie)
+    steps, *_ = measure_steps(trie, output_size, batch_size, repetitions)
+    whole, _ = measure_whole(trie, config, True, repetitions, batch_size)
+    return {"ms_per_query": whole / batch_size, "constraint_share": steps / whole}
 
 
 def measure_cost(trie: Trie, output_size: int, batches: Sequence[int], repetitions: int) -> dict:
@@ -175,7 +187,7 @@ def measure_cost(trie: Trie, output_size: int, batches: Sequence[int], repetitio
         times[batch_size] = [ours, min(theirs)]
         if batch_size == WHOLE_BATCH:
             by_beam = theirs[1] < theirs[0]
-            times["whole"] = measure_whole(trie, output_size, by_beam, repetitions)
+            times["whole"] = measure_whole(trie, network(output_size), by_beam, repetitions)
     return times
 
 

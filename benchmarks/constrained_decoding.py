@@ -1,6 +1,7 @@
 """What does the docid constraint cost, and what would others' ways cost? On simulated docids of every kind.
 
-    python benchmarks/constrained_decoding.py [--quick] [--only hf|cost|size] [--docids N] [--static FOLDER]
+    python benchmarks/constrained_decoding.py [--quick] [--only hf|cost|size|base] [--docids N]
+        [--static FOLDER] [--vocabulary FILE]
 
 - size: seconds to build the trie and its bytes a docid, beside a trie of Python dicts and STATIC's index
   (with --static, a checkout of github.com/youtube/static-constraint-decoding);
@@ -10,7 +11,9 @@
 - hf: whole searches beside Hugging Face's `generate` with `prefix_allowed_tokens_fn` over a dict trie, with
   the same weights; how many of the same docids come out, rank by rank. Needs torch and transformers. It is
   run as it is, and with ended beams kept among the others, as here, with one thread and with all; the
-  speedup is over the fastest.
+  speedup is over the fastest;
+- base (where asked for, on an accelerator): T5 1.1 Base, batches of 64, milliseconds a query for each kind,
+  and the share of them that all is but the network: softmax, children, top-k.
 
 What is compared is run in turn, medians are taken, and compiling is in no time. Prints tables, then one line
 of JSON; null is what was not run. A kind's ratio is the largest over the batch sizes. --quick measures two
@@ -34,6 +37,7 @@ from _cost import (
     WHOLE_BATCH,
     compiled_search,
     measure_atomic,
+    measure_base,
     measure_cost,
     medians,
     network,
@@ -179,6 +183,8 @@ def run_kinds(options: argparse.Namespace, count: int, repetitions: int, console
 
     kinds = ("atomic", *makers)
     figures = {key: dict.fromkeys(kinds) for key in ("constraint_cost", "bytes_per_docid", "build_seconds")}
+    if options.only == "base":
+        figures["base"] = {}
     if options.only in (None, "cost"):
         output_size = round_up(count + 1, 128)
         times = measure_atomic(count, output_size, batches, repetitions)
@@ -187,7 +193,7 @@ def run_kinds(options: argparse.Namespace, count: int, repetitions: int, console
         if options.only == "hf" or (options.quick and kind not in QUICK_KINDS):
             continue
         docids = make(count)
-        if options.only == "cost":
+        if options.only in ("cost", "base"):
             trie, _ = build_trie(docids.tokens_NxL)
         else:
             trie, ours, rivals = measure_size(docids, options.static)
@@ -195,7 +201,12 @@ def run_kinds(options: argparse.Namespace, count: int, repetitions: int, console
             sizes.add_row(kind, *_size_cells(docids, ours, rivals))
         output_size = docids.output_size
         del docids  # the tables of millions are not needed beside the logits
-        if options.only != "size":
+        if options.only == "base":
+            base = figures["base"][kind] = measure_base(trie, output_size, repetitions)
+            console.print(
+                f"{kind}: {base['ms_per_query']:.2f} ms a query, {base['constraint_share']:.1%} of it"
+            )
+        elif options.only != "size":
             add_cost(kind, output_size, measure_cost(trie, output_size, batches, repetitions))
     for table in (sizes, costs):
         if table.row_count:
@@ -219,7 +230,7 @@ def _size_cells(docids: _docids.Docids, ours: dict, rivals: dict) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few docids and repetitions: within a minute")
-    parser.add_argument("--only", choices=("hf", "cost", "size"))
+    parser.add_argument("--only", choices=("hf", "cost", "size", "base"))
     parser.add_argument("--docids", type=int, help="as many for every part")
     parser.add_argument("--static", metavar="FOLDER", help="a checkout of youtube/static-constraint-decoding")
     parser.add_argument(
