@@ -26,11 +26,12 @@ def network(output_size: int) -> T5Config:
     return T5Config(T5_SIZE, 64, 4, 16, 128, 2, 2, output_size=output_size, reads_outputs=True)
 
 
-def medians(runs: Sequence[Callable], repetitions: int, warm_up: int = 1) -> list[float]:
-    """Milliseconds that each takes, run in turn."""
+def medians(runs: Sequence[Callable], repetitions: int, warm_up: int = 1, pause: float = 0) -> list[float]:
+    """Milliseconds that each takes, run in turn; after a pause (seconds) where others' threads still spin."""
     times = [[] for _ in runs]
     for repetition in range(warm_up + repetitions):
         for run, some in zip(runs, times, strict=True):
+            time.sleep(pause)
             started = time.perf_counter()
             jax.block_until_ready(run())
             if repetition >= warm_up:  # before, it compiles

@@ -49,6 +49,7 @@ from rich.table import Table
 from retrieval_jax.data.vocabulary import EOS, round_up
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.progress import say
 
 MS_MARCO, HF_DOCIDS, QUICK_DOCIDS = 8_841_823, 1_000_000, 20_000
 QUICK_KINDS = ("semantic", "rq_8x256")
@@ -119,7 +120,7 @@ def measure_hf(docids: _docids.Docids, repetitions: int) -> dict:
     # On a busy machine, or for a small network, PyTorch is faster with one thread.
     threads = (1, os.cpu_count())
     runs = [functools.partial(way, queries, n) for way in ways for n in threads]
-    ours, *theirs = medians([lambda: search(params, trie, queries), *runs], repetitions, warm_up=0)
+    ours, *theirs = medians([lambda: search(params, trie, queries), *runs], repetitions, 1, pause=0.3)
     times = [ours, *np.reshape(theirs, (len(ways), len(threads))).min(1)]
     return {"milliseconds": [float(time) / WHOLE_BATCH for time in times], "agree": agree}
 
@@ -192,6 +193,7 @@ def run_kinds(options: argparse.Namespace, count: int, repetitions: int, console
     for kind, make in makers.items():
         if options.only == "hf" or (options.quick and kind not in QUICK_KINDS):
             continue
+        say(f"{kind}: {count:,} docids")
         docids = make(count)
         if options.only in ("cost", "base"):
             trie, _ = build_trie(docids.tokens_NxL)
