@@ -14,12 +14,11 @@ finished is kept in --work and not made again.
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from _verbs import run
 from rich.console import Console
 from rich.table import Table
 
@@ -35,12 +34,6 @@ from retrieval_jax.work import Work
 
 KINDS = ("atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_8x256")
 BEAMS = (1, 5, 10, 20, 40, 100, 200)
-
-
-def run(verb: str, *arguments: str) -> dict:
-    """Runs a verb as its users do; gives what it made."""
-    command = [sys.executable, "-m", "retrieval_jax.main", verb, "--json", *arguments]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def train(work: Work, here: list[str], kinds: Sequence[str], steps: int, minutes: float) -> dict:

@@ -16,10 +16,9 @@ Prints a table, then one line of JSON. Each step is a command of `retrieval-jax`
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+from _verbs import run
 from rich.console import Console
 from rich.table import Table
 
@@ -34,12 +33,6 @@ SHARES = {  # synthetic queries take their share from the passages; that of the 
     "3a": {"labelled": 0.3, "daq": 0.3, "d2q": 0.4},
 }
 METHODS = (*SHARES, "bm25", "bm25_doc2query")
-
-
-def run(verb: str, *arguments: str) -> dict:
-    """Runs a verb as its users do; gives what it made."""
-    command = [sys.executable, "-m", "retrieval_jax.main", verb, "--json", *arguments]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def hold_out(whole: Collection, folder: Path) -> None:

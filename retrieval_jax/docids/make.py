@@ -236,17 +236,6 @@ def maker_of(kind: str) -> tuple[Callable[[Job], Made], type | None]:
     raise UserError(f"DOCIDS: no kind {kind!r}: choose one of {kinds}, or rq_LxV (L codes of V, as rq_8x256)")
 
 
-def _of_ids(kind: str) -> Callable[[Collection], DocidTable]:
-    def make(collection: Collection) -> DocidTable:
-        job = Job(collection)
-        return job.table(kind, BY_ID[kind](job))
-
-    return make
-
-
-KINDS: dict[str, Callable[[Collection], DocidTable]] = {kind: _of_ids(kind) for kind in BY_ID}
-
-
 @gin.configurable
 def make_docids(
     source: str,

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retrieval_jax.docids.order import order
 from retrieval_jax.docids.table import DocidTable, blocks
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar
@@ -55,7 +54,7 @@ def report(
         raise UserError(
             f"docids/{table.kind}: {len(vectors_NxE)} vectors for {N} passages: encode the same collection"
         )
-    rows_N, shared_N = order(tokens_NxL)
+    rows_N, shared_N = table.ordered
     length_N = np.concatenate([np.count_nonzero(tokens_NxL[rows], axis=1) for rows in blocks(N)])[rows_N]
     new = np.flatnonzero(shared_N < L)
     group_D = np.diff(new, append=N)

@@ -73,10 +73,6 @@ class Codebooks:
                 advance(count)
         return codes, errors / max(len(rows), 1)
 
-    def decode(self, codes_NxL: np.ndarray) -> np.ndarray:
-        """float32 N×E: what the codes stand for."""
-        return self.vectors_LxVxE[np.arange(codes_NxL.shape[1]), codes_NxL].sum(1)
-
     def write(self, folder: Path) -> None:
         storage.write_arrays(folder / FILE, self)
 

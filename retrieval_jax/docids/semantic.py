@@ -49,9 +49,8 @@ class Tree:
     def paths(self) -> tuple[np.ndarray, np.ndarray]:
         """(digits on the way to each node, nodes × depth, padded with 0; depth of each node)."""
         inner = np.flatnonzero(self.children_M)
-        inner = inner[
-            np.argsort(self.first_child_M[inner])
-        ]  # their children, one after the other, are all nodes
+        # In this order their children, one after the other, are all nodes but the root.
+        inner = inner[np.argsort(self.first_child_M[inner])]
         parent_M = np.r_[0, np.repeat(inner, self.children_M[inner])]
         digit_M = np.arange(len(parent_M)) - self.first_child_M[parent_M]
         depth_M = np.full(len(parent_M), -1, np.int32)

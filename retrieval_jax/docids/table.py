@@ -115,9 +115,14 @@ class DocidTable:
                     docid, passage = self.tokens_NxL[row].tolist(), self.passage_ids[row].as_py()
                     raise UserError(f"docids/{self.kind}: {docid}, docid of passage {passage!r}, has {what}")
 
+    @functools.cached_property  # made once for what is written, and for the report of its quality
+    def ordered(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows in the docids' order, and the tokens that each shares with the one before; see `order`."""
+        return order(self.tokens_NxL)
+
     def count_distinct(self) -> int:
         """How many different docids there are."""
-        return int((order(self.tokens_NxL)[1] < self.length).sum())
+        return int((self.ordered[1] < self.length).sum())
 
     def write(self, folder: Path) -> dict:
         """Writes the table into a folder; gives what its manifest shall say.
@@ -125,9 +130,7 @@ class DocidTable:
         Raises UserError where `check` does, and where a docid is the beginning of another.
         """
         self.check()
-        rows_N, shared_N = order(self.tokens_NxL)
-        new = np.flatnonzero(shared_N < self.length)
-        self._check_beginnings(rows_N, shared_N, new[1:])
+        self._check_beginnings()
         dtype = _smallest_dtype(self.output_size)
         np.save(folder / "tokens.npy", self.tokens_NxL.astype(dtype, copy=False))
         arrow_ids.write(folder / "ids.arrow", self.passage_ids)
@@ -136,15 +139,17 @@ class DocidTable:
             "kind": self.kind,
             "passages": len(self.passage_ids),
             "length": self.length,
-            "distinct": len(new),
+            "distinct": self.count_distinct(),
             "output_size": self.output_size,
             "collection": self.collection,
             "fingerprint": self.fingerprint(),
             "ancestors": list(self.ancestors),
         }
 
-    def _check_beginnings(self, rows_N: np.ndarray, shared_N: np.ndarray, new: np.ndarray) -> None:
-        """UserError where one docid is the beginning of another; `new`: where in their order one is first."""
+    def _check_beginnings(self) -> None:
+        """UserError where one docid is the beginning of another."""
+        rows_N, shared_N = self.ordered
+        new = np.flatnonzero(shared_N < self.length)[1:]  # where another docid than the one before comes
         # One that begins any other begins the next: it has ended where that differs from it.
         ended = self.tokens_NxL[rows_N[new - 1], shared_N[new]] == 0
         if ended.any():

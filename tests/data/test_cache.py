@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import seqio
+from tables import KINDS
 
 from retrieval_jax.data import seqio_tasks
 from retrieval_jax.data.batches import batches
@@ -13,7 +14,6 @@ from retrieval_jax.data.cache import CachedExamples
 from retrieval_jax.data.examples import pad
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.training_data import OpenData, TrainingData
-from retrieval_jax.docids.make import KINDS
 from retrieval_jax.main import main
 from retrieval_jax.work import Work
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tables import KINDS
 
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.examples import (
@@ -18,7 +19,6 @@ from retrieval_jax.data.examples import (
 )
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
-from retrieval_jax.docids.make import KINDS
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 

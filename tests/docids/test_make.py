@@ -8,12 +8,13 @@ from pathlib import Path
 import gin
 import numpy as np
 import pytest
+from tables import KINDS
 
 from retrieval_jax import arrow_ids, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.docids import make, residual, semantic
-from retrieval_jax.docids.make import KINDS, make_docids
+from retrieval_jax.docids.make import make_docids
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.work import Work
