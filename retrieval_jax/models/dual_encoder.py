@@ -90,8 +90,8 @@ class DualEncoder:
         candidates_BxGxP = batch["right_encoder_input_tokens"]
         passages = self.encode(params, candidates_BxGxP.reshape(-1, candidates_BxGxP.shape[-1]), keys[1])
         nll, right = in_batch_softmax(queries, passages, batch["passage"], batch["grade"], self.scale)
-        loss = nll / len(queries)
-        return loss, {"loss": loss, "accuracy": right / len(queries)}
+        rows = jnp.float32(len(queries))
+        return nll / rows, {"loss": (nll, rows), "accuracy": (right, rows)}
 
     def eval_fn(self, params: dict, batch: Batch) -> tuple[jax.Array, Metrics]:
         """`loss_fn` without dropout."""

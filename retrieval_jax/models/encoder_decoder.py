@@ -10,7 +10,7 @@ from retrieval_jax.models.objectives import token_cross_entropy
 from retrieval_jax.models.t5 import T5, T5Config
 
 Batch = Mapping[str, jax.Array]
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (total, count)
 
 
 class EncoderDecoder:
@@ -50,13 +50,12 @@ class EncoderDecoder:
         )
 
     def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """Mean negative log-likelihood (nats) a target token, and metrics: loss, accuracy."""
+        """Mean negative log-likelihood (nats) a target token, and the metrics loss and accuracy."""
         weights = batch["decoder_loss_weights"]
         logits = self.logits(params, batch, dropout_rng)
         nll, right = token_cross_entropy(logits, batch["decoder_target_tokens"], weights)
-        tokens = jnp.maximum(jnp.sum(weights), 1)
-        loss = nll / tokens
-        return loss, {"loss": loss, "accuracy": right / tokens}
+        tokens = jnp.sum(weights).astype(jnp.float32)
+        return nll / jnp.maximum(tokens, 1), {"loss": (nll, tokens), "accuracy": (right, tokens)}
 
     def eval_fn(self, params: dict, batch: Batch) -> tuple[jax.Array, Metrics]:
         """`loss_fn` without dropout."""

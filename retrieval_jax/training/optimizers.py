@@ -1,6 +1,7 @@
 """Optimisers by gin: optax's AdamW and Adafactor, a warm-up and decay, and rates by kind of parameter."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import gin
 import jax
@@ -35,25 +36,51 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.999,
     weight_decay: float = 0.0,
+    momentum_dtype: str | None = None,
 ) -> optax.GradientTransformation:
     """AdamW. `multipliers` maps a parameter's last or last but one name to a factor on its learning rate.
 
     From scratch and for minutes only, the embedding and the output softmax must move much faster than the
-    layers between them: {"embedding": 50, "logits_dense": 10}, say.
+    layers between them: {"embedding": 50, "logits_dense": 10}, say. `momentum_dtype` "bfloat16" halves the
+    first moment's memory; the second needs float32, whose small changes bfloat16 would round away.
     """
-    adam = optax.chain(optax.scale_by_adam(b1, b2), optax.add_decayed_weights(weight_decay))
-    return optax.chain(adam, _scale_by_name(multipliers or {}), optax.scale_by_learning_rate(schedule))
+    adam = optax.chain(
+        optax.scale_by_adam(b1, b2, mu_dtype=momentum_dtype), optax.add_decayed_weights(weight_decay)
+    )
+    return optax.chain(adam, _scale_by_name(multipliers or {}), _scale_by_rate(schedule))
 
 
 @gin.configurable
 def adafactor(
     schedule: optax.Schedule, multipliers: Mapping[str, float] | None = None, decay_rate: float = 0.8
 ) -> optax.GradientTransformation:
-    """Adafactor as T5X configures it: factored, no momentum, rates relative to each array's size."""
+    """Adafactor as T5X configures it: factored, no momentum, clipped at 1, relative to each array's size."""
     return optax.chain(
-        optax.adafactor(schedule, multiply_by_parameter_scale=True, decay_rate=decay_rate),
+        optax.adafactor(None, multiply_by_parameter_scale=True, decay_rate=decay_rate),
         _scale_by_name(multipliers or {}),
+        _scale_by_rate(schedule, sign=1.0),
     )
+
+
+class RateState(NamedTuple):
+    """Steps taken (int32), and the rate of the last one, for the learning curve."""
+
+    count: jax.Array
+    learning_rate: jax.Array
+
+
+def _scale_by_rate(schedule: optax.Schedule, sign: float = -1.0) -> optax.GradientTransformation:
+    """Multiplies by the schedule's rate, which stays in the state to be told."""
+
+    def init(_) -> RateState:
+        return RateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+    def update(updates, state: RateState, _=None):
+        rate = jnp.asarray(schedule(state.count), jnp.float32)
+        scaled = jax.tree.map(lambda x: (sign * rate).astype(x.dtype) * x, updates)
+        return scaled, RateState(optax.safe_increment(state.count), rate)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _scale_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:

@@ -1,6 +1,7 @@
 """One mesh with axes `data` and `model`; arrays are placed by the logical names of their axes."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import gin
@@ -38,6 +39,13 @@ def axis_rules(
 ) -> Rules:
     """Logical axis -> mesh axis: T5X's default rules."""
     return rules
+
+
+@contextlib.contextmanager
+def on(mesh: Mesh) -> Iterator[None]:
+    """Inside, what is traced may say by logical names how its arrays lie on the mesh."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(tuple(axis_rules())):
+        yield
 
 
 def params_shardings(mesh: Mesh, boxed_params: dict) -> dict:

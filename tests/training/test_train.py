@@ -17,8 +17,10 @@ from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.t5 import T5Config
 from retrieval_jax.training import checkpoints, partitioning
+from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adafactor, adamw
-from retrieval_jax.training.train import fit, initial_state, make_train_step, prepare_folder
+from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
+from retrieval_jax.training.train import prepare_folder
 
 CONFIG = T5Config(64, 16, 2, 8, 32, 1, 1, dropout_rate=0.1)
 SHAPES = {"encoder_input_tokens": (8, 6), "decoder_input_tokens": (8, 3)}
@@ -56,8 +58,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, make):
     states = []
     for name in ("whole", "parts"):
         saved = checkpoints.Checkpoints(tmp_path / name)
-        state, _ = initial_state(retriever(make), partitioning.make_mesh(), SHAPES, 1)
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        abstract = abstract_state(retriever(make), partitioning.make_mesh(), SHAPES)
         states.append(saved.restore(10, abstract.params, abstract.optimizer))
         saved.close()
     for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
@@ -70,8 +71,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, make):
 def test_the_step_compiles_once_and_finished_training_does_nothing(tmp_path: Path):
     model = retriever()
     mesh = partitioning.make_mesh()
-    state, shardings = initial_state(model, mesh, SHAPES, 0)
-    step = make_train_step(model, mesh, shardings, 0)
+    abstract = abstract_state(model, mesh, SHAPES)
+    state = initial_state(model, abstract, SHAPES, 0)
+    step = make_train_step(model, mesh, abstract, 0)
     for _, batch in zip(range(3), batches(0), strict=False):
         state, metrics = step(state, batch)
     assert step._cache_size() == 1
@@ -117,7 +119,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 sys.path.insert(0, sys.argv[1])
 from test_train import SHAPES, batches, retriever
 from retrieval_jax.training import partitioning
-from retrieval_jax.training.train import initial_state, make_train_step
+from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 from retrieval_jax.training.optimizers import adafactor, adamw
 result = {}
 for make in (adamw, adafactor):
@@ -125,8 +127,9 @@ for make in (adamw, adafactor):
         mesh = partitioning.make_mesh(model_parallelism)
         assert mesh.devices.shape == (8 // model_parallelism, model_parallelism)
         model = retriever(make)
-        state, shardings = initial_state(model, mesh, SHAPES, 0)
-        step = make_train_step(model, mesh, shardings, 0)
+        abstract = abstract_state(model, mesh, SHAPES)
+        state = initial_state(model, abstract, SHAPES, 0)
+        step = make_train_step(model, mesh, abstract, 0)
         losses = []
         for _, batch in zip(range(4), batches(0)):
             state, metrics = step(state, jax.device_put(batch, partitioning.batch_sharding(mesh)))
@@ -146,8 +149,9 @@ def test_eight_devices_give_the_losses_of_one():
     for make in (adamw, adafactor):
         model = retriever(make)
         mesh = partitioning.make_mesh()
-        state, shardings = initial_state(model, mesh, SHAPES, 0)
-        step, losses = make_train_step(model, mesh, shardings, 0), []
+        abstract = abstract_state(model, mesh, SHAPES)
+        state = initial_state(model, abstract, SHAPES, 0)
+        step, losses = make_train_step(model, mesh, abstract, 0), []
         for _, batch in zip(range(4), batches(0), strict=False):
             state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))

@@ -1,0 +1,127 @@
+"""What a training step is: the state it changes, how that state lies on the mesh, and the jitted step."""
+
+from collections.abc import Callable, Mapping
+
+import flax
+import flax.linen as nn
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.training import partitioning
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step changes: parameters, the optimiser's state, and the number of steps taken (int32)."""
+
+    params: dict
+    optimizer: optax.OptState
+    step: jax.Array
+
+
+def abstract_state(model, mesh: Mesh, shapes: Mapping[str, tuple]) -> TrainState:
+    """Shapes, dtypes and shardings of a model's state: what restoring, compiling and making it need.
+
+    `shapes` are those of a batch's arrays.
+    """
+    boxed = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes)["params"])
+    state = jax.eval_shape(lambda: _init(model, shapes, 0))
+    params = partitioning.params_shardings(mesh, boxed)
+    optimizer = partitioning.like_params(mesh, state.optimizer, state.params, params)
+    shardings = TrainState(params, optimizer, NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, shardings
+    )
+
+
+def initial_state(model, abstract: TrainState, shapes: Mapping[str, tuple], seed: int) -> TrainState:
+    """The state before the first step, made where it lies on the mesh: no host ever holds all of it."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(lambda: _init(model, shapes, seed), out_shardings=shardings)()
+
+
+def _init(model, shapes: Mapping[str, tuple], seed: int) -> TrainState:
+    params = nn.unbox(model.get_initial_variables(jax.random.key(seed), shapes)["params"])
+    return TrainState(params, model.optimizer_def.init(params), np.int32(0))
+
+
+@gin.configurable(allowlist=["microbatches", "random_bits"])
+def make_train_step(
+    model,
+    mesh: Mesh,
+    abstract: TrainState,
+    seed: int,
+    microbatches: int = 1,
+    random_bits: str = "threefry2x32",
+) -> Callable:
+    """The jitted step: (state, batch) -> (state, metrics); the old state's memory is given up.
+
+    Args:
+      model: its `loss_fn` gives the loss and metrics {name: (total, count)}, the loss's own among them.
+      mesh, abstract: see `abstract_state`.
+      seed: of the dropout, with the step.
+      microbatches: equal parts of a batch whose gradients are added up, for less memory. The parts count by
+        their tokens, so that the gradient is the whole batch's. A dual encoder's in-batch negatives are
+        those of the part.
+      random_bits: makes dropout's bits; "rbg" uses a TPU's or GPU's own generator, which is much faster
+        there.
+
+    Metrics are float32 means, and the learning rate and the norms of the gradient and of the parameters.
+    """
+
+    def gradients_of(params: dict, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
+        (_, metrics), gradients = jax.value_and_grad(model.loss_fn, has_aux=True)(params, batch, key)
+        return gradients, metrics
+
+    def accumulated(params: dict, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
+        # Part i takes rows i, i + microbatches, …: each device keeps its own rows.
+        parts = {name: jnp.moveaxis(_parts(x, microbatches), 1, 0) for name, x in batch.items()}
+
+        def add(total, part):
+            batch, number = part
+            gradients, metrics = gradients_of(params, batch, jax.random.fold_in(key, number))
+            count = metrics["loss"][1]
+            weighted = jax.tree.map(lambda g: g * count, gradients)
+            return jax.tree.map(jnp.add, total, (weighted, metrics)), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradients_of, params, first, key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (gradients, metrics), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(microbatches)))
+        return jax.tree.map(lambda g: g / jnp.maximum(metrics["loss"][1], 1e-9), gradients), metrics
+
+    def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict]:
+        # A function of the step alone, so a resumed run draws the same dropout.
+        key = jax.random.fold_in(jax.random.key(seed, impl=random_bits), state.step)
+        with partitioning.on(mesh):
+            gradients, metrics = (accumulated if microbatches > 1 else gradients_of)(state.params, batch, key)
+        updates, optimizer = model.optimizer_def.update(gradients, state.optimizer, state.params)
+        told = {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in metrics.items()}
+        told |= {
+            "gradient_norm": optax.global_norm(gradients),
+            "parameter_norm": optax.global_norm(state.params),
+            "learning_rate": optax.tree_utils.tree_get(optimizer, "learning_rate", 0.0),
+        }
+        return TrainState(optax.apply_updates(state.params, updates), optimizer, state.step + 1), told
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, partitioning.batch_sharding(mesh)),
+        out_shardings=(shardings, None),
+        donate_argnums=0,
+    )
+
+
+def _parts(x: jax.Array, count: int) -> jax.Array:
+    """B×… as (B/count)×count×…"""
+    if len(x) % count:
+        raise UserError(
+            f"make_train_step.microbatches: {count} does not divide the batch of {len(x)}: change one"
+        )
+    return x.reshape(len(x) // count, count, *x.shape[1:])
