@@ -16,7 +16,8 @@ from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import Beams, expand
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.models.t5 import T5, T5Config
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.t5 import T5
 
 BEAMS, QUERY_LENGTH, WHOLE_BATCH = 40, 16, 8
 LOGITS_A_CALL = 1 << 21  # 8 MB: more where one step reads more

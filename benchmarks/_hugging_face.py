@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from retrieval_jax.data.vocabulary import EOS, PAD
-from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.models.layers import T5Config
 
 
 def random_network(c: T5Config) -> transformers.T5ForConditionalGeneration:

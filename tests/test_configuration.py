@@ -11,7 +11,8 @@ import pytest
 from retrieval_jax import configuration
 from retrieval_jax.errors import UserError
 from retrieval_jax.main import CONFIGURABLE, VERBS
-from retrieval_jax.models.t5 import T5, T5Config
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.t5 import T5
 
 FOLDER = configuration.gin_folder()
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.gin"))

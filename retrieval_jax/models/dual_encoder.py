@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from retrieval_jax.models.generative import Batch, Metrics
+from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
 from retrieval_jax.models.objectives import in_batch_softmax
-from retrieval_jax.models.t5 import Dense, Encoder, T5Config, TokenEmbedder
+from retrieval_jax.models.t5 import Encoder
 
 
 class DualEncoderNetwork(nn.Module):
@@ -30,8 +31,9 @@ class DualEncoderNetwork(nn.Module):
     def __call__(self, tokens_BxS: jax.Array, deterministic: bool = True) -> jax.Array:
         """Float32 unit vectors B×vector_dim of tokens (0 = padding)."""
         embedded = self.token_embedder(tokens_BxS)
-        encoded_BxSxE = self.encoder(embedded, tokens_BxS > 0, deterministic).astype(jnp.float32)
-        real_BxSx1 = (tokens_BxS > 0)[..., None]
+        real_BxS = tokens_BxS > 0
+        encoded_BxSxE = self.encoder(embedded, real_BxS[:, None, :], deterministic).astype(jnp.float32)
+        real_BxSx1 = real_BxS[..., None]
         count = jnp.maximum(jnp.sum(real_BxSx1, axis=1), 1)
         vectors = self.projection_layer(jnp.sum(encoded_BxSxE * real_BxSx1, axis=1) / count)
         return vectors * jax.lax.rsqrt(jnp.sum(jnp.square(vectors), axis=-1, keepdims=True) + 1e-12)

@@ -1,29 +1,58 @@
 """T5X's model interface over a T5: what every model that reads a text and writes tokens shares."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from retrieval_jax.models.objectives import token_cross_entropy
-from retrieval_jax.models.t5 import T5, T5Config
+from retrieval_jax.errors import UserError
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.objectives import cross_entropy, divergence
+from retrieval_jax.models.softmax import softmax_of_logits, softmax_of_products
+from retrieval_jax.models.t5 import T5, Segments, unstack_layers
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (total, count)
+POSITIONS_TOLD = 16  # first positions of the target whose accuracy is told
 
 
 class EncoderDecoder:
     """Learns by teacher forcing; subclasses say what is read and written, and how to write it.
 
     A batch holds encoder_input_tokens B×S, decoder_input_tokens, decoder_target_tokens and
-    decoder_loss_weights, each B×T int32 (seqio's EncDecFeatureConverter).
+    decoder_loss_weights, each B×T int32 (seqio's EncDecFeatureConverter); packed rows also
+    encoder_segment_ids B×S, decoder_segment_ids and decoder_positions B×T.
+
+    Args:
+      config: sizes of the network.
+      optimizer_def: None for a model that does not learn.
+      label_smoothing, z_loss: see `cross_entropy`.
+      consistency: weight of the consistency loss (R-Drop, as in NCI): each example is read twice, with
+        different dropout, and the two answers shall be alike; see `divergence`.
+      logits_at_once: about the most output logits that a device holds at once; None: all of a batch. See
+        `softmax_of_products`.
     """
 
-    def __init__(self, config: T5Config, optimizer_def: optax.GradientTransformation | None = None):
+    def __init__(
+        self,
+        config: T5Config,
+        optimizer_def: optax.GradientTransformation | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        consistency: float = 0.0,
+        logits_at_once: int | None = None,
+    ):
         self.config = config
         self.module = T5(config)
+        # Searching steps through a decoder layer by layer, and keeps nothing for a gradient.
+        self.stepwise = T5(dataclasses.replace(config, scan_layers=False, remat="none"))
         self.optimizer_def = optimizer_def
+        self.label_smoothing, self.z_loss, self.consistency = label_smoothing, z_loss, consistency
+        self.logits_at_once = logits_at_once
+        if consistency and logits_at_once:
+            raise UserError("consistency compares whole softmaxes: set logits_at_once=None, or consistency=0")
 
     @property
     def FEATURE_CONVERTER_CLS(self):
@@ -39,23 +68,67 @@ class EncoderDecoder:
         targets = jnp.ones(input_shapes["decoder_input_tokens"], jnp.int32)
         return self.module.init(rng, inputs, targets)
 
-    def logits(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
-        """Float32 logits B×T×V; with dropout where a key is given."""
+    def stepwise_variables(self, params: dict) -> dict:
+        """What `stepwise` is applied to."""
+        return {"params": unstack_layers(params) if self.config.scan_layers else params}
+
+    def hidden(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
+        """B×T×E, from which the softmax reads; with dropout where a key is given."""
+        segments = None
+        if "encoder_segment_ids" in batch:
+            segments = Segments(batch["encoder_segment_ids"], batch["decoder_segment_ids"])
         return self.module.apply(
             {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
             deterministic=dropout_rng is None,
+            segments=segments,
             rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+            method="hidden",
         )
 
+    def logits(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
+        """Float32 logits B×T×V; with dropout where a key is given."""
+        return self._logits(params, self.hidden(params, batch, dropout_rng))
+
+    def _logits(self, params: dict, x_BxTxE: jax.Array) -> jax.Array:
+        return self.module.apply({"params": params}, x_BxTxE, method="logits")
+
     def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """Mean negative log-likelihood (nats) a target token, and the metrics loss and accuracy."""
-        weights = batch["decoder_loss_weights"]
-        logits = self.logits(params, batch, dropout_rng)
-        nll, right = token_cross_entropy(logits, batch["decoder_target_tokens"], weights)
-        tokens = jnp.sum(weights).astype(jnp.float32)
-        return nll / jnp.maximum(tokens, 1), {"loss": (nll, tokens), "accuracy": (right, tokens)}
+        """Mean loss (nats) a target token; metrics: loss, accuracy, and accuracy at each first position.
+
+        With a consistency loss, its own mean too; all others are then of both readings.
+        """
+        twice = bool(self.consistency) and dropout_rng is not None
+        if twice:
+            batch = {name: jnp.repeat(x, 2, axis=0) for name, x in batch.items()}
+        targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"].astype(jnp.float32)
+        x_BxTxE = self.hidden(params, batch, dropout_rng)
+        kernel_ExV = params["decoder"]["logits_dense"]["kernel"]
+        if self.logits_at_once is None:
+            logits_BxTxV = self._logits(params, x_BxTxE)
+            softmax = softmax_of_logits(logits_BxTxV, targets)
+        else:
+            x_NxE = x_BxTxE.reshape(-1, x_BxTxE.shape[-1])
+            flat = softmax_of_products(x_NxE, kernel_ExV, targets.reshape(-1), self.logits_at_once)
+            softmax = jax.tree.map(lambda x: x.reshape(targets.shape), flat)
+        sums_BxT = None
+        if self.label_smoothing:  # the sum of all logits, without the logits
+            sums_BxT = x_BxTxE.astype(jnp.float32) @ jnp.sum(kernel_ExV, axis=1)
+        losses_BxT = cross_entropy(softmax, self.z_loss, self.label_smoothing, kernel_ExV.shape[1], sums_BxT)
+        tokens = jnp.sum(weights)
+        metrics = {"loss": (jnp.sum(losses_BxT * weights), tokens)}
+        if twice:
+            apart_BxT = divergence(logits_BxTxV[::2], logits_BxTxV[1::2])
+            metrics["consistency"] = (jnp.sum(apart_BxT * weights[::2]), tokens / 2)
+            metrics["loss"] = (metrics["loss"][0] + 2 * self.consistency * metrics["consistency"][0], tokens)
+        right_BxT = (softmax.target >= softmax.largest) * weights
+        metrics["accuracy"] = (jnp.sum(right_BxT), tokens)
+        positions_BxT = batch.get("decoder_positions", jnp.arange(targets.shape[1])[None])
+        for n in range(min(targets.shape[1], POSITIONS_TOLD)) if targets.shape[1] > 1 else ():
+            at_n = positions_BxT == n
+            metrics[f"accuracy_at/{n + 1}"] = (jnp.sum(right_BxT * at_n), jnp.sum(weights * at_n))
+        return metrics["loss"][0] / jnp.maximum(tokens, 1), metrics
 
     def eval_fn(self, params: dict, batch: Batch) -> tuple[jax.Array, Metrics]:
         """`loss_fn` without dropout."""

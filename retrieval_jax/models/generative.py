@@ -26,14 +26,14 @@ class GenerativeRetriever(EncoderDecoder):
         Best first; where there are fewer docids than beams, row -1 and score -inf. Cross-attention's keys and
         values are made once a query.
         """
-        variables, inputs_BxS = {"params": params}, batch["encoder_input_tokens"]
-        cross, cache = self.module.apply(variables, inputs_BxS, 1, trie.length, method="start")
+        variables, inputs_BxS = self.stepwise_variables(params), batch["encoder_input_tokens"]
+        cross, cache = self.stepwise.apply(variables, inputs_BxS, 1, trie.length, method="start")
 
         def step(tokens, position, cache, tokens_S):
-            x_BxKxE, cache = self.module.apply(
+            x_BxKxE, cache = self.stepwise.apply(
                 variables, tokens, position, cache, cross, inputs_BxS, method="step"
             )
-            return *self.module.apply(variables, x_BxKxE, tokens_S, method="some_logits"), cache
+            return *self.stepwise.apply(variables, x_BxKxE, tokens_S, method="some_logits"), cache
 
         rows, scores = constrained_beam_search(step, cache, trie, beams)
         return rows, {"scores": scores}

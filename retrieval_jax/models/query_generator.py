@@ -28,14 +28,14 @@ class QueryGenerator(EncoderDecoder):
 
         See `sample_top_k`. A passage is encoded once for all its queries.
         """
-        variables = {"params": params}
-        cross, cache = self.module.apply(variables, passages_BxS, count, length, method="start")
+        variables = self.stepwise_variables(params)
+        cross, cache = self.stepwise.apply(variables, passages_BxS, count, length, method="start")
 
         def step(tokens, position, cache):
-            x_BxNxE, cache = self.module.apply(
+            x_BxNxE, cache = self.stepwise.apply(
                 variables, tokens, position, cache, cross, passages_BxS, method="step"
             )
-            return self.module.apply(variables, x_BxNxE, method="logits"), cache
+            return self.stepwise.apply(variables, x_BxNxE, method="logits"), cache
 
         return sample_top_k(step, cache, keys_B, count, length, temperature, top_k)
 

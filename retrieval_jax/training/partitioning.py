@@ -29,6 +29,7 @@ def make_mesh(model_parallelism: int = 1) -> Mesh:
 @gin.configurable
 def axis_rules(
     rules: Rules = (
+        ("batch", "data"),
         ("vocab", "model"),
         ("mlp", "model"),
         ("heads", "model"),

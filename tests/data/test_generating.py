@@ -21,8 +21,8 @@ from retrieval_jax.data.generating import distinct
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.query_generator import QueryGenerator
-from retrieval_jax.models.t5 import T5Config
 from retrieval_jax.training import checkpoints
 from retrieval_jax.work import Work
 

@@ -18,7 +18,7 @@ from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.generative import GenerativeSearcher
 
 VOCABULARY, LENGTH, BEAMS = 128, 4, 48  # LENGTH: tokens of the longest docid

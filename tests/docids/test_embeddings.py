@@ -98,7 +98,7 @@ def test_a_model_that_is_no_dual_encoder_is_told(here, collection, tmp_path, mon
 def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, monkeypatch):
     from retrieval_jax.data.vocabulary import Vocabulary
     from retrieval_jax.models.dual_encoder import DualEncoder
-    from retrieval_jax.models.t5 import T5Config
+    from retrieval_jax.models.layers import T5Config
     from retrieval_jax.search.dense import TextEncoder
     from retrieval_jax.training import checkpoints
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from retrieval_jax.data.vocabulary import EOS
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.query_generator import QueryGenerator
-from retrieval_jax.models.t5 import T5Config
 
 # Embeddings of size 3 make the logits uneven, so that every part of the sampling matters.
 CONFIG = T5Config(40, 16, 2, 8, 32, 1, 2, embedding_init_std=3.0)

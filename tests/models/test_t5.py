@@ -15,7 +15,8 @@ import pytest
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from retrieval_jax.models.t5 import T5, T5Config, relpos_bucket
+from retrieval_jax.models.layers import T5Config, relpos_bucket
+from retrieval_jax.models.t5 import T5
 
 GOLDEN = Path(__file__).with_name("t5_golden.npz")
 CHECKPOINT = Path(__file__).parents[2].parent / "shared" / "fixtures" / "t5x" / "test_t5_tiny.checkpoint_0"

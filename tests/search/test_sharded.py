@@ -16,7 +16,7 @@ from retrieval_jax import arrow_ids
 from retrieval_jax.data.vocabulary import Vocabulary, learn
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.training import partitioning
 

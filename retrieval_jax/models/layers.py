@@ -1,0 +1,337 @@
+"""The layers that a T5's encoder and decoder are stacks of. Letters in shapes: see t5.py."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from retrieval_jax.errors import UserError
+
+KeysValues = tuple[jax.Array, jax.Array]
+MASKED = -1e10  # added to attention logits; finite, so that an all-padding row stays finite
+RELPOS_BUCKETS, RELPOS_MAX_DISTANCE = 32, 128
+STACK_AXIS = 1  # of the layers in the arrays of a scanned stack: T5X's
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5. One gin file a size in `gin_configs/models/`.
+
+    `output_size` is the width of the decoder's softmax: the text vocabulary (None), or the docids'. Where the
+    decoder `reads_outputs`, it has an embedding of its own for such tokens; otherwise it reads the encoder's,
+    as T5 does. `dtype` is the computation's; parameters are always float32.
+
+    `embedding_init_std` and `branch_init_scale` say how parameters begin, for training from scratch: the
+    embedding's standard deviation, and the variance, relative to T5's, of the matrices by which
+    self-attention and MLPs write into the residual stream. Near 0, the network starts as a bag of words that
+    the decoder attends to, and learns in minutes what it would otherwise take hours to find.
+
+    For large models: with `scan_layers` each array holds all layers of a stack, on axis 1 (T5X's scanned
+    layout), so that a program of 24 layers compiles as fast as one of one; `remat` says what the backward
+    pass computes again instead of keeping: "none" keeps all, "dots" all matrix products, "full" only what
+    goes from layer to layer.
+
+    `pawa_layers` > 0 adds the prefix-aware weight-adaptive decoder (NCI, Wang et al. 2022, section 3.3).
+    """
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    dropout_rate: float = 0.1
+    dtype: str = "float32"
+    embedding_init_std: float = 1.0
+    branch_init_scale: float = 1.0
+    output_size: int | None = None
+    reads_outputs: bool = False
+    scan_layers: bool = False
+    remat: str = "none"
+    pawa_layers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.remat not in REMAT_POLICIES:
+            raise UserError(f"T5Config.remat: no policy {self.remat!r}: {', '.join(REMAT_POLICIES)}")
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Says by logical names how x lies on the mesh, where a trainer has told of one; else x alone."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(axes))
+
+
+class Dense(nn.Module):
+    """x_…xI -> …xO without bias; the kernel's logical axes name how it is sharded."""
+
+    features: int
+    axes: tuple[str, str]
+    dtype: str = "float32"
+    init_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "truncated_normal")
+        kernel = self.param(
+            "kernel", nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features), jnp.float32
+        )
+        # As one matrix: XLA's CPU compiler takes half the time for the gradients of the 2-D product.
+        flat = jnp.dot(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel.astype(self.dtype))
+        return flat.reshape(*x.shape[:-1], self.features)
+
+
+class RMSNorm(nn.Module):
+    """T5's layer norm: no mean, no bias; statistics in float32."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
+            (x.shape[-1],),
+            jnp.float32,
+        )
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+        return (x * scale).astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values are made apart, so that they can be kept and shared."""
+
+    config: T5Config
+    out_init_scale: float = 1.0
+
+    def setup(self) -> None:
+        c = self.config
+        joined = c.num_heads * c.head_dim
+        # 1/head_dim: the scaling that other transformers apply to the attention logits.
+        self.query = Dense(joined, ("embed", "joined_kv"), c.dtype, init_scale=1.0 / c.head_dim)
+        self.key = Dense(joined, ("embed", "joined_kv"), c.dtype)
+        self.value = Dense(joined, ("embed", "joined_kv"), c.dtype)
+        self.out = Dense(c.emb_dim, ("joined_kv", "embed"), c.dtype, self.out_init_scale)
+        # One mask for all query positions (as T5X does): cheap random bits.
+        self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+    def keys_values(self, x_BxSxE: jax.Array) -> KeysValues:
+        """Keys and values, each BxSxHxD."""
+        return self._heads(self.key(x_BxSxE)), self._heads(self.value(x_BxSxE))
+
+    def __call__(
+        self,
+        x_BxTxE: jax.Array,
+        keys_values: KeysValues,
+        mask_BxTxS: jax.Array,
+        deterministic: bool,
+        bias_HxTxS: jax.Array | float = 0.0,
+    ) -> jax.Array:
+        """Attends from x to the keys where the mask is true (its T may be 1, for all alike). Gives BxTxE."""
+        keys_BxSxHxD, values_BxSxHxD = keys_values
+        query_BxTxHxD = self._heads(self.query(x_BxTxE))
+        logits_BxHxTxS = jnp.einsum("bthd,bshd->bhts", query_BxTxHxD, keys_BxSxHxD)
+        # Mask and bias stay apart until here: their sum, BxHxTxS, would be kept for all layers of a scan.
+        masked = jnp.where(mask_BxTxS[:, None], logits_BxHxTxS.astype(jnp.float32) + bias_HxTxS, MASKED)
+        weights = jax.nn.softmax(masked, axis=-1)
+        weights = self.dropout(weights.astype(self.config.dtype), deterministic)
+        mixed_BxTxHxD = jnp.einsum("bhts,bshd->bthd", weights, values_BxSxHxD)
+        return self.out(mixed_BxTxHxD.reshape(*mixed_BxTxHxD.shape[:2], -1))
+
+    def attend_own(self, x_BxKxE: jax.Array, keys_values: KeysValues, bias_HxT: jax.Array) -> jax.Array:
+        """Each of K beams attends from its newest token to its own keys, each BxKxTxHxD. Gives BxKxE.
+
+        One query has nothing to share between rows: products and sums are one pass over the keys, where tiny
+        matrix products would each cost more than their arithmetic.
+        """
+        keys, values = keys_values
+        query_BxKx1xHxD = self._heads(self.query(x_BxKxE))[:, :, None]
+        logits_BxKxTxH = jnp.sum((query_BxKx1xHxD * keys).astype(jnp.float32), axis=-1) + bias_HxT.T
+        weights = jax.nn.softmax(logits_BxKxTxH, axis=2).astype(values.dtype)
+        mixed_BxKxHxD = jnp.sum(weights[..., None] * values, axis=2)
+        return self.out(mixed_BxKxHxD.reshape(*x_BxKxE.shape[:2], -1))
+
+
+class MLP(nn.Module):
+    """Gated GELU: wo(gelu(x wi_0) * x wi_1)."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        c = self.config
+        gate = nn.gelu(Dense(c.mlp_dim, ("embed", "mlp"), c.dtype, name="wi_0")(x), approximate=True)
+        x = gate * Dense(c.mlp_dim, ("embed", "mlp"), c.dtype, name="wi_1")(x)
+        x = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))(x, deterministic)
+        return Dense(c.emb_dim, ("mlp", "embed"), c.dtype, c.branch_init_scale, name="wo")(x)
+
+
+def relpos_bucket(distance: np.ndarray, bidirectional: bool) -> np.ndarray:
+    """T5's bucket of each distance (key position - query position): exact when near, logarithmic when far.
+
+    Half the buckets are for each direction if `bidirectional`; otherwise the future shares bucket 0.
+    """
+    buckets, offset = RELPOS_BUCKETS, np.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset = (distance > 0) * buckets
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(-distance, 0)
+    exact = buckets // 2
+    # float32 as in T5X and PyTorch: a distance on a bucket's edge must fall on the same side.
+    log = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.log(RELPOS_MAX_DISTANCE / exact)
+    far = np.minimum(exact + (log * (buckets - exact)).astype(np.int32), buckets - 1)
+    return offset + np.where(distance < exact, distance, far)
+
+
+class RelativePositionBias(nn.Module):
+    """A learned number per head and bucket of distance, added to the attention logits."""
+
+    num_heads: int
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, query_positions: np.ndarray, key_positions: np.ndarray) -> jax.Array:
+        """HxTxS for T query and S key positions (both known when compiling)."""
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        table_HxN = self.param(
+            "rel_embedding",
+            nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
+            (self.num_heads, RELPOS_BUCKETS),
+            jnp.float32,
+        )
+        bucket_TxS = relpos_bucket(key_positions[None, :] - query_positions[:, None], self.bidirectional)
+        return table_HxN[:, bucket_TxS]
+
+
+class EncoderLayer(nn.Module):
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self, x_BxSxE: jax.Array, bias_HxSxS: jax.Array, mask_BxSxS: jax.Array, deterministic: bool
+    ) -> jax.Array:
+        c = self.config
+        drop = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
+        attention = Attention(c, c.branch_init_scale, name="attention")
+        x = constrain(x_BxSxE, "batch", None, None)
+        h = RMSNorm(c.dtype, name="pre_attention_layer_norm")(x)
+        attended = attention(h, attention.keys_values(h), mask_BxSxS, deterministic, bias_HxSxS)
+        x = x + drop(attended, deterministic)
+        h = RMSNorm(c.dtype, name="pre_mlp_layer_norm")(x)
+        return x + drop(MLP(c, name="mlp")(h, deterministic), deterministic)
+
+
+class DecoderLayer(nn.Module):
+    config: T5Config
+
+    def setup(self) -> None:
+        c = self.config
+        self.pre_self_attention_layer_norm = RMSNorm(c.dtype)
+        self.self_attention = Attention(c, c.branch_init_scale)
+        self.pre_cross_attention_layer_norm = RMSNorm(c.dtype)
+        self.encoder_decoder_attention = Attention(c)
+        self.pre_mlp_layer_norm = RMSNorm(c.dtype)
+        self.mlp = MLP(c)
+        self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
+
+    def _after_self_attention(self, x, cross: KeysValues, cross_mask_BxTxS, deterministic: bool) -> jax.Array:
+        h = self.pre_cross_attention_layer_norm(x)
+        attended = self.encoder_decoder_attention(h, cross, cross_mask_BxTxS, deterministic)
+        x = x + self.dropout(attended, deterministic)
+        return x + self.dropout(self.mlp(self.pre_mlp_layer_norm(x), deterministic), deterministic)
+
+    def __call__(
+        self, x_BxTxE, encoded_BxSxE, bias_HxTxT, self_mask_BxTxT, cross_mask_BxTxS, deterministic: bool
+    ) -> jax.Array:
+        x = constrain(x_BxTxE, "batch", None, None)
+        h = self.pre_self_attention_layer_norm(x)
+        own = self.self_attention.keys_values(h)
+        attended = self.self_attention(h, own, self_mask_BxTxT, deterministic, bias_HxTxT)
+        x = x + self.dropout(attended, deterministic)
+        return self._after_self_attention(
+            x, self.cross_keys_values(encoded_BxSxE), cross_mask_BxTxS, deterministic
+        )
+
+    def cross_keys_values(self, encoded_BxSxE: jax.Array) -> KeysValues:
+        return self.encoder_decoder_attention.keys_values(encoded_BxSxE)
+
+    def step(
+        self, x_BxKxE, position, kept: KeysValues, cross: KeysValues, bias_HxT, cross_mask_BxTxS
+    ) -> tuple[jax.Array, KeysValues]:
+        """One token for each of K beams; their keys and values go into `kept`, each BxKxTxHxD, at `position`.
+
+        Self-attention is each beam's own; cross-attention treats the beams as positions, so that they
+        share their query's keys and values without a copy. Gives (BxKxE, `kept` with this token).
+        """
+        h = self.pre_self_attention_layer_norm(x_BxKxE)
+        kept = jax.tree.map(
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, :, None], position, axis=2),
+            kept,
+            self.self_attention.keys_values(h),
+        )
+        x = x_BxKxE + self.self_attention.attend_own(h, kept, bias_HxT)
+        return self._after_self_attention(x, cross, cross_mask_BxTxS, deterministic=True), kept
+
+
+def run_layers(
+    config: T5Config, layers: nn.Module | Sequence[nn.Module], count: int, x: jax.Array, *shared
+) -> jax.Array:
+    """x through `count` layers that are all given the same beside it, kept or computed again as `remat` says.
+
+    With `scan_layers`, `layers` is one module that holds the arrays of all of them.
+    """
+
+    def layer(module, x, *shared):
+        return module(x, *shared)
+
+    if config.remat != "none":
+        # Within a scan XLA cannot merge the second computation with the first: nothing need prevent it.
+        policy = REMAT_POLICIES[config.remat]
+        static = 1 + len(shared)  # deterministic
+        layer = nn.remat(layer, policy=policy, prevent_cse=not config.scan_layers, static_argnums=(static,))
+    if not config.scan_layers:
+        for module in layers:
+            x = layer(module, x, *shared)
+        return x
+    scan = nn.scan(
+        lambda module, x: (layer(module, x, *shared), None),
+        variable_axes={"params": STACK_AXIS},
+        split_rngs={"params": True, "dropout": True},
+        length=count,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return scan(layers, x)[0]
+
+
+class TokenEmbedder(nn.Module):
+    config: T5Config
+    size: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        table_VxE = self.param(
+            "embedding",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(self.config.embedding_init_std), ("vocab", "embed")
+            ),
+            (self.size, self.config.emb_dim),
+            jnp.float32,
+        )
+        return jnp.take(table_VxE, tokens, axis=0).astype(self.config.dtype)

@@ -1,0 +1,223 @@
+"""The output softmax where it is too wide to be in memory at once: millions of docids, or over many devices.
+
+N is any number of tokens, each a vector of E; the softmax has V outputs and its kernel is E×V.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+LOG_Z_GROUPS = 8
+
+
+def some_logits(
+    x_BxKxE: jax.Array, kernel_ExV: jax.Array, tokens_S: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Float32 (logits BxKxS of some tokens, log-sum-exp BxK of all logits)."""
+    blocks = log_z_blocks(kernel_ExV.shape[1])
+    if blocks == 1 or 2 * len(tokens_S) > kernel_ExV.shape[1]:
+        logits_BxKxV = (x_BxKxE @ kernel_ExV).astype(jnp.float32)
+        return logits_BxKxV[..., tokens_S], jax.nn.logsumexp(logits_BxKxV, axis=-1)
+    return (x_BxKxE @ kernel_ExV[:, tokens_S]).astype(jnp.float32), log_z(x_BxKxE, kernel_ExV, blocks)
+
+
+def log_z_blocks(size: int) -> int:
+    """Into how many blocks of about 2,048 outputs a softmax of `size` is best cut; 1: as a whole."""
+    eighth = size // LOG_Z_GROUPS
+    counts = [n for n in range(1, eighth + 1) if eighth % n == 0] if size % LOG_Z_GROUPS == 0 else [1]
+    return min(counts, key=lambda n: abs(size / n - 2048))
+
+
+def log_z(x_BxKxE: jax.Array, kernel_ExV: jax.Array, blocks: int) -> jax.Array:
+    """Float32 B×K: the log-sum-exp of all logits x · kernel, which are never in memory together.
+
+    A block takes a part of each of eight groups of outputs, so that a kernel sharded over its outputs is
+    multiplied where it lies; the groups are added up at the end.
+    """
+    E, V = kernel_ExV.shape
+    parts_ExGxNxC = kernel_ExV.reshape(E, LOG_Z_GROUPS, blocks, V // LOG_Z_GROUPS // blocks)
+    shape = (*x_BxKxE.shape[:2], LOG_Z_GROUPS)
+
+    def add(carry, block):
+        largest_BxKxG, total_BxKxG = carry
+        part = jax.lax.dynamic_index_in_dim(parts_ExGxNxC, block, 2, keepdims=False).reshape(E, -1)
+        logits_BxKxGxC = (x_BxKxE.reshape(-1, E) @ part).reshape(*shape, -1).astype(jnp.float32)
+        largest = jnp.maximum(largest_BxKxG, jnp.max(logits_BxKxGxC, axis=-1))
+        total_BxKxG *= jnp.exp(largest_BxKxG - largest)
+        total_BxKxG += jnp.sum(jnp.exp(logits_BxKxGxC - largest[..., None]), axis=-1)
+        return (largest, total_BxKxG), None
+
+    start = (jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.float32))
+    (largest_BxKxG, total_BxKxG), _ = jax.lax.scan(add, start, jnp.arange(blocks))
+    return jax.nn.logsumexp(largest_BxKxG + jnp.log(total_BxKxG), axis=-1)
+
+
+class SoftmaxOfTargets(NamedTuple):
+    """What a cross-entropy needs of a softmax, of each of N tokens (any shape), float32.
+
+    Attributes:
+      target: its target's logit.
+      log_z: the log-sum-exp of all its logits.
+      largest: the largest of them; without a gradient.
+    """
+
+    target: jax.Array
+    log_z: jax.Array
+    largest: jax.Array
+
+
+def softmax_of_logits(logits: jax.Array, targets: jax.Array) -> SoftmaxOfTargets:
+    """Of float32 logits …×V and int32 targets …"""
+    # By comparing, not by a gather: logits that lie over several devices then stay where they are.
+    chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
+    target = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+    return SoftmaxOfTargets(target, jax.nn.logsumexp(logits, axis=-1), largest)
+
+
+def softmax_of_products(
+    x_NxE: jax.Array, kernel_ExV: jax.Array, targets_N: jax.Array, logits_at_once: int
+) -> SoftmaxOfTargets:
+    """The same of the logits x · kernel, without ever holding all of them, neither here nor backwards.
+
+    They are made a block of outputs at a time, and made again for the gradient: one matrix product more than
+    with all in memory. On a mesh (see `training.partitioning.on`) each device makes those of its own part of
+    the kernel, which stays where it lies; where outputs lie over `data` too, the tokens are gathered, which
+    are few. What is summed over devices is three numbers a token, and N×E for the gradient.
+
+    Args:
+      x_NxE: in the dtype to multiply in; what is summed is float32.
+      kernel_ExV: float32.
+      targets_N: int32.
+      logits_at_once: about the most that a device holds.
+    """
+    return SoftmaxOfTargets(
+        *_softmax_of_products(logits_at_once, _Places.here(), x_NxE, kernel_ExV, targets_N)
+    )
+
+
+class _Places(NamedTuple):
+    """Mesh axes over which outputs and tokens lie; () for both on one device."""
+
+    over_V: tuple[str, ...]
+    over_N: tuple[str, ...]
+
+    @classmethod
+    def here(cls) -> "_Places":
+        if jax.sharding.get_abstract_mesh().empty:
+            return cls((), ())
+
+        def axes(name: str) -> tuple[str, ...]:
+            found = nn.logical_to_mesh_axes((name,))[0]
+            return (found,) if isinstance(found, str) else tuple(found or ())
+
+        over_V = axes("vocab")
+        return cls(over_V, tuple(axis for axis in axes("batch") if axis not in over_V))
+
+    def on_shards(self, function, in_specs, out_specs):
+        """The function of each device's part."""
+        if jax.sharding.get_abstract_mesh().empty:
+            return function
+        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+    @property
+    def specs(self) -> tuple[P, P, P]:
+        """Of x_NxE, kernel_ExV and one number a token."""
+        return P(self.over_N), P(None, self.over_V), P(self.over_N)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _softmax_of_products(logits_at_once: int, places: _Places, x_NxE, kernel_ExV, targets_N):
+    return _forward(logits_at_once, places, x_NxE, kernel_ExV, targets_N)[0]
+
+
+def _forward(logits_at_once: int, places: _Places, x_NxE, kernel_ExV, targets_N):
+    def of_shard(x_NxE, kernel_ExV, targets_N):
+        targets_N = _own(targets_N, kernel_ExV, places)
+        shape = (len(x_NxE),)
+
+        def add(carry, first):
+            largest_N, total_N, target_N = carry
+            logits_NxC, chosen_NxC, _ = _block(x_NxE, kernel_ExV, targets_N, first, width)
+            larger_N = jnp.maximum(largest_N, jnp.max(logits_NxC, axis=1))
+            total_N *= jnp.exp(largest_N - larger_N)
+            total_N += jnp.sum(jnp.exp(logits_NxC - larger_N[:, None]), axis=1)
+            return (
+                larger_N,
+                total_N,
+                target_N + jnp.sum(jnp.where(chosen_NxC, logits_NxC, 0.0), axis=1),
+            ), None
+
+        width = _width(len(x_NxE), kernel_ExV.shape[1], logits_at_once)
+        start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.zeros(shape))
+        firsts = jnp.arange(0, kernel_ExV.shape[1], width)
+        (largest_N, total_N, target_N), _ = jax.lax.scan(add, start, firsts)
+        if places.over_V:
+            own_N = largest_N
+            largest_N = jax.lax.pmax(own_N, places.over_V)
+            total_N = jax.lax.psum(total_N * jnp.exp(own_N - largest_N), places.over_V)
+            target_N = jax.lax.psum(target_N, places.over_V)
+        return target_N, largest_N + jnp.log(total_N), largest_N
+
+    result = places.on_shards(of_shard, places.specs, P(places.over_N))(x_NxE, kernel_ExV, targets_N)
+    return result, (x_NxE, kernel_ExV, targets_N, result[1])
+
+
+def _backward(logits_at_once: int, places: _Places, kept, gradients):
+    x_NxE, kernel_ExV, targets_N, log_z_N = kept
+
+    def of_shard(x_NxE, kernel_ExV, targets_N, log_z_N, of_target_N, of_log_z_N):
+        targets_N = _own(targets_N, kernel_ExV, places)
+
+        def add(carry, first):
+            of_x_NxE, of_kernel_ExV = carry
+            logits_NxC, chosen_NxC, part_ExC = _block(x_NxE, kernel_ExV, targets_N, first, width)
+            of_logits_NxC = of_log_z_N[:, None] * jnp.exp(logits_NxC - log_z_N[:, None])
+            of_logits_NxC = (of_logits_NxC + jnp.where(chosen_NxC, of_target_N[:, None], 0.0)).astype(
+                x_NxE.dtype
+            )
+            of_x_NxE += jnp.dot(of_logits_NxC, part_ExC.T, preferred_element_type=jnp.float32)
+            of_part_ExC = jnp.dot(x_NxE.T, of_logits_NxC, preferred_element_type=jnp.float32)
+            return (
+                of_x_NxE,
+                jax.lax.dynamic_update_slice_in_dim(of_kernel_ExV, of_part_ExC, first, axis=1),
+            ), None
+
+        width = _width(len(x_NxE), kernel_ExV.shape[1], logits_at_once)
+        start = (jnp.zeros(x_NxE.shape), jnp.zeros(kernel_ExV.shape))
+        (of_x_NxE, of_kernel_ExV), _ = jax.lax.scan(add, start, jnp.arange(0, kernel_ExV.shape[1], width))
+        if places.over_V:
+            of_x_NxE = jax.lax.psum(of_x_NxE, places.over_V)
+        if places.over_N:
+            of_kernel_ExV = jax.lax.psum(of_kernel_ExV, places.over_N)
+        return of_x_NxE.astype(x_NxE.dtype), of_kernel_ExV
+
+    tokens = P(places.over_N)
+    on_shards = places.on_shards(of_shard, (*places.specs, tokens, tokens, tokens), places.specs[:2])
+    of_x_NxE, of_kernel_ExV = on_shards(x_NxE, kernel_ExV, targets_N, log_z_N, *gradients[:2])
+    return of_x_NxE, of_kernel_ExV, None
+
+
+_softmax_of_products.defvjp(_forward, _backward)
+
+
+def _own(targets_N, kernel_ExV, places: _Places):
+    """Targets as numbers within this device's part of the outputs; others fall outside it."""
+    return targets_N - jax.lax.axis_index(places.over_V) * kernel_ExV.shape[1] if places.over_V else targets_N
+
+
+def _block(x_NxE, kernel_ExV, targets_N, first, width: int):
+    """(logits of `width` outputs, which of them are targets, their part of the kernel)."""
+    part_ExC = jax.lax.dynamic_slice_in_dim(kernel_ExV, first, width, axis=1).astype(x_NxE.dtype)
+    logits_NxC = jnp.dot(x_NxE, part_ExC, preferred_element_type=jnp.float32)
+    return logits_NxC, first + jnp.arange(width) == targets_N[:, None], part_ExC
+
+
+def _width(tokens: int, outputs: int, logits_at_once: int) -> int:
+    """The widest block that divides the outputs and has no more logits than that."""
+    most = max(logits_at_once // tokens, 1)
+    return max(n for n in range(1, min(most, outputs) + 1) if outputs % n == 0)

@@ -1,0 +1,134 @@
+"""A softmax made in blocks, on one device and on meshes, against that of whole logits in float64."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval_jax.models.objectives import cross_entropy
+from retrieval_jax.models.softmax import SoftmaxOfTargets, softmax_of_products
+
+
+def examples(seed: int, N: int, E: int, V: int, spread: float = 1.0):
+    rng = np.random.default_rng(seed)
+    return spread * rng.normal(size=(N, E)), rng.normal(size=(E, V)), rng.integers(0, V, N)
+
+
+def exact(x, kernel, targets, z_loss: float) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """(loss, its gradients of x and of the kernel, right answers) in float64."""
+    logits = x @ kernel
+    shifted = logits - logits.max(1, keepdims=True)
+    log_z = np.log(np.exp(shifted).sum(1)) + logits.max(1)
+    loss = (log_z - logits[np.arange(len(x)), targets] + z_loss * log_z**2).sum()
+    of_logits = np.exp(logits - log_z[:, None]) * (1 + 2 * z_loss * log_z[:, None])
+    of_logits[np.arange(len(x)), targets] -= 1
+    return loss, of_logits @ kernel.T, x.T @ of_logits, logits.argmax(1) == targets
+
+
+def blocked(x, kernel, targets, z_loss: float, logits_at_once: int):
+    """The same of softmax_of_products."""
+
+    def loss(x, kernel):
+        softmax = softmax_of_products(x, kernel, jnp.array(targets), logits_at_once)
+        return jnp.sum(cross_entropy(softmax, z_loss)), softmax
+
+    arguments = jnp.array(x, jnp.float32), jnp.array(kernel, jnp.float32)
+    (value, softmax), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*arguments)
+    return value, *gradients, softmax.target >= softmax.largest
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.sampled_from([1, 6, 7, 24, 128]),
+    st.sampled_from([1, 10, 100, 10**6]),
+    st.sampled_from([0.0, 1e-3]),
+)
+def test_blocks_equal_the_whole(seed, N, E, V, logits_at_once, z_loss):
+    x, kernel, targets = examples(seed, N, E, V)
+    expected = exact(x, kernel, targets, z_loss)
+    found = blocked(x, kernel, targets, z_loss, logits_at_once)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
+
+
+def test_large_logits_stay_finite():
+    x, kernel, targets = examples(0, 3, 4, 24, spread=1e3)
+    expected = exact(x, kernel, targets, 0.0)
+    found = blocked(x, kernel, targets, 0.0, 10)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-2, rtol=1e-4)
+
+
+def test_no_array_of_all_logits_is_made():
+    N, E, V = 16, 8, 4096
+    x, kernel, targets = (jnp.array(a) for a in examples(0, N, E, V))
+
+    def loss(x, kernel):
+        softmax: SoftmaxOfTargets = softmax_of_products(x, kernel, targets, N * 64)
+        return jnp.sum(cross_entropy(softmax))
+
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile().as_text()
+    assert f"[{N},{V}]" not in text
+    assert f"[{N},64]" in text
+
+
+MESHES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from test_softmax import blocked, examples, exact
+from retrieval_jax.models.softmax import softmax_of_products
+from retrieval_jax.models.objectives import cross_entropy
+from retrieval_jax.training import partitioning
+import gin
+x, kernel, targets = examples(3, 16, 8, 64)
+expected = exact(x, kernel, targets, 1e-3)
+for rules in ([("vocab", "model")], [("vocab", ("model", "data"))], [("vocab", None)], [("vocab", "data")]):
+    for parallelism in (1, 2, 8):
+        gin.clear_config()
+        with gin.unlock_config():
+            gin.bind_parameter("axis_rules.rules", [("batch", "data"), *rules])
+        mesh = partitioning.make_mesh(parallelism)
+
+        def loss(x, kernel):
+            softmax = softmax_of_products(x, kernel, jnp.array(targets), 64)
+            return jnp.sum(cross_entropy(softmax, 1e-3)), softmax
+
+        def run(x, kernel):
+            with partitioning.on(mesh):
+                return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, kernel)
+
+        place = NamedSharding(mesh, P("data")), NamedSharding(mesh, P(None, rules[0][1]))
+        compiled = jax.jit(run, in_shardings=place, out_shardings=((None, None), place))
+        compiled = compiled.lower(jnp.array(x, jnp.float32), jnp.array(kernel, jnp.float32)).compile()
+        (value, softmax), gradients = compiled(jnp.array(x, jnp.float32), jnp.array(kernel, jnp.float32))
+        found = value, *gradients, softmax.target >= softmax.largest
+        for a, b in zip(found, expected):
+            np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4, err_msg=str((rules, parallelism)))
+        # The kernel, which is far larger than the tokens, is never gathered.
+        shards = kernel.shape[1] * 8 // gradients[1].addressable_shards[0].data.size
+        assert shards == {"model": parallelism, "data": 8 // parallelism, None: 1}.get(rules[0][1], 8)
+        if shards > 1:
+            assert "f32[8,64]" not in compiled.as_text(), (rules, parallelism)
+print("equal")
+"""
+
+
+def test_meshes_give_the_same_and_gather_no_kernel():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-c", MESHES, str(Path(__file__).parent)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout == "equal\n", result.stderr
