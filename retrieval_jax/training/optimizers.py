@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from retrieval_jax.errors import UserError
+from retrieval_jax.models.layers import STACK_AXIS
+from retrieval_jax.models.t5 import is_stacked
 
 
 @gin.configurable
@@ -54,12 +56,36 @@ def adamw(
 def adafactor(
     schedule: optax.Schedule, multipliers: Mapping[str, float] | None = None, decay_rate: float = 0.8
 ) -> optax.GradientTransformation:
-    """Adafactor as T5X configures it: factored, no momentum, clipped at 1, relative to each array's size."""
+    """Adafactor (Shazeer and Stern 2018, algorithm 5) as T5X configures it.
+
+    Second moments are factored where an array has two axes of at least 128; an update's root mean square is
+    clipped at 1 and multiplied by the parameter's own (at least 1e-3); there is no momentum. In a scanned
+    stack each layer counts as an array of its own, as it does where layers are not scanned.
+    """
     return optax.chain(
-        optax.adafactor(None, multiply_by_parameter_scale=True, decay_rate=decay_rate),
+        optax.scale_by_factored_rms(decay_rate=decay_rate),
+        optax.stateless(_clip_rms),
+        optax.stateless(_scale_by_parameter_rms),
         _scale_by_name(multipliers or {}),
-        _scale_by_rate(schedule, sign=1.0),
+        _scale_by_rate(schedule),
     )
+
+
+def _clip_rms(updates, _=None):
+    return jax.tree_util.tree_map_with_path(lambda path, u: u / jnp.maximum(1.0, _rms(path, u)), updates)
+
+
+def _scale_by_parameter_rms(updates, params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, u, p: u * jnp.maximum(1e-3, _rms(path, p)), updates, params
+    )
+
+
+def _rms(path, x: jax.Array) -> jax.Array:
+    """The root mean square of an array, or of each layer's part of it; broadcasts to it."""
+    stacked = is_stacked(tuple(str(getattr(key, "key", key)) for key in path))
+    axes = tuple(axis for axis in range(x.ndim) if not (stacked and axis == STACK_AXIS))
+    return jnp.sqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=True))
 
 
 class RateState(NamedTuple):
@@ -69,15 +95,15 @@ class RateState(NamedTuple):
     learning_rate: jax.Array
 
 
-def _scale_by_rate(schedule: optax.Schedule, sign: float = -1.0) -> optax.GradientTransformation:
-    """Multiplies by the schedule's rate, which stays in the state to be told."""
+def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Multiplies by minus the schedule's rate, which stays in the state to be told."""
 
     def init(_) -> RateState:
         return RateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
     def update(updates, state: RateState, _=None):
         rate = jnp.asarray(schedule(state.count), jnp.float32)
-        scaled = jax.tree.map(lambda x: (sign * rate).astype(x.dtype) * x, updates)
+        scaled = jax.tree.map(lambda x: -rate.astype(x.dtype) * x, updates)
         return scaled, RateState(optax.safe_increment(state.count), rate)
 
     return optax.GradientTransformation(init, update)

@@ -57,21 +57,31 @@ def params_shardings(mesh: Mesh, boxed_params: dict) -> dict:
 def like_params(mesh: Mesh, tree: object, params: dict, shardings: dict) -> object:
     """Shardings for an optimiser's state: a leaf with a parameter's name and shape lies where that does.
 
-    Others (counts, Adafactor's factored moments) are small, and on every device.
+    One that lacks a single axis of the parameter's (Adafactor's factored moments) lies as the others do. All
+    else (counts) is small, and on every device.
     """
     known = {
-        jax.tree_util.keystr(path): (leaf.shape, sharding)
+        jax.tree_util.keystr(path): (leaf.shape, sharding.spec)
         for (path, leaf), sharding in zip(
             jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
         )
     }
 
-    def place(path, leaf):
+    def spec(path, leaf) -> PartitionSpec:
         for i in range(len(path)):
-            shape, sharding = known.get(jax.tree_util.keystr(path[i:]), (None, None))
+            shape, spec = known.get(jax.tree_util.keystr(path[i:]), (None, None))
+            if shape is None:
+                continue
             if shape == leaf.shape:
-                return sharding
-        return NamedSharding(mesh, PartitionSpec())
+                return spec
+            axes = (*spec, *[None] * (len(shape) - len(spec)))
+            for axis in range(len(shape)):
+                if leaf.shape == shape[:axis] + shape[axis + 1 :]:
+                    return PartitionSpec(*axes[:axis], *axes[axis + 1 :])
+        return PartitionSpec()
+
+    def place(path, leaf) -> NamedSharding:
+        return NamedSharding(mesh, spec(path, leaf))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 

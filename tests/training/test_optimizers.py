@@ -1,5 +1,6 @@
-"""Schedules and rates by name."""
+"""Schedules, rates by name, and Adafactor against its definition."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -47,3 +48,60 @@ def test_multipliers_scale_the_named_parameters(make):
     assert (plain < 0).all()
     np.testing.assert_allclose(updates["decoder"]["logits_dense"]["kernel"], 10 * plain, rtol=1e-5)
     np.testing.assert_allclose(updates["token_embedder"]["embedding"], 100 * plain[0, 0], rtol=1e-5)
+
+
+def adafactor_by_definition(params: np.ndarray, gradients: list[np.ndarray], rate: float) -> np.ndarray:
+    """Shazeer and Stern 2018, algorithms 4 and 5, for one matrix or vector, in float64."""
+    row, column, whole = 0.0, 0.0, 0.0
+    for t, gradient in enumerate(gradients, start=1):
+        decay = 1 - t**-0.8
+        square = gradient**2 + 1e-30
+        if params.ndim == 2 and min(params.shape) >= 128:
+            row = decay * row + (1 - decay) * square.mean(1)
+            column = decay * column + (1 - decay) * square.mean(0)
+            update = gradient / np.sqrt(np.outer(row, column) / row.mean())
+        else:
+            whole = decay * whole + (1 - decay) * square
+            update = gradient / np.sqrt(whole)
+        update /= max(1.0, np.sqrt((update**2).mean()))
+        params = params - rate * max(1e-3, np.sqrt((params**2).mean())) * update
+    return params
+
+
+def test_adafactor_equals_its_definition_layer_by_layer_in_a_scanned_stack():
+    rng = np.random.default_rng(0)
+    layers, steps = 3, 4
+    shapes = {"wi": (128, 160), "narrow": (128, 5), "scale": (128,)}
+    # Layers of very different sizes: a norm over all of a stack would show.
+    sizes = 10.0 ** np.arange(-1, layers - 1)
+    params = {name: [size * rng.normal(size=shape) for size in sizes] for name, shape in shapes.items()}
+    gradients = {
+        name: [[size * rng.normal(size=shape) * 10**t for size in sizes] for t in range(steps)]
+        for name, shape in shapes.items()
+    }
+
+    def tree(leaves: dict[str, list[np.ndarray]]) -> dict:
+        """Scanned: the layers on axis 1."""
+        stack = {name: jnp.array(np.stack(some, axis=1), jnp.float32) for name, some in leaves.items()}
+        return {"encoder": {"encoder": stack, "alone": {"kernel": jnp.array(leaves["wi"][0], jnp.float32)}}}
+
+    optimizer, now = adafactor(optax.constant_schedule(1e-2)), tree(params)
+    state = optimizer.init(now)
+    for t in range(steps):
+        updates, state = optimizer.update(tree({n: g[t] for n, g in gradients.items()}), state, now)
+        now = optax.apply_updates(now, updates)
+    for name in shapes:
+        for layer in range(layers):
+            some = [g[layer] for g in gradients[name]]
+            expected = adafactor_by_definition(params[name][layer], some, 1e-2)
+            found = now["encoder"]["encoder"][name][:, layer]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * sizes[layer])
+    expected = adafactor_by_definition(params["wi"][0], [g[0] for g in gradients["wi"]], 1e-2)
+    np.testing.assert_allclose(now["encoder"]["alone"]["kernel"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_adam_keeps_its_first_moment_in_bfloat16_where_told():
+    params = {"kernel": jnp.ones((8, 8))}
+    state = adamw(optax.constant_schedule(1e-3), momentum_dtype="bfloat16").init(params)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.shape == (8, 8)]
+    assert sorted(map(str, dtypes)) == ["bfloat16", "float32"]
