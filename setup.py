@@ -29,7 +29,7 @@ setup(
         "jax>=0.10,<0.13",
         "matplotlib>=3.9,<4",
         "numpy>=2,<3",
-        "optax>=0.2.6,<0.3",
+        "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.11,<0.13",
         "protobuf>=6,<7",
         "pyarrow>=25,<26",

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.errors import UserError
 
-Rules = Sequence[tuple[str, str | None]]
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 
 @gin.configurable
@@ -34,11 +34,16 @@ def axis_rules(
         ("mlp", "model"),
         ("heads", "model"),
         ("joined_kv", "model"),
+        ("pawa", "model"),
         ("embed", None),
+        ("layers", None),
         ("relpos_buckets", None),
     ),
 ) -> Rules:
-    """Logical axis -> mesh axis: T5X's default rules."""
+    """Logical axis -> the mesh axis or axes it lies over, None for none: T5X's default rules.
+
+    In an array, an earlier rule has the mesh axis if two ask for the same. gin_configs/sharding/ has others.
+    """
     return rules
 
 

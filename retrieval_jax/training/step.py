@@ -103,8 +103,8 @@ def make_train_step(
         updates, optimizer = model.optimizer_def.update(gradients, state.optimizer, state.params)
         told = {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in metrics.items()}
         told |= {
-            "gradient_norm": optax.global_norm(gradients),
-            "parameter_norm": optax.global_norm(state.params),
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(state.params),
             "learning_rate": optax.tree_utils.tree_get(optimizer, "learning_rate", 0.0),
         }
         return TrainState(optax.apply_updates(state.params, updates), optimizer, state.step + 1), told

@@ -1,0 +1,162 @@
+"""The training step: every layout of the mesh and every way to save memory gives the plain step's numbers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gin
+import jax
+import numpy as np
+import optax
+import pytest
+
+from retrieval_jax import configuration
+from retrieval_jax.errors import UserError
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.training import partitioning
+from retrieval_jax.training.optimizers import adafactor, adamw
+from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
+
+SIZES = {
+    "vocab_size": 64,
+    "emb_dim": 16,
+    "num_heads": 2,
+    "head_dim": 8,
+    "mlp_dim": 32,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "output_size": 128,
+    "reads_outputs": True,
+}
+SHAPES = {"encoder_input_tokens": (8, 6), "decoder_input_tokens": (8, 3)}
+STEPS = 2
+
+
+def batch(position: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(position)
+    inputs, targets = rng.integers(1, 64, (8, 6)), rng.integers(1, 128, (8, 3))
+    weights = np.arange(3) < rng.integers(1, 4, 8)[:, None]
+    made = {
+        "encoder_input_tokens": inputs,
+        "decoder_target_tokens": targets * weights,
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :3],
+        "decoder_loss_weights": weights,
+    }
+    return {name: x.astype(np.int32) for name, x in made.items()}
+
+
+def run(make=adamw, settings: dict | None = None, parallelism: int = 1, dropout: float = 0.0, **network):
+    """(metrics of each step, the last state) of a tiny retriever; `settings` are the model's."""
+    config = T5Config(**SIZES, dropout_rate=dropout, **network)
+    model = GenerativeRetriever(config, make(optax.constant_schedule(1e-2)), **settings or {})
+    mesh = partitioning.make_mesh(parallelism)
+    abstract = abstract_state(model, mesh, SHAPES)
+    state, told = initial_state(model, abstract, SHAPES, 0), []
+    step = make_train_step(model, mesh, abstract, 0)
+    for position in range(STEPS):
+        state, metrics = step(state, jax.device_put(batch(position), partitioning.batch_sharding(mesh)))
+        told.append({name: float(x) for name, x in metrics.items()})
+    assert step._cache_size() == 1
+    return told, state
+
+
+@pytest.fixture
+def plain_gin():
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[dict]:
+    gin.clear_config()
+    return run()[0]
+
+
+def same(told: list[dict], expected: list[dict]) -> None:
+    for a, b in zip(told, expected, strict=True):
+        assert a == pytest.approx(b, rel=2e-4)
+
+
+def test_what_a_step_tells(plain, plain_gin):
+    names = {"loss", "accuracy", "accuracy_at/3", "gradient_norm", "parameter_norm", "learning_rate"}
+    assert names <= set(plain[0])
+    assert plain[0]["learning_rate"] == pytest.approx(1e-2)
+    # Adam's first step moves each parameter by about the learning rate, of some 5,000 parameters.
+    assert 0 < abs(plain[1]["parameter_norm"] - plain[0]["parameter_norm"]) < 1
+    assert plain[0]["loss"] == pytest.approx(np.log(128), abs=1)
+
+
+def test_microbatches_add_up_to_the_batch(plain, plain_gin):
+    """Though they hold different numbers of target tokens."""
+    gin.bind_parameter("make_train_step.microbatches", 4)
+    same(run()[0], plain)
+
+
+def test_microbatches_that_do_not_divide_the_batch_are_refused(plain_gin):
+    gin.bind_parameter("make_train_step.microbatches", 3)
+    with pytest.raises(UserError, match=r"microbatches: 3 does not divide the batch of 8"):
+        run()
+
+
+def test_hardware_random_bits_repeat(plain_gin):
+    gin.bind_parameter("make_train_step.random_bits", "rbg")
+    told, again = run(dropout=0.5)[0], run(dropout=0.5)[0]
+    assert told == again
+    assert told[0]["loss"] != told[1]["loss"]
+
+
+LAYOUTS = {  # gin file, model parallelism; into how many parts an MLP kernel and the softmax are cut
+    "data": (None, 1, 1, 1),
+    "tensor": (None, 2, 2, 2),
+    "fsdp": ("sharding/fsdp.gin", 1, 8, 8),
+    "fsdp and tensor": ("sharding/fsdp.gin", 2, 8, 8),
+    "wide softmax": ("sharding/wide_softmax.gin", 2, 8, 8),
+}
+RUNS = [*((name, adafactor) for name in LAYOUTS), ("fsdp and tensor", adamw)]
+
+
+def layouts() -> dict:
+    """Name -> (losses, parts of an MLP kernel, of the softmax), on eight devices."""
+
+    def parts(array: jax.Array) -> int:
+        return array.size // array.addressable_shards[0].data.size
+
+    found = {}
+    for name, make in RUNS:
+        file, parallelism, *_ = LAYOUTS[name]
+        gin.clear_config()
+        if file:
+            gin.parse_config_file(str(configuration.gin_folder() / file))
+        settings = {"logits_at_once": 64} if "wide" in name else {}
+        told, state = run(make, settings, parallelism, scan_layers=True, remat="full")
+        found[f"{name} {make.__name__}"] = (
+            [metrics["loss"] for metrics in told],
+            parts(state.params["encoder"]["encoder"]["mlp"]["wi_0"]["kernel"]),
+            parts(state.params["decoder"]["logits_dense"]["kernel"]),
+        )
+    return found
+
+
+def test_every_layout_gives_the_losses_of_one_device(plain_gin):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+    }
+    script = (
+        f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_step import layouts; print(json.dumps(layouts()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    expected = {make: [m["loss"] for m in run(make, scan_layers=True)[0]] for make in (adamw, adafactor)}
+    for name, make in RUNS:
+        losses, *parts = found[f"{name} {make.__name__}"]
+        assert losses == pytest.approx(expected[make], rel=2e-4), name
+        assert tuple(parts) == LAYOUTS[name][2:], name
