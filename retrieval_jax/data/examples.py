@@ -367,8 +367,13 @@ def pad(features: Sequence[Features], spec: Mapping[str, Feature]) -> dict[str, 
     arrays = {name: np.zeros((len(features), f.length), np.int32) for name, f in spec.items()}
     for name, feature in spec.items():
         for row, example in zip(arrays[name], features, strict=True):
-            tokens = example[name][: feature.length]
-            if feature.add_eos:
-                tokens = [*tokens[: feature.length - 1], EOS]
+            tokens = trim(example[name], feature)
             row[: len(tokens)] = tokens
     return arrays
+
+
+def trim(tokens: Sequence[int], feature: Feature) -> Sequence[int]:
+    """At most as many as the feature is long, ended where it says so."""
+    if feature.add_eos:
+        return [*tokens[: feature.length - 1], EOS]
+    return tokens[: feature.length]
