@@ -27,8 +27,8 @@ def pack_rows(
     """A batch of `rows` rows, of the examples' inputs and targets.
 
     The longest inputs go first, each to the row with most room left (of those with room for its target). An
-    input that is longer than this room is cut to it, and an example for which no row has two tokens of room is
-    left out: neither happens where rows are as many as the mean lengths ask for, and a little more.
+    input that is longer than this room is cut to it, and an example for which no row has two tokens of room
+    is left out: neither happens where rows are as many as the mean lengths ask for, and a little more.
 
     Gives int32 arrays: encoder_input_tokens and encoder_segment_ids rows × lengths[0]; decoder_input_tokens,
     decoder_target_tokens, decoder_loss_weights, decoder_segment_ids and decoder_positions rows × lengths[1].
