@@ -1,0 +1,202 @@
+"""Steps a second of this project's trainer, a plain jitted loop over the same network, and T5X's trainer.
+
+    python benchmarks/train_step.py [--quick] [--steps N] [--rounds N]
+
+The same sizes, batches and optimiser (Adafactor, dropout 0.1) for all three:
+
+- trainer: `fit`, all that a training run does at each step (metrics, guards, learning curve, progress) and at
+  its end (a checkpoint, which is not in the time);
+- plain: `jax.jit` of the loss's gradient and the optimiser's update, called in a loop that looks at each loss
+  one step late; on the same network and the same step's dropout key;
+- t5x: T5X's Trainer over its own network, where T5X can be imported (its checkout and what it needs, on
+  PYTHONPATH); else null.
+
+Runs take turns, so many rounds; each is timed from a few steps after compiling to its end, by when batches
+are asked for, and medians of the rounds' ratios are given. Processor seconds a step (of all threads) stand
+beside them: other work on the machine hardly changes those.
+
+Then what packing is worth: examples a second of the trainer's step on queries of about 10 tokens and docids
+of about 9 (of at most 25), in rows of their own and packed.
+
+Prints tables, then one line of JSON: vs_plain_loop and vs_t5x (steps a second over theirs, by size; null
+where T5X is absent), packed_over_padded.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import _t5x
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+from retrieval_jax.data.batches import encoder_decoder
+from retrieval_jax.data.examples import Feature, pad
+from retrieval_jax.data.packing import pack_rows, row_lengths
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.progress import quiet_libraries, say
+from retrieval_jax.training import partitioning
+from retrieval_jax.training.loop import fit
+from retrieval_jax.training.optimizers import adafactor
+from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
+
+RATE = 1e-3
+SIZES = {  # the demo's network; T5 1.1 Small, at a batch that a processor takes a second or two for
+    "tiny": (T5Config(8192, 256, 4, 64, 256, 1, 1), 128, 32, 8),
+    "small": (T5Config(32128, 512, 6, 64, 1024, 8, 8), 8, 64, 8),
+}
+WARM_UP = 5  # batches taken before the clock starts: compiling, and what is fetched ahead
+Batch = dict[str, np.ndarray]
+
+
+class Clock:
+    """Passes batches on, and remembers when each was asked for, and processor seconds until then."""
+
+    def __init__(self, batches: list[Batch]):
+        self.batches, self.times, self.processor = batches, [], []
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self.times.append(time.perf_counter())
+        self.processor.append(time.process_time())
+        return self.batches[len(self.times) % len(self.batches)]
+
+    def steps_per_second(self) -> float:
+        return (len(self.times) - 1 - WARM_UP) / (self.times[-1] - self.times[WARM_UP])
+
+    def processor_seconds(self) -> float:
+        """A step."""
+        return (self.processor[-1] - self.processor[WARM_UP]) / (len(self.times) - 1 - WARM_UP)
+
+
+def random_batches(config: T5Config, rows: int, length: int, target: int) -> list[Batch]:
+    rng = np.random.default_rng(0)
+
+    def one() -> Batch:
+        tokens = (rng.integers(1, config.vocab_size, (rows, n)).astype(np.int32) for n in (length, target))
+        return encoder_decoder(dict(zip(("inputs", "targets"), tokens, strict=True)))
+
+    return [one() for _ in range(8)]
+
+
+def trainer(config: T5Config, clock: Clock, steps: int, scratch: Path) -> None:
+    model = GenerativeRetriever(config, adafactor(optax.constant_schedule(RATE)))
+    fit(model, lambda _: clock, lambda _: {}, scratch, steps, eval_every=steps, save_every=steps)
+
+
+def plain(config: T5Config, clock: Clock, steps: int, scratch: Path) -> None:
+    model = GenerativeRetriever(config, adafactor(optax.constant_schedule(RATE)))
+    mesh, first = partitioning.make_mesh(), next(clock)
+    shapes = {name: array.shape for name, array in first.items()}
+    state = initial_state(model, abstract_state(model, mesh, shapes), shapes, 0)
+
+    def step(params, optimizer, batch, number):
+        key = jax.random.fold_in(jax.random.key(0), number)
+        (loss, _), gradients = jax.value_and_grad(model.loss_fn, has_aux=True)(params, batch, key)
+        updates, optimizer = model.optimizer_def.update(gradients, optimizer, params)
+        return optax.apply_updates(params, updates), optimizer, loss
+
+    step, params, optimizer, before = jax.jit(step, donate_argnums=(0, 1)), state.params, state.optimizer, 0.0
+    for number in range(steps):
+        params, optimizer, loss = step(params, optimizer, next(clock), number)
+        float(before)
+        before = loss
+    float(before)
+
+
+def t5x(config: T5Config, clock: Clock, steps: int, scratch: Path) -> None:
+    _t5x.train(config, clock, steps, RATE, scratch)
+
+
+def compare(steps: int, rounds: int, sizes: list[str]) -> dict[str, dict[str, float]]:
+    """Runner -> size -> the trainer's steps a second over its own: the median of the rounds."""
+    runners: dict[str, Callable] = {"trainer": trainer, "plain": plain}
+    if _t5x.importable():
+        runners["t5x"] = t5x
+    table = Table("size", "runner", "steps/s", "trainer's over it", "processor s/step")
+    ratios: dict[str, dict[str, float]] = {name: {} for name in [*runners][1:]}
+    for size in sizes:
+        config, *shape = SIZES[size]
+        batches = random_batches(config, *shape)
+        rates, processor = {name: [] for name in runners}, {name: [] for name in runners}
+        for number in range(rounds):
+            for name, run in runners.items():
+                clock = Clock(batches)
+                with tempfile.TemporaryDirectory() as scratch:
+                    run(config, clock, steps, Path(scratch))
+                rates[name].append(clock.steps_per_second())
+                processor[name].append(clock.processor_seconds())
+                say(f"{size}, round {number + 1}: {name} {rates[name][-1]:.2f} steps/s")
+                jax.clear_caches()
+        for name in runners:
+            over = statistics.median(a / b for a, b in zip(rates["trainer"], rates[name], strict=True))
+            medians = statistics.median(rates[name]), over, statistics.median(processor[name])
+            table.add_row(size, name, f"{medians[0]:.2f}", f"{over:.3f}", f"{medians[2]:.3f}")
+            if name in ratios:
+                ratios[name][size] = round(over, 3)
+    Console().print(table)
+    return ratios
+
+
+def packed_over_padded(pack: int = 3, examples: int = 384, length: int = 32) -> float:
+    """Examples a second of short examples packed over those in rows of their own, on the tiny network."""
+    rng = np.random.default_rng(0)
+    features = {"inputs": Feature(length, add_eos=True), "targets": Feature(25)}
+
+    def tokens(mean: float, most: int) -> list[int]:
+        return rng.integers(2, 8192, np.clip(rng.poisson(mean), 1, most)).tolist()
+
+    some = [{"inputs": tokens(8, length - 1), "targets": tokens(9, 25)} for _ in range(examples)]
+    batches = {
+        "rows of their own": encoder_decoder(pad(some, features)),
+        f"packed, {pack} a row": pack_rows(some, features, examples // pack, row_lengths(features, pack, 9)),
+    }
+    table = Table("batch of the same examples", "rows", "input tokens", "target tokens", "examples/s")
+    model = GenerativeRetriever(SIZES["tiny"][0], adafactor(optax.constant_schedule(RATE)))
+    mesh, rates = partitioning.make_mesh(), []
+    for name, batch in batches.items():
+        shapes = {key: array.shape for key, array in batch.items()}
+        abstract = abstract_state(model, mesh, shapes)
+        state, step = initial_state(model, abstract, shapes, 0), make_train_step(model, mesh, abstract, 0)
+        placed = jax.device_put(batch, partitioning.batch_sharding(mesh))
+        seconds = []
+        for _ in range(12):
+            began = time.perf_counter()
+            state, metrics = step(state, placed)
+            float(metrics["loss"])
+            seconds.append(time.perf_counter() - began)
+        rates.append(examples / statistics.median(seconds[2:]))
+        shape = (*shapes["encoder_input_tokens"], shapes["decoder_target_tokens"][1])
+        table.add_row(name, *map(str, shape), f"{rates[-1]:,.0f}")
+    Console().print(table)
+    return rates[1] / rates[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the tiny size, one round of a few steps")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    quiet_libraries()
+    say(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, JAX {jax.__version__}")
+    steps, rounds, sizes = (20, 1, ["tiny"]) if args.quick else (args.steps, args.rounds, [*SIZES])
+    ratios = compare(steps, rounds, sizes)
+    packed = packed_over_padded()
+    made = {"vs_plain_loop": ratios["plain"], "vs_t5x": ratios.get("t5x")}
+    print(json.dumps(made | {"packed_over_padded": round(packed, 2)}))
+
+
+if __name__ == "__main__":
+    main()
