@@ -31,6 +31,7 @@ class Clock:
         # Every process counts its own tokens; of the others' it knows only that they are about as many.
         self.share = len(multihost.local_rows(mesh, mesh.shape["data"])) / mesh.shape["data"]
         self.began = time.monotonic()
+        self.compiled = False
         self._clear()
 
     def _clear(self) -> None:
@@ -51,9 +52,13 @@ class Clock:
 
     @contextlib.contextmanager
     def step(self, batch: Mapping[str, np.ndarray]) -> Iterator[None]:
-        """Around a step, waiting for the next batch included."""
+        """Around a step, waiting for the next batch included. The first one compiles: it does not count."""
         began = time.monotonic()
         yield
+        if not self.compiled:
+            self.compiled = True
+            self._clear()
+            return
         self.spent += time.monotonic() - began
         self.steps += 1
         read = [x for name, x in batch.items() if name.endswith(("encoder_input_tokens", "target_tokens"))]
@@ -72,14 +77,13 @@ class Clock:
         input_wait: share of the time spent waiting for batches; tokens_per_second: those read and written,
         without padding; mfu: share of the devices' peak; hbm_gib and hbm_peak_gib: memory of one device.
         """
-        spent = max(self.spent, 1e-9)
-        told = {
-            "input_wait": self.waited / spent,
-            "steps_per_second": self.steps / spent,
-            "tokens_per_second": self.tokens / self.share / spent,
-        }
-        if self.flops_per_step and self.peak:
-            told["mfu"] = self.flops_per_step * told["steps_per_second"] / self.peak
+        told = {}
+        if self.steps:
+            told["input_wait"] = self.waited / self.spent
+            told["steps_per_second"] = self.steps / self.spent
+            told["tokens_per_second"] = self.tokens / self.share / self.spent
+            if self.flops_per_step and self.peak:
+                told["mfu"] = self.flops_per_step * told["steps_per_second"] / self.peak
         memory = jax.local_devices()[0].memory_stats() or {}
         for name, key in (("hbm_gib", "bytes_in_use"), ("hbm_peak_gib", "peak_bytes_in_use")):
             if key in memory:

@@ -1,6 +1,7 @@
 """The training loop: any model with T5X's interface, any batches, from its newest checkpoint on."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -75,7 +76,13 @@ def fit(
     found: dict[str, float] = {}  # on dev
     ends = preempted = False
 
-    with bar(f"train {folder.name}", steps, step) as advance, Preemption() as preemption:
+    with (
+        bar(f"train {folder.name}", steps, step) as advance,
+        Preemption() as preemption,
+        closing(saved),
+        closing(curve),
+        closing(profiler),
+    ):
 
         def take_in() -> None:
             """Fetches the waiting metrics; makes a point of the curve of every `log_every` steps."""
@@ -111,15 +118,12 @@ def fit(
                 take_in()  # nothing is saved whose numbers went wrong
                 saved.save(step, state.params, state.optimizer)
             if not preempted and (ends or step % eval_every == 0):
-                metrics = dev(state.params)
-                watch.dev(step, metrics)
-                found = {f"dev/{name}": value for name, value in metrics.items()}
+                on_dev = dev(state.params)
+                watch.dev(step, on_dev)
+                found = {f"dev/{name}": value for name, value in on_dev.items()}
                 curve.add(step, clock.minutes, found)
                 curve.add_samples(step, getattr(dev, "samples", ()))
 
-    profiler.close()
-    curve.close()
-    saved.close()
     if preempted:
         raise Preempted(f"{folder}: told to end; step {step} of {steps} is saved: the same command goes on")
     if step < steps:

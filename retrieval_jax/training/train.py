@@ -41,6 +41,7 @@ def train(
     eval_every: int = 500,
     save_every: int = 500,
     max_minutes: float | None = None,
+    log_every: int = 10,
     profile: Sequence[int] | None = None,
 ) -> dict:
     """Trains a retriever on a collection that was imported, from its newest checkpoint on.
@@ -58,6 +59,7 @@ def train(
       eval_every: steps between two searches for the dev queries.
       save_every: steps between two checkpoints.
       max_minutes: ends earlier after so many minutes of training (as the clock goes, evaluation included).
+      log_every: steps between two points of the learning curve.
       profile: (step, steps) to trace for TensorBoard's profile plugin: from that step on, so many.
     """
     work = Work.of(source, work_dir)
@@ -102,6 +104,7 @@ def train(
         eval_every,
         save_every,
         max_minutes,
+        log_every,
         examples_of=lambda position: describe_batch(examples, batch_size, seed, position),
         profile=profile,
     )

@@ -48,9 +48,9 @@ class Watch:
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes a step's metrics; raises UserError with the step and its examples if they went wrong."""
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise self._stop(step, f"the {name} is {value} at step {step}")
+        for name in ("loss", *metrics):
+            if not math.isfinite(metrics[name]):
+                raise self._stop(step, f"the {name} is {metrics[name]} at step {step}")
         loss = metrics["loss"]
         if self.spike is not None and len(self.losses) == self.losses.maxlen:
             usual = statistics.median(self.losses)
