@@ -43,7 +43,7 @@ options of every verb:
   --gin.NAME=VALUE    sets a macro of base.gin or a function's parameter; texts need their own quotes
   --json              one JSON object of what was made on stdout, everything else on stderr
 
-train on several hosts: the same command on each, work folder on a file system that all share
+train or generate-queries on several hosts: the same command on each, the work folder shared by all
   --gin.multihost.on=True                                     on a TPU pod, GKE or SLURM: no more is needed
   JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 retrieval-jax train …    elsewhere
 
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
-    """Configures and runs a verb; gives what it made (of several processes, the first one's)."""
+    """Configures and runs a verb; gives what it made (None where another process of a training tells)."""
     from retrieval_jax.progress import console, quiet_libraries
 
     quiet_libraries()
@@ -86,10 +86,10 @@ def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
     from retrieval_jax.training import multihost
 
     multihost.join(verb)
-    console.quiet = not multihost.is_first()
+    console.quiet = silent = verb == "train" and not multihost.is_first()
     module, function = VERBS[verb]
     made = getattr(importlib.import_module(module), function)()
-    return made if multihost.is_first() else None
+    return None if silent else made
 
 
 def parse(argv: list[str]) -> tuple[str, list[str], list[str], bool]:

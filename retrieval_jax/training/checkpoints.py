@@ -48,6 +48,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(
             self.folder, options=options, item_names=("params", "optimizer", "position")
         )
+        self.read_only = read_only
         self.faults: dict[int, str | None] = {}  # as far as looked for
 
     def steps(self) -> list[int]:
@@ -56,14 +57,17 @@ class Checkpoints:
         return sorted((int(p.name) for p in there if p.name.isdigit()), reverse=True)
 
     def fault(self, step: int) -> str | None:
-        """What is wrong with a step's files; None if nothing is known to be. The first process looks."""
+        """What is wrong with a step's files; None if nothing is known to be.
+
+        Of processes that train together the first one looks; one that only reads looks itself.
+        """
         if step not in self.faults:
             found = None
-            if multihost.is_first():
+            if self.read_only or multihost.is_first():
                 found = checksums.fault(self.folder / str(step))
                 if found is None and step not in self.manager.all_steps():
                     found = "its save did not end"
-            if multihost.agreed(found is not None):
+            if not self.read_only and multihost.agreed(found is not None):
                 found = found or "as the first process tells"
             self.faults[step] = found
         return self.faults[step]

@@ -15,6 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retrieval_jax.errors import UserError
 from retrieval_jax.training import partitioning
 
+VERBS = ("train", "generate-queries")
+
 
 @gin.configurable("multihost", denylist=["verb"])
 def join(
@@ -27,7 +29,7 @@ def join(
     """Meets the other processes of the run, before anything touches a device; alone unless asked.
 
     Args:
-      verb: what they shall do; only `train` knows of several.
+      verb: what they shall do, one of VERBS.
       on: to meet where the platform knows the others (TPU pods, GKE, SLURM): no more is needed there.
       coordinator: else HOST:PORT of the first process (or the environment's JAX_COORDINATOR_ADDRESS).
       processes, process: how many there are, and which one this is, from 0 (or the environment's
@@ -38,8 +40,11 @@ def join(
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if not (on or coordinator):
         return
-    if verb != "train":
-        raise UserError(f"{verb}: runs in one process, `train` alone in several: leave multihost.* away")
+    if verb not in VERBS:
+        raise UserError(
+            f"{verb}: runs in one process, only {' and '.join(VERBS)} in several: leave multihost.* and "
+            "JAX_COORDINATOR_ADDRESS away"
+        )
     if processes is None:
         processes = _number("JAX_NUM_PROCESSES")
     if process is None:
