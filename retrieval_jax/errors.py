@@ -1,8 +1,15 @@
-"""The one exception that people are meant to read."""
+"""The exceptions that people are meant to read."""
 
 
 class UserError(Exception):
     """Bad input: one line that names the file, the line and the mend.
 
     The command line prints it without a traceback and exits with status 2.
+    """
+
+
+class Preempted(Exception):
+    """The machine asked the process to end (SIGTERM); what was done is saved. One line that says so.
+
+    The command line prints it and exits with status 143, as a shell tells of SIGTERM.
     """

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.errors import Preempted, UserError
 
 VERBS = {
     "demo": ("retrieval_jax.demo", "demo"),
@@ -42,11 +42,18 @@ options of every verb:
                       (train without one reads runs/naive.gin, demo runs/demo.gin)
   --gin.NAME=VALUE    sets a macro of base.gin or a function's parameter; texts need their own quotes
   --json              one JSON object of what was made on stdout, everything else on stderr
+
+train or generate-queries on several hosts: the same command on each, the work folder shared by all
+  --gin.multihost.on=True                                     on a TPU pod, GKE or SLURM: no more is needed
+  JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 retrieval-jax train …    elsewhere
+
+exit status: 0; 2 for bad input, told in one line; 130 after Ctrl-C; 143 after SIGTERM in training, when the
+running step has ended and is saved: the same command goes on
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb; gives the exit status: 0, or 2 for bad input, which is told in one line."""
+    """Runs a verb; gives the exit status, which `EXAMPLES` explains."""
     verb, files, bindings, as_json = parse(sys.argv[1:] if argv is None else argv)
     try:
         made = run(verb, files, bindings)
@@ -54,16 +61,20 @@ def main(argv: list[str] | None = None) -> int:
         # gin adds lines to what passes through its functions; ours is the first.
         print(f"retrieval-jax: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
+    except Preempted as stop:
+        print(f"retrieval-jax: {str(stop).splitlines()[0]}", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("retrieval-jax: interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
-    print(json.dumps(made) if as_json else plain(made))
+    if made is not None:
+        print(json.dumps(made) if as_json else plain(made))
     return 0
 
 
-def run(verb: str, files: list[str], bindings: list[str]) -> dict:
-    """Configures and runs a verb; gives what it made."""
-    from retrieval_jax.progress import quiet_libraries
+def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
+    """Configures and runs a verb; gives what it made (None where another process of a training tells)."""
+    from retrieval_jax.progress import console, quiet_libraries
 
     quiet_libraries()
     from retrieval_jax import configuration
@@ -72,8 +83,13 @@ def run(verb: str, files: list[str], bindings: list[str]) -> dict:
     for module in (*modules, *CONFIGURABLE):
         importlib.import_module(module)
     configuration.configure(files or DEFAULT_FILES.get(verb, []), bindings)
+    from retrieval_jax.training import multihost
+
+    multihost.join(verb)
+    console.quiet = silent = verb == "train" and not multihost.is_first()
     module, function = VERBS[verb]
-    return getattr(importlib.import_module(module), function)()
+    made = getattr(importlib.import_module(module), function)()
+    return None if silent else made
 
 
 def parse(argv: list[str]) -> tuple[str, list[str], list[str], bool]:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -20,6 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 T = TypeVar("T")
+LINE_EVERY = 60  # seconds between two lines of a bar where there is no terminal
 console = Console(stderr=True, highlight=False)
 
 
@@ -31,7 +33,7 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def bar(what: str, total: int | None, done: int = 0) -> Iterator:
-    """A progress bar; yields `advance(n=1, note="")`. Without a terminal, one line when it ends."""
+    """A progress bar; yields `advance(n=1, note="")`. Without a terminal, a line a minute and the last."""
     columns = (  # with a note, 80 characters wide
         TextColumn("{task.description:<18}"),
         BarColumn(bar_width=8),
@@ -43,9 +45,14 @@ def bar(what: str, total: int | None, done: int = 0) -> Iterator:
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         task = progress.add_task(what, total=total, completed=done, note="")
+        told = time.monotonic()
 
         def advance(n: int = 1, note: str | None = None) -> None:
+            nonlocal told
             progress.update(task, advance=n, **({"note": note} if note is not None else {}))
+            if not console.is_terminal and time.monotonic() - told > LINE_EVERY:
+                told = time.monotonic()
+                console.print(progress.get_renderable())
 
         yield advance
 

@@ -7,6 +7,7 @@ a host reads only its own rows. Nothing here imports TensorFlow.
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from retrieval_jax.data.examples import Features, PassageTargets, Targets, pad
 Batch = dict[str, np.ndarray]
 Numbered = Callable[[int, np.random.Generator], Features]  # with a length
 Mixture = Mapping[str, tuple[Numbered, float]]  # task -> (its examples, its share)
+Stages = Sequence[tuple[int | None, Mixture]]
+T = TypeVar("T")
 
 
 def encoder_decoder(features: Batch) -> Batch:
@@ -42,14 +45,13 @@ def dual_encoder(features: Batch) -> Batch:
 
 
 def batches(
-    stages: Sequence[tuple[int | None, Mixture]],
+    stages: Stages,
     targets: Targets,
     drop_rates: Mapping[str, float],
     batch_size: int,
     seed: int,
     position: int = 0,
-    host: int = 0,
-    hosts: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Batches of int32 arrays, from the given position on; endless where the last stage is.
 
@@ -60,34 +62,78 @@ def batches(
       batch_size: examples of all hosts together.
       seed: of order and draws.
       position: batches that came before.
-      host, hosts: which rows of each batch to give: the host-th of equal parts.
+      rows: which rows of each batch to give, ascending (another host gives the others); None: all.
     """
     import grain  # seconds
 
     to_batch = dual_encoder if isinstance(targets, PassageTargets) else encoder_decoder
+    own = np.arange(batch_size) if rows is None else np.asarray(rows)
 
     def collate(examples: Sequence[Features]) -> Batch:
         return to_batch(pad(examples, targets.features))
 
-    for number, (count, mixture) in enumerate(stages):
-        if count is not None and position >= count:
-            position -= count
-            continue
-        parts = [
-            grain.MapDataset.range(len(examples))
-            .seed(zlib.crc32(f"{seed} {number} {name}".encode()))
-            .shuffle()
-            .repeat()
-            .random_map(_reader(examples, drop_rates.get(name, 0.0)))
-            for name, (examples, _) in mixture.items()
-        ]
-        shares = [share for _, share in mixture.values()]
-        mixed = grain.MapDataset.mix(parts, shares) if len(parts) > 1 else parts[0]
-        some = mixed.batch(batch_size // hosts, batch_fn=collate)
-        some = some[position * hosts + host : None if count is None else count * hosts : hosts]
+    def reader(task: str, examples: Numbered) -> Numbered:
+        return _reader(examples, drop_rates.get(task, 0.0))
+
+    first, position = _stage(stages, position)
+    for number in range(first, len(stages)):
+        count, mixture = stages[number]
+        mixed = _mixed(number, mixture, seed, reader)
+
+        def pick(i: int, mixed=mixed, position=position) -> Features:
+            batch, row = divmod(i, len(own))
+            return mixed[(position + batch) * batch_size + int(own[row])]
+
+        length = 1 << 60 if count is None else (count - position) * len(own)
+        some = grain.MapDataset.range(length).map(pick).batch(len(own), batch_fn=collate)
         # One thread: the processor's cores are for the training step.
         yield from some.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
         position = 0
+
+
+def examples_of(
+    stages: Stages,
+    batch_size: int,
+    seed: int,
+    position: int,
+    tell: Callable[[str, int, np.random.Generator], T],
+) -> list[T]:
+    """`tell(task, number, rng)` of each example of the batch at a position, in the order of its rows.
+
+    `rng` draws what it drew when the batch was made. Nothing else is read.
+    """
+    number, position = _stage(stages, position)
+
+    def teller(task: str, _: Numbered) -> Callable[[int, np.random.Generator], T]:
+        return lambda i, rng: tell(task, int(i), rng)
+
+    mixed = _mixed(number, stages[number][1], seed, teller)
+    return [mixed[position * batch_size + row] for row in range(batch_size)]
+
+
+def _stage(stages: Stages, position: int) -> tuple[int, int]:
+    """(which stage a position is in, batches of that stage before it); (how many, 0) after the last."""
+    for number, (count, _) in enumerate(stages):
+        if count is None or position < count:
+            return number, position
+        position -= count
+    return len(stages), 0
+
+
+def _mixed(number: int, mixture: Mixture, seed: int, make: Callable[[str, Numbered], Callable]):
+    """The endless sequence of a stage's examples: `make(task, its examples)` is called for each one."""
+    import grain
+
+    parts = [
+        grain.MapDataset.range(len(examples))
+        .seed(zlib.crc32(f"{seed} {number} {name}".encode()))
+        .shuffle()
+        .repeat()
+        .random_map(make(name, examples))
+        for name, (examples, _) in mixture.items()
+    ]
+    shares = [share for _, share in mixture.values()]
+    return grain.MapDataset.mix(parts, shares) if len(parts) > 1 else parts[0]
 
 
 def _reader(examples: Numbered, drop_rate: float) -> Numbered:

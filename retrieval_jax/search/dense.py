@@ -8,24 +8,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax import arrow_ids, storage
-from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.search.searcher import Ranking
+from retrieval_jax.training import multihost
 from retrieval_jax.training.checkpoints import open_model
 
 
 class TextEncoder:
-    """Texts to float32 unit vectors, by a dual encoder. `params` may be replaced between calls."""
+    """Texts to float32 unit vectors, by a dual encoder. `params` may be replaced between calls.
+
+    `mesh`: where `params` lie; None for one device. `batch_size` is rounded up to share over its `data`.
+    """
 
     def __init__(
-        self, model: DualEncoder, params: dict, vocabulary: Vocabulary, length: int, batch_size: int = 64
+        self,
+        model: DualEncoder,
+        params: dict,
+        vocabulary: Vocabulary,
+        length: int,
+        batch_size: int = 64,
+        mesh: Mesh | None = None,
     ):
-        self.params = params
-        self.vocabulary, self.length, self.batch_size = vocabulary, length, batch_size
-        self._encode = jax.jit(model.encode)
+        self.params, self.mesh = params, mesh
+        self.vocabulary, self.length = vocabulary, length
+        self.batch_size = round_up(batch_size, mesh.shape["data"] if mesh else 1)
+        # The vectors go to every device, so that each process of a mesh of several reads them whole.
+        self._encode = jax.jit(
+            model.encode, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None
+        )
 
     def __call__(self, texts: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
         """Vectors, len(texts) × vector_dim; `advance` is told how many more texts are done."""
@@ -33,6 +48,8 @@ class TextEncoder:
         for first in range(0, len(texts), self.batch_size):
             some = list(texts[first : first + self.batch_size])
             tokens = self.vocabulary.batch(some + [""] * (self.batch_size - len(some)), self.length)
+            if self.mesh:
+                tokens = multihost.placed(self.mesh, tokens, "data")
             vectors.append(np.asarray(self._encode(self.params, tokens))[: len(some)])
             if advance:
                 advance(len(some))

@@ -17,7 +17,7 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.search.searcher import Ranking
-from retrieval_jax.training import partitioning
+from retrieval_jax.training import multihost, partitioning
 from retrieval_jax.training.checkpoints import open_model
 
 
@@ -56,7 +56,10 @@ class GenerativeSearcher:
         self.place = functools.partial(_place, mesh)
         self.trie: Trie | None = None
         self.replace(table)
-        self._decode = jax.jit(functools.partial(model.predict_batch_with_aux, beams=beams))
+        # B×K results go to every device, so that each process of a mesh of several reads them whole.
+        self._whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
+        decode = functools.partial(model.predict_batch_with_aux, beams=beams)
+        self._decode = jax.jit(decode, out_shardings=self._whole)
         self._rank = self._compiled_rank(recall)
 
     def replace(self, table: DocidTable) -> None:
@@ -119,7 +122,7 @@ class GenerativeSearcher:
 
     def _compiled_rank(self, recall: float | None):
         rank = functools.partial(self.model.rank_atomic, mesh=self.mesh, recall=recall)
-        return jax.jit(rank, static_argnums=(3, 4))
+        return jax.jit(rank, static_argnums=(3, 4), out_shardings=self._whole)
 
     def measured_recall(self, queries: Sequence[str], k: int) -> float:
         """The share of the exact best k passages that an approximate search (see `recall`) finds."""
@@ -156,4 +159,4 @@ class GenerativeSearcher:
 
 def _place(mesh: Mesh | None, tree: object, *axes: str) -> object:
     """Arrays on the mesh, their first axis over one of its axes, or (without) alike on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)) if mesh else None)
+    return multihost.placed(mesh, tree, *axes) if mesh else jax.device_put(tree)

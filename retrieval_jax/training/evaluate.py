@@ -6,22 +6,26 @@ import gin
 import jax
 import numpy as np
 
-from retrieval_jax import storage
+from retrieval_jax import arrow_ids, storage
 from retrieval_jax.data.batches import encoder_decoder
 from retrieval_jax.data.examples import Examples, LabelledPairs, QueryTargets, pad
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import score
 from retrieval_jax.search.searcher import Searcher
-from retrieval_jax.training import partitioning
+from retrieval_jax.training import multihost, partitioning
 
 SHOWN = ("Hits@1", "Hits@10", "MRR@10")
+SAMPLES = 5  # queries whose findings are kept to be looked at
 
 
 @gin.configurable(allowlist=["most", "beams"])
 class DevQueries:
     """Called with parameters, gives Hits@1, Hits@10 and MRR@10 of the dev queries ({} without any).
+
+    `samples` then tells what was found for the first few: {"query", "right": [passage, …], "found": [passage,
+    …]}, a passage as {"id"} and, of a generative retriever, its "docid"'s tokens; those found with a "score".
 
     Args:
       model: a GenerativeRetriever or a DualEncoder.
@@ -44,13 +48,14 @@ class DevQueries:
         queries = collection.queries("dev") if collection.query_counts.get("dev") else []
         self.queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:most]
         self.qrels = {q.id: q.positives for q in self.queries}
+        self.table, self.samples = table, []
         if not self.queries:
             return
+        mesh = partitioning.make_mesh()
         self.searcher: Callable[[dict], Searcher]
         if table:
             from retrieval_jax.search.generative import GenerativeSearcher
 
-            mesh = partitioning.make_mesh()
             generative = GenerativeSearcher(model, {}, table, vocabulary, input_length, beams, mesh=mesh)
 
             def searcher(params: dict) -> Searcher:
@@ -60,8 +65,8 @@ class DevQueries:
             from retrieval_jax.search.dense import ExactSearcher, TextEncoder
 
             ids, texts = zip(*((p.id, p.full_text) for p in collection.passages()), strict=True)
-            of_passages = TextEncoder(model, {}, vocabulary, passage_length)
-            of_queries = TextEncoder(model, {}, vocabulary, input_length)
+            of_passages = TextEncoder(model, {}, vocabulary, passage_length, mesh=mesh)
+            of_queries = TextEncoder(model, {}, vocabulary, input_length, mesh=mesh)
 
             def searcher(params: dict) -> Searcher:
                 of_passages.params = of_queries.params = params
@@ -73,8 +78,23 @@ class DevQueries:
         if not self.queries:
             return {}
         found = self.searcher(params).search([q.text for q in self.queries], 10)
+        self.samples = [
+            {
+                "query": query.text,
+                "right": [self._passage(one) for one in query.positives],
+                "found": [self._passage(one) | {"score": round(s, 4)} for one, s in ranking[:5]],
+            }
+            for query, ranking in zip(self.queries[:SAMPLES], found, strict=False)
+        ]
         metrics = score(self.qrels, {q.id: r for q, r in zip(self.queries, found, strict=True)})
         return {name: metrics[name] for name in SHOWN}
+
+    def _passage(self, passage_id: str) -> dict:
+        if not self.table:
+            return {"id": passage_id}
+        (row,) = arrow_ids.rows(self.table.passage_ids, [passage_id])
+        docid = self.table.tokens_NxL[row]
+        return {"id": passage_id, "docid": docid[docid > 0].tolist()}
 
 
 class DevLoss:
@@ -92,7 +112,13 @@ class DevLoss:
         examples = Examples(pairs, targets)
         rng = np.random.default_rng(0)  # nothing is drawn
         features = [examples(i, rng) for i in range(min(len(examples), most))]
-        self.batch = encoder_decoder(pad(features, targets.features)) if features else None
+        self.batch = None
+        if features:
+            mesh = partitioning.make_mesh()
+            batch = encoder_decoder(pad(features, targets.features))
+            missing = round_up(len(features), mesh.shape["data"]) - len(features)  # rows without weight
+            padded = {name: np.pad(x, ((0, missing), (0, 0))) for name, x in batch.items()}
+            self.batch = multihost.placed(mesh, padded, "data")
         self.eval_fn = jax.jit(model.eval_fn)
 
     def __call__(self, params: dict) -> dict[str, float]:

@@ -1,19 +1,21 @@
 """The training loop: any model with T5X's interface, any batches, from its newest checkpoint on."""
 
-import math
-import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from retrieval_jax.data.batches import Batch
-from retrieval_jax.errors import UserError
+from retrieval_jax.errors import Preempted
 from retrieval_jax.evaluation.report import read_curve
 from retrieval_jax.progress import bar, say
-from retrieval_jax.training import checkpoints, partitioning
+from retrieval_jax.training import checkpoints, multihost, partitioning
+from retrieval_jax.training.clock import Clock, Profiler
+from retrieval_jax.training.curve import Curve
 from retrieval_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
+from retrieval_jax.training.watch import ExamplesOf, Preemption, Watch
 
 
 def fit(
@@ -27,94 +29,106 @@ def fit(
     save_every: int = 500,
     max_minutes: float | None = None,
     log_every: int = 10,
+    examples_of: ExamplesOf | None = None,
+    flops_per_step: float | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> dict:
     """The loop: any model with T5X's interface, any batches (a function of the position in the data).
 
-    `dev(params)` gives metrics by real searching. Gives {"step", "minutes", **the last dev metrics}.
+    Args:
+      batches: gives the rows of each batch that this process's devices hold (`multihost.local_rows`).
+      dev: `dev(params)` gives metrics by real searching; `dev.samples`, if there, some of what it found.
+      log_every: steps between two points of the learning curve.
+      examples_of: see Watch; flops_per_step: see Clock; profile: see Profiler.
+
+    Gives {"step", "minutes", "input_wait", **the last dev metrics}. Raises UserError where the numbers go
+    wrong, and Preempted, with all saved, after SIGTERM.
     """
     saved = checkpoints.Checkpoints(folder)
     start = saved.latest() or 0
     done = summary(folder, start)
-    if start >= steps or (max_minutes is not None and done["minutes"] >= max_minutes):
+    out_of_time = max_minutes is not None and done["minutes"] >= max_minutes
+    if multihost.agreed(start >= steps or out_of_time):
         saved.close()
         return done
 
-    from retrieval_jax.training.curve import Curve  # imports TensorFlow
-
     mesh = partitioning.make_mesh()
     data = batches(start)
-    first = next(data)
-    shapes = {name: array.shape for name, array in first.items()}
+    batch = next(data)
+    shapes = multihost.global_shapes(mesh, batch)
     abstract = abstract_state(model, mesh, shapes)
-    if start:
-        params, optimizer, position = saved.restore(start, abstract.params, abstract.optimizer)
-        state = TrainState(params, optimizer, jax.device_put(np.int32(start), abstract.step.sharding))
-        assert position == start
-        say(f"{folder}: going on from step {start}")
+    if restored := saved.restore_newest(abstract.params, abstract.optimizer):
+        params, optimizer, step = restored
+        state = TrainState(params, optimizer, multihost.placed(mesh, np.int32(step)))
+        if step != start:
+            data = batches(step)
+            batch = next(data)
+        say(f"{folder}: going on from step {step}")
     else:
-        state = initial_state(model, abstract, shapes, seed)
-    curve = Curve(folder, start)
+        state, step = initial_state(model, abstract, shapes, seed), 0
     step_fn = make_train_step(model, mesh, abstract, seed)
-    batch_sharding = partitioning.batch_sharding(mesh)
 
-    began = time.monotonic()
-
-    def minutes() -> float:
-        return curve.minutes_before + (time.monotonic() - began) / 60
-
-    def out_of_time() -> bool:
-        return max_minutes is not None and minutes() >= max_minutes
-
-    losses: list[float] = []
-    waited = spent = 0.0  # seconds since the last point: waiting for batches, and in steps as a whole
+    curve, watch = Curve(folder, step), Watch(folder, examples_of)
+    clock = Clock(mesh, curve.minutes_before, max_minutes, flops_per_step)
+    profiler = Profiler(folder, profile)
     waiting: tuple[int, dict] | None = None  # the last step's number and metrics, still on the device
-    last: dict[str, float] = {}
-    step, batch = start, first
+    taken: list[dict[str, float]] = []  # the metrics since the last point
+    found: dict[str, float] = {}  # on dev
+    ends = preempted = False
 
-    with bar(f"train {folder.name}", steps, start) as advance:
+    with (
+        bar(f"train {folder.name}", steps, step) as advance,
+        Preemption() as preemption,
+        closing(saved),
+        closing(curve),
+        closing(profiler),
+    ):
 
-        def fetch() -> None:
-            """Takes in the waiting metrics; tells the mean loss of every `log_every` steps."""
-            nonlocal waiting, waited, spent
+        def take_in() -> None:
+            """Fetches the waiting metrics; makes a point of the curve of every `log_every` steps."""
+            nonlocal waiting
             if waiting is None:
                 return
             (number, metrics), waiting = waiting, None
-            losses.append(float(metrics["loss"]))
-            if not math.isfinite(losses[-1]):
-                raise UserError(
-                    f"{folder}: the loss is {losses[-1]} at step {number}: lower the learning rate"
-                )
+            taken.append({name: float(x) for name, x in jax.device_get(metrics).items()})
+            watch.step(number, taken[-1])
             if number % log_every == 0:
-                loss = sum(losses) / len(losses)
-                losses.clear()
-                curve.add(number, minutes(), {"loss": loss, "input_wait": waited / max(spent, 1e-9)})
-                waited = spent = 0.0
-                hits = f", Hits@10 {last['dev/Hits@10']:.2f}" if "dev/Hits@10" in last else ""
-                advance(0, f"loss {loss:.2f}{hits}")
+                means = {name: sum(one[name] for one in taken) / len(taken) for name in taken[0]}
+                taken.clear()
+                curve.add(number, clock.minutes, means | clock.read())
+                hits = f", Hits@10 {found['dev/Hits@10']:.2f}" if "dev/Hits@10" in found else ""
+                advance(0, f"loss {means['loss']:.2f}{hits}")
 
-        while step < steps and not out_of_time():
-            stepped = time.monotonic()
-            state, metrics = step_fn(state, jax.device_put(batch, batch_sharding))
-            fetch()  # of the step before, while this one runs
-            step += 1
-            waiting = (step, metrics)
-            if step < steps:
-                asked = time.monotonic()
-                batch = next(data)
-                waited += time.monotonic() - asked
-            spent += time.monotonic() - stepped
+        while not ends:
+            profiler.before(step)
+            with clock.step(batch):
+                state, metrics = step_fn(state, multihost.global_batch(mesh, batch))
+                take_in()  # of the step before, while this one runs
+                step += 1
+                waiting = (step, metrics)
+                if step < steps:
+                    with clock.waiting():
+                        batch = next(data)
+            profiler.after(step, metrics)
             advance(1)
-            ends = step >= steps or out_of_time()
+
+            preempted = preemption.reached(step)
+            ends = step >= steps or preempted or clock.is_over(step, log_every)
             if ends or step % save_every == 0:
-                fetch()
+                take_in()  # nothing is saved whose numbers went wrong
                 saved.save(step, state.params, state.optimizer)
-            if ends or step % eval_every == 0:
-                last = {f"dev/{k}": v for k, v in dev(state.params).items()}
-                curve.add(step, minutes(), last)
+            if not preempted and (ends or step % eval_every == 0):
+                on_dev = dev(state.params)
+                watch.dev(step, on_dev)
+                found = {f"dev/{name}": value for name, value in on_dev.items()}
+                curve.add(step, clock.minutes, found)
+                curve.add_samples(step, getattr(dev, "samples", ()))
+
+    if preempted:
+        raise Preempted(f"{folder}: told to end; step {step} of {steps} is saved: the same command goes on")
     if step < steps:
         say(f"{folder}: stopped at step {step} of {steps}, after {max_minutes} minutes (train.max_minutes)")
-    curve.close()
-    saved.close()
+    multihost.first_does(lambda: None)  # has written the curve
     return summary(folder, step)
 
 

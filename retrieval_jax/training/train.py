@@ -1,22 +1,23 @@
 """The verb `train`: examples become a checkpoint. Reads from top to bottom as the story of a run."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import gin
-import jax
+import numpy as np
 import optax
 
 from retrieval_jax import storage
 from retrieval_jax.data.batches import Batch
 from retrieval_jax.data.batches import batches as make_batches
+from retrieval_jax.data.batches import examples_of as told_examples
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.data.training_data import OpenData, TrainingData
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.t5 import T5Config
-from retrieval_jax.training import checkpoints
+from retrieval_jax.training import checkpoints, multihost, partitioning
 from retrieval_jax.training.evaluate import DevLoss, DevQueries
 from retrieval_jax.training.loop import fit
 from retrieval_jax.work import Work
@@ -40,6 +41,8 @@ def train(
     eval_every: int = 500,
     save_every: int = 500,
     max_minutes: float | None = None,
+    log_every: int = 10,
+    profile: Sequence[int] | None = None,
 ) -> dict:
     """Trains a retriever on a collection that was imported, from its newest checkpoint on.
 
@@ -56,6 +59,8 @@ def train(
       eval_every: steps between two searches for the dev queries.
       save_every: steps between two checkpoints.
       max_minutes: ends earlier after so many minutes of training (as the clock goes, evaluation included).
+      log_every: steps between two points of the learning curve.
+      profile: (step, steps) to trace for TensorBoard's profile plugin: from that step on, so many.
     """
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
@@ -76,21 +81,49 @@ def train(
         docids=docids,
         docids_fingerprint=table.fingerprint() if table else None,
     )
-    prepare_folder(folder, description, collection)
+    multihost.first_does(lambda: prepare_folder(folder, description, collection))
+    prepare_folder(folder, description, collection)  # the other hosts see the first one's, and compare
+    rows = multihost.local_rows(partitioning.make_mesh(), batch_size)
 
     def batches(position: int) -> Iterator[Batch]:
-        host, hosts = jax.process_index(), jax.process_count()
         return make_batches(
-            examples.stages(), examples.targets, data.drop_rates, batch_size, seed, position, host, hosts
+            examples.stages(), examples.targets, data.drop_rates, batch_size, seed, position, rows
         )
 
     if retriever.answer == "query":
         dev = DevLoss(model, collection, examples.targets)
     else:
         dev = DevQueries(model, collection, table, vocabulary, data.input_length, data.passage_length)
-    return {"model": str(folder)} | fit(
-        model, batches, dev, folder, steps, seed, eval_every, save_every, max_minutes
+    made = fit(
+        model,
+        batches,
+        dev,
+        folder,
+        steps,
+        seed,
+        eval_every,
+        save_every,
+        max_minutes,
+        log_every,
+        examples_of=lambda position: describe_batch(examples, batch_size, seed, position),
+        profile=profile,
     )
+    return {"model": str(folder)} | made
+
+
+def describe_batch(examples: OpenData, batch_size: int, seed: int, position: int) -> list[dict]:
+    """The examples of the batch after `position` others: task, number, the text, and its passages' ids."""
+    tasks = {}
+
+    def tell(name: str, number: int, rng: np.random.Generator) -> dict:
+        if name not in tasks:
+            tasks[name] = examples.computed(name).task
+        example = tasks[name](number, rng)
+        (text,) = examples.vocabulary.decode(np.array([example.tokens]))
+        ids = [examples.collection.ids[int(row)].as_py() for row in example.rows]
+        return {"task": name, "number": number, "text": text, "passages": ids}
+
+    return told_examples(examples.stages(), batch_size, seed, position, tell)
 
 
 def docid_softmax(table: DocidTable) -> dict:

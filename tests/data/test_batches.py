@@ -9,7 +9,7 @@ import seqio
 import tensorflow as tf
 
 from retrieval_jax import arrow_ids
-from retrieval_jax.data.batches import batches, drop, dual_encoder, encoder_decoder
+from retrieval_jax.data.batches import batches, drop, dual_encoder, encoder_decoder, examples_of
 from retrieval_jax.data.examples import DocidTargets, Example, Examples, Feature, pad
 from retrieval_jax.data.feature_converters import DualEncoderFeatureConverter
 from retrieval_jax.docids.table import DocidTable
@@ -66,11 +66,33 @@ def test_batches_depend_on_seed_and_position_alone(position: int):
     assert stream(shares, position=10**9, count=1).shape == (1, 20)  # seeks, does not skip
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_share_each_batch(hosts: int):
-    shares = {"few": 0.5, "many": 0.5}
-    parts = [stream(shares, host=host, hosts=hosts, position=3, count=5) for host in range(hosts)]
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), stream(shares, position=3, count=5))
+@pytest.mark.parametrize("rows", [range(10), [0, 1, 2, 3, 12, 13, 14, 15], [19]])
+def test_a_host_reads_its_rows_of_each_batch(rows):
+    stages = [(6, {"few": 0.5, "many": 0.5}), (None, {"many": 1.0})]
+    whole = stream({}, stages=stages, position=3, count=5)
+    np.testing.assert_array_equal(stream({}, stages=stages, rows=rows, position=3, count=5), whole[:, rows])
+
+
+class Drawn(Numbers):
+    """Which docid answers is drawn."""
+
+    def __call__(self, i: int, rng: np.random.Generator) -> Example:
+        return Example([self.first + i], [int(rng.integers(300))], [1])
+
+
+@pytest.mark.parametrize("position", [0, 3, 5])
+def test_the_examples_of_a_batch_are_told_with_what_they_drew(position: int):
+    tasks = {"few": Drawn(0, 40), "many": Drawn(100, 200)}
+    sources = {name: Examples(task, TARGETS) for name, task in tasks.items()}
+    stages = [
+        (4, {"few": (sources["few"], 0.5), "many": (sources["many"], 0.5)}),
+        (None, {"many": (sources["many"], 1.0)}),
+    ]
+    batch = next(batches(stages, TARGETS, {"few": 0.5}, 20, 7, position))
+    told = examples_of(stages, 20, 7, position, lambda task, i, rng: (task, tasks[task](i, rng)))
+    assert [e.rows[0] for _, e in told] == (batch["decoder_target_tokens"][:, 0] - 1).tolist()
+    assert [e.tokens[0] for _, e in told] == batch["encoder_input_tokens"][:, 0].tolist()
+    assert {task for task, _ in told} == ({"few", "many"} if position < 4 else {"many"})
 
 
 def test_a_curriculum_goes_through_its_stages_wherever_it_is_resumed():

@@ -100,7 +100,7 @@ def test_max_minutes_stops_saves_and_stays_stopped(tmp_path: Path):
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step(tmp_path: Path):
     model = GenerativeRetriever(CONFIG, adamw(optax.constant_schedule(float("nan"))))
-    with pytest.raises(UserError, match="the loss is nan at step"):
+    with pytest.raises(UserError, match="the learning_rate is nan at step 1"):
         fit(model, batches, lambda params: {}, tmp_path, steps=5)
 
 
