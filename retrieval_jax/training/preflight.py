@@ -102,7 +102,7 @@ class Job:
     trie: Trie | None = None
 
     def given(self, mesh: Mesh) -> dict:
-        """What the program is given: name -> tree of shapes with their shardings, in the order it takes them."""
+        """What the program is given: name -> tree of shapes with their shardings, in its order."""
         abstract = abstract_state(self.model, mesh, self.shapes)
         rows = partitioning.batch_sharding(mesh)
         batch = {
@@ -111,7 +111,7 @@ class Job:
         if self.beams is None:
             return {"parameters": abstract.params, "optimizer": abstract.optimizer, "batch": batch}
         count, length = self.shapes["encoder_input_tokens"]
-        shape = (round_up(count, mesh.shape["data"]), length)
+        shape = (round_up(count, mesh.shape["data"]), length)  # as GenerativeSearcher does
         batch = {"encoder_input_tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)}
         if self.trie:
             place, docids = PartitionSpec(), self.trie
@@ -215,8 +215,19 @@ def needed(message: str, at_least: int) -> int:
 
 
 def bytes_per_device(tree: object) -> int:
-    """What a tree of shapes with shardings takes on one device, without padding."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    """What a tree of shapes with shardings takes on one device, without padding. Raises DoesNotDivide."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        try:
+            total += math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        except ValueError:
+            shape = "×".join(map(str, x.shape))
+            raise DoesNotDivide(f"an array of {shape} does not divide as {x.sharding.spec}") from None
+    return total
+
+
+class DoesNotDivide(Exception):
+    """A mesh on which an array cannot lie as the configuration says."""
 
 
 def summary(job: Job, fit: Fit, chip: Chip, chips: int) -> dict:
@@ -320,10 +331,11 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
     shapes = batch_shapes(retriever.answer, data, batch_size, docids.length if docids else None)
     variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes)["params"])
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(variables))
+    read = {name: shape for name, shape in shapes.items() if not search or name == "encoder_input_tokens"}
     facts = {
         "program": "search" if search else "training step",
         "model": f"{retriever.__name__} of {count:,} parameters",
-        "batch": {name: "×".join(map(str, shape)) for name, shape in shapes.items()},
+        "batch": {name: "×".join(map(str, shape)) for name, shape in read.items()},
         "passages": passages,
         "vocabulary": vocab_size,
         "collection": str(work.collection) if collection else "assumed",
