@@ -198,10 +198,12 @@ class Fit:
     @property
     def verdict(self) -> str:
         peak = f"{self.peak / GIB:.2f} of {self.hbm / GIB:.2f} GiB a chip"
+        spare = (self.hbm - self.peak) / GIB
         if self.fits:
-            return f"fits: {peak}, {(self.hbm - self.peak) / GIB:.2f} to spare"
-        alone = "" if self.compiled or self.exhausted else f" by {' and '.join(self.held)} alone"
-        return f"does not fit: at least {peak}{alone}"
+            return f"fits: {peak}, {spare:.2f} to spare"
+        if self.compiled or self.exhausted:
+            return f"does not fit: {peak}, {-spare:.2f} too many"
+        return f"does not fit: {', '.join(self.held)} alone take {peak}"
 
 
 def needed(message: str, at_least: int) -> int:
