@@ -4,35 +4,27 @@ The TPU's own compiler, which libtpu brings to any machine, compiles the very pr
 All arrays are shapes; none is ever made.
 """
 
-import dataclasses
-import importlib.util
 import inspect
 import math
-import os
-import re
-import time
-from collections.abc import Mapping
 
 import gin
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from retrieval_jax import storage
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import Vocabulary, round_up
-from retrieval_jax.decoding.trie import Trie, build_trie
+from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.t5 import T5Config
-from retrieval_jax.progress import say
 from retrieval_jax.search.answer import search as search_verb
 from retrieval_jax.search.index import make_index
 from retrieval_jax.training import partitioning
-from retrieval_jax.training.flops import jaxpr_flops, model_flops
+from retrieval_jax.training.aot import DoesNotDivide, Fit, Job, devices_of, mesh_name, reach_compiler
+from retrieval_jax.training.flops import model_flops
 from retrieval_jax.training.hardware import GIB, Chip, slice_of
 from retrieval_jax.training.shapes import DocidShape, batch_shapes, docid_shape, trie_shape
-from retrieval_jax.training.step import abstract_state, make_train_step
 from retrieval_jax.training.train import docid_softmax, train
 from retrieval_jax.work import Work
 
@@ -46,7 +38,7 @@ def preflight(
     smallest: bool = True,
     passages: int | None = None,
     vocab_size: int | None = None,
-    optimization: int = 1,
+    optimization: int | None = 1,
 ) -> dict:
     """Compiles a configuration's training step for a TPU slice, without one: memory, FLOPs, least time.
 
@@ -59,7 +51,8 @@ def preflight(
       passages: of the collection; None: the collection's that was imported, else 8,841,823 (MS MARCO).
       vocab_size: of the texts; None: the collection's, else 32,128 (T5). A number of passages or of the
         vocabulary makes the docids assumed ones, too.
-      optimization: the compiler's effort: 1 is 3 to 4 times as fast as its default, 2, within 4% of the peak.
+      optimization: the compiler's effort: 1 takes a third of the time of None, its default, and comes within
+        4% of its peak.
 
     Times are lower bounds: the matrix products at the chip's published peak, or the state read and written
     once at the bandwidth of its memory, whichever is longer; what chips tell each other is not counted.
@@ -72,164 +65,13 @@ def preflight(
         fit = job.fit(topology, mesh, chip.hbm, optimization)
     except DoesNotDivide as error:
         raise UserError(
-            f"make_mesh.model_parallelism: on {topology} ({_name(mesh)}) {error}: "
+            f"make_mesh.model_parallelism: on {topology} ({mesh_name(mesh)}) {error}: "
             "set another, or another train.batch_size"
         ) from None
-    told = job.facts | {"topology": topology, "mesh": _name(mesh)} | summary(job, fit, chip, mesh.size)
+    told = job.facts | {"topology": topology, "mesh": mesh_name(mesh)} | summary(job, fit, chip, mesh.size)
     if smallest:
-        told |= smallest_slice(job, chip, mesh, {topology: fit}, optimization)
+        told |= smallest_slice(job, chip, mesh, topology, fit, optimization)
     return told
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A program of a configuration, to be compiled for any mesh.
-
-    Attributes:
-      shapes: of the training batch.
-      trie: of the docids, where their constrained search is the program; atomic docids have none.
-      beams: docids a search gives; None: the program is the training step.
-      steps: training steps, or None.
-      facts: what is told of it.
-    """
-
-    model: object
-    shapes: Mapping[str, tuple[int, ...]]
-    seed: int
-    steps: int | None
-    facts: dict
-    beams: int | None = None
-    trie: Trie | None = None
-
-    def given(self, mesh: Mesh) -> dict:
-        """What the program is given: name -> tree of shapes with their shardings, in its order."""
-        abstract = abstract_state(self.model, mesh, self.shapes)
-        rows = partitioning.batch_sharding(mesh)
-        batch = {
-            name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name, shape in self.shapes.items()
-        }
-        if self.beams is None:
-            return {"parameters": abstract.params, "optimizer": abstract.optimizer, "batch": batch}
-        count, length = self.shapes["encoder_input_tokens"]
-        shape = (round_up(count, mesh.shape["data"]), length)  # as GenerativeSearcher does
-        batch = {"encoder_input_tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)}
-        if self.trie:
-            place, docids = PartitionSpec(), self.trie
-        else:  # atomic: which of the outputs name a docid
-            place = PartitionSpec("model")
-            docids = jax.ShapeDtypeStruct((self.model.config.output_size,), bool)
-        place = NamedSharding(mesh, place)
-        docids = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), docids)
-        return {"parameters": abstract.params, "batch": batch, "docids": docids}
-
-    def held(self, mesh: Mesh) -> dict[str, int]:
-        """Bytes of it on each device. Raises DoesNotDivide."""
-        return {name: bytes_per_device(tree) for name, tree in self.given(mesh).items()}
-
-    def traced(self, mesh: Mesh) -> jax.stages.Traced:
-        """The program: the jitted function that is used in earnest, on shapes."""
-        if self.beams is None:
-            abstract = abstract_state(self.model, mesh, self.shapes)
-            batch = self.given(mesh)["batch"]
-            return make_train_step(self.model, mesh, abstract, self.seed).trace(abstract, batch)
-
-        def decode(params, batch, docids):
-            if self.trie:
-                return self.model.predict_batch_with_aux(params, batch, trie=docids, beams=self.beams)
-            return self.model.rank_atomic(params, batch, docids, self.beams, few_unreal=True, mesh=mesh)
-
-        return jax.jit(decode).trace(*self.given(mesh).values())
-
-    def fit(self, where: str, mesh: Mesh, hbm: float, optimization: int | None = None) -> "Fit":
-        """Compiles it for a mesh's devices, unless what it is given exceeds their memory by itself.
-
-        Raises DoesNotDivide.
-        """
-        held = self.held(mesh)
-        traced = self.traced(mesh)
-        trips = self.trie.length - 1 if self.trie else 1
-        fit = Fit(hbm, held, sum(held.values()), jaxpr_flops(traced.jaxpr, trips))
-        if fit.peak > hbm:
-            return fit
-        say(f"{where}: compiling the {self.facts['program']} of {self.facts['model']} for {_name(mesh)} …")
-        began = time.monotonic()
-        options = {}
-        if optimization is not None:
-            by_name = jax.__version_info__ >= (0, 11)
-            options = {"optimization_level": f"O{optimization}" if by_name else optimization}
-        try:
-            memory = traced.lower().compile(compiler_options=options).memory_analysis()
-            fit = dataclasses.replace(fit, peak=memory.peak_memory_in_bytes, compiled=True)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            fit = dataclasses.replace(fit, peak=needed(str(error), fit.peak), exhausted=True)
-        fit = dataclasses.replace(fit, seconds=time.monotonic() - began)
-        say(f"{where}: {fit.verdict}, after {fit.seconds:.0f} s of compiling")
-        return fit
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """A program on a device, in bytes.
-
-    Attributes:
-      hbm: what there is.
-      held: name -> what the program is given takes.
-      peak: what it takes at most; at least so much where it does not fit.
-      flops: of all devices together.
-      compiled: whether it was, to its end.
-      exhausted: whether the compiler ran out of the device's memory.
-      seconds: of compiling.
-    """
-
-    hbm: float
-    held: dict[str, int]
-    peak: int
-    flops: int
-    compiled: bool = False
-    exhausted: bool = False
-    seconds: float = 0.0
-
-    @property
-    def fits(self) -> bool:
-        return self.compiled and self.peak <= self.hbm
-
-    @property
-    def verdict(self) -> str:
-        peak = f"{self.peak / GIB:.2f} of {self.hbm / GIB:.2f} GiB a chip"
-        spare = (self.hbm - self.peak) / GIB
-        if self.fits:
-            return f"fits: {peak}, {spare:.2f} to spare"
-        if self.compiled or self.exhausted:
-            return f"does not fit: {peak}, {-spare:.2f} too many"
-        return f"does not fit: {', '.join(self.held)} alone take {peak}"
-
-
-def needed(message: str, at_least: int) -> int:
-    """Bytes that a program needs, as the TPU compiler's RESOURCE_EXHAUSTED tells, if it does."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-    if found := re.search(r"Used ([\d.]+)([KMGT]) of", message):
-        return int(float(found[1]) * units[found[2]])
-    if found := re.search(r"temporaries \(([\d.]+)([KMGT])\)", message):
-        return at_least + int(float(found[1]) * units[found[2]])
-    return at_least
-
-
-def bytes_per_device(tree: object) -> int:
-    """What a tree of shapes with shardings takes on one device, without padding. Raises DoesNotDivide."""
-    total = 0
-    for x in jax.tree.leaves(tree):
-        try:
-            total += math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        except ValueError:
-            shape = "×".join(map(str, x.shape))
-            raise DoesNotDivide(f"an array of {shape} does not divide as {x.sharding.spec}") from None
-    return total
-
-
-class DoesNotDivide(Exception):
-    """A mesh on which an array cannot lie as the configuration says."""
 
 
 def summary(job: Job, fit: Fit, chip: Chip, chips: int) -> dict:
@@ -263,33 +105,38 @@ def summary(job: Job, fit: Fit, chip: Chip, chips: int) -> dict:
     return told
 
 
-def smallest_slice(job: Job, chip: Chip, mesh: Mesh, known: Mapping[str, Fit], optimization: int) -> dict:
+def smallest_slice(
+    job: Job, chip: Chip, mesh: Mesh, topology: str, fit: Fit, optimization: int | None
+) -> dict:
     """The smallest slice of a generation that fits: {"smallest", "slices": name -> what became of it}.
 
-    Compiled from small to large. Model parallelism stays as it is where it divides the chips; elsewhere it is
-    the greatest number that divides both.
+    Compiled from small to large, but none that is smaller than one that does not fit. Model parallelism stays
+    as it is where it divides the chips; elsewhere it is the greatest number that divides both.
     """
     tried = {}
-    for shape in chip.topologies:
-        name = f"{chip.name}:{shape}"
+    shapes = chip.topologies
+    if not fit.fits:
+        shapes = shapes[shapes.index(slice_of(topology)[1]) :]
+    for name in (f"{chip.name}:{shape}" for shape in shapes):
         devices = devices_of(name)
         other = partitioning.make_mesh(math.gcd(mesh.shape["model"], len(devices)), devices)
+        told = tried[name] = {"mesh": mesh_name(other), "fits": False}
         try:
             kept = sum(job.held(other).values())
         except DoesNotDivide as error:
-            tried[name] = {"mesh": _name(other), "fits": False, "why": str(error)}
+            told["why"] = str(error)
             continue
-        if kept > chip.hbm:
-            tried[name] = {"mesh": _name(other), "fits": False, "peak_gib": round(kept / GIB, 3)}
+        if name == topology:
+            found = fit
+        elif kept <= chip.hbm:
+            found = job.fit(name, other, chip.hbm, optimization)
+        else:
+            told["peak_gib"] = round(kept / GIB, 3)
             continue
-        fit = known.get(name) or job.fit(name, other, chip.hbm, optimization)
-        tried[name] = {"mesh": _name(other), "fits": fit.fits, "peak_gib": round(fit.peak / GIB, 3)}
-        if fit.fits:
+        told |= {"fits": found.fits, "peak_gib": round(found.peak / GIB, 3)}
+        if found.fits:
             return {"smallest": name, "slices": tried}
     return {"smallest": None, "slices": tried}
-
-
-# --- what is compiled ---
 
 
 def configured(search: bool, passages: int | None, vocab_size: int | None) -> Job:
@@ -353,41 +200,3 @@ def _settings(verb) -> dict:
     parameters = inspect.signature(verb).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return defaults | gin.get_bindings(verb)
-
-
-# --- the compiler ---
-
-
-def reach_compiler() -> None:
-    """Makes libtpu usable on a machine without a TPU, and quiet. UserError where it is not installed."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            "preflight: libtpu, the TPU's compiler, is not installed: pip install 'retrieval_jax[tpu]' "
-            "(in a checkout: pip install -e '.[tpu]')"
-        )
-    os.environ |= {
-        "TPU_SKIP_MDS_QUERY": "1",  # do not ask the cloud which TPU this is
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "TPU_ACCELERATOR_TYPE": "v4-8",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it is only the compiler that is shared
-        "TPU_LOG_DIR": "disabled",
-        "TPU_MIN_LOG_LEVEL": "3",
-        "TPU_STDERR_LOG_LEVEL": "3",
-    }
-    jax.config.update("jax_platforms", "cpu")
-
-
-def devices_of(topology: str) -> list[jax.Device]:
-    """The devices of a slice that is not there."""
-    from jax.experimental import topologies
-
-    chip, shape = slice_of(topology)
-    options = {"chip_config_name": chip.config} if chip.config else {}
-    if shape == "1x1":
-        options["chips_per_host_bounds"] = (1, 1, 1)
-    return topologies.get_topology_desc(topology, "tpu", **options).devices
-
-
-def _name(mesh: Mesh) -> str:
-    return " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

@@ -22,8 +22,9 @@ from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids import residual
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
+from retrieval_jax.training.aot import Fit, needed
 from retrieval_jax.training.hardware import CHIPS, GIB, chip_of, slice_of
-from retrieval_jax.training.preflight import Fit, configured, needed, preflight
+from retrieval_jax.training.preflight import configured, preflight
 from retrieval_jax.training.shapes import batch_shapes, docid_shape, trie_shape
 
 
@@ -145,7 +146,7 @@ import importlib, json
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 from retrieval_jax import configuration, main
-from retrieval_jax.training import preflight as p
+from retrieval_jax.training import aot, preflight as p
 from retrieval_jax.training.hardware import CHIPS
 from retrieval_jax.training.partitioning import make_mesh
 
@@ -168,7 +169,7 @@ told = {
 }
 try:
     run(make_mesh(8))
-except p.DoesNotDivide as error:
+except aot.DoesNotDivide as error:
     told["eighths"] = str(error)
 print(json.dumps(told))
 """
@@ -250,7 +251,7 @@ def test_every_topology_is_one_that_the_compiler_knows():
     script = """
 import math
 from retrieval_jax.training.hardware import CHIPS, chip_of
-from retrieval_jax.training.preflight import devices_of, reach_compiler
+from retrieval_jax.training.aot import devices_of, reach_compiler
 reach_compiler()
 for chip in CHIPS.values():
     for shape in chip.topologies:
