@@ -1,6 +1,7 @@
 """Ahead-of-time compilation: a program for devices that need not be there; what it takes of their memory."""
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -19,10 +20,10 @@ from retrieval_jax.progress import say
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.flops import jaxpr_flops
 from retrieval_jax.training.hardware import GIB, slice_of
-from retrieval_jax.training.step import abstract_state, make_train_step
+from retrieval_jax.training.step import TrainState, abstract_state, make_train_step
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Job:
     """A program of a configuration, to be compiled for any mesh.
 
@@ -44,7 +45,7 @@ class Job:
 
     def given(self, mesh: Mesh) -> dict:
         """What the program is given: name -> tree of shapes with their shardings, in its order."""
-        abstract = abstract_state(self.model, mesh, self.shapes)
+        abstract = _state(self, mesh)
         rows = partitioning.batch_sharding(mesh)
         batch = {
             name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name, shape in self.shapes.items()
@@ -70,9 +71,8 @@ class Job:
     def traced(self, mesh: Mesh) -> jax.stages.Traced:
         """The program: the jitted function that is used in earnest, on shapes."""
         if self.beams is None:
-            abstract = abstract_state(self.model, mesh, self.shapes)
-            batch = self.given(mesh)["batch"]
-            return make_train_step(self.model, mesh, abstract, self.seed).trace(abstract, batch)
+            state = _state(self, mesh)
+            return make_train_step(self.model, mesh, state, self.seed).trace(state, self.given(mesh)["batch"])
 
         def decode(params, batch, docids):
             if self.trie:
@@ -110,6 +110,11 @@ class Job:
         fit = dataclasses.replace(fit, seconds=time.monotonic() - began)
         say(f"{where}: {fit.verdict}, after {fit.seconds:.0f} s of compiling")
         return fit
+
+
+@functools.lru_cache(1)  # of 11 billion parameters it takes seconds
+def _state(job: Job, mesh: Mesh) -> TrainState:
+    return abstract_state(job.model, mesh, job.shapes)
 
 
 @dataclasses.dataclass(frozen=True)
