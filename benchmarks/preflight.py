@@ -35,6 +35,7 @@ RECIPE = (
     "make_train_step.random_bits='rbg'",
     "TrainingData.input_length=128",
     "preflight.smallest=False",
+    "preflight.passages=8841823",  # whatever lies in the working folder
 )
 GENERATIVE = (*RECIPE, "train.retriever=@GenerativeRetriever", "train.docids=%DOCIDS", "train.batch_size=512")
 NAIVE = (*GENERATIVE, "DOCIDS='naive'")
@@ -61,8 +62,8 @@ ROWS = (
     ("base atomic", "models/base.gin", ATOMIC, 4, SMALL),
     ("base atomic", "models/base.gin", ATOMIC, 16, MIDDLE),
     ("large PAWA", "models/large_pawa.gin", PAWA, 1, MIDDLE),
-    ("base dual encoder", "models/base.gin", DUAL, 1, SMALL),
-    ("large dual encoder", "models/large.gin", DUAL, 1, MIDDLE),
+    ("base dual encoder", "models/base.gin", DUAL, 1, MIDDLE),
+    ("large dual encoder", "models/large.gin", DUAL, 1, LARGE),
 )
 QUICK = (("tiny naive", "models/tiny.gin", NAIVE, 1, SMALL[:2]),)
 

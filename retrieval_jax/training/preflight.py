@@ -17,7 +17,6 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
-from retrieval_jax.models.t5 import T5Config
 from retrieval_jax.search.answer import search as search_verb
 from retrieval_jax.search.index import make_index
 from retrieval_jax.training import partitioning
@@ -25,7 +24,7 @@ from retrieval_jax.training.aot import DoesNotDivide, Fit, Job, devices_of, mesh
 from retrieval_jax.training.flops import model_flops
 from retrieval_jax.training.hardware import GIB, Chip, slice_of
 from retrieval_jax.training.shapes import DocidShape, batch_shapes, docid_shape, trie_shape
-from retrieval_jax.training.train import docid_softmax, train
+from retrieval_jax.training.train import make_model, train
 from retrieval_jax.work import Work
 
 MS_MARCO, T5_VOCABULARY = 8_841_823, 32_128  # what is assumed where there is no collection
@@ -68,10 +67,10 @@ def preflight(
             f"make_mesh.model_parallelism: on {topology} ({mesh_name(mesh)}) {error}: "
             "set another, or another train.batch_size"
         ) from None
-    told = job.facts | {"topology": topology, "mesh": mesh_name(mesh)} | summary(job, fit, chip, mesh.size)
+    told = {"topology": topology, "mesh": mesh_name(mesh)} | summary(job, fit, chip, mesh.size)
     if smallest:
         told |= smallest_slice(job, chip, mesh, topology, fit, optimization)
-    return told
+    return told | job.facts
 
 
 def summary(job: Job, fit: Fit, chip: Chip, chips: int) -> dict:
@@ -88,8 +87,8 @@ def summary(job: Job, fit: Fit, chip: Chip, chips: int) -> dict:
     if fit.compiled or fit.exhausted:
         temporaries = {"temporaries": round((fit.peak - kept) / GIB, 3)}
     told = {
-        "fits": fit.fits,
         "verdict": fit.verdict,
+        "fits": fit.fits,
         "peak_gib": round(fit.peak / GIB, 3),
         "hbm_gib": round(fit.hbm / GIB, 3),
         "gib_per_chip": {name: round(n / GIB, 3) for name, n in fit.held.items()} | temporaries,
@@ -151,6 +150,9 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
         raise UserError(f"train.docids: {kind!r} does not go with a {retriever.family}: {mend}")
     if search and retriever.answer != "docids":
         raise UserError(f"preflight.search: a {retriever.family} writes no docids: leave it out")
+    for name, value in (("passages", passages), ("vocab_size", vocab_size)):
+        if value is not None and value < 1:
+            raise UserError(f"preflight.{name}: {value} is too few: set at least 1")
 
     work = Work.of(settings["source"], settings["work_dir"])
     assumed = passages is not None or vocab_size is not None
@@ -166,8 +168,7 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
     elif kind:
         docids = docid_shape(kind, passages, vocab_size)
 
-    config = T5Config(vocab_size=vocab_size, **(docid_softmax(docids) if docids else {}))
-    model = retriever(config, settings["optimizer"]())
+    model = make_model(retriever, settings["optimizer"], vocab_size, docids)
     batch_size, beams, trie = settings["batch_size"], None, None
     if search:
         index = _settings(make_index)

@@ -65,8 +65,7 @@ def train(
 
     examples = data.of(work, collection, retriever.answer, table)
     vocabulary = examples.vocabulary
-    config = T5Config(vocab_size=vocabulary.size, **(docid_softmax(table) if table else {}))
-    model = retriever(config, optimizer())
+    model = make_model(retriever, optimizer, vocabulary.size, table)
     description = checkpoints.describe(
         model,
         input_length=data.input_length,
@@ -91,6 +90,11 @@ def train(
     return {"model": str(folder)} | fit(
         model, batches, dev, folder, steps, seed, eval_every, save_every, max_minutes
     )
+
+
+def make_model(retriever: type, optimizer: Callable, vocab_size: int, table: DocidTable | None):
+    """The model that gin configures, for texts of a vocabulary and the docids of a table, if it writes any."""
+    return retriever(T5Config(vocab_size, **(docid_softmax(table) if table else {})), optimizer())
 
 
 def docid_softmax(table: DocidTable) -> dict:
