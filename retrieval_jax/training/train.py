@@ -93,7 +93,7 @@ def train(
 
 
 def make_model(retriever: type, optimizer: Callable, vocab_size: int, table: DocidTable | None):
-    """The model that gin configures, for texts of a vocabulary and the docids of a table, if it writes any."""
+    """The model that gin configures, for a text vocabulary and the docids that it writes, if it does."""
     return retriever(T5Config(vocab_size, **(docid_softmax(table) if table else {})), optimizer())
 
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 
+import gin
 import numpy as np
 import pytest
 
@@ -26,6 +27,12 @@ from retrieval_jax.training.aot import Fit, needed
 from retrieval_jax.training.hardware import CHIPS, GIB, chip_of, slice_of
 from retrieval_jax.training.preflight import configured, preflight
 from retrieval_jax.training.shapes import batch_shapes, docid_shape, trie_shape
+
+
+@pytest.fixture(autouse=True)
+def _gin_is_left_as_it_was():
+    yield
+    gin.clear_config()
 
 
 def test_without_libtpu_one_line_says_how_to_get_it(cli, monkeypatch: pytest.MonkeyPatch):
