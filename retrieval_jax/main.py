@@ -17,13 +17,15 @@ VERBS = {
     "import": ("retrieval_jax.data.importing", "import_collection"),
     "docids": ("retrieval_jax.docids.make", "make_docids"),
     "cache": ("retrieval_jax.data.cache", "cache"),
+    "preflight": ("retrieval_jax.training.preflight", "preflight"),
     "train": ("retrieval_jax.training.train", "train"),
     "generate-queries": ("retrieval_jax.data.generating", "generate_queries"),
     "index": ("retrieval_jax.search.index", "make_index"),
     "search": ("retrieval_jax.search.answer", "search"),
     "evaluate": ("retrieval_jax.evaluation.evaluate", "evaluate"),
 }
-DEFAULT_FILES = {"demo": ["runs/demo.gin"], "train": ["runs/naive.gin"]}  # where no --gin_file is given
+# Where no --gin_file is given.
+DEFAULT_FILES = {"demo": ["runs/demo.gin"], "preflight": ["runs/naive.gin"], "train": ["runs/naive.gin"]}
 # Modules whose gin names a configuration file may mention, whichever verb runs.
 CONFIGURABLE = (
     "retrieval_jax.data.training_data",
@@ -39,7 +41,7 @@ EXAMPLES = """examples:
 
 options of every verb:
   --gin_file=FILE     a gin file, from the working folder or from gin_configs/; may be repeated
-                      (train without one reads runs/naive.gin, demo runs/demo.gin)
+                      (train and preflight without one read runs/naive.gin, demo runs/demo.gin)
   --gin.NAME=VALUE    sets a macro of base.gin or a function's parameter; texts need their own quotes
   --json              one JSON object of what was made on stdout, everything else on stderr
 

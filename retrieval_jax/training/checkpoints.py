@@ -21,8 +21,8 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.query_generator import QueryGenerator
-from retrieval_jax.models.t5 import T5Config
 from retrieval_jax.progress import say
 from retrieval_jax.training import checksums, multihost, partitioning
 
@@ -191,9 +191,11 @@ class OpenModel:
 def describe(model: Model, **facts: object) -> dict:
     """What model.json says: the class, its sizes, and facts such as lengths and the collection."""
     settings = {k: getattr(model, k) for k in ("vector_dim", "scale") if hasattr(model, k)}
+    network = dataclasses.asdict(model.config)
+    del network["remat"]  # how it was trained, not what it is: a run may go on with another
     return {
         "retriever": type(model).__name__,
-        "network": dataclasses.asdict(model.config),
+        "network": network,
         "settings": settings,
         **facts,
     }

@@ -26,7 +26,7 @@ class Clock:
         self, mesh: Mesh, before: float, max_minutes: float | None = None, flops_per_step: float | None = None
     ):
         self.before, self.max_minutes, self.flops_per_step = before, max_minutes, flops_per_step
-        chip = hardware.chip_of(mesh.devices.flat[0])
+        chip = hardware.chip_of(mesh.devices.flat[0].device_kind)
         self.peak = chip.flops * mesh.size if chip else None
         # Every process counts its own tokens; of the others' it knows only that they are about as many.
         self.share = len(multihost.local_rows(mesh, mesh.shape["data"])) / mesh.shape["data"]

@@ -15,9 +15,9 @@ Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 
 @gin.configurable
-def make_mesh(model_parallelism: int = 1) -> Mesh:
-    """All devices as a data × model mesh; `model_parallelism` devices share a copy of the weights."""
-    devices = np.array(jax.devices())
+def make_mesh(model_parallelism: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices (None: all) as a data × model mesh; `model_parallelism` of them share a copy of the weights."""
+    devices = np.array(jax.devices() if devices is None else devices)
     if devices.size % model_parallelism:
         raise UserError(
             f"make_mesh.model_parallelism: {model_parallelism} does not divide {devices.size} devices: "

@@ -16,7 +16,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.training_data import OpenData, TrainingData
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
-from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training import checkpoints, multihost, partitioning
 from retrieval_jax.training.evaluate import DevLoss, DevQueries
 from retrieval_jax.training.loop import fit
@@ -70,8 +70,7 @@ def train(
 
     examples = data.of(work, collection, retriever.answer, table)
     vocabulary = examples.vocabulary
-    config = T5Config(vocab_size=vocabulary.size, **(docid_softmax(table) if table else {}))
-    model = retriever(config, optimizer())
+    model = make_model(retriever, optimizer, vocabulary.size, table)
     description = checkpoints.describe(
         model,
         input_length=data.input_length,
@@ -124,6 +123,11 @@ def describe_batch(examples: OpenData, batch_size: int, seed: int, position: int
         return {"task": name, "number": number, "text": text, "passages": ids}
 
     return told_examples(examples.stages(), batch_size, seed, position, tell)
+
+
+def make_model(retriever: type, optimizer: Callable, vocab_size: int, table: DocidTable | None):
+    """The model that gin configures, for a text vocabulary and the docids that it writes, if it does."""
+    return retriever(T5Config(vocab_size, **(docid_softmax(table) if table else {})), optimizer())
 
 
 def docid_softmax(table: DocidTable) -> dict:

@@ -12,7 +12,7 @@ from test_train import CONFIG, SHAPES, batches, retriever
 
 from retrieval_jax import storage
 from retrieval_jax.errors import UserError
-from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training import checkpoints, checksums, partitioning
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adafactor

@@ -11,7 +11,7 @@ from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.evaluate import DevQueries
 from retrieval_jax.training.train import describe_batch
 

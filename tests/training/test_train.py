@@ -15,7 +15,7 @@ import pytest
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.models.t5 import T5Config
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training import checkpoints, partitioning
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adafactor, adamw

@@ -1,0 +1,104 @@
+"""Shapes without data: a batch's arrays, and what docids of a kind come to for so many passages."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.decoding.trie import Trie
+from retrieval_jax.docids import residual, semantic
+from retrieval_jax.docids.make import maker_of
+
+EDGES = 2  # of the trie, a docid: where every node has several children there are no more
+
+
+class DocidShape(NamedTuple):
+    """What a model needs to know of a docid table; named as DocidTable names it.
+
+    `symbols`: at most so many different tokens stand at one position.
+    """
+
+    length: int
+    output_size: int
+    own_vocabulary: bool
+    symbols: int
+
+
+def docid_shape(kind: str, passages: int, vocab_size: int) -> DocidShape:
+    """Docids of a kind for passages that are numbered from 0 on, without making any; where in doubt, longer.
+
+    - atomic: a token a passage.
+    - naive: the vocabulary writes a number in at most one piece a digit (T5's takes 5 for 7 digits), of at
+      most three digits each, and an end.
+    - naive_digits: a token a digit, and an end.
+    - semantic, semantic_2d: a path twice as deep as in a tree of even clusters, a number in the leaf, and an
+      end. (A simulated tree of uneven clusters took 12 tokens for 8.8 million passages; this says 13.)
+    - rq_LxV: the codes, and a number where passages may share all of them.
+    """
+    make, settings_class = maker_of(kind)
+    digits = len(str(passages - 1))
+    if kind == "atomic":
+        return DocidShape(1, round_up(passages + 1, 128), True, passages)
+    if kind == "naive":
+        return DocidShape(digits + 1, vocab_size, False, 1 + 10 + 100 + 1000)
+    if kind == "naive_digits":
+        return DocidShape(digits + 1, 128, True, 1 + 10)
+    settings, options = settings_class(), make.keywords
+    if settings_class is semantic.Settings:
+        k = settings.branches
+        depth = residual.digits_needed(-(-passages // settings.leaf_size) - 1, k)
+        length = 2 * depth + residual.digits_needed(settings.leaf_size - 1, k) + 1
+        return DocidShape(length, semantic.output_size(length, k, options["two_d"]), True, 1 + k)
+    length = options["levels"] + (settings.shared_codes == "token")
+    return DocidShape(length, residual.output_size(length, options["size"]), True, options["size"])
+
+
+def trie_shape(docids: DocidShape, passages: int) -> Trie:
+    """The trie of so many such docids, of jax.ShapeDtypeStruct instead of arrays; rather too large."""
+
+    def array(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    symbols = round_up(docids.symbols, 8)
+    bits, edges = (symbols - 1).bit_length(), EDGES * passages
+    words = round_up(passages, 32) // 32 * (docids.length - 1) * bits
+    return Trie(
+        array(np.int32, docids.length, symbols),
+        array(np.uint16, edges),
+        array(np.uint16, edges),
+        array(np.int32, edges),
+        array(np.uint32, words),
+        array(np.int32),
+        fanouts=(symbols,) * docids.length,
+        tail_from=1,
+        symbol_bits=bits,
+    )
+
+
+def batch_shapes(
+    answer: str, data: TrainingData, batch_size: int, docid_length: int | None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the (int32) arrays of a training batch of all hosts; see data/batches.py.
+
+    `answer` is what the model is trained to give: docids, passages or query.
+    """
+    if answer == "passages":
+        group = data.positives + data.negatives
+        return {
+            "left_encoder_input_tokens": (batch_size, data.input_length),
+            "right_encoder_input_tokens": (batch_size, group, data.passage_length),
+            "passage": (batch_size, group),
+            "grade": (batch_size, group),
+        }
+    if answer == "query":  # the passage is read, the text written
+        inputs, targets = data.passage_length, data.input_length
+    else:
+        inputs, targets = data.input_length, docid_length
+    return {
+        "encoder_input_tokens": (batch_size, inputs),
+        "decoder_input_tokens": (batch_size, targets),
+        "decoder_target_tokens": (batch_size, targets),
+        "decoder_loss_weights": (batch_size, targets),
+    }
