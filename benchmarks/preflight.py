@@ -9,8 +9,8 @@ added to every row. --only keeps the rows whose name or slice contains one of th
 tiny network on two generations.
 
 Prints one line of JSON a row: name, topology, mesh, fits, peak_gib, hbm_gib, flops_per_step,
-least_ms_per_step (see `retrieval-jax preflight --help`), compile_seconds; {name, topology, skipped: why}
-for what was not run, {name, topology, failed: why} for what stopped. Needs libtpu: the extra "tpu".
+least_ms_per_step (see `retrieval-jax preflight --help`), compile_seconds; {name, topology, failed: why} for
+what stopped. Needs libtpu: the extra "tpu".
 """
 
 import argparse
@@ -21,7 +21,6 @@ from pathlib import Path
 
 from _verbs import run
 
-from retrieval_jax.configuration import gin_folder
 from retrieval_jax.progress import say
 
 TOLD = ("mesh", "fits", "peak_gib", "hbm_gib", "flops_per_step", "least_ms_per_step", "compile_seconds")
@@ -54,27 +53,27 @@ SMALL, MIDDLE, LARGE = (
     ("v4:2x2x4", "v5e:4x4", "v5p:2x2x4", "v6e:4x4"),
     ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8"),
 )
-# Name, gin file, bindings, model parallelism, slices. Where the file does not exist the row is skipped.
+FSDP, WIDE = "sharding/fsdp.gin", "sharding/wide_softmax.gin"
+SCANNED = ("T5Config.scan_layers=True", "T5Config.remat='full'")
+# Name, gin files, bindings, model parallelism, slices.
 ROWS = (
-    ("XL naive", "models/xl.gin", NAIVE, 1, MIDDLE),
-    ("XXL naive", "models/xxl.gin", NAIVE, 1, MIDDLE),
-    ("XXL naive, 4 chips share the weights", "models/xxl.gin", NAIVE, 4, LARGE),
-    ("base atomic", "models/base.gin", ATOMIC, 4, SMALL),
-    ("base atomic", "models/base.gin", ATOMIC, 16, MIDDLE),
-    ("large PAWA", "models/large_pawa.gin", PAWA, 1, MIDDLE),
-    ("base dual encoder", "models/base.gin", DUAL, 1, MIDDLE),
-    ("large dual encoder", "models/large.gin", DUAL, 1, LARGE),
+    ("XL naive", ("models/xl.gin", FSDP), NAIVE, 1, MIDDLE),
+    ("XXL naive", ("models/xxl.gin", FSDP), NAIVE, 1, MIDDLE),
+    ("XXL naive, 4 chips share the weights", ("models/xxl.gin", FSDP), NAIVE, 4, LARGE),
+    ("base atomic", ("models/base.gin", WIDE), (*ATOMIC, *SCANNED), 1, (*SMALL, *MIDDLE)),
+    ("large PAWA", ("models/large_pawa.gin", FSDP), (*PAWA, *SCANNED), 1, MIDDLE),
+    ("base dual encoder", ("models/base.gin", FSDP), (*DUAL, *SCANNED), 1, MIDDLE),
+    ("large dual encoder", ("models/large.gin", FSDP), (*DUAL, *SCANNED), 1, LARGE),
 )
-QUICK = (("tiny naive", "models/tiny.gin", NAIVE, 1, SMALL[:2]),)
+QUICK = (("tiny naive", ("models/tiny.gin",), NAIVE, 1, SMALL[:2]),)
 
 
-def row(file: str, bindings: tuple[str, ...], parallelism: int, topology: str) -> dict:
+def row(files: tuple[str, ...], bindings: tuple[str, ...], parallelism: int, topology: str) -> dict:
     """What the verb tells of one slice."""
-    if not (gin_folder() / file).is_file():
-        return {"skipped": f"no gin_configs/{file} yet"}
     settings = (*bindings, f"make_mesh.model_parallelism={parallelism}", f"TOPOLOGY={topology!r}")
+    arguments = [f"--gin_file={file}" for file in files] + [f"--gin.{setting}" for setting in settings]
     try:
-        told = run("preflight", f"--gin_file={file}", *(f"--gin.{setting}" for setting in settings))
+        told = run("preflight", *arguments)
     except subprocess.CalledProcessError as error:
         return {"failed": f"exit status {error.returncode}, after what is on stderr"}
     return {key: told[key] for key in TOLD}
@@ -93,16 +92,16 @@ def main() -> None:
         parser.error(f"{wrong[0]}: not an option")
     added = tuple(argument.removeprefix("--gin.") for argument in others)
     chosen = [
-        (name, file, bindings, parallelism, topology)
-        for name, file, bindings, parallelism, topologies in (QUICK if args.quick else ROWS)
+        (name, files, bindings, parallelism, topology)
+        for name, files, bindings, parallelism, topologies in (QUICK if args.quick else ROWS)
         for topology in topologies
         if any(word in f"{name} {topology}" for word in args.only)
     ]
-    for number, (name, file, bindings, parallelism, topology) in enumerate(chosen, 1):
+    for number, (name, files, bindings, parallelism, topology) in enumerate(chosen, 1):
         say(f"{number} of {len(chosen)}: {name} on {topology} …")
         began = time.monotonic()
         made = {"name": name, "topology": topology}
-        made |= row(file, (*bindings, *added), parallelism, topology)
+        made |= row(files, (*bindings, *added), parallelism, topology)
         line = json.dumps(made)
         print(line, flush=True)
         if args.out:
