@@ -11,7 +11,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from retrieval_jax.data.examples import Features, PassageTargets, Targets, pad
+from retrieval_jax.data.examples import DocidTargets, Features, PassageTargets, Targets, pad
+from retrieval_jax.data.packing import pack_rows, row_lengths
+from retrieval_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Numbered = Callable[[int, np.random.Generator], Features]  # with a length
@@ -52,6 +54,7 @@ def batches(
     seed: int,
     position: int = 0,
     rows: Sequence[int] | None = None,
+    pack: int = 1,
 ) -> Iterator[Batch]:
     """Batches of int32 arrays, from the given position on; endless where the last stage is.
 
@@ -63,14 +66,23 @@ def batches(
       seed: of order and draws.
       position: batches that came before.
       rows: which rows of each batch to give, ascending (another host gives the others); None: all.
+      pack: how many examples share a row, see packing.py; each host packs its own. 1: a row for each.
     """
     import grain  # seconds
 
     to_batch = dual_encoder if isinstance(targets, PassageTargets) else encoder_decoder
     own = np.arange(batch_size) if rows is None else np.asarray(rows)
 
+    if pack > 1 and not isinstance(targets, DocidTargets):
+        raise UserError(f"TrainingData.pack: {pack}: only queries with their docids are packed: set it to 1")
+    if len(own) % pack:
+        raise UserError(f"TrainingData.pack: {pack} does not divide the batch of {len(own)}: change one")
+
     def collate(examples: Sequence[Features]) -> Batch:
-        return to_batch(pad(examples, targets.features))
+        if pack == 1:
+            return to_batch(pad(examples, targets.features))
+        lengths = row_lengths(targets.features, pack, targets.mean_length)
+        return pack_rows(examples, targets.features, len(examples) // pack, lengths)
 
     def reader(task: str, examples: Numbered) -> Numbered:
         return _reader(examples, drop_rates.get(task, 0.0))

@@ -196,6 +196,11 @@ class DocidTargets:
             "targets": Feature(table.length, size=table.output_size),
         }
 
+    @functools.cached_property
+    def mean_length(self) -> float:
+        """Tokens of a docid, of the first 100,000."""
+        return float(np.count_nonzero(self.table.tokens_NxL[:100_000], axis=1).mean())
+
     def __call__(self, example: Example) -> Features:
         docid = self.table.tokens_NxL[example.rows[0]]
         return {"inputs": example.tokens, "targets": docid[docid > 0].tolist()}

@@ -40,6 +40,8 @@ class TrainingData:
       positives, negatives: most passages a query has in a dual encoder's batch.
       drop_rates: task -> share of the input's tokens left out, anew in each epoch.
       synthetic: name of the synthetic queries for d2q.
+      pack: examples that share a row of a batch, where queries are short: about input_length over their
+        tokens. What does not fit into a row is cut. 1: each has its own.
     """
 
     rates: Rates = "2a"
@@ -52,6 +54,7 @@ class TrainingData:
     negatives: int = 0
     drop_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     synthetic: str | None = None
+    pack: int = 1
 
     def of(self, work: Work, collection: Collection, answer: str, table: DocidTable | None) -> "OpenData":
         """The examples of a collection, whose targets are `answer`: docids, passages or query."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -19,15 +19,21 @@ class Clock:
       mesh: what the steps run on.
       before: minutes of training that came before this process.
       max_minutes: when the run is over; None: never.
-      flops_per_step: the model's operations for a whole batch, for the share of the devices' peak.
+      flops_per_step: tells the model's operations for a whole batch, for the share of the devices' peak;
+        asked only where that is known.
     """
 
     def __init__(
-        self, mesh: Mesh, before: float, max_minutes: float | None = None, flops_per_step: float | None = None
+        self,
+        mesh: Mesh,
+        before: float,
+        max_minutes: float | None = None,
+        flops_per_step: Callable[[], float] | None = None,
     ):
-        self.before, self.max_minutes, self.flops_per_step = before, max_minutes, flops_per_step
+        self.before, self.max_minutes = before, max_minutes
         chip = hardware.chip_of(mesh.devices.flat[0].device_kind)
-        self.peak = chip.flops * mesh.size if chip else None
+        # Of the devices' peak a second: the part that one step takes.
+        self.step_of_peak = flops_per_step() / (chip.flops * mesh.size) if chip and flops_per_step else None
         # Every process counts its own tokens; of the others' it knows only that they are about as many.
         self.share = len(multihost.local_rows(mesh, mesh.shape["data"])) / mesh.shape["data"]
         self.began = time.monotonic()
@@ -82,8 +88,8 @@ class Clock:
             told["input_wait"] = self.waited / self.spent
             told["steps_per_second"] = self.steps / self.spent
             told["tokens_per_second"] = self.tokens / self.share / self.spent
-            if self.flops_per_step and self.peak:
-                told["mfu"] = self.flops_per_step * told["steps_per_second"] / self.peak
+            if self.step_of_peak:
+                told["mfu"] = self.step_of_peak * told["steps_per_second"]
         memory = jax.local_devices()[0].memory_stats() or {}
         for name, key in (("hbm_gib", "bytes_in_use"), ("hbm_peak_gib", "peak_bytes_in_use")):
             if key in memory:

@@ -1,5 +1,6 @@
 """The training loop: any model with T5X's interface, any batches, from its newest checkpoint on."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ from retrieval_jax.progress import bar, say
 from retrieval_jax.training import checkpoints, multihost, partitioning
 from retrieval_jax.training.clock import Clock, Profiler
 from retrieval_jax.training.curve import Curve
+from retrieval_jax.training.flops import model_flops
 from retrieval_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
 from retrieval_jax.training.watch import ExamplesOf, Preemption, Watch
 
@@ -30,7 +32,6 @@ def fit(
     max_minutes: float | None = None,
     log_every: int = 10,
     examples_of: ExamplesOf | None = None,
-    flops_per_step: float | None = None,
     profile: tuple[int, int] | None = None,
 ) -> dict:
     """The loop: any model with T5X's interface, any batches (a function of the position in the data).
@@ -39,7 +40,7 @@ def fit(
       batches: gives the rows of each batch that this process's devices hold (`multihost.local_rows`).
       dev: `dev(params)` gives metrics by real searching; `dev.samples`, if there, some of what it found.
       log_every: steps between two points of the learning curve.
-      examples_of: see Watch; flops_per_step: see Clock; profile: see Profiler.
+      examples_of: see Watch; profile: see Profiler.
 
     Gives {"step", "minutes", "input_wait", **the last dev metrics}. Raises UserError where the numbers go
     wrong, and Preempted, with all saved, after SIGTERM.
@@ -69,7 +70,7 @@ def fit(
     step_fn = make_train_step(model, mesh, abstract, seed)
 
     curve, watch = Curve(folder, step), Watch(folder, examples_of)
-    clock = Clock(mesh, curve.minutes_before, max_minutes, flops_per_step)
+    clock = Clock(mesh, curve.minutes_before, max_minutes, functools.partial(model_flops, model, shapes))
     profiler = Profiler(folder, profile)
     waiting: tuple[int, dict] | None = None  # the last step's number and metrics, still on the device
     taken: list[dict[str, float]] = []  # the metrics since the last point

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from retrieval_jax.data.examples import Feature
+from retrieval_jax.data.packing import row_lengths
 from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie
@@ -82,7 +84,8 @@ def batch_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the (int32) arrays of a training batch of all hosts; see data/batches.py.
 
-    `answer` is what the model is trained to give: docids, passages or query.
+    `answer` is what the model is trained to give: docids, passages or query. Packed rows are given room for
+    docids of the full length.
     """
     if answer == "passages":
         group = data.positives + data.negatives
@@ -96,9 +99,17 @@ def batch_shapes(
         inputs, targets = data.passage_length, data.input_length
     else:
         inputs, targets = data.input_length, docid_length
-    return {
-        "encoder_input_tokens": (batch_size, inputs),
-        "decoder_input_tokens": (batch_size, targets),
-        "decoder_target_tokens": (batch_size, targets),
-        "decoder_loss_weights": (batch_size, targets),
+    names = {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": targets,
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": targets,
     }
+    if data.pack > 1:
+        features = {"inputs": Feature(inputs), "targets": Feature(targets)}
+        inputs, targets = row_lengths(features, data.pack, docid_length)
+        return {
+            name: (batch_size // data.pack, inputs if name.startswith("encoder") else targets)
+            for name in (*names, "encoder_segment_ids", "decoder_segment_ids", "decoder_positions")
+        }
+    return {name: (batch_size, length) for name, length in names.items()}

@@ -86,7 +86,7 @@ def train(
 
     def batches(position: int) -> Iterator[Batch]:
         return make_batches(
-            examples.stages(), examples.targets, data.drop_rates, batch_size, seed, position, rows
+            examples.stages(), examples.targets, data.drop_rates, batch_size, seed, position, rows, data.pack
         )
 
     if retriever.answer == "query":

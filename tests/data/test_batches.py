@@ -13,6 +13,7 @@ from retrieval_jax.data.batches import batches, drop, dual_encoder, encoder_deco
 from retrieval_jax.data.examples import DocidTargets, Example, Examples, Feature, pad
 from retrieval_jax.data.feature_converters import DualEncoderFeatureConverter
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.errors import UserError
 
 
 class Numbers:
@@ -64,6 +65,19 @@ def test_batches_depend_on_seed_and_position_alone(position: int):
     np.testing.assert_array_equal(stream(shares, position=position, count=30 - position), whole[position:])
     assert (stream(shares, seed=1, count=30) != whole).any()
     assert stream(shares, position=10**9, count=1).shape == (1, 20)  # seeks, does not skip
+
+
+def test_packed_batches_hold_the_examples_of_those_that_are_not():
+    targets = DocidTargets(TABLE, 8)  # four examples of two tokens a row
+    examples = {"many": (Examples(Numbers(100, 200), targets), 1.0)}
+    alone = next(batches([(None, examples)], targets, {}, 20, 0, 3))
+    packed = next(batches([(None, examples)], targets, {}, 20, 0, 3, pack=4))
+    assert packed["encoder_input_tokens"].shape == (5, 8)
+    assert packed["encoder_segment_ids"].tolist() == [[1, 1, 2, 2, 3, 3, 4, 4]] * 5
+    written = packed["decoder_target_tokens"][packed["decoder_loss_weights"] > 0]
+    assert sorted(written) == sorted(alone["decoder_target_tokens"].ravel())
+    with pytest.raises(UserError, match=r"TrainingData.pack: 3 does not divide the batch of 20"):
+        next(batches([(None, examples)], targets, {}, 20, 0, pack=3))
 
 
 @pytest.mark.parametrize("rows", [range(10), [0, 1, 2, 3, 12, 13, 14, 15], [19]])

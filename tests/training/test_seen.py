@@ -47,7 +47,6 @@ def run(tmp_path_factory) -> tuple[Path, list[int], list[int]]:
             eval_every=4,
             save_every=3,
             log_every=2,
-            flops_per_step=1e9,
             profile=(5, 2),
         )
     finally:
