@@ -11,8 +11,12 @@ import pytest
 from retrieval_jax import configuration
 from retrieval_jax.errors import UserError
 from retrieval_jax.main import CONFIGURABLE, VERBS
+from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.t5 import T5
+from retrieval_jax.training.optimizers import adafactor
+from retrieval_jax.training.shapes import docid_shape
+from retrieval_jax.training.train import make_model
 
 FOLDER = configuration.gin_folder()
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.gin"))
@@ -40,6 +44,18 @@ def test_sizes_are_t5_11s(size: str, millions: int):
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     assert round(count / 1e6) == pytest.approx(millions, rel=0.005)
+
+
+@pytest.mark.parametrize(("file", "millions"), [("base_pawa", 761), ("large_pawa", 2131)])
+def test_sizes_with_a_pawa_decoder_are_the_papers(file: str, millions: int):
+    """761M and 2.1B in its table of sizes, with the semantic_2d docids of 8.8 million passages."""
+    configuration.configure([f"models/{file}.gin", "docids/semantic_2d.gin", "runs/paper.gin"], [])
+    docids = docid_shape("semantic_2d", 8_841_823, 32128)
+    model = make_model(GenerativeRetriever, adafactor, 32128, docids)
+    shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, docids.length)}
+    variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
+    assert count / 1e6 == pytest.approx(millions, rel=0.005)
 
 
 def test_later_wins_and_a_run_file_is_below_what_the_person_gave():
