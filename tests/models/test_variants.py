@@ -66,7 +66,7 @@ def stacked(params: dict) -> dict:
             layers.setdefault((stack, inner, *rest[1:]), {})[int(rest[0].removeprefix("layers_"))] = x
         else:
             flat[stack, *rest] = x
-    flat |= {k: jnp.stack([xs[i] for i in range(len(xs))], axis=1) for k, xs in layers.items()}
+    flat |= {k: jnp.stack([xs[i] for i in range(len(xs))]) for k, xs in layers.items()}
     return unflatten_dict(flat)
 
 
@@ -91,9 +91,9 @@ def test_a_scanned_network_is_the_same(config):
     params, batch = parameters(plain), random_batch()
     shapes = jax.tree.map(jnp.shape, parameters(scanned))
     assert shapes == jax.tree.map(jnp.shape, stacked(params))
-    assert shapes["encoder"]["encoder"]["attention"]["key"]["kernel"] == (12, 2, 8)
+    assert shapes["encoder"]["encoder"]["attention"]["key"]["kernel"] == (2, 12, 8)
     boxed = jax.eval_shape(lambda: scanned.get_initial_variables(jax.random.key(0), SHAPES))["params"]
-    assert boxed["decoder"]["decoder"]["mlp"]["wo"]["kernel"].names == ("mlp", "layers", "embed")
+    assert boxed["decoder"]["decoder"]["mlp"]["wo"]["kernel"].names == ("layers", "mlp", "embed")
     close(unstack_layers(stacked(params)), params, 0)
     loss, gradients = loss_and_gradients(plain, params, batch)
     scanned_loss, scanned_gradients = loss_and_gradients(scanned, stacked(params), batch)
@@ -108,8 +108,8 @@ def test_a_scanned_layer_begins_as_one_that_is_not():
     config = dataclasses.replace(CONFIG, emb_dim=64, num_encoder_layers=4, scan_layers=True)
     kernel = parameters(GenerativeRetriever(config))["encoder"]["encoder"]["mlp"]["wi_0"]["kernel"]
     for i in range(4):
-        assert np.std(kernel[:, i]) == pytest.approx(64**-0.5, rel=0.2)
-        assert i == 0 or np.abs(kernel[:, i] - kernel[:, 0]).max() > 0.01
+        assert np.std(kernel[i]) == pytest.approx(64**-0.5, rel=0.2)
+        assert i == 0 or np.abs(kernel[i] - kernel[0]).max() > 0.01
 
 
 @pytest.mark.parametrize(("scan", "remat"), [(False, "full"), (True, "dots"), (True, "full")])
