@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -31,8 +31,15 @@ def importable() -> bool:
     return True
 
 
-def train(config: T5Config, batches: Iterator[dict], steps: int, rate: float, scratch: Path) -> None:
-    """T5X's Trainer for so many steps, with its Adafactor; counts its parameters against the config's."""
+def train(
+    config: T5Config,
+    batches: Iterator[dict],
+    steps: int,
+    rate: float,
+    scratch: Path,
+    done: Callable[[], None],
+) -> None:
+    """T5X's Trainer for so many steps, with its Adafactor; `done` is called when the last is computed."""
     import seqio
     from t5x import adafactor, models, partitioning, trainer, utils
     from t5x.examples.t5 import network
@@ -72,5 +79,6 @@ def train(config: T5Config, batches: Iterator[dict], steps: int, rate: float, sc
         num_microbatches=None,
     )
     runner.train(batches, steps)
-    jax.block_until_ready(runner.train_state.params)
+    jax.block_until_ready(runner.train_state.params)  # it asks for batches far ahead of its steps
+    done()
     runner.close()

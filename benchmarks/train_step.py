@@ -12,8 +12,9 @@ The same sizes, batches and optimiser (Adafactor, dropout 0.1) for all three:
   PYTHONPATH); else null.
 
 Runs take turns, so many rounds; each is timed from a few steps after compiling to its end, by when batches
-are asked for, and medians of the rounds' ratios are given. Processor seconds a step (of all threads) stand
-beside them: other work on the machine hardly changes those.
+are asked for (of T5X also by when its last step is done: it asks far ahead), and medians of the rounds'
+ratios are given. Processor seconds a step (of all threads) stand beside them: other work on the machine
+hardly changes those.
 
 Then what packing is worth: examples a second of the trainer's step on queries of about 10 tokens and docids
 of about 9 (of at most 25), in rows of their own and packed.
@@ -68,9 +69,12 @@ class Clock:
         return self
 
     def __next__(self) -> Batch:
+        self.tick()
+        return self.batches[len(self.times) % len(self.batches)]
+
+    def tick(self) -> None:
         self.times.append(time.perf_counter())
         self.processor.append(time.process_time())
-        return self.batches[len(self.times) % len(self.batches)]
 
     def steps_per_second(self) -> float:
         return (len(self.times) - 1 - WARM_UP) / (self.times[-1] - self.times[WARM_UP])
@@ -116,7 +120,7 @@ def plain(config: T5Config, clock: Clock, steps: int, scratch: Path) -> None:
 
 
 def t5x(config: T5Config, clock: Clock, steps: int, scratch: Path) -> None:
-    _t5x.train(config, clock, steps, RATE, scratch)
+    _t5x.train(config, clock, steps, RATE, scratch, done=clock.tick)
 
 
 def compare(steps: int, rounds: int, sizes: list[str]) -> dict[str, dict[str, float]]:
