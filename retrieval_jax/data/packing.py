@@ -39,7 +39,7 @@ def pack_rows(
     batch = {
         name: np.zeros((rows, length), np.int32)
         for side, length in zip(("encoder", "decoder"), lengths, strict=True)
-        for name in _NAMES[side]
+        for name in NAMES[side]
     }
     used = np.zeros((rows, 2), int)
     count = np.zeros(rows, int)
@@ -63,7 +63,7 @@ def pack_rows(
     return batch
 
 
-_NAMES = {
+NAMES = {  # of the arrays of a packed batch, by the side of the model that reads them
     "encoder": ("encoder_input_tokens", "encoder_segment_ids"),
     "decoder": (
         "decoder_input_tokens",

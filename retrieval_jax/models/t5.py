@@ -212,14 +212,10 @@ class T5(nn.Module):
         return constrain(x, "batch", None, None)
 
     def __call__(
-        self,
-        inputs_BxS: jax.Array,
-        decoder_inputs_BxT: jax.Array,
-        deterministic: bool = True,
-        segments: Segments | None = None,
+        self, inputs_BxS: jax.Array, decoder_inputs_BxT: jax.Array, deterministic: bool = True
     ) -> jax.Array:
         """Float32 logits BxTxV; see `hidden`."""
-        return self.logits(self.hidden(inputs_BxS, decoder_inputs_BxT, deterministic, segments))
+        return self.logits(self.hidden(inputs_BxS, decoder_inputs_BxT, deterministic))
 
     def start(
         self, inputs_BxS: jax.Array, beams: int, length: int
@@ -251,11 +247,8 @@ class T5(nn.Module):
         position, so a loop around the step compiles it once. A search that re-orders its beams re-orders the
         cache's second axis.
         """
-        n, embedded_BxKxE, mask = (
-            self.config.num_decoder_layers,
-            self._embed_targets(tokens_BxK),
-            _real(inputs_BxS),
-        )
+        n, mask = self.config.num_decoder_layers, _real(inputs_BxS)
+        embedded_BxKxE = self._embed_targets(tokens_BxK)
         x, cache_of_decoder = self.decoder.step(embedded_BxKxE, position, cache[:n], cross[:n], mask)
         if not self.config.pawa_layers:
             return x, cache_of_decoder

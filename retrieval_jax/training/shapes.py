@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from retrieval_jax.data import packing
 from retrieval_jax.data.examples import Feature
-from retrieval_jax.data.packing import row_lengths
 from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie
@@ -107,9 +107,7 @@ def batch_shapes(
     }
     if data.pack > 1:
         features = {"inputs": Feature(inputs), "targets": Feature(targets)}
-        inputs, targets = row_lengths(features, data.pack, docid_length)
-        return {
-            name: (batch_size // data.pack, inputs if name.startswith("encoder") else targets)
-            for name in (*names, "encoder_segment_ids", "decoder_segment_ids", "decoder_positions")
-        }
+        inputs, targets = packing.row_lengths(features, data.pack, docid_length)
+        sides = (("encoder", inputs), ("decoder", targets))
+        return {name: (batch_size // data.pack, n) for side, n in sides for name in packing.NAMES[side]}
     return {name: (batch_size, length) for name, length in names.items()}

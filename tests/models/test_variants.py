@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from test_t5 import jit
 
 from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.errors import UserError
@@ -30,10 +31,6 @@ CONFIG = T5Config(
 )
 PAWA = dataclasses.replace(CONFIG, pawa_layers=2)
 SHAPES = {"encoder_input_tokens": (4, 9), "decoder_input_tokens": (4, 5)}
-
-
-# Compiling is most of these tests' time: without optimization, half of it.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def parameters(model) -> dict:

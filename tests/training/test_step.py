@@ -130,7 +130,8 @@ def layouts() -> dict:
         file, parallelism, *_ = LAYOUTS[name]
         gin.clear_config()
         if file:
-            gin.parse_config_file(str(configuration.gin_folder() / file))
+            gin.add_config_file_search_path(str(configuration.gin_folder()))
+            gin.parse_config_file(file)
         settings = {"logits_at_once": 64} if "wide" in name else {}
         told, state = run(make, settings, parallelism, scan_layers=True, remat="full")
         found[f"{name} {make.__name__}"] = (
