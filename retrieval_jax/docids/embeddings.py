@@ -151,7 +151,7 @@ def _dual_encoder(folder: Path, work: Work, collection: Collection) -> tuple[np.
     if opened.model.family != "dual encoder":
         raise UserError(f"EMBEDDINGS: {folder}: holds a {opened.model.family} model: name a dual encoder's")
     encoder = TextEncoder(
-        opened.model, opened.params, opened.vocabulary, opened.description["passage_length"]
+        opened.model.encode_passages, opened.params, opened.vocabulary, opened.description["passage_length"]
     )
     recipe = {"model": str(folder.resolve()), "step": opened.step}
     name = folder.resolve().name

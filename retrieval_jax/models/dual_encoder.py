@@ -76,8 +76,19 @@ class DualEncoder:
         """Random parameters, boxed with their logical axis names."""
         return self.module.init(rng, jnp.ones(input_shapes["left_encoder_input_tokens"], jnp.int32))
 
-    def encode(self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None = None) -> jax.Array:
-        """Unit vectors B×vector_dim of queries or passages."""
+    def encode_queries(
+        self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None = None
+    ) -> jax.Array:
+        """Unit vectors B×vector_dim, float32, of tokens (0 = padding)."""
+        return self._encode(params, tokens_BxS, dropout_rng)
+
+    def encode_passages(
+        self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None = None
+    ) -> jax.Array:
+        """The same of passages."""
+        return self._encode(params, tokens_BxS, dropout_rng)
+
+    def _encode(self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None) -> jax.Array:
         return self.module.apply(
             {"params": params},
             tokens_BxS,
@@ -88,9 +99,11 @@ class DualEncoder:
     def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """Mean over the rows of both directions' in-batch softmax loss (nats)."""
         keys = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
-        queries = self.encode(params, batch["left_encoder_input_tokens"], keys[0])
+        queries = self.encode_queries(params, batch["left_encoder_input_tokens"], keys[0])
         candidates_BxGxP = batch["right_encoder_input_tokens"]
-        passages = self.encode(params, candidates_BxGxP.reshape(-1, candidates_BxGxP.shape[-1]), keys[1])
+        passages = self.encode_passages(
+            params, candidates_BxGxP.reshape(-1, candidates_BxGxP.shape[-1]), keys[1]
+        )
         nll, right = in_batch_softmax(queries, passages, batch["passage"], batch["grade"], self.scale)
         rows = jnp.float32(len(queries))
         return nll / rows, {"loss": (nll, rows), "accuracy": (right, rows)}
@@ -103,9 +116,10 @@ class DualEncoder:
         self, params: dict, batch: Batch, rng: jax.Array | None = None
     ) -> tuple[jax.Array, Metrics]:
         """(The queries' vectors B×vector_dim, {})."""
-        return self.encode(params, batch["left_encoder_input_tokens"]), {}
+        return self.encode_queries(params, batch["left_encoder_input_tokens"]), {}
 
     def score_batch(self, params: dict, batch: Batch) -> jax.Array:
         """Cosine of each query with its first candidate, B."""
-        queries = self.encode(params, batch["left_encoder_input_tokens"])
-        return jnp.sum(queries * self.encode(params, batch["right_encoder_input_tokens"][:, 0]), axis=-1)
+        queries = self.encode_queries(params, batch["left_encoder_input_tokens"])
+        passages = self.encode_passages(params, batch["right_encoder_input_tokens"][:, 0])
+        return jnp.sum(queries * passages, axis=-1)

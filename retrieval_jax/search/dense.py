@@ -13,21 +13,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retrieval_jax import arrow_ids, storage
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.errors import UserError
-from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.search.searcher import Ranking
 from retrieval_jax.training import multihost
 from retrieval_jax.training.checkpoints import open_model
 
 
 class TextEncoder:
-    """Texts to float32 unit vectors, by a dual encoder. `params` may be replaced between calls.
+    """Texts to float32 vectors, by a dual encoder's `encode_queries` or `encode_passages`.
 
-    `mesh`: where `params` lie; None for one device. `batch_size` is rounded up to share over its `data`.
+    `params` may be replaced between calls. `mesh`: where `params` lie; None for one device. `batch_size` is rounded up to share over its `data`.
     """
 
     def __init__(
         self,
-        model: DualEncoder,
+        encode: Callable[[dict, jax.Array], jax.Array],
         params: dict,
         vocabulary: Vocabulary,
         length: int,
@@ -39,7 +38,7 @@ class TextEncoder:
         self.batch_size = round_up(batch_size, mesh.shape["data"] if mesh else 1)
         # The vectors go to every device, so that each process of a mesh of several reads them whole.
         self._encode = jax.jit(
-            model.encode, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None
+            encode, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None
         )
 
     def __call__(self, texts: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
@@ -160,7 +159,11 @@ def _open(folder: Path) -> tuple[TextEncoder, np.ndarray, pa.Array]:
             f"{folder}: cannot be read ({error}): delete it, then `retrieval-jax index`"
         ) from None
     encoder = TextEncoder(
-        opened.model, opened.params, opened.vocabulary, opened.description["input_length"], batch_size=32
+        opened.model.encode_queries,
+        opened.params,
+        opened.vocabulary,
+        opened.description["input_length"],
+        batch_size=32,
     )
     return encoder, vectors, passage_ids
 

@@ -115,7 +115,10 @@ def _dense(kind: str, opened: OpenModel, collection: Collection, facts: dict) ->
         from retrieval_jax.search import dense
 
         encoder = dense.TextEncoder(
-            opened.model, opened.params, opened.vocabulary, opened.description["passage_length"]
+            opened.model.encode_passages,
+            opened.params,
+            opened.vocabulary,
+            opened.description["passage_length"],
         )
         ids, texts = zip(*((p.id, p.full_text) for p in collection.passages()), strict=True)
         with bar("encoding passages", len(texts)) as advance:
