@@ -37,9 +37,7 @@ class TextEncoder:
         self.vocabulary, self.length = vocabulary, length
         self.batch_size = round_up(batch_size, mesh.shape["data"] if mesh else 1)
         # The vectors go to every device, so that each process of a mesh of several reads them whole.
-        self._encode = jax.jit(
-            encode, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None
-        )
+        self._encode = jax.jit(encode, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None)
 
     def __call__(self, texts: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
         """Vectors, len(texts) × vector_dim; `advance` is told how many more texts are done."""

@@ -120,7 +120,7 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
     (tmp_path / "dense/model.json").write_text("{}")
     found, fingerprint = open_embeddings(str(tmp_path / "dense"), here, collection)
     texts = [passage.full_text for passage in collection.passages()]
-    expected = TextEncoder(model, params, vocabulary, 24)(texts)
+    expected = TextEncoder(model.encode_passages, params, vocabulary, 24)(texts)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     recipe = storage.read_manifest(here.embeddings("dense"), "docids")["recipe"]
     assert recipe == {
