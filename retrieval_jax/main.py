@@ -20,6 +20,7 @@ VERBS = {
     "preflight": ("retrieval_jax.training.preflight", "preflight"),
     "train": ("retrieval_jax.training.train", "train"),
     "generate-queries": ("retrieval_jax.data.generating", "generate_queries"),
+    "mine": ("retrieval_jax.search.mine", "mine"),
     "index": ("retrieval_jax.search.index", "make_index"),
     "search": ("retrieval_jax.search.answer", "search"),
     "evaluate": ("retrieval_jax.evaluation.evaluate", "evaluate"),
@@ -29,6 +30,7 @@ DEFAULT_FILES = {"demo": ["runs/demo.gin"], "preflight": ["runs/naive.gin"], "tr
 # Modules whose gin names a configuration file may mention, whichever verb runs.
 CONFIGURABLE = (
     "retrieval_jax.data.training_data",
+    "retrieval_jax.models.contrastive",
     "retrieval_jax.training.optimizers",
     "retrieval_jax.training.evaluate",
 )

@@ -10,7 +10,8 @@ class Work:
     """The paths under a work folder.
 
     collection/ · embeddings/NAME/ · docids/KIND/ · cache/TASK/ (examples) · models/NAME/ (checkpoints) ·
-    synthetic/NAME/ (generated queries) · searchers/NAME/ · runs/NAME.SPLIT.trec · report.html, metrics.json
+    synthetic/NAME/ (generated queries) · negatives/NAME/ (mined ones) · searchers/NAME/ ·
+    runs/NAME.SPLIT.trec · report.html, metrics.json
     """
 
     folder: Path
@@ -37,6 +38,9 @@ class Work:
 
     def synthetic(self, name: str) -> Path:
         return self.folder / "synthetic" / name
+
+    def negatives(self, name: str) -> Path:
+        return self.folder / "negatives" / name
 
     def model(self, name: str) -> Path:
         return self.folder / "models" / name

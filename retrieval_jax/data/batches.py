@@ -36,13 +36,14 @@ def encoder_decoder(features: Batch) -> Batch:
 
 
 def dual_encoder(features: Batch) -> Batch:
-    """Queries B×S, candidates B×G×P, and their rows and grades B×G (see PassageTargets)."""
+    """Queries B×S, candidates B×G×P, their rows and grades B×G, and known B×K (see PassageTargets)."""
     rows, group = features["passage"].shape
     return {
         "left_encoder_input_tokens": features["inputs"],
         "right_encoder_input_tokens": features["targets"].reshape(rows, group, -1),
         "passage": features["passage"],
         "grade": features["grade"],
+        "known": features["known"],
     }
 
 

@@ -41,11 +41,13 @@ class Example:
       tokens: the text in pieces, without an end.
       rows: the passages' rows in the collection; a generative retriever has just one.
       grades: their relevance, > 0 for positives, which come first, and 0 for negatives.
+      known: rows of more passages that the text is about, which are never to be its negatives.
     """
 
     tokens: list[int]
     rows: Sequence[int]
     grades: Sequence[int]
+    known: Sequence[int] = ()
 
 
 class Task(Protocol):
@@ -154,13 +156,12 @@ class LabelledGroups:
         query = self.queries[i]
         rows = self.rows[self.starts[i] : self.starts[i + 1]]
         good = len(query.positives)
-        chosen = [
-            *_draw(rng, good, self.positives),
-            *(good + n for n in _draw(rng, len(rows) - good, self.negatives)),
-        ]
+        drawn = _draw(rng, good, self.positives)
+        chosen = [*drawn, *(good + n for n in _draw(rng, len(rows) - good, self.negatives))]
         grades = [*query.positives.values()] + [0] * (len(rows) - good)
         tokens = self.vocabulary.encode(query.text)
-        return Example(tokens, [int(rows[j]) for j in chosen], [grades[j] for j in chosen])
+        known = [int(rows[j]) for j in range(good) if j not in drawn]
+        return Example(tokens, [int(rows[j]) for j in chosen], [grades[j] for j in chosen], known)
 
 
 def _draw(rng: np.random.Generator, count: int, most: int) -> Sequence[int]:
@@ -229,7 +230,7 @@ class PassageTargets:
     """inputs: the text; then `group` candidates, positives first, padded where there are fewer.
 
     targets: the candidates' tokens, each ended and padded to `passage_length`, in a row; passage: their rows
-    (PADDING); grade: > 0 positive, 0 negative, PADDING none.
+    (PADDING); grade: > 0 positive, 0 negative, PADDING none; known: rows of at most so many more positives.
     """
 
     name = "passages"
@@ -241,14 +242,16 @@ class PassageTargets:
         input_length: int,
         passage_length: int,
         group: int,
+        known: int = 1,
     ):
         self.collection, self.vocabulary = collection, vocabulary
-        self.passage_length, self.group = passage_length, group
+        self.passage_length, self.group, self.known = passage_length, group, known
         self.features = {
             "inputs": Feature(input_length, add_eos=True),
             "targets": Feature(group * passage_length, size=vocabulary.size),
             "passage": Feature(group, size=collection.passage_count),
             "grade": Feature(group, size=1 << 31),
+            "known": Feature(known, size=collection.passage_count),
         }
 
     def __call__(self, example: Example) -> Features:
@@ -261,6 +264,7 @@ class PassageTargets:
             "targets": tokens.ravel().tolist(),
             "passage": [*example.rows, *missing],
             "grade": [*example.grades, *missing],
+            "known": [*example.known, *[PADDING] * (self.known - len(example.known))],
         }
 
 
@@ -290,6 +294,7 @@ class Inputs:
       chunk_length: tokens of firstp and of a chunk (64 in the paper).
       chunks: chunks of a passage (10 in the paper).
       group: (most positives, most negatives) of a labelled query, for a dual encoder; None gives pairs.
+      mined: query id -> passages that are its negatives, besides those of the collection.
     """
 
     collection: Collection
@@ -298,11 +303,20 @@ class Inputs:
     chunk_length: int = 64
     chunks: int = 10
     group: tuple[int, int] | None = None
+    mined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def queries(self) -> list[Query]:
         """The train queries, if there are any."""
-        return self.collection.queries("train") if self.collection.query_counts.get("train") else []
+        queries = self.collection.queries("train") if self.collection.query_counts.get("train") else []
+        if not self.mined:
+            return queries
+
+        def with_mined(query: Query) -> Query:
+            negatives = dict.fromkeys((*query.negatives, *self.mined.get(query.id, ())))
+            return dataclasses.replace(query, negatives=tuple(negatives))
+
+        return [with_mined(query) for query in queries]
 
     def task(self, name: str) -> Task:
         """The task of that name. Raises UserError for a name that is none."""

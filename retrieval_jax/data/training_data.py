@@ -17,6 +17,7 @@ from retrieval_jax.data.examples import (
     Targets,
     mixture,
 )
+from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -40,6 +41,7 @@ class TrainingData:
       positives, negatives: most passages a query has in a dual encoder's batch.
       drop_rates: task -> share of the input's tokens left out, anew in each epoch.
       synthetic: name of the synthetic queries for d2q.
+      mined: name of mined negatives, besides those that the collection has.
       pack: examples that share a row of a batch, where queries are short: about input_length over their
         tokens. What does not fit into a row is cut. 1: each has its own.
     """
@@ -54,6 +56,7 @@ class TrainingData:
     negatives: int = 0
     drop_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     synthetic: str | None = None
+    mined: str | None = None
     pack: int = 1
 
     def of(self, work: Work, collection: Collection, answer: str, table: DocidTable | None) -> "OpenData":
@@ -84,20 +87,34 @@ class OpenData:
         return queries
 
     @functools.cached_property
+    def mined(self) -> MinedNegatives | None:
+        return MinedNegatives(self.work.negatives(self.settings.mined)) if self.settings.mined else None
+
+    @functools.cached_property
     def targets(self) -> Targets:
         s = self.settings
         if self.answer == "docids":
             return DocidTargets(self.table, s.input_length)
         if self.answer == "passages":
-            group = s.positives + s.negatives
-            return PassageTargets(self.collection, self.vocabulary, s.input_length, s.passage_length, group)
+            most = max((len(query.positives) for query in self._inputs.queries), default=0)
+            return PassageTargets(
+                self.collection,
+                self.vocabulary,
+                s.input_length,
+                s.passage_length,
+                group=s.positives + s.negatives,
+                known=max(most - s.positives, 1),
+            )
         return QueryTargets(self.collection, self.vocabulary, s.passage_length, s.input_length)
 
     @functools.cached_property
     def _inputs(self) -> Inputs:
         s = self.settings
         group = (s.positives, s.negatives) if self.answer == "passages" else None
-        return Inputs(self.collection, self.vocabulary, self.synthetic, s.chunk_length, s.chunks, group)
+        mined = self.mined.of_queries(self.collection) if self.mined else {}
+        return Inputs(
+            self.collection, self.vocabulary, self.synthetic, s.chunk_length, s.chunks, group, mined
+        )
 
     @property
     def labels(self) -> list[str]:
@@ -121,7 +138,8 @@ class OpenData:
         if task == "d2q" and self.synthetic:
             facts["synthetic"] = self.synthetic.fingerprint
         if self.answer == "passages":
-            facts["candidates"] = [s.positives, s.negatives, s.passage_length]
+            facts["candidates"] = [s.positives, s.negatives, s.passage_length, self.targets.known]
+            facts["mined"] = self.mined.fingerprint if self.mined else None
         return facts
 
     def computed(self, task: str) -> Examples:

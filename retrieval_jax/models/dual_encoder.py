@@ -1,17 +1,22 @@
-"""The dual encoder: one T5 encoder for queries and passages; relevance is the cosine of their vectors."""
+"""The dual encoder: a T5 encoder for queries and passages; relevance is the dot product of their vectors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import gin
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from retrieval_jax.errors import UserError
+from retrieval_jax.models.contrastive import Objective, info_nce
 from retrieval_jax.models.generative import Batch, Metrics
 from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
-from retrieval_jax.models.objectives import in_batch_softmax
+from retrieval_jax.models.negatives import NONE, batch_negatives
 from retrieval_jax.models.t5 import Encoder
+
+TOWERS = ("left_tower", "right_tower")  # of queries and of passages, where they are not shared
 
 
 class DualEncoderNetwork(nn.Module):
@@ -22,6 +27,7 @@ class DualEncoderNetwork(nn.Module):
 
     config: T5Config
     vector_dim: int
+    normalize: bool = True
 
     def setup(self) -> None:
         self.token_embedder = TokenEmbedder(self.config, self.config.vocab_size)
@@ -29,23 +35,46 @@ class DualEncoderNetwork(nn.Module):
         self.projection_layer = Dense(self.vector_dim, ("embed", "joined_kv"))
 
     def __call__(self, tokens_BxS: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Float32 unit vectors B×vector_dim of tokens (0 = padding)."""
+        """Float32 vectors B×vector_dim of tokens (0 = padding); of unit length where `normalize`."""
         embedded = self.token_embedder(tokens_BxS)
         real_BxS = tokens_BxS > 0
         encoded_BxSxE = self.encoder(embedded, real_BxS[:, None, :], deterministic).astype(jnp.float32)
         real_BxSx1 = real_BxS[..., None]
         count = jnp.maximum(jnp.sum(real_BxSx1, axis=1), 1)
         vectors = self.projection_layer(jnp.sum(encoded_BxSxE * real_BxSx1, axis=1) / count)
+        if not self.normalize:
+            return vectors
         return vectors * jax.lax.rsqrt(jnp.sum(jnp.square(vectors), axis=-1, keepdims=True) + 1e-12)
 
 
 @gin.configurable(denylist=["config", "optimizer_def"])
 class DualEncoder:
-    """T5X's model interface over a dual encoder with shared towers.
+    """T5X's model interface over a dual encoder.
 
-    A batch holds left_encoder_input_tokens B×S (queries), right_encoder_input_tokens B×G×P (each query's
-    candidates, a positive first), passage B×G (their rows, -1 is padding) and grade B×G (> 0 positive, 0
-    negative), all int32. `scale` multiplies the cosines (1 / temperature).
+    A batch holds, all int32, left_encoder_input_tokens B×S (queries), right_encoder_input_tokens B×G×P (each
+    query's candidates), passage B×G (their rows, -1 is padding), grade B×G (> 0 positive, 0 negative) and
+    known B×K (rows of other passages that answer the query, -1 is padding; may be left out).
+
+    A query's negatives are all candidates of the batch, other queries' too, except those that answer it as
+    far as is known. A row without a positive contributes nothing, neither as query nor by its candidates.
+
+    Args:
+      config, optimizer_def: the towers' sizes; the optimiser.
+      vector_dim: of the vectors.
+      scale: multiplies the dot products (1 / temperature).
+      learn_scale: whether it is learned from there on: the parameter `log_scale`, by which e^ multiplies it.
+      normalize: whether vectors have unit length, so that dot products are cosines.
+      shared_towers: whether one tower encodes both; else queries and passages each have their own, which
+        begin alike.
+      objective: of contrastive.py.
+      bidirectional: whether each positive shall also find its query among the batch's (InfoNCE; a query's
+        mean over its positives is added), as in GTR. Hard negatives take no part there.
+      in_batch: whether other queries' candidates are negatives.
+      hardest: whether of a query's negatives only the hardest counts.
+      chunk_size: most texts that are encoded at once, for less memory (gradient caching, Gao et al. 2021):
+        each chunk is encoded again for its gradient, by the same dropout, when that of all vectors is known.
+        None: all at once.
+      logits_at_once: about the most scores that a device holds.
     """
 
     family = "dual encoder"
@@ -57,12 +86,37 @@ class DualEncoder:
         optimizer_def: optax.GradientTransformation | None = None,
         vector_dim: int = 768,
         scale: float = 100.0,
+        learn_scale: bool = False,
+        normalize: bool = True,
+        shared_towers: bool = True,
+        objective: Objective = info_nce,
+        bidirectional: bool = True,
+        in_batch: bool = True,
+        hardest: bool = False,
+        chunk_size: int | None = None,
+        logits_at_once: int = 1 << 26,
     ):
-        self.config = config
-        self.vector_dim = vector_dim
-        self.scale = scale
-        self.module = DualEncoderNetwork(config, vector_dim)
-        self.optimizer_def = optimizer_def
+        if bidirectional and not in_batch:
+            raise UserError(
+                "DualEncoder.bidirectional: needs other queries: set it or in_batch the other way"
+            )
+        self.config, self.optimizer_def = config, optimizer_def
+        self.module = DualEncoderNetwork(config, vector_dim, normalize)
+        self.scale, self.learn_scale, self.shared_towers = scale, learn_scale, shared_towers
+        self.objective, self.bidirectional = objective, bidirectional
+        self.in_batch, self.hardest = in_batch, hardest
+        self.chunk_size, self.logits_at_once = chunk_size, logits_at_once
+
+    @property
+    def settings(self) -> dict:
+        """What makes its parameters and its vectors, besides the network's sizes."""
+        return {
+            "vector_dim": self.module.vector_dim,
+            "scale": self.scale,
+            "learn_scale": self.learn_scale,
+            "normalize": self.module.normalize,
+            "shared_towers": self.shared_towers,
+        }
 
     @property
     def FEATURE_CONVERTER_CLS(self):
@@ -74,42 +128,110 @@ class DualEncoder:
         self, rng: jax.Array, input_shapes: Mapping[str, tuple], input_types: object = None
     ) -> dict:
         """Random parameters, boxed with their logical axis names."""
-        return self.module.init(rng, jnp.ones(input_shapes["left_encoder_input_tokens"], jnp.int32))
+        tokens = jnp.ones(input_shapes["left_encoder_input_tokens"], jnp.int32)
+        params = self.module.init(rng, tokens)["params"]
+        if not self.shared_towers:
+            params = {tower: params for tower in TOWERS}
+        if self.learn_scale:
+            params |= {"log_scale": jnp.zeros((), jnp.float32)}
+        return {"params": params}
 
     def encode_queries(
         self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None = None
     ) -> jax.Array:
-        """Unit vectors B×vector_dim, float32, of tokens (0 = padding)."""
-        return self._encode(params, tokens_BxS, dropout_rng)
+        """Float32 vectors B×vector_dim of tokens (0 = padding)."""
+        return self._encode(params if self.shared_towers else params[TOWERS[0]], tokens_BxS, dropout_rng)
 
     def encode_passages(
         self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None = None
     ) -> jax.Array:
         """The same of passages."""
-        return self._encode(params, tokens_BxS, dropout_rng)
+        return self._encode(params if self.shared_towers else params[TOWERS[1]], tokens_BxS, dropout_rng)
 
     def _encode(self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None) -> jax.Array:
-        return self.module.apply(
-            {"params": params},
-            tokens_BxS,
-            deterministic=dropout_rng is None,
-            rngs=None if dropout_rng is None else {"dropout": dropout_rng},
-        )
+        own = {name: params[name] for name in params if name != "log_scale"}
+        rngs = None if dropout_rng is None else {"dropout": dropout_rng}
+        return self.module.apply({"params": own}, tokens_BxS, deterministic=dropout_rng is None, rngs=rngs)
 
     def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """Mean over the rows of both directions' in-batch softmax loss (nats)."""
-        keys = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
-        queries = self.encode_queries(params, batch["left_encoder_input_tokens"], keys[0])
+        """Mean of the objective (nats) over the queries with a positive.
+
+        Metrics: loss; accuracy, of queries whose best positive outscores all their negatives.
+        """
+        keys = (None,) * 3 if dropout_rng is None else jax.random.split(dropout_rng, 3)
         candidates_BxGxP = batch["right_encoder_input_tokens"]
-        passages = self.encode_passages(
-            params, candidates_BxGxP.reshape(-1, candidates_BxGxP.shape[-1]), keys[1]
+        B, G, length = candidates_BxGxP.shape
+        queries_BxE = self._in_chunks(
+            self.encode_queries, params, batch["left_encoder_input_tokens"], keys[0]
         )
-        nll, right = in_batch_softmax(queries, passages, batch["passage"], batch["grade"], self.scale)
-        rows = jnp.float32(len(queries))
-        return nll / rows, {"loss": (nll, rows), "accuracy": (right, rows)}
+        passages_MxE = self._in_chunks(
+            self.encode_passages, params, candidates_BxGxP.reshape(-1, length), keys[1]
+        )
+        queries_BxE *= self.scale * jnp.exp(params.get("log_scale", 0.0))
+
+        answered_Bx1 = jnp.any(batch["grade"] > 0, axis=1, keepdims=True)
+        passage_BxG = jnp.where(answered_Bx1, batch["passage"], -1)
+        positive_BxG = (batch["grade"] > 0) & (passage_BxG >= 0)
+        known_BxK = jnp.where(positive_BxG, passage_BxG, -1)
+        if "known" in batch:
+            known_BxK = jnp.concatenate([known_BxK, jnp.where(answered_Bx1, batch["known"], -1)], axis=1)
+        passages_BxGxE = passages_MxE.reshape(B, G, -1)
+        scores_BxG = jnp.einsum(
+            "be,bge->bg", queries_BxE, passages_BxGxE, precision=jax.lax.Precision.HIGHEST
+        )
+
+        if self.in_batch:
+            of_queries_B, of_passages_M, largest_B = batch_negatives(
+                queries_BxE,
+                passages_MxE,
+                known_BxK,
+                passage_BxG.reshape(-1),
+                self.hardest,
+                self.logits_at_once,
+            )
+        else:
+            answers_BxG = jnp.any(known_BxK[:, :, None] == passage_BxG[:, None, :], axis=1)
+            own_BxG = jnp.where((passage_BxG >= 0) & ~answers_BxG, scores_BxG, NONE)
+            largest_B = jnp.max(own_BxG, axis=1)
+            of_queries_B = largest_B if self.hardest else jax.nn.logsumexp(own_BxG, axis=1)
+        losses_B = self.objective(scores_BxG, positive_BxG, of_queries_B, keys[2])
+        if self.bidirectional:
+            to_query_BxG = jax.nn.softplus(of_passages_M.reshape(B, G) - scores_BxG)
+            positives_B = jnp.maximum(jnp.sum(positive_BxG, axis=1), 1)
+            losses_B += jnp.sum(jnp.where(positive_BxG, to_query_BxG, 0.0), axis=1) / positives_B
+
+        best_B = jnp.max(jnp.where(positive_BxG, scores_BxG, NONE), axis=1)
+        right = jnp.sum(answered_Bx1[:, 0] & (best_B >= jax.lax.stop_gradient(largest_B)))
+        nll, rows = jnp.sum(losses_B), jnp.sum(answered_Bx1).astype(jnp.float32)
+        return nll / jnp.maximum(rows, 1.0), {"loss": (nll, rows), "accuracy": (right, rows)}
+
+    def _in_chunks(
+        self, encode: Callable, params: dict, tokens_NxS: jax.Array, rng: jax.Array | None
+    ) -> jax.Array:
+        """Vectors N×E; where there are more than `chunk_size`, of which only one chunk's network is kept.
+
+        Chunk i takes texts i, i + chunks, …, so that each device keeps its own.
+        """
+        count = -(-len(tokens_NxS) // (self.chunk_size or len(tokens_NxS)))
+        if count == 1:
+            return encode(params, tokens_NxS, rng)
+        if len(tokens_NxS) % count:
+            raise UserError(
+                f"DualEncoder.chunk_size: {self.chunk_size} does not cut {len(tokens_NxS)} texts into equal "
+                "parts: choose a divisor of the batch"
+            )
+
+        def encode_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+            tokens_CxS, number = chunk
+            return encode(params, tokens_CxS, None if rng is None else jax.random.fold_in(rng, number))
+
+        chunks = jnp.moveaxis(tokens_NxS.reshape(-1, count, tokens_NxS.shape[1]), 1, 0)
+        encode_chunk = jax.checkpoint(encode_chunk, prevent_cse=False)
+        vectors = jax.lax.map(encode_chunk, (chunks, np.arange(count, dtype=np.uint32)))
+        return jnp.moveaxis(vectors, 0, 1).reshape(len(tokens_NxS), -1)
 
     def eval_fn(self, params: dict, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """`loss_fn` without dropout."""
+        """`loss_fn` without dropout and draws."""
         return self.loss_fn(params, batch, None)
 
     def predict_batch_with_aux(
@@ -119,7 +241,7 @@ class DualEncoder:
         return self.encode_queries(params, batch["left_encoder_input_tokens"]), {}
 
     def score_batch(self, params: dict, batch: Batch) -> jax.Array:
-        """Cosine of each query with its first candidate, B."""
+        """Dot product of each query with its first candidate, B."""
         queries = self.encode_queries(params, batch["left_encoder_input_tokens"])
         passages = self.encode_passages(params, batch["right_encoder_input_tokens"][:, 0])
         return jnp.sum(queries * passages, axis=-1)

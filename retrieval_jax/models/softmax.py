@@ -100,6 +100,14 @@ def softmax_of_products(
     )
 
 
+def mesh_axes(name: str) -> tuple[str, ...]:
+    """Axes of the mesh, if there is one, over which a logical axis lies; see `training.partitioning.on`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return ()
+    found = nn.logical_to_mesh_axes((name,))[0]
+    return (found,) if isinstance(found, str) else tuple(found or ())
+
+
 class _Places(NamedTuple):
     """Mesh axes over which outputs and tokens lie; () for both on one device."""
 
@@ -108,15 +116,8 @@ class _Places(NamedTuple):
 
     @classmethod
     def here(cls) -> "_Places":
-        if jax.sharding.get_abstract_mesh().empty:
-            return cls((), ())
-
-        def axes(name: str) -> tuple[str, ...]:
-            found = nn.logical_to_mesh_axes((name,))[0]
-            return (found,) if isinstance(found, str) else tuple(found or ())
-
-        over_V = axes("vocab")
-        return cls(over_V, tuple(axis for axis in axes("batch") if axis not in over_V))
+        over_V = mesh_axes("vocab")
+        return cls(over_V, tuple(axis for axis in mesh_axes("batch") if axis not in over_V))
 
     def on_shards(self, function, in_specs, out_specs):
         """The function of each device's part."""
@@ -152,7 +153,7 @@ def _forward(logits_at_once: int, places: _Places, x_NxE, kernel_ExV, targets_N)
                 target_N + jnp.sum(jnp.where(chosen_NxC, logits_NxC, 0.0), axis=1),
             ), None
 
-        width = _width(len(x_NxE), kernel_ExV.shape[1], logits_at_once)
+        width = block_width(len(x_NxE), kernel_ExV.shape[1], logits_at_once)
         start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.zeros(shape))
         firsts = jnp.arange(0, kernel_ExV.shape[1], width)
         (largest_N, total_N, target_N), _ = jax.lax.scan(add, start, firsts)
@@ -187,7 +188,7 @@ def _backward(logits_at_once: int, places: _Places, kept, gradients):
                 jax.lax.dynamic_update_slice_in_dim(of_kernel_ExV, of_part_ExC, first, axis=1),
             ), None
 
-        width = _width(len(x_NxE), kernel_ExV.shape[1], logits_at_once)
+        width = block_width(len(x_NxE), kernel_ExV.shape[1], logits_at_once)
         start = (jnp.zeros(x_NxE.shape), jnp.zeros(kernel_ExV.shape))
         (of_x_NxE, of_kernel_ExV), _ = jax.lax.scan(add, start, jnp.arange(0, kernel_ExV.shape[1], width))
         if places.over_V:
@@ -217,7 +218,7 @@ def _block(x_NxE, kernel_ExV, targets_N, first, width: int):
     return logits_NxC, first + jnp.arange(width) == targets_N[:, None], part_ExC
 
 
-def _width(tokens: int, outputs: int, logits_at_once: int) -> int:
+def block_width(tokens: int, outputs: int, logits_at_once: int) -> int:
     """The widest block that divides the outputs and has no more logits than that."""
     most = max(logits_at_once // tokens, 1)
     return max(n for n in range(1, min(most, outputs) + 1) if outputs % n == 0)

@@ -21,7 +21,8 @@ from retrieval_jax.training.checkpoints import open_model
 class TextEncoder:
     """Texts to float32 vectors, by a dual encoder's `encode_queries` or `encode_passages`.
 
-    `params` may be replaced between calls. `mesh`: where `params` lie; None for one device. `batch_size` is rounded up to share over its `data`.
+    `params` may be replaced between calls. `mesh`: where they lie; None for one device. `batch_size` is
+    rounded up to share over its `data`.
     """
 
     def __init__(

@@ -190,13 +190,12 @@ class OpenModel:
 
 def describe(model: Model, **facts: object) -> dict:
     """What model.json says: the class, its sizes, and facts such as lengths and the collection."""
-    settings = {k: getattr(model, k) for k in ("vector_dim", "scale") if hasattr(model, k)}
     network = dataclasses.asdict(model.config)
     del network["remat"]  # how it was trained, not what it is: a run may go on with another
     return {
         "retriever": type(model).__name__,
         "network": network,
-        "settings": settings,
+        "settings": getattr(model, "settings", {}),
         **facts,
     }
 

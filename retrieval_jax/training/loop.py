@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 from retrieval_jax.data.batches import Batch
 from retrieval_jax.errors import Preempted
@@ -68,6 +69,7 @@ def fit(
     else:
         state, step = initial_state(model, abstract, shapes, seed), 0
     step_fn = make_train_step(model, mesh, abstract, seed)
+    norm = jax.jit(optax.tree.norm).lower(abstract.params).compile()
 
     curve, watch = Curve(folder, step), Watch(folder, examples_of)
     clock = Clock(mesh, curve.minutes_before, max_minutes, functools.partial(model_flops, model, shapes))
@@ -95,6 +97,7 @@ def fit(
             watch.step(number, taken[-1])
             if number % log_every == 0:
                 means = {name: sum(one[name] for one in taken) / len(taken) for name in taken[0]}
+                means["parameter_norm"] = taken[-1]["parameter_norm"]
                 taken.clear()
                 curve.add(number, clock.minutes, means | clock.read())
                 hits = f", Hits@10 {found['dev/Hits@10']:.2f}" if "dev/Hits@10" in found else ""
@@ -106,6 +109,8 @@ def fit(
                 state, metrics = step_fn(state, multihost.global_batch(mesh, batch))
                 take_in()  # of the step before, while this one runs
                 step += 1
+                if step % log_every == 0:  # not at each step: it reads all parameters once more
+                    metrics["parameter_norm"] = norm(state.params)
                 waiting = (step, metrics)
                 if step < steps:
                     with clock.waiting():

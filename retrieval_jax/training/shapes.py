@@ -94,6 +94,7 @@ def batch_shapes(
             "right_encoder_input_tokens": (batch_size, group, data.passage_length),
             "passage": (batch_size, group),
             "grade": (batch_size, group),
+            "known": (batch_size, 1),
         }
     if answer == "query":  # the passage is read, the text written
         inputs, targets = data.passage_length, data.input_length

@@ -71,7 +71,7 @@ def make_train_step(
       random_bits: makes dropout's bits; "rbg" uses a TPU's or GPU's own generator, which is much faster
         there.
 
-    Metrics are float32 means, and the learning rate and the norms of the gradient and of the parameters.
+    Metrics are float32 means, the gradient's norm and the learning rate.
     """
 
     def gradients_of(params: dict, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
@@ -104,7 +104,6 @@ def make_train_step(
         told = {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in metrics.items()}
         told |= {
             "gradient_norm": optax.tree.norm(gradients),
-            "parameter_norm": optax.tree.norm(state.params),
             "learning_rate": optax.tree_utils.tree_get(optimizer, "learning_rate", 0.0),
         }
         return TrainState(optax.apply_updates(state.params, updates), optimizer, state.step + 1), told

@@ -139,7 +139,7 @@ def test_batches_are_those_of_seqios_converters():
     features = pad(ragged, {name: Feature(n) for name, n in spec.items()})
     same(encoder_decoder(features), expected)
 
-    spec = {"inputs": 7, "targets": 12, "passage": 3, "grade": 3}
+    spec = {"inputs": 7, "targets": 12, "passage": 3, "grade": 3, "known": 2}
     whole = [
         {
             name: rng.integers(1, 99, rng.integers(1, n + 1) if name == "inputs" else n).tolist()

@@ -98,14 +98,18 @@ def test_groups_hold_some_positives_then_some_negatives(collection: Collection, 
         )
         assert example.rows[2] in (4, 9)
         assert example.grades[2] == 0
+        assert {*example.rows[:2], *example.known} == {3, 1, 7}
         seen.add(tuple(example.rows))
     assert len(seen) == 6  # every choice: three pairs of positives, two negatives
     assert list(groups(1, RNG).rows) == [0]
 
-    targets = PassageTargets(collection, vocabulary, input_length=6, passage_length=12, group=3)
+    targets = PassageTargets(collection, vocabulary, input_length=6, passage_length=12, group=3, known=2)
     features = pad([targets(groups(i, np.random.default_rng(0))) for i in range(2)], targets.features)
     assert features["passage"][1].tolist() == [0, PADDING, PADDING]
     assert features["grade"][1].tolist() == [3, PADDING, PADDING]
+    assert features["known"][1].tolist() == [PADDING, PADDING]
+    (known,) = {3, 1, 7} - {*features["passage"][0]}
+    assert features["known"][0].tolist() == [known, PADDING]
     texts = [collection.passage(0).full_text]
     np.testing.assert_array_equal(features["targets"][1][:12], vocabulary.batch(texts, 12)[0])
     assert not features["targets"][1][12:].any()

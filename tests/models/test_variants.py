@@ -126,7 +126,7 @@ def test_a_scanned_dual_encoder_is_the_same():
     tokens = random_batch()["encoder_input_tokens"]
     shapes = {"left_encoder_input_tokens": (1, 2)}
     params = jit(lambda: nn.unbox(plain.get_initial_variables(jax.random.key(0), shapes)["params"]))()
-    close(jit(scanned.encode)(stacked(params), tokens), jit(plain.encode)(params, tokens))
+    close(jit(scanned.encode_queries)(stacked(params), tokens), jit(plain.encode_queries)(params, tokens))
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -159,5 +159,6 @@ def test_a_dual_encoder_counts_both_towers_and_the_similarities():
         layers = 4 * tokens * E * J + 2 * tokens * length * J + 3 * tokens * E * c.mlp_dim
         return 2 * (c.num_encoder_layers * layers + count * E * V)
 
-    forward = tower(rows, S) + tower(rows * G, P_) + 2 * rows * rows * G * V
+    # The scores of all candidates, and once more of the query's own.
+    forward = tower(rows, S) + tower(rows * G, P_) + 2 * rows * (rows + 1) * G * V
     assert model_flops(DualEncoder(c, None, vector_dim=V), shapes) == 3 * forward

@@ -82,11 +82,8 @@ def same(told: list[dict], expected: list[dict]) -> None:
 
 
 def test_what_a_step_tells(plain, plain_gin):
-    names = {"loss", "accuracy", "accuracy_at/3", "gradient_norm", "parameter_norm", "learning_rate"}
-    assert names <= set(plain[0])
+    assert {"loss", "accuracy", "accuracy_at/3", "gradient_norm", "learning_rate"} <= set(plain[0])
     assert plain[0]["learning_rate"] == pytest.approx(1e-2)
-    # Adam's first step moves each parameter by about the learning rate, of some 5,000 parameters.
-    assert 0 < abs(plain[1]["parameter_norm"] - plain[0]["parameter_norm"]) < 1
     assert plain[0]["loss"] == pytest.approx(np.log(128), abs=1)
 
 

@@ -1,0 +1,158 @@
+"""A dual encoder's objectives: one query, several positives, any number of negatives.
+
+Wang et al. 2026, "Training Dense Retrievers with Multiple Positive Passages", section 3. Notation: s are the
+scores (dot products over the temperature), P a query's own positives, m of them, N its negatives, LSE the
+log-sum-exp. Each objective reads the scores of a query's own candidates, which of them are positives, and
+LSE_N (see negatives.py), and gives the query's loss in nats: 0 without a positive. With one positive all of
+them are InfoNCE, LSE(s of the positive, s of N) - s of the positive.
+
+`others`: whether the query's other positives are a positive's rivals too (then LSE_N∪P∖i stands for LSE_N).
+The paper's code has it so for JointLH and SumMargLH, and not for LSEPair and Rand1LH.
+"""
+
+from typing import Protocol
+
+import gin
+import jax
+import jax.numpy as jnp
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.models.negatives import NONE
+
+
+class Objective(Protocol):
+    """Losses B, float32, of rows of candidates.
+
+    Args:
+      scores_BxG: float32, of each query's own candidates.
+      positive_BxG: bool, which of them are its positives.
+      negatives_B: LSE_N.
+      rng: of what is drawn; None gives its expectation.
+    """
+
+    def __call__(
+        self,
+        scores_BxG: jax.Array,
+        positive_BxG: jax.Array,
+        negatives_B: jax.Array,
+        rng: jax.Array | None = None,
+    ) -> jax.Array: ...
+
+
+@gin.configurable(allowlist=["mean", "others"])
+def joint_lh(
+    scores_BxG: jax.Array,
+    positive_BxG: jax.Array,
+    negatives_B: jax.Array,
+    rng: jax.Array | None = None,
+    *,
+    mean: bool = True,
+    others: bool = True,
+) -> jax.Array:
+    """JointLH: Σ_P (LSE_P∪N - s_i), or its mean over P. Every positive shall have probability 1/m."""
+    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, others)
+    total_B = jnp.sum(jax.nn.softplus(margins_BxG), axis=1)
+    return total_B / _count(positive_BxG) if mean else total_B
+
+
+@gin.configurable(allowlist=["others"])
+def sum_marg_lh(
+    scores_BxG: jax.Array,
+    positive_BxG: jax.Array,
+    negatives_B: jax.Array,
+    rng: jax.Array | None = None,
+    *,
+    others: bool = True,
+) -> jax.Array:
+    """SumMargLH: LSE_P∪N - LSE_P. The positives together shall have probability 1; one can have it all.
+
+    Without `others` each positive's probability is among itself and N alone, and their mean shall be 1.
+    """
+    if others:
+        positives_B = jax.nn.logsumexp(jnp.where(positive_BxG, scores_BxG, NONE), axis=1)
+        return jnp.where(jnp.any(positive_BxG, axis=1), jax.nn.softplus(negatives_B - positives_B), 0.0)
+    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, others=False)
+    log_p_BxG = jnp.where(positive_BxG, -jax.nn.softplus(margins_BxG), NONE)
+    loss_B = jnp.log(_count(positive_BxG)) - jax.nn.logsumexp(log_p_BxG, axis=1)
+    return jnp.where(jnp.any(positive_BxG, axis=1), loss_B, 0.0)
+
+
+@gin.configurable(allowlist=["positives", "others"])
+def lse_pair(
+    scores_BxG: jax.Array,
+    positive_BxG: jax.Array,
+    negatives_B: jax.Array,
+    rng: jax.Array | None = None,
+    *,
+    positives: str = "all",
+    others: bool = False,
+) -> jax.Array:
+    """LSEPair: log(1 + Σ_P Σ_N e^(s_n - s_i)), a softened largest margin of a negative over a positive.
+
+    `positives`: "all", or one alone: the "min" or the "max" of their scores.
+    """
+    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, others)
+    if positives == "all":
+        return jax.nn.softplus(jax.nn.logsumexp(margins_BxG, axis=1))
+    if positives not in ("min", "max"):
+        raise UserError(f"lse_pair.positives: no {positives!r}: choose 'all', 'min' or 'max'")
+    masked = jnp.where(positive_BxG, scores_BxG, -NONE if positives == "min" else NONE)
+    chosen_B = jnp.argmin(masked, axis=1) if positives == "min" else jnp.argmax(masked, axis=1)
+    return jax.nn.softplus(_take(margins_BxG, chosen_B))
+
+
+@gin.configurable(allowlist=["others"])
+def rand1_lh(
+    scores_BxG: jax.Array,
+    positive_BxG: jax.Array,
+    negatives_B: jax.Array,
+    rng: jax.Array | None = None,
+    *,
+    others: bool = False,
+) -> jax.Array:
+    """Rand1LH: InfoNCE of one positive a query, drawn from P.
+
+    Row b has its positive number b + r, counted round and round, so a batch takes first, second, … ones
+    equally often; r is drawn from `rng` (in training of the seed and the step). Without one: the mean over P.
+    """
+    losses_BxG = jax.nn.softplus(_margins(scores_BxG, positive_BxG, negatives_B, others))
+    count_B = _count(positive_BxG)
+    if rng is None:
+        return jnp.sum(losses_BxG, axis=1) / count_B
+    turn_B = jax.random.randint(rng, (), 0, 1 << 24) + jnp.arange(len(scores_BxG))
+    number_BxG = jnp.cumsum(positive_BxG, axis=1) - 1
+    drawn_BxG = positive_BxG & (number_BxG == (turn_B % count_B.astype(jnp.int32))[:, None])
+    return jnp.sum(jnp.where(drawn_BxG, losses_BxG, 0.0), axis=1)
+
+
+@gin.configurable(allowlist=["others"])
+def info_nce(
+    scores_BxG: jax.Array,
+    positive_BxG: jax.Array,
+    negatives_B: jax.Array,
+    rng: jax.Array | None = None,
+    *,
+    others: bool = False,
+) -> jax.Array:
+    """InfoNCE of each query's first positive (van den Oord et al. 2018)."""
+    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, others)
+    return jax.nn.softplus(_take(margins_BxG, jnp.argmax(positive_BxG, axis=1)))
+
+
+def _margins(scores_BxG, positive_BxG, negatives_B, others: bool) -> jax.Array:
+    """How far each positive's rivals (their LSE) outscore it; NONE without a positive, or a rival."""
+    rivals_Bx1 = negatives_B[:, None]
+    if others:
+        rival_GxG = ~jnp.eye(scores_BxG.shape[1], dtype=bool)
+        rivals_BxGxG = jnp.where(rival_GxG & positive_BxG[:, None, :], scores_BxG[:, None, :], NONE)
+        rivals_Bx1 = jnp.logaddexp(rivals_Bx1, jax.nn.logsumexp(rivals_BxGxG, axis=2))
+    return jnp.where(positive_BxG, rivals_Bx1 - scores_BxG, NONE)
+
+
+def _count(positive_BxG) -> jax.Array:
+    """m of each query as a float; 1 where it is 0."""
+    return jnp.maximum(jnp.sum(positive_BxG, axis=1), 1).astype(jnp.float32)
+
+
+def _take(x_BxG, index_B) -> jax.Array:
+    return jnp.take_along_axis(x_BxG, index_B[:, None], axis=1)[:, 0]

@@ -1,0 +1,165 @@
+"""What a batch's negatives come to, where its scores may be too many to be in memory at once.
+
+Every objective of `contrastive.py` needs one number of a query's negatives, the log-sum-exp of its scores of
+them; the other direction needs the same of a passage's. Queries are B×E, the batch's passages M×E (each
+query's candidates after one another, M = B·G), their scores B×M.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from retrieval_jax.models.softmax import block_width, mesh_axes
+
+NONE = -1e30  # the log of nothing: finite, so that no gradient is NaN
+
+
+class Negatives(NamedTuple):
+    """Float32.
+
+    Attributes:
+      of_queries: B, each query's log-sum-exp of its scores of its negatives, or its largest score alone; NONE
+        without any.
+      of_passages: M, each passage's log-sum-exp of its scores of the queries that it does not answer.
+      largest: B, each query's score of its hardest negative; without a gradient.
+    """
+
+    of_queries: jax.Array
+    of_passages: jax.Array
+    largest: jax.Array
+
+
+def batch_negatives(
+    queries_BxE: jax.Array,
+    passages_MxE: jax.Array,
+    known_BxK: jax.Array,
+    passage_M: jax.Array,
+    hardest: bool = False,
+    logits_at_once: int = 1 << 26,
+) -> Negatives:
+    """Of scores that are the vectors' dot products.
+
+    They are made a block of passages at a time, and made again for the gradient, so that all B×M of them
+    never exist. On a mesh (see `training.partitioning.on`) each device scores its own queries against the
+    passages of all devices, whose vectors are gathered.
+
+    Args:
+      queries_BxE, passages_MxE: float32.
+      known_BxK: int32, passages that answer the query and are never its negatives; -1 is none. A row of
+        nothing but -1 is no query.
+      passage_M: int32, which passage it is; -1 is none, and nobody's negative. One that is there several
+        times counts several times.
+      hardest: whether of a query's negatives the hardest alone counts (the first, of equals).
+      logits_at_once: about the most scores that a device holds.
+    """
+    static = hardest, logits_at_once, mesh_axes("batch")
+    return Negatives(*_negatives(*static, queries_BxE, passages_MxE, known_BxK, passage_M))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _negatives(hardest, logits_at_once, over, queries_BxE, passages_MxE, known_BxK, passage_M):
+    return _forward(hardest, logits_at_once, over, queries_BxE, passages_MxE, known_BxK, passage_M)[0]
+
+
+def _forward(hardest: bool, logits_at_once: int, over: tuple[str, ...], *arrays):
+    def of_shard(queries_BxE, passages_MxE, known_BxK, passage_M):
+        blocks = _blocks(passages_MxE, passage_M, over, len(queries_BxE), logits_at_once)
+
+        def add(carry, block):
+            largest_B, total_B, hardest_B = carry
+            logits_BxC, _ = _scores(queries_BxE, known_BxK, block)
+            best_B, best_C = jnp.max(logits_BxC, axis=1), jnp.max(logits_BxC, axis=0)
+            here_B = block.number_C[jnp.argmax(logits_BxC, axis=1)]
+            hardest_B = jnp.where(best_B > largest_B, here_B, hardest_B)
+            larger_B = jnp.maximum(largest_B, best_B)
+            total_B *= jnp.exp(largest_B - larger_B)
+            total_B += jnp.sum(jnp.exp(logits_BxC - larger_B[:, None]), axis=1)
+            return (larger_B, total_B, hardest_B), (best_C, jnp.sum(jnp.exp(logits_BxC - best_C), axis=0))
+
+        B = len(queries_BxE)
+        start = (jnp.full(B, NONE), jnp.zeros(B), jnp.zeros(B, jnp.int32))
+        (largest_B, total_B, hardest_B), columns = jax.lax.scan(add, start, blocks)
+        largest_M, total_M = (x.reshape(-1) for x in columns)
+        if over:
+            own_M, largest_M = largest_M, jax.lax.pmax(largest_M, over)
+            total_M = jax.lax.psum(total_M * jnp.exp(own_M - largest_M), over)
+        of_queries_B = largest_B if hardest else largest_B + jnp.log(total_B)
+        return of_queries_B, largest_M + jnp.log(total_M), largest_B, hardest_B
+
+    of_queries_B, of_passages_M, largest_B, hardest_B = _on_shards(
+        of_shard, (P(over),) * 4, (P(over), P(), P(over), P(over))
+    )(*arrays)
+    return (of_queries_B, of_passages_M, largest_B), (*arrays, of_queries_B, of_passages_M, hardest_B)
+
+
+def _backward(hardest: bool, logits_at_once: int, over: tuple[str, ...], kept, gradients):
+    def of_shard(queries_BxE, passages_MxE, known_BxK, passage_M, log_B, log_M, hardest_B, of_B, of_M):
+        blocks = _blocks(passages_MxE, passage_M, over, len(queries_BxE), logits_at_once)
+
+        def add(of_queries_BxE, block):
+            logits_BxC, there_BxC = _scores(queries_BxE, known_BxK, block)
+            if hardest:
+                share_BxC = (block.number_C == hardest_B[:, None]).astype(jnp.float32)
+            else:
+                share_BxC = jnp.exp(logits_BxC - log_B[:, None])
+            of_logits_BxC = of_B[:, None] * share_BxC
+            of_logits_BxC += of_M[block.number_C] * jnp.exp(logits_BxC - log_M[block.number_C])
+            of_logits_BxC = jnp.where(there_BxC, of_logits_BxC, 0.0)
+            of_queries_BxE += _dot(of_logits_BxC, block.passages_CxE)
+            return of_queries_BxE, _dot(of_logits_BxC.T, queries_BxE)
+
+        of_queries_BxE, of_blocks = jax.lax.scan(add, jnp.zeros_like(queries_BxE), blocks)
+        of_passages_MxE = of_blocks.reshape(-1, queries_BxE.shape[1])
+        if over:
+            of_passages_MxE = jax.lax.psum_scatter(of_passages_MxE, over, scatter_dimension=0, tiled=True)
+        return of_queries_BxE, of_passages_MxE
+
+    of_queries_B, of_passages_M, _ = gradients
+    specs = (*(P(over),) * 5, P(), P(over), P(over), P())
+    of_vectors = _on_shards(of_shard, specs, (P(over), P(over)))(*kept, of_queries_B, of_passages_M)
+    return *of_vectors, None, None
+
+
+_negatives.defvjp(_forward, _backward)
+
+
+def _on_shards(function: Callable, in_specs, out_specs) -> Callable:
+    """The function of each device's part."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+class _Block(NamedTuple):
+    """Passages of the batch: their vectors, which they are, and their places among the M."""
+
+    passages_CxE: jax.Array
+    passage_C: jax.Array
+    number_C: jax.Array
+
+
+def _blocks(passages_MxE, passage_M, over: tuple[str, ...], queries: int, logits_at_once: int) -> _Block:
+    """All devices' passages, cut into blocks along a new first axis."""
+    if over:
+        passages_MxE = jax.lax.all_gather(passages_MxE, over, tiled=True)
+        passage_M = jax.lax.all_gather(passage_M, over, tiled=True)
+    width = block_width(queries, len(passage_M), logits_at_once)
+    whole = _Block(passages_MxE, passage_M, jnp.arange(len(passage_M)))
+    return jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), whole)
+
+
+def _scores(queries_BxE, known_BxK, block: _Block) -> tuple[jax.Array, jax.Array]:
+    """(scores B×C, NONE of what is no negative; which are negatives)."""
+    answers_BxC = jnp.any(known_BxK[:, :, None] == block.passage_C, axis=1)
+    queries_B = jnp.any(known_BxK >= 0, axis=1)
+    there_BxC = queries_B[:, None] & (block.passage_C >= 0) & ~answers_BxC
+    return jnp.where(there_BxC, _dot(queries_BxE, block.passages_CxE.T), NONE), there_BxC
+
+
+def _dot(a, b) -> jax.Array:
+    """In full float32: a TPU's default rounds to 8 bits, and a low temperature multiplies that error."""
+    return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)

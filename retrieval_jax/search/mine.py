@@ -1,0 +1,90 @@
+"""The verb `mine`: what a searcher finds for the train queries, and is wrong, becomes hard negatives."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import gin
+
+from retrieval_jax import storage
+from retrieval_jax.data import mined
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.records import Collection
+from retrieval_jax.errors import UserError
+from retrieval_jax.progress import bar
+from retrieval_jax.search.searcher import Ranking, open_searcher, searcher_manifest
+from retrieval_jax.work import Work
+
+BATCH = 128
+
+
+@gin.configurable
+def mine(
+    source: str,
+    work_dir: str | None = None,
+    searcher: str = "bm25",
+    name: str | None = None,
+    depth: int = 100,
+    most: int = 30,
+    skip: int = 0,
+    margin: float | None = None,
+) -> dict:
+    """Writes negatives/NAME/qrels.train.tsv: hard negatives of the train queries, for a dual encoder.
+
+    Train with them by --gin.NEGATIVES="'NAME'" and --gin.TrainingData.negatives=7. To refresh them between
+    rounds, mine again with an index of the model that they trained, under the same name or another.
+
+    Args:
+      source, work_dir: the collection, and where its work lies.
+      searcher: one of searchers/: BM25, or a checkpoint's.
+      name: of the negatives; None is the searcher's.
+      depth: passages to look at, a query.
+      most: negatives to keep, a query, hardest first.
+      skip: passages to leave out at the top, which are most likely to be unlabelled positives.
+      margin: for unlabelled positives too: a negative must score lower than the query's best positive by so
+        much. A query whose positives are not among those looked at then has no negatives. None: no limit.
+    """
+    if most < 1 or not 0 <= skip < depth:
+        raise UserError(f"mine: most {most}, skip {skip}, depth {depth}: skip less than depth, keep some")
+    work = Work.of(source, work_dir)
+    collection = Collection(work.collection)
+    folder = work.searcher(searcher)
+    recipe = {
+        "collection": collection.fingerprint,
+        "searcher": searcher_manifest(folder, collection)["recipe"],
+        "settings": [depth, most, skip, margin],
+    }
+    queries = collection.queries("train")
+    out = work.negatives(name or searcher)
+    with_some = 0
+
+    def found() -> Iterator[tuple[str, list[str]]]:
+        nonlocal with_some
+        opened = open_searcher(folder)
+        with bar(f"mine with {searcher}", len(queries)) as advance:
+            for first in range(0, len(queries), BATCH):
+                some = queries[first : first + BATCH]
+                for query, ranking in zip(some, opened.search([q.text for q in some], depth), strict=True):
+                    hard = negatives_of(query, ranking, most, skip, margin)
+                    with_some += bool(hard)
+                    yield query.id, hard
+                advance(len(some))
+
+    def make(aside: Path) -> dict:
+        facts = mined.write(aside, found())
+        return {**facts, "queries": len(queries), "with_negatives": with_some}
+
+    manifest = storage.build(out, recipe, make)
+    told = ("queries", "with_negatives", "negatives")
+    return {"made": str(out / mined.FILE)} | {key: manifest[key] for key in told}
+
+
+def negatives_of(query: Query, ranking: Ranking, most: int, skip: int, margin: float | None) -> list[str]:
+    """The hardest of a ranking that are not known to answer the query; see `mine`."""
+    limit = float("inf")
+    if margin is not None:
+        right = [score for passage, score in ranking if passage in query.positives]
+        limit = max(right, default=float("-inf")) - margin
+    wrong = [
+        passage for passage, score in ranking[skip:] if passage not in query.positives and score <= limit
+    ]
+    return wrong[:most]

@@ -1,0 +1,244 @@
+"""The dual encoder's loss: what its batch means, its options, and gradient caching, on 1 and 8 devices."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.models.contrastive import info_nce, joint_lh, lse_pair, rand1_lh, sum_marg_lh
+from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.training import partitioning
+
+SHAPES = {"left_encoder_input_tokens": (1, 2)}
+OBJECTIVES = {
+    "joint_sum": functools.partial(joint_lh, mean=False),
+    "joint_mean": joint_lh,
+    "sum_marg": sum_marg_lh,
+    "lse_pair": lse_pair,
+    "rand1": rand1_lh,
+    "info_nce": info_nce,
+}
+# (objective, layers, chunk_size, model parallelism) on 8 devices
+MESHED = (("joint_mean", 1, None, 1), ("joint_mean", 1, 8, 2), ("lse_pair", 0, 8, 1), ("rand1", 0, None, 2))
+
+
+def network(dropout: float = 0.0, layers: int = 1, **settings) -> DualEncoder:
+    config = T5Config(64, 16, 2, 8, 32, layers, 0, dropout_rate=dropout)
+    return DualEncoder(config, None, **{"vector_dim": 6, "scale": 5.0, **settings})
+
+
+def parameters(model: DualEncoder) -> dict:
+    return jax.jit(lambda: nn.unbox(model.get_initial_variables(jax.random.key(0), SHAPES)["params"]))()
+
+
+def random_batch(seed: int = 0, B: int = 8, G: int = 4, distinct: int = 30) -> dict[str, np.ndarray]:
+    """Two positives at most, then negatives, some padding; passages of 30, so some are there twice."""
+    rng = np.random.default_rng(seed)
+    passage = np.stack([rng.choice(distinct, G, replace=False) for _ in range(B)])
+    grade = np.repeat([[2, 1, 0, 0]], B, axis=0)[:, :G]
+    grade[rng.random((B, G)) < 0.2] = 0
+    missing = rng.random((B, G)) < 0.15
+    texts = rng.integers(2, 64, (distinct, 5))  # the same passage, the same text
+    made = {
+        "left_encoder_input_tokens": rng.integers(2, 64, (B, 3)),
+        "right_encoder_input_tokens": np.where(missing[..., None], 0, texts[passage]),
+        "passage": np.where(missing, -1, passage),
+        "grade": np.where(missing, -1, grade),
+        "known": np.where(rng.random((B, 2)) < 0.5, -1, rng.integers(0, distinct, (B, 2))),
+    }
+    return {name: x.astype(np.int32) for name, x in made.items()}
+
+
+def info_nce_by_hand(model: DualEncoder, params: dict, batch: dict, in_batch: bool = True) -> float:
+    """Mean InfoNCE of the first positives, and of their queries among all queries, one score at a time."""
+    queries = np.asarray(model.encode_queries(params, batch["left_encoder_input_tokens"]), np.float64)
+    B, G, _ = batch["right_encoder_input_tokens"].shape
+    texts = batch["right_encoder_input_tokens"].reshape(B * G, -1)
+    passages = np.asarray(model.encode_passages(params, texts), np.float64).reshape(B, G, -1)
+    passage, positive = batch["passage"], batch["grade"] > 0
+    known = [{*passage[b][positive[b]], *batch["known"][b]} for b in range(B)]
+    rows, total = [b for b in range(B) if positive[b].any()], 0.0
+    for b in rows:
+        first = int(positive[b].argmax())
+        others = [
+            model.scale * queries[b] @ passages[c, g]
+            for c in (rows if in_batch else [b])
+            for g in range(G)
+            if passage[c, g] >= 0 and passage[c, g] not in known[b]
+        ]
+        score = model.scale * queries[b] @ passages[b, first]
+        total += np.log(np.exp([score, *others]).sum()) - score
+        for g in np.flatnonzero(positive[b]) if in_batch else ():
+            own = model.scale * queries[b] @ passages[b, g]
+            rivals = [
+                model.scale * queries[c] @ passages[b, g] for c in rows if passage[b, g] not in known[c]
+            ]
+            total += (np.log(np.exp([own, *rivals]).sum()) - own) / positive[b].sum()
+    return total / len(rows)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_the_loss_by_hand(seed: int, in_batch: bool):
+    """Duplicates and known positives are no negatives; rows without a positive are left out."""
+    model = network(in_batch=in_batch, bidirectional=in_batch)
+    params, batch = parameters(model), random_batch(seed)
+    batch["grade"][3] = np.minimum(batch["grade"][3], 0)
+    loss, metrics = model.eval_fn(params, batch)
+    assert loss == pytest.approx(info_nce_by_hand(model, params, batch, in_batch), rel=1e-4)
+    assert metrics["loss"][1] == np.sum((batch["grade"] > 0).any(1))
+
+
+def test_a_row_without_a_positive_contributes_nothing():
+    model = network(objective=joint_lh)
+    params, batch = parameters(model), random_batch(1)
+    batch["grade"][5] = np.minimum(batch["grade"][5], 0)
+    kept = np.delete(np.arange(8), 5)
+    without = {name: x[kept] for name, x in batch.items()}
+    for a, b in zip(
+        *(jax.tree.leaves(value_and_gradients(model, params, x)) for x in (batch, without)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    nothing = {**batch, "grade": np.full_like(batch["grade"], -1)}
+    loss, gradients = value_and_gradients(model, params, nothing)
+    assert loss == 0
+    assert not any(np.any(np.asarray(g)) for g in jax.tree.leaves(gradients))
+
+
+def value_and_gradients(model: DualEncoder, params: dict, batch: dict, key: jax.Array | None = None):
+    step = jax.jit(jax.value_and_grad(model.loss_fn, has_aux=True))
+    (loss, _), gradients = step(params, batch, key)
+    return loss, gradients
+
+
+def close(a, b) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradient_caching_gives_the_same_gradients(name: str):
+    """Without layers, for the time that compiling takes; the tests below have them."""
+    batch, plain = random_batch(), network(objective=OBJECTIVES[name], layers=0)
+    params = parameters(plain)
+    key = jax.random.key(3) if name == "rand1" else None  # the same draw
+    chunked = network(objective=OBJECTIVES[name], layers=0, chunk_size=2, logits_at_once=16)
+    close(*(value_and_gradients(model, params, batch, key) for model in (chunked, plain)))
+
+
+def test_gradient_caching_draws_the_same_dropout_in_both_passes():
+    """As chunks encoded one by one, each with its own key, by plain differentiation."""
+    model, plain = network(0.3, chunk_size=4), network(0.3)
+    params, batch, key = parameters(model), random_batch(), jax.random.key(5)
+
+    def one_by_one(encode, params, tokens, rng):
+        count = len(tokens) // 4
+        parts = [encode(params, tokens[i::count], jax.random.fold_in(rng, i)) for i in range(count)]
+        return jnp.stack(parts, axis=1).reshape(len(tokens), -1)
+
+    plain._in_chunks = one_by_one
+    got, expected = (value_and_gradients(m, params, batch, key) for m in (model, plain))
+    close(got, expected)
+    assert abs(got[0] - value_and_gradients(model, params, batch)[0]) > 1e-3  # dropout does something
+
+
+def test_chunks_must_divide_the_batch():
+    with pytest.raises(UserError, match=r"DualEncoder.chunk_size: 3 does not cut 8 texts into equal parts"):
+        network(chunk_size=3).eval_fn(parameters(network()), random_batch())
+
+
+def test_towers_of_their_own_and_a_learned_temperature():
+    model = network(shared_towers=False, learn_scale=True, objective=joint_lh)
+    params, batch = parameters(model), random_batch()
+    shared = network(objective=joint_lh)
+    alike = params[TOWERS[0]]
+    expected, of_shared = value_and_gradients(shared, alike, batch)
+    loss, gradients = value_and_gradients(model, params, batch)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)  # they begin alike
+    both = jax.tree.map(jnp.add, *(gradients[tower] for tower in TOWERS))
+    close(both, of_shared)
+
+    step = 1e-3
+    losses = [
+        network(objective=joint_lh, scale=5.0 * np.exp(s)).eval_fn(alike, batch)[0] for s in (step, -step)
+    ]
+    np.testing.assert_allclose(gradients["log_scale"], (losses[0] - losses[1]) / (2 * step), rtol=1e-2)
+    tokens = batch["left_encoder_input_tokens"]
+    params[TOWERS[1]] = jax.tree.map(lambda x: x + 0.1, params[TOWERS[1]])
+    assert not np.allclose(model.encode_queries(params, tokens), model.encode_passages(params, tokens))
+
+
+def test_raw_dot_products():
+    unit, raw = network(), network(normalize=False)
+    params, tokens = parameters(unit), random_batch()["left_encoder_input_tokens"]
+    vectors, raw_vectors = (np.asarray(m.encode_queries(params, tokens)) for m in (unit, raw))
+    lengths = np.linalg.norm(raw_vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    assert np.ptp(lengths) > 1e-3
+    np.testing.assert_allclose(vectors, raw_vectors / lengths, rtol=1e-4, atol=1e-5)
+
+
+def test_the_hardest_negative_alone():
+    """Of one query without positives' rivals: softplus of its largest score less the positive's."""
+    model, batch = network(hardest=True, bidirectional=False, in_batch=False), random_batch(2)
+    params = parameters(model)
+    batch = {name: x[:1] for name, x in batch.items()} | {
+        "passage": np.int32([[1, 2, 3, 4]]),
+        "grade": np.int32([[1, 0, 0, 0]]),
+        "known": np.int32([[-1, 4]]),
+    }
+    scores = model.scale * np.asarray(
+        model.encode_passages(params, batch["right_encoder_input_tokens"][0])
+        @ model.encode_queries(params, batch["left_encoder_input_tokens"])[0]
+    )
+    expected = np.log1p(np.exp(max(scores[1:3]) - scores[0]))
+    assert model.eval_fn(params, batch)[0] == pytest.approx(expected, rel=1e-5)
+    model = network(hardest=True, bidirectional=False)
+    assert model.eval_fn(params, batch)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def meshed(objective: str, layers: int, chunk_size: int | None, parallelism: int) -> tuple:
+    """Loss and gradients of a batch of 16 on all devices."""
+    settings = {"objective": OBJECTIVES[objective], "chunk_size": chunk_size, "logits_at_once": 64}
+    model = network(layers=layers, **settings)
+    mesh = partitioning.make_mesh(parallelism)
+    boxed = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), SHAPES)["params"])
+    params = jax.device_put(parameters(model), partitioning.params_shardings(mesh, boxed))
+    batch = jax.device_put(random_batch(B=16), partitioning.batch_sharding(mesh))
+
+    def loss(params, batch, key):
+        with partitioning.on(mesh):
+            return model.loss_fn(params, batch, key)[0]
+
+    return jax.jit(jax.value_and_grad(loss))(params, batch, jax.random.key(3))
+
+
+def test_negatives_are_those_of_the_whole_mesh(tmp_path: Path):
+    """8 simulated devices, with and without gradient caching: one device's loss and gradients."""
+    file = tmp_path / "gradients.npz"
+    flags = "--xla_force_host_platform_device_count=8"
+    subprocess.run([sys.executable, __file__, file], check=True, env={**os.environ, "XLA_FLAGS": flags})
+    with np.load(file) as eight:
+        for case in MESHED:
+            plain = network(objective=OBJECTIVES[case[0]], layers=case[1])
+            expected = value_and_gradients(plain, parameters(plain), random_batch(B=16), jax.random.key(3))
+            for i, x in enumerate(jax.tree.leaves(expected)):
+                np.testing.assert_allclose(eight[f"{case} {i}"], x, rtol=1e-5, atol=1e-5)
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    found = {}
+    for case in MESHED:
+        for i, x in enumerate(jax.tree.leaves(meshed(*case))):
+            found[f"{case} {i}"] = np.asarray(x)
+    np.savez(sys.argv[1], **found)
