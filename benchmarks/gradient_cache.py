@@ -4,8 +4,8 @@
 
 Memory is what XLA's compiler allots to a training step of a dual encoder (parameters and optimiser included)
 on this machine's backend; nothing runs. GTR's setting: queries of 64 tokens, passages of 256, vectors of 768;
-T5 1.1 Base in bfloat16, Adafactor, JointLH. Batches of 512 and 65,536 as a whole against 65,536 in chunks; and
-the same where each layer is rematerialised (T5Config.remat), which saves less.
+T5 1.1 Base in bfloat16, Adafactor, JointLH. Batches of 512 and 65,536 as a whole against 65,536 in chunks;
+and the same where each layer is rematerialised (T5Config.remat), where there is less to save.
 
 Time is that of a smaller network's gradient of the same batch, whole and in chunks, in turn; the gradients of
 both are compared, largest difference over the largest gradient. FLOPs of all matrix products are counted.

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import pytest
 
 from retrieval_jax import configuration
+from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.errors import UserError
 from retrieval_jax.main import CONFIGURABLE, VERBS
+from retrieval_jax.models.contrastive import info_nce
+from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.t5 import T5
-from retrieval_jax.training.optimizers import adafactor
+from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.shapes import docid_shape
 from retrieval_jax.training.train import make_model
 
@@ -56,6 +59,34 @@ def test_sizes_with_a_pawa_decoder_are_the_papers(file: str, millions: int):
     variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
     assert count / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "xl", "xxl"])
+def test_dual_encoders_of_every_size(size: str):
+    """GTR's: T5 1.1's encoder and a projection to 768, counted by hand (shapes alone, no arrays)."""
+    configuration.configure([f"models/{size}.gin", "runs/gtr.gin"], [])
+    model = make_model(DualEncoder, adafactor, 32128, None)
+    assert (model.scale, model.bidirectional, model.objective is info_nce) == (100.0, True, True)
+    shapes = {"left_encoder_input_tokens": (1, 4)}
+    params = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
+    c = model.config
+    J, gated = c.num_heads * c.head_dim, 3 * c.emb_dim * c.mlp_dim
+    layers = c.num_encoder_layers * (4 * c.emb_dim * J + gated + 2 * c.emb_dim) + 32 * c.num_heads
+    expected = 32128 * c.emb_dim + layers + c.emb_dim + c.emb_dim * 768
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == expected
+
+
+@pytest.mark.parametrize("file", ["multi_positive_nq", "multi_positive_msmarco"])
+def test_the_multi_positive_papers_settings(file: str):
+    bindings = ["DualEncoder.objective = @lse_pair", "lse_pair.positives = 'min'"]
+    configuration.configure(["models/base.gin", f"runs/{file}.gin", "tasks/llm_then_human.gin"], bindings)
+    model = make_model(DualEncoder, adamw, 32128, None)
+    assert (model.scale, model.module.normalize, model.bidirectional) == (1.0, False, False)
+    losses = model.objective(jnp.array([[2.0, 1.0]]), jnp.ones((1, 2), bool), jnp.zeros(1))
+    assert float(losses[0]) == pytest.approx(math.log1p(math.exp(-1.0)))  # of the positive that scores 1
+    data = TrainingData()
+    assert (data.positives, data.negatives, data.passage_length) == (4, 4, 128)
+    assert data.curriculum == ((1000, {"labelled_llm": 1.0}),)
 
 
 def test_later_wins_and_a_run_file_is_below_what_the_person_gave():

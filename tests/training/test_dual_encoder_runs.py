@@ -1,0 +1,53 @@
+"""A dual encoder trained by the verbs: labels of an LLM, then of people, with mined negatives."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from retrieval_jax.data.records import Collection
+from retrieval_jax.training.checkpoints import open_model
+from retrieval_jax.work import Work
+
+LIBRARY = Path(__file__).parents[1] / "data" / "library"
+SIZES = {"emb_dim": 32, "mlp_dim": 32, "num_heads": 2, "head_dim": 16}
+
+
+def test_a_curriculum_with_mined_negatives(cli, tmp_path: Path):
+    here = [f"--gin.COLLECTION='{LIBRARY}'", f"--gin.WORK_DIR='{tmp_path}'", "--gin.LLM_STEPS=2"]
+    here += [f"--gin.T5Config.{name}={value}" for name, value in SIZES.items()]
+    assert cli("import", *here[:2], f"--gin.VOCABULARY='{LIBRARY / 'sentencepiece.model'}'")[0] == 0
+    assert cli("index", *here[:2])[0] == 0
+    assert cli("mine", *here[:2], "--gin.mine.depth=5")[0] == 0
+    files = ["--gin_file=runs/dual_encoder.gin", "--gin_file=tasks/llm_then_human.gin"]
+    settings = [
+        "STEPS=4",
+        "train.batch_size=4",
+        "train.log_every=1",
+        "NEGATIVES='bm25'",
+        "train.save_every=4",
+    ]
+    settings += [
+        "DualEncoder.objective=@lse_pair",
+        "DualEncoder.chunk_size=8",
+        "DualEncoder.learn_scale=True",
+    ]
+    settings += ["DualEncoder.shared_towers=False", "TrainingData.passage_length=16"]
+    settings += ["TrainingData.drop_rates={}"]
+    status, made, error = cli("train", *files, *here, *(f"--gin.{setting}" for setting in settings))
+    assert status == 0, error
+    assert made["step"] == 4
+    folder = Work(tmp_path).model("dual_encoder")
+    points = [json.loads(line) for line in (folder / "learning_curve.jsonl").read_text().splitlines()]
+    losses = [point["loss"] for point in points if "loss" in point]
+    assert len(losses) == 4
+    assert losses[-1] == pytest.approx(losses[0], rel=2)  # finite, of the same kind
+    opened = open_model(folder)
+    assert {"left_tower", "right_tower", "log_scale"} == set(opened.params)
+    assert opened.params["log_scale"] != 0
+    status, made, error = cli("index", *here[:2], f"--gin.MODEL_DIR='{folder}'", "--gin.make_index.kind='exact'")
+    assert status == 0, error
+    query = Collection(Work(tmp_path).collection).queries("test")[0]
+    status, found, error = cli("search", *here[:2], "--gin.SEARCHER='exact'", f"--gin.QUERY={query.text!r}")
+    assert status == 0, error
+    assert found["passages"]
