@@ -13,7 +13,7 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.models.contrastive import Objective, info_nce
 from retrieval_jax.models.generative import Batch, Metrics
 from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
-from retrieval_jax.models.negatives import NONE, batch_negatives
+from retrieval_jax.models.negatives import NONE, batch_negatives, own_negatives
 from retrieval_jax.models.t5 import Encoder
 
 TOWERS = ("left_tower", "right_tower")  # of queries and of passages, where they are not shared
@@ -158,52 +158,41 @@ class DualEncoder:
 
         Metrics: loss; accuracy, of queries whose best positive outscores all their negatives.
         """
-        keys = (None,) * 3 if dropout_rng is None else jax.random.split(dropout_rng, 3)
-        candidates_BxGxP = batch["right_encoder_input_tokens"]
-        B, G, length = candidates_BxGxP.shape
-        queries_BxE = self._in_chunks(
-            self.encode_queries, params, batch["left_encoder_input_tokens"], keys[0]
+        of_queries, of_passages, drawn = (
+            (None,) * 3 if dropout_rng is None else jax.random.split(dropout_rng, 3)
         )
-        passages_MxE = self._in_chunks(
-            self.encode_passages, params, candidates_BxGxP.reshape(-1, length), keys[1]
+        texts_BxGxP = batch["right_encoder_input_tokens"]
+        B, G, P = texts_BxGxP.shape
+        queries_BxE = self._in_chunks(
+            self.encode_queries, params, batch["left_encoder_input_tokens"], of_queries
         )
         queries_BxE *= self.scale * jnp.exp(params.get("log_scale", 0.0))
-
-        answered_Bx1 = jnp.any(batch["grade"] > 0, axis=1, keepdims=True)
-        passage_BxG = jnp.where(answered_Bx1, batch["passage"], -1)
-        positive_BxG = (batch["grade"] > 0) & (passage_BxG >= 0)
-        known_BxK = jnp.where(positive_BxG, passage_BxG, -1)
-        if "known" in batch:
-            known_BxK = jnp.concatenate([known_BxK, jnp.where(answered_Bx1, batch["known"], -1)], axis=1)
-        passages_BxGxE = passages_MxE.reshape(B, G, -1)
-        scores_BxG = jnp.einsum(
-            "be,bge->bg", queries_BxE, passages_BxGxE, precision=jax.lax.Precision.HIGHEST
+        passages_MxE = self._in_chunks(
+            self.encode_passages, params, texts_BxGxP.reshape(B * G, P), of_passages
         )
-
+        scores_BxG = jnp.einsum(
+            "be,bge->bg", queries_BxE, passages_MxE.reshape(B, G, -1), precision=jax.lax.Precision.HIGHEST
+        )
+        passage_BxG, positive_BxG, known_BxK = _candidates(batch)
         if self.in_batch:
-            of_queries_B, of_passages_M, largest_B = batch_negatives(
-                queries_BxE,
-                passages_MxE,
-                known_BxK,
-                passage_BxG.reshape(-1),
-                self.hardest,
-                self.logits_at_once,
+            static = self.hardest, self.logits_at_once
+            negatives = batch_negatives(
+                queries_BxE, passages_MxE, known_BxK, passage_BxG.reshape(B * G), *static
             )
         else:
-            answers_BxG = jnp.any(known_BxK[:, :, None] == passage_BxG[:, None, :], axis=1)
-            own_BxG = jnp.where((passage_BxG >= 0) & ~answers_BxG, scores_BxG, NONE)
-            largest_B = jnp.max(own_BxG, axis=1)
-            of_queries_B = largest_B if self.hardest else jax.nn.logsumexp(own_BxG, axis=1)
-        losses_B = self.objective(scores_BxG, positive_BxG, of_queries_B, keys[2])
+            negatives = own_negatives(scores_BxG, known_BxK, passage_BxG, self.hardest)
+
+        losses_B = self.objective(scores_BxG, positive_BxG, negatives.of_queries, drawn)
         if self.bidirectional:
-            to_query_BxG = jax.nn.softplus(of_passages_M.reshape(B, G) - scores_BxG)
+            to_query_BxG = jax.nn.softplus(negatives.of_passages.reshape(B, G) - scores_BxG)
             positives_B = jnp.maximum(jnp.sum(positive_BxG, axis=1), 1)
             losses_B += jnp.sum(jnp.where(positive_BxG, to_query_BxG, 0.0), axis=1) / positives_B
 
+        answered_B = jnp.any(positive_BxG, axis=1)
         best_B = jnp.max(jnp.where(positive_BxG, scores_BxG, NONE), axis=1)
-        right = jnp.sum(answered_Bx1[:, 0] & (best_B >= jax.lax.stop_gradient(largest_B)))
-        nll, rows = jnp.sum(losses_B), jnp.sum(answered_Bx1).astype(jnp.float32)
-        return nll / jnp.maximum(rows, 1.0), {"loss": (nll, rows), "accuracy": (right, rows)}
+        right = jnp.sum(answered_B & (best_B >= negatives.largest))
+        total, rows = jnp.sum(losses_B), jnp.sum(answered_B).astype(jnp.float32)
+        return total / jnp.maximum(rows, 1.0), {"loss": (total, rows), "accuracy": (right, rows)}
 
     def _in_chunks(
         self, encode: Callable, params: dict, tokens_NxS: jax.Array, rng: jax.Array | None
@@ -245,3 +234,13 @@ class DualEncoder:
         queries = self.encode_queries(params, batch["left_encoder_input_tokens"])
         passages = self.encode_passages(params, batch["right_encoder_input_tokens"][:, 0])
         return jnp.sum(queries * passages, axis=-1)
+
+
+def _candidates(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(passage B×G, positive B×G, known B×K) with all that is known; nothing of a row without a positive."""
+    positive_BxG = (batch["grade"] > 0) & (batch["passage"] >= 0)
+    answered_Bx1 = jnp.any(positive_BxG, axis=1, keepdims=True)
+    known_BxK = jnp.where(positive_BxG, batch["passage"], -1)
+    if "known" in batch:
+        known_BxK = jnp.concatenate([known_BxK, jnp.where(answered_Bx1, batch["known"], -1)], axis=1)
+    return jnp.where(answered_Bx1, batch["passage"], -1), positive_BxG, known_BxK

@@ -57,7 +57,19 @@ def batch_negatives(
       logits_at_once: about the most scores that a device holds.
     """
     static = hardest, logits_at_once, mesh_axes("batch")
-    return Negatives(*_negatives(*static, queries_BxE, passages_MxE, known_BxK, passage_M))
+    *logs, largest_B = _negatives(*static, queries_BxE, passages_MxE, known_BxK, passage_M)
+    return Negatives(*logs, jax.lax.stop_gradient(largest_B))
+
+
+def own_negatives(
+    scores_BxG: jax.Array, known_BxK: jax.Array, passage_BxG: jax.Array, hardest: bool = False
+) -> Negatives:
+    """The same of the query's own candidates alone, whose scores are given; `of_passages` is NONE."""
+    answers_BxG = jnp.any(known_BxK[:, :, None] == passage_BxG[:, None, :], axis=1)
+    own_BxG = jnp.where((passage_BxG >= 0) & ~answers_BxG, scores_BxG, NONE)
+    largest_B = jnp.max(own_BxG, axis=1)
+    of_queries_B = largest_B if hardest else jax.nn.logsumexp(own_BxG, axis=1)
+    return Negatives(of_queries_B, jnp.full(scores_BxG.size, NONE), jax.lax.stop_gradient(largest_B))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

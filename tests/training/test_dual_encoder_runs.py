@@ -45,7 +45,9 @@ def test_a_curriculum_with_mined_negatives(cli, tmp_path: Path):
     opened = open_model(folder)
     assert {"left_tower", "right_tower", "log_scale"} == set(opened.params)
     assert opened.params["log_scale"] != 0
-    status, made, error = cli("index", *here[:2], f"--gin.MODEL_DIR='{folder}'", "--gin.make_index.kind='exact'")
+    status, made, error = cli(
+        "index", *here[:2], f"--gin.MODEL_DIR='{folder}'", "--gin.make_index.kind='exact'"
+    )
     assert status == 0, error
     query = Collection(Work(tmp_path).collection).queries("test")[0]
     status, found, error = cli("search", *here[:2], "--gin.SEARCHER='exact'", f"--gin.QUERY={query.text!r}")
