@@ -214,11 +214,16 @@ def recall_at(k: int, wanted_BxK: np.ndarray, found_BxK: np.ndarray) -> float:
     return float(np.mean([np.isin(wanted, found).mean() for wanted, found in pairs]))
 
 
-def search_scann(searcher, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows B×k, dot products B×k) by a searcher of ScaNN's, on all cores; short rows end with NaN scores."""
+def search_scann(
+    searcher, queries_BxE: np.ndarray, k: int, reorder: int | None = None, leaves: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows B×k, dot products B×k) by a searcher of ScaNN's, on all cores; short rows end with NaN scores.
+
+    `reorder`, `leaves`: how many are re-ordered and leaves searched, where not as it was built.
+    """
     queries_BxE = np.ascontiguousarray(queries_BxE, np.float32)
     share = max(-(-len(queries_BxE) // (os.cpu_count() or 1)), 1)
-    rows, scores = searcher.search_batched_parallel(queries_BxE, k, batch_size=share)
+    rows, scores = searcher.search_batched_parallel(queries_BxE, k, reorder, leaves, share)
     return np.asarray(rows), np.asarray(scores)
 
 
