@@ -8,7 +8,8 @@ matrix): real texts, whose vectors have a real spectrum and real neighbours. Of 
 mixtures of two of these. Every method gets the same queries in batches of 32 and the same threads, in a
 process of its own, one after the other; build times are of one run, queries a second of the fastest of up to
 five passes. FAISS takes part where it is installed (faiss-cpu). --quick takes 25,000 passages, 256
-dimensions, and less than a minute. The last line is JSON: recall_at_100 and qps_over_exact by method and size.
+dimensions, and less than a minute. The last line is JSON: recall_at_100 and qps_over_exact by method and
+size.
 """
 
 import argparse

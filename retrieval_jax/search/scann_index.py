@@ -5,9 +5,12 @@ ids.arrow       passage ids by ScaNN's row
 texts.npy       uint64 by ScaNN's row, a digest of the passage's text
 """
 
+import contextlib
 import dataclasses
 import math
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,19 @@ def scann_ops():
     return scann_ops_pybind
 
 
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Inside, what ScaNN's C++ writes to stderr about its training goes nowhere."""
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
 def settings(count: int) -> dict:
     """What is built for so many vectors: the leaves of a tree, those searched, and how many are re-ordered.
 
@@ -56,12 +72,15 @@ def build(vectors_NxE: np.ndarray, leaves: int = 0, leaves_to_search: int = 0, r
     Vectors are quantised by anisotropic product quantisation, 2 dimensions a block (Guo et al. 2020).
     """
     builder = scann_ops().builder(np.ascontiguousarray(vectors_NxE), 100, "dot_product")
-    if not reorder:
-        return builder.score_brute_force().build()
-    if leaves:
-        sample = min(len(vectors_NxE), 250_000)
-        builder = builder.tree(leaves, leaves_to_search, training_sample_size=sample)
-    return builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(reorder).build()
+    if reorder:
+        if leaves:
+            sample = min(len(vectors_NxE), 250_000)
+            builder = builder.tree(leaves, leaves_to_search, training_sample_size=sample)
+        builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(reorder)
+    else:
+        builder = builder.score_brute_force()
+    with _quietly():
+        return builder.build()
 
 
 @dataclasses.dataclass
@@ -111,7 +130,8 @@ class ScannIndex:
         )
         index.changes += len(gone) + len(new)
         if index.changes > _REBALANCE * self.trained_on:
-            index.searcher.rebalance()
+            with _quietly():
+                index.searcher.rebalance()
             index.trained_on, index.changes = count, 0
         return index
 

@@ -134,7 +134,6 @@ def test_only_what_is_new_is_encoded(collection, grown: Collection, tmp_path, mo
     assert storage.read_manifest(folder, "index")["encoded"] == 2
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_work(collection, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -151,7 +150,7 @@ def test_two_processes_share_the_work(collection, tmp_path):
         running.append(subprocess.Popen(command, env=environment, **pipes))
     outputs = [process.communicate(timeout=100) for process in running]
     count = collection.passage_count
-    calls = [int(out.split()[0]) for out, _ in outputs]
+    calls = [int(out.splitlines()[-1].split()[0]) for out, _ in outputs]  # after Gloo's own lines
     assert sum(calls) == -(-count // 16), outputs
     assert abs(calls[0] - calls[1]) <= 1
     np.testing.assert_array_equal(np.load(folder / "vectors.npy"), letters(all_texts(collection)))
