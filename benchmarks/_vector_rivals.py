@@ -2,12 +2,14 @@
 
     python benchmarks/_vector_rivals.py METHOD FOLDER --threads T --batch B --seconds S
 
-FOLDER holds vectors.npy (N×E), queries.npy (Q×E) and, for all but the first, exact.npy (rows Q×100). Prints
+FOLDER holds vectors.npy (N×E), queries.npy (Q×E), tuning.npy (other queries) and, for all but the first
+method, exact.npy (rows Q×100). Prints
 {"build_s": …, "bytes": …, "rows": {name: {"recall_at_10": …, "recall_at_100": …, "qps": …}}}; bytes are those
 of its files.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -28,7 +30,7 @@ class Exact:
     """JAX's exact search, as the project's `exact` searcher."""
 
     def __init__(self, vectors_NxE: np.ndarray, _: argparse.Namespace):
-        from retrieval_jax.search.dense import ExactSearch
+        from retrieval_jax.search.exact import ExactSearch
 
         self.search, self.bytes = ExactSearch(vectors_NxE), vectors_NxE.nbytes
 
@@ -37,33 +39,36 @@ class Exact:
 
 
 class Scann:
-    """ScaNN as the project's `scann` searcher builds it, and with other leaves and re-ordering."""
+    """ScaNN as the project's `scann` searcher builds and tunes it, and with other leaves and re-ordering."""
 
     def __init__(self, vectors_NxE: np.ndarray, options: argparse.Namespace):
-        from retrieval_jax.search import scann_index
+        from retrieval_jax import arrow_ids
+        from retrieval_jax.search.encoding import Embeddings
+        from retrieval_jax.search.scann_index import ScannIndex
 
-        self.settings = scann_index.settings(len(vectors_NxE)) | (options.settings or {})
-        self.searcher = scann_index.build(vectors_NxE, **self.settings)
+        count = len(vectors_NxE)
+        ids = arrow_ids.array(map(str, range(count)))
+        embeddings = Embeddings(options.folder, vectors_NxE, ids, np.zeros(count, np.uint64), {})
+        self.index = ScannIndex.build(embeddings)
+        self.index.tune(embeddings, np.load(options.folder / "tuning.npy"))
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            self.searcher.serialize(folder, relative_path=True)
+            self.index.searcher.serialize(folder, relative_path=True)
             self.bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
 
     def searches(self) -> dict[str, Search]:
-        from retrieval_jax.search.dense import search_scann
+        index, leaves = self.index, self.index.settings.get("leaves")
+        found = {"scann": lambda queries: index.search(queries, K)[0]}
 
-        def other(reorder: int, leaves: int | None) -> Search:
-            return lambda queries: search_scann(self.searcher, queries, K, reorder, leaves)[0]
+        def other(reorder: int, some: int | None) -> Search:
+            changed = dataclasses.replace(index, settings={**index.settings, "reorder": reorder}, leaves=some)
+            return lambda queries: changed.search(queries, K)[0]
 
-        found = {"scann": lambda queries: search_scann(self.searcher, queries, K)[0]}
-        reorders = (200, 400, 1000)
-        if leaves := self.settings.get("leaves"):
-            some = [max(round(leaves * share), 1) for share in (0.05, 0.1, 0.2, 0.4)]
-            grid = [(reorder, n) for n in some for reorder in reorders]
-        else:
-            grid = [(reorder, None) for reorder in reorders]
-        for reorder, n in grid:
-            name = f"scann reorder {reorder}" + (f", {n} of {leaves} leaves" if n else "")
-            found[name] = other(reorder, n)
+        for share in (0.1, 0.2, 0.4, 0.6, 0.8) if leaves else (None,):
+            some = share and round(share * leaves)
+            for reorder in (800,) if leaves else (400, 600, 1000):
+                name = f"ScaNN re-ordering {reorder}"
+                name += f", {share:.0%} of {leaves} leaves" if leaves else ""
+                found[name] = other(reorder, some)
         return found
 
 
@@ -80,7 +85,7 @@ class Faiss:
         count, dimensions = vectors_NxE.shape
         leaves = round(count**0.5)
         self.index = faiss.index_factory(
-            dimensions, self.factory.format(leaves=leaves), faiss.METRIC_INNER_PRODUCT
+            dimensions, self.factory.format(leaves=leaves, codes=dimensions // 8), faiss.METRIC_INNER_PRODUCT
         )
         self.configure()
         if not self.index.is_trained:
@@ -127,14 +132,11 @@ class FaissHnsw(Faiss):
 
 
 class FaissIvfPq(Faiss):
-    factory = "IVF{leaves},PQ96"
-    grid = tuple((f"FAISS IVF-PQ96, {n} probes", {"nprobe": n}) for n in (32, 128))
-
-
-class FaissIvfPqRefined(Faiss):
-    factory = "IVF{leaves},PQ96,RFlat"
+    factory = "IVF{leaves},PQ{codes},RFlat"
     grid = tuple(
-        (f"FAISS IVF-PQ96 re-ordering 1000, {n} probes", {"nprobe": n, "k_factor_rf": 10}) for n in (32, 128)
+        (f"FAISS IVF-PQ, {way}{n} probes", {"nprobe": n, "k_factor_rf": k_factor})
+        for way, k_factor in (("", 1), ("re-ordering 800, ", 8))
+        for n in (32, 128, 256)
     )
 
 
@@ -144,7 +146,6 @@ METHODS = {
     "flat": FaissFlat,
     "hnsw": FaissHnsw,
     "ivfpq": FaissIvfPq,
-    "ivfpq_refined": FaissIvfPqRefined,
 }
 
 
@@ -176,7 +177,7 @@ def measure(method: str, folder: Path, python: str = sys.executable, **options: 
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        return (done.stderr.strip().splitlines() or ["killed"])[-1]
+        return (done.stderr.strip().splitlines() or ["killed"])[-1][:80]
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -188,7 +189,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--most-seconds", type=float, required=True)
-    parser.add_argument("--settings", type=json.loads)
     options = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # threads of every library
     vectors_NxE = np.load(options.folder / "vectors.npy", mmap_mode="r")
@@ -196,7 +196,7 @@ def main() -> None:
     began = time.monotonic()
     method = METHODS[options.method](vectors_NxE, options)
     build = time.monotonic() - began
-    from retrieval_jax.search.dense import recall_at
+    from retrieval_jax.search.scann_index import recall_at
 
     exact_path = options.folder / "exact.npy"
     rows = {}

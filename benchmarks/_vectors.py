@@ -33,7 +33,7 @@ def latent_semantic_analysis(
     rng = np.random.default_rng(seed)
     words = [_WORD.findall(text.lower()) for text in passages]
     known = collections.Counter(word for text in words for word in set(text))
-    column = {word: i for i, (word, count) in enumerate(known.items()) if count > 1}
+    column = {word: i for i, word in enumerate(word for word, count in known.items() if count > 1)}
     idf = np.log(len(passages) / np.array([known[word] for word in column])).astype(np.float32)
     passages_NxV = _tf_idf(words, column, idf)
     queries_QxV = _tf_idf([_WORD.findall(text.lower()) for text in queries], column, idf)
@@ -41,10 +41,10 @@ def latent_semantic_analysis(
 
     width = min(dimensions + OVERSAMPLED, len(column))
     sample_NxR = passages_NxV @ rng.standard_normal((len(column), width), np.float32)
-    basis_NxR = np.linalg.qr(passages_NxV @ (passages_NxV.T @ np.linalg.qr(sample_NxR)[0]))[0]
-    small_RxV = (passages_NxV.T @ basis_NxR).T
-    _, left_RxR = np.linalg.eigh(small_RxV @ small_RxV.T)
-    directions_VxE = np.linalg.qr(small_RxV.T @ left_RxR[:, ::-1][:, :dimensions])[0]
+    basis_NxR = _orthonormal(passages_NxV @ (passages_NxV.T @ _orthonormal(sample_NxR)))
+    small_VxR = passages_NxV.T @ basis_NxR
+    _, left_RxR = np.linalg.eigh(small_VxR.T @ small_VxR)
+    directions_VxE = _orthonormal(small_VxR @ left_RxR[:, ::-1][:, :dimensions])
     return _unit(passages_NxV @ directions_VxE), _unit(queries_QxV @ directions_VxE)
 
 
@@ -55,6 +55,13 @@ def _tf_idf(texts: list[list[str]], column: dict[str, int], idf: np.ndarray) -> 
     tf = np.array([n for count in counts for n in count.values()], np.float32)
     values = (1 + np.log(tf)) * idf[columns]
     return scipy.sparse.csr_array((values, columns, ends), (len(texts), len(column)))
+
+
+def _orthonormal(x_NxR: np.ndarray) -> np.ndarray:
+    """Another basis of what the columns span, by the inverse root of their products: faster than QR."""
+    values, vectors = np.linalg.eigh((x_NxR.T @ x_NxR).astype(np.float64))
+    values = np.maximum(values, 1e-7 * values[-1])
+    return x_NxR @ ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -5,85 +5,24 @@ A searcher's folder holds, beside its manifest, passage ids by row (ids.arrow), 
 """
 
 import contextlib
-import functools
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from retrieval_jax import arrow_ids, storage
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say
 from retrieval_jax.search.encoding import Embeddings, TextEncoder, model_checksum, query_encoder
+from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.search.scann_index import ScannIndex, difference
 from retrieval_jax.search.searcher import Ranking
 from retrieval_jax.training import checksums, partitioning
 from retrieval_jax.training.checkpoints import open_model
-
-_SCORES = 1 << 27  # float32 dot products that are held at once, by each device
-
-
-@functools.partial(jax.jit, static_argnames=("k", "mesh"))
-def top_vectors(
-    queries_BxE: jax.Array, vectors_NxE: jax.Array, count: jax.Array, k: int, mesh: Mesh
-) -> tuple[jax.Array, jax.Array]:
-    """(rows B×k, dot products B×k) of the nearest of the first `count` (≥ k) vectors, best first.
-
-    The vectors' rows lie over all of a mesh; each device finds its best k.
-    """
-    everywhere, apart = PartitionSpec(), PartitionSpec(mesh.axis_names)
-
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(everywhere, apart, everywhere),
-        out_specs=everywhere,
-        check_vma=False,
-    )
-    def search(queries_BxE, vectors_MxE, count):
-        M = len(vectors_MxE)
-        rows_M = jax.lax.axis_index(mesh.axis_names) * M + jnp.arange(M)
-
-        def some(query_E):
-            scores_M = jnp.where(rows_M < count, vectors_MxE @ query_E, -jnp.inf)
-            scores, best = jax.lax.top_k(scores_M, min(k, M))
-            return rows_M[best], scores
-
-        at_once = max(_SCORES // M, 1)
-        rows, scores = jax.lax.map(some, queries_BxE, batch_size=min(at_once, len(queries_BxE)))
-        rows, scores = (jax.lax.all_gather(x, mesh.axis_names, axis=1, tiled=True) for x in (rows, scores))
-        scores, best = jax.lax.top_k(scores, k)
-        return jnp.take_along_axis(rows, best, axis=1), scores
-
-    return search(queries_BxE, vectors_NxE, count)
-
-
-class ExactSearch:
-    """The nearest of all vectors by dot product, on all devices of a mesh (None: on one)."""
-
-    def __init__(self, vectors_NxE: np.ndarray, mesh: Mesh | None = None):
-        self.mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "model"))
-        self.count, self.dimensions = vectors_NxE.shape
-        shape = (-(-self.count // self.mesh.size) * self.mesh.size, self.dimensions)
-
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
-            rows = vectors_NxE[index]  # of a mapped file, only these are read
-            missing = len(range(*index[0].indices(shape[0]))) - len(rows)
-            return np.pad(rows, ((0, missing), (0, 0))) if missing else np.asarray(rows)
-
-        sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
-        self.vectors = jax.make_array_from_callback(shape, sharding, shard)
-
-    def __call__(self, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(rows B×k, dot products B×k), best first; k is at most the number of vectors."""
-        rows, scores = top_vectors(queries_BxE, self.vectors, self.count, k, self.mesh)
-        return np.asarray(rows), np.asarray(scores)
 
 
 class ExactSearcher:
@@ -128,15 +67,14 @@ class ScannSearcher:
 
     kind = "scann"
 
-    def __init__(self, encoder: TextEncoder, index, passage_ids: Sequence[str], dimensions: int):
+    def __init__(self, encoder: TextEncoder, index: ScannIndex, dimensions: int):
         self.encoder, self.index, self.dimensions = encoder, index, dimensions
-        self.passage_ids = arrow_ids.array(passage_ids)
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """See Searcher. Scores are (approximate) dot products."""
-        k = min(k, len(self.passage_ids))
+        k = min(k, len(self.index.ids))
         vectors = checked(self.encoder(queries), self.dimensions)
-        return _rankings(*search_scann(self.index, vectors, k), self.passage_ids)
+        return _rankings(*self.index.search(vectors, k), self.index.ids)
 
     @staticmethod
     def write_index(
@@ -151,14 +89,14 @@ class ScannSearcher:
             index = ScannIndex.open(earlier, manifest).update(embeddings)
         else:
             index = ScannIndex.build(embeddings)
-        return index.write(folder) | recall(index, embeddings, queries_BxE)
+        told = index.tune(embeddings, queries_BxE)
+        return index.write(folder) | told
 
     @classmethod
     def open(cls, folder: Path) -> "ScannSearcher":
         """Opens a folder that `index` made."""
         manifest, encoder = _open(folder)
-        index = ScannIndex.open(folder, manifest)
-        return cls(encoder, index.searcher, index.ids, manifest["dimensions"])
+        return cls(encoder, ScannIndex.open(folder, manifest), manifest["dimensions"])
 
 
 DENSE = {searcher.kind: searcher for searcher in (ExactSearcher, ScannSearcher)}
@@ -192,39 +130,6 @@ def _passages_of(earlier: Path, kind: str, embeddings: Embeddings) -> tuple[pa.A
     if not same or checksums.fault(earlier):
         return None
     return arrow_ids.read(earlier / "ids.arrow"), np.load(earlier / "texts.npy")
-
-
-def recall(index: ScannIndex, embeddings: Embeddings, queries_BxE: np.ndarray) -> dict[str, float]:
-    """{"recall_at_10": …, "recall_at_100": …}: the share of the exact best k passages that are found."""
-    exact = ExactSearch(embeddings.vectors_NxE)
-    k = min(100, len(embeddings.ids))
-    wanted_BxK, _ = exact(queries_BxE, k)
-    row_N = arrow_ids.rows(embeddings.ids, index.ids)  # of the vectors, by the index's row
-    rows, scores = search_scann(index.searcher, queries_BxE, k)
-    found_BxK = np.where(np.isnan(scores), -1, row_N[rows])
-    told = {f"recall_at_{k}": recall_at(k, wanted_BxK, found_BxK) for k in (10, 100)}
-    exactly = "" if index.settings else " (it searches exactly)"
-    say(f"scann: recall@10 {told['recall_at_10']:.4f}, @100 {told['recall_at_100']:.4f} of exact{exactly}")
-    return told
-
-
-def recall_at(k: int, wanted_BxK: np.ndarray, found_BxK: np.ndarray) -> float:
-    """The mean share of the first k wanted rows that are among the first k found."""
-    pairs = zip(wanted_BxK[:, :k], found_BxK[:, :k], strict=True)
-    return float(np.mean([np.isin(wanted, found).mean() for wanted, found in pairs]))
-
-
-def search_scann(
-    searcher, queries_BxE: np.ndarray, k: int, reorder: int | None = None, leaves: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """(rows B×k, dot products B×k) by a searcher of ScaNN's, on all cores; short rows end with NaN scores.
-
-    `reorder`, `leaves`: how many are re-ordered and leaves searched, where not as it was built.
-    """
-    queries_BxE = np.ascontiguousarray(queries_BxE, np.float32)
-    share = max(-(-len(queries_BxE) // (os.cpu_count() or 1)), 1)
-    rows, scores = searcher.search_batched_parallel(queries_BxE, k, reorder, leaves, share)
-    return np.asarray(rows), np.asarray(scores)
 
 
 def checked(queries_BxE: np.ndarray, dimensions: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say, track
-from retrieval_jax.search import dense
+from retrieval_jax.search import dense, scann_index
 from retrieval_jax.search.encoding import encode_by_model, model_checksum, query_encoder
 from retrieval_jax.training import multihost, partitioning
 from retrieval_jax.training.checkpoints import OpenModel, open_model
@@ -74,6 +74,8 @@ def make_index(
     facts = {"model": os.path.relpath(model_dir, folder), "step": opened.step}
     if kind != "generative":
         recipe["checksum"] = model_checksum(model_dir, opened)
+        if kind == "scann":
+            recipe["scann"] = scann_index.settings(collection.passage_count)
         make = _dense(folder, kind, recipe, model_dir, opened, mesh, work, collection)
         return _build(
             folder, kind, opened.parameter_count, collection, recipe, lambda aside: facts | make(aside)

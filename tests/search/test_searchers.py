@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrieval_jax import arrow_ids
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.errors import UserError
-from retrieval_jax.search import dense, scann_index
+from retrieval_jax.search import exact, scann_index
 from retrieval_jax.search.bm25 import BM25Searcher, _words
 from retrieval_jax.search.dense import ExactSearcher, ScannSearcher
 
@@ -30,11 +31,14 @@ def vectors() -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def searcher_of(kind: type, vectors: np.ndarray, **build: int):
-    ids = [f"p{i}" for i in range(len(vectors))]
+def searcher_of(kind: type, vectors: np.ndarray, searched: int | None = None, **settings: int):
+    ids = arrow_ids.array([f"p{i}" for i in range(len(vectors))])
     if kind is ExactSearcher:
         return ExactSearcher(Vectors(vectors), vectors, ids)
-    return ScannSearcher(Vectors(vectors), scann_index.build(vectors, **build), ids, vectors.shape[1])
+    searcher = scann_index.build(vectors, **settings)
+    texts = np.zeros(len(ids), np.uint64)
+    index = scann_index.ScannIndex(searcher, ids, texts, settings, len(ids), leaves=searched)
+    return ScannSearcher(Vectors(vectors), index, vectors.shape[1])
 
 
 @pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher])
@@ -51,20 +55,20 @@ def test_dense_searchers_equal_brute_force(kind, k: int, vectors: np.ndarray):
 
 
 def test_exact_search_holds_few_scores_at_once(vectors: np.ndarray, monkeypatch):
-    monkeypatch.setattr(dense, "_SCORES", 4 * len(vectors))
+    monkeypatch.setattr(exact, "_SCORES", 4 * len(vectors))
     queries = vectors[:10] + 0.1
-    rows, scores = dense.ExactSearch(vectors)(queries, 7)
+    rows, scores = exact.ExactSearch(vectors)(queries, 7)
     order = np.argsort(-(queries @ vectors.T), axis=1)[:, :7]
     np.testing.assert_array_equal(rows, order)
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, order, 1), atol=1e-5)
-    mesh = dense.ExactSearch(vectors).mesh
-    text = dense.top_vectors.lower(queries, vectors, len(vectors), 7, mesh).as_text()
+    mesh = exact.ExactSearch(vectors).mesh
+    text = exact.top_vectors.lower(queries, vectors, len(vectors), 7, mesh).as_text()
     assert f"10x{len(vectors)}x" not in text
     assert f"4x{len(vectors)}x" in text
 
 
 def test_rows_that_scann_fills_up_are_left_out(vectors: np.ndarray):
-    searcher = searcher_of(ScannSearcher, vectors, leaves=20, leaves_to_search=1, reorder=300)
+    searcher = searcher_of(ScannSearcher, vectors, 1, leaves=20, reorder=300)
     for ranking in searcher.search([str(i) for i in range(32)], 300):
         names = [name for name, _ in ranking]
         assert 0 < len(names) < 150

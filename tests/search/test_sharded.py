@@ -47,7 +47,7 @@ for kind, tokens in kinds.items():
             np.testing.assert_allclose([s for _, s in query], [s for _, s in ranking], atol=1e-4)
     assert len({tuple(p for p, _ in ranking) for ranking in expected}) > 5  # the queries matter
 
-from retrieval_jax.search.dense import ExactSearch
+from retrieval_jax.search.exact import ExactSearch
 
 queries = rng.normal(size=(9, 8)).astype(np.float32)
 for count in (3, 8, 101):
@@ -57,8 +57,8 @@ for count in (3, 8, 101):
         for parallelism in (1, 4):
             rows, scores = ExactSearch(vectors, partitioning.make_mesh(parallelism))(queries, k)
             np.testing.assert_array_equal(rows, wanted)
-            exact = np.take_along_axis(queries @ vectors.T, wanted, 1)
-            np.testing.assert_allclose(scores, exact, rtol=1e-5)
+            products = np.take_along_axis(queries @ vectors.T, wanted, 1)
+            np.testing.assert_allclose(scores, products, rtol=1e-5)
 print("equal")
 """
 
