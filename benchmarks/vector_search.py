@@ -93,8 +93,9 @@ def main() -> None:
                     }
                     table.add_row(
                         name, f"{row['recall_at_10']:.3f}", f"{row['recall_at_100']:.3f}",
-                        f"{row['qps']:,.0f}", f"{row['qps_over_exact']:.1f}", f"{row['qps_over_exact_cpu']:.1f}",
-                        f"{found['build_s']:.1f}", f"{found['bytes'] / 1e9:.2f}",
+                        f"{row['qps']:,.0f}", f"{row['qps_over_exact']:.1f}",
+                        f"{row['qps_over_exact_cpu']:.1f}", f"{found['build_s']:.1f}",
+                        f"{found['bytes'] / 1e9:.2f}",
                     )  # fmt: skip
                     for key, value in row.items():
                         figures[key].setdefault(name, {})[size] = round(value, 4)

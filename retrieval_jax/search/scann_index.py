@@ -110,6 +110,7 @@ class ScannIndex:
         """Of all vectors, by `settings`."""
         count = len(embeddings.ids)
         chosen = settings(count)
+        say(f"scann: building an index of {count:,} vectors")
         searcher = build(embeddings.vectors_NxE, **chosen)
         return cls(searcher, embeddings.ids, np.array(embeddings.texts_N), chosen, count)
 
