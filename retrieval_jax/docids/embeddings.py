@@ -13,10 +13,11 @@ from retrieval_jax import storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar
+from retrieval_jax.search.encoding import Embeddings, Encode, check_finite, encode_by_model, encode_collection
+from retrieval_jax.training import partitioning
 from retrieval_jax.work import Work
 
 SENTENCE_TRANSFORMERS = "sentence-transformers:"
-_BATCH = 1024  # passages read, encoded and written at once
 _BLOCK = 1 << 24  # bytes looked at, at once
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -33,10 +34,12 @@ def open_embeddings(where: str, work: Work, collection: Collection) -> tuple[np.
     Raises UserError where the vectors cannot be read, are not as many as the passages, or not all finite.
     """
     if where.startswith(SENTENCE_TRANSFORMERS):
-        return _sentence_transformer(where.removeprefix(SENTENCE_TRANSFORMERS), work, collection)
+        made = _sentence_transformer(where.removeprefix(SENTENCE_TRANSFORMERS), work, collection)
+        return made.vectors_NxE, made.manifest["fingerprint"]
     path = Path(where)
     if (path / "model.json").is_file():
-        return _dual_encoder(path, work, collection)
+        made = _dual_encoder(path, work, collection)
+        return made.vectors_NxE, made.manifest["fingerprint"]
     if path.suffix not in (".npy", ".safetensors") or not path.is_file():
         raise UserError(
             f"EMBEDDINGS: {where}: neither a .npy or .safetensors file that exists, nor a model's folder, "
@@ -54,8 +57,7 @@ def open_embeddings(where: str, work: Work, collection: Collection) -> tuple[np.
     fingerprint = sha.hexdigest()[:16]
     if vectors.dtype == np.float32:
         return vectors, fingerprint
-    blocks = (block.astype(np.float32) for block in _blocks(vectors))
-    return _kept(work.embeddings(path.stem), {"file": fingerprint}, collection, lambda: blocks)
+    return _as_float32(work.embeddings(path.stem), fingerprint, vectors, collection), fingerprint
 
 
 def _map_npy(path: Path) -> np.ndarray:
@@ -104,62 +106,41 @@ def _checked(where: Path, blocks: Iterable[np.ndarray], sha: "hashlib._Hash") ->
     """Passes blocks of rows through, into a digest; UserError where a vector is not finite."""
     first = 0
     for block in blocks:
-        bad = ~np.isfinite(block).all(-1)
-        if bad.any():
-            row = first + int(bad.argmax())
-            raise UserError(f"{where}: the vector of row {row} has an infinity or NaN: encode it again")
+        check_finite(block, where, range(first, first + len(block)))
         sha.update(np.ascontiguousarray(block).view(np.uint8).data)
         yield block
         first += len(block)
 
 
-def _kept(
-    folder: Path, recipe: dict, collection: Collection, blocks: Callable[[], Iterable[np.ndarray]]
-) -> tuple[np.ndarray, str]:
-    """Vectors that `blocks` gives in float32, all of the collection's in their order, by way of the disk."""
+def _as_float32(folder: Path, file: str, vectors_NxE: np.ndarray, collection: Collection) -> np.ndarray:
+    """The same vectors in float32, by way of a folder; `file` is their fingerprint."""
 
     def make(aside: Path) -> dict:
-        out, first, sha = None, 0, hashlib.sha256()
-        for block in _checked(folder, blocks(), sha):
-            if out is None:
-                shape = (collection.passage_count, block.shape[1])
-                out = np.lib.format.open_memmap(aside / "vectors.npy", "w+", np.float32, shape)
+        out = np.lib.format.open_memmap(aside / "vectors.npy", "w+", np.float32, vectors_NxE.shape)
+        first = 0
+        for block in _blocks(vectors_NxE):
             out[first : first + len(block)] = block
+            check_finite(out[first : first + len(block)], folder, range(first, first + len(block)))
             first += len(block)
         out.flush()
-        return {"passages": first, "dimensions": out.shape[1], "fingerprint": sha.hexdigest()[:16]}
+        return {"passages": first, "dimensions": out.shape[1]}
 
-    manifest = storage.build(folder, recipe | {"collection": collection.fingerprint}, make)
-    return np.load(folder / "vectors.npy", mmap_mode="r"), manifest["fingerprint"]
-
-
-def _encoded(
-    collection: Collection, encode: Callable[[list[str], Callable[[int], None]], np.ndarray]
-) -> Iterator[np.ndarray]:
-    with bar("encoding passages", collection.passage_count) as advance:
-        for first in range(0, collection.passage_count, _BATCH):
-            rows = range(first, min(first + _BATCH, collection.passage_count))
-            texts = [passage.full_text for passage in collection.some(rows)]
-            yield np.asarray(encode(texts, advance), np.float32)
+    storage.build(folder, {"file": file, "collection": collection.fingerprint}, make)
+    return np.load(folder / "vectors.npy", mmap_mode="r")
 
 
-def _dual_encoder(folder: Path, work: Work, collection: Collection) -> tuple[np.ndarray, str]:
-    from retrieval_jax.search.dense import TextEncoder
+def _dual_encoder(folder: Path, work: Work, collection: Collection) -> Embeddings:
     from retrieval_jax.training.checkpoints import open_model
 
-    opened = open_model(folder)
+    mesh = partitioning.make_mesh()
+    opened = open_model(folder, mesh=mesh)
     if opened.model.family != "dual encoder":
         raise UserError(f"EMBEDDINGS: {folder}: holds a {opened.model.family} model: name a dual encoder's")
-    encoder = TextEncoder(
-        opened.model.encode_passages, opened.params, opened.vocabulary, opened.description["passage_length"]
-    )
-    recipe = {"model": str(folder.resolve()), "step": opened.step}
-    name = folder.resolve().name
-    return _kept(work.embeddings(name), recipe, collection, lambda: _encoded(collection, encoder))
+    return encode_by_model(folder, opened, mesh, work, collection)
 
 
-def _sentence_transformer(name: str, work: Work, collection: Collection) -> tuple[np.ndarray, str]:
-    def blocks() -> Iterator[np.ndarray]:
+def _sentence_transformer(name: str, work: Work, collection: Collection) -> Embeddings:
+    def make_encode() -> Encode:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
@@ -180,7 +161,7 @@ def _sentence_transformer(name: str, work: Work, collection: Collection) -> tupl
             advance(len(texts))
             return vectors
 
-        return _encoded(collection, encode)
+        return encode
 
     folder = work.embeddings(re.sub(r"[/\\:]", "_", name))
-    return _kept(folder, {"sentence_transformer": name}, collection, blocks)
+    return encode_collection(folder, {"sentence_transformer": name}, collection, make_encode)

@@ -1,64 +1,28 @@
-"""Searching by vectors: a dual encoder's passages, exactly (JAX) or approximately (ScaNN)."""
+"""Searching by vectors: a dual encoder's passages, exactly (JAX) or approximately (ScaNN).
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+A searcher's folder holds, beside its manifest, passage ids by row (ids.arrow), digests of their texts by row
+(texts.npy), the vectors (vectors.npy) or ScaNN's files (scann/), and the size and checksum of each file.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from retrieval_jax import arrow_ids, storage
-from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.errors import UserError
+from retrieval_jax.progress import say
+from retrieval_jax.search.encoding import Embeddings, TextEncoder, model_checksum, query_encoder
+from retrieval_jax.search.exact import ExactSearch
+from retrieval_jax.search.scann_index import ScannIndex, difference
 from retrieval_jax.search.searcher import Ranking
-from retrieval_jax.training import multihost
+from retrieval_jax.training import checksums, partitioning
 from retrieval_jax.training.checkpoints import open_model
-
-
-class TextEncoder:
-    """Texts to float32 vectors, by a dual encoder's `encode_queries` or `encode_passages`.
-
-    `params` may be replaced between calls. `mesh`: where they lie; None for one device. `batch_size` is
-    rounded up to share over its `data`.
-    """
-
-    def __init__(
-        self,
-        encode: Callable[[dict, jax.Array], jax.Array],
-        params: dict,
-        vocabulary: Vocabulary,
-        length: int,
-        batch_size: int = 64,
-        mesh: Mesh | None = None,
-    ):
-        self.params, self.mesh = params, mesh
-        self.vocabulary, self.length = vocabulary, length
-        self.batch_size = round_up(batch_size, mesh.shape["data"] if mesh else 1)
-        # The vectors go to every device, so that each process of a mesh of several reads them whole.
-        self._encode = jax.jit(encode, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None)
-
-    def __call__(self, texts: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
-        """Vectors, len(texts) × vector_dim; `advance` is told how many more texts are done."""
-        vectors = []
-        for first in range(0, len(texts), self.batch_size):
-            some = list(texts[first : first + self.batch_size])
-            tokens = self.vocabulary.batch(some + [""] * (self.batch_size - len(some)), self.length)
-            if self.mesh:
-                tokens = multihost.placed(self.mesh, tokens, "data")
-            vectors.append(np.asarray(self._encode(self.params, tokens))[: len(some)])
-            if advance:
-                advance(len(some))
-        return np.concatenate(vectors)
-
-
-@jax.jit(static_argnames="k")
-def top_vectors(queries_BxE: jax.Array, vectors_NxE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """(rows B×k, dot products B×k) of the nearest vectors, best first."""
-    scores, rows = jax.lax.top_k(jnp.einsum("be,ne->bn", queries_BxE, vectors_NxE), k)
-    return rows, scores
 
 
 class ExactSearcher:
@@ -66,110 +30,154 @@ class ExactSearcher:
 
     kind = "exact"
 
-    def __init__(self, encoder: TextEncoder, vectors_NxE: np.ndarray, passage_ids: Sequence[str]):
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        vectors_NxE: np.ndarray,
+        passage_ids: Sequence[str],
+        mesh: Mesh | None = None,
+    ):
         self.encoder = encoder
-        self.vectors = jnp.asarray(vectors_NxE)
+        self.exact = ExactSearch(vectors_NxE, mesh)
         self.passage_ids = arrow_ids.array(passage_ids)
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
-        """See Searcher. Scores are cosines."""
+        """See Searcher. Scores are dot products."""
         k = min(k, len(self.passage_ids))
-        rows, scores = top_vectors(self.encoder(queries), self.vectors, k)
-        return _rankings(rows, scores, self.passage_ids)
+        vectors = checked(self.encoder(queries), self.exact.dimensions)
+        return _rankings(*self.exact(vectors, k), self.passage_ids)
 
     @staticmethod
-    def write_index(folder: Path, vectors_NxE: np.ndarray) -> None:
-        """Nothing but the vectors, which every dense searcher's folder holds."""
+    def write_index(folder: Path, embeddings: Embeddings, earlier: Path | None, queries_BxE: object) -> dict:
+        """Nothing but the vectors; gives what the manifest says of it."""
+        for name in ("vectors.npy", "ids.arrow", "texts.npy"):
+            _link(embeddings.folder / name, folder / name)
+        return {}
 
     @classmethod
     def open(cls, folder: Path) -> "ExactSearcher":
-        """Opens a folder that `index` made."""
-        return cls(*_open(folder))
+        """Opens a folder that `index` made, on all devices at hand."""
+        _, encoder = _open(folder)
+        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        return cls(encoder, vectors, arrow_ids.read(folder / "ids.arrow"), partitioning.make_mesh())
 
 
 class ScannSearcher:
-    """ScaNN's search: brute force below 20,000 vectors, above it quantised with exact re-ordering."""
+    """ScaNN's search; see `scann_index`."""
 
     kind = "scann"
 
-    def __init__(self, encoder: TextEncoder, index, passage_ids: Sequence[str]):
-        self.encoder, self.index, self.passage_ids = encoder, index, arrow_ids.array(passage_ids)
+    def __init__(self, encoder: TextEncoder, index: ScannIndex, dimensions: int):
+        self.encoder, self.index, self.dimensions = encoder, index, dimensions
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
-        """See Searcher. Scores are (approximate) cosines."""
-        k = min(k, len(self.passage_ids))
-        rows, scores = self.index.search_batched(self.encoder(queries), final_num_neighbors=k)
-        return _rankings(rows, scores, self.passage_ids)
+        """See Searcher. Scores are (approximate) dot products."""
+        k = min(k, len(self.index.ids))
+        vectors = checked(self.encoder(queries), self.dimensions)
+        return _rankings(*self.index.search(vectors, k), self.index.ids)
 
     @staticmethod
-    def write_index(folder: Path, vectors_NxE: np.ndarray) -> None:
-        """Builds ScaNN's index and writes it to folder/scann."""
-        count = len(vectors_NxE)
-        builder = scann_ops().builder(vectors_NxE, 100, "dot_product")
-        if count < 20_000:
-            builder = builder.score_brute_force()
+    def write_index(
+        folder: Path, embeddings: Embeddings, earlier: Path | None, queries_BxE: np.ndarray
+    ) -> dict:
+        """Builds ScaNN's index, or changes an earlier one; gives what the manifest says of it.
+
+        That includes the recall, measured with some queries' vectors against exact search.
+        """
+        if earlier:
+            manifest = storage.read_manifest(earlier, "index")
+            index = ScannIndex.open(earlier, manifest).update(embeddings)
         else:
-            if count >= 100_000:
-                leaves = int(count**0.5)
-                builder = builder.tree(leaves, max(leaves // 10, 1), training_sample_size=min(count, 250_000))
-            builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(1000)
-        (folder / "scann").mkdir()
-        builder.build().serialize(str(folder / "scann"), relative_path=True)
+            index = ScannIndex.build(embeddings)
+        told = index.tune(embeddings, queries_BxE)
+        return index.write(folder) | told
 
     @classmethod
     def open(cls, folder: Path) -> "ScannSearcher":
         """Opens a folder that `index` made."""
-        encoder, _, passage_ids = _open(folder)
-        return cls(encoder, scann_ops().load_searcher(str(folder / "scann")), passage_ids)
+        manifest, encoder = _open(folder)
+        return cls(encoder, ScannIndex.open(folder, manifest), manifest["dimensions"])
 
 
 DENSE = {searcher.kind: searcher for searcher in (ExactSearcher, ScannSearcher)}
 
 
-def scann_ops():
-    """ScaNN's Python module. It would import TensorFlow for an operation that is not used here (seconds)."""
-    if "scann" in sys.modules or "tensorflow" in sys.modules:
-        from scann import scann_ops_pybind
+def write(folder: Path, kind: str, embeddings: Embeddings, earlier: Path, queries_BxE: np.ndarray) -> dict:
+    """Writes the files of a dense searcher into a folder; gives what its manifest says of them.
 
-        return scann_ops_pybind
-    sys.modules["tensorflow"] = None  # "cannot be imported", for this one import
-    try:
-        from scann import scann_ops_pybind
-    finally:
-        del sys.modules["tensorflow"]
-    return scann_ops_pybind
-
-
-def write(folder: Path, kind: str, vectors: np.ndarray, passage_ids: Iterable[str]) -> None:
-    """Writes the files of a dense searcher into a folder."""
-    np.save(folder / "vectors.npy", vectors)
-    arrow_ids.write(folder / "ids.arrow", passage_ids)
-    DENSE[kind].write_index(folder, vectors)
+    Args:
+      folder, kind: where, and which.
+      embeddings: the vectors.
+      earlier: where such a searcher of an earlier state of the collection may lie, to be changed.
+      queries_BxE: vectors of queries, to measure an approximate search with.
+    """
+    facts = {"passages": len(embeddings.ids), "dimensions": embeddings.vectors_NxE.shape[1]}
+    if known := _passages_of(earlier, kind, embeddings):
+        gone, new = difference(*known, embeddings)
+        facts |= {"added": len(new), "removed": len(gone)}
+        say(f"{earlier}: {len(new)} passages added or changed, {len(gone)} removed or changed")
+    facts |= DENSE[kind].write_index(folder, embeddings, earlier if known else None, queries_BxE)
+    checksums.write(folder)
+    return facts
 
 
-def _open(folder: Path) -> tuple[TextEncoder, np.ndarray, pa.Array]:
-    manifest = storage.read_manifest(folder, "index")
-    opened = open_model(folder / manifest["model"], manifest["step"])
-    try:
-        vectors = np.load(folder / "vectors.npy")
-        passage_ids = arrow_ids.read(folder / "ids.arrow")
-    except (OSError, EOFError, ValueError) as error:
+def _passages_of(earlier: Path, kind: str, embeddings: Embeddings) -> tuple[pa.Array, np.ndarray] | None:
+    """The ids and digests of an earlier searcher, where there is a whole one of this kind and model."""
+    if not (earlier / storage.MANIFEST).is_file() or not (earlier / checksums.NAME).is_file():
+        return None
+    recipe = storage.read_manifest(earlier, "index")["recipe"]
+    same = recipe["kind"] == kind and recipe.get("checksum") == embeddings.manifest["recipe"]["checksum"]
+    if not same or checksums.fault(earlier):
+        return None
+    return arrow_ids.read(earlier / "ids.arrow"), np.load(earlier / "texts.npy")
+
+
+def checked(queries_BxE: np.ndarray, dimensions: int) -> np.ndarray:
+    """The same vectors of queries. UserError where one is not finite, or they do not fit the passages'."""
+    if queries_BxE.shape[1] != dimensions:
         raise UserError(
-            f"{folder}: cannot be read ({error}): delete it, then `retrieval-jax index`"
-        ) from None
-    encoder = TextEncoder(
-        opened.model.encode_queries,
-        opened.params,
-        opened.vocabulary,
-        opened.description["input_length"],
-        batch_size=32,
-    )
-    return encoder, vectors, passage_ids
+            f"queries have {queries_BxE.shape[1]} dimensions and the index's passages {dimensions}: "
+            "search with the model that the index was made of"
+        )
+    if not np.isfinite(queries_BxE).all():
+        row = int((~np.isfinite(queries_BxE).all(-1)).argmax())
+        raise UserError(f"the vector of query {row} has an infinity or NaN: train the model again")
+    return queries_BxE
 
 
-def _rankings(rows: jax.Array, scores: jax.Array, passage_ids: pa.Array) -> list[Ranking]:
+def _open(folder: Path) -> tuple[dict, TextEncoder]:
+    """The manifest and the encoder of queries, once all that is searched is known to be what was made."""
+    manifest = storage.read_manifest(folder, "index")
+    mend = "delete it, then `retrieval-jax index`"
+    if not (folder / checksums.NAME).is_file():
+        raise UserError(f"{folder}: {checksums.NAME} is missing: {mend}")
+    if reason := checksums.fault(folder):
+        raise UserError(f"{folder}: damaged ({reason}): {mend}")
+    model = folder / manifest["model"]
+    if not model.is_dir():
+        raise UserError(
+            f"{folder}: its model is not at {model.resolve()}: move both together, or `retrieval-jax index`"
+        )
+    opened = open_model(model, manifest["step"])
+    if model_checksum(model, opened) != manifest["recipe"]["checksum"]:
+        raise UserError(
+            f"{model.resolve()}: not the model (of step {manifest['step']}) that {folder} was made of: "
+            "`retrieval-jax index`"
+        )
+    return manifest, query_encoder(opened)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file at another place, without a copy where the disk can: neither is ever changed."""
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)
+
+
+def _rankings(rows: np.ndarray, scores: np.ndarray, passage_ids: pa.Array) -> list[Ranking]:
     # ScaNN fills up short rows with NaN scores.
     return [
         [(passage_ids[row].as_py(), score) for row, score in zip(*pair, strict=True) if score == score]
-        for pair in zip(np.asarray(rows).tolist(), np.asarray(scores).tolist(), strict=True)
+        for pair in zip(rows.tolist(), scores.tolist(), strict=True)
     ]

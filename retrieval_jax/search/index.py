@@ -6,17 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gin
+from jax.sharding import Mesh
 
 from retrieval_jax import storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
-from retrieval_jax.progress import bar, track
+from retrieval_jax.progress import say, track
+from retrieval_jax.search import dense, scann_index
+from retrieval_jax.search.encoding import encode_by_model, model_checksum, query_encoder
+from retrieval_jax.training import multihost, partitioning
 from retrieval_jax.training.checkpoints import OpenModel, open_model
 from retrieval_jax.work import Work
 
 KINDS = ("generative", "exact", "scann", "bm25")
+TOLD = ("passages", "dimensions", "added", "removed", "recall_at_10", "recall_at_100")  # of a manifest
+RECALL_QUERIES = 200  # an approximate search is measured with
 
 
 @gin.configurable
@@ -54,7 +60,8 @@ def make_index(
             raise UserError(f"MODEL_DIR: a {kind} searcher needs a model: --gin.MODEL_DIR=\"'work/…'\"")
         return _bm25(work, collection, name, expansion)
 
-    opened = open_model(model_dir)
+    mesh = partitioning.make_mesh().local_mesh  # hosts work on their own
+    opened = open_model(model_dir, mesh=mesh)
     family = opened.model.family
     if family == "query generator":
         raise UserError(f"{model_dir}: holds a query generator: it is for `retrieval-jax generate-queries`")
@@ -66,9 +73,12 @@ def make_index(
     # Paths in a manifest are relative to where its folder will lie.
     facts = {"model": os.path.relpath(model_dir, folder), "step": opened.step}
     if kind != "generative":
-        check_collection(opened, collection, model_dir)
+        recipe["checksum"] = model_checksum(model_dir, opened)
+        if kind == "scann":
+            recipe["scann"] = scann_index.settings(collection.passage_count)
+        make = _dense(folder, kind, recipe, model_dir, opened, mesh, work, collection)
         return _build(
-            folder, kind, opened.parameter_count, collection, recipe, _dense(kind, opened, collection, facts)
+            folder, kind, opened.parameter_count, collection, recipe, lambda aside: facts | make(aside)
         )
     docids = work.docids(opened.description["docids"])
     fingerprint = check_docids(opened, collection, docids, model_dir)
@@ -87,9 +97,14 @@ def _build(
     make: Callable[[Path], dict],
 ) -> dict:
     known = {"kind": kind, "parameters": parameters}
-    recipe = {"kind": kind, "collection": collection.fingerprint, **recipe}
-    storage.build(folder, recipe, lambda aside: known | make(aside))
-    return {"searcher": str(folder), **known}
+    recipe = _recipe(kind, collection, recipe)
+    multihost.first_does(lambda: storage.build(folder, recipe, lambda aside: known | make(aside)))
+    manifest = storage.read_manifest(folder, "index")
+    return {"searcher": str(folder), **known, **{key: manifest[key] for key in TOLD if key in manifest}}
+
+
+def _recipe(kind: str, collection: Collection, recipe: dict) -> dict:
+    return {"kind": kind, "collection": collection.fingerprint, **recipe}
 
 
 def _bm25(work: Work, collection: Collection, name: str | None, expansion: str | None) -> dict:
@@ -110,23 +125,35 @@ def _bm25(work: Work, collection: Collection, name: str | None, expansion: str |
     return _build(folder, "bm25", None, collection, recipe, make)
 
 
-def _dense(kind: str, opened: OpenModel, collection: Collection, facts: dict) -> Callable[[Path], dict]:
-    def make(aside: Path) -> dict:
-        from retrieval_jax.search import dense
+def _dense(
+    folder: Path,
+    kind: str,
+    recipe: dict,
+    model_dir: str,
+    opened: OpenModel,
+    mesh: Mesh,
+    work: Work,
+    collection: Collection,
+) -> Callable[[Path], dict]:
+    """Encodes the collection, unless the searcher is there; gives what writes it."""
+    if multihost.agreed(storage.holds(folder, _recipe(kind, collection, recipe))):
+        return dict  # is not called
+    if opened.description["collection"] != collection.fingerprint:
+        trained_on = opened.description["collection_name"]
+        say(f"{model_dir}: trained on another collection ({trained_on}, or an earlier version) than this one")
+    embeddings = encode_by_model(model_dir, opened, mesh, work, collection)
+    queries = query_encoder(opened, mesh)(_some_queries(collection))
+    return lambda aside: dense.write(aside, kind, embeddings, folder, queries)
 
-        encoder = dense.TextEncoder(
-            opened.model.encode_passages,
-            opened.params,
-            opened.vocabulary,
-            opened.description["passage_length"],
-        )
-        ids, texts = zip(*((p.id, p.full_text) for p in collection.passages()), strict=True)
-        with bar("encoding passages", len(texts)) as advance:
-            vectors = encoder(texts, advance)
-        dense.write(aside, kind, vectors, ids)
-        return facts
 
-    return make
+def _some_queries(collection: Collection) -> list[str]:
+    """Texts to measure an approximate search with: dev queries, else others, else passages."""
+    for split in ("dev", "train", *collection.query_counts):
+        if collection.query_counts.get(split):
+            return [query.text for query in collection.queries(split)[:RECALL_QUERIES]]
+    step = max(collection.passage_count // RECALL_QUERIES, 1)
+    rows = range(0, collection.passage_count, step)[:RECALL_QUERIES]
+    return [passage.full_text for passage in collection.some(rows)]
 
 
 def check_collection(opened: OpenModel, collection: Collection, model_dir: str | Path) -> None:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retrieval_jax.errors import UserError
 from retrieval_jax.training import partitioning
 
-VERBS = ("train", "generate-queries")
+VERBS = ("train", "generate-queries", "index")
 
 
 @gin.configurable("multihost", denylist=["verb"])
@@ -42,7 +42,7 @@ def join(
         return
     if verb not in VERBS:
         raise UserError(
-            f"{verb}: runs in one process, only {' and '.join(VERBS)} in several: leave multihost.* and "
+            f"{verb}: runs in one process, only {', '.join(VERBS)} in several: leave multihost.* and "
             "JAX_COORDINATOR_ADDRESS away"
         )
     if processes is None:

@@ -15,6 +15,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.docids import embeddings
 from retrieval_jax.docids.embeddings import open_embeddings
 from retrieval_jax.errors import UserError
+from retrieval_jax.search import encoding
 from retrieval_jax.work import Work
 
 
@@ -91,7 +92,7 @@ def test_files_that_do_not_fit_are_told(vectors, here, collection, tmp_path):
 def test_a_model_that_is_no_dual_encoder_is_told(here, collection, tmp_path, monkeypatch):
     (tmp_path / "model.json").write_text("{}")
     opened = types.SimpleNamespace(model=types.SimpleNamespace(family="generative"))
-    monkeypatch.setattr("retrieval_jax.training.checkpoints.open_model", lambda folder: opened)
+    monkeypatch.setattr("retrieval_jax.training.checkpoints.open_model", lambda folder, mesh: opened)
     refuses(tmp_path, here, collection, "holds a generative model: name a dual encoder's")
 
 
@@ -99,7 +100,7 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
     from retrieval_jax.data.vocabulary import Vocabulary
     from retrieval_jax.models.dual_encoder import DualEncoder
     from retrieval_jax.models.layers import T5Config
-    from retrieval_jax.search.dense import TextEncoder
+    from retrieval_jax.search.encoding import TextEncoder
     from retrieval_jax.training import checkpoints
 
     vocabulary = Vocabulary(collection.vocabulary_path)
@@ -114,10 +115,11 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
         lambda x: getattr(x, "value", x), params["params"], is_leaf=lambda x: hasattr(x, "value")
     )
     opened = checkpoints.OpenModel(model, params, 7, vocabulary, {"passage_length": 24})
-    monkeypatch.setattr(checkpoints, "open_model", lambda folder: opened)
-    monkeypatch.setattr(embeddings, "_BATCH", 40)  # passages in several parts
+    monkeypatch.setattr(checkpoints, "open_model", lambda folder, mesh: opened)
+    monkeypatch.setattr(encoding, "PART", 40)  # passages in several parts
     (tmp_path / "dense").mkdir()
     (tmp_path / "dense/model.json").write_text("{}")
+    (tmp_path / "dense/sentencepiece.model").write_bytes(collection.vocabulary_path.read_bytes())
     found, fingerprint = open_embeddings(str(tmp_path / "dense"), here, collection)
     texts = [passage.full_text for passage in collection.passages()]
     expected = TextEncoder(model.encode_passages, params, vocabulary, 24)(texts)
@@ -126,9 +128,10 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
     assert recipe == {
         "model": str(tmp_path / "dense"),
         "step": 7,
+        "checksum": encoding.model_checksum(tmp_path / "dense", opened),
         "collection": collection.fingerprint,
     }
-    monkeypatch.setattr(embeddings, "_encoded", None)  # not again
+    monkeypatch.setattr(encoding, "_encode_parts", None)  # not again
     again, same = open_embeddings(str(tmp_path / "dense"), here, collection)
     assert np.array_equal(again, found)
     assert same == fingerprint

@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrieval_jax import arrow_ids
 from retrieval_jax.data.collection import Passage
+from retrieval_jax.errors import UserError
+from retrieval_jax.search import exact, scann_index
 from retrieval_jax.search.bm25 import BM25Searcher, _words
 from retrieval_jax.search.dense import ExactSearcher, ScannSearcher
 
@@ -28,24 +31,62 @@ def vectors() -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def searcher_of(kind: type, vectors: np.ndarray, searched: int | None = None, **settings: int):
+    ids = arrow_ids.array([f"p{i}" for i in range(len(vectors))])
+    if kind is ExactSearcher:
+        return ExactSearcher(Vectors(vectors), vectors, ids)
+    searcher = scann_index.build(vectors, **settings)
+    texts = np.zeros(len(ids), np.uint64)
+    index = scann_index.ScannIndex(searcher, ids, texts, settings, len(ids), leaves=searched)
+    return ScannSearcher(Vectors(vectors), index, vectors.shape[1])
+
+
 @pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher])
 @pytest.mark.parametrize("k", [1, 10, 1000])
-def test_dense_searchers_equal_brute_force(kind, k: int, vectors: np.ndarray, tmp_path: Path):
-    ids = [f"p{i}" for i in range(len(vectors))]
-    kind.write_index(tmp_path, vectors)
-    if kind is ExactSearcher:
-        searcher = kind(Vectors(vectors), vectors, ids)
-    else:
-        from retrieval_jax.search.dense import scann_ops
-
-        searcher = kind(Vectors(vectors), scann_ops().load_searcher(str(tmp_path / "scann")), ids)
-    found = searcher.search(["3", "77", "3"], k)
-    assert found[0] == found[2]
+def test_dense_searchers_equal_brute_force(kind, k: int, vectors: np.ndarray):
+    vectors = vectors * np.linspace(0.5, 2, len(vectors), dtype=np.float32)[:, None]  # not of unit length
+    found = searcher_of(kind, vectors).search(["3", "77", "3"], k)
+    assert [pid for pid, _ in found[0]] == [pid for pid, _ in found[2]]
     for query, ranking in zip((3, 77), found[:2], strict=True):
         scores = vectors.astype(np.float64) @ vectors[query]
         order = np.argsort(-scores)[:k]
         assert [pid for pid, _ in ranking] == [f"p{i}" for i in order]
         assert [score for _, score in ranking] == pytest.approx(scores[order].tolist(), abs=1e-5)
+
+
+def test_exact_search_holds_few_scores_at_once(vectors: np.ndarray, monkeypatch):
+    monkeypatch.setattr(exact, "_SCORES", 4 * len(vectors))
+    queries = vectors[:10] + 0.1
+    rows, scores = exact.ExactSearch(vectors)(queries, 7)
+    order = np.argsort(-(queries @ vectors.T), axis=1)[:, :7]
+    np.testing.assert_array_equal(rows, order)
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, order, 1), atol=1e-5)
+    mesh = exact.ExactSearch(vectors).mesh
+    text = exact.top_vectors.lower(queries, vectors, len(vectors), 7, mesh).as_text()
+    assert f"10x{len(vectors)}x" not in text
+    assert f"4x{len(vectors)}x" in text
+
+
+def test_rows_that_scann_fills_up_are_left_out(vectors: np.ndarray):
+    searcher = searcher_of(ScannSearcher, vectors, 1, leaves=20, reorder=300)
+    for ranking in searcher.search([str(i) for i in range(32)], 300):
+        names = [name for name, _ in ranking]
+        assert 0 < len(names) < 150
+        assert len(set(names)) == len(names)
+        assert all(math.isfinite(score) for _, score in ranking)
+
+
+@pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher])
+def test_vectors_of_queries_that_do_not_fit_are_told(kind, vectors: np.ndarray):
+    searcher = searcher_of(kind, vectors)
+    searcher.encoder = Vectors(vectors[:, :5])
+    with pytest.raises(UserError, match="queries have 5 dimensions and the index's passages 16"):
+        searcher.search(["1"], 3)
+    spoilt = vectors.copy()
+    spoilt[7, 2] = np.nan
+    searcher.encoder = Vectors(spoilt)
+    with pytest.raises(UserError, match="the vector of query 1 has an infinity or NaN"):
+        searcher.search(["3", "7"], 3)
 
 
 def bm25(query: list[str], document: list[str], documents: list[list[str]]) -> float:

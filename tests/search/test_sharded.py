@@ -46,6 +46,19 @@ for kind, tokens in kinds.items():
             assert [p for p, _ in query] == [p for p, _ in ranking], (kind, parallelism)
             np.testing.assert_allclose([s for _, s in query], [s for _, s in ranking], atol=1e-4)
     assert len({tuple(p for p, _ in ranking) for ranking in expected}) > 5  # the queries matter
+
+from retrieval_jax.search.exact import ExactSearch
+
+queries = rng.normal(size=(9, 8)).astype(np.float32)
+for count in (3, 8, 101):
+    vectors = rng.normal(size=(count, 8)).astype(np.float32) - 9  # all dot products may be below 0
+    for k in {1, 3, count}:
+        wanted = np.argsort(-(queries @ vectors.T), axis=1)[:, :k]
+        for parallelism in (1, 4):
+            rows, scores = ExactSearch(vectors, partitioning.make_mesh(parallelism))(queries, k)
+            np.testing.assert_array_equal(rows, wanted)
+            products = np.take_along_axis(queries @ vectors.T, wanted, 1)
+            np.testing.assert_allclose(scores, products, rtol=1e-5)
 print("equal")
 """
 

@@ -1,0 +1,183 @@
+"""The verb `index` with a dual encoder: what it writes, how it follows its collection, what it refuses."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from retrieval_jax import storage
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.errors import UserError
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.search import encoding
+from retrieval_jax.search.searcher import open_searcher
+from retrieval_jax.training import checkpoints, checksums
+from retrieval_jax.work import Work
+
+DIMENSIONS = 8
+QUERY = "smooth a noisy signal"
+
+
+@pytest.fixture(scope="module")
+def model(collection: Collection, tmp_path_factory) -> Path:
+    """A dual encoder as training leaves it, with random weights."""
+    folder = tmp_path_factory.mktemp("models") / "dual_encoder"
+    folder.mkdir()
+    vocabulary = Vocabulary(collection.vocabulary_path)
+    dual_encoder = DualEncoder(T5Config(vocabulary.size, 16, 2, 8, 16, 1, 1), None, vector_dim=DIMENSIONS)
+    shapes = {"left_encoder_input_tokens": (1, 2)}
+    params = nn.unbox(dual_encoder.get_initial_variables(jax.random.key(0), shapes))["params"]
+    lengths = {"input_length": 16, "passage_length": 24}
+    of = {"collection_name": collection.name, "collection": collection.fingerprint}
+    of |= {"docids": None, "docids_fingerprint": None}
+    storage.write_json(folder / "model.json", checkpoints.describe(dual_encoder, **lengths, **of))
+    shutil.copyfile(collection.vocabulary_path, folder / "sentencepiece.model")
+    save(folder, params)
+    return folder
+
+
+def save(folder: Path, params: dict) -> None:
+    saved = checkpoints.Checkpoints(folder)
+    saved.save(1, params, {"count": np.zeros(1)})
+    saved.close()
+
+
+@pytest.fixture
+def index(arguments, cli, model: Path, tmp_path: Path, work: Work):
+    """`index(kind)` runs the verb in a work folder of the test's own."""
+    folder = tmp_path / "work"
+    shutil.copytree(work.collection, folder / "collection")
+
+    def run(kind: str, *more: str):
+        binding = [f"--gin.WORK_DIR='{folder}'", f"--gin.MODEL_DIR='{model}'"]
+        rest = [a for a in arguments if "WORK_DIR" not in a]
+        return cli("index", *rest, *binding, f"--gin.make_index.kind='{kind}'", *more)
+
+    return run
+
+
+def test_both_kinds_share_the_vectors_and_tell_what_they_hold(
+    index, collection: Collection, tmp_path, monkeypatch
+):
+    status, made, err = index("scann")
+    assert status == 0, err
+    assert made["recall_at_10"] == made["recall_at_100"] == 1
+    assert "recall@10 1.0000, @100 1.0000" in err
+    monkeypatch.setattr(encoding, "_encode_parts", None)  # not again
+    status, _, err = index("exact")
+    assert status == 0, err
+    work = Work(tmp_path / "work")
+    for kind in ("scann", "exact"):
+        manifest = storage.read_manifest(work.searcher(kind), "index")
+        assert manifest["passages"] == collection.passage_count
+        assert manifest["dimensions"] == DIMENSIONS
+        assert manifest["recipe"]["collection"] == collection.fingerprint
+        assert len(manifest["recipe"]["checksum"]) == 16
+    vectors = [work.embeddings("dual_encoder"), work.searcher("exact")]
+    assert len({(folder / "vectors.npy").stat().st_ino for folder in vectors}) == 1  # on disk once
+    exact, scann = (open_searcher(work.searcher(kind)) for kind in ("exact", "scann"))
+    found = exact.search([QUERY], 10)[0]
+    again = scann.search([QUERY], 10)[0]
+    assert [passage for passage, _ in found] == [passage for passage, _ in again]
+    assert [score for _, score in found] == pytest.approx([score for _, score in again], abs=1e-5)
+
+
+def test_a_searcher_follows_its_collection(index, grown: Collection, collection, grown_source, tmp_path, cli):
+    work = Work(tmp_path / "work")
+    for kind in ("scann", "exact"):
+        assert index(kind)[0] == 0
+    shutil.rmtree(work.collection)
+    shutil.copytree(grown.folder, work.collection)
+    here = [f"--gin.COLLECTION='{grown_source}'", f"--gin.WORK_DIR='{work.folder}'", f"--gin.QUERY={QUERY!r}"]
+    for kind in ("scann", "exact"):
+        status, _, err = cli("search", *here, f"--gin.SEARCHER={kind!r}")
+        assert status == 2
+        assert "made of another collection" in err
+        status, made, err = index(kind, f"--gin.COLLECTION='{grown_source}'")
+        assert status == 0, err
+        assert (made["added"], made["removed"]) == (2, 2)
+        assert "trained on another collection" in err
+        if kind == "scann":
+            assert "2 passages encoded" in err
+        status, made, _ = cli("search", *here, f"--gin.SEARCHER={kind!r}", "--gin.K=1000")
+        assert status == 0
+        found = {passage["id"] for passage in made["passages"]}
+        assert found == set(grown.ids.to_pylist())
+        assert found != set(collection.ids.to_pylist())
+    exact, scann = (open_searcher(work.searcher(kind)) for kind in ("exact", "scann"))
+    text = next(p.full_text for p in grown.passages() if p.id == "one.more")
+    expected, found = (dict(searcher.search([text], 1000)[0]) for searcher in (exact, scann))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_damage_is_named_before_searching(index, tmp_path: Path, cli, arguments):
+    work = Work(tmp_path / "work")
+    assert index("scann")[0] == 0
+    assert index("exact")[0] == 0
+    rest = [a for a in arguments if "WORK_DIR" not in a]
+
+    def refused(kind: str) -> str:
+        status, _, err = cli(
+            "search",
+            *rest,
+            f"--gin.WORK_DIR='{work.folder}'",
+            f"--gin.SEARCHER={kind!r}",
+            f"--gin.QUERY={QUERY!r}",
+        )
+        assert status == 2
+        (line,) = [line for line in err.splitlines() if line.startswith("retrieval-jax:")]
+        assert str(work.searcher(kind)) in line
+        return line
+
+    for kind, names in (
+        ("exact", ["vectors.npy", "ids.arrow"]),
+        ("scann", ["scann/dataset.npy", "scann/scann_config.pb", "scann/scann_assets.pbtxt", "ids.arrow"]),
+    ):
+        for name in names:
+            path = work.searcher(kind) / name
+            data = path.read_bytes()
+            path.unlink()  # the file may be another folder's too
+            path.write_bytes(data[: len(data) // 2])
+            assert "has" in (line := refused(kind))
+            assert f"{name} has {len(data) // 2} bytes, not {len(data)}" in line
+            assert "`retrieval-jax index`" in line
+            path.unlink()
+            assert f"{name}: No such file" in refused(kind)
+            path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+            assert f"{name} is not what was written" in refused(kind)
+            path.write_bytes(data)
+        sums = work.searcher(kind) / checksums.NAME
+        sums.rename(tmp_path / "sums")
+        assert "checksums.json is missing" in refused(kind)
+        (tmp_path / "sums").rename(sums)
+        open_searcher(work.searcher(kind))
+
+
+def test_a_moved_searcher_and_another_model_are_named(index, model: Path, tmp_path: Path):
+    work = Work(tmp_path / "work")
+    assert index("scann")[0] == 0
+    moved = work.searcher("scann").rename(tmp_path / "alone")
+    with pytest.raises(UserError, match=r"alone: its model is not at .*move both together"):
+        open_searcher(moved)
+    # With its model beside it as before it opens anywhere.
+    other = tmp_path / "elsewhere/deep/folder/searchers/scann"
+    shutil.copytree(moved, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    place = Path(os.path.normpath(other / manifest["model"]))
+    shutil.copytree(model, place)
+    found = open_searcher(other).search([QUERY], 3)
+    assert len(found[0]) == 3
+
+    # The same step of another training.
+    params = checkpoints.open_model(place).params
+    shutil.rmtree(place / "checkpoints")
+    save(place, jax.tree.map(lambda x: 1.01 * x, params))
+    with pytest.raises(UserError, match=r"not the model \(of step 1\) that .*scann was made of"):
+        open_searcher(other)
