@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 
@@ -28,6 +29,8 @@ from retrieval_jax.training.hardware import CHIPS, GIB, chip_of, slice_of
 from retrieval_jax.training.preflight import configured, preflight
 from retrieval_jax.training.shapes import batch_shapes, docid_shape, trie_shape
 
+NO_LIBTPU = "libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'"
+
 
 @pytest.fixture(autouse=True)
 def _gin_is_left_as_it_was():
@@ -42,6 +45,21 @@ def test_without_libtpu_one_line_says_how_to_get_it(cli, monkeypatch: pytest.Mon
     assert err.splitlines() == [
         "retrieval-jax: preflight: libtpu, the TPU's compiler, is not installed: "
         "pip install 'retrieval_jax[tpu]' (in a checkout: pip install -e '.[tpu]')"
+    ]
+
+
+def _break_down(*_) -> None:
+    signal.raise_signal(signal.SIGSEGV)
+
+
+def test_one_line_says_that_the_compiler_died(cli, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
+    monkeypatch.setattr("retrieval_jax.training.preflight.on_slice", _break_down)
+    status, _, err = cli("preflight", "--gin.TOPOLOGY='v4:2x2x1'")
+    assert status == 2
+    assert err.splitlines() == [
+        "retrieval-jax: preflight: the TPU's compiler itself broke down on v4:2x2x1 (signal SIGSEGV): "
+        "set another preflight.optimization (None is its default effort), or another topology"
     ]
 
 
@@ -232,7 +250,7 @@ print(json.dumps(told))
 
 
 def test_the_tpu_compiler_on_two_generations():
-    pytest.importorskip("libtpu")
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
     script = [sys.executable, "-c", ON_TPUS]
     result = subprocess.run(script, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -254,7 +272,7 @@ def test_the_tpu_compiler_on_two_generations():
 
 
 def test_every_topology_is_one_that_the_compiler_knows():
-    pytest.importorskip("libtpu")
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
     script = """
 import math
 from retrieval_jax.training.hardware import CHIPS, chip_of

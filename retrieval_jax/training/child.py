@@ -1,0 +1,96 @@
+"""A process whose death is an exception here, for a library that may end the process it runs in."""
+
+import multiprocessing
+import resource
+import signal
+import traceback
+from collections.abc import Callable
+
+from retrieval_jax.errors import UserError
+
+STACK = 1 << 30  # bytes, of each of its threads; only what is used is ever taken
+
+
+class Died(Exception):
+    """The process ended instead of answering; how, in a few words."""
+
+
+class Child:
+    """Calls functions in a process of its own, one after another; a context manager.
+
+    The process begins anew, with nothing of this one's state, at the first call and at the next after a
+    death. Its stacks are large. What it says on stderr is seen.
+
+    Args:
+      prepare, args: a function that it calls first, and its arguments.
+    """
+
+    def __init__(self, prepare: Callable, *args):
+        self._first = (prepare, args)
+        self._process = None
+
+    def __call__(self, function: Callable, *args) -> object:
+        """What a function of a module gives there; all of it must be picklable.
+
+        Raises Died, the UserError that it raises, or RuntimeError with the traceback of any other error.
+        """
+        if self._process is None:
+            self._begin()
+            self._ask(*self._first)
+        return self._ask(function, args)
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._end()
+
+    def _begin(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_answer, args=(theirs,), daemon=True)
+        soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+        wanted = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
+        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))  # a process has what it began with
+        try:
+            self._process.start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+        theirs.close()
+
+    def _ask(self, function: Callable, args: tuple) -> object:
+        try:
+            self._pipe.send((function, args))
+            given, error = self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self._process.join()
+            code = self._process.exitcode
+            self._end()
+            raise Died(f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}") from None
+        if error is not None:
+            raise error
+        return given
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._pipe.close()
+            self._process.terminate()
+            self._process.join()
+            self._process = None
+
+
+def _answer(pipe) -> None:
+    """What the process does until the other end of the pipe is closed, be it by a death."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once: the parent tells of it
+    while True:
+        try:
+            function, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = (function(*args), None)
+        except UserError as error:  # as gin makes others of it, which cannot be pickled
+            answer = (None, UserError(str(error).splitlines()[0]))
+        except Exception:
+            answer = (None, RuntimeError(traceback.format_exc()))
+        pipe.send(answer)
