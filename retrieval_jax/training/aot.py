@@ -22,6 +22,9 @@ from retrieval_jax.training.flops import jaxpr_flops
 from retrieval_jax.training.hardware import GIB, slice_of
 from retrieval_jax.training.step import TrainState, abstract_state, make_train_step
 
+# Its threads' stacks of 64 KiB overflow while it weighs the tilings of XL's matrix products on v5e.
+STACK_SIZE = f"--fibers_default_thread_stack_size={1 << 20}"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
@@ -191,7 +194,9 @@ def reach_compiler() -> None:
             "preflight: libtpu, the TPU's compiler, is not installed: pip install 'retrieval_jax[tpu]' "
             "(in a checkout: pip install -e '.[tpu]')"
         )
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
     os.environ |= {
+        "LIBTPU_INIT_ARGS": given if STACK_SIZE in given else f"{STACK_SIZE} {given}".rstrip(),
         "TPU_SKIP_MDS_QUERY": "1",  # do not ask the cloud which TPU this is
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",

@@ -1,14 +1,11 @@
 """A process whose death is an exception here, for a library that may end the process it runs in."""
 
 import multiprocessing
-import resource
 import signal
 import traceback
 from collections.abc import Callable
 
 from retrieval_jax.errors import UserError
-
-STACK = 1 << 30  # bytes, of each of its threads; only what is used is ever taken
 
 
 class Died(Exception):
@@ -19,7 +16,7 @@ class Child:
     """Calls functions in a process of its own, one after another; a context manager.
 
     The process begins anew, with nothing of this one's state, at the first call and at the next after a
-    death. Its stacks are large. What it says on stderr is seen.
+    death. What it says on stderr is seen.
 
     Args:
       prepare, args: a function that it calls first, and its arguments.
@@ -49,13 +46,7 @@ class Child:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_answer, args=(theirs,), daemon=True)
-        soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-        wanted = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
-        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))  # a process has what it began with
-        try:
-            self._process.start()
-        finally:
-            resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+        self._process.start()
         theirs.close()
 
     def _ask(self, function: Callable, args: tuple) -> object:
@@ -74,7 +65,7 @@ class Child:
     def _end(self) -> None:
         if self._process is not None:
             self._pipe.close()
-            self._process.terminate()
+            self._process.kill()  # of SIGTERM libraries may tell at length
             self._process.join()
             self._process = None
 

@@ -2,27 +2,23 @@
 
 import math
 import os
-import resource
 import signal
 import sys
 
 import pytest
 
-from retrieval_jax import configuration
 from retrieval_jax.errors import UserError
-from retrieval_jax.training.child import STACK, Child, Died
+from retrieval_jax.training.child import Child, Died
+from retrieval_jax.training.partitioning import make_mesh
 from retrieval_jax.training.preflight import smallest_slice
 
 
 def test_it_answers_dies_and_begins_anew():
-    before = resource.getrlimit(resource.RLIMIT_STACK)
     with Child(sys.setrecursionlimit, 1234) as child:
         first = child(os.getpid)
         assert first not in (None, os.getpid())
         assert child(math.gcd, 12, 18) == 6
         assert child(sys.getrecursionlimit) == 1234
-        soft, hard = child(resource.getrlimit, resource.RLIMIT_STACK)
-        assert soft == (STACK if hard == resource.RLIM_INFINITY else min(STACK, hard))
         for number, name in ((signal.SIGSEGV, "SIGSEGV"), (signal.SIGKILL, "SIGKILL")):
             with pytest.raises(Died, match=f"signal {name}"):
                 child(signal.raise_signal, number)
@@ -30,11 +26,10 @@ def test_it_answers_dies_and_begins_anew():
             child(os._exit, 3)
         assert child(os.getpid) != first
         assert child(sys.getrecursionlimit) == 1234
-        with pytest.raises(UserError, match="no-such-file"):
-            child(configuration.configure, ["no-such-file.gin"], [])
+        with pytest.raises(UserError, match=r"^make_mesh.model_parallelism: 3 does not divide [^\n]*$"):
+            child(make_mesh, 3, ["one", "other"])
         with pytest.raises(RuntimeError, match="ValueError"):
             child(math.sqrt, -1)
-    assert resource.getrlimit(resource.RLIMIT_STACK) == before
 
 
 def test_the_smallest_slice_is_found_beyond_one_on_which_the_compiler_dies():

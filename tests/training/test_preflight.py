@@ -231,20 +231,19 @@ def test_a_real_compilation_on_eight_cpus():
 
 
 ON_TPUS = """
-import contextlib, io, json, sys
-from retrieval_jax.main import main
-tiny = ["--gin.T5Config.num_heads=2", "--gin.TrainingData.input_length=16", "--gin.preflight.vocab_size=1024"]
-told = []
-for arguments in (
-    ["--gin_file=runs/naive.gin", "--gin_file=tpu/v5e_2x2.gin", "--gin.make_mesh.model_parallelism=2"],
-    ["--gin_file=runs/naive.gin", "--gin.TOPOLOGY='v4:2x2x1'", "--gin.preflight.smallest=False"],
-    ["--gin.TOPOLOGY='v5e:1x1'", "--gin.train.batch_size=300000", "--gin.preflight.smallest=False"],
-):
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        status = main(["preflight", "--json", *tiny, *arguments])
-    assert status == 0
-    told.append(json.loads(out.getvalue()))
+import contextlib, io, json
+from retrieval_jax import configuration, main
+from retrieval_jax.training.preflight import on_slice
+tiny = ["T5Config.num_heads=2", "TrainingData.input_length=16", "preflight.vocab_size=1024"]
+files = ["runs/naive.gin", "tpu/v5e_2x2.gin"]
+out = io.StringIO()
+with contextlib.redirect_stdout(out):
+    arguments = [*(f"--gin_file={file}" for file in files), *(f"--gin.{binding}" for binding in tiny)]
+    assert main.main(["preflight", "--json", *arguments, "--gin.make_mesh.model_parallelism=2"]) == 0
+told = [json.loads(out.getvalue())]
+for topology, batch_size in (("v4:2x2x1", 128), ("v5e:1x1", 300_000)):
+    configuration.configure(files[:1], [*tiny, f"train.batch_size={batch_size}"])
+    told.append(on_slice(topology, (False, 10**6 + batch_size, 1024), 1)[0])
 print(json.dumps(told))
 """
 
@@ -255,6 +254,7 @@ def test_the_tpu_compiler_on_two_generations():
     result = subprocess.run(script, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     v5e, v4, large = json.loads(result.stdout)
+    assert v5e["topology"] == "v5e:2x2"
     assert (v5e["mesh"], v4["mesh"]) == ("data 2 × model 2", "data 4 × model 1")
     assert (v5e["hbm_gib"], v4["hbm_gib"]) == (15.75, 30.75)
     for told in (v5e, v4):
