@@ -1,9 +1,11 @@
 """A process whose death is an exception here, for a library that may end the process it runs in."""
 
-import multiprocessing
 import signal
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
 
 from retrieval_jax.errors import UserError
 
@@ -16,7 +18,7 @@ class Child:
     """Calls functions in a process of its own, one after another; a context manager.
 
     The process begins anew, with nothing of this one's state, at the first call and at the next after a
-    death. What it says on stderr is seen.
+    death. What it says goes to stderr.
 
     Args:
       prepare, args: a function that it calls first, and its arguments.
@@ -27,7 +29,7 @@ class Child:
         self._process = None
 
     def __call__(self, function: Callable, *args) -> object:
-        """What a function of a module gives there; all of it must be picklable.
+        """What a function of an installed module gives there; all of it must be picklable.
 
         Raises Died, the UserError that it raises, or RuntimeError with the traceback of any other error.
         """
@@ -43,10 +45,9 @@ class Child:
         self._end()
 
     def _begin(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_answer, args=(theirs,), daemon=True)
-        self._process.start()
+        self._pipe, theirs = Pipe()
+        command = [sys.executable, "-m", __name__, str(theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=2)
         theirs.close()
 
     def _ask(self, function: Callable, args: tuple) -> object:
@@ -54,8 +55,7 @@ class Child:
             self._pipe.send((function, args))
             given, error = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            self._process.join()
-            code = self._process.exitcode
+            code = self._process.wait()
             self._end()
             raise Died(f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}") from None
         if error is not None:
@@ -66,11 +66,11 @@ class Child:
         if self._process is not None:
             self._pipe.close()
             self._process.kill()  # of SIGTERM libraries may tell at length
-            self._process.join()
+            self._process.wait()
             self._process = None
 
 
-def _answer(pipe) -> None:
+def _answer(pipe: Connection) -> None:
     """What the process does until the other end of the pipe is closed, be it by a death."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once: the parent tells of it
     while True:
@@ -85,3 +85,7 @@ def _answer(pipe) -> None:
         except Exception:
             answer = (None, RuntimeError(traceback.format_exc()))
         pipe.send(answer)
+
+
+if __name__ == "__main__":
+    _answer(Connection(int(sys.argv[1])))

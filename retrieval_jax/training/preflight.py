@@ -53,7 +53,7 @@ def preflight(
       vocab_size: of the texts; None: the collection's, else 32,128 (T5). A number of passages or of the
         vocabulary makes the docids assumed ones, too.
       optimization: the compiler's effort: 1 takes a third of the time of None, its default, and comes within
-        4% of its peak.
+        10% of its peak.
 
     Times are lower bounds: the matrix products at the chip's published peak, or the state read and written
     once at the bandwidth of its memory, whichever is longer; what chips tell each other is not counted.
