@@ -1,5 +1,6 @@
 """A process whose death is an exception here, for a library that may end the process it runs in."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -73,18 +74,18 @@ class Child:
 def _answer(pipe: Connection) -> None:
     """What the process does until the other end of the pipe is closed, be it by a death."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once: the parent tells of it
-    while True:
-        try:
-            function, args = pipe.recv()
-        except EOFError:
-            return
-        try:
-            answer = (function(*args), None)
-        except UserError as error:  # as gin makes others of it, which cannot be pickled
-            answer = (None, UserError(str(error).splitlines()[0]))
-        except Exception:
-            answer = (None, RuntimeError(traceback.format_exc()))
-        pipe.send(answer)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            pipe.send(_answer_to(*pipe.recv()))
+
+
+def _answer_to(function: Callable, args: tuple) -> tuple[object, Exception | None]:
+    try:
+        return function(*args), None
+    except UserError as error:  # as gin makes others of it, which cannot be pickled
+        return None, UserError(str(error).splitlines()[0])
+    except Exception:
+        return None, RuntimeError(traceback.format_exc())
 
 
 if __name__ == "__main__":

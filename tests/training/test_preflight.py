@@ -5,8 +5,10 @@ On eight simulated CPU devices everything but the compiler is what a TPU slice g
 """
 
 import dataclasses
+import glob
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -274,6 +276,17 @@ def test_the_tpu_compiler_on_two_generations():
     assert larger["peak_gib"] == pytest.approx(3 * 2 * 4 * 256 * 10_000_000 / GIB, rel=0.01)
     # Nothing but our own lines, with the seconds that compiling took.
     assert all(re.match(r"v\de:|v4:", line) for line in result.stderr.splitlines()), result.stderr
+
+
+@pytest.mark.skipif(bool(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")), reason="there may be a TPU")
+def test_without_a_tpu_libtpu_neither_hinders_nor_tells():
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
+    script = "from retrieval_jax.progress import quiet_libraries as q; q(); import jax; jax.devices()"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_PLATFORMS", "TPU_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stderr == ""
 
 
 def test_every_topology_is_one_that_the_compiler_knows():
