@@ -55,6 +55,11 @@ def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
             gin.parse_config(binding)
 
 
+def given() -> tuple[list[str], list[str]]:
+    """The files and bindings that `configure` was given last."""
+    return _given
+
+
 def _defined(macro: str) -> bool:
     try:
         gin.query_parameter(f"%{macro}")
@@ -66,7 +71,7 @@ def _defined(macro: str) -> bool:
 @contextlib.contextmanager
 def run_file(file: str, *settings: str) -> Iterator[None]:
     """Inside, a run file and settings hold, below the person's bindings; afterwards what held before."""
-    files, bindings = _given
+    files, bindings = given()
     configure([file, *files], [*settings, *bindings])
     try:
         yield

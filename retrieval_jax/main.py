@@ -78,15 +78,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
     """Configures and runs a verb; gives what it made (None where another process of a training tells)."""
-    from retrieval_jax.progress import console, quiet_libraries
-
-    quiet_libraries()
-    from retrieval_jax import configuration
-
-    modules = [module for module, _ in VERBS.values()]
-    for module in (*modules, *CONFIGURABLE):
-        importlib.import_module(module)
-    configuration.configure(files or DEFAULT_FILES.get(verb, []), bindings)
+    configure_verbs(files or DEFAULT_FILES.get(verb, []), bindings)
+    from retrieval_jax.progress import console
     from retrieval_jax.training import multihost
 
     multihost.join(verb)
@@ -94,6 +87,19 @@ def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
     module, function = VERBS[verb]
     made = getattr(importlib.import_module(module), function)()
     return None if silent else made
+
+
+def configure_verbs(files: list[str], bindings: list[str]) -> None:
+    """Imports all that gin may name, and configures it."""
+    from retrieval_jax.progress import quiet_libraries
+
+    quiet_libraries()
+    from retrieval_jax import configuration
+
+    modules = [module for module, _ in VERBS.values()]
+    for module in (*modules, *CONFIGURABLE):
+        importlib.import_module(module)
+    configuration.configure(files, bindings)
 
 
 def parse(argv: list[str]) -> tuple[str, list[str], list[str], bool]:

@@ -1,6 +1,7 @@
 """What a person sees while a verb works: progress with rate and time left, on stderr; quiet libraries."""
 
 import contextlib
+import glob
 import logging
 import os
 import sys
@@ -22,6 +23,17 @@ from rich.text import Text
 
 T = TypeVar("T")
 LINE_EVERY = 60  # seconds between two lines of a bar where there is no terminal
+# Without a TPU, libtpu (which preflight brings) asks nobody which TPU this is, and tells nothing of it.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v4-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is there to be shared
+    "TPU_LOG_DIR": "disabled",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
 console = Console(stderr=True, highlight=False)
 
 
@@ -71,10 +83,12 @@ def say(text: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Hides TensorFlow's, absl's and TFDS's start-up noise. Call before they are imported."""
+    """Hides TensorFlow's, absl's, TFDS's and libtpu's start-up noise. Call before they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/*"):  # where Linux shows TPUs
+        os.environ |= NO_TPU
     for name in ("absl", "tensorflow", "orbax", "bm25s", "jax", "tensorflow_datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:

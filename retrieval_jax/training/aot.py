@@ -16,11 +16,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.errors import UserError
-from retrieval_jax.progress import say
+from retrieval_jax.progress import NO_TPU, say
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.flops import jaxpr_flops
 from retrieval_jax.training.hardware import GIB, slice_of
 from retrieval_jax.training.step import TrainState, abstract_state, make_train_step
+
+# Its threads' stacks of 64 KiB overflow while it weighs the tilings of XL's matrix products on v5e.
+STACK_SIZE = f"--fibers_default_thread_stack_size={1 << 20}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -191,15 +194,9 @@ def reach_compiler() -> None:
             "preflight: libtpu, the TPU's compiler, is not installed: pip install 'retrieval_jax[tpu]' "
             "(in a checkout: pip install -e '.[tpu]')"
         )
-    os.environ |= {
-        "TPU_SKIP_MDS_QUERY": "1",  # do not ask the cloud which TPU this is
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "TPU_ACCELERATOR_TYPE": "v4-8",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it is only the compiler that is shared
-        "TPU_LOG_DIR": "disabled",
-        "TPU_MIN_LOG_LEVEL": "3",
-        "TPU_STDERR_LOG_LEVEL": "3",
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    os.environ |= NO_TPU | {
+        "LIBTPU_INIT_ARGS": given if STACK_SIZE in given else f"{STACK_SIZE} {given}".rstrip()
     }
     jax.config.update("jax_platforms", "cpu")
 

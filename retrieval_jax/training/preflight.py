@@ -4,23 +4,25 @@ The TPU's own compiler, which libtpu brings to any machine, compiles the very pr
 All arrays are shapes; none is ever made.
 """
 
+import functools
 import inspect
 import math
 
 import gin
 import jax
-from jax.sharding import Mesh
 
-from retrieval_jax import storage
+from retrieval_jax import configuration, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
+from retrieval_jax.main import configure_verbs
 from retrieval_jax.search.answer import search as search_verb
 from retrieval_jax.search.index import make_index
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.aot import DoesNotDivide, Fit, Job, devices_of, mesh_name, reach_compiler
+from retrieval_jax.training.child import Child, Died
 from retrieval_jax.training.flops import model_flops
 from retrieval_jax.training.hardware import GIB, Chip, slice_of
 from retrieval_jax.training.shapes import DocidShape, batch_shapes, docid_shape, trie_shape
@@ -51,14 +53,40 @@ def preflight(
       vocab_size: of the texts; None: the collection's, else 32,128 (T5). A number of passages or of the
         vocabulary makes the docids assumed ones, too.
       optimization: the compiler's effort: 1 takes a third of the time of None, its default, and comes within
-        4% of its peak.
+        10% of its peak.
 
     Times are lower bounds: the matrix products at the chip's published peak, or the state read and written
     once at the bandwidth of its memory, whichever is longer; what chips tell each other is not counted.
     """
-    chip, _ = slice_of(topology)
+    slice_of(topology)
     reach_compiler()
-    job = configured(search, passages, vocab_size)
+    program = (search, passages, vocab_size)
+    # In a process of its own, as the compiler ends that where it fails an assertion of its own.
+    with Child(_prepare, *configuration.given()) as child:
+        try:
+            told, facts = child(on_slice, topology, program, optimization)
+        except Died as died:
+            raise UserError(
+                f"preflight: the TPU's compiler itself broke down on {topology} ({died}): set another "
+                "preflight.optimization (None is its default effort), or another topology"
+            ) from None
+        if smallest:
+            told |= smallest_slice(child, topology, told, program, optimization)
+    return told | facts
+
+
+def _prepare(files: list[str], bindings: list[str]) -> None:
+    """What the compiling process does first."""
+    configure_verbs(files, bindings)
+    reach_compiler()
+
+
+def on_slice(topology: str, program: tuple, optimization: int | None) -> tuple[dict, dict]:
+    """(What the verb tells of the program on a slice, and of the program.)
+
+    `program` is what `configured` is given.
+    """
+    job, (chip, _) = _job(*program), slice_of(topology)
     mesh = partitioning.make_mesh(devices=devices_of(topology))
     try:
         fit = job.fit(topology, mesh, chip.hbm, optimization)
@@ -68,9 +96,7 @@ def preflight(
             "set another, or another train.batch_size"
         ) from None
     told = {"topology": topology, "mesh": mesh_name(mesh)} | summary(job, fit, chip, mesh.size)
-    if smallest:
-        told |= smallest_slice(job, chip, mesh, topology, fit, optimization)
-    return told | job.facts
+    return told, job.facts
 
 
 def summary(job: Job, fit: Fit, chip: Chip, chips: int) -> dict:
@@ -104,38 +130,47 @@ def summary(job: Job, fit: Fit, chip: Chip, chips: int) -> dict:
     return told
 
 
-def smallest_slice(
-    job: Job, chip: Chip, mesh: Mesh, topology: str, fit: Fit, optimization: int | None
-) -> dict:
+def smallest_slice(child: Child, topology: str, told: dict, program: tuple, optimization: int | None) -> dict:
     """The smallest slice of a generation that fits: {"smallest", "slices": name -> what became of it}.
 
-    Compiled from small to large, but none that is smaller than one that does not fit. Model parallelism stays
-    as it is where it divides the chips; elsewhere it is the greatest number that divides both.
+    `told` is what `on_slice` tells of one of them. They are compiled from small to large, but none that is
+    smaller than one that does not fit. One on which the compiler breaks down is passed over.
     """
+    chip, shape = slice_of(topology)
+    shapes = chip.topologies if told["fits"] else chip.topologies[chip.topologies.index(shape) :]
     tried = {}
-    shapes = chip.topologies
-    if not fit.fits:
-        shapes = shapes[shapes.index(slice_of(topology)[1]) :]
     for name in (f"{chip.name}:{shape}" for shape in shapes):
-        devices = devices_of(name)
-        other = partitioning.make_mesh(math.gcd(mesh.shape["model"], len(devices)), devices)
-        told = tried[name] = {"mesh": mesh_name(other), "fits": False}
-        try:
-            kept = sum(job.held(other).values())
-        except DoesNotDivide as error:
-            told["why"] = str(error)
-            continue
         if name == topology:
-            found = fit
-        elif kept <= chip.hbm:
-            found = job.fit(name, other, chip.hbm, optimization)
+            tried[name] = {key: told[key] for key in ("mesh", "fits", "peak_gib")}
         else:
-            told["peak_gib"] = round(kept / GIB, 3)
-            continue
-        told |= {"fits": found.fits, "peak_gib": round(found.peak / GIB, 3)}
-        if found.fits:
+            try:
+                tried[name] = child(try_slice, name, program, optimization)
+            except Died as died:
+                tried[name] = {"fits": False, "why": f"the compiler itself broke down ({died})"}
+        if tried[name]["fits"]:
             return {"smallest": name, "slices": tried}
     return {"smallest": None, "slices": tried}
+
+
+def try_slice(name: str, program: tuple, optimization: int | None) -> dict:
+    """What became of a slice that was not asked for: {"mesh", "fits", "peak_gib" or "why"}.
+
+    Model parallelism stays as it is where it divides the chips; elsewhere it is the greatest number that
+    divides both.
+    """
+    job, (chip, _) = _job(*program), slice_of(name)
+    devices = devices_of(name)
+    parallelism = _settings(partitioning.make_mesh)["model_parallelism"]
+    mesh = partitioning.make_mesh(math.gcd(parallelism, len(devices)), devices)
+    told = {"mesh": mesh_name(mesh), "fits": False}
+    try:
+        kept = sum(job.held(mesh).values())
+    except DoesNotDivide as error:
+        return told | {"why": str(error)}
+    if kept > chip.hbm:
+        return told | {"peak_gib": round(kept / GIB, 3)}
+    fit = job.fit(name, mesh, chip.hbm, optimization)
+    return told | {"fits": fit.fits, "peak_gib": round(fit.peak / GIB, 3)}
 
 
 def configured(search: bool, passages: int | None, vocab_size: int | None) -> Job:
@@ -194,6 +229,12 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
         where = str(work.docids(kind)) if isinstance(docids, DocidTable) else "assumed"
         facts["docids"] = f"{kind}, {docids.length} tokens, {docids.output_size:,} outputs ({where})"
     return Job(model, shapes, settings["seed"], None if search else settings["steps"], facts, beams, trie)
+
+
+@functools.lru_cache(1)
+def _job(*program) -> Job:
+    """`configured`, once for all slices."""
+    return configured(*program)
 
 
 def _settings(verb) -> dict:

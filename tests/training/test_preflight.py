@@ -5,9 +5,12 @@ On eight simulated CPU devices everything but the compiler is what a TPU slice g
 """
 
 import dataclasses
+import glob
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -28,6 +31,8 @@ from retrieval_jax.training.hardware import CHIPS, GIB, chip_of, slice_of
 from retrieval_jax.training.preflight import configured, preflight
 from retrieval_jax.training.shapes import batch_shapes, docid_shape, trie_shape
 
+NO_LIBTPU = "libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'"
+
 
 @pytest.fixture(autouse=True)
 def _gin_is_left_as_it_was():
@@ -42,6 +47,18 @@ def test_without_libtpu_one_line_says_how_to_get_it(cli, monkeypatch: pytest.Mon
     assert err.splitlines() == [
         "retrieval-jax: preflight: libtpu, the TPU's compiler, is not installed: "
         "pip install 'retrieval_jax[tpu]' (in a checkout: pip install -e '.[tpu]')"
+    ]
+
+
+def test_one_line_says_that_the_compiler_died(cli, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
+    monkeypatch.setattr("retrieval_jax.training.preflight._prepare", signal.raise_signal)
+    monkeypatch.setattr(configuration, "given", lambda: [signal.SIGSEGV])
+    status, _, err = cli("preflight", "--gin.TOPOLOGY='v4:2x2x1'")
+    assert status == 2
+    assert err.splitlines() == [
+        "retrieval-jax: preflight: the TPU's compiler itself broke down on v4:2x2x1 (signal SIGSEGV): "
+        "set another preflight.optimization (None is its default effort), or another topology"
     ]
 
 
@@ -213,48 +230,67 @@ def test_a_real_compilation_on_eight_cpus():
 
 
 ON_TPUS = """
-import contextlib, io, json, sys
-from retrieval_jax.main import main
-tiny = ["--gin.T5Config.num_heads=2", "--gin.TrainingData.input_length=16", "--gin.preflight.vocab_size=1024"]
-told = []
-for arguments in (
-    ["--gin_file=runs/naive.gin", "--gin_file=tpu/v5e_2x2.gin", "--gin.make_mesh.model_parallelism=2"],
-    ["--gin_file=runs/naive.gin", "--gin.TOPOLOGY='v4:2x2x1'", "--gin.preflight.smallest=False"],
-    ["--gin.TOPOLOGY='v5e:1x1'", "--gin.train.batch_size=300000", "--gin.preflight.smallest=False"],
-):
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        status = main(["preflight", "--json", *tiny, *arguments])
-    assert status == 0
-    told.append(json.loads(out.getvalue()))
+import contextlib, io, json
+from retrieval_jax import configuration, main
+from retrieval_jax.training.preflight import on_slice, try_slice
+tiny = ["T5Config.num_heads=4", "TrainingData.input_length=16", "preflight.vocab_size=1024"]
+files = ["runs/naive.gin", "tpu/v4_2x2x1.gin"]
+out = io.StringIO()
+with contextlib.redirect_stdout(out):
+    arguments = [*(f"--gin_file={file}" for file in files), *(f"--gin.{binding}" for binding in tiny)]
+    assert main.main(["preflight", "--json", *arguments]) == 0
+told = {"v4": json.loads(out.getvalue())}
+configuration.configure(files[:1], [*tiny, "make_mesh.model_parallelism=2"])
+told["v5e"], _ = on_slice("v5e:2x2", (False, 1000, 1024), 1)
+configuration.configure(files[:1], [*tiny, "train.batch_size=300_000"])
+told["large batch"], _ = on_slice("v5e:1x1", (False, 1001, 1024), 1)
+configuration.configure(files[:1], [*tiny, "make_mesh.model_parallelism=2"])
+told["large vocabulary"] = try_slice("v5e:1x1", (False, 1000, 10_000_000), 1)
 print(json.dumps(told))
 """
 
 
 def test_the_tpu_compiler_on_two_generations():
-    pytest.importorskip("libtpu")
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
     script = [sys.executable, "-c", ON_TPUS]
     result = subprocess.run(script, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    v5e, v4, large = json.loads(result.stdout)
-    assert (v5e["mesh"], v4["mesh"]) == ("data 2 × model 2", "data 4 × model 1")
-    assert (v5e["hbm_gib"], v4["hbm_gib"]) == (15.75, 30.75)
-    for told in (v5e, v4):
-        assert told["fits"]
-        assert 0 < told["gib_per_chip"]["parameters"] < told["peak_gib"] < 1
-        assert told["flops_per_step"] == told["model_flops_per_step"]
-    assert v5e["smallest"] == "v5e:1x1"
-    assert v5e["slices"]["v5e:1x1"]["mesh"] == "data 1 × model 1"
-    assert v5e["slices"]["v5e:1x1"]["peak_gib"] > v5e["peak_gib"]
+    told = json.loads(result.stdout)
+    v4, v5e, large = told["v4"], told["v5e"], told["large batch"]
+    assert (v4["topology"], v5e["topology"]) == ("v4:2x2x1", "v5e:2x2")
+    assert (v4["mesh"], v5e["mesh"]) == ("data 1 × model 4", "data 2 × model 2")
+    assert (v4["hbm_gib"], v5e["hbm_gib"]) == (30.75, 15.75)
+    for fitting in (v4, v5e):
+        assert fitting["fits"]
+        assert 0 < fitting["gib_per_chip"]["parameters"] < fitting["peak_gib"] < 1
+        assert fitting["flops_per_step"] == fitting["model_flops_per_step"]
+    assert v4["smallest"] == "v4:2x2x1"
+    assert v4["slices"] == {"v4:2x2x1": {key: v4[key] for key in ("mesh", "fits", "peak_gib")}}
     assert not large["fits"]
     assert large["peak_gib"] > large["hbm_gib"]
     assert "too many" in large["verdict"]
+    larger = told["large vocabulary"]
+    assert not larger["fits"]
+    assert larger["mesh"] == "data 1 × model 1"
+    # Embedding and softmax of 256 wide, and two moments of each, are too large before any compiling.
+    assert larger["peak_gib"] == pytest.approx(3 * 2 * 4 * 256 * 10_000_000 / GIB, rel=0.01)
     # Nothing but our own lines, with the seconds that compiling took.
     assert all(re.match(r"v\de:|v4:", line) for line in result.stderr.splitlines()), result.stderr
 
 
+@pytest.mark.skipif(bool(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")), reason="there may be a TPU")
+def test_without_a_tpu_libtpu_neither_hinders_nor_tells():
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
+    script = "from retrieval_jax.progress import quiet_libraries as q; q(); import jax; jax.devices()"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_PLATFORMS", "TPU_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stderr == ""
+
+
 def test_every_topology_is_one_that_the_compiler_knows():
-    pytest.importorskip("libtpu")
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
     script = """
 import math
 from retrieval_jax.training.hardware import CHIPS, chip_of

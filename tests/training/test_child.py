@@ -1,0 +1,54 @@
+"""A process whose death is an exception: real ones, that really die."""
+
+import math
+import os
+import signal
+import sys
+
+import pytest
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.training.child import Child, Died
+from retrieval_jax.training.partitioning import make_mesh
+from retrieval_jax.training.preflight import smallest_slice
+
+
+def test_it_answers_dies_and_begins_anew():
+    with Child(sys.setrecursionlimit, 1234) as child:
+        first = child(os.getpid)
+        assert first not in (None, os.getpid())
+        assert child(math.gcd, 12, 18) == 6
+        assert child(sys.getrecursionlimit) == 1234
+        for number, name in ((signal.SIGSEGV, "SIGSEGV"), (signal.SIGKILL, "SIGKILL")):
+            with pytest.raises(Died, match=f"signal {name}"):
+                child(signal.raise_signal, number)
+        with pytest.raises(Died, match="status 3"):
+            child(os._exit, 3)
+        assert child(os.getpid) != first
+        assert child(sys.getrecursionlimit) == 1234
+        with pytest.raises(UserError, match=r"^make_mesh.model_parallelism: 3 does not divide [^\n]*$"):
+            child(make_mesh, 3, ["one", "other"])
+        with pytest.raises(RuntimeError, match="ValueError"):
+            child(math.sqrt, -1)
+
+
+def test_the_smallest_slice_is_found_beyond_one_on_which_the_compiler_dies():
+    """v5e:2x2 fits too, but kills the process."""
+    with Child(math.sqrt, 4) as process:
+
+        def child(function, name: str, *_):
+            if name == "v5e:2x2":
+                return process(signal.raise_signal, signal.SIGSEGV)
+            return process(dict, {"mesh": name, "fits": name == "v5e:2x4", "peak_gib": 1.0})
+
+        asked = {"mesh": "…", "fits": True, "peak_gib": 0.5, "flops_per_step": 7}
+        found = smallest_slice(child, "v5e:4x4", asked, (False, None, None), 1)
+        assert found["smallest"] == "v5e:2x4"
+        assert [*found["slices"]] == ["v5e:1x1", "v5e:2x2", "v5e:2x4"]
+        assert found["slices"]["v5e:2x2"] == {
+            "fits": False,
+            "why": "the compiler itself broke down (signal SIGSEGV)",
+        }
+        found = smallest_slice(child, "v5e:8x16", asked | {"fits": False}, (False, None, None), 1)
+        assert found["smallest"] is None
+        assert [*found["slices"]] == ["v5e:8x16", "v5e:16x16"]
