@@ -43,7 +43,7 @@ from retrieval_jax.models import contrastive
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.progress import bar, quiet_libraries, say
-from retrieval_jax.search.dense import top_vectors
+from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.optimizers import adamw, learning_rate
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
@@ -188,7 +188,7 @@ class Trainer:
                 for some in np.split(data.passages_NxP, range(4096, len(data.passages_NxP), 4096))
             ]
         )
-        rows, _ = top_vectors(self.encode(params, data.tests_TxS), vectors, 100)
+        rows, _ = ExactSearch(vectors)(np.asarray(self.encode(params, data.tests_TxS)), 100)
         ranking = {
             query: {data.ids[row]: float(100 - i) for i, row in enumerate(found)}
             for query, found in zip(data.qrels, np.asarray(rows).tolist(), strict=True)
