@@ -64,7 +64,7 @@ class Scann:
 
         for share in (0.1, 0.2, 0.4, 0.6, 0.8) if leaves else (None,):
             some = share and round(share * leaves)
-            for reorder in (800,) if leaves else (400, 600, 1000):
+            for reorder in (index.settings["reorder"],) if leaves else (400, 600, 1000):
                 name = f"ScaNN re-ordering {reorder}"
                 name += f", {share:.0%} of {leaves} leaves" if leaves else ""
                 found[name] = other(reorder, some)
