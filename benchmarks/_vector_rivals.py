@@ -56,6 +56,8 @@ class Scann:
 
     def searches(self) -> dict[str, Search]:
         index, leaves = self.index, self.index.settings.get("leaves")
+        tuned = f", {index.leaves} of {leaves} leaves" if leaves else ""
+        print(f"scann: re-ordering {index.settings['reorder']}{tuned}", file=sys.stderr)
         found = {"scann": lambda queries: index.search(queries, K)[0]}
 
         def other(reorder: int, some: int | None) -> Search:
@@ -188,6 +190,9 @@ def measure(method: str, folder: Path, python: str = sys.executable, **options: 
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     environment["OMP_WAIT_POLICY"] = "passive"  # others share the machine: who spins is slow
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    print(
+        *(line for line in done.stderr.splitlines() if line.startswith("scann:")), sep="\n", file=sys.stderr
+    )
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["killed"])[-1][:80]
     return json.loads(done.stdout.splitlines()[-1])

@@ -119,13 +119,14 @@ class ScannIndex:
         """The index of all that embeddings hold; as little as possible is done anew.
 
         Vectors of passages that went or changed are deleted, those of new or changed ones inserted. When a
-        tenth of what the clusters were fitted to has changed, they are fitted anew; where the size asks for
-        another kind of index, it is built.
+        tenth of what the clusters were fitted to has changed, they are fitted anew; where most passages went,
+        or the size asks for another kind of index, it is built.
         """
         count = len(embeddings.ids)
         gone, new = difference(self.ids, self.texts_N, embeddings)
         chosen = settings(count)
-        if chosen.keys() != self.settings.keys() or not 0.5 < count / self.trained_on < 2:
+        other_size = chosen.keys() != self.settings.keys() or not 0.5 < count / self.trained_on < 2
+        if other_size or len(gone) > len(self.ids) // 2:
             return self.build(embeddings)
         # Names of rows: their numbers, first those that are here, then those that come.
         here = len(self.ids)
