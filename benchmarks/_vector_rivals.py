@@ -56,6 +56,8 @@ class Scann:
 
     def searches(self) -> dict[str, Search]:
         index, leaves = self.index, self.index.settings.get("leaves")
+        tuned = f", {index.leaves} of {leaves} leaves" if leaves else ""
+        print(f"scann: re-ordering {index.settings['reorder']}{tuned}", file=sys.stderr)
         found = {"scann": lambda queries: index.search(queries, K)[0]}
 
         def other(reorder: int, some: int | None) -> Search:
@@ -64,7 +66,7 @@ class Scann:
 
         for share in (0.1, 0.2, 0.4, 0.6, 0.8) if leaves else (None,):
             some = share and round(share * leaves)
-            for reorder in (800,) if leaves else (400, 600, 1000):
+            for reorder in (index.settings["reorder"],) if leaves else (400, 600, 1000):
                 name = f"ScaNN re-ordering {reorder}"
                 name += f", {share:.0%} of {leaves} leaves" if leaves else ""
                 found[name] = other(reorder, some)
@@ -188,6 +190,9 @@ def measure(method: str, folder: Path, python: str = sys.executable, **options: 
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     environment["OMP_WAIT_POLICY"] = "passive"  # others share the machine: who spins is slow
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    print(
+        *(line for line in done.stderr.splitlines() if line.startswith("scann:")), sep="\n", file=sys.stderr
+    )
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["killed"])[-1][:80]
     return json.loads(done.stdout.splitlines()[-1])

@@ -25,6 +25,7 @@ from retrieval_jax.search.exact import ExactSearch
 
 _LEAVES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)  # shares that may be searched
 RECALL = 0.985  # that the searched leaves are chosen for: other queries than those measured shall have 0.98
+_MOST_REORDER = 8  # times as many as were set
 _REBALANCE = (
     0.1  # share of the vectors that were trained on: after so many changes the leaves are fitted anew
 )
@@ -118,13 +119,14 @@ class ScannIndex:
         """The index of all that embeddings hold; as little as possible is done anew.
 
         Vectors of passages that went or changed are deleted, those of new or changed ones inserted. When a
-        tenth of what the clusters were fitted to has changed, they are fitted anew; where the size asks for
-        another kind of index, it is built.
+        tenth of what the clusters were fitted to has changed, they are fitted anew; where most passages went,
+        or the size asks for another kind of index, it is built.
         """
         count = len(embeddings.ids)
         gone, new = difference(self.ids, self.texts_N, embeddings)
         chosen = settings(count)
-        if chosen.keys() != self.settings.keys() or not 0.5 < count / self.trained_on < 2:
+        other_size = chosen.keys() != self.settings.keys() or not 0.5 < count / self.trained_on < 2
+        if other_size or len(gone) > len(self.ids) // 2:
             return self.build(embeddings)
         # Names of rows: their numbers, first those that are here, then those that come.
         here = len(self.ids)
@@ -158,23 +160,34 @@ class ScannIndex:
         return np.asarray(rows), np.asarray(scores)
 
     def tune(self, embeddings: Embeddings, queries_BxE: np.ndarray, recall: float = RECALL) -> dict:
-        """Searches no more leaves than some queries need for that recall@100, and tells the recall.
+        """Re-orders more, if some queries need it for that recall@100, and searches no more leaves than that.
 
-        Gives {"recall_at_10": …, "recall_at_100": …}, the share of the exact best passages that are found.
+        Tells the recall, and gives {"recall_at_10": …, "recall_at_100": …}: the share of the exact best
+        passages that are found.
         """
         exact = ExactSearch(embeddings.vectors_NxE)
-        k = min(100, exact.count)
-        wanted_BxK, _ = exact(queries_BxE, k)
+        wanted_BxK, _ = exact(queries_BxE, min(100, exact.count))
         row_N = arrow_ids.rows(embeddings.ids, self.ids)  # of the vectors, by the index's row
-        leaves = self.settings.get("leaves")
-        for self.leaves in [max(round(share * leaves), 1) for share in _LEAVES] if leaves else [None]:
-            rows, scores = self.search(queries_BxE, k)
+
+        def at_leaves(leaves: int | None) -> dict[str, float]:
+            self.leaves = leaves
+            rows, scores = self.search(queries_BxE, wanted_BxK.shape[1])
             found_BxK = np.where(np.isnan(scores), -1, row_N[rows])
-            told = {f"recall_at_{k}": recall_at(k, wanted_BxK, found_BxK) for k in (10, 100)}
-            if told["recall_at_100"] >= recall:
-                break
-        way = "quantised, re-ordering" if self.settings else "searched exactly"
-        way += f", {self.leaves} of {leaves} leaves" if leaves else ""
+            return {f"recall_at_{k}": recall_at(k, wanted_BxK, found_BxK) for k in (10, 100)}
+
+        most = self.settings.get("leaves")
+        told = at_leaves(most)
+        least = self.settings.get("reorder", 0)
+        while told["recall_at_100"] < recall and self.settings.get("reorder", 0) < _MOST_REORDER * least:
+            self.settings = self.settings | {"reorder": 2 * self.settings["reorder"]}
+            told = at_leaves(most)
+        if most and told["recall_at_100"] >= recall:
+            for share in _LEAVES:
+                told = at_leaves(max(round(share * most), 1))
+                if told["recall_at_100"] >= recall:
+                    break
+        way = f"quantised, re-ordering {self.settings['reorder']}" if self.settings else "searched exactly"
+        way += f", {self.leaves} of {most} leaves" if most else ""
         say(
             f"scann: recall@10 {told['recall_at_10']:.4f}, recall@100 {told['recall_at_100']:.4f} "
             f"against exact search for {len(queries_BxE)} queries ({way})"

@@ -69,7 +69,7 @@ def test_both_kinds_share_the_vectors_and_tell_what_they_hold(
     status, made, err = index("scann")
     assert status == 0, err
     assert made["recall_at_10"] == made["recall_at_100"] == 1
-    assert "recall@10 1.0000, @100 1.0000" in err
+    assert "recall@10 1.0000, recall@100 1.0000" in err
     monkeypatch.setattr(encoding, "_encode_parts", None)  # not again
     status, _, err = index("exact")
     assert status == 0, err

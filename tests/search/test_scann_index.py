@@ -108,6 +108,19 @@ def test_no_more_leaves_are_searched_than_needed(embeddings, tmp_path, monkeypat
     assert f"{more[1]} of 50 leaves" in capsys.readouterr().err
 
 
+def test_more_are_reordered_where_the_recall_needs_it(embeddings, tmp_path, monkeypatch):
+    monkeypatch.setattr(scann_index, "settings", lambda count: {"reorder": 400})
+    rng = np.random.default_rng(0)
+    of = embeddings(tmp_path / "embeddings", unit(rng, N), [f"p{i}" for i in range(N)])
+    index, queries = ScannIndex.build(of), unit(rng, 50)
+    assert index.tune(of, queries, 0)["recall_at_100"] < 1
+    assert index.settings == {"reorder": 400}
+    assert index.tune(of, queries, 1)["recall_at_100"] == 1
+    assert 400 < index.settings["reorder"] <= 3200
+    written(index, tmp_path / "index")
+    assert opened(tmp_path / "index").settings == index.settings
+
+
 def test_another_size_is_another_index(embeddings, tmp_path, monkeypatch):
     monkeypatch.setattr(scann_index, "settings", functools.partial(scann_index.settings, exact_below=500))
     rng = np.random.default_rng(0)
