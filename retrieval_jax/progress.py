@@ -55,7 +55,9 @@ def bar(what: str, total: int | None, done: int = 0) -> Iterator:
         TextColumn("left"),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+    # Drawing takes time of a processor that may be training: once a second, and only where it is seen.
+    seen = console.is_terminal
+    with Progress(*columns, console=console, refresh_per_second=1, auto_refresh=seen) as progress:
         task = progress.add_task(what, total=total, completed=done, note="")
         told = time.monotonic()
 
