@@ -1,9 +1,6 @@
 """The trainer: resuming, layouts on several devices, and what it refuses."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,51 +108,3 @@ def test_another_model_in_the_folder_is_refused(tmp_path: Path, collection):
     other = checkpoints.describe(DualEncoder(CONFIG), docids=None)
     with pytest.raises(UserError, match=r"model.json: retriever is 'GenerativeRetriever' there"):
         prepare_folder(tmp_path / "m", other, collection)
-
-
-LAYOUTS = """
-import sys, json, numpy as np, jax
-jax.config.update("jax_num_cpu_devices", 8)
-sys.path.insert(0, sys.argv[1])
-from test_train import SHAPES, batches, retriever
-from retrieval_jax.training import partitioning
-from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
-from retrieval_jax.training.optimizers import adafactor, adamw
-result = {}
-for make in (adamw, adafactor):
-    for model_parallelism in (1, 2):
-        mesh = partitioning.make_mesh(model_parallelism)
-        assert mesh.devices.shape == (8 // model_parallelism, model_parallelism)
-        model = retriever(make)
-        abstract = abstract_state(model, mesh, SHAPES)
-        state = initial_state(model, abstract, SHAPES, 0)
-        step = make_train_step(model, mesh, abstract, 0)
-        losses = []
-        for _, batch in zip(range(4), batches(0)):
-            state, metrics = step(state, jax.device_put(batch, partitioning.batch_sharding(mesh)))
-            losses.append(float(metrics["loss"]))
-        kernel = state.params["decoder"]["logits_dense"]["kernel"]
-        result[f"{make.__name__} {model_parallelism}"] = [losses, kernel.addressable_shards[0].data.shape[1]]
-print(json.dumps(result))
-"""
-
-
-def test_eight_devices_give_the_losses_of_one():
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    argv = [sys.executable, "-c", LAYOUTS, str(Path(__file__).parent)]
-    done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    for make in (adamw, adafactor):
-        model = retriever(make)
-        mesh = partitioning.make_mesh()
-        abstract = abstract_state(model, mesh, SHAPES)
-        state = initial_state(model, abstract, SHAPES, 0)
-        step, losses = make_train_step(model, mesh, abstract, 0), []
-        for _, batch in zip(range(4), batches(0), strict=False):
-            state, metrics = step(state, batch)
-            losses.append(float(metrics["loss"]))
-        for model_parallelism in (1, 2):
-            sharded, columns = result[f"{make.__name__} {model_parallelism}"]
-            assert sharded == pytest.approx(losses, rel=1e-4)
-            assert columns == 64 // model_parallelism  # the output softmax is split over `model`
