@@ -1,4 +1,4 @@
-"""The trainer: resuming, layouts on several devices, and what it refuses."""
+"""The trainer: resuming, and what it refuses."""
 
 import json
 from collections.abc import Iterator
