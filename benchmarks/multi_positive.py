@@ -74,8 +74,9 @@ def import_collection(source: Path, work: Work) -> None:
 
 def lemmas(source: Path, folder: Path) -> Path:
     """The passages, with lemmas that have several positives as queries: a tenth test, 8,000 of the others."""
+    if (folder / "docs.tsv.gz").exists():  # the last to be written
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / "docs.tsv.gz", folder / "docs.tsv.gz")
     with gzip.open(source / "queries.lemmas.tsv.gz", "rt") as file:
         texts = dict(line.rstrip("\n").split("\t") for line in file)
     qrels = defaultdict(list)
@@ -87,6 +88,7 @@ def lemmas(source: Path, folder: Path) -> Path:
     for split, queries in {"test": several[:tenth], "train": several[tenth : tenth + 8000]}.items():
         (folder / f"queries.{split}.tsv").write_text("".join(f"{q}\t{texts[q]}\n" for q in queries))
         (folder / f"qrels.{split}.tsv").write_text("".join(line for q in queries for line in qrels[q]))
+    shutil.copyfile(source / "docs.tsv.gz", folder / "docs.tsv.gz")
     return folder
 
 
@@ -270,8 +272,11 @@ def draw(told: dict[str, dict], path: Path) -> None:
             ax.grid(alpha=0.3)
         ax.set_xlabel("% of the labels that are false")
         ax.set_xticks([100 * noise for noise in NOISE])
-    axes[0][0].legend(title="objective, most positives", fontsize=8)
-    figure.tight_layout()
+    lines, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(
+        lines, labels, loc="lower center", ncols=len(labels), title="objective, most positives a query"
+    )
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.savefig(path, dpi=110)
 
 
