@@ -46,9 +46,14 @@ class MinedNegatives:
 
 def write(folder: Path, negatives: Iterable[tuple[str, Sequence[str]]]) -> Mapping[str, object]:
     """Writes (query, its negatives) into a new folder; gives what its manifest shall say of them."""
-    path, count = folder / FILE, 0
+    path, counts = folder / FILE, []
     with path.open("w") as file:
         for query, passages in negatives:
             file.writelines(f"{query}\t{passage}\t0\n" for passage in passages)
-            count += len(passages)
-    return {"fingerprint": storage.checksum(path), "negatives": count}
+            counts.append(len(passages))
+    return {
+        "fingerprint": storage.checksum(path),
+        "queries": len(counts),
+        "with_negatives": sum(map(bool, counts)),
+        "negatives": sum(counts),
+    }

@@ -6,14 +6,13 @@ query's candidates after one another, M = B·G), their scores B×M.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from retrieval_jax.models.softmax import block_width, mesh_axes
+from retrieval_jax.models.softmax import block_width, mesh_axes, on_shards
 
 NONE = -1e30  # the log of nothing: finite, so that no gradient is NaN
 
@@ -102,7 +101,7 @@ def _forward(hardest: bool, logits_at_once: int, over: tuple[str, ...], *arrays)
         of_queries_B = largest_B if hardest else largest_B + jnp.log(total_B)
         return of_queries_B, largest_M + jnp.log(total_M), largest_B, hardest_B
 
-    of_queries_B, of_passages_M, largest_B, hardest_B = _on_shards(
+    of_queries_B, of_passages_M, largest_B, hardest_B = on_shards(
         of_shard, (P(over),) * 4, (P(over), P(), P(over), P(over))
     )(*arrays)
     return (of_queries_B, of_passages_M, largest_B), (*arrays, of_queries_B, of_passages_M, hardest_B)
@@ -132,18 +131,11 @@ def _backward(hardest: bool, logits_at_once: int, over: tuple[str, ...], kept, g
 
     of_queries_B, of_passages_M, _ = gradients
     specs = (*(P(over),) * 5, P(), P(over), P(over), P())
-    of_vectors = _on_shards(of_shard, specs, (P(over), P(over)))(*kept, of_queries_B, of_passages_M)
+    of_vectors = on_shards(of_shard, specs, (P(over), P(over)))(*kept, of_queries_B, of_passages_M)
     return *of_vectors, None, None
 
 
 _negatives.defvjp(_forward, _backward)
-
-
-def _on_shards(function: Callable, in_specs, out_specs) -> Callable:
-    """The function of each device's part."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return function
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 class _Block(NamedTuple):

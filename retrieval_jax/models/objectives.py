@@ -1,4 +1,4 @@
-"""Training objectives: pure functions of arrays, in float32."""
+"""Objectives of models that write tokens: pure functions, in float32. Dual encoders' are in contrastive.py."""
 
 import jax
 import jax.numpy as jnp

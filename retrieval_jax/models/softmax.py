@@ -4,6 +4,7 @@ N is any number of tokens, each a vector of E; the softmax has V outputs and its
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -108,6 +109,13 @@ def mesh_axes(name: str) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(found or ())
 
 
+def on_shards(function: Callable, in_specs, out_specs) -> Callable:
+    """The function of each device's part, on the mesh if there is one."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
 class _Places(NamedTuple):
     """Mesh axes over which outputs and tokens lie; () for both on one device."""
 
@@ -118,12 +126,6 @@ class _Places(NamedTuple):
     def here(cls) -> "_Places":
         over_V = mesh_axes("vocab")
         return cls(over_V, tuple(axis for axis in mesh_axes("batch") if axis not in over_V))
-
-    def on_shards(self, function, in_specs, out_specs):
-        """The function of each device's part."""
-        if jax.sharding.get_abstract_mesh().empty:
-            return function
-        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     @property
     def specs(self) -> tuple[P, P, P]:
@@ -164,7 +166,7 @@ def _forward(logits_at_once: int, places: _Places, x_NxE, kernel_ExV, targets_N)
             target_N = jax.lax.psum(target_N, places.over_V)
         return target_N, largest_N + jnp.log(total_N), largest_N
 
-    result = places.on_shards(of_shard, places.specs, P(places.over_N))(x_NxE, kernel_ExV, targets_N)
+    result = on_shards(of_shard, places.specs, P(places.over_N))(x_NxE, kernel_ExV, targets_N)
     return result, (x_NxE, kernel_ExV, targets_N, result[1])
 
 
@@ -198,8 +200,8 @@ def _backward(logits_at_once: int, places: _Places, kept, gradients):
         return of_x_NxE.astype(x_NxE.dtype), of_kernel_ExV
 
     tokens = P(places.over_N)
-    on_shards = places.on_shards(of_shard, (*places.specs, tokens, tokens, tokens), places.specs[:2])
-    of_x_NxE, of_kernel_ExV = on_shards(x_NxE, kernel_ExV, targets_N, log_z_N, *gradients[:2])
+    of_shards = on_shards(of_shard, (*places.specs, tokens, tokens, tokens), places.specs[:2])
+    of_x_NxE, of_kernel_ExV = of_shards(x_NxE, kernel_ExV, targets_N, log_z_N, *gradients[:2])
     return of_x_NxE, of_kernel_ExV, None
 
 

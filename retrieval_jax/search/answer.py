@@ -8,11 +8,9 @@ import gin
 from retrieval_jax import storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation.trec import write_qrels, write_run
-from retrieval_jax.progress import bar, say
-from retrieval_jax.search.searcher import Ranking, open_searcher, searcher_manifest
+from retrieval_jax.progress import say
+from retrieval_jax.search.searcher import BATCH, open_searcher, rankings, searcher_manifest
 from retrieval_jax.work import Work
-
-BATCH = 32
 
 
 @gin.configurable
@@ -51,12 +49,8 @@ def search(
     texts = [q.text for q in queries]
     searcher = open_searcher(folder)
     searcher.search(texts[:BATCH], k)  # compiles; people wait for that once, not for every query
-    found: list[Ranking] = []
     began = time.monotonic()
-    with bar(f"search {name}", len(texts)) as advance:
-        for first in range(0, len(texts), BATCH):
-            found += searcher.search(texts[first : first + BATCH], k)
-            advance(len(found) - first)
+    found = list(rankings(searcher, texts, k, f"search {name}"))
     took = {
         "queries": len(queries),
         "ms_per_query": round(1000 * (time.monotonic() - began) / len(queries), 3),

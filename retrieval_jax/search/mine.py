@@ -1,6 +1,5 @@
 """The verb `mine`: what a searcher finds for the train queries, and is wrong, becomes hard negatives."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import gin
@@ -10,11 +9,8 @@ from retrieval_jax.data import mined
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.errors import UserError
-from retrieval_jax.progress import bar
-from retrieval_jax.search.searcher import Ranking, open_searcher, searcher_manifest
+from retrieval_jax.search.searcher import Ranking, open_searcher, rankings, searcher_manifest
 from retrieval_jax.work import Work
-
-BATCH = 128
 
 
 @gin.configurable
@@ -55,23 +51,17 @@ def mine(
     }
     queries = collection.queries("train")
     out = work.negatives(name or searcher)
-    with_some = 0
-
-    def found() -> Iterator[tuple[str, list[str]]]:
-        nonlocal with_some
-        opened = open_searcher(folder)
-        with bar(f"mine with {searcher}", len(queries)) as advance:
-            for first in range(0, len(queries), BATCH):
-                some = queries[first : first + BATCH]
-                for query, ranking in zip(some, opened.search([q.text for q in some], depth), strict=True):
-                    hard = negatives_of(query, ranking, most, skip, margin)
-                    with_some += bool(hard)
-                    yield query.id, hard
-                advance(len(some))
 
     def make(aside: Path) -> dict:
-        facts = mined.write(aside, found())
-        return {**facts, "queries": len(queries), "with_negatives": with_some}
+        texts = [query.text for query in queries]
+        found = rankings(open_searcher(folder), texts, depth, f"mine with {searcher}")
+        return mined.write(
+            aside,
+            (
+                (query.id, negatives_of(query, ranking, most, skip, margin))
+                for query, ranking in zip(queries, found, strict=True)
+            ),
+        )
 
     manifest = storage.build(out, recipe, make)
     told = ("queries", "with_negatives", "negatives")

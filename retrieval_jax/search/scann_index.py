@@ -26,9 +26,7 @@ from retrieval_jax.search.exact import ExactSearch
 _LEAVES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)  # shares that may be searched
 RECALL = 0.985  # that the searched leaves are chosen for: other queries than those measured shall have 0.98
 _MOST_REORDER = 8  # times as many as were set
-_REBALANCE = (
-    0.1  # share of the vectors that were trained on: after so many changes the leaves are fitted anew
-)
+_REBALANCE = 0.1  # of the vectors that were trained on: after so many changes the leaves are fitted anew
 
 
 def scann_ops():

@@ -1,13 +1,15 @@
 """The fifth noun: the searcher. All that evaluation, reports and servers know of a retriever."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from retrieval_jax import storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.errors import UserError
+from retrieval_jax.progress import bar
 
+BATCH = 32  # queries that are searched for at once
 Ranking = list[tuple[str, float]]
 """(passage id, score), best first, each passage once."""
 
@@ -18,6 +20,15 @@ class Searcher(Protocol):
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """The best k passages of each query (fewer where there are fewer). Any number of queries."""
         ...
+
+
+def rankings(searcher: Searcher, queries: Sequence[str], k: int, what: str) -> Iterator[Ranking]:
+    """Each query's ranking, found for BATCH queries at a time, with a progress bar of that name."""
+    with bar(what, len(queries)) as advance:
+        for first in range(0, len(queries), BATCH):
+            found = searcher.search(queries[first : first + BATCH], k)
+            yield from found
+            advance(len(found))
 
 
 def searcher_manifest(folder: Path, collection: Collection) -> dict:
