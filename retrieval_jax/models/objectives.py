@@ -1,4 +1,4 @@
-"""Objectives of models that write tokens: pure functions, in float32. Dual encoders' are in contrastive.py."""
+"""Objectives of models that write tokens, in float32. Those of dual encoders are in contrastive.py."""
 
 import jax
 import jax.numpy as jnp
