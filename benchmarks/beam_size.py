@@ -29,7 +29,7 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import score
 from retrieval_jax.progress import quiet_libraries, say
 from retrieval_jax.search.generative import GenerativeSearcher
-from retrieval_jax.training.checkpoints import open_model
+from retrieval_jax.training.model_folder import open_model
 from retrieval_jax.work import Work
 
 KINDS = ("atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_8x256")
