@@ -19,11 +19,13 @@ VERBS = {
     "cache": ("retrieval_jax.data.cache", "cache"),
     "preflight": ("retrieval_jax.training.preflight", "preflight"),
     "train": ("retrieval_jax.training.train", "train"),
+    "convert": ("retrieval_jax.interop.convert", "convert"),
     "generate-queries": ("retrieval_jax.data.generating", "generate_queries"),
     "mine": ("retrieval_jax.search.mine", "mine"),
     "index": ("retrieval_jax.search.index", "make_index"),
     "search": ("retrieval_jax.search.answer", "search"),
     "evaluate": ("retrieval_jax.evaluation.evaluate", "evaluate"),
+    "export": ("retrieval_jax.interop.export", "export"),
 }
 # Where no --gin_file is given.
 DEFAULT_FILES = {"demo": ["runs/demo.gin"], "preflight": ["runs/naive.gin"], "train": ["runs/naive.gin"]}

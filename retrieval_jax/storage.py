@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -129,6 +130,24 @@ def checksum(path: Path) -> str:
     """The SHA-256 of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_checksums(folder: Path) -> dict[str, str]:
+    """{path below it: checksum} of all files but the manifest, to be kept in that."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    with ThreadPoolExecutor() as pool:
+        names = (str(p.relative_to(folder)) for p in files)
+        return dict(zip(names, pool.map(checksum, files), strict=True))
+
+
+def check_files(folder: Path, manifest: dict) -> None:
+    """Raises UserError unless the files are those whose checksums the manifest has, and no others."""
+    there = file_checksums(folder)
+    for name in sorted(there.keys() | manifest["files"].keys()):
+        was, now = manifest["files"].get(name), there.get(name)
+        if was != now:
+            what = "is missing" if now is None else "was added" if was is None else "was changed"
+            raise UserError(f"{folder}: {name} {what} after it was exported: copy or export it again")
 
 
 def hash_fraction(text: str) -> float:

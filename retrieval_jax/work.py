@@ -11,7 +11,7 @@ class Work:
 
     collection/ · embeddings/NAME/ · docids/KIND/ · cache/TASK/ (examples) · models/NAME/ (checkpoints) ·
     synthetic/NAME/ (generated queries) · negatives/NAME/ (mined ones) · searchers/NAME/ ·
-    runs/NAME.SPLIT.trec · report.html, metrics.json
+    runs/NAME.SPLIT.trec · report.html, metrics.json · exports/NAME/
     """
 
     folder: Path
@@ -47,6 +47,9 @@ class Work:
 
     def searcher(self, name: str) -> Path:
         return self.folder / "searchers" / name
+
+    def export(self, name: str) -> Path:
+        return self.folder / "exports" / name
 
     def run(self, name: str, split: str) -> Path:
         return self.folder / "runs" / f"{name}.{split}.trec"

@@ -22,9 +22,9 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.progress import bar, say
 from retrieval_jax.search.answer import BATCH
-from retrieval_jax.search.searcher import open_searcher, searcher_manifest
+from retrieval_jax.search.searcher import Searcher, searcher_manifest
 from retrieval_jax.training import partitioning
-from retrieval_jax.training.checkpoints import open_model
+from retrieval_jax.training.model_folder import open_model
 from retrieval_jax.work import Work
 
 
@@ -234,7 +234,7 @@ class RoundTrip:
     def __init__(self, work: Work, collection: Collection, name: str, k: int):
         folder = work.searcher(name)
         self.recipe = {"searcher": searcher_manifest(folder, collection)["recipe"], "k": k}
-        self.k, self.searcher = k, open_searcher(folder)
+        self.k, self.searcher = k, Searcher.open(folder)
 
     def keep(self, passage_ids: Sequence[str], queries: Sequence[Sequence[str]]) -> list[list[str]]:
         """For each passage, those of its queries that find it."""

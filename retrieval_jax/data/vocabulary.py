@@ -14,6 +14,7 @@ import sentencepiece
 from retrieval_jax.errors import UserError
 
 PAD, EOS = 0, 1
+SENTINELS = 100  # ids that T5 keeps after the pieces
 MOST = 1_000_000  # texts that a vocabulary is learned on
 
 
@@ -31,8 +32,11 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Rows of an embedding for this vocabulary: its pieces, rounded up to a multiple of 128."""
-        return round_up(self.model.vocab_size(), 128)
+        """Rows of an embedding for this vocabulary: its pieces and T5's sentinels, to a multiple of 128.
+
+        So public checkpoints fit: T5's have 32,128 for 32,000 pieces, mT5's 250,112 for 250,000.
+        """
+        return round_up(self.model.vocab_size() + SENTINELS, 128)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the end."""

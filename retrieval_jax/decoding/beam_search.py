@@ -46,7 +46,7 @@ def constrained_beam_search(step: Step, cache: Any, trie: Trie, beams: int) -> t
       (docid rows of the table B×K, scores B×K), best first. Where there are fewer docids than beams the row
       is -1 and the score -inf.
     """
-    batch_size = len(jax.tree.leaves(cache)[0])
+    batch_size = jax.tree.leaves(cache)[0].shape[0]  # of any size, or symbolic
     root = jnp.zeros((batch_size, 1), jnp.int32)
     degree = jnp.broadcast_to(jnp.asarray(trie.root_degree, jnp.int32), root.shape)
     state = Beams(jnp.zeros(root.shape, jnp.float32), root, root, degree)
@@ -93,7 +93,7 @@ def expand(
     Only the children's logits are looked at, at most `fanout` (F) of each beam; a beam whose docid is known
     goes on with it, or, where that has ended, unchanged.
     """
-    B = len(state.score)
+    B = state.score.shape[0]
     nth_F = jnp.arange(fanout)
     token_S = jnp.asarray(trie.token_LxS)[position]
     tail_BxK = trie.tail_symbol(state.child, position)

@@ -130,7 +130,7 @@ def _as_float32(folder: Path, file: str, vectors_NxE: np.ndarray, collection: Co
 
 
 def _dual_encoder(folder: Path, work: Work, collection: Collection) -> Embeddings:
-    from retrieval_jax.training.checkpoints import open_model
+    from retrieval_jax.training.model_folder import open_model
 
     mesh = partitioning.make_mesh()
     opened = open_model(folder, mesh=mesh)

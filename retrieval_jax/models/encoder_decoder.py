@@ -11,7 +11,7 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.objectives import cross_entropy, divergence
 from retrieval_jax.models.softmax import softmax_of_logits, softmax_of_products
-from retrieval_jax.models.t5 import T5, Segments, unstack_layers
+from retrieval_jax.models.t5 import T5, Segments, output_kernel, unstack_layers
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (total, count)
@@ -104,7 +104,7 @@ class EncoderDecoder:
             batch = {name: jnp.repeat(x, 2, axis=0) for name, x in batch.items()}
         targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"].astype(jnp.float32)
         x_BxTxE = self.hidden(params, batch, dropout_rng)
-        kernel_ExV = params["decoder"]["logits_dense"]["kernel"]
+        kernel_ExV = output_kernel(self.config, params)
         if self.logits_at_once is None:
             logits_BxTxV = self._logits(params, x_BxTxE)
             softmax = softmax_of_logits(logits_BxTxV, targets)

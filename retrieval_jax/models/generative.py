@@ -52,7 +52,7 @@ class GenerativeRetriever(EncoderDecoder):
 
         Gives (docid tokens B×k, {"scores": log-probabilities}).
         """
-        start = jnp.zeros((len(batch["encoder_input_tokens"]), 1), jnp.int32)
+        start = jnp.zeros((batch["encoder_input_tokens"].shape[0], 1), jnp.int32)
         logits_Bx1xV = self.logits(params, {**batch, "decoder_input_tokens": start})
         tokens, scores = top_docids(logits_Bx1xV[:, 0], real_V, k, few_unreal, mesh, recall)
         return tokens, {"scores": scores}

@@ -1,6 +1,7 @@
 """The layers that a T5's encoder and decoder are stacks of. Letters in shapes: see t5.py."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -14,7 +15,11 @@ from retrieval_jax.errors import UserError
 
 KeysValues = tuple[jax.Array, jax.Array]
 MASKED = -1e10  # added to attention logits; finite, so that an all-padding row stays finite
-RELPOS_BUCKETS, RELPOS_MAX_DISTANCE = 32, 128
+ACTIVATIONS = {
+    "gelu": lambda x: nn.gelu(x, approximate=True),
+    "relu": nn.relu,
+    "linear": lambda x: x,
+}
 # Of the layers in the arrays of a scanned stack. T5X has them on axis 1, and XLA then copies all parameters
 # at each step: 0.8 GiB a chip more for XXL on 16 chips.
 STACK_AXIS = 0
@@ -45,6 +50,10 @@ class T5Config:
     layer.
 
     `pawa_layers` > 0 adds the prefix-aware weight-adaptive decoder (NCI, Wang et al. 2022, section 3.3).
+
+    The last four make other members of the family, by T5X's names. T5 1.0 (2020), of which docT5query, GTR
+    and Sentence-T5 were made, has `mlp_activations` ("relu",), and with `logits_via_embedding` a softmax over
+    texts whose matrix is the embedding's; docids of their own always have a matrix of their own.
     """
 
     vocab_size: int
@@ -63,10 +72,23 @@ class T5Config:
     scan_layers: bool = False
     remat: str = "none"
     pawa_layers: int = 0
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    logits_via_embedding: bool = False
+    relpos_buckets: int = 32
+    relpos_max_distance: int = 128
 
     def __post_init__(self) -> None:
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"T5Config.remat: no policy {self.remat!r}: {', '.join(REMAT_POLICIES)}")
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))  # JSON has lists
+        for name in self.mlp_activations:
+            if name not in ACTIVATIONS:
+                raise UserError(f"T5Config.mlp_activations: no {name!r}: {', '.join(ACTIVATIONS)}")
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output matrix is the embedding's."""
+        return self.logits_via_embedding and self.output_size is None
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -90,9 +112,10 @@ class Dense(nn.Module):
         kernel = self.param(
             "kernel", nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features), jnp.float32
         )
-        # Left alone, XLA:TPU lays attention's kernels as the heads like them, and for that copies those of
-        # all layers of a scan at each step: 0.2 GiB a chip for XXL on 16.
-        kernel = with_layout_constraint(kernel, Layout(major_to_minor=(0, 1)))
+        if not jax.sharding.get_abstract_mesh().empty:
+            # Left alone, XLA:TPU lays attention's kernels as the heads like them, and for that copies those
+            # of all layers of a scan at each training step: 0.2 GiB a chip for XXL on 16.
+            kernel = with_layout_constraint(kernel, Layout(major_to_minor=(0, 1)))
         # As one matrix: XLA's CPU compiler takes half the time for the gradients of the 2-D product.
         flat = jnp.dot(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel.astype(self.dtype))
         return flat.reshape(*x.shape[:-1], self.features)
@@ -174,25 +197,31 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Gated GELU: wo(gelu(x wi_0) * x wi_1)."""
+    """T5 1.1: wo(gelu(x wi_0) * x wi_1). T5 1.0: wo(relu(x wi))."""
 
     config: T5Config
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         c = self.config
-        gate = nn.gelu(Dense(c.mlp_dim, ("embed", "mlp"), c.dtype, name="wi_0")(x), approximate=True)
-        x = gate * Dense(c.mlp_dim, ("embed", "mlp"), c.dtype, name="wi_1")(x)
+        names = [f"wi_{i}" for i in range(len(c.mlp_activations))] if len(c.mlp_activations) > 1 else ["wi"]
+        x = math.prod(
+            ACTIVATIONS[activation](Dense(c.mlp_dim, ("embed", "mlp"), c.dtype, name=name)(x))
+            for name, activation in zip(names, c.mlp_activations, strict=True)
+        )
         x = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))(x, deterministic)
         return Dense(c.emb_dim, ("mlp", "embed"), c.dtype, c.branch_init_scale, name="wo")(x)
 
 
-def relpos_bucket(distance: np.ndarray, bidirectional: bool) -> np.ndarray:
+def relpos_bucket(
+    distance: np.ndarray, bidirectional: bool, buckets: int = 32, max_distance: int = 128
+) -> np.ndarray:
     """T5's bucket of each distance (key position - query position): exact when near, logarithmic when far.
 
-    Half the buckets are for each direction if `bidirectional`; otherwise the future shares bucket 0.
+    Half the buckets are for each direction if `bidirectional`; otherwise the future shares bucket 0. All from
+    `max_distance` on share the last.
     """
-    buckets, offset = RELPOS_BUCKETS, np.zeros_like(distance)
+    offset = np.zeros_like(distance)
     if bidirectional:
         buckets //= 2
         offset = (distance > 0) * buckets
@@ -201,7 +230,7 @@ def relpos_bucket(distance: np.ndarray, bidirectional: bool) -> np.ndarray:
         distance = np.maximum(-distance, 0)
     exact = buckets // 2
     # float32 as in T5X and PyTorch: a distance on a bucket's edge must fall on the same side.
-    log = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.log(RELPOS_MAX_DISTANCE / exact)
+    log = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.log(max_distance / exact)
     far = np.minimum(exact + (log * (buckets - exact)).astype(np.int32), buckets - 1)
     return offset + np.where(distance < exact, distance, far)
 
@@ -209,20 +238,22 @@ def relpos_bucket(distance: np.ndarray, bidirectional: bool) -> np.ndarray:
 class RelativePositionBias(nn.Module):
     """A learned number per head and bucket of distance, added to the attention logits."""
 
-    num_heads: int
+    config: T5Config
     bidirectional: bool
 
     @nn.compact
     def __call__(self, query_positions: np.ndarray, key_positions: np.ndarray) -> jax.Array:
         """HxTxS for T query and S key positions (both known when compiling)."""
+        c = self.config
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         table_HxN = self.param(
             "rel_embedding",
             nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
-            (self.num_heads, RELPOS_BUCKETS),
+            (c.num_heads, c.relpos_buckets),
             jnp.float32,
         )
-        bucket_TxS = relpos_bucket(key_positions[None, :] - query_positions[:, None], self.bidirectional)
+        distance_TxS = key_positions[None, :] - query_positions[:, None]
+        bucket_TxS = relpos_bucket(distance_TxS, self.bidirectional, c.relpos_buckets, c.relpos_max_distance)
         return table_HxN[:, bucket_TxS]
 
 

@@ -50,7 +50,7 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.relpos_bias = RelativePositionBias(c.num_heads, bidirectional=True)
+        self.relpos_bias = RelativePositionBias(c, bidirectional=True)
         if c.scan_layers:
             self.encoder = EncoderLayer(c)
         else:
@@ -77,7 +77,7 @@ class DecoderStack(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.relpos_bias = RelativePositionBias(c.num_heads, bidirectional=False)
+        self.relpos_bias = RelativePositionBias(c, bidirectional=False)
         if c.scan_layers:
             self.decoder = DecoderLayer(c)
         else:
@@ -110,19 +110,23 @@ class DecoderStack(nn.Module):
 
 
 class Decoder(DecoderStack):
-    """The decoder, and the softmax over what it writes."""
+    """The decoder, and the softmax over what it writes, unless that is the embedding's."""
 
     def setup(self) -> None:
         super().setup()
         c = self.config
-        self.logits_dense = Dense(c.output_size or c.vocab_size, ("embed", "vocab"), c.dtype)
+        if not c.tied:
+            self.logits_dense = Dense(c.output_size or c.vocab_size, ("embed", "vocab"), c.dtype)
 
     def logits(self, x: jax.Array) -> jax.Array:
         return self.logits_dense(x).astype(jnp.float32)
 
-    def some_logits(self, x_BxKxE, tokens_S) -> tuple[jax.Array, jax.Array]:
-        kernel_ExV = self.logits_dense.variables["params"]["kernel"].astype(self.config.dtype)
-        return some_logits(x_BxKxE, kernel_ExV, tokens_S)
+
+def output_kernel(config: T5Config, params: dict) -> jax.Array:
+    """The matrix E×V (float32) by which the softmax reads what `hidden` or `step` gave."""
+    if config.tied:
+        return params["token_embedder"]["embedding"].T
+    return params["decoder"]["logits_dense"]["kernel"]
 
 
 class PawaAdaptor(nn.Module):
@@ -209,7 +213,7 @@ class T5(nn.Module):
         x = self.decoder(*shared)
         if self.config.pawa_layers:
             x = self.pawa_adaptor(x, self.pawa_decoder(*shared))
-        return constrain(x, "batch", None, None)
+        return constrain(self._scaled(x), "batch", None, None)
 
     def __call__(
         self, inputs_BxS: jax.Array, decoder_inputs_BxT: jax.Array, deterministic: bool = True
@@ -230,7 +234,7 @@ class T5(nn.Module):
         cross = self.decoder.cross_keys_values(encoded)
         if c.pawa_layers:
             cross += self.pawa_decoder.cross_keys_values(encoded)
-        empty = jnp.zeros((len(inputs_BxS), beams, length, c.num_heads, c.head_dim), c.dtype)
+        empty = jnp.zeros((inputs_BxS.shape[0], beams, length, c.num_heads, c.head_dim), c.dtype)
         return cross, [(empty, empty)] * len(cross)
 
     def step(
@@ -251,17 +255,25 @@ class T5(nn.Module):
         embedded_BxKxE = self._embed_targets(tokens_BxK)
         x, cache_of_decoder = self.decoder.step(embedded_BxKxE, position, cache[:n], cross[:n], mask)
         if not self.config.pawa_layers:
-            return x, cache_of_decoder
+            return self._scaled(x), cache_of_decoder
         adapting, cache_of_pawa = self.pawa_decoder.step(embedded_BxKxE, position, cache[n:], cross[n:], mask)
-        return self.pawa_adaptor(x, adapting), cache_of_decoder + cache_of_pawa
+        return self._scaled(self.pawa_adaptor(x, adapting)), cache_of_decoder + cache_of_pawa
+
+    def _scaled(self, x: jax.Array) -> jax.Array:
+        """T5 1.0's embedding has rows of length about √E, and its softmax reads with them."""
+        return x * self.config.emb_dim**-0.5 if self.config.tied else x
 
     def logits(self, x_BxKxE: jax.Array) -> jax.Array:
         """Float32 logits BxKxV of what `step` or `hidden` gave."""
-        return self.decoder.logits(x_BxKxE)
+        if not self.config.tied:
+            return self.decoder.logits(x_BxKxE)
+        kernel_ExV = output_kernel(self.config, self.variables["params"]).astype(self.config.dtype)
+        return (x_BxKxE @ kernel_ExV).astype(jnp.float32)
 
     def some_logits(self, x_BxKxE: jax.Array, tokens_S: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Float32 (logits BxKxS of some tokens, log-sum-exp BxK of all logits) of what `step` gave."""
-        return self.decoder.some_logits(x_BxKxE, tokens_S)
+        kernel_ExV = output_kernel(self.config, self.variables["params"]).astype(self.config.dtype)
+        return some_logits(x_BxKxE, kernel_ExV, tokens_S)
 
 
 def _real(tokens_BxS: jax.Array) -> jax.Array:

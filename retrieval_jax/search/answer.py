@@ -9,7 +9,7 @@ from retrieval_jax import storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation.trec import write_qrels, write_run
 from retrieval_jax.progress import say
-from retrieval_jax.search.searcher import BATCH, open_searcher, rankings, searcher_manifest
+from retrieval_jax.search.searcher import BATCH, Searcher, rankings, searcher_manifest
 from retrieval_jax.work import Work
 
 
@@ -47,7 +47,7 @@ def search(
 
     queries = collection.queries(split)
     texts = [q.text for q in queries]
-    searcher = open_searcher(folder)
+    searcher = Searcher.open(folder)
     searcher.search(texts[:BATCH], k)  # compiles; people wait for that once, not for every query
     began = time.monotonic()
     found = list(rankings(searcher, texts, k, f"search {name}"))
@@ -70,7 +70,7 @@ def search(
 
 def answer(collection: Collection, folder: Path, query: str, k: int) -> dict:
     """The passages that a searcher finds for one query, with their texts."""
-    (ranking,) = open_searcher(folder).search([query], k)
+    (ranking,) = Searcher.open(folder).search([query], k)
     passages = collection.some(collection.rows([pid for pid, _ in ranking]).tolist())
     return {
         "query": query,

@@ -22,7 +22,7 @@ from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.search.scann_index import ScannIndex, difference
 from retrieval_jax.search.searcher import Ranking
 from retrieval_jax.training import checksums, partitioning
-from retrieval_jax.training.checkpoints import open_model
+from retrieval_jax.training.model_folder import open_model
 
 
 class ExactSearcher:
@@ -159,7 +159,8 @@ def _open(folder: Path) -> tuple[dict, TextEncoder]:
             f"{folder}: its model is not at {model.resolve()}: move both together, or `retrieval-jax index`"
         )
     opened = open_model(model, manifest["step"])
-    if model_checksum(model, opened) != manifest["recipe"]["checksum"]:
+    exported = "files" in manifest  # with the model in it, whose files are others and were compared, too
+    if not exported and model_checksum(model, opened) != manifest["recipe"]["checksum"]:
         raise UserError(
             f"{model.resolve()}: not the model (of step {manifest['step']}) that {folder} was made of: "
             "`retrieval-jax index`"

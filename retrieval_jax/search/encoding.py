@@ -29,7 +29,7 @@ from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar, say
 from retrieval_jax.training import checksums, multihost
-from retrieval_jax.training.checkpoints import OpenModel
+from retrieval_jax.training.model_folder import VOCABULARY, WEIGHTS, OpenModel, has_weights
 from retrieval_jax.work import Work
 
 PART = 4096  # passages a part: at most so many are lost by a kill
@@ -103,8 +103,10 @@ def query_encoder(opened: OpenModel, mesh: Mesh | None = None) -> TextEncoder:
 def model_checksum(model_dir: str | Path, opened: OpenModel) -> str:
     """A fingerprint of all that a dual encoder's vectors depend on: weights, network, lengths, vocabulary."""
     folder = Path(model_dir)
-    saved = folder / "checkpoints" / str(opened.step)
-    weights = [path for path in sorted((saved / "params").rglob("*")) if path.is_file()]
+    saved = folder if has_weights(folder) else folder / "checkpoints" / str(opened.step)
+    weights = sorted(folder.glob(f"{WEIGHTS}*.safetensors*"))
+    if not has_weights(folder):
+        weights = [path for path in sorted((saved / "params").rglob("*")) if path.is_file()]
     names = [str(path.relative_to(saved)) for path in weights]
     if (saved / checksums.NAME).is_file():  # compared with the files when the model was opened
         known = json.loads((saved / checksums.NAME).read_text())
@@ -113,7 +115,7 @@ def model_checksum(model_dir: str | Path, opened: OpenModel) -> str:
         sums = [storage.checksum(path) for path in weights]
     settings = {key: opened.description.get(key) for key in ("network", "settings", "input_length")}
     settings["passage_length"] = opened.description.get("passage_length")
-    vocabulary = storage.checksum(folder / "sentencepiece.model")
+    vocabulary = storage.checksum(folder / VOCABULARY)
     return storage.digest([*names, *sums, json.dumps(settings, sort_keys=True), vocabulary])
 
 

@@ -18,7 +18,7 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.search.searcher import Ranking
 from retrieval_jax.training import multihost, partitioning
-from retrieval_jax.training.checkpoints import open_model
+from retrieval_jax.training.model_folder import open_model
 
 
 class GenerativeSearcher:

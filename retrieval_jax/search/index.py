@@ -17,7 +17,7 @@ from retrieval_jax.progress import say, track
 from retrieval_jax.search import dense, scann_index
 from retrieval_jax.search.encoding import encode_by_model, model_checksum, query_encoder
 from retrieval_jax.training import multihost, partitioning
-from retrieval_jax.training.checkpoints import OpenModel, open_model
+from retrieval_jax.training.model_folder import OpenModel, open_model
 from retrieval_jax.work import Work
 
 KINDS = ("generative", "exact", "scann", "bm25")

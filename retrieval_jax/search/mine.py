@@ -9,7 +9,7 @@ from retrieval_jax.data import mined
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.errors import UserError
-from retrieval_jax.search.searcher import Ranking, open_searcher, rankings, searcher_manifest
+from retrieval_jax.search.searcher import Ranking, Searcher, rankings, searcher_manifest
 from retrieval_jax.work import Work
 
 
@@ -54,7 +54,7 @@ def mine(
 
     def make(aside: Path) -> dict:
         texts = [query.text for query in queries]
-        found = rankings(open_searcher(folder), texts, depth, f"mine with {searcher}")
+        found = rankings(Searcher.open(folder), texts, depth, f"mine with {searcher}")
         return mined.write(
             aside,
             (

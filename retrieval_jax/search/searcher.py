@@ -21,6 +21,14 @@ class Searcher(Protocol):
         """The best k passages of each query (fewer where there are fewer). Any number of queries."""
         ...
 
+    @staticmethod
+    def open(folder: str | Path) -> "Searcher":
+        """Opens what `retrieval-jax index` or `export` made, without gin, TensorFlow or the collection.
+
+        Raises UserError where files are missing, or were changed after they were made.
+        """
+        return _open(Path(folder))
+
 
 def rankings(searcher: Searcher, queries: Sequence[str], k: int, what: str) -> Iterator[Ranking]:
     """Each query's ranking, found for BATCH queries at a time, with a progress bar of that name."""
@@ -41,10 +49,11 @@ def searcher_manifest(folder: Path, collection: Collection) -> dict:
     return manifest
 
 
-def open_searcher(folder: str | Path) -> Searcher:
-    """Opens what `retrieval-jax index` made, without TensorFlow."""
-    folder = Path(folder)
-    kind = storage.read_manifest(folder, "index")["kind"]
+def _open(folder: Path) -> Searcher:
+    manifest = storage.read_manifest(folder, "index")
+    kind = manifest["kind"]
+    if "files" in manifest:  # it was exported, and may have come from elsewhere
+        storage.check_files(folder, manifest)
     if kind == "bm25":
         from retrieval_jax.search.bm25 import BM25Searcher
 

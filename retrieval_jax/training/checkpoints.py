@@ -1,33 +1,19 @@
 """The fourth noun: checkpoints, through Orbax, which writes each one aside and renames it.
 
-MODEL_DIR/model.json            what the model is: enough to open it
-MODEL_DIR/sentencepiece.model   its vocabulary
 MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data), checksums.json
-MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin
+
+What else lies in a model's folder: see model_folder.py.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
 
-from retrieval_jax import storage
-from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.errors import UserError
-from retrieval_jax.models.dual_encoder import DualEncoder
-from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.models.layers import T5Config
-from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.progress import say
-from retrieval_jax.training import checksums, multihost, partitioning
-
-Model = GenerativeRetriever | DualEncoder | QueryGenerator
-RETRIEVERS = {cls.__name__: cls for cls in (GenerativeRetriever, DualEncoder, QueryGenerator)}
+from retrieval_jax.training import checksums, multihost
 
 
 class Checkpoints:
@@ -171,68 +157,3 @@ class Checkpoints:
 
     def close(self) -> None:
         self.manager.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class OpenModel:
-    """A trained model, ready to search with: enough for any searcher, without gin or TensorFlow."""
-
-    model: Model
-    params: dict
-    step: int
-    vocabulary: Vocabulary
-    description: dict
-
-    @property
-    def parameter_count(self) -> int:
-        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
-
-
-def describe(model: Model, **facts: object) -> dict:
-    """What model.json says: the class, its sizes, and facts such as lengths and the collection."""
-    network = dataclasses.asdict(model.config)
-    del network["remat"]  # how it was trained, not what it is: a run may go on with another
-    return {
-        "retriever": type(model).__name__,
-        "network": network,
-        "settings": getattr(model, "settings", {}),
-        **facts,
-    }
-
-
-def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> OpenModel:
-    """Opens a model folder at a step (None: its newest checkpoint), on a mesh (None: on one device)."""
-    folder = Path(model_dir)
-    mend = "train it with `retrieval-jax train`, or check MODEL_DIR"
-    description = storage.read_json(folder / "model.json", mend)
-    model = RETRIEVERS[description["retriever"]](
-        T5Config(**description["network"]), None, **description["settings"]
-    )
-    # Only looks: opening a manager on a folder without checkpoints would make one.
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder}: no checkpoint here yet: {mend}")
-    checkpoints = Checkpoints(folder, read_only=True)
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{folder}: no checkpoint here yet: {mend}")
-    if step is None:
-        step = checkpoints.latest() or steps[0]
-        if step < steps[0]:
-            reason = checkpoints.fault(steps[0])
-            say(f"{checkpoints.folder}/{steps[0]}: damaged ({reason}): the one of step {step} is taken")
-    if step not in steps:
-        raise UserError(
-            f"{folder}: its checkpoint of step {step} is gone: `retrieval-jax index` takes the newest"
-        )
-    shapes = {name: (1, 2) for name in ("encoder_input_tokens", "decoder_input_tokens")}
-    shapes["left_encoder_input_tokens"] = (1, 2)
-    boxed = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
-    mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "model"))
-    abstract = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        nn.unbox(boxed),
-        partitioning.params_shardings(mesh, boxed),
-    )
-    params = checkpoints.restore_params(step, abstract)
-    checkpoints.close()
-    return OpenModel(model, params, step, Vocabulary(folder / "sentencepiece.model"), description)

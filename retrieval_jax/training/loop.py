@@ -1,7 +1,7 @@
 """The training loop: any model with T5X's interface, any batches, from its newest checkpoint on."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from retrieval_jax.training.curve import Curve
 from retrieval_jax.training.flops import model_flops
 from retrieval_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
 from retrieval_jax.training.watch import ExamplesOf, Preemption, Watch
+from retrieval_jax.training.weights import LazyArray
 
 
 def fit(
@@ -34,6 +35,7 @@ def fit(
     log_every: int = 10,
     examples_of: ExamplesOf | None = None,
     profile: tuple[int, int] | None = None,
+    given: Mapping[str, LazyArray] | None = None,
 ) -> dict:
     """The loop: any model with T5X's interface, any batches (a function of the position in the data).
 
@@ -42,6 +44,7 @@ def fit(
       dev: `dev(params)` gives metrics by real searching; `dev.samples`, if there, some of what it found.
       log_every: steps between two points of the learning curve.
       examples_of: see Watch; profile: see Profiler.
+      given: parameters to begin with, by name; see `initial_state`.
 
     Gives {"step", "minutes", "input_wait", **the last dev metrics}. Raises UserError where the numbers go
     wrong, and Preempted, with all saved, after SIGTERM.
@@ -67,7 +70,7 @@ def fit(
             batch = next(data)
         say(f"{folder}: going on from step {step}")
     else:
-        state, step = initial_state(model, abstract, shapes, seed), 0
+        state, step = initial_state(model, abstract, shapes, seed, given), 0
     step_fn = make_train_step(model, mesh, abstract, seed)
     norm = jax.jit(optax.tree.norm).lower(abstract.params).compile()
 

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.errors import UserError
 from retrieval_jax.training import partitioning
+from retrieval_jax.training.weights import LazyArray, place
 
 
 @flax.struct.dataclass
@@ -39,10 +41,32 @@ def abstract_state(model, mesh: Mesh, shapes: Mapping[str, tuple]) -> TrainState
     )
 
 
-def initial_state(model, abstract: TrainState, shapes: Mapping[str, tuple], seed: int) -> TrainState:
-    """The state before the first step, made where it lies on the mesh: no host ever holds all of it."""
+def initial_state(
+    model,
+    abstract: TrainState,
+    shapes: Mapping[str, tuple],
+    seed: int,
+    given: Mapping[str, LazyArray] | None = None,
+) -> TrainState:
+    """The state before the first step, made where it lies on the mesh: no host ever holds all of it.
+
+    Parameters are those `given` by name (with slashes), and otherwise random.
+    """
+    given, like = given or {}, flatten_dict(abstract.params, sep="/")
+    read = {name: place(array, like[name]) for name, array in given.items()}
+
+    def begin(read: dict[str, jax.Array]) -> TrainState:
+        params = flatten_dict(_init(model, shapes, seed).params, sep="/")
+        for name, x in read.items():
+            if given[name].real:  # and the rest of it random
+                axis, count = given[name].real
+                x = jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) < count, x, params[name])
+            params[name] = x
+        params = unflatten_dict(params, sep="/")
+        return TrainState(params, model.optimizer_def.init(params), np.int32(0))
+
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(lambda: _init(model, shapes, seed), out_shardings=shardings)()
+    return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(read)
 
 
 def _init(model, shapes: Mapping[str, tuple], seed: int) -> TrainState:

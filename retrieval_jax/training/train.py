@@ -16,8 +16,9 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.training_data import OpenData, TrainingData
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
+from retrieval_jax.interop.initial import InitialCheckpoint
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training import checkpoints, multihost, partitioning
+from retrieval_jax.training import model_folder, multihost, partitioning
 from retrieval_jax.training.evaluate import DevLoss, DevQueries
 from retrieval_jax.training.loop import fit
 from retrieval_jax.work import Work
@@ -32,6 +33,7 @@ def train(
     retriever: type,
     optimizer: Callable[[], optax.GradientTransformation],
     data: TrainingData,
+    initial: InitialCheckpoint,
     work_dir: str | None = None,
     model_dir: str | None = None,
     docids: str | None = None,
@@ -51,6 +53,8 @@ def train(
       retriever: a class with T5X's model interface: GenerativeRetriever, DualEncoder or QueryGenerator.
       optimizer: makes the optax optimiser.
       data: which examples; see TrainingData's parameters (--gin.TrainingData.NAME=VALUE).
+      initial: weights to begin with (--gin.INITIAL_CHECKPOINT); see InitialCheckpoint's parameters
+        (--gin.InitialCheckpoint.NAME=VALUE).
       model_dir: the model's folder; None is models/DOCIDS of the work folder, models/dual_encoder or
         models/doc2query.
       docids: kind of docids to write (generative retrievers).
@@ -71,7 +75,7 @@ def train(
     examples = data.of(work, collection, retriever.answer, table)
     vocabulary = examples.vocabulary
     model = make_model(retriever, optimizer, vocabulary.size, table)
-    description = checkpoints.describe(
+    description = model_folder.describe(
         model,
         input_length=data.input_length,
         passage_length=data.passage_length,
@@ -79,7 +83,9 @@ def train(
         collection=collection.fingerprint,
         docids=docids,
         docids_fingerprint=table.fingerprint() if table else None,
+        initial_checkpoint=initial.path,
     )
+    given = initial.of(model)
     multihost.first_does(lambda: prepare_folder(folder, description, collection))
     prepare_folder(folder, description, collection)  # the other hosts see the first one's, and compare
     rows = multihost.local_rows(partitioning.make_mesh(), batch_size)
@@ -106,6 +112,7 @@ def train(
         log_every,
         examples_of=lambda position: describe_batch(examples, batch_size, seed, position),
         profile=profile,
+        given=given,
     )
     return {"model": str(folder)} | made
 
@@ -151,7 +158,7 @@ def check_inputs(folder: Path, retriever: type, collection: Collection, table: D
 
 def prepare_folder(folder: Path, description: dict, collection: Collection) -> None:
     """Writes what the model is; raises UserError where the folder already holds another model."""
-    path = folder / "model.json"
+    path = folder / model_folder.DESCRIPTION
     if path.exists():
         there = storage.read_json(path, "delete the folder")
         for key, value in description.items():
@@ -162,6 +169,6 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
                 )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(collection.vocabulary_path, folder / "sentencepiece.model")
-    (folder / "config.gin").write_text(gin.operative_config_str())
+    shutil.copyfile(collection.vocabulary_path, folder / model_folder.VOCABULARY)
+    (folder / model_folder.GIN).write_text(gin.operative_config_str())
     storage.write_json(path, description)

@@ -23,7 +23,7 @@ from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.query_generator import QueryGenerator
-from retrieval_jax.training import checkpoints
+from retrieval_jax.training import checkpoints, model_folder
 from retrieval_jax.work import Work
 
 PASSAGE_LENGTH, INPUT_LENGTH = 16, 6
@@ -39,7 +39,7 @@ def generator(collection: Collection, tmp_path_factory: pytest.TempPathFactory) 
     variables = jax.jit(lambda key: model.get_initial_variables(key, shapes))(jax.random.key(0))
     params = nn.unbox(variables)["params"]
     facts = {"input_length": INPUT_LENGTH, "passage_length": PASSAGE_LENGTH}
-    storage.write_json(folder / "model.json", checkpoints.describe(model, **facts))
+    storage.write_json(folder / "model.json", model_folder.describe(model, **facts))
     shutil.copyfile(collection.vocabulary_path, folder / "sentencepiece.model")
     saved = checkpoints.Checkpoints(folder)
     saved.save(1, params, {"step": np.int32(1)})
@@ -81,7 +81,7 @@ def test_every_passage_gets_its_own_queries_without_repetitions(sampled, work: W
 
 def test_the_queries_are_those_that_the_model_samples(sampled, collection: Collection, generator):
     """One passage's, straight from the model."""
-    opened = checkpoints.open_model(generator.split("=")[1].strip("'"))
+    opened = model_folder.open_model(generator.split("=")[1].strip("'"))
     row = collection.passage_count - 2
     passages = opened.vocabulary.batch([collection.passage(row).full_text], PASSAGE_LENGTH)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.array([row]))

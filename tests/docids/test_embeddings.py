@@ -92,7 +92,7 @@ def test_files_that_do_not_fit_are_told(vectors, here, collection, tmp_path):
 def test_a_model_that_is_no_dual_encoder_is_told(here, collection, tmp_path, monkeypatch):
     (tmp_path / "model.json").write_text("{}")
     opened = types.SimpleNamespace(model=types.SimpleNamespace(family="generative"))
-    monkeypatch.setattr("retrieval_jax.training.checkpoints.open_model", lambda folder, mesh: opened)
+    monkeypatch.setattr("retrieval_jax.training.model_folder.open_model", lambda folder, mesh: opened)
     refuses(tmp_path, here, collection, "holds a generative model: name a dual encoder's")
 
 
@@ -101,7 +101,7 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
     from retrieval_jax.models.dual_encoder import DualEncoder
     from retrieval_jax.models.layers import T5Config
     from retrieval_jax.search.encoding import TextEncoder
-    from retrieval_jax.training import checkpoints
+    from retrieval_jax.training import model_folder
 
     vocabulary = Vocabulary(collection.vocabulary_path)
     config = T5Config(
@@ -114,8 +114,8 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
     params = jax.tree.map(
         lambda x: getattr(x, "value", x), params["params"], is_leaf=lambda x: hasattr(x, "value")
     )
-    opened = checkpoints.OpenModel(model, params, 7, vocabulary, {"passage_length": 24})
-    monkeypatch.setattr(checkpoints, "open_model", lambda folder, mesh: opened)
+    opened = model_folder.OpenModel(model, params, 7, vocabulary, {"passage_length": 24})
+    monkeypatch.setattr(model_folder, "open_model", lambda folder, mesh: opened)
     monkeypatch.setattr(encoding, "PART", 40)  # passages in several parts
     (tmp_path / "dense").mkdir()
     (tmp_path / "dense/model.json").write_text("{}")

@@ -17,8 +17,8 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search import encoding
-from retrieval_jax.search.searcher import open_searcher
-from retrieval_jax.training import checkpoints, checksums
+from retrieval_jax.search.searcher import Searcher
+from retrieval_jax.training import checkpoints, checksums, model_folder
 from retrieval_jax.work import Work
 
 DIMENSIONS = 8
@@ -37,7 +37,7 @@ def model(collection: Collection, tmp_path_factory) -> Path:
     lengths = {"input_length": 16, "passage_length": 24}
     of = {"collection_name": collection.name, "collection": collection.fingerprint}
     of |= {"docids": None, "docids_fingerprint": None}
-    storage.write_json(folder / "model.json", checkpoints.describe(dual_encoder, **lengths, **of))
+    storage.write_json(folder / "model.json", model_folder.describe(dual_encoder, **lengths, **of))
     shutil.copyfile(collection.vocabulary_path, folder / "sentencepiece.model")
     save(folder, params)
     return folder
@@ -82,7 +82,7 @@ def test_both_kinds_share_the_vectors_and_tell_what_they_hold(
         assert len(manifest["recipe"]["checksum"]) == 16
     vectors = [work.embeddings("dual_encoder"), work.searcher("exact")]
     assert len({(folder / "vectors.npy").stat().st_ino for folder in vectors}) == 1  # on disk once
-    exact, scann = (open_searcher(work.searcher(kind)) for kind in ("exact", "scann"))
+    exact, scann = (Searcher.open(work.searcher(kind)) for kind in ("exact", "scann"))
     found = exact.search([QUERY], 10)[0]
     again = scann.search([QUERY], 10)[0]
     assert [passage for passage, _ in found] == [passage for passage, _ in again]
@@ -111,7 +111,7 @@ def test_a_searcher_follows_its_collection(index, grown: Collection, collection,
         found = {passage["id"] for passage in made["passages"]}
         assert found == set(grown.ids.to_pylist())
         assert found != set(collection.ids.to_pylist())
-    exact, scann = (open_searcher(work.searcher(kind)) for kind in ("exact", "scann"))
+    exact, scann = (Searcher.open(work.searcher(kind)) for kind in ("exact", "scann"))
     text = next(p.full_text for p in grown.passages() if p.id == "one.more")
     expected, found = (dict(searcher.search([text], 1000)[0]) for searcher in (exact, scann))
     assert found == pytest.approx(expected, abs=1e-5)
@@ -157,7 +157,7 @@ def test_damage_is_named_before_searching(index, tmp_path: Path, cli, arguments)
         sums.rename(tmp_path / "sums")
         assert "checksums.json is missing" in refused(kind)
         (tmp_path / "sums").rename(sums)
-        open_searcher(work.searcher(kind))
+        Searcher.open(work.searcher(kind))
 
 
 def test_a_moved_searcher_and_another_model_are_named(index, model: Path, tmp_path: Path):
@@ -165,19 +165,19 @@ def test_a_moved_searcher_and_another_model_are_named(index, model: Path, tmp_pa
     assert index("scann")[0] == 0
     moved = work.searcher("scann").rename(tmp_path / "alone")
     with pytest.raises(UserError, match=r"alone: its model is not at .*move both together"):
-        open_searcher(moved)
+        Searcher.open(moved)
     # With its model beside it as before it opens anywhere.
     other = tmp_path / "elsewhere/deep/folder/searchers/scann"
     shutil.copytree(moved, other)
     manifest = json.loads((other / "manifest.json").read_text())
     place = Path(os.path.normpath(other / manifest["model"]))
     shutil.copytree(model, place)
-    found = open_searcher(other).search([QUERY], 3)
+    found = Searcher.open(other).search([QUERY], 3)
     assert len(found[0]) == 3
 
     # The same step of another training.
-    params = checkpoints.open_model(place).params
+    params = model_folder.open_model(place).params
     shutil.rmtree(place / "checkpoints")
     save(place, jax.tree.map(lambda x: 1.01 * x, params))
     with pytest.raises(UserError, match=r"not the model \(of step 1\) that .*scann was made of"):
-        open_searcher(other)
+        Searcher.open(other)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from retrieval_jax.data.records import Collection
-from retrieval_jax.search.searcher import open_searcher
+from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.work import Work
 
 WORD = "zyzzyva"  # in no passage
@@ -34,7 +34,7 @@ def test_a_word_of_a_generated_query_finds_its_passage(
     work: Work, collection: Collection, arguments, cli, expanded: Path, tmp_path: Path
 ):
     assert cli("index", *arguments)[0] == 0
-    plain, searcher = open_searcher(work.searcher("bm25")), open_searcher(expanded)
+    plain, searcher = Searcher.open(work.searcher("bm25")), Searcher.open(expanded)
     assert plain.search([WORD], 10) == [[]]
     (ranking,) = searcher.search([WORD], 10)
     assert [passage for passage, _ in ranking] == [collection.passage(42).id]
@@ -44,7 +44,7 @@ def test_a_word_of_a_generated_query_finds_its_passage(
 
     generate(work, collection, arguments, cli, tmp_path, 5)
     assert cli("index", *arguments, EXPANSION)[0] == 0
-    (ranking,) = open_searcher(expanded).search([WORD], 10)
+    (ranking,) = Searcher.open(expanded).search([WORD], 10)
     assert [passage for passage, _ in ranking] == [collection.passage(5).id]
 
 

@@ -11,7 +11,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.errors import UserError
 from retrieval_jax.search.mine import negatives_of
-from retrieval_jax.search.searcher import open_searcher
+from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.work import Work
 
 DEPTH, MOST, SKIP = 12, 3, 1
@@ -34,7 +34,7 @@ def test_they_are_the_best_of_the_searcher_without_the_positives(
     assert told["negatives"] == len(lines) > 0
     assert {grade for _, _, grade in lines} == {"0"}
 
-    searcher, queries = open_searcher(work.searcher("bm25")), collection.queries("train")
+    searcher, queries = Searcher.open(work.searcher("bm25")), collection.queries("train")
     for query in queries:
         (ranking,) = searcher.search([query.text], DEPTH)
         wrong = [p for p, _ in ranking[SKIP:] if p not in query.positives]

@@ -13,7 +13,7 @@ from test_train import CONFIG, SHAPES, batches, retriever
 from retrieval_jax import storage
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training import checkpoints, checksums, partitioning
+from retrieval_jax.training import checkpoints, checksums, model_folder, partitioning
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adafactor
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
@@ -133,15 +133,15 @@ def test_opening_a_model_takes_the_newest_whole_checkpoint_and_refuses_a_damaged
     folder, states = trained
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     model = retriever()
-    storage.write_json(tmp_path / "model.json", checkpoints.describe(model))
+    storage.write_json(tmp_path / "model.json", model_folder.describe(model))
     shutil.copyfile(collection.vocabulary_path, tmp_path / "sentencepiece.model")
-    assert checkpoints.open_model(tmp_path).step == 2
+    assert model_folder.open_model(tmp_path).step == 2
     flip(tmp_path / "checkpoints" / "2" / "params" / "_sharding")
-    opened = checkpoints.open_model(tmp_path)
+    opened = model_folder.open_model(tmp_path)
     assert opened.step == 1
     assert opened.model.config == T5Config(**vars(CONFIG))
     assert same(opened.params, states[1][0])
     assert "the one of step 1 is taken" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"checkpoints/2: damaged \(params/_sharding is not what was written"):
-        checkpoints.open_model(tmp_path, step=2)
+        model_folder.open_model(tmp_path, step=2)
     assert (tmp_path / "checkpoints" / "2").exists()  # a reader moves nothing

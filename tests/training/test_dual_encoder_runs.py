@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from retrieval_jax.data.records import Collection
-from retrieval_jax.training.checkpoints import open_model
+from retrieval_jax.training.model_folder import open_model
 from retrieval_jax.work import Work
 
 LIBRARY = Path(__file__).parents[1] / "data" / "library"

@@ -13,7 +13,7 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training import checkpoints, partitioning
+from retrieval_jax.training import checkpoints, model_folder, partitioning
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
@@ -102,9 +102,9 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step(tmp_path: Path):
 
 
 def test_another_model_in_the_folder_is_refused(tmp_path: Path, collection):
-    first = checkpoints.describe(retriever(), docids="naive")
+    first = model_folder.describe(retriever(), docids="naive")
     prepare_folder(tmp_path / "m", first, collection)
     prepare_folder(tmp_path / "m", first, collection)
-    other = checkpoints.describe(DualEncoder(CONFIG), docids=None)
+    other = model_folder.describe(DualEncoder(CONFIG), docids=None)
     with pytest.raises(UserError, match=r"model.json: retriever is 'GenerativeRetriever' there"):
         prepare_folder(tmp_path / "m", other, collection)

@@ -1,0 +1,121 @@
+"""The verb `convert`: weights of other programs become a model folder, to search with or to train on."""
+
+import math
+import shutil
+from pathlib import Path
+
+import gin
+
+from retrieval_jax import storage
+from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.errors import UserError
+from retrieval_jax.interop.initial import InitialCheckpoint
+from retrieval_jax.interop.pretrained import Pretrained, open_pretrained
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.training import model_folder
+from retrieval_jax.training.train import docid_softmax
+from retrieval_jax.training.weights import write_safetensors
+from retrieval_jax.work import Work
+
+LENGTHS = {"input_length": 64, "passage_length": 256}  # tokens, where nothing says how many
+
+
+@gin.configurable
+def convert(
+    source: str,
+    checkpoint: str | None = None,
+    work_dir: str | None = None,
+    model_dir: str | None = None,
+    retriever: type | None = None,
+    docids: str | None = None,
+    vocabulary: str | None = None,
+    input_length: int | None = None,
+    passage_length: int | None = None,
+) -> dict:
+    """Makes a model folder of weights of T5X's, Hugging Face's or sentence-transformers.
+
+    Sizes are read off the weights. Nothing may be missing: to begin training with a part of some weights,
+    give them to `train` by --gin.INITIAL_CHECKPOINT.
+
+    Args:
+      source, work_dir: the collection whose docids a generative retriever writes, and where its work lies.
+      checkpoint: the weights (--gin.INITIAL_CHECKPOINT).
+      model_dir: the folder to make; None is models/ and the weights' own name in the work folder.
+      retriever: what they are: @DualEncoder, @GenerativeRetriever or @QueryGenerator; None: a dual encoder,
+        where there is no decoder.
+      docids: kind of docids that they write (a generative retriever).
+      vocabulary: the SentencePiece model; None: the one that lies with the weights.
+      input_length, passage_length: most tokens of a query and of a passage; None: as the weights' folder
+        tells, else 64 and 256.
+    """
+    if checkpoint is None:
+        raise UserError("convert: no weights are named: --gin.INITIAL_CHECKPOINT=\"'path'\"")
+    pretrained = open_pretrained(checkpoint)
+    work = Work.of(source, work_dir)
+    retriever = retriever or _retriever(pretrained)
+    table = DocidTable.open(work.docids(docids)) if retriever.answer == "docids" else None
+    pieces = Path(vocabulary) if vocabulary else pretrained.vocabulary
+    check_vocabulary(pretrained, pieces)
+    network = pretrained.network | (docid_softmax(table) if table else {})
+    settings = pretrained.settings if retriever is DualEncoder else {}
+    model = retriever(T5Config(**network), None, **settings)
+    unused = ("decoder",) if retriever is DualEncoder else ()
+    match = InitialCheckpoint(unused=unused).match(pretrained, model)
+    if fault := match.fault(pretrained.path, trains=False):
+        raise UserError(fault)
+
+    known = pretrained.length
+    lengths = {
+        "input_length": input_length or known or LENGTHS["input_length"],
+        "passage_length": passage_length or known or LENGTHS["passage_length"],
+    }
+    description = model_folder.describe(
+        model,
+        **lengths,
+        collection_name=None,
+        collection=table.collection if table else None,
+        docids=docids if table else None,
+        docids_fingerprint=table.fingerprint() if table else None,
+        initial_checkpoint=str(checkpoint),
+        step=pretrained.step,
+    )
+
+    def make(aside: Path) -> dict:
+        write_safetensors(aside, model_folder.WEIGHTS, match.arrays)
+        shutil.copyfile(pieces, aside / model_folder.VOCABULARY)
+        storage.write_json(aside / model_folder.DESCRIPTION, description)
+        return {"parameters": sum(math.prod(array.shape) for array in match.arrays.values())}
+
+    folder = Path(model_dir) if model_dir else work.model(Path(checkpoint).resolve().name)
+    made = storage.build(folder, {"checkpoint": str(Path(checkpoint).resolve())} | description, make)
+    return {
+        "model": str(folder),
+        "format": pretrained.format,
+        "retriever": retriever.__name__,
+        "parameters": made["parameters"],
+        "not used": len(match.unused),
+    }
+
+
+def _retriever(pretrained: Pretrained) -> type:
+    if pretrained.network["num_decoder_layers"]:
+        raise UserError(
+            f"{pretrained.path}: has a decoder: say what it is by --gin.convert.retriever=@QueryGenerator, "
+            "@GenerativeRetriever or (the encoder alone) @DualEncoder"
+        )
+    return DualEncoder
+
+
+def check_vocabulary(pretrained: Pretrained, pieces: Path | None) -> None:
+    """Raises UserError where there is no vocabulary, or one of more pieces than the embedding has rows."""
+    if pieces is None:
+        raise UserError(
+            f"{pretrained.path}: no vocabulary lies with it: --gin.VOCABULARY=\"'…/sentencepiece.model'\""
+        )
+    count, rows = Vocabulary(pieces).model.vocab_size(), pretrained.network["vocab_size"]
+    if count > rows:
+        raise UserError(
+            f"{pieces}: has {count} pieces, and the weights' embedding {rows} rows: name their own VOCABULARY"
+        )

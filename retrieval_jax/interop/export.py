@@ -1,0 +1,201 @@
+"""The verb `export`: a searcher or a model becomes a folder that others open: here, or without this package."""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import gin
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from retrieval_jax import storage
+from retrieval_jax.data.records import Collection
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.errors import UserError
+from retrieval_jax.interop import hugging_face, sentence_transformers, stablehlo, t5x_checkpoints, tokenizer
+from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
+from retrieval_jax.models.layers import STACK_AXIS
+from retrieval_jax.search.searcher import searcher_manifest
+from retrieval_jax.training import model_folder
+from retrieval_jax.training.model_folder import OpenModel, open_model
+from retrieval_jax.training.weights import LazyArray, write_safetensors
+from retrieval_jax.work import Work
+
+MODEL, DOCIDS = "model", "docids"  # folders in an exported searcher's
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is exported: a model, and the searcher's folder and manifest, if there is one."""
+
+    model_dir: Path | None
+    step: int | None
+    searcher: Path | None = None
+    manifest: Mapping = dataclasses.field(default_factory=dict)
+
+    def open(self) -> OpenModel:
+        """The model. UserError for BM25, which has none."""
+        if self.model_dir is None:
+            raise UserError(f"{self.searcher}: BM25 has no weights: --gin.export.format=\"'searcher'\"")
+        return open_model(self.model_dir, self.step)
+
+    @property
+    def docids(self) -> Path | None:
+        docids = self.manifest.get("docids")
+        return self.searcher / docids if docids else None
+
+
+@gin.configurable
+def export(
+    source: str,
+    work_dir: str | None = None,
+    name: str = "bm25",
+    model_dir: str | None = None,
+    format: str = "searcher",
+    output: str | None = None,
+) -> dict:
+    """Writes a searcher, or a model alone, into one folder.
+
+    Args:
+      source, work_dir: the collection, and where its work lies.
+      name: the searcher, one of searchers/.
+      model_dir: a model to export instead.
+      format: "searcher" (weights, vocabulary, docids or index: `Searcher.open(path)` answers queries with it),
+        "huggingface" (T5ForConditionalGeneration.from_pretrained), "sentence_transformers", "t5x" (a legacy
+        checkpoint) or "stablehlo" (programs that JAX alone runs).
+      output: the folder to make; None is exports/NAME of the work folder, with the format where it is another.
+    """
+    if format not in WRITERS:
+        raise UserError(f"export.format: no format {format!r}: {', '.join(WRITERS)}")
+    work = Work.of(source, work_dir)
+    if model_dir:
+        subject = Subject(Path(model_dir), None)
+        name, recipe = Path(model_dir).resolve().name, {"model": str(Path(model_dir).resolve())}
+    else:
+        folder = work.searcher(name)
+        manifest = searcher_manifest(folder, Collection(work.collection))
+        model = folder / manifest["model"] if "model" in manifest else None
+        subject = Subject(model, manifest.get("step"), folder, manifest)
+        recipe = manifest["recipe"] | {"metrics": _metrics(work, name)}
+    output = Path(output) if output else work.export(name if format == "searcher" else f"{name}.{format}")
+
+    def make(aside: Path) -> dict:
+        facts = WRITERS[format](aside, subject)
+        return facts | {"files": storage.file_checksums(aside)}
+
+    made = storage.build(output, recipe | {"format": format}, make)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    return {"export": str(output), "format": format, "files": len(made["files"]), "bytes": size}
+
+
+def _metrics(work: Work, name: str) -> dict | None:
+    """What `evaluate` found of a searcher."""
+    if not work.metrics.is_file():
+        return None
+    return storage.read_json(work.metrics, "`retrieval-jax evaluate` again").get(name)
+
+
+def write_searcher(folder: Path, subject: Subject) -> dict:
+    """All that a Searcher is opened from; gives what its manifest says beside the recipe."""
+    if subject.searcher is None:
+        raise UserError(f"{subject.model_dir}: no searcher: name one by --gin.SEARCHER, without MODEL_DIR")
+    shutil.copytree(subject.searcher, folder, ignore=lambda *_: (storage.MANIFEST,), dirs_exist_ok=True)
+    facts = {key: value for key, value in subject.manifest.items() if key not in ("recipe", "files")}
+    if subject.model_dir:
+        facts[MODEL] = MODEL
+        write_model(folder / MODEL, subject.model_dir, subject.open())
+    if subject.docids:
+        facts[DOCIDS] = DOCIDS
+        DocidTable.open(subject.docids)  # raises where it is not whole
+        shutil.copytree(subject.docids, folder / DOCIDS)
+    return facts
+
+
+def write_model(folder: Path, model_dir: Path, opened: OpenModel) -> None:
+    """A model folder of weights alone, and the gin that made them."""
+    folder.mkdir()
+    write_safetensors(folder, model_folder.WEIGHTS, arrays_of(opened.params))
+    storage.write_json(folder / model_folder.DESCRIPTION, opened.description | {"step": opened.step})
+    for name in (model_folder.VOCABULARY, model_folder.GIN):
+        if (model_dir / name).is_file():
+            shutil.copyfile(model_dir / name, folder / name)
+
+
+def arrays_of(params: Mapping) -> dict[str, LazyArray]:
+    """A model's parameters by name, fetched from the devices one at a time."""
+    return {
+        name: LazyArray(x.shape, np.dtype(x.dtype), lambda index, x=x: np.asarray(x)[index])
+        for name, x in flatten_dict(params, sep="/").items()
+    }
+
+
+def layers_of(params: Mapping) -> dict[str, LazyArray]:
+    """The same, an array a layer."""
+    return t5x_checkpoints.unscanned(arrays_of(params), STACK_AXIS)
+
+
+def write_hugging_face(folder: Path, subject: Subject) -> dict:
+    """A T5ForConditionalGeneration and its tokenizer; docids of its own lengthen the vocabulary."""
+    opened = subject.open()
+    config = opened.model.config
+    if isinstance(opened.model, DualEncoder):
+        raise UserError(
+            f"{subject.model_dir}: a dual encoder: --gin.export.format=\"'sentence_transformers'\""
+        )
+    if config.pawa_layers:
+        raise UserError(f"{subject.model_dir}: Hugging Face's T5 has no PAWA decoder: export a searcher")
+    arrays, start = layers_of(opened.params), 0
+    if config.output_size is not None:
+        arrays, start = hugging_face.with_docids(arrays, config), config.vocab_size
+    hugging_face.write(folder, arrays, config, start=start)
+    tokenizer.write(folder, opened.vocabulary, opened.description.get("input_length"))
+    if subject.docids:
+        shutil.copytree(subject.docids, folder / DOCIDS)
+    return {"docid_tokens_from": start if config.output_size is not None else None}
+
+
+def write_sentence_transformers(folder: Path, subject: Subject) -> dict:
+    """What SentenceTransformer opens; where towers are separate, in folders queries/ and passages/."""
+    opened = subject.open()
+    model = opened.model
+    if not isinstance(model, DualEncoder):
+        raise UserError(f"{subject.model_dir}: not a dual encoder: --gin.export.format=\"'huggingface'\"")
+    lengths = {side: opened.description[f"{side}_length"] for side in ("input", "passage")}
+    towers = {"": (opened.params, max(lengths.values()))}
+    if not model.shared_towers:
+        sides = zip(("queries", "passages"), TOWERS, lengths.values(), strict=True)
+        towers = {name: (opened.params[tower], length) for name, tower, length in sides}
+    for name, (params, length) in towers.items():
+        (folder / name).mkdir(exist_ok=True)
+        normalize = model.module.normalize
+        sentence_transformers.write(folder / name, layers_of(params), model.config, normalize, length)
+        tokenizer.write(folder / name, opened.vocabulary, length)
+    return {}
+
+
+def write_t5x(folder: Path, subject: Subject) -> dict:
+    """checkpoint_STEP of T5X's, an array a layer."""
+    opened = subject.open()
+    checkpoint = folder / f"checkpoint_{opened.step}"
+    checkpoint.mkdir()
+    t5x_checkpoints.write(checkpoint, layers_of(opened.params), opened.step)
+    return {}
+
+
+def write_stablehlo(folder: Path, subject: Subject) -> dict:
+    """Programs, and the arrays they take; see stablehlo.py."""
+    opened = subject.open()
+    table = DocidTable.open(subject.docids) if subject.docids else None
+    made = stablehlo.write(folder, opened, table, subject.manifest)
+    shutil.copyfile(subject.model_dir / model_folder.VOCABULARY, folder / model_folder.VOCABULARY)
+    return made
+
+
+WRITERS = {
+    "searcher": write_searcher,
+    "huggingface": write_hugging_face,
+    "sentence_transformers": write_sentence_transformers,
+    "t5x": write_t5x,
+    "stablehlo": write_stablehlo,
+}

@@ -1,0 +1,185 @@
+"""Hugging Face's T5 folders, read and written without transformers: config.json and safetensors weights.
+
+Of T5 1.0, T5 1.1 and Flan-T5 alike, whole or the encoder alone. PyTorch keeps matrices as outputs × inputs,
+T5X (and this project) as inputs × outputs.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_jax import storage
+from retrieval_jax.errors import UserError
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.training.weights import LazyArray, read_safetensors, write_safetensors
+
+CONFIG, WEIGHTS, PIECES = "config.json", "model", "spiece.model"
+ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
+# What a file may hold beside: the embedding again, by another name.
+SHARED = "shared.weight"
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder looks like one of a T5."""
+    if not (folder / CONFIG).is_file():
+        return False
+    return "t5" in str(storage.read_json(folder / CONFIG, "fetch it again").get("model_type", "")).lower()
+
+
+def read(folder: Path) -> tuple[dict[str, LazyArray], dict]:
+    """({parameter by T5X's name: array}, T5Config's arguments) of a folder.
+
+    Arrays that no T5 has keep their names, for the reader to complain of. Raises UserError where something
+    cannot be read, or is of a T5 that T5Config cannot describe.
+    """
+    path = folder / CONFIG
+    config = storage.read_json(path, "fetch it again")
+    if not list(folder.glob(f"{WEIGHTS}*.safetensors*")):
+        raise UserError(
+            f"{folder}: no safetensors here, and pickled weights are not read: open it with transformers and "
+            "save_pretrained"
+        )
+    arrays = read_safetensors(folder, WEIGHTS)
+    embedding = next((name for name in (SHARED, *COPIES) if name in arrays), None)
+    if embedding is None:
+        raise UserError(f"{folder}: has no token embedding ({SHARED}): it is no T5")
+    for name in {SHARED, *COPIES} & arrays.keys() - {embedding}:
+        del arrays[name]
+    arrays[SHARED] = arrays.pop(embedding)
+    try:
+        network = _network(path, config, arrays[SHARED].shape[0])
+    except KeyError as error:
+        raise UserError(f"{path}: has no {error}: fetch it again") from None
+    if not any(name.startswith("decoder.") for name in arrays):
+        network |= {"num_decoder_layers": 0, "logits_via_embedding": False}
+    elif network["logits_via_embedding"]:
+        arrays.pop("lm_head.weight", None)  # the embedding once more
+    ours = {}
+    for name, theirs, turned in pairs(network):
+        if theirs in arrays:
+            array = arrays.pop(theirs)
+            ours[name] = array.transposed() if turned else array
+    return ours | arrays, network
+
+
+def _network(path: Path, config: dict, rows: int) -> dict:
+    kind = config.get("feed_forward_proj", "relu")
+    if kind not in ACTIVATIONS:
+        known = " or ".join(ACTIVATIONS)
+        raise UserError(f"{path}: feed_forward_proj {kind!r} is not supported: only {known} is")
+    layers = config["num_layers"]
+    decoder_layers = config.get("num_decoder_layers")
+    return {
+        "vocab_size": rows,
+        "emb_dim": config["d_model"],
+        "num_heads": config["num_heads"],
+        "head_dim": config["d_kv"],
+        "mlp_dim": config["d_ff"],
+        "num_encoder_layers": layers,
+        "num_decoder_layers": layers if decoder_layers is None else decoder_layers,
+        "mlp_activations": ACTIVATIONS[kind],
+        "logits_via_embedding": config.get("tie_word_embeddings", True),
+        "relpos_buckets": config.get("relative_attention_num_buckets", 32),
+        "relpos_max_distance": config.get("relative_attention_max_distance", 128),
+    }
+
+
+def pairs(network: Mapping) -> Iterator[tuple[str, str, bool]]:
+    """(T5X's name, Hugging Face's, whether it is turned) of each parameter of a T5 with T5Config's sizes."""
+    yield "token_embedder/embedding", SHARED, False
+    gated = len(network["mlp_activations"]) > 1
+    for stack in ("encoder", "decoder") if network["num_decoder_layers"] else ("encoder",):
+        first = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        yield f"{stack}/relpos_bias/rel_embedding", first, True
+        yield f"{stack}/{stack}_norm/scale", f"{stack}.final_layer_norm.weight", False
+        parts = ENCODER if stack == "encoder" else DECODER
+        for i in range(network[f"num_{stack}_layers"]):
+            for number, (norm, ours, theirs, matrices) in enumerate(parts):
+                layer = f"{stack}.block.{i}.layer.{number}"
+                yield f"{stack}/layers_{i}/{norm}/scale", f"{layer}.layer_norm.weight", False
+                for name, other in matrices.items() if ours != "mlp" else _mlp(gated):
+                    yield f"{stack}/layers_{i}/{ours}/{name}/kernel", f"{layer}.{theirs}.{other}.weight", True
+    if network["num_decoder_layers"] and not network["logits_via_embedding"]:
+        yield "decoder/logits_dense/kernel", "lm_head.weight", True
+
+
+_ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_SELF, _MLP = "SelfAttention", ("pre_mlp_layer_norm", "mlp", "DenseReluDense", {})
+ENCODER = (("pre_attention_layer_norm", "attention", _SELF, _ATTENTION), _MLP)
+DECODER = (
+    ("pre_self_attention_layer_norm", "self_attention", _SELF, _ATTENTION),
+    ("pre_cross_attention_layer_norm", "encoder_decoder_attention", "EncDecAttention", _ATTENTION),
+    _MLP,
+)
+
+
+def _mlp(gated: bool) -> list[tuple[str, str]]:
+    return [(name, name) for name in (("wi_0", "wi_1", "wo") if gated else ("wi", "wo"))]
+
+
+def write(
+    folder: Path, arrays: Mapping[str, LazyArray], config: T5Config, decoder: bool = True, start: int = 0
+) -> None:
+    """Writes what `from_pretrained` of T5ForConditionalGeneration (or T5EncoderModel) opens.
+
+    Args:
+      folder: an empty one.
+      arrays: parameters by T5X's names, a layer each; those of a decoder only if `decoder`.
+      config: the network.
+      start: the decoder's first token.
+    """
+    network = {**vars(config), "num_decoder_layers": config.num_decoder_layers if decoder else 0}
+    named = {
+        theirs: arrays[name].transposed() if turned else arrays[name]
+        for name, theirs, turned in pairs(network)
+    }
+    write_safetensors(folder, WEIGHTS, named)
+    activation = next(kind for kind, names in ACTIVATIONS.items() if names == config.mlp_activations)
+    described = {
+        "architectures": ["T5ForConditionalGeneration" if decoder else "T5EncoderModel"],
+        "model_type": "t5",
+        "is_encoder_decoder": decoder,
+        "vocab_size": arrays["token_embedder/embedding"].shape[0],
+        "d_model": config.emb_dim,
+        "num_heads": config.num_heads,
+        "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers if decoder else config.num_encoder_layers,
+        "feed_forward_proj": activation,
+        "tie_word_embeddings": config.tied or not decoder,
+        "relative_attention_num_buckets": config.relpos_buckets,
+        "relative_attention_max_distance": config.relpos_max_distance,
+        "layer_norm_epsilon": 1e-6,
+        "dropout_rate": config.dropout_rate,
+        "initializer_factor": 1.0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": start,
+        "dtype": "float32",
+    }
+    (folder / CONFIG).write_text(json.dumps(described, indent=1))
+
+
+def with_docids(arrays: Mapping[str, LazyArray], config: T5Config) -> dict[str, LazyArray]:
+    """The parameters of a T5 that writes docids of its own, as those of one with a longer vocabulary.
+
+    Token t of a docid, the 0 at its start too, becomes token vocab_size + t of one embedding, which holds the
+    texts' rows and then the docids'; and so do the logits. Those of texts are 0 and mean nothing.
+    """
+    kernel_ExV = arrays["decoder/logits_dense/kernel"].whole()
+    texts_VxE = arrays["token_embedder/embedding"].whole()
+    # Atomic docids are one token, and nothing is read after it.
+    docids_VxE = np.zeros((kernel_ExV.shape[1], config.emb_dim), texts_VxE.dtype)
+    docids_VxE[0] = texts_VxE[0]
+    rest = dict(arrays)
+    if config.reads_outputs:
+        docids_VxE = rest.pop("decoder_token_embedder/embedding").whole()
+    nothing_ExV = np.zeros((config.emb_dim, len(texts_VxE)), kernel_ExV.dtype)
+    return rest | {
+        "token_embedder/embedding": LazyArray.of(np.concatenate([texts_VxE, docids_VxE])),
+        "decoder/logits_dense/kernel": LazyArray.of(np.concatenate([nothing_ExV, kernel_ExV], axis=1)),
+    }

@@ -1,0 +1,178 @@
+"""Where a model's parameters begin: from weights of another program, as far as both have the same arrays."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+
+import flax.linen as nn
+import gin
+import jax
+from flax.traverse_util import flatten_dict
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.interop.pretrained import Pretrained, open_pretrained
+from retrieval_jax.models.layers import STACK_AXIS, T5Config
+from retrieval_jax.models.t5 import is_stacked
+from retrieval_jax.progress import say
+from retrieval_jax.training.weights import LazyArray, stacked
+
+OUTPUT = "decoder/logits_dense/kernel"
+TOLD = 12  # names of a list that an error tells
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class InitialCheckpoint:
+    """Weights that training begins with: of T5X, of Hugging Face, or of a model folder of this project.
+
+    Every array of the model must be in them with its shape, and every one of theirs in the model, but for
+    what is said here; names are T5X's, or the beginnings of such ("decoder", "decoder/logits_dense").
+
+    Attributes:
+      path: where they lie; None: everything begins at random.
+      anew: what begins at random where the weights lack it or have it in another shape.
+      unused: what of the weights is left out.
+      resized: what may have more or fewer rows of the vocabulary: the first are taken, more begin at random.
+    """
+
+    path: str | None = None
+    anew: Sequence[str] = ()
+    unused: Sequence[str] = ()
+    resized: Sequence[str] = ()
+
+    def of(self, model) -> dict[str, LazyArray]:
+        """{name: array} of what a model's parameters begin with; nothing is read yet.
+
+        Raises UserError where they do not fit, with all that is missing, unexpected or of another shape.
+        """
+        if self.path is None:
+            return {}
+        pretrained = open_pretrained(self.path)
+        match = self.match(pretrained, model)
+        if fault := match.fault(pretrained.path):
+            raise UserError(fault)
+        told = [f"{pretrained.path}: {pretrained.format}'s weights, {len(match.arrays)} arrays are read"]
+        for what, names in (("begin anew", match.anew), ("are not used", match.unused)):
+            if names:
+                told.append(f"{what}: {', '.join(grouped(names))}")
+        say("; ".join(told))
+        return match.arrays
+
+    def match(self, pretrained: Pretrained, model) -> "Match":
+        """Compares names and shapes."""
+        match, used = Match(), set()
+        theirs = dict(pretrained.arrays)
+        own_outputs = model.config.output_size is not None
+        if own_outputs and pretrained.network.get("output_size") is None and theirs.pop(OUTPUT, None):
+            match.unused.append(OUTPUT)  # a softmax over texts, be they as many as the docids by chance
+        for name, shape in parameters(model).items():
+            tower, bare = split_tower(name)
+            layers = layer_names(bare, model.config)
+            sources = [f"{tower}{layer}" if f"{tower}{layer}" in theirs else layer for layer in layers]
+            missing = [source for source in sources if source not in theirs]
+            if missing:
+                wanted = match.anew if begins(bare, self.anew) else match.missing
+                wanted += [bare] if wanted is match.anew else missing
+                continue
+            used |= set(sources)
+            parts = [theirs[source] for source in sources]
+            array = stacked(parts, STACK_AXIS) if is_stacked(tuple(bare.split("/"))) else parts[0]
+            axis = 1 if bare == OUTPUT else 0
+            if array.shape != shape and begins(bare, self.resized):
+                others = (array.shape[:axis] + array.shape[axis + 1 :], shape[:axis] + shape[axis + 1 :])
+                if others[0] == others[1]:
+                    array = array.resized(axis, shape[axis])
+            if array.shape == shape:
+                match.arrays[name] = array
+            elif begins(bare, self.anew):
+                match.anew.append(bare)
+            else:
+                match.misshaped.append((bare, array.shape, shape))
+        left = theirs.keys() - used
+        match.unused += sorted(name for name in left if begins(split_tower(name)[1], self.unused))
+        match.unexpected = sorted(left - set(match.unused))
+        return match
+
+
+@dataclasses.dataclass
+class Match:
+    """How weights and a model compare: arrays of the model's names, and lists of names."""
+
+    arrays: dict[str, LazyArray] = dataclasses.field(default_factory=dict)
+    anew: list[str] = dataclasses.field(default_factory=list)
+    unused: list[str] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    unexpected: list[str] = dataclasses.field(default_factory=list)
+    misshaped: list[tuple[str, tuple, tuple]] = dataclasses.field(default_factory=list)
+
+    def fault(self, path: object, trains: bool = True) -> str | None:
+        """All that does not fit, and how to train all the same, in a line; None where all fits."""
+        lists = {
+            "lacks": grouped(self.missing),
+            "has besides": grouped(self.unexpected),
+            "has in another shape": [
+                f"{name} ({'×'.join(map(str, theirs))} there, {'×'.join(map(str, ours))} here)"
+                for name, theirs, ours in self.misshaped
+            ],
+        }
+        told = "; ".join(f"{what} {shortened(names)}" for what, names in lists.items() if names)
+        if not told:
+            return None
+        if not trains:
+            return f"{path} {told}: it is another model's; `retrieval-jax train` can begin with a part of it"
+        new = [*self.missing, *(name for name, *_ in self.misshaped)]
+        mends = {"anew": self._tops(new), "unused": self._tops(self.unexpected)}
+        flags = " ".join(
+            f'--gin.InitialCheckpoint.{option}="{names!r}"' for option, names in mends.items() if names
+        )
+        return f"INITIAL_CHECKPOINT: {path} {told}: check the sizes, or accept it by {flags}"
+
+    def _tops(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The modules to name in an option: a whole one where no array of it is used."""
+        used = {split_tower(name)[1].partition("/")[0] for name in self.arrays}
+
+        def top(name: str) -> str:
+            bare = split_tower(name)[1]
+            first = bare.partition("/")[0]
+            return first if first not in used else bare.rpartition("/")[0] or bare
+
+        return tuple(sorted({top(name) for name in names}))
+
+
+def parameters(model) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of a model's parameters."""
+    names = ("encoder_input_tokens", "decoder_input_tokens", "left_encoder_input_tokens")
+    shapes = dict.fromkeys(names, (1, 2))
+    made = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
+    return {name: x.shape for name, x in flatten_dict(nn.unbox(made), sep="/").items()}
+
+
+def split_tower(name: str) -> tuple[str, str]:
+    """("left_tower/", the rest) of a parameter of a tower; ("", the name) of another."""
+    tower, _, rest = name.partition("/")
+    return (f"{tower}/", rest) if tower.endswith("_tower") else ("", name)
+
+
+def layer_names(name: str, config: T5Config) -> list[str]:
+    """The parameters, one a layer, that a scanned stack's holds; of another only its name."""
+    parts = name.split("/")
+    if not is_stacked(tuple(parts)):
+        return [name]
+    counts = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    count = counts.get(parts[0], config.pawa_layers)
+    return [f"{parts[0]}/layers_{i}/{'/'.join(parts[2:])}" for i in range(count)]
+
+
+def begins(name: str, beginnings: Sequence[str]) -> bool:
+    """Whether a name is one of them, or lies below one."""
+    return any(name == some or name.startswith(f"{some.rstrip('/')}/") for some in beginnings)
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """The names, layers that differ in their number alone as one."""
+    return list(dict.fromkeys(re.sub(r"/layers_\d+/", "/layers_*/", name) for name in names))
+
+
+def shortened(names: list[str]) -> str:
+    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    return ", ".join(names[:TOLD]) + more

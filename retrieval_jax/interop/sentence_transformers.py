@@ -1,0 +1,100 @@
+"""Dual encoders as sentence-transformers keeps them, read and written without it.
+
+A folder of modules, each in a folder of its own: a T5's encoder, the mean over the tokens, a matrix without
+bias and, where dot products are cosines, a division by the length. GTR and Sentence-T5 are such.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_jax import storage
+from retrieval_jax.errors import UserError
+from retrieval_jax.interop import hugging_face
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.training.weights import LazyArray, read_safetensors, write_safetensors
+
+MODULES, LENGTH = "modules.json", "sentence_bert_config.json"
+PROJECTION, DENSE = "projection_layer/kernel", "linear.weight"
+_MEND = "only a T5 encoder, the mean over tokens, a matrix and normalisation are supported"
+
+
+def is_model(folder: Path) -> bool:
+    return (folder / MODULES).is_file()
+
+
+def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
+    """(parameters by T5X's names, T5Config's arguments, facts, the encoder's folder).
+
+    Facts are vector_dim, normalize and, where the folder tells it, length (tokens). Raises UserError where
+    another kind of encoder is there.
+    """
+    path = folder / MODULES
+    modules = [
+        (module["type"].rpartition(".")[2], folder / module["path"])
+        for module in storage.read_json(path, "fetch it again")
+    ]
+    kinds = [kind for kind, _ in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Dense", "Normalize"}:
+        raise UserError(f"{path}: modules {', '.join(kinds)}: {_MEND}")
+    pooling = storage.read_json(modules[1][1] / "config.json", "fetch it again")
+    wrong = [key for key, on in pooling.items() if key.startswith("pooling_mode") and on is True]
+    if wrong not in (["pooling_mode_mean_tokens"], []) or pooling.get("pooling_mode", "mean") != "mean":
+        raise UserError(f"{modules[1][1]}: pools otherwise than by the mean: {_MEND}")
+    encoder = modules[0][1]
+    arrays, network = hugging_face.read(encoder)
+    arrays = {name: array for name, array in arrays.items() if not name.startswith(("decoder", "lm_head"))}
+    network |= {"num_decoder_layers": 0, "logits_via_embedding": False}
+    dense = [where for kind, where in modules if kind == "Dense"]
+    if len(dense) > 1:
+        raise UserError(f"{path}: has {len(dense)} matrices: {_MEND}")
+    for where in dense:
+        config = storage.read_json(where / "config.json", "fetch it again")
+        if config.get("bias") or not config.get("activation_function", "").endswith("Identity"):
+            raise UserError(f"{where}: has a bias or an activation: {_MEND}")
+        arrays[PROJECTION] = read_safetensors(where, "model")[DENSE].transposed()
+    if not dense:
+        arrays[PROJECTION] = LazyArray.of(np.eye(network["emb_dim"], dtype=np.float32))
+    facts = {"vector_dim": arrays[PROJECTION].shape[1], "normalize": "Normalize" in kinds}
+    if (encoder / LENGTH).is_file():
+        length = storage.read_json(encoder / LENGTH, "fetch it again").get("max_seq_length")
+        facts |= {"length": length} if length else {}
+    return arrays, network, facts, encoder
+
+
+def write(
+    folder: Path, arrays: Mapping[str, LazyArray], config: T5Config, normalize: bool, length: int
+) -> None:
+    """Writes what SentenceTransformer(folder) opens, but for the tokenizer; see `tokenizer.write`.
+
+    Args:
+      folder: an empty one.
+      arrays: parameters of one tower by T5X's names, a layer each.
+      config, normalize: the tower.
+      length: most tokens of a text.
+    """
+    hugging_face.write(folder, arrays, config, decoder=False)
+    kernel_ExV = arrays[PROJECTION]
+    width, dimensions = kernel_ExV.shape
+    modules = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    if normalize:
+        modules["3_Normalize"] = "Normalize"
+    for name in modules:
+        (folder / name).mkdir(exist_ok=True)
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules.items())
+    ]
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+    dense = {"in_features": width, "out_features": dimensions, "bias": False}
+    dense["activation_function"] = "torch.nn.modules.linear.Identity"
+    for path, value in {
+        MODULES: listed,
+        LENGTH: {"max_seq_length": length, "do_lower_case": False},
+        "1_Pooling/config.json": pooling,
+        "2_Dense/config.json": dense,
+    }.items():
+        (folder / path).write_text(json.dumps(value, indent=1))
+    write_safetensors(folder / "2_Dense", "model", {DENSE: kernel_ExV.transposed()})

@@ -1,0 +1,121 @@
+"""Programs for serving without this package: `jax.export`'s, with their arrays beside them.
+
+A program takes the arrays of weights.safetensors (and, for docids, of docids.safetensors) as dictionaries, and
+tokens B×S (int32, any B): nothing large is a constant in it. It runs on CPUs, GPUs and TPUs, with jax and
+safetensors alone:
+
+    program = jax.export.deserialize(Path("search.stablehlo").read_bytes())
+    found = program.call(load_file("weights.safetensors"), load_file("docids.safetensors"), tokens)
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export
+from safetensors.numpy import save_file
+
+from retrieval_jax import arrow_ids
+from retrieval_jax.decoding.trie import Trie, build_trie
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.errors import UserError
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.training.model_folder import OpenModel
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+Arrays = Mapping[str, jax.Array]
+K = 100  # passages a query that a search over atomic docids finds
+
+
+def write(folder: Path, opened: OpenModel, table: DocidTable | None, manifest: Mapping) -> dict:
+    """Writes a dual encoder's two encoders, or a generative retriever's search.
+
+    - encode_queries.stablehlo, encode_passages.stablehlo: (weights, tokens B×S) -> vectors B×E.
+    - search.stablehlo: (weights, docids, tokens B×S) -> (rows B×K of ids.arrow, log-probabilities B×K); rows of
+      -1 name no passage. Passages that share a docid are found by the first of them.
+
+    Gives what each takes and gives. Raises UserError for a model that does neither.
+    """
+    weights = flatten_dict(opened.params, sep="/")
+    save_file({name: np.asarray(x) for name, x in weights.items()}, folder / "weights.safetensors")
+    model, description = opened.model, opened.description
+    if isinstance(model, DualEncoder):
+        lengths = {"queries": description["input_length"], "passages": description["passage_length"]}
+        for name, length in lengths.items():
+            encode = model.encode_queries if name == "queries" else model.encode_passages
+            program = functools.partial(_encode, encode)
+            _write(folder / f"encode_{name}.stablehlo", program, weights, length=length)
+        return {"lengths": lengths}
+    if table is None or not isinstance(model, GenerativeRetriever):
+        raise UserError("export: only a dual encoder or a searcher that writes docids becomes StableHLO")
+    if table.kind == "atomic":
+        docids = {"row_V": _rows_of_tokens(table, model.config.output_size)}
+        program = functools.partial(_atomic, model, min(K, len(table.passage_ids)))
+    else:
+        trie, _ = build_trie(table.tokens_NxL)
+        shape = {"fanouts": trie.fanouts, "tail_from": trie.tail_from, "symbol_bits": trie.symbol_bits}
+        docids = {name: np.asarray(x) for name, x in vars(trie).items() if name not in shape}
+        program = functools.partial(_search, model, shape, manifest["beams"])
+    save_file(docids, folder / "docids.safetensors")
+    arrow_ids.write(folder / "ids.arrow", table.passage_ids)
+    length = description["input_length"]
+    _write(folder / "search.stablehlo", program, weights, docids, length=length)
+    return {"lengths": {"queries": length}}
+
+
+def _encode(encode: Callable, weights: Arrays, tokens_BxS: jax.Array) -> jax.Array:
+    return encode(unflatten_dict(weights, sep="/"), tokens_BxS)
+
+
+def _search(
+    model: GenerativeRetriever,
+    shape: dict,
+    beams: int,
+    weights: Arrays,
+    docids: Arrays,
+    tokens_BxS: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    params, batch = unflatten_dict(weights, sep="/"), {"encoder_input_tokens": tokens_BxS}
+    rows, aux = model.predict_batch_with_aux(params, batch, trie=Trie(**docids, **shape), beams=beams)
+    return rows, aux["scores"]
+
+
+def _atomic(
+    model: GenerativeRetriever, k: int, weights: Arrays, docids: Arrays, tokens_BxS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    batch, row_V = {"encoder_input_tokens": tokens_BxS}, docids["row_V"]
+    tokens, aux = model.rank_atomic(unflatten_dict(weights, sep="/"), batch, row_V >= 0, k)
+    return jnp.where(tokens >= 0, row_V[tokens], -1), aux["scores"]
+
+
+def _rows_of_tokens(table: DocidTable, outputs: int) -> np.ndarray:
+    """int32, the row of each docid token; -1 for those that are none's."""
+    row_V = np.full(outputs, -1, np.int32)
+    row_V[table.tokens_NxL[:, 0]] = np.arange(len(table.tokens_NxL))
+    return row_V
+
+
+@contextlib.contextmanager
+def _no_source_lines() -> Iterator[None]:
+    """Inside, programs do not tell where in which file each operation was written."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
+
+
+def _write(path: Path, program: Callable, *arrays: Arrays, length: int) -> None:
+    (B,) = export.symbolic_shape("B")
+    shapes = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(some)) for some in arrays]
+    tokens = jax.ShapeDtypeStruct((B, length), jnp.int32)
+    with _no_source_lines():
+        exported = export.export(jax.jit(program), platforms=PLATFORMS)(*shapes, tokens)
+    path.write_bytes(exported.serialize())

@@ -1,0 +1,139 @@
+"""A model's folder: all that is needed to open it, without gin or TensorFlow.
+
+MODEL_DIR/model.json            what the model is: enough to open it
+MODEL_DIR/sentencepiece.model   its vocabulary
+MODEL_DIR/checkpoints/STEP/     where it is trained: see checkpoints.py
+MODEL_DIR/weights.safetensors   where it is not, but converted or exported: one file, or several and an index
+MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from retrieval_jax import storage
+from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.errors import UserError
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.query_generator import QueryGenerator
+from retrieval_jax.progress import say
+from retrieval_jax.training import partitioning
+from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.weights import LazyArray, place, read_ocdbt, read_safetensors
+
+Model = GenerativeRetriever | DualEncoder | QueryGenerator
+RETRIEVERS = {cls.__name__: cls for cls in (GenerativeRetriever, DualEncoder, QueryGenerator)}
+DESCRIPTION, VOCABULARY, GIN, WEIGHTS = "model.json", "sentencepiece.model", "config.gin", "weights"
+MEND = "train it with `retrieval-jax train`, or check MODEL_DIR"
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenModel:
+    """A trained model, ready to search with: enough for any searcher, without gin or TensorFlow."""
+
+    model: Model
+    params: dict
+    step: int
+    vocabulary: Vocabulary
+    description: dict
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+
+def describe(model: Model, **facts: object) -> dict:
+    """What model.json says: the class, its sizes, and facts such as lengths and the collection."""
+    network = dataclasses.asdict(model.config)
+    del network["remat"]  # how it was trained, not what it is: a run may go on with another
+    network["mlp_activations"] = list(network["mlp_activations"])  # as JSON has it
+    return {
+        "retriever": type(model).__name__,
+        "network": network,
+        "settings": getattr(model, "settings", {}),
+        **facts,
+    }
+
+
+def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> OpenModel:
+    """Opens a model folder at a step (None: its newest checkpoint), on a mesh (None: on one device)."""
+    folder = Path(model_dir)
+    description = read_description(folder)
+    model = RETRIEVERS[description["retriever"]](
+        T5Config(**description["network"]), None, **description["settings"]
+    )
+    mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "model"))
+    if has_weights(folder):
+        step, params = description["step"], placed(read_safetensors(folder, WEIGHTS), model, mesh)
+    else:
+        checkpoints, step = _checkpoint(folder, step)
+        params = checkpoints.restore_params(step, abstract_params(model, mesh))
+        checkpoints.close()
+    return OpenModel(model, params, step, Vocabulary(folder / VOCABULARY), description)
+
+
+def read_description(folder: Path) -> dict:
+    """What model.json says. UserError where there is none."""
+    return storage.read_json(folder / DESCRIPTION, MEND)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether its weights were converted or exported, not trained there."""
+    return any(folder.glob(f"{WEIGHTS}.safetensors*"))
+
+
+def lazy_params(folder: Path) -> tuple[dict, int, dict[str, LazyArray]]:
+    """(what model.json says, the step, the parameters by name) of a folder, at its newest checkpoint."""
+    description = read_description(folder)
+    if has_weights(folder):
+        return description, description["step"], read_safetensors(folder, WEIGHTS)
+    checkpoints, step = _checkpoint(folder, None)
+    checkpoints.close()
+    return description, step, read_ocdbt(checkpoints.folder / str(step) / "params")
+
+
+def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
+    """The checkpoints, to read from, and the step to read. UserError where there is none."""
+    # Only looks: opening a manager on a folder without checkpoints would make one.
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder}: no checkpoint here yet: {MEND}")
+    checkpoints = Checkpoints(folder, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{folder}: no checkpoint here yet: {MEND}")
+    if step is None:
+        step = checkpoints.latest() or steps[0]
+        if step < steps[0]:
+            reason = checkpoints.fault(steps[0])
+            say(f"{checkpoints.folder}/{steps[0]}: damaged ({reason}): the one of step {step} is taken")
+    if step not in steps:
+        raise UserError(
+            f"{folder}: its checkpoint of step {step} is gone: `retrieval-jax index` takes the newest"
+        )
+    return checkpoints, step
+
+
+def abstract_params(model: Model, mesh: Mesh) -> dict:
+    """Shapes, dtypes and shardings of a model's parameters."""
+    shapes = {name: (1, 2) for name in ("encoder_input_tokens", "decoder_input_tokens")}
+    shapes["left_encoder_input_tokens"] = (1, 2)
+    boxed = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        nn.unbox(boxed),
+        partitioning.params_shardings(mesh, boxed),
+    )
+
+
+def placed(arrays: Mapping[str, LazyArray], model: Model, mesh: Mesh) -> dict:
+    """A model's parameters on the mesh, from arrays of their names and shapes."""
+    flat = flatten_dict(abstract_params(model, mesh), sep="/")
+    return unflatten_dict({name: place(arrays[name], like) for name, like in flat.items()}, sep="/")
