@@ -133,7 +133,7 @@ def checksum(path: Path) -> str:
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
-    """{path below it: checksum} of all files but the manifest, to be kept in that."""
+    """{path below it: SHA-256} of all files but the manifest, to be kept in that."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
     with ThreadPoolExecutor() as pool:
         names = (str(p.relative_to(folder)) for p in files)
@@ -148,6 +148,14 @@ def check_files(folder: Path, manifest: dict) -> None:
         if was != now:
             what = "is missing" if now is None else "was added" if was is None else "was changed"
             raise UserError(f"{folder}: {name} {what} after it was exported: copy or export it again")
+    if manifest.get("seal") != seal(manifest):
+        raise UserError(f"{folder}: {MANIFEST} was changed after it was exported: copy or export it again")
+
+
+def seal(manifest: dict) -> str:
+    """A digest of all else that a manifest says."""
+    rest = {key: value for key, value in manifest.items() if key != "seal"}
+    return digest([json.dumps(rest, sort_keys=True)])
 
 
 def hash_fraction(text: str) -> float:

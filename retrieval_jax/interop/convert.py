@@ -1,5 +1,6 @@
 """The verb `convert`: weights of other programs become a model folder, to search with or to train on."""
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -62,7 +63,9 @@ def convert(
     settings = pretrained.settings if retriever is DualEncoder else {}
     model = retriever(T5Config(**network), None, **settings)
     unused = ("decoder",) if retriever is DualEncoder else ()
-    match = InitialCheckpoint(unused=unused).match(pretrained, model)
+    # The outputs are what the person says they are.
+    pretrained = dataclasses.replace(pretrained, network=network)
+    match = InitialCheckpoint(anew=(), unused=unused, resized=()).match(pretrained, model)
     if fault := match.fault(pretrained.path, trains=False):
         raise UserError(fault)
 

@@ -1,4 +1,4 @@
-"""The verb `export`: a searcher or a model becomes a folder that others open: here, or without this package."""
+"""The verb `export`: a searcher or a model becomes a folder that others open, with this package or not."""
 
 import dataclasses
 import shutil
@@ -61,10 +61,11 @@ def export(
       source, work_dir: the collection, and where its work lies.
       name: the searcher, one of searchers/.
       model_dir: a model to export instead.
-      format: "searcher" (weights, vocabulary, docids or index: `Searcher.open(path)` answers queries with it),
-        "huggingface" (T5ForConditionalGeneration.from_pretrained), "sentence_transformers", "t5x" (a legacy
-        checkpoint) or "stablehlo" (programs that JAX alone runs).
-      output: the folder to make; None is exports/NAME of the work folder, with the format where it is another.
+      format: "searcher" (weights, vocabulary, docids or index: `Searcher.open(path)` answers queries with
+        it), "huggingface" (T5ForConditionalGeneration.from_pretrained), "sentence_transformers", "t5x" (a
+        legacy checkpoint) or "stablehlo" (programs that JAX alone runs).
+      output: the folder to make; None is exports/NAME of the work folder, or NAME.FORMAT for all formats but
+        the first.
     """
     if format not in WRITERS:
         raise UserError(f"export.format: no format {format!r}: {', '.join(WRITERS)}")
@@ -80,11 +81,14 @@ def export(
         recipe = manifest["recipe"] | {"metrics": _metrics(work, name)}
     output = Path(output) if output else work.export(name if format == "searcher" else f"{name}.{format}")
 
+    recipe |= {"format": format}
+
     def make(aside: Path) -> dict:
         facts = WRITERS[format](aside, subject)
-        return facts | {"files": storage.file_checksums(aside)}
+        facts |= {"files": storage.file_checksums(aside)}
+        return facts | {"seal": storage.seal({"recipe": recipe, **facts})}
 
-    made = storage.build(output, recipe | {"format": format}, make)
+    made = storage.build(output, recipe, make)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     return {"export": str(output), "format": format, "files": len(made["files"]), "bytes": size}
 

@@ -18,7 +18,7 @@ from retrieval_jax.training.weights import LazyArray, read_safetensors, write_sa
 CONFIG, WEIGHTS, PIECES = "config.json", "model", "spiece.model"
 ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
 # What a file may hold beside: the embedding again, by another name.
-SHARED = "shared.weight"
+SHARED, HEAD = "shared.weight", "lm_head.weight"
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
@@ -53,10 +53,16 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict]:
         network = _network(path, config, arrays[SHARED].shape[0])
     except KeyError as error:
         raise UserError(f"{path}: has no {error}: fetch it again") from None
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     if not any(name.startswith("decoder.") for name in arrays):
-        network |= {"num_decoder_layers": 0, "logits_via_embedding": False}
-    elif network["logits_via_embedding"]:
-        arrays.pop("lm_head.weight", None)  # the embedding once more
+        network["num_decoder_layers"] = 0
+    elif scaled:
+        network["logits_via_embedding"] = True
+        head = arrays.pop(HEAD, None)
+        if head and not np.array_equal(*(x.read((slice(0, 8), slice(None))) for x in (head, arrays[SHARED]))):
+            raise UserError(f"{path}: scales its outputs and has a matrix for them ({HEAD}): not supported")
+    elif HEAD not in arrays:
+        arrays[HEAD] = arrays[SHARED]
     ours = {}
     for name, theirs, turned in pairs(network):
         if theirs in arrays:
@@ -81,7 +87,7 @@ def _network(path: Path, config: dict, rows: int) -> dict:
         "num_encoder_layers": layers,
         "num_decoder_layers": layers if decoder_layers is None else decoder_layers,
         "mlp_activations": ACTIVATIONS[kind],
-        "logits_via_embedding": config.get("tie_word_embeddings", True),
+        "logits_via_embedding": False,
         "relpos_buckets": config.get("relative_attention_num_buckets", 32),
         "relpos_max_distance": config.get("relative_attention_max_distance", 128),
     }
@@ -103,7 +109,7 @@ def pairs(network: Mapping) -> Iterator[tuple[str, str, bool]]:
                 for name, other in matrices.items() if ours != "mlp" else _mlp(gated):
                     yield f"{stack}/layers_{i}/{ours}/{name}/kernel", f"{layer}.{theirs}.{other}.weight", True
     if network["num_decoder_layers"] and not network["logits_via_embedding"]:
-        yield "decoder/logits_dense/kernel", "lm_head.weight", True
+        yield "decoder/logits_dense/kernel", HEAD, True
 
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
@@ -151,6 +157,7 @@ def write(
         "num_decoder_layers": config.num_decoder_layers if decoder else config.num_encoder_layers,
         "feed_forward_proj": activation,
         "tie_word_embeddings": config.tied or not decoder,
+        "scale_decoder_outputs": config.tied,
         "relative_attention_num_buckets": config.relpos_buckets,
         "relative_attention_max_distance": config.relpos_max_distance,
         "layer_norm_epsilon": 1e-6,

@@ -10,13 +10,12 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from retrieval_jax.errors import UserError
-from retrieval_jax.interop.pretrained import Pretrained, open_pretrained
+from retrieval_jax.interop.pretrained import OUTPUT, Pretrained, open_pretrained
 from retrieval_jax.models.layers import STACK_AXIS, T5Config
 from retrieval_jax.models.t5 import is_stacked
 from retrieval_jax.progress import say
 from retrieval_jax.training.weights import LazyArray, stacked
 
-OUTPUT = "decoder/logits_dense/kernel"
 TOLD = 12  # names of a list that an error tells
 
 

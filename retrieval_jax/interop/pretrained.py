@@ -14,6 +14,7 @@ from retrieval_jax.training.weights import LazyArray
 FORMATS = (
     "a model folder of this project, a checkpoint of T5X's, a T5 of Hugging Face's or sentence-transformers"
 )
+OUTPUT = "decoder/logits_dense/kernel"
 _LAYERS = ("encoder", "decoder")
 
 
@@ -119,7 +120,8 @@ def network_of(path: Path, arrays: Mapping[str, LazyArray]) -> dict:
         stack: {name.split("/")[1] for name in arrays if name.startswith(f"{stack}/layers_")}
         for stack in _LAYERS
     }
-    decoder = bool(layers["decoder"])
+    outputs = arrays[OUTPUT].shape[1] if OUTPUT in arrays else None
+    reads_outputs = "decoder_token_embedder/embedding" in arrays
     gated = "encoder/layers_0/mlp/wi_0/kernel" in arrays
     return {
         "vocab_size": rows,
@@ -130,6 +132,8 @@ def network_of(path: Path, arrays: Mapping[str, LazyArray]) -> dict:
         "num_encoder_layers": len(layers["encoder"]),
         "num_decoder_layers": len(layers["decoder"]),
         "mlp_activations": ("gelu", "linear") if gated else ("relu",),
-        "logits_via_embedding": decoder and "decoder/logits_dense/kernel" not in arrays,
+        "logits_via_embedding": bool(layers["decoder"]) and outputs is None,
+        "output_size": outputs if outputs != rows or reads_outputs else None,
+        "reads_outputs": reads_outputs,
         "relpos_buckets": buckets,
     }

@@ -46,7 +46,7 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
     encoder = modules[0][1]
     arrays, network = hugging_face.read(encoder)
     arrays = {name: array for name, array in arrays.items() if not name.startswith(("decoder", "lm_head"))}
-    network |= {"num_decoder_layers": 0, "logits_via_embedding": False}
+    network["num_decoder_layers"] = 0
     dense = [where for kind, where in modules if kind == "Dense"]
     if len(dense) > 1:
         raise UserError(f"{path}: has {len(dense)} matrices: {_MEND}")
@@ -58,9 +58,12 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
     if not dense:
         arrays[PROJECTION] = LazyArray.of(np.eye(network["emb_dim"], dtype=np.float32))
     facts = {"vector_dim": arrays[PROJECTION].shape[1], "normalize": "Normalize" in kinds}
-    if (encoder / LENGTH).is_file():
-        length = storage.read_json(encoder / LENGTH, "fetch it again").get("max_seq_length")
-        facts |= {"length": length} if length else {}
+    for name, key in ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        if (encoder / name).is_file() and "length" not in facts:
+            length = storage.read_json(encoder / name, "fetch it again").get(key)
+            facts |= (
+                {"length": int(length)} if length and length < 1e6 else {}
+            )  # transformers says 1e30 for none
     return arrays, network, facts, encoder
 
 

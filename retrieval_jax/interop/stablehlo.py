@@ -1,7 +1,7 @@
 """Programs for serving without this package: `jax.export`'s, with their arrays beside them.
 
-A program takes the arrays of weights.safetensors (and, for docids, of docids.safetensors) as dictionaries, and
-tokens B×S (int32, any B): nothing large is a constant in it. It runs on CPUs, GPUs and TPUs, with jax and
+A program takes the arrays of weights.safetensors (and, for docids, of docids.safetensors) as dictionaries,
+and tokens B×S (int32, any B): nothing large is a constant in it. It runs on CPUs, GPUs and TPUs, with jax and
 safetensors alone:
 
     program = jax.export.deserialize(Path("search.stablehlo").read_bytes())
@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
-from safetensors.numpy import save_file
 
 from retrieval_jax import arrow_ids
 from retrieval_jax.decoding.trie import Trie, build_trie
@@ -27,6 +26,7 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training.model_folder import OpenModel
+from retrieval_jax.training.weights import LazyArray, write_safetensors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Arrays = Mapping[str, jax.Array]
@@ -37,13 +37,13 @@ def write(folder: Path, opened: OpenModel, table: DocidTable | None, manifest: M
     """Writes a dual encoder's two encoders, or a generative retriever's search.
 
     - encode_queries.stablehlo, encode_passages.stablehlo: (weights, tokens B×S) -> vectors B×E.
-    - search.stablehlo: (weights, docids, tokens B×S) -> (rows B×K of ids.arrow, log-probabilities B×K); rows of
-      -1 name no passage. Passages that share a docid are found by the first of them.
+    - search.stablehlo: (weights, docids, tokens B×S) -> (rows B×K of ids.arrow, log-probabilities B×K); rows
+      of -1 name no passage. Passages that share a docid are found by the first of them.
 
     Gives what each takes and gives. Raises UserError for a model that does neither.
     """
     weights = flatten_dict(opened.params, sep="/")
-    save_file({name: np.asarray(x) for name, x in weights.items()}, folder / "weights.safetensors")
+    _save(folder, "weights", weights)
     model, description = opened.model, opened.description
     if isinstance(model, DualEncoder):
         lengths = {"queries": description["input_length"], "passages": description["passage_length"]}
@@ -62,7 +62,7 @@ def write(folder: Path, opened: OpenModel, table: DocidTable | None, manifest: M
         shape = {"fanouts": trie.fanouts, "tail_from": trie.tail_from, "symbol_bits": trie.symbol_bits}
         docids = {name: np.asarray(x) for name, x in vars(trie).items() if name not in shape}
         program = functools.partial(_search, model, shape, manifest["beams"])
-    save_file(docids, folder / "docids.safetensors")
+    _save(folder, "docids", docids)
     arrow_ids.write(folder / "ids.arrow", table.passage_ids)
     length = description["input_length"]
     _write(folder / "search.stablehlo", program, weights, docids, length=length)
@@ -99,6 +99,12 @@ def _rows_of_tokens(table: DocidTable, outputs: int) -> np.ndarray:
     row_V = np.full(outputs, -1, np.int32)
     row_V[table.tokens_NxL[:, 0]] = np.arange(len(table.tokens_NxL))
     return row_V
+
+
+def _save(folder: Path, name: str, arrays: Mapping) -> None:
+    """One file, so that a program is given it as it was read."""
+    lazy = {key: LazyArray.of(np.asarray(array)) for key, array in arrays.items()}
+    write_safetensors(folder, name, lazy, shard_bytes=sum(array.nbytes for array in lazy.values()))
 
 
 @contextlib.contextmanager

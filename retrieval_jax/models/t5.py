@@ -267,13 +267,15 @@ class T5(nn.Module):
         """Float32 logits BxKxV of what `step` or `hidden` gave."""
         if not self.config.tied:
             return self.decoder.logits(x_BxKxE)
-        kernel_ExV = output_kernel(self.config, self.variables["params"]).astype(self.config.dtype)
-        return (x_BxKxE @ kernel_ExV).astype(jnp.float32)
+        return (x_BxKxE @ self._kernel()).astype(jnp.float32)
 
     def some_logits(self, x_BxKxE: jax.Array, tokens_S: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Float32 (logits BxKxS of some tokens, log-sum-exp BxK of all logits) of what `step` gave."""
-        kernel_ExV = output_kernel(self.config, self.variables["params"]).astype(self.config.dtype)
-        return some_logits(x_BxKxE, kernel_ExV, tokens_S)
+        return some_logits(x_BxKxE, self._kernel(), tokens_S)
+
+    def _kernel(self) -> jax.Array:
+        params = nn.unbox(self.variables["params"])  # while they are made, with their axes' names
+        return output_kernel(self.config, params).astype(self.config.dtype)
 
 
 def _real(tokens_BxS: jax.Array) -> jax.Array:

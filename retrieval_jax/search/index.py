@@ -138,7 +138,7 @@ def _dense(
     """Encodes the collection, unless the searcher is there; gives what writes it."""
     if multihost.agreed(storage.holds(folder, _recipe(kind, collection, recipe))):
         return dict  # is not called
-    if opened.description["collection"] != collection.fingerprint:
+    if opened.description["collection"] not in (None, collection.fingerprint):
         trained_on = opened.description["collection_name"]
         say(f"{model_dir}: trained on another collection ({trained_on}, or an earlier version) than this one")
     embeddings = encode_by_model(model_dir, opened, mesh, work, collection)

@@ -7,6 +7,7 @@ read for it alone: no host ever holds more than its devices do.
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -185,5 +186,8 @@ def write_safetensors(
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
     for path, shard in zip(paths, shards, strict=True):
         # "pt" is what transformers looks for, whoever wrote the file.
-        whole = {name: np.ascontiguousarray(array.whole()) for name, array in shard.items()}
+        whole = {name: np.asarray(array.whole(), order="C") for name, array in shard.items()}
         save_file(whole, folder / path, metadata={"format": "pt"})
+        umask = os.umask(0)
+        os.umask(umask)
+        (folder / path).chmod(0o666 & ~umask)  # it is written for its owner alone

@@ -1,0 +1,111 @@
+"""The verb `convert`: weights of others become models that search and write, or are refused with the reason."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from model_folders import GOLDENS, random_params, write_model_folder
+
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.interop.export import layers_of
+from retrieval_jax.interop.t5x_checkpoints import write
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.search.searcher import Searcher
+from retrieval_jax.training.model_folder import open_model
+from retrieval_jax.training.train import docid_softmax
+
+
+def test_a_dual_encoder_that_came_searches(cli, work, arguments, collection, tmp_path):
+    """sentence-transformers' folder → convert → index → search, with no training."""
+    folder = tmp_path / "gtr"
+    given = [f"--gin.INITIAL_CHECKPOINT='{GOLDENS / 'gtr'}'", f"--gin.MODEL_DIR='{folder}'"]
+    status, made, err = cli("convert", *arguments, *given)
+    assert status == 0, err
+    assert made == {
+        "model": str(folder), "format": "sentence-transformers", "retriever": "DualEncoder",
+        "parameters": open_model(folder).parameter_count, "not used": 0,
+    }  # fmt: skip
+    status, made, err = cli(
+        "index", *arguments, given[1], "--gin.make_index.kind='exact'", "--gin.make_index.name='gtr'"
+    )
+    assert status == 0, err
+    assert "trained on another collection" not in err
+    (ranking,) = Searcher.open(work.searcher("gtr")).search(["smooth a noisy signal"], 5)
+    assert len(ranking) == 5
+    assert ranking[0][1] > ranking[-1][1]
+
+
+def test_a_retriever_that_t5x_trained_searches(cli, work, arguments, collection, tmp_path):
+    """T5X's checkpoint → convert → index: it finds what the same weights found here."""
+    assert cli("docids", *arguments, "--gin.DOCIDS='naive_digits'")[0] == 0
+    table = DocidTable.open(work.docids("naive_digits"))
+    model = GenerativeRetriever(T5Config(1152, 16, 2, 8, 20, 2, 1, **docid_softmax(table)))
+    params = random_params(model)
+    facts = {"docids": "naive_digits", "docids_fingerprint": table.fingerprint()}
+    write_model_folder(tmp_path / "ours", model, params, collection, **facts)
+    checkpoint = tmp_path / "checkpoint_300"
+    checkpoint.mkdir()
+    write(checkpoint, layers_of(params), 300)
+    flags = ["--gin.DOCIDS='naive_digits'", f"--gin.INITIAL_CHECKPOINT='{checkpoint}'"]
+    flags += [f"--gin.VOCABULARY='{collection.vocabulary_path}'", f"--gin.MODEL_DIR='{tmp_path / 'theirs'}'"]
+    retriever = "--gin.convert.retriever=@GenerativeRetriever"
+    status, _, err = cli("convert", *arguments, *flags)
+    assert status == 2
+    assert "has a decoder: say what it is by --gin.convert.retriever" in err
+    status, _made, err = cli("convert", *arguments, *flags, retriever)
+    assert status == 0, err
+    assert open_model(tmp_path / "theirs").step == 300
+    rankings = []
+    for name in ("ours", "theirs"):
+        flags = [f"--gin.MODEL_DIR='{tmp_path / name}'", f"--gin.make_index.name='{name}'"]
+        assert cli("index", *arguments, *flags)[0] == 0
+        rankings.append(Searcher.open(work.searcher(name)).search(["smooth a noisy signal"], 10)[0])
+    assert [pid for pid, _ in rankings[0]] == [pid for pid, _ in rankings[1]]
+    # By a longer input: the lengths of a T5X checkpoint are not known.
+    assert open_model(tmp_path / "theirs").description["input_length"] == 64
+
+
+def test_what_cannot_be_converted_is_named(cli, arguments, tmp_path):
+    model = ["--gin.convert.retriever=@QueryGenerator", f"--gin.MODEL_DIR='{tmp_path / 'm'}'"]
+
+    def refused(match: str, *flags: str) -> None:
+        status, _, err = cli("convert", *arguments, *model, *flags)
+        assert status == 2
+        assert match in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "m").exists()
+
+    refused("no weights are named")
+    given = f"--gin.INITIAL_CHECKPOINT='{GOLDENS / 't5_1_0'}'"
+    refused("no vocabulary lies with it: --gin.VOCABULARY", given)
+    small = GOLDENS / "gtr" / "spiece.model"
+    assert cli("convert", *arguments, *model, given, f"--gin.VOCABULARY='{small}'")[0] == 0
+    shutil.rmtree(tmp_path / "m")
+    large = next(a.split("'")[1] for a in arguments if "WORK_DIR" in a) + "/collection/sentencepiece.model"
+    refused("pieces, and the weights' embedding 50 rows", given, f"--gin.VOCABULARY='{large}'")
+    torn = tmp_path / "torn"
+    shutil.copytree(GOLDENS / "t5_1_1", torn)
+    index = torn / "model.safetensors.index.json"
+    value = json.loads(index.read_text())
+    last = value["weight_map"]["shared.weight"]
+    (torn / last).unlink()
+    refused("cannot be read", f"--gin.INITIAL_CHECKPOINT='{torn}'", f"--gin.VOCABULARY='{small}'")
+
+
+@pytest.mark.parametrize("kind", ["t5_1_0", "t5_1_1"])
+def test_a_query_generator_that_came_writes(cli, work, arguments, collection, tmp_path, kind):
+    """As docT5query's released weights would: T5 1.0, its softmax the embedding."""
+    folder = tmp_path / "doc2query"
+    flags = [f"--gin.INITIAL_CHECKPOINT='{GOLDENS / kind}'", f"--gin.MODEL_DIR='{folder}'"]
+    flags += [f"--gin.VOCABULARY='{GOLDENS / 'gtr' / 'spiece.model'}'"]
+    status, _, err = cli("convert", *arguments, *flags, "--gin.convert.retriever=@QueryGenerator")
+    assert status == 0, err
+    few = ["--gin.generate_queries.count=2", f"--gin.generate_queries.name='{kind}'"]
+    few += ["--gin.generate_queries.batch_size=64"]
+    status, made, err = cli("generate-queries", *arguments, f"--gin.MODEL_DIR='{folder}'", *few)
+    assert status == 0, err
+    assert made["passages"] == collection.passage_count
+    assert made["queries"] > 0
+    assert np.isfinite(made["queries"])

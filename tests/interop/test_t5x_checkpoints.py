@@ -1,0 +1,152 @@
+"""T5X's checkpoints: real ones, those of Orbax, what was written comes back bit for bit, and damage."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax.serialization import msgpack_restore, msgpack_serialize
+from flax.traverse_util import flatten_dict, unflatten_dict
+from model_folders import random_params, same
+
+from retrieval_jax.errors import UserError
+from retrieval_jax.interop import t5x_checkpoints
+from retrieval_jax.interop.export import arrays_of, layers_of
+from retrieval_jax.interop.initial import InitialCheckpoint
+from retrieval_jax.interop.pretrained import open_pretrained
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.training.weights import LazyArray
+
+CONFIG = T5Config(40, 12, 2, 5, 18, 3, 2)
+
+
+def loaded(model, path: Path, **options: object) -> dict:
+    """Parameters that begin as a checkpoint's."""
+    arrays = InitialCheckpoint(str(path), **options).of(model)
+    return unflatten_dict({name: array.whole() for name, array in arrays.items()}, sep="/")
+
+
+def test_a_real_legacy_checkpoint_runs(shared):
+    path = shared / "fixtures" / "t5x" / "test_t5_tiny.checkpoint_0"
+    pretrained = open_pretrained(path)
+    assert (pretrained.format, pretrained.step) == ("T5X", 0)
+    model = GenerativeRetriever(T5Config(**pretrained.network))
+    params = loaded(model, path)
+    assert params["decoder"]["layers_1"]["mlp"]["wi_0"]["kernel"].shape == (8, 16)
+    batch = {"encoder_input_tokens": np.array([[3, 4, 1, 0]]), "decoder_input_tokens": np.array([[0, 7]])}
+    logits = np.asarray(model.logits(params, batch))
+    assert logits.shape == (1, 2, 32128)
+    assert np.isfinite(logits).all()
+    assert logits.std() > 0.1
+
+
+def test_a_real_dual_encoder_of_t5x_retrievals_runs(shared):
+    """T5 1.0, with zarr arrays, and other buckets of distances than T5's."""
+    path = shared / "fixtures" / "t5x_retrieval" / "test_de_t5_tiny.checkpoint_1000"
+    pretrained = open_pretrained(path)
+    assert pretrained.step == 1000
+    assert pretrained.settings == {"vector_dim": 768}
+    assert pretrained.network["mlp_activations"] == ("relu",)
+    assert pretrained.network["relpos_buckets"] == 4
+    model = DualEncoder(T5Config(**pretrained.network), **pretrained.settings)
+    params = loaded(model, path)
+    vectors = np.asarray(model.encode_queries(params, np.array([[5, 6, 1, 0], [7, 1, 0, 0]])))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    assert abs(vectors[0] @ vectors[1]) < 0.9999
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("inline", [0, 1 << 16])
+def test_written_and_read_again(tmp_path, monkeypatch, scan, inline):
+    """Ours → T5X → ours, bit for bit, from scanned layers too; inline and as zarr."""
+    monkeypatch.setattr(t5x_checkpoints, "INLINE", inline)
+    model = GenerativeRetriever(dataclasses.replace(CONFIG, scan_layers=scan))
+    params = random_params(model)
+    folder = tmp_path / "checkpoint_7"
+    folder.mkdir()
+    t5x_checkpoints.write(folder, layers_of(params), 7)
+    assert (folder / "target.encoder.layers_2.mlp.wo.kernel").is_dir() == (inline == 0)
+    again = loaded(model, tmp_path)  # the folder that has checkpoint_7
+    same(arrays_of(again), arrays_of(params))
+    assert open_pretrained(folder).step == 7
+
+
+def test_what_t5x_scans(tmp_path):
+    """Its layers lie on axis 1, and attention's kernels have an axis of heads."""
+    params = random_params(GenerativeRetriever(CONFIG))
+    layers, E, H, D = layers_of(params), CONFIG.emb_dim, CONFIG.num_heads, CONFIG.head_dim
+    scanned = {}
+    for name, array in layers.items():
+        stack, _, rest = name.partition("/layers_0/")
+        if not rest:
+            if "/layers_" not in name:
+                scanned[name] = array.whole()
+            continue
+        count = getattr(CONFIG, f"num_{stack}_layers")
+        x = np.stack([layers[f"{stack}/layers_{i}/{rest}"].whole() for i in range(count)], axis=1)
+        if "attention/" in rest:
+            x = (
+                x.reshape(H, D, count, E).transpose(0, 2, 1, 3)
+                if "out" in rest
+                else x.reshape(E, count, H, D)
+            )
+        scanned[f"{stack}/{stack}/{rest}"] = x
+    tree = {"version": 3, "optimizer": {"target": unflatten_dict(scanned, sep="/"), "state": {"step": 1}}}
+    (tmp_path / "checkpoint").write_bytes(msgpack_serialize(tree))
+    same(t5x_checkpoints.read(tmp_path), layers)
+
+
+def test_orbaxs_format(tmp_path):
+    params = random_params(GenerativeRetriever(CONFIG))
+    checkpointer = ocp.StandardCheckpointer()
+    checkpointer.save(tmp_path / "checkpoint_5" / "state", {"target": params, "step": np.int32(5)})
+    checkpointer.close()
+    pretrained = open_pretrained(tmp_path)
+    assert (pretrained.format, pretrained.step) == ("T5X", 5)
+    same(pretrained.arrays, arrays_of(params))
+
+
+def test_bfloat16_of_version_2(tmp_path):
+    """Written as uint16, inline and as zarr; read as what they are."""
+    model = GenerativeRetriever(CONFIG)
+    params = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), random_params(model))
+    bits = {name: LazyArray.of(array.whole().view(np.uint16)) for name, array in arrays_of(params).items()}
+    t5x_checkpoints.write(tmp_path, bits, 1)
+    read = t5x_checkpoints.read(tmp_path)
+    assert {array.dtype for array in read.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    same(read, arrays_of(params))
+
+
+def test_damage_and_other_files(tmp_path, shared):
+    whole = shared / "fixtures" / "t5x_retrieval" / "test_de_t5_tiny.checkpoint_1000"
+    torn = tmp_path / "checkpoint_1"
+    shutil.copytree(whole, torn, copy_function=shutil.copy)
+    for path in (torn, *torn.rglob("*")):
+        path.chmod(0o755)
+    (torn / "target.encoder.layers_0.mlp.wi.kernel" / ".zarray").unlink()
+    with pytest.raises(UserError, match=r"not a whole checkpoint of T5X's .*fetch it again"):
+        open_pretrained(torn)
+    (torn / "checkpoint").write_bytes((whole / "checkpoint").read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a whole checkpoint of T5X's"):
+        open_pretrained(torn)
+    other = tmp_path / "notes.txt"
+    other.write_text("none")
+    with pytest.raises(UserError, match=r"notes\.txt: none of .*check the path"):
+        open_pretrained(other)
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        open_pretrained(tmp_path / "missing")
+    tree = msgpack_restore((whole / "checkpoint").read_bytes())
+    del tree["optimizer"]["target"]["encoder"]["relpos_bias"]
+    (tmp_path / "checkpoint").write_bytes(msgpack_serialize(tree))
+    for folder in flatten_dict(tree["optimizer"]["target"], is_leaf=lambda _, x: "driver" in x):
+        name = f"target.{'.'.join(folder)}"
+        if (whole / name).is_dir():
+            shutil.copytree(whole / name, tmp_path / name)
+    with pytest.raises(UserError, match="has no 'encoder/relpos_bias/rel_embedding': it is no T5"):
+        open_pretrained(tmp_path / "checkpoint")

@@ -1,0 +1,50 @@
+"""Models of random weights alone, in memory and on disk, for tests of every format."""
+
+import json
+import shutil
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from retrieval_jax.data.records import Collection
+from retrieval_jax.interop.export import arrays_of
+from retrieval_jax.training import model_folder
+from retrieval_jax.training.weights import LazyArray, write_safetensors
+
+GOLDENS = Path(__file__).with_name("interop") / "goldens"
+SHAPES = dict.fromkeys(("encoder_input_tokens", "decoder_input_tokens", "left_encoder_input_tokens"), (1, 2))
+
+
+def random_params(model, seed: int = 0) -> dict:
+    """A model's parameters, none of them at a value that would hide a mistake, as norms' ones would."""
+    params = nn.unbox(model.get_initial_variables(jax.random.key(seed), SHAPES)["params"])
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: x * rng.uniform(0.5, 1.5, x.shape).astype(np.float32), params)
+
+
+def write_model_folder(folder: Path, model, params: dict, collection: Collection, **facts: object) -> None:
+    """A model folder as `convert` writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lengths = {"input_length": 24, "passage_length": 32}
+    of = {"collection_name": "small_docs", "collection": collection.fingerprint, "step": 7}
+    known = {"docids": None, "docids_fingerprint": None, "initial_checkpoint": None}
+    description = model_folder.describe(model, **lengths | of | known | facts)
+    (folder / model_folder.DESCRIPTION).write_text(json.dumps(description))
+    shutil.copyfile(collection.vocabulary_path, folder / model_folder.VOCABULARY)
+    (folder / model_folder.GIN).write_text("# how it was made\n")
+    write_safetensors(folder, model_folder.WEIGHTS, arrays_of(params))
+
+
+def same(a: dict[str, LazyArray], b: dict[str, LazyArray]) -> None:
+    """Both have the same names, and bit for bit the same arrays."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        np.testing.assert_array_equal(a[name].whole(), b[name].whole(), err_msg=name)
+
+
+def flat(params: dict) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x) for name, x in flatten_dict(params, sep="/").items()}
