@@ -76,7 +76,7 @@ run() {
   trap "kill $helpers 2>/dev/null; copy_log" EXIT
   cd "$MOUNT"
 
-  local status=143 failures=0 pause=$PAUSE began
+  local status failures=0 pause=$PAUSE began
   while [[ -z $told && ! -e $job/ended ]]; do
     note "starts"
     began=$SECONDS
@@ -85,11 +85,11 @@ run() {
     await "$child"
     child=''
     note "ended with status $status after $((SECONDS - began)) s"
-    [[ -z $told ]] || break
     if ((status == 0)) || { ((status == 2)) && ! met_nobody; }; then
       end "$status"
       break
     fi
+    [[ -z $told ]] || break
     if ((SECONDS - began >= SOON)); then failures=0 pause=$PAUSE; fi
     if ((++failures >= ATTEMPTS)); then
       note "given up after $failures failures in a row"
@@ -103,8 +103,8 @@ run() {
     child=''
     pause=$((pause * 2 < LONGEST ? pause * 2 : LONGEST))
   done
-  [[ ! -e $job/ended ]] || status=$(<"$job/ended")
-  return "$status"
+  [[ -e $job/ended ]] || return 143 # told to end: the job goes on where it starts again
+  return "$(<"$job/ended")"
 }
 
 # Sets `status`. A signal ends `wait` before the process has ended.
