@@ -25,7 +25,7 @@ create() {
   # No metadata is kept: a host must see at once what another one wrote.
   run xpk storage attach retrieval-jax "${PLACE[@]}" --type=gcsfuse --bucket="$BUCKET" --size=1 \
     --mount-point=/bucket --readonly=false --auto-mount=true --no-prefetch-metadata \
-    --mount-options=implicit-dirs,metadata-cache-ttl-secs=0,metadata-cache-negative-ttl-secs=0
+    --mount-options=implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0
 }
 
 setup() {

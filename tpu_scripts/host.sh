@@ -19,6 +19,8 @@ PYTHON=$HOME/retrieval-jax
 
 install() {
   local bucket=$1 name=$2 options
+  # Where some hosts could not be reached, all are asked again.
+  ! systemctl is-active --quiet retrieval-jax || return 0
   if ! command -v gcsfuse >/dev/null; then
     curl -fsSL -o /tmp/gcsfuse.deb \
       "https://github.com/GoogleCloudPlatform/gcsfuse/releases/download/v$GCSFUSE/gcsfuse_${GCSFUSE}_amd64.deb"

@@ -15,6 +15,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 LAST_STATE=''
+CHECK_EVERY=${CHECK_EVERY:-20} # looks of `watch` at the state, between two at the hosts
 
 runtime() {
   case $ACCELERATOR in
@@ -98,13 +99,15 @@ install() {
 start() { on_every_host 5 "bash host.sh start"; }
 
 watch() {
-  local now started=true failures=0
-  while :; do
+  local now started=true failures=0 looks
+  for ((looks = 1; ; looks++)); do
     exit_if_ended
     now=$(state ACTIVE)
     tell_state "$now"
     case $now in
       ACTIVE)
+        # Maintenance may have brought other machines, without the service; where it runs, this does nothing.
+        if ((looks % CHECK_EVERY == 0)) && ! on_every_host 1 "bash host.sh start"; then started=false; fi
         if ! $started; then
           if install && start; then
             started=true failures=0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,11 +165,18 @@ def test_the_log_is_copied_while_the_job_runs_and_shown_to_the_journal(host: Hos
 
 @pytest.mark.slow
 def test_a_real_training_is_killed_then_preempted_and_goes_on(host: Host, work, arguments: list[str], cli):
-    """kill -9 to the training, SIGTERM to host.sh: each step is trained once, and the last is reached."""
+    """kill -9 to the training, SIGTERM to host.sh: each step is trained once, and the last is reached.
+
+    The work folder is a copy, as in the bucket, and its source is not at hand.
+    """
     assert cli("docids", *arguments)[0] == 0
+    bucket = host.folder / "bucket"
+    shutil.copytree(work.folder, bucket / "work" / "small docs")
+    moved = {"--gin.COLLECTION": "'data/$small docs'", "--gin.WORK_DIR": "'work/small docs'"}
+    here = [f"{name}={moved.get(name, value)}" for name, value in (a.split("=", 1) for a in arguments)]
     steps = 300
     settings = {"STEPS": steps, "train.save_every": 10, "train.eval_every": 1000, "train.log_every": 1}
-    argv = [*arguments, "--gin_file=runs/naive.gin", "--gin.MODEL_DIR='my models/naive'"]
+    argv = [*here, "--gin_file=runs/naive.gin", "--gin.MODEL_DIR='my models/naive'"]
     argv += [f"--gin.{name}={value}" for name, value in settings.items()]
     # The bindings of `arguments` and of ours, as tpu.sh writes them.
     script = f'. {SCRIPTS}/common.sh; quoted retrieval-jax train "$@"'
@@ -178,7 +186,7 @@ def test_a_real_training_is_killed_then_preempted_and_goes_on(host: Host, work, 
     (host.job / "job.sh").write_text(f"#!/bin/bash\nexec {line}\n")
     host.program("retrieval-jax", f'echo $$ >>"$RUNS"; exec {sys.executable} -m retrieval_jax.main "$@"')
 
-    model = host.folder / "bucket" / "my models" / "naive"
+    model = bucket / "my models" / "naive"
 
     def newest() -> int:
         names = [path.name for path in (model / "checkpoints").glob("*") if path.name.isdigit()]

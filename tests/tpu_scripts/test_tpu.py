@@ -245,6 +245,26 @@ def test_watch_goes_on_where_the_next_is_preempted_too_or_nobody_answers(cloud: 
     assert kinds == ["delete", "create", "describe", "delete", "create", "ssh install", "ssh start"]
 
 
+def test_watch_looks_after_hosts_that_maintenance_has_replaced(cloud: Cloud, monkeypatch):
+    monkeypatch.setenv("CHECK_EVERY", "2")
+    cloud.answers("queued-resources list", "ACTIVE")
+    cloud.answers("host.sh start", "", 127, "")
+    cloud.answers("storage cat ended", *[1] * 5, "0")
+    assert cloud.run("tpu.sh", "watch")[0] == 0
+    kinds = [k for k in cloud.kinds() if not k.startswith("cat")]
+    assert kinds == [
+        "list",
+        "list",
+        "ssh start",
+        "list",
+        "list",
+        "ssh start",
+        "ssh install",
+        "ssh start",
+        "list",
+    ]
+
+
 def test_watch_stops_where_nothing_more_can_come(cloud: Cloud):
     cloud.answers("storage cat ended", 1)
     cloud.answers("queued-resources list", "ACTIVE", "")
