@@ -112,17 +112,19 @@ watch() {
           if install && start; then
             started=true failures=0
           else
-            ((++failures < 3)) || fail "$NAME: the job could not be started anew"
+            ((++failures < 5)) || fail "$NAME: the job could not be started anew"
           fi
         fi
         ;;
-      SUSPENDED | FAILED)
+      SUSPENDED | FAILED | ABSENT)
+        # Only a person deletes what runs, and is not to be contradicted.
+        if [[ $now == ABSENT ]] && $started; then
+          fail "$NAME: deleted before its job ended: create, setup and launch again to go on"
+        fi
         say "$NAME: preempted; asking for another"
         started=false
-        create || [[ $LAST_STATE == SUSPENDED ]] || fail "$NAME: no other came"
+        create || ((++failures < 5)) || fail "$NAME: no other came"
         ;;
-      # Only a person deletes it, and is not to be contradicted.
-      ABSENT) fail "$NAME: deleted before its job ended: create, setup and launch again to go on" ;;
     esac
     if $DRY_RUN; then
       printf '# … every %s s until the job has ended. Where the state is SUSPENDED or FAILED:\n' "$POLL"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 here = Path(os.environ["STUB"])
 argv = [Path(sys.argv[0]).name, *sys.argv[1:]]
-call = {{"argv": argv, "stdin": sys.stdin.read() if "-" in argv else None}}
+call = {{"argv": argv, "stdin": sys.stdin.read() if "-" in argv or "tee" in argv else None}}
 with open(here / "calls.jsonl", "a") as calls:
     calls.write(json.dumps(call) + "\\n")
 if argv[1:4] == ["-m", "pip", "wheel"]:

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from recorded import ROOT, SCRIPTS
+from recorded import ROOT, SCRIPTS, STUB
 
 
 @dataclass
@@ -147,6 +148,61 @@ while :; do sleep 0.05; done""",
     assert host.run() == 0
     assert host.ended() == "0"
     assert host.log().count("job starts\n") == 2
+
+
+@pytest.fixture
+def machine(host: Host, monkeypatch) -> Callable[..., list[dict]]:
+    """`machine("start")` is what `host.sh start` asks of the machine: each call, with its input."""
+    for name in ("sudo", "curl", "python3", "mountpoint", "systemctl", "gcsfuse"):
+        (host.folder / "bin" / name).write_text(STUB)
+        (host.folder / "bin" / name).chmod(0o755)
+    env = {"STUB": host.folder, "MOUNT": host.folder / "bucket", "HOME": host.folder, "USER": "me"}
+    for name, value in {**env, "PATH": f"{host.folder / 'bin'}:{os.environ['PATH']}"}.items():
+        monkeypatch.setenv(name, str(value))
+
+    def ask(*argv: str, active: bool = False) -> list[dict]:
+        rules = [("systemctl is-active", [(0 if active else 3, "")]), ("mountpoint", [(1, "")])]
+        (host.folder / "rules.json").write_text(json.dumps(rules))
+        (host.folder / "calls.jsonl").write_text("")
+        subprocess.run(["bash", SCRIPTS / "host.sh", *argv], check=True, capture_output=True)
+        return [json.loads(line) for line in (host.folder / "calls.jsonl").read_text().splitlines()]
+
+    return ask
+
+
+def test_install_mounts_the_bucket_and_makes_a_service(host: Host, machine, tmp_path: Path):
+    (host.job / "code").mkdir()
+    (host.job / "code" / "retrieval_jax-0.1.0+gc0ffee-py3-none-any.whl").touch()
+    calls = machine("install", "my-bucket", "naive-xl")
+    argvs = [call["argv"] for call in calls]
+    mount = f"{host.folder}/bucket"
+    assert ["sudo", "mount", mount] in argvs
+    wheel = f"{host.job}/code/retrieval_jax-0.1.0+gc0ffee-py3-none-any.whl[tpu]"
+    assert [argv[-1] for argv in argvs if argv[:4] == ["python3", "-m", "uv", "pip"]] == [wheel]
+    written = {call["argv"][-1]: call["stdin"] for call in calls if call["argv"][:2] == ["sudo", "tee"]}
+    device, where, kind, options, *_ = written["/etc/fstab"].split()
+    assert (device, where, kind) == ("my-bucket", mount, "gcsfuse")
+    assert {"metadata_cache_ttl_secs=0", f"uid={os.getuid()}"} < set(options.split(","))
+    unit = written["/etc/systemd/system/retrieval-jax.service"]
+    assert f"ExecStart=/bin/bash {host.folder}/host.sh run naive-xl\n" in unit
+    assert "User=me\n" in unit
+    assert argvs[-1] == ["sudo", "systemctl", "daemon-reload"]
+    if program := shutil.which("systemd-analyze"):
+        (tmp_path / "retrieval-jax.service").write_text(unit.replace("User=me", "User=root"))
+        verified = subprocess.run(
+            [program, "verify", tmp_path / "retrieval-jax.service"], capture_output=True, text=True
+        )
+        assert "retrieval-jax.service:" not in verified.stderr
+    # Installing where a job runs would take its files away.
+    assert [call["argv"][0] for call in machine("install", "my-bucket", "naive-xl", active=True)] == [
+        "systemctl"
+    ]
+
+
+def test_start_survives_the_shell_and_the_machine_and_cancel_ends_both(machine):
+    systemctl = ["sudo", "systemctl"]
+    assert [call["argv"] for call in machine("start")] == [[*systemctl, "enable", "--now", "retrieval-jax"]]
+    assert [call["argv"] for call in machine("cancel")] == [[*systemctl, "disable", "--now", "retrieval-jax"]]
 
 
 def test_the_log_is_copied_while_the_job_runs_and_shown_to_the_journal(host: Host):

@@ -245,6 +245,15 @@ def test_watch_goes_on_where_the_next_is_preempted_too_or_nobody_answers(cloud: 
     assert kinds == ["delete", "create", "describe", "delete", "create", "ssh install", "ssh start"]
 
 
+def test_watch_asks_again_where_asking_failed(cloud: Cloud):
+    cloud.answers("queued-resources list", "SUSPENDED", "SUSPENDED", "", "", "ACTIVE")
+    cloud.answers("queued-resources create", 1, "")
+    cloud.answers("storage cat ended", *[1] * 3, "0")
+    assert cloud.run("tpu.sh", "watch")[0] == 0
+    kinds = [k for k in cloud.kinds() if not k.startswith(("cat", "list"))]
+    assert kinds == ["delete", "create", "create", "ssh install", "ssh start"]
+
+
 def test_watch_looks_after_hosts_that_maintenance_has_replaced(cloud: Cloud, monkeypatch):
     monkeypatch.setenv("CHECK_EVERY", "2")
     cloud.answers("queued-resources list", "ACTIVE")
@@ -276,7 +285,8 @@ def test_watch_stops_where_nothing_more_can_come(cloud: Cloud):
     cloud.rules[1:] = [("queued-resources list", [(0, "SUSPENDED"), (0, "SUSPENDED"), (0, "FAILED")])]
     status, _, err = cloud.run("tpu.sh", "watch")
     assert status == 1
-    assert cloud.kinds().count("create") == 1
+    assert cloud.kinds().count("create") == 5
+    assert "no other came" in err
     assert COSTS in err
 
     cloud.rules[1:] = [
@@ -286,7 +296,7 @@ def test_watch_stops_where_nothing_more_can_come(cloud: Cloud):
     status, _, err = cloud.run("tpu.sh", "watch")
     assert status == 1
     assert cloud.kinds().count("create") == 1
-    assert cloud.kinds().count("ssh start") == 3 * 5
+    assert cloud.kinds().count("ssh start") == 5 * 5
     assert COSTS in err
 
 
