@@ -1,4 +1,4 @@
-"""The verb `convert`: weights of others become models that search and write, or are refused with the reason."""
+"""The verb `convert`: weights of others become models that search and write, or are refused with a reason."""
 
 import json
 import shutil
