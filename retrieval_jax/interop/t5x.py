@@ -1,13 +1,14 @@
 """This project's models and tasks under T5X: `t5x.train`, `t5x.eval` and `t5x.infer` by gin files.
 
-    python -m retrieval_jax.interop.t5x --run_mode=train --gin_file=t5x/train.gin --gin.WORK_DIR=… --gin.MODEL_DIR=…
+    python -m retrieval_jax.interop.t5x --run_mode=train --gin_file=t5x/train.gin --gin.WORK_DIR=… …
 
-is `python -m t5x.main` with the bridges of `bridge` and with gin_configs/ among the places of gin files. T5X is
+is `python -m t5x.main` with what `bridge` does, and with gin_configs/ among the places of gin files. T5X is
 in no package index: see README.md in this folder. Importing this module needs it, and imports TensorFlow.
 
-`Model` is one of this project's models as T5X's trainer and its searching step know them. Parameters keep their
-names, which are T5X's; a scanned stack's layers are on axis 0 of its arrays, not on T5X's axis 1.
+`Model` is one of this project's models as T5X knows models. Parameters keep their names, which are T5X's; a
+scanned stack has its layers on axis 0 of its arrays here, where T5X's own network has them on axis 1.
 """
+# ruff: noqa: E402 (T5X cannot be imported before `bridge` was called)
 
 import contextlib
 import dataclasses
@@ -48,6 +49,7 @@ bridge()
 import clu.metrics
 import flax
 import flax.linen as nn
+import gin
 import jax
 import numpy as np
 import seqio
@@ -56,7 +58,7 @@ from flax.linen.partitioning import AxisMetadata
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.interpreters import pxla
 from jax.sharding import NamedSharding
-from t5x import checkpoints, models, optimizers
+from t5x import checkpoints, infer, models, optimizers
 
 from retrieval_jax import configuration
 from retrieval_jax.data import seqio_tasks
@@ -229,7 +231,8 @@ class DocidsBeside(checkpoints.OrbaxCheckpointManagerInterface):
     """T5X's checkpoints, which hold no docids: those of a model that searches are put beside what is read."""
 
     def __init__(self, directory: str, train_state, partitioner, *args, model: Model, **settings):
-        super().__init__(directory, train_state.replace_flax_mutables({}), partitioner, *args, **settings)
+        without = train_state.replace(flax_mutables=flax.core.freeze({}), flax_mutables_axes=None)
+        super().__init__(directory, without, partitioner, *args, **settings)
         mesh, axes = partitioner.mesh, partitioner.get_mesh_axes(train_state).flax_mutables
 
         def place(x: jax.Array, spec) -> jax.Array:
@@ -294,21 +297,23 @@ def queries_task(model: Model) -> str:
     )
 
 
-def write_rankings(
+def write_predictions(
     path: str,
-    inferences: tuple[Sequence[Sequence[int]], Mapping[str, Sequence]],
+    inferences: tuple[Sequence, Mapping[str, Sequence]],
     task_ds: tf.data.Dataset,
     mode: str,
     vocabulary: seqio.Vocabulary | None = None,
     *,
     model: Model,
 ) -> None:
-    """T5X infer's `write_fn`: a JSON line a query, {"id", "query", "passages": [{"id", "score"}, …]}.
+    """T5X infer's `write_fn`. Of a search: lines {"id", "query", "passages": [{"id", "score"}, …]} of JSON.
 
-    Best first; passages that share a docid tie. `mode` is "predict_with_aux".
+    Best first; passages that share a docid tie. All else (vectors, sampled queries, scores of given targets)
+    is written as T5X writes it.
     """
     if mode != "predict_with_aux" or model.searcher is None:
-        raise UserError("write_rankings: needs infer.mode='predict_with_aux', and Model.beams")
+        infer.write_inferences_to_file(path, inferences, task_ds, mode, vocabulary)
+        return
     found, aux = inferences
     with tf.io.gfile.GFile(path, "w") as file:
         for query, docids, scores in zip(task_ds.as_numpy_iterator(), found, aux["scores"], strict=True):
@@ -338,13 +343,16 @@ def _on_mesh():
             yield mesh
 
 
-def main() -> None:
-    """T5X's command line, which finds this project's gin files."""
-    import gin
-
+def main() -> int:
+    """T5X's command line, which finds this project's gin files. Gives 2 for bad input, told in one line."""
     gin.add_config_file_search_path(str(configuration.gin_folder()))
-    runpy.run_module("t5x.main", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("t5x.main", run_name="__main__", alter_sys=True)
+    except UserError as error:
+        print(f"retrieval_jax: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
