@@ -44,12 +44,30 @@ def bridge() -> None:
         sys.modules |= {"airio": airio, "airio.core": core}
 
 
+def main() -> int:
+    """T5X's command line, which finds this project's gin files. Gives 2 for bad input, told in one line."""
+    import gin
+
+    from retrieval_jax import configuration
+
+    gin.add_config_file_search_path(str(configuration.gin_folder()))
+    try:
+        bridge()
+        runpy.run_module("t5x.main", run_name="__main__", alter_sys=True)
+    except UserError as error:
+        print(f"retrieval-jax: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":  # here: what follows is for the gin files, which import this module by its name
+    sys.exit(main())
+
 bridge()
 
 import clu.metrics
 import flax
 import flax.linen as nn
-import gin
 import jax
 import numpy as np
 import seqio
@@ -60,7 +78,6 @@ from jax.interpreters import pxla
 from jax.sharding import NamedSharding
 from t5x import checkpoints, infer, models, optimizers
 
-from retrieval_jax import configuration
 from retrieval_jax.data import seqio_tasks
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.training_data import TrainingData
@@ -341,18 +358,3 @@ def _on_mesh():
     else:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             yield mesh
-
-
-def main() -> int:
-    """T5X's command line, which finds this project's gin files. Gives 2 for bad input, told in one line."""
-    gin.add_config_file_search_path(str(configuration.gin_folder()))
-    try:
-        runpy.run_module("t5x.main", run_name="__main__", alter_sys=True)
-    except UserError as error:
-        print(f"retrieval_jax: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
