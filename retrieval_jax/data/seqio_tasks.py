@@ -166,8 +166,8 @@ def register_queries(
 def register_all(work_dir: str | Path, data: TrainingData) -> list[str]:
     """Registers every task and every row of the paper that a work folder has the examples for; their names.
 
-    For T5X: a module that calls this is its `MIXTURE_OR_TASK_MODULE`. `data` gives the lengths and the name
-    of the synthetic queries; its rates are not looked at.
+    For a module that is T5X's `MIXTURE_OR_TASK_MODULE`; the gin files of gin_configs/t5x/ need none. `data`
+    gives the lengths and the name of the synthetic queries; its rates are not looked at.
     """
     work = Work(Path(work_dir))
     collection = Collection(work.collection)

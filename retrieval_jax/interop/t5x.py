@@ -105,6 +105,8 @@ class Model(models.BaseModel):
       beams: most docids to find for a query, by the constrained search; None: the model does not search, and
         T5X's state holds nothing of the docids.
       samples: queries that a query generator writes for a passage.
+
+    Raises UserError where these do not belong together.
     """
 
     def __init__(
@@ -117,6 +119,10 @@ class Model(models.BaseModel):
         beams: int | None = None,
         samples: int = 1,
     ):
+        if optimizer and beams:
+            raise UserError(
+                "Model.beams: not in training, whose checkpoints would hold the docids: use t5x.eval"
+            )
         self.work = Work(Path(work_dir))
         collection = Collection(self.work.collection)
         table = DocidTable.open(self.work.docids(docids)) if docids else None
@@ -167,7 +173,11 @@ class Model(models.BaseModel):
         return variables
 
     def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple:
-        """(mean loss, metrics). With T5X's `num_microbatches` the gradient is the sum of the parts' means."""
+        """(mean loss, metrics).
+
+        With T5X's `num_microbatches` the gradient is the sum of the parts' means: parts count alike, whatever
+        their tokens, and the scale is that many times larger, which AdamW and Adafactor do not mind.
+        """
         with _on_mesh():
             loss, metrics = self.model.loss_fn(params, batch, dropout_rng)
         return loss, {name: Mean(*total_and_count) for name, total_and_count in metrics.items()}
@@ -201,15 +211,17 @@ class Model(models.BaseModel):
         params = flax.core.unfreeze(params)
         with _on_mesh() as mesh:
             if self.model.answer == "docids":
-                return self._search(params, batch, mesh, flax_mutables["docids"])
-            if self.model.answer == "query":
-                length = self.feature_lengths["targets"]
-                return self.model.predict_batch_with_aux(
-                    params, batch, rng, count=self.samples, length=length
-                )
-            return self.model.predict_batch_with_aux(params, batch, rng)
+                return self._search(params, batch, mesh, flax_mutables)
+            samples = {"count": self.samples, "length": self.feature_lengths["targets"]}
+            settings = samples if self.model.answer == "query" else {}
+            return self.model.predict_batch_with_aux(params, batch, rng, **settings)
 
-    def _search(self, params: dict, batch: Batch, mesh, docids: Mapping) -> tuple[jax.Array, dict]:
+    def _search(self, params: dict, batch: Batch, mesh, flax_mutables: Mapping | None) -> tuple:
+        if not flax_mutables:
+            raise UserError(
+                "Model.beams: the model does not search: set --gin.BEAMS in t5x.eval and t5x.infer"
+            )
+        docids = flax_mutables["docids"]
         if self.searcher.atomic:
             real_V, few_unreal = docids["real_V"], self.searcher.few_unreal
             return self.model.rank_atomic(params, batch, real_V, self.beams, few_unreal, mesh)
@@ -245,7 +257,10 @@ class OptaxOptimizer(optimizers.OptaxWrapper):
 
 
 class DocidsBeside(checkpoints.OrbaxCheckpointManagerInterface):
-    """T5X's checkpoints, which hold no docids: those of a model that searches are put beside what is read."""
+    """T5X's checkpoints, which hold no docids: those of a model that searches are put beside what is read.
+
+    Here, not as a transformation of what is restored: that casts all arrays to the parameters' dtype.
+    """
 
     def __init__(self, directory: str, train_state, partitioner, *args, model: Model, **settings):
         without = train_state.replace(flax_mutables=flax.core.freeze({}), flax_mutables_axes=None)
@@ -278,7 +293,7 @@ def training_task(model: Model) -> str:
     examples, settings = model.examples, model.examples.settings
     for name in ("curriculum", "drop_rates"):
         if getattr(settings, name):
-            raise UserError(f"TrainingData.{name}: not under T5X, which has no such thing: set it to ()")
+            raise UserError(f"TrainingData.{name}: only the project's own trainer does that: leave it out")
     if settings.pack > 1:
         raise UserError("TrainingData.pack: T5X packs by itself: --gin.train/utils.DatasetConfig.pack=True")
     shares = {task: share for task, (_, share) in examples.shares(settings.rates).items()}
@@ -297,7 +312,15 @@ def queries_task(model: Model) -> str:
 
     Of a generative retriever that searches, seqio's Evaluator then tells MRR, Recall, Hits and nDCG.
     """
-    splits = {split: model.examples.queries(split) for split in model.examples.collection.query_counts}
+    collection = model.examples.collection
+    splits = {
+        split: model.examples.queries(split) for split, count in collection.query_counts.items() if count
+    }
+    if not splits:
+        raise UserError(
+            f"{collection.folder}: no labelled queries to evaluate on: train with "
+            "--gin.__main__.train.train_eval_dataset_cfg=None"
+        )
     qrels = {query.id: query.positives for _, queries in splits.values() for query in queries}
 
     def retrieval(

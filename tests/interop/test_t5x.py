@@ -12,12 +12,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import seqio
 
-from retrieval_jax.data.batches import batches
+from retrieval_jax.data.batches import batches, encoder_decoder
 from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.main import configure_verbs, main
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.optimizers import adafactor, adamw
@@ -28,8 +30,9 @@ if importlib.util.find_spec("t5x") is None:
 
 from retrieval_jax.interop.t5x import Model  # makes the next ones importable
 
+from t5x import models, trainer, utils  # isort: skip
 from t5x import partitioning as t5x_partitioning  # isort: skip
-from t5x import trainer, utils  # isort: skip
+from t5x.examples.t5 import network  # isort: skip
 
 ROOT = Path(__file__).parents[2]
 SEED = 3
@@ -113,6 +116,31 @@ def test_losses_are_those_of_the_projects_own_trainer(made, settings, tmp_path, 
     expected, params = own_losses(model.model, first)
     assert len(set(expected)) == 4
     assert t5x_losses(model, first, params, tmp_path) == pytest.approx(expected, rel=1e-5)
+
+
+def test_t5xs_own_network_gives_the_same_loss():
+    """With the same parameters, under the same names."""
+    sizes = {"vocab_size": 64, "emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32}
+    sizes |= {"num_encoder_layers": 2, "num_decoder_layers": 2, "dropout_rate": 0.0}
+    theirs = network.T5Config(**sizes, mlp_activations=("gelu", "linear"), logits_via_embedding=False)
+    vocabulary = seqio.PassThroughVocabulary(64)
+    model = models.EncoderDecoderModel(
+        network.Transformer(theirs),
+        vocabulary,
+        vocabulary,
+        None,
+        z_loss=1e-4,
+        loss_normalizing_factor="NUM_REAL_TARGET_TOKENS",
+    )
+    rng = np.random.default_rng(0)
+    tokens = {"inputs": rng.integers(2, 64, (4, 9)), "targets": rng.integers(2, 64, (4, 6))}
+    tokens["inputs"][1, 5:] = tokens["targets"][2, 3:] = 0
+    batch = encoder_decoder({name: x.astype(np.int32) for name, x in tokens.items()})
+    params = model.get_initial_variables(
+        jax.random.PRNGKey(0), {k: x.shape for k, x in batch.items()}, {k: x.dtype for k, x in batch.items()}
+    )["params"]
+    ours, _ = GenerativeRetriever(T5Config(**sizes), z_loss=1e-4).loss_fn(params, batch, None)
+    assert float(ours) == pytest.approx(float(model.loss_fn(params, batch, None)[0]), rel=1e-5)
 
 
 def test_docids_are_arguments_of_the_search(made, settings):
