@@ -4,12 +4,12 @@
 
 Asks `retrieval-jax preflight` about the rows of gin_configs/papers/, one call for all that give the same
 program on the same slice (they differ in their examples, names or number of steps), the widest networks last.
---only keeps the programs with a row whose path contains one of the words. --out keeps each program's line in a
-file, too; a program whose line is there is not compiled again. Bindings are added to every row.
+--only keeps the programs with a row whose path contains one of the words. --out keeps each program's line in
+a file, too; a program whose line is there is not compiled again. Bindings are added to every row.
 
-Prints a table: a program's rows, slice, memory a chip, FLOPs a step, least milliseconds a step, and days of all
-its rows' steps, if chips told each other everything in no time and reached their peak. The last line is JSON: a
-list of {rows, topology, mesh, fits, peak_gib, hbm_gib, flops_per_step, least_ms_per_step, least_days,
+Prints a table: a program's rows, slice, memory a chip, FLOPs a step, least milliseconds a step, and days of
+all its rows' steps, if chips told each other everything in no time and reached their peak. The last line is
+JSON: a list of {rows, topology, mesh, fits, peak_gib, hbm_gib, flops_per_step, least_ms_per_step, least_days,
 compile_seconds}, least_days a number for each number of steps. Needs libtpu: the extra "tpu".
 """
 
