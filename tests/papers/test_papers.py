@@ -183,7 +183,7 @@ def test_multi_positive_rows_have_the_papers_settings(row: str):
     }
     assert stages == expected[labels]
     check_places(row, of)
-    check_chips(row, of, 4)
+    check_chips(row, of, 8)
 
 
 def binding(function: str, name: str):
