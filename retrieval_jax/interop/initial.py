@@ -72,9 +72,11 @@ class InitialCheckpoint:
             layers = layer_names(bare, model.config)
             sources = [f"{tower}{layer}" if f"{tower}{layer}" in theirs else layer for layer in layers]
             missing = [source for source in sources if source not in theirs]
+            if missing and begins(bare, self.anew):
+                match.anew.append(bare)
+                continue
             if missing:
-                wanted = match.anew if begins(bare, self.anew) else match.missing
-                wanted += [bare] if wanted is match.anew else missing
+                match.missing += missing
                 continue
             used |= set(sources)
             parts = [theirs[source] for source in sources]
