@@ -125,6 +125,7 @@ def fit(
             ends = step >= steps or preempted or clock.is_over(step, log_every)
             if ends or step % save_every == 0:
                 take_in()  # nothing is saved whose numbers went wrong
+                curve.flush()
                 saved.save(step, state.params, state.optimizer)
             if not preempted and (ends or step % eval_every == 0):
                 on_dev = dev(state.params)
