@@ -100,9 +100,9 @@ def reason(error: Exception) -> str:
 
 
 def check(path: Path) -> None:
-    """Raises UserError where a remote path's bucket cannot be read."""
+    """Raises UserError where a path is remote, and its bucket cannot be read."""
     try:
-        path.exists()
+        _ = is_remote(path) and path.exists()
     except errors() as error:
         mend = "check its name, and your credentials (`gcloud auth application-default login`)"
         raise UserError(f"{path}: cannot be read ({reason(error)}): {mend}") from None

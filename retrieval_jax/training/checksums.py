@@ -43,15 +43,17 @@ def fault(folder: Path) -> str | None:
             size = paths.size(folder / name)
             if size != expected[name][0]:
                 return f"{name} has {size} bytes, not {expected[name][0]}"
-            return None if _sum(folder / name) == expected[name] else f"{name} is not what was written"
-        except OSError as error:
-            return f"{name}: {error.strerror}"
+            crc = expected[name][1] and _sum(folder / name)[1]
+            return None if crc in (None, expected[name][1]) else f"{name} is not what was written"
+        except paths.errors() as error:
+            return f"{name}: {paths.reason(error)}"
 
     with ThreadPoolExecutor() as pool:
         return next(filter(None, pool.map(check, expected)), None)
 
 
 def _sum(path: Path) -> list[int | None]:
+    """[bytes, CRC-32C]; of a file in a bucket the latter is None."""
     if paths.is_remote(path):
         return [paths.size(path), None]
     size = crc = 0

@@ -94,7 +94,7 @@ class Curve:
         self.writer.write_texts(step, {"dev/samples": "\n\n".join(texts)})
 
     def flush(self) -> None:
-        """Before a checkpoint, after which a run goes on with the points before it."""
+        """What was added stays, whatever ends the process: called before a checkpoint to go on from."""
         if self.writes:
             for file in self.files.values():
                 file.flush()

@@ -133,6 +133,7 @@ def fit(
                 found = {f"dev/{name}": value for name, value in on_dev.items()}
                 curve.add(step, clock.minutes, found)
                 curve.add_samples(step, getattr(dev, "samples", ()))
+                curve.flush()
 
     if preempted:
         raise Preempted(f"{folder}: told to end; step {step} of {steps} is saved: the same command goes on")
