@@ -13,7 +13,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["retrieval_jax", "retrieval_jax.*"]), "retrieval_jax.gin_configs"],
     package_dir={"retrieval_jax.gin_configs": "gin_configs"},
-    package_data={"retrieval_jax.gin_configs": ["*.gin", "*/*.gin"]},
+    package_data={"retrieval_jax.gin_configs": ["**/*.gin", "papers/README.md"]},
     entry_points={"console_scripts": ["retrieval-jax = retrieval_jax.main:main"]},
     install_requires=[
         "apache-beam>=2.77,<2.78",  # it refuses protobuf 7

@@ -1,8 +1,6 @@
 """T5X's own trainer over its own T5 1.1, where T5X can be imported (see train_step.py)."""
 
 import importlib.util
-import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,22 +10,12 @@ from retrieval_jax.models.layers import T5Config
 
 
 def importable() -> bool:
-    """Whether T5X is on the path; makes it importable beside today's JAX.
-
-    T5X needs two things that are not to be had: a name that moved to jax.sharding, and airio, which is in no
-    package index and of which it uses four types that are not met here.
-    """
+    """Whether T5X is on the path; makes it importable beside today's libraries."""
     if importlib.util.find_spec("t5x") is None:
         return False
-    import jax.experimental.pjit
+    from retrieval_jax.interop.t5x import bridge
 
-    jax.experimental.pjit.PartitionSpec = jax.sharding.PartitionSpec
-    if importlib.util.find_spec("airio") is None:
-        airio, core = types.ModuleType("airio"), types.ModuleType("airio.core")
-        airio.__path__, airio.core = [], core
-        for name in ("Task", "Mixture", "DatasetProviderBase", "AirIODatasetIterator"):
-            setattr(core, name, type(name, (), {}))
-        sys.modules |= {"airio": airio, "airio.core": core}
+    bridge()
     return True
 
 

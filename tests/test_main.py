@@ -116,7 +116,9 @@ def test_arguments():
         ["train", "--gin_file=a.gin", "--gin.X='y'", "--json", "--gin.f.z=1"]
     )
     assert (verb, files, bindings, as_json) == ("train", ["a.gin"], ["X='y'", "f.z=1"], True)
-    verbs = "demo import docids cache preflight train generate-queries mine index search evaluate"
+    verbs = (
+        "demo import docids cache preflight train convert generate-queries mine index search evaluate export"
+    )
     assert set(VERBS) == set(verbs.split())
 
 

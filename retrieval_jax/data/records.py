@@ -93,11 +93,11 @@ def write_dataset(
     infos = [
         tfds.core.SplitInfo(
             name=split,
-            shard_lengths=[_count(path) for path in paths],
-            num_bytes=sum(path.stat().st_size for path in paths),
+            shard_lengths=[_count(path) for path in some],
+            num_bytes=sum(map(paths.size, some)),
             filename_template=template,
         )
-        for split, paths in files.items()
+        for split, some in files.items()
     ]
     info.set_splits(tfds.core.SplitDict(infos))
     info.write_to_directory(target)

@@ -8,10 +8,12 @@ import gin
 
 from retrieval_jax import storage
 from retrieval_jax.data.cache import CachedExamples
+from retrieval_jax.data.collection import Query
 from retrieval_jax.data.examples import (
     DocidTargets,
     Examples,
     Inputs,
+    LabelledGroups,
     PassageTargets,
     QueryTargets,
     Targets,
@@ -145,6 +147,13 @@ class OpenData:
     def computed(self, task: str) -> Examples:
         """A task's examples, made as they are asked for."""
         return Examples(self._inputs.task(task), self.targets)
+
+    def queries(self, split: str) -> tuple[Examples, list[Query]]:
+        """A split's labelled queries, each once, with as many candidates as in training; and the queries."""
+        s = self.settings
+        queries = [query for query in self.collection.queries(split) if query.positives]
+        task = LabelledGroups(self.collection, self.vocabulary, queries, s.positives, s.negatives)
+        return Examples(task, self.targets), queries
 
     def examples(self, task: str) -> Examples | CachedExamples:
         """A task's examples: from the cache where they are in it, else made as they are asked for."""

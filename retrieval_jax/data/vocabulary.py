@@ -35,9 +35,11 @@ class Vocabulary:
     def size(self) -> int:
         """Rows of an embedding for this vocabulary: its pieces and T5's sentinels, to a multiple of 128.
 
-        So public checkpoints fit: T5's have 32,128 for 32,000 pieces, mT5's 250,112 for 250,000.
+        So public checkpoints fit: T5's have 32,128 for 32,000 pieces, mT5's 250,112 for 250,000. Some files
+        have the sentinels among their pieces.
         """
-        return round_up(self.model.vocab_size() + SENTINELS, 128)
+        last = self.model.id_to_piece(self.model.vocab_size() - 1)
+        return round_up(self.model.vocab_size() + (0 if "<extra_id_" in last else SENTINELS), 128)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the end."""

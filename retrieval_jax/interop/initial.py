@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import flax.linen as nn
 import gin
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from retrieval_jax.errors import UserError
@@ -16,7 +17,9 @@ from retrieval_jax.models.t5 import is_stacked
 from retrieval_jax.progress import say
 from retrieval_jax.training.weights import LazyArray, stacked
 
-TOLD = 12  # names of a list that an error tells
+VOCABULARY_AXES = {"token_embedder/embedding": 0, OUTPUT: 1}
+SIZES = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers", "mlp_activations")
+TOLD = 8  # names of a list that an error tells
 
 
 @gin.configurable
@@ -53,7 +56,7 @@ class InitialCheckpoint:
         told = [f"{pretrained.path}: {pretrained.format}'s weights, {len(match.arrays)} arrays are read"]
         for what, names in (("begin anew", match.anew), ("are not used", match.unused)):
             if names:
-                told.append(f"{what}: {', '.join(grouped(names))}")
+                told.append(f"{what}: {', '.join(match.modules(names))}")
         say("; ".join(told))
         return match.arrays
 
@@ -69,18 +72,18 @@ class InitialCheckpoint:
             layers = layer_names(bare, model.config)
             sources = [f"{tower}{layer}" if f"{tower}{layer}" in theirs else layer for layer in layers]
             missing = [source for source in sources if source not in theirs]
+            if missing and begins(bare, self.anew):
+                match.anew.append(bare)
+                continue
             if missing:
-                wanted = match.anew if begins(bare, self.anew) else match.missing
-                wanted += [bare] if wanted is match.anew else missing
+                match.missing += missing
                 continue
             used |= set(sources)
             parts = [theirs[source] for source in sources]
             array = stacked(parts, STACK_AXIS) if is_stacked(tuple(bare.split("/"))) else parts[0]
-            axis = 1 if bare == OUTPUT else 0
-            if array.shape != shape and begins(bare, self.resized):
-                others = (array.shape[:axis] + array.shape[axis + 1 :], shape[:axis] + shape[axis + 1 :])
-                if others[0] == others[1]:
-                    array = array.resized(axis, shape[axis])
+            if differ_in_vocabulary(bare, array.shape, shape) and begins(bare, self.resized):
+                axis = VOCABULARY_AXES[bare]
+                array = array.resized(axis, shape[axis])
             if array.shape == shape:
                 match.arrays[name] = array
             elif begins(bare, self.anew):
@@ -90,6 +93,12 @@ class InitialCheckpoint:
         left = theirs.keys() - used
         match.unused += sorted(name for name in left if begins(split_tower(name)[1], self.unused))
         match.unexpected = sorted(left - set(match.unused))
+        sizes = [vars(config) for config in (T5Config(**pretrained.network), model.config)]
+        match.sizes = [
+            f"{name} {sizes[0][name]} ({sizes[1][name]} here)"
+            for name in SIZES
+            if sizes[0][name] != sizes[1][name]
+        ]
         return match
 
 
@@ -103,31 +112,40 @@ class Match:
     missing: list[str] = dataclasses.field(default_factory=list)
     unexpected: list[str] = dataclasses.field(default_factory=list)
     misshaped: list[tuple[str, tuple, tuple]] = dataclasses.field(default_factory=list)
+    sizes: list[str] = dataclasses.field(default_factory=list)
 
     def fault(self, path: object, trains: bool = True) -> str | None:
         """All that does not fit, and how to train all the same, in a line; None where all fits."""
         lists = {
+            "is of": self.sizes,
             "lacks": grouped(self.missing),
             "has besides": grouped(self.unexpected),
-            "has in another shape": [
+            "has in another shape": grouped(
                 f"{name} ({'×'.join(map(str, theirs))} there, {'×'.join(map(str, ours))} here)"
                 for name, theirs, ours in self.misshaped
-            ],
+            ),
         }
-        told = "; ".join(f"{what} {shortened(names)}" for what, names in lists.items() if names)
-        if not told:
+        if not (self.missing or self.unexpected or self.misshaped):
             return None
+        told = "; ".join(f"{what} {shortened(names)}" for what, names in lists.items() if names)
         if not trains:
             return f"{path} {told}: it is another model's; `retrieval-jax train` can begin with a part of it"
-        new = [*self.missing, *(name for name, *_ in self.misshaped)]
-        mends = {"anew": self._tops(new), "unused": self._tops(self.unexpected)}
+        resized = [name for name, *shapes in self.misshaped if differ_in_vocabulary(name, *shapes)]
+        new = [*self.missing, *(name for name, *_ in self.misshaped if name not in resized)]
+        mends = {
+            "anew": self.modules(new),
+            "unused": self.modules(self.unexpected),
+            "resized": self.modules(resized),
+        }
+        if self.sizes:
+            return f"INITIAL_CHECKPOINT: {path} {told}: train a model of its sizes (--gin_file=models/…)"
         flags = " ".join(
             f'--gin.InitialCheckpoint.{option}="{names!r}"' for option, names in mends.items() if names
         )
-        return f"INITIAL_CHECKPOINT: {path} {told}: check the sizes, or accept it by {flags}"
+        return f"INITIAL_CHECKPOINT: {path} {told}: accept it by {flags}"
 
-    def _tops(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The modules to name in an option: a whole one where no array of it is used."""
+    def modules(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The modules of some arrays: a whole encoder, say, where no array of it is used."""
         used = {split_tower(name)[1].partition("/")[0] for name in self.arrays}
 
         def top(name: str) -> str:
@@ -144,6 +162,12 @@ def parameters(model) -> dict[str, tuple[int, ...]]:
     shapes = dict.fromkeys(names, (1, 2))
     made = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
     return {name: x.shape for name, x in flatten_dict(nn.unbox(made), sep="/").items()}
+
+
+def differ_in_vocabulary(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    """Whether two shapes of a parameter differ in the size of the vocabulary, and in that alone."""
+    axis = VOCABULARY_AXES.get(name)
+    return theirs != ours and axis is not None and np.delete(theirs, axis) == np.delete(ours, axis)
 
 
 def split_tower(name: str) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from retrieval_jax.models.t5 import STACKS
 from retrieval_jax.training.weights import LazyArray, kvstore, read_ocdbt, read_tensorstore
 
 T5X_STACK_AXIS = 1  # of the layers in a scanned stack's arrays
+BIAS = "relpos_bias/rel_embedding"
 INLINE = 1 << 16  # bytes up to which an array is written into the msgpack file
 LEGACY_VERSION = 3
 
@@ -51,7 +52,10 @@ def read(path: Path) -> dict[str, LazyArray]:
     except Exception as error:  # msgpack's, TensorStore's and Flax's have no common kind
         reason = (str(error).strip().splitlines() or ["?"])[0][:200]
         raise UserError(f"{path}: not a whole checkpoint of T5X's ({reason}): fetch it again") from None
-    return unscanned(arrays, T5X_STACK_AXIS)
+    try:
+        return unscanned(arrays, T5X_STACK_AXIS)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _read_legacy(path: Path) -> dict[str, LazyArray]:
@@ -86,7 +90,9 @@ def _bfloat16(array: LazyArray) -> LazyArray:
 def unscanned(arrays: Mapping[str, LazyArray], axis: int) -> dict[str, LazyArray]:
     """The same with an array a layer, where stacks are scanned: arrays of all layers, along an axis.
 
-    Some of T5X's networks keep an axis of heads; ours has one of heads times head size.
+    T5X's network that scans keeps an axis of heads; ours has one of heads times head size. And it has the
+    bias of distances in every layer: T5 has one for all, and so have the checkpoints that were made of a
+    T5's. Raises UserError where the layers' differ.
     """
     separate = {}
     for name, array in arrays.items():
@@ -94,6 +100,12 @@ def unscanned(arrays: Mapping[str, LazyArray], axis: int) -> dict[str, LazyArray
         inner, _, rest = rest.partition("/")
         if STACKS.get(stack) != inner:
             separate[name] = _matrix(name, array)
+            continue
+        if rest == BIAS:
+            biases = array.whole()
+            if (biases != biases.take([0], axis)).any():
+                raise UserError(f"{name}: the layers' differ, and T5 has one for all: train with one")
+            separate[f"{stack}/{rest}"] = array.layer(0, axis)
             continue
         for i in range(array.shape[axis]):
             layer = f"{stack}/layers_{i}/{rest}"
@@ -131,8 +143,8 @@ def write(folder: Path, arrays: Mapping[str, LazyArray], step: int) -> None:
         store = tensorstore.open(spec, dtype=dtype, shape=array.shape, create=True).result()
         store.write(array.whole()).result()
         place = {"driver": "file", "path": f"{beside}/"}
-        target[name] = {"driver": "zarr", "kvstore": place, "metadata": metadata}
-    state = {"step": np.int32(step), "param_states": {}}
+        target[name] = {"driver": "zarr", "kvstore": place, "metadata": metadata, "dtype": dtype.name}
+    state = {"step": np.int32(step)}
     optimizer = {"target": unflatten_dict(target, sep="/"), "state": state}
     tree = {"version": LEGACY_VERSION, "optimizer": optimizer}
     (folder / "checkpoint").write_bytes(msgpack_serialize(tree))

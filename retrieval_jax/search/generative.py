@@ -103,10 +103,10 @@ class GenerativeSearcher:
             else:
                 found, aux = self._decode(self.params, batch, trie=self.trie)
             pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
-            results += [self._ranking(docids, scores)[:k] for docids, scores in [*pairs][: len(some)]]
+            results += [self.ranking(docids, scores)[:k] for docids, scores in [*pairs][: len(some)]]
         return results
 
-    def _ranking(self, docids: np.ndarray, scores: list[float]) -> Ranking:
+    def ranking(self, docids: np.ndarray, scores: Sequence[float]) -> Ranking:
         """The passages of docids (tokens if atomic, else rows); negative ones, which are last, name none."""
         docids = docids[docids >= 0]
         if self.atomic:

@@ -60,19 +60,25 @@ def params_shardings(mesh: Mesh, boxed_params: dict) -> dict:
 
 
 def like_params(mesh: Mesh, tree: object, params: dict, shardings: dict) -> object:
-    """Shardings for an optimiser's state: a leaf with a parameter's name and shape lies where that does.
+    """Shardings for an optimiser's state; see `specs_like_params`."""
+    specs = specs_like_params(tree, params, jax.tree.map(lambda sharding: sharding.spec, shardings))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def specs_like_params(tree: object, params: dict, specs: dict) -> object:
+    """PartitionSpecs for an optimiser's state: a leaf with a parameter's name and shape has that one's.
 
     One that lacks a single axis of the parameter's (Adafactor's factored moments) lies as the others do. All
     else (counts) is small, and on every device.
     """
     known = {
-        jax.tree_util.keystr(path): (leaf.shape, sharding.spec)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+        jax.tree_util.keystr(path): (leaf.shape, spec)
+        for (path, leaf), spec in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs), strict=True
         )
     }
 
-    def spec(path, leaf) -> PartitionSpec:
+    def like(path, leaf) -> PartitionSpec:
         for i in range(len(path)):
             shape, spec = known.get(jax.tree_util.keystr(path[i:]), (None, None))
             if shape is None:
@@ -85,10 +91,7 @@ def like_params(mesh: Mesh, tree: object, params: dict, shardings: dict) -> obje
                     return PartitionSpec(*axes[:axis], *axes[axis + 1 :])
         return PartitionSpec()
 
-    def place(path, leaf) -> NamedSharding:
-        return NamedSharding(mesh, spec(path, leaf))
-
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(like, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -40,6 +40,7 @@ def preflight(
     passages: int | None = None,
     vocab_size: int | None = None,
     optimization: int | None = 1,
+    price: float | None = None,
 ) -> dict:
     """Compiles a configuration's training step for a TPU slice, without one: memory, FLOPs, least time.
 
@@ -54,6 +55,7 @@ def preflight(
         vocabulary makes the docids assumed ones, too.
       optimization: the compiler's effort: 1 takes a third of the time of None, its default, and comes within
         10% of its peak.
+      price: of a chip for an hour, in any currency; given, the least cost of the run is told.
 
     Times are lower bounds: the matrix products at the chip's published peak, or the state read and written
     once at the bandwidth of its memory, whichever is longer; what chips tell each other is not counted.
@@ -70,6 +72,8 @@ def preflight(
                 f"preflight: the TPU's compiler itself broke down on {topology} ({died}): set another "
                 "preflight.optimization (None is its default effort), or another topology"
             ) from None
+        if price is not None and "least_days" in told:
+            told["least_cost"] = round(told["least_days"] * 24 * told["chips"] * price, 2)
         if smallest:
             told |= smallest_slice(child, topology, told, program, optimization)
     return told | facts
@@ -113,6 +117,7 @@ def summary(job: Job, fit: Fit, chip: Chip, chips: int) -> dict:
     if fit.compiled or fit.exhausted:
         temporaries = {"temporaries": round((fit.peak - kept) / GIB, 3)}
     told = {
+        "chips": chips,
         "verdict": fit.verdict,
         "fits": fit.fits,
         "peak_gib": round(fit.peak / GIB, 3),

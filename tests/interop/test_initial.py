@@ -62,7 +62,8 @@ def test_what_does_not_fit_is_listed():
     told = str(raised.value)
     assert "\n" not in told
     assert "lacks decoder/layers_*/encoder_decoder_attention/key/kernel" in told
-    assert "encoder/layers_0/mlp/wi_0/kernel (16×20 there, 16×21 here)" in told
+    assert "encoder/layers_*/mlp/wi_0/kernel (16×20 there, 16×21 here)" in told
+    assert "is of mlp_dim 20 (21 here)" in told
     smaller = GenerativeRetriever(dataclasses.replace(CONFIG, num_encoder_layers=1))
     with pytest.raises(UserError, match=r"has besides encoder/layers_\*/attention/key/kernel"):
         InitialCheckpoint(str(T5_1_1)).of(smaller)

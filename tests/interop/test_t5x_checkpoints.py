@@ -1,6 +1,7 @@
 """T5X's checkpoints: real ones, those of Orbax, what was written comes back bit for bit, and damage."""
 
 import dataclasses
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,10 @@ def loaded(model, path: Path, **options: object) -> dict:
     """Parameters that begin as a checkpoint's."""
     arrays = InitialCheckpoint(str(path), **options).of(model)
     return unflatten_dict({name: array.whole() for name, array in arrays.items()}, sep="/")
+
+
+def nest(arrays: dict) -> dict:
+    return unflatten_dict(arrays, sep="/")
 
 
 def test_a_real_legacy_checkpoint_runs(shared):
@@ -85,7 +90,11 @@ def test_what_t5x_scans(tmp_path):
     for name, array in layers.items():
         stack, _, rest = name.partition("/layers_0/")
         if not rest:
-            if "/layers_" not in name:
+            if "relpos_bias" in name:  # in each layer
+                stack, _, bias = name.partition("/")
+                count = getattr(CONFIG, f"num_{stack}_layers")
+                scanned[f"{stack}/{stack}/{bias}"] = np.stack([array.whole()] * count, axis=1)
+            elif "/layers_" not in name:
                 scanned[name] = array.whole()
             continue
         count = getattr(CONFIG, f"num_{stack}_layers")
@@ -97,9 +106,79 @@ def test_what_t5x_scans(tmp_path):
                 else x.reshape(E, count, H, D)
             )
         scanned[f"{stack}/{stack}/{rest}"] = x
-    tree = {"version": 3, "optimizer": {"target": unflatten_dict(scanned, sep="/"), "state": {"step": 1}}}
+    tree = {"version": 3, "optimizer": {"target": nest(scanned), "state": {"step": 1}}}
     (tmp_path / "checkpoint").write_bytes(msgpack_serialize(tree))
     same(t5x_checkpoints.read(tmp_path), layers)
+    scanned["encoder/encoder/relpos_bias/rel_embedding"][0, 1] += 1
+    (tmp_path / "checkpoint").write_bytes(msgpack_serialize(tree | {"optimizer": {"target": nest(scanned)}}))
+    with pytest.raises(UserError, match="rel_embedding: the layers' differ, and T5 has one for all"):
+        t5x_checkpoints.read(tmp_path)
+
+
+# With the live T5X, where it is.
+
+
+@pytest.fixture
+def t5x():
+    if importlib.util.find_spec("t5x") is None:
+        pytest.skip("needs T5X on PYTHONPATH: see retrieval_jax/interop/README.md")
+    from retrieval_jax.interop.t5x import bridge
+
+    bridge()
+
+
+def test_t5x_restores_ours(t5x, tmp_path):
+    from t5x import checkpoints
+
+    params = random_params(GenerativeRetriever(CONFIG))
+    for inline in (0, 1 << 16):
+        t5x_checkpoints.INLINE, before = inline, t5x_checkpoints.INLINE
+        folder = tmp_path / str(inline) / "checkpoint_4"
+        folder.mkdir(parents=True)
+        t5x_checkpoints.write(folder, layers_of(params), 4)
+        t5x_checkpoints.INLINE = before
+        restored = checkpoints.load_t5x_checkpoint(str(folder))
+        assert restored["state"]["step"] == 4
+        same(arrays_of(restored["target"]), arrays_of(params))
+
+
+def test_the_network_that_t5x_scans(t5x, tmp_path):
+    """Its own parameters, saved and read: our T5 gives its logits."""
+    from t5x.examples.scalable_t5 import network
+
+    sizes = (
+        "vocab_size",
+        "emb_dim",
+        "num_heads",
+        "num_encoder_layers",
+        "num_decoder_layers",
+        "head_dim",
+        "mlp_dim",
+    )
+    config = network.T5Config(
+        **{name: getattr(CONFIG, name) for name in sizes},
+        mlp_activations=("gelu", "linear"),
+        dropout_rate=0.0,
+    )
+    inputs, decoder_inputs, targets = (
+        np.array([[5, 9, 3, 21, 1]]),
+        np.array([[0, 4, 8]]),
+        np.array([[4, 8, 1]]),
+    )
+    module = network.Transformer(config)
+    params = module.init(jax.random.key(1), inputs, decoder_inputs, targets)["params"]
+    for stack in ("encoder", "decoder"):  # as in a checkpoint that was made of a T5's
+        bias = params[stack][stack]["relpos_bias"]
+        bias["rel_embedding"] = jax.numpy.repeat(
+            bias["rel_embedding"][:, :1], bias["rel_embedding"].shape[1], 1
+        )
+    expected = module.apply({"params": params}, inputs, decoder_inputs, targets, enable_dropout=False)
+    tree = {"version": 3, "optimizer": {"target": jax.tree.map(np.asarray, params), "state": {"step": 0}}}
+    (tmp_path / "checkpoint").write_bytes(msgpack_serialize(tree))
+    for scan in (False, True):
+        model = GenerativeRetriever(dataclasses.replace(CONFIG, scan_layers=scan))
+        batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": decoder_inputs}
+        np.testing.assert_allclose(model.logits(loaded(model, tmp_path), batch), expected, rtol=0, atol=2e-5)
 
 
 def test_orbaxs_format(tmp_path):

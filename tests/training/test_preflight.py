@@ -237,7 +237,8 @@ tiny = ["T5Config.num_heads=4", "TrainingData.input_length=16", "preflight.vocab
 files = ["runs/naive.gin", "tpu/v4_2x2x1.gin"]
 out = io.StringIO()
 with contextlib.redirect_stdout(out):
-    arguments = [*(f"--gin_file={file}" for file in files), *(f"--gin.{binding}" for binding in tiny)]
+    bindings = [*tiny, "preflight.price=1e6"]
+    arguments = [*(f"--gin_file={file}" for file in files), *(f"--gin.{binding}" for binding in bindings)]
     assert main.main(["preflight", "--json", *arguments]) == 0
 told = {"v4": json.loads(out.getvalue())}
 configuration.configure(files[:1], [*tiny, "make_mesh.model_parallelism=2"])
@@ -264,6 +265,7 @@ def test_the_tpu_compiler_on_two_generations():
         assert fitting["fits"]
         assert 0 < fitting["gib_per_chip"]["parameters"] < fitting["peak_gib"] < 1
         assert fitting["flops_per_step"] == fitting["model_flops_per_step"]
+    assert v4["least_cost"] == pytest.approx(v4["least_days"] * 24 * 4 * 1e6, abs=0.01)
     assert v4["smallest"] == "v4:2x2x1"
     assert v4["slices"] == {"v4:2x2x1": {key: v4[key] for key in ("mesh", "fits", "peak_gib")}}
     assert not large["fits"]

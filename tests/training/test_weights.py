@@ -1,18 +1,18 @@
 """Arrays that are read in parts: any part is NumPy's, whatever they are made of."""
 
+import json
 import os
+import subprocess
+import sys
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.errors import UserError
-from retrieval_jax.training.weights import LazyArray, place, read_safetensors, stacked, write_safetensors
+from retrieval_jax.training.weights import LazyArray, read_safetensors, stacked, write_safetensors
 
 RNG = np.random.default_rng(0)
 ARRAY = RNG.standard_normal((3, 5, 4)).astype(np.float32)
@@ -92,18 +92,35 @@ def test_a_torn_file_is_named(tmp_path):
         read_safetensors(tmp_path, "weights")
 
 
-def test_devices_are_given_their_parts(tmp_path):
-    """Each part is read once, however many devices hold it, and none is read whole."""
-    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+ON_EIGHT = """
+import json
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from retrieval_jax.training.weights import LazyArray, place
+array = np.arange(32 * 6, dtype=np.float32).reshape(32, 6)
+mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
+told = {}
+for spec in (P("data", "model"), P("model"), P()):
     read = []
-
     def reading(index):
-        read.append(index)
-        return ARRAY[index]
+        read.append(array[index].shape)
+        return array[index]
+    like = jax.ShapeDtypeStruct(array.shape, np.dtype("bfloat16"), sharding=NamedSharding(mesh, spec))
+    placed = place(LazyArray(array.shape, array.dtype, reading), like)
+    assert placed.dtype == "bfloat16" and (np.asarray(placed) == array.astype("bfloat16")).all()
+    told[str(spec)] = read
+print(json.dumps(told))
+"""
 
-    like = jax.ShapeDtypeStruct(
-        ARRAY.shape, np.dtype("float32"), sharding=NamedSharding(mesh, P(None, "model"))
+
+def test_devices_are_given_their_parts():
+    """Each part is read once, however many devices hold it, and none is read whole that lies in parts."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT], env=environment, capture_output=True, text=True, check=False
     )
-    placed = place(LazyArray(ARRAY.shape, ARRAY.dtype, reading), like)
-    np.testing.assert_array_equal(placed, ARRAY)
-    assert len(read) == 1
+    assert done.returncode == 0, done.stderr
+    both, one, none = json.loads(done.stdout).values()
+    assert sorted(both) == [[8, 3]] * 8
+    assert sorted(one) == [[16, 6]] * 2  # four devices each
+    assert none == [[32, 6]]

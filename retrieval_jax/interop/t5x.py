@@ -1,0 +1,383 @@
+"""This project's models and tasks under T5X: `t5x.train`, `t5x.eval` and `t5x.infer` by gin files.
+
+    python -m retrieval_jax.interop.t5x --run_mode=train --gin_file=t5x/train.gin --gin.WORK_DIR=… …
+
+is `python -m t5x.main` with what `bridge` does, and with gin_configs/ among the places of gin files. T5X is
+in no package index: see README.md in this folder. Importing this module needs it, and imports TensorFlow.
+
+`Model` is one of this project's models as T5X knows models. Parameters keep their names, which are T5X's; a
+scanned stack has its layers on axis 0 of its arrays here, where T5X's own network has them on axis 1.
+"""
+# ruff: noqa: E402 (T5X cannot be imported before `bridge` was called)
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import runpy
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+
+from retrieval_jax import paths
+from retrieval_jax.errors import UserError
+
+
+def bridge() -> None:
+    """Makes T5X importable beside today's libraries. Called before T5X is imported; again does no harm.
+
+    - jestimator, which T5X imports, looks for PartitionSpec in the module of JAX that it has moved from;
+    - airio is in no package index: T5X asks of it four types, to tell its data sets from seqio's.
+
+    Raises UserError where T5X is absent.
+    """
+    if importlib.util.find_spec("t5x") is None:
+        raise UserError("t5x: not on PYTHONPATH: retrieval_jax/interop/README.md tells how to get it")
+    import jax.experimental.pjit
+
+    jax.experimental.pjit.PartitionSpec = jax.sharding.PartitionSpec
+    if "airio" not in sys.modules and importlib.util.find_spec("airio") is None:
+        airio, core = types.ModuleType("airio"), types.ModuleType("airio.core")
+        airio.__path__, airio.core = [], core
+        for name in ("Task", "Mixture", "DatasetProviderBase", "AirIODatasetIterator"):
+            setattr(core, name, type(name, (), {}))
+        sys.modules |= {"airio": airio, "airio.core": core}
+
+
+def main() -> int:
+    """T5X's command line, which finds this project's gin files. Gives 2 for bad input, told in one line."""
+    import gin
+
+    from retrieval_jax import configuration
+
+    gin.add_config_file_search_path(str(configuration.gin_folder()))
+    try:
+        bridge()
+        runpy.run_module("t5x.main", run_name="__main__", alter_sys=True)
+    except UserError as error:
+        print(f"retrieval-jax: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":  # here: what follows is for the gin files, which import this module by its name
+    sys.exit(main())
+
+bridge()
+
+import clu.metrics
+import flax
+import flax.linen as nn
+import jax
+import numpy as np
+import seqio
+import tensorflow as tf
+from flax.linen.partitioning import AxisMetadata
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.interpreters import pxla
+from jax.sharding import NamedSharding
+from t5x import checkpoints, infer, models, optimizers
+
+from retrieval_jax.data import seqio_tasks
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.evaluation.metrics import score
+from retrieval_jax.search.generative import GenerativeSearcher
+from retrieval_jax.training import partitioning
+from retrieval_jax.training.train import check_inputs, make_model
+from retrieval_jax.work import Work
+
+Batch = Mapping[str, jax.Array]
+
+
+class Model(models.BaseModel):
+    """A GenerativeRetriever, DualEncoder or QueryGenerator, as T5X knows models.
+
+    One of them serves a run: its gin file makes it a singleton, since the tasks ask it for its examples.
+
+    Args:
+      retriever: the class.
+      work_dir: where the collection's work lies, as `retrieval-jax import` and `docids` leave it.
+      data: lengths of the examples, and what training mixes.
+      docids: kind of docids to write (generative retrievers).
+      optimizer: makes the optax optimiser; None for a model that does not learn.
+      beams: most docids to find for a query, by the constrained search; None: the model does not search, and
+        T5X's state holds nothing of the docids.
+      samples: queries that a query generator writes for a passage.
+
+    Raises UserError where these do not belong together.
+    """
+
+    def __init__(
+        self,
+        retriever: type,
+        work_dir: str,
+        data: TrainingData,
+        docids: str | None = None,
+        optimizer: Callable | None = None,
+        beams: int | None = None,
+        samples: int = 1,
+    ):
+        if optimizer and beams:
+            raise UserError(
+                "Model.beams: not in training, whose checkpoints would hold the docids: use t5x.eval"
+            )
+        self.work = Work(paths.of(work_dir))
+        collection = Collection(self.work.collection)
+        table = DocidTable.open(self.work.docids(docids)) if docids else None
+        check_inputs(self.work.folder, retriever, collection, table)
+        self.examples = data.of(self.work, collection, retriever.answer, table)
+        vocabulary = self.examples.vocabulary
+        self.model = make_model(retriever, optimizer or (lambda: None), vocabulary.size, table)
+        self.beams, self.samples, self.searcher = beams, samples, None
+        if table and beams:
+            self.searcher = GenerativeSearcher(self.model, {}, table, vocabulary, data.input_length, beams)
+        super().__init__(OptaxOptimizer(self.model.optimizer_def) if optimizer else None)
+
+    @property
+    def FEATURE_CONVERTER_CLS(self):
+        return self.model.FEATURE_CONVERTER_CLS
+
+    @property
+    def feature_lengths(self) -> dict[str, int]:
+        """Of the tasks' features: T5X's TASK_FEATURE_LENGTHS."""
+        return {name: feature.length for name, feature in self.examples.targets.features.items()}
+
+    def docid_arrays(self) -> dict[str, jax.Array]:
+        """What the search is told of the docids: the trie's arrays, or which tokens are docids (atomic)."""
+        if self.searcher is None:
+            return {}
+        if self.searcher.atomic:
+            return {"real_V": self.searcher.real_V}
+        trie = self.searcher.trie
+        static = {field.name for field in dataclasses.fields(trie) if field.metadata.get("static")}
+        names = (field.name for field in dataclasses.fields(trie) if field.name not in static)
+        return {name: getattr(trie, name) for name in names}
+
+    def get_initial_variables(
+        self, rng: jax.Array, input_shapes: Mapping[str, tuple], input_types: object = None
+    ) -> dict:
+        """params, and the logical names of their axes as `params_axes`; the docids, if it searches.
+
+        T5X gives its infer step no arrays but the parameters, the batch, and what a model keeps besides
+        parameters ("Flax mutables"). There the docids go: anywhere else they would be constants of the
+        compiled step, hundreds of megabytes for millions of docids. `DocidsBeside` puts them there.
+        """
+        boxed = self.model.get_initial_variables(rng, input_shapes, input_types)["params"]
+        variables = {"params": nn.unbox(boxed), "params_axes": _axes(nn.get_partition_spec(boxed))}
+        if arrays := self.docid_arrays():
+            nowhere = {name: (None,) * np.ndim(x) for name, x in arrays.items()}
+            axes = nowhere | ({"real_V": ("vocab",)} if self.searcher.atomic else {})
+            variables |= {"docids": arrays, "docids_axes": _axes(axes)}
+        return variables
+
+    def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple:
+        """(mean loss, metrics).
+
+        With T5X's `num_microbatches` the gradient is the sum of the parts' means: parts count alike, whatever
+        their tokens, and the scale is that many times larger, which AdamW and Adafactor do not mind.
+        """
+        with _on_mesh():
+            loss, metrics = self.model.loss_fn(params, batch, dropout_rng)
+        return loss, {name: Mean(*total_and_count) for name, total_and_count in metrics.items()}
+
+    def eval_fn(self, params: dict, batch: Batch, flax_mutables: Mapping | None = None) -> tuple:
+        """`loss_fn` without dropout."""
+        return self.loss_fn(params, batch, None)
+
+    def predict_batch(
+        self,
+        params: dict,
+        batch: Batch,
+        rng: jax.Array | None = None,
+        flax_mutables: Mapping | None = None,
+    ) -> jax.Array:
+        return self.predict_batch_with_aux(params, batch, rng, flax_mutables)[0]
+
+    def predict_batch_with_aux(
+        self,
+        params: dict,
+        batch: Batch,
+        rng: jax.Array | None = None,
+        flax_mutables: Mapping | None = None,
+    ) -> tuple[jax.Array, dict]:
+        """What the model's own `predict_batch_with_aux` gives.
+
+        A generative retriever: (rows of the docid table B×beams, or atomic docids' tokens; {"scores":
+        log-probabilities under the full softmax}), the best *first*, where T5X's beam search has it last. A
+        dual encoder: the queries' vectors. A query generator: samples.
+        """
+        params = flax.core.unfreeze(params)
+        with _on_mesh() as mesh:
+            if self.model.answer == "docids":
+                return self._search(params, batch, mesh, flax_mutables)
+            samples = {"count": self.samples, "length": self.feature_lengths["targets"]}
+            settings = samples if self.model.answer == "query" else {}
+            return self.model.predict_batch_with_aux(params, batch, rng, **settings)
+
+    def _search(self, params: dict, batch: Batch, mesh, flax_mutables: Mapping | None) -> tuple:
+        if not flax_mutables:
+            raise UserError(
+                "Model.beams: the model does not search: set --gin.BEAMS in t5x.eval and t5x.infer"
+            )
+        docids = flax_mutables["docids"]
+        if self.searcher.atomic:
+            real_V, few_unreal = docids["real_V"], self.searcher.few_unreal
+            return self.model.rank_atomic(params, batch, real_V, self.beams, few_unreal, mesh)
+        trie = dataclasses.replace(self.searcher.trie, **docids)
+        return self.model.predict_batch_with_aux(params, batch, trie=trie, beams=self.beams)
+
+    def score_batch(self, params: dict, batch: Batch, return_intermediates: bool = False) -> jax.Array:
+        """The model's own `score_batch`, B."""
+        with _on_mesh():
+            return self.model.score_batch(flax.core.unfreeze(params), batch)
+
+
+@flax.struct.dataclass
+class Mean(clu.metrics.Average):
+    """0, not NaN, of nothing: no docid may be so long."""
+
+    def compute(self) -> np.ndarray:
+        return self.total / np.maximum(self.count, 1e-9)
+
+
+class OptaxOptimizer(optimizers.OptaxWrapper):
+    """An optax optimiser whose state lies as the parameters do: T5X knows the states of some optimisers only.
+
+    The rate is the optimiser's own; `Trainer.learning_rate_fn` is what T5X tells as the rate.
+    """
+
+    def derive_logical_axes(self, optimizer, param_logical_axes):
+        states = partitioning.specs_like_params(
+            optimizer.state.param_states, optimizer.target, param_logical_axes
+        )
+        state = optimizers.OptimizerState(step=None, param_states=states)
+        return optimizer.replace(target=param_logical_axes, state=state)
+
+
+class DocidsBeside(checkpoints.OrbaxCheckpointManagerInterface):
+    """T5X's checkpoints, which hold no docids: those of a model that searches are put beside what is read.
+
+    Here, not as a transformation of what is restored: that casts all arrays to the parameters' dtype.
+    """
+
+    def __init__(self, directory: str, train_state, partitioner, *args, model: Model, **settings):
+        without = train_state.replace(flax_mutables=flax.core.freeze({}), flax_mutables_axes=None)
+        super().__init__(directory, without, partitioner, *args, **settings)
+        mesh, axes = partitioner.mesh, partitioner.get_mesh_axes(train_state).flax_mutables
+
+        def place(x: jax.Array, spec) -> jax.Array:
+            return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+
+        arrays = model.docid_arrays()
+        docids = {"docids": jax.tree.map(place, arrays, dict(axes["docids"]))} if arrays else {}
+        self.docids = flax.core.freeze(docids)
+
+    def restore(self, *args, **settings):
+        return super().restore(*args, **settings).replace_flax_mutables(self.docids)
+
+
+def feature_lengths(model: Model) -> dict[str, int]:
+    """T5X's TASK_FEATURE_LENGTHS."""
+    return model.feature_lengths
+
+
+def training_task(model: Model) -> str:
+    """Registers what TrainingData mixes as a seqio mixture, of split "train"; its name.
+
+    Cached tasks (`retrieval-jax cache`) are found where T5X is told to use them.
+
+    Raises UserError for what only the project's own batches can do.
+    """
+    examples, settings = model.examples, model.examples.settings
+    for name in ("curriculum", "drop_rates"):
+        if getattr(settings, name):
+            raise UserError(f"TrainingData.{name}: only the project's own trainer does that: leave it out")
+    if settings.pack > 1:
+        raise UserError("TrainingData.pack: T5X packs by itself: --gin.train/utils.DatasetConfig.pack=True")
+    shares = {task: share for task, (_, share) in examples.shares(settings.rates).items()}
+    seqio_tasks.register(
+        examples.prefix,
+        {task: examples.computed(task) for task in shares},
+        {"training": shares},
+        examples.vocabulary,
+    )
+    seqio.add_global_cache_dirs([str(model.work.cache(""))])
+    return f"{examples.prefix}.training"
+
+
+def queries_task(model: Model) -> str:
+    """Registers the labelled queries of every split as a seqio task, each query once; its name.
+
+    Of a generative retriever that searches, seqio's Evaluator then tells MRR, Recall, Hits and nDCG.
+    """
+    collection = model.examples.collection
+    splits = {
+        split: model.examples.queries(split) for split, count in collection.query_counts.items() if count
+    }
+    if not splits:
+        raise UserError(
+            f"{collection.folder}: no labelled queries to evaluate on: train with "
+            "--gin.__main__.train.train_eval_dataset_cfg=None"
+        )
+    qrels = {query.id: query.positives for _, queries in splits.values() for query in queries}
+
+    def retrieval(
+        targets: Sequence[str], predictions: Sequence[Sequence[int]], aux_values: Mapping
+    ) -> dict[str, float]:
+        run = {
+            query: model.searcher.ranking(np.asarray(found), scores)
+            for query, found, scores in zip(targets, predictions, aux_values["scores"], strict=True)
+        }
+        return score({query: qrels[query] for query in targets}, run)
+
+    return seqio_tasks.register_queries(
+        model.examples.prefix, splits, model.examples.vocabulary, [retrieval] if model.searcher else []
+    )
+
+
+def write_predictions(
+    path: str,
+    inferences: tuple[Sequence, Mapping[str, Sequence]],
+    task_ds: tf.data.Dataset,
+    mode: str,
+    vocabulary: seqio.Vocabulary | None = None,
+    *,
+    model: Model,
+) -> None:
+    """T5X infer's `write_fn`. Of a search: lines {"id", "query", "passages": [{"id", "score"}, …]} of JSON.
+
+    Best first; passages that share a docid tie. All else (vectors, sampled queries, scores of given targets)
+    is written as T5X writes it.
+    """
+    if mode != "predict_with_aux" or model.searcher is None:
+        infer.write_inferences_to_file(path, inferences, task_ds, mode, vocabulary)
+        return
+    found, aux = inferences
+    with tf.io.gfile.GFile(path, "w") as file:
+        for query, docids, scores in zip(task_ds.as_numpy_iterator(), found, aux["scores"], strict=True):
+            ranking = model.searcher.ranking(np.asarray(docids), scores)
+            line = {
+                "id": query["query"].decode(),
+                "query": query["query_pretokenized"].decode(),
+                "passages": [{"id": passage, "score": score} for passage, score in ranking],
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _axes(names: Mapping) -> dict:
+    """Flax's `…_axes` collection of a tree of axes' names."""
+    flat = flatten_dict(names)
+    return unflatten_dict({(*at, f"{name}_axes"): AxisMetadata(tuple(x)) for (*at, name), x in flat.items()})
+
+
+@contextlib.contextmanager
+def _on_mesh():
+    """Inside, what is traced knows of the mesh that T5X runs it on, as under the project's own trainer."""
+    mesh = pxla.thread_resources.env.physical_mesh
+    if mesh.empty:
+        yield None
+    else:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            yield mesh

@@ -1,0 +1,226 @@
+"""Under T5X the project's models learn, search and score as under its own trainer and searcher."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gin
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import seqio
+
+from retrieval_jax.data.batches import batches, encoder_decoder
+from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.main import configure_verbs, main
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.search.generative import GenerativeSearcher
+from retrieval_jax.training import partitioning
+from retrieval_jax.training.optimizers import adafactor, adamw
+from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
+
+if importlib.util.find_spec("t5x") is None:
+    pytest.skip("needs T5X on PYTHONPATH: see retrieval_jax/interop/README.md", allow_module_level=True)
+
+from retrieval_jax.interop.t5x import Model  # makes the next ones importable
+
+from t5x import models, trainer, utils  # isort: skip
+from t5x import partitioning as t5x_partitioning  # isort: skip
+from t5x.examples.t5 import network  # isort: skip
+
+ROOT = Path(__file__).parents[2]
+SEED = 3
+
+
+@pytest.fixture(scope="module")
+def made(work, arguments):
+    """The work folder, with docids."""
+    assert main(["docids", *arguments, "--json"]) == 0
+    return work
+
+
+@pytest.fixture
+def settings(arguments):
+    """Makes gin say what a training run of the small collection would be told."""
+
+    def configure(file: str, *more: str) -> None:
+        bindings = [argument.removeprefix("--gin.") for argument in arguments]
+        configure_verbs([file], [*bindings, *more])
+
+    yield configure
+    gin.clear_config()
+
+
+def own_losses(model, first: list[dict], params: dict | None = None) -> tuple[list[float], dict]:
+    """The project's own trainer: (each step's loss, the parameters before the first)."""
+    mesh = partitioning.make_mesh(devices=jax.devices()[:1])
+    shapes = {name: x.shape for name, x in first[0].items()}
+    abstract = abstract_state(model, mesh, shapes)
+    state, losses = initial_state(model, abstract, shapes, SEED), []
+    params = jax.device_get(state.params)
+    step = make_train_step(model, mesh, abstract, SEED)
+    for batch in first:
+        state, metrics = step(state, jax.device_put(batch, partitioning.batch_sharding(mesh)))
+        losses.append(float(metrics["loss"]))
+    return losses, params
+
+
+def t5x_losses(model: Model, first: list[dict], params: dict, folder: Path) -> list[float]:
+    """The same of T5X's, from those parameters."""
+    partitioner = t5x_partitioning.PjitPartitioner(
+        num_partitions=1, logical_axis_rules=partitioning.axis_rules()
+    )
+    initializer = utils.TrainStateInitializer(
+        optimizer_def=model.optimizer_def,
+        init_fn=model.get_initial_variables,
+        input_shapes={name: x.shape for name, x in first[0].items()},
+        input_types={name: x.dtype for name, x in first[0].items()},
+        partitioner=partitioner,
+    )
+    state = initializer.from_scratch(jax.random.PRNGKey(0))
+    made = trainer.Trainer(
+        model,
+        state.replace_params(type(state.params)(params)),
+        partitioner,
+        [],
+        str(folder),
+        initializer.train_state_axes,
+        jax.random.PRNGKey(SEED),
+        learning_rate_fn=lambda step: 0.0,  # only told
+        num_microbatches=None,
+    )
+    with made:
+        return [float(made.train(iter([batch]), 1).result()["loss"].value) for batch in first]
+
+
+CASES = {
+    "generative, Adafactor": ("runs/naive.gin", GenerativeRetriever, "naive", adafactor),
+    "dual encoder, AdamW": ("runs/dual_encoder.gin", DualEncoder, None, adamw),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_are_those_of_the_projects_own_trainer(made, settings, tmp_path, case):
+    """Of the first steps, dropout and the optimiser's updates included."""
+    file, retriever, docids, optimizer = CASES[case]
+    settings(file, "T5Config.dropout_rate=0.1", "adafactor.schedule=@learning_rate()")
+    model = Model(retriever, str(made.folder), TrainingData(), docids, optimizer)
+    stream = batches(model.examples.stages(), model.examples.targets, {}, 32, SEED)
+    first = [next(stream) for _ in range(4)]
+    expected, params = own_losses(model.model, first)
+    assert len(set(expected)) == 4
+    assert t5x_losses(model, first, params, tmp_path) == pytest.approx(expected, rel=1e-5)
+
+
+def test_t5xs_own_network_gives_the_same_loss():
+    """With the same parameters, under the same names."""
+    sizes = {"vocab_size": 64, "emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32}
+    sizes |= {"num_encoder_layers": 2, "num_decoder_layers": 2, "dropout_rate": 0.0}
+    theirs = network.T5Config(**sizes, mlp_activations=("gelu", "linear"), logits_via_embedding=False)
+    vocabulary = seqio.PassThroughVocabulary(64)
+    model = models.EncoderDecoderModel(
+        network.Transformer(theirs),
+        vocabulary,
+        vocabulary,
+        None,
+        z_loss=1e-4,
+        loss_normalizing_factor="NUM_REAL_TARGET_TOKENS",
+    )
+    rng = np.random.default_rng(0)
+    tokens = {"inputs": rng.integers(2, 64, (4, 9)), "targets": rng.integers(2, 64, (4, 6))}
+    tokens["inputs"][1, 5:] = tokens["targets"][2, 3:] = 0
+    batch = encoder_decoder({name: x.astype(np.int32) for name, x in tokens.items()})
+    params = model.get_initial_variables(
+        jax.random.PRNGKey(0), {k: x.shape for k, x in batch.items()}, {k: x.dtype for k, x in batch.items()}
+    )["params"]
+    ours, _ = GenerativeRetriever(T5Config(**sizes), z_loss=1e-4).loss_fn(params, batch, None)
+    assert float(ours) == pytest.approx(float(model.loss_fn(params, batch, None)[0]), rel=1e-5)
+
+
+def test_docids_are_arguments_of_the_search(made, settings):
+    """Not constants of its program; T5X's state holds them only where the model searches."""
+    settings("runs/naive.gin")
+    model = Model(GenerativeRetriever, str(made.folder), TrainingData(), "naive", beams=10)
+    batch = {"encoder_input_tokens": np.ones((2, 8), np.int32), "decoder_input_tokens": np.ones((2, 8))}
+    shapes = {name: x.shape for name, x in batch.items()}
+    variables = jax.eval_shape(lambda key: model.get_initial_variables(key, shapes), jax.random.key(0))
+    search = jax.make_jaxpr(model.predict_batch_with_aux)
+    params, docids = variables["params"], {"docids": variables["docids"]}
+    constants = {x.shape for x in search(params, batch, None, docids).consts}
+    assert not constants & {x.shape for x in model.docid_arrays().values() if x.ndim}
+    trained = Model(GenerativeRetriever, str(made.folder), TrainingData(), "naive", adamw)
+    assert {*trained.get_initial_variables(jax.random.key(0), shapes)} == {"params", "params_axes"}
+
+
+def run(mode: str, arguments: list[str], folder: Path, *bindings: str) -> str:
+    """T5X's command line; what it told."""
+    command = [sys.executable, "-m", "retrieval_jax.interop.t5x", f"--run_mode={mode}"]
+    command += [f"--gin_file=t5x/{mode}.gin", *(a for a in arguments if "WORK_DIR" in a or "T5Config" in a)]
+    command += [f"--gin.{binding}" for binding in bindings]
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_trains_resumes_evaluates_and_searches(made, arguments, settings, tmp_path):
+    """By the gin files: what is found, and its scores, are those of the project's own searcher."""
+    folder = tmp_path / "model"
+
+    def train(steps: int) -> str:
+        few = ("BATCH_SIZE=32", "utils.SaveCheckpointConfig.period=2", "__main__.train.eval_steps=1")
+        return run("train", arguments, tmp_path, f"MODEL_DIR={str(folder)!r}", f"TRAIN_STEPS={steps}", *few)
+
+    assert "main loop over steps 0-2" in train(2)
+    assert "main loop over steps 2-4" in train(4)
+    saved = [ocp.PyTreeCheckpointer().restore(folder / f"checkpoint_{n}" / "state") for n in (0, 2, 4)]
+    assert [int(state["state"]["step"]) for state in saved] == [0, 2, 4]
+    params = saved[-1]["target"]
+
+    settings("runs/naive.gin")
+    model = Model(GenerativeRetriever, str(made.folder), TrainingData(), "naive")
+    opened = model.examples
+    searcher = GenerativeSearcher(
+        model.model, params, opened.table, opened.vocabulary, opened.settings.input_length, beams=10
+    )
+
+    checkpoint = f"CHECKPOINT_PATH='{folder}/checkpoint_4'"
+    run("infer", arguments, tmp_path, checkpoint, f"INFER_OUTPUT_DIR='{tmp_path}/found'", "BEAMS=10")
+    (file,) = (tmp_path / "found").glob("small_docs.naive.queries-*-of-00001")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    queries = opened.collection.queries("test")
+    assert [(line["id"], line["query"]) for line in lines] == [(q.id, q.text) for q in queries]
+    for line, ranking in zip(lines, searcher.search([q.text for q in queries], 10), strict=True):
+        ids, scores = zip(*ranking, strict=True)
+        assert [passage["id"] for passage in line["passages"]] == [*ids]
+        assert [passage["score"] for passage in line["passages"]] == pytest.approx([*scores], rel=1e-6)
+
+    output = f"EVAL_OUTPUT_DIR='{tmp_path}/eval'"
+    run("eval", arguments, tmp_path, checkpoint, output, "utils.RestoreCheckpointConfig.mode='specific'")
+    (metrics,) = (tmp_path / "eval" / "inference_eval").glob("*-metrics.jsonl")
+    dev = opened.collection.queries("dev")
+    found = searcher.search([q.text for q in dev], 10)
+    hits = np.mean([any(p in q.positives for p, _ in r) for q, r in zip(dev, found, strict=True)])
+    assert json.loads(metrics.read_text().splitlines()[-1])["Hits@10"] == pytest.approx(hits)
+
+
+def test_what_is_missing_is_told_in_one_line(made, tmp_path):
+    command = [sys.executable, "-m", "retrieval_jax.interop.t5x", "--run_mode=train"]
+    command += ["--gin_file=t5x/train.gin", "--gin.WORK_DIR='nowhere'", "--gin.TRAIN_STEPS=1"]
+    command += [f"--gin.MODEL_DIR='{tmp_path}'"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert "nowhere/collection" in done.stderr.splitlines()[-1]

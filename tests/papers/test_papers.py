@@ -1,0 +1,346 @@
+"""gin_configs/papers: each row says what was published, and takes a step, shrunken, on six passages."""
+
+import importlib
+import itertools
+import math
+import re
+from pathlib import Path
+
+import gin
+import jax
+import numpy as np
+import pytest
+
+from retrieval_jax import configuration
+from retrieval_jax.data.batches import batches
+from retrieval_jax.data.examples import ROWS as MIXTURES
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.main import CONFIGURABLE, VERBS, main
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.training import partitioning
+from retrieval_jax.training.hardware import slice_of
+from retrieval_jax.training.step import TrainState, abstract_state, make_train_step
+from retrieval_jax.training.train import make_model
+from retrieval_jax.work import Work
+
+FOLDER = configuration.gin_folder() / "papers"
+ROWS = sorted(str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.gin"))
+TRAINED = [row for row in ROWS if "bm25" not in row]
+GENERATIVE = [row for row in TRAINED if "gtr" not in row and "multi_positive" not in row]
+# For XLA, in a third of the time.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+LIBRARY = Path(__file__).parents[1] / "data" / "library"
+
+# What the generative-retrieval paper says. Collection: passages that preflight is told of, subset, most
+# steps, input tokens, synthetic queries a passage.
+COLLECTIONS = {
+    "msmarco_100k": (100_000, 100_000, 1_000_000, 128, 40),
+    "msmarco_1m": (1_000_000, 1_000_000, 9_000_000, 128, 40),
+    "msmarco_full": (None, None, 9_000_000, 128, 40),  # preflight's own are 8,841,823
+    "nq_100k": (109_000, None, 1_000_000, 64, 20),
+    "triviaqa": (74_000, None, 1_000_000, 64, 15),
+}
+# Examples as a file's name has them: the tasks, and the synthetic queries.
+EXAMPLES = {
+    "labelled": ({"labelled"}, None),
+    "firstp_labelled": ({"firstp", "labelled"}, None),
+    "firstp_d2q_labelled": ({"firstp", "d2q", "labelled"}, "doc2query"),
+    "d2q": ({"d2q"}, "doc2query"),
+    "d2q_100": ({"d2q"}, "doc2query_100"),
+    "daq_d2q_labelled": ({"daq", "d2q", "labelled"}, "doc2query"),
+    "firstp_daq_d2q_labelled": ({"firstp", "daq", "d2q", "labelled"}, "doc2query"),
+    "firstp_daq_in_domain_d2q_labelled": ({"firstp", "daq", "d2q", "labelled"}, "in_domain"),
+}
+NAME = re.compile(r"(atomic|naive|semantic_2d|semantic)_(base|large|xl|xxl)(_pawa)?(_consistency)?_(.+)")
+SIZES = {"base": (768, 12), "large": (1024, 24), "xl": (2048, 24), "xxl": (4096, 24)}  # width, layers
+CHIPS = {"base": 8, "large": 64, "xl": 64, "xxl": 128}  # and 64 for Base with atomic docids on FULL
+# MRR@10 of T5 Base on 100k, 1M and FULL: examples -> of atomic, naive, semantic, PAWA docids.
+MRR = {
+    "labelled": ("0.0 1.1 0.0", "0.0 0.5 0.0", "0.0 0.0 0.0"),
+    "firstp_labelled": ("0.0 23.9 19.2", "2.1 12.4 7.4", "0.0 7.5 3.1"),
+    "firstp_d2q_labelled": ("79.2 77.7 76.8 77.1", "53.3 48.2 47.1 50.2", "14.2 13.2 6.4 9.0"),
+    "d2q": ("80.3 78.7 78.5 78.2", "55.8 55.4 54.0 54.1", "24.2 13.3 11.8 17.3"),
+}
+# The multi-positive paper's: steps (40 epochs of 58,880 queries, 3 of 502,939; an epoch), batch, rate.
+MULTI_POSITIVE = {
+    "multi_positive_nq": (36_800, 920, 64, 1e-5),
+    "multi_positive_msmarco": (11_788, 3_930, 128, 3e-5),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def configurables():
+    for module in (*(module for module, _ in VERBS.values()), *CONFIGURABLE):
+        importlib.import_module(module)
+    yield
+    gin.clear_config()
+
+
+def configured(row: str, *bindings: str):
+    """Configures a row; gives how to look a setting up."""
+    configuration.configure([f"papers/{row}"], bindings)
+    return gin.query_parameter
+
+
+def comment(row: str) -> str:
+    lines = (FOLDER / row).read_text().splitlines()
+    return " ".join(line[2:] for line in itertools.takewhile(lambda line: line.startswith("# "), lines))
+
+
+def test_there_is_a_row_for_each_published_figure():
+    per_corpus = 4 * 3 + 2 + 1 + 3  # representations × docids, PAWA, consistency; GTR and two BM25
+    # On 100k one with more queries; on FULL four of larger networks. A human row beside two times four
+    # objectives × three kinds of labels.
+    assert len(ROWS) == 3 * per_corpus + 1 + 4 + 2 * (3 * 3 + 2) + 2 * 4 * 3 + 1
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_opens_with_its_figure_and_chips_and_is_short(row: str):
+    text, said = (FOLDER / row).read_text(), comment(row)
+    assert re.match(r"(MRR@10|Recall@[15]) \d+\.\d\b|.*[Nn]o figure was at hand", said)
+    assert "paper" in said
+    assert "chips" in said
+    settings = [line for line in text.splitlines() if line and not line.startswith(("#", "include"))]
+    assert len(settings) <= 8
+    readme = (FOLDER / "README.md").read_text()
+    section = readme.split(f"\n`{Path(row).parent}/`")[1].split("\n`")[0]
+    (listed,) = re.findall(rf"^\| `{Path(row).stem}` \|.*", section, re.MULTILINE)
+    for figure in re.findall(r"\d+\.\d", listed):
+        assert re.search(rf"\b{re.escape(figure)}\b", said), figure
+
+
+@pytest.mark.parametrize("row", GENERATIVE)
+def test_generative_rows_have_the_papers_settings(row: str):
+    folder, name = Path(row).parent.name, Path(row).stem
+    docids, size, pawa, consistency, examples = NAME.fullmatch(name).groups()
+    passages, subset, steps, length, count = COLLECTIONS[folder]
+    tasks, synthetic = EXAMPLES[examples]
+    of = configured(row)
+
+    assert of("train.retriever").selector.endswith("GenerativeRetriever")
+    assert (of("%DOCIDS"), of("train.batch_size"), of("%STEPS")) == (docids, 512, steps)
+    assert (of("learning_rate.peak"), of("T5Config.dropout_rate")) == (1e-3, 0.1)
+    if docids == "atomic":
+        assert of("learning_rate.warmup") == 10_000
+    else:
+        assert of("make_index.beams") == 40
+    assert (of("T5Config.emb_dim"), of("T5Config.num_encoder_layers")) == SIZES[size]
+    assert (of("T5Config.pawa_layers") > 0) if pawa else not binding("T5Config", "pawa_layers")
+    assert bool(binding("GenerativeRetriever", "consistency")) == bool(consistency)
+    assert bool(of("%EMBEDDINGS")) == docids.startswith("semantic")
+    if docids.startswith("semantic"):
+        assert (of("semantic.branches"), of("semantic.leaf_size")) == (10, 100)
+
+    data = TrainingData()
+    assert (data.input_length, data.chunk_length, data.chunks) == (length, 64, 10)
+    assert (data.synthetic, data.drop_rates, data.curriculum) == (synthetic, {}, ())
+    assert set(MIXTURES[data.rates]) == tasks
+    assert of("generate_queries.count") == (100 if synthetic == "doc2query_100" else count)
+    assert of("%SUBSET") == subset
+    assert binding("preflight", "passages") == passages
+    check_places(row, of)
+    wide = folder == "msmarco_full" and docids == "atomic"
+    check_chips(row, of, 64 if wide else CHIPS[size])
+    if wide:
+        assert of("GenerativeRetriever.logits_at_once")
+    kinds = ["atomic", "naive", "semantic", "semantic_2d"]
+    if folder.startswith("msmarco") and size == "base" and examples in MRR and not consistency:
+        figures = MRR[examples][[*COLLECTIONS].index(folder)].split()
+        assert comment(row).startswith(f"MRR@10 {figures[kinds.index(docids)]}")
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "gtr" in row])
+def test_gtr_rows(row: str):
+    of = configured(row)
+    assert (of("%DOCIDS"), of("train.batch_size"), of("%STEPS")) == (None, 2048, 20_000)
+    assert (of("DualEncoder.scale"), TrainingData().passage_length) == (100.0, 256)
+    check_places(row, of)
+    check_chips(row, of, 8)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "multi_positive" in row])
+def test_multi_positive_rows_have_the_papers_settings(row: str):
+    folder, name = Path(row).parent.name, Path(row).stem
+    steps, epoch, batch_size, rate = MULTI_POSITIVE[folder]
+    of = configured(row)
+    model = make_model(DualEncoder, of("train.optimizer").scoped_configurable_fn, 100, None)
+    assert (model.scale, model.module.normalize, model.bidirectional) == (1.0, False, False)
+    data = TrainingData()
+    assert (data.positives, data.negatives, data.passage_length) == (4, 4, 128)
+    assert (of("train.batch_size"), of("learning_rate.peak")) == (batch_size, rate)
+    objective, _, labels = name.rpartition("_")
+    if objective:
+        assert model.objective.__name__ == objective
+    stages = [*data.curriculum, (of("%STEPS") - sum(n for n, _ in data.curriculum), data.rates)]
+    expected = {
+        "human": [(steps, {"labelled_human": 1.0})],
+        "homogeneous": [(steps, {"labelled_llm": 1.0})],
+        "mixture": [(steps, {"labelled_llm": 1.0, "labelled_human": 1.0})],
+        "curriculum": [(steps, {"labelled_llm": 1.0}), (epoch, {"labelled_human": 1.0})],
+    }
+    assert stages == expected[labels]
+    check_places(row, of)
+    check_chips(row, of, 8)
+
+
+def binding(function: str, name: str):
+    return gin.get_bindings(function).get(name)
+
+
+def check_places(row: str, of) -> None:
+    """A row's work lies in its collection's folder, its model and searcher are called as its file."""
+    folder, name = Path(row).parent.name, Path(row).stem
+    assert of("%WORK_DIR") == f"work/{folder}"
+    assert of("%MODEL_DIR") == f"work/{folder}/models/{name}"
+    assert of("%SEARCHER") == name
+    assert binding("make_index", "name") == name
+    assert binding("make_index", "model_dir") == binding("train", "model_dir")
+    assert of("%SPLIT") == "dev"
+
+
+def check_chips(row: str, of, chips: int) -> None:
+    assert f" {chips} TPU v4 chips" in comment(row)
+    chip, shape = slice_of(of("%TOPOLOGY"))
+    assert (chip.name, math.prod(map(int, shape.split("x")))) == ("v4", chips)
+    parallelism = of("make_mesh.model_parallelism")
+    assert of("train.batch_size") % (chips // parallelism) == 0
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Bindings that shrink any row to the library, imported and with synthetic queries and docids by rows."""
+    folder = tmp_path_factory.mktemp("papers")
+    predictions, vectors = folder / "predictions", folder / "vectors.npy"
+    predictions.mkdir()
+    (predictions / "sample.txt").write_text("".join(f"which one is number {n}\n" for n in range(6)))
+    np.save(vectors, np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
+    settings = {
+        "COLLECTION": str(LIBRARY),
+        "WORK_DIR": str(folder / "work"),
+        "VOCABULARY": str(LIBRARY / "sentencepiece.model"),
+        "SUBSET": None,
+        "SPLIT": "test",
+        "generate_queries.predictions": str(predictions),
+        "semantic.branches": 2,
+        "semantic.leaf_size": 2,
+        "make_mesh.model_parallelism": 1,
+        "train.batch_size": 4,
+        "TrainingData.input_length": 12,
+        "TrainingData.passage_length": 12,
+        "T5Config.emb_dim": 16,
+        "T5Config.num_heads": 2,
+        "T5Config.head_dim": 8,
+        "T5Config.mlp_dim": 16,
+        "T5Config.num_encoder_layers": 1,
+        "T5Config.num_decoder_layers": 1,
+        "DualEncoder.vector_dim": 16,
+    }
+    bindings = [f"{name}={value!r}" for name, value in settings.items()]
+
+    def verb(name: str, row: str, *more: str) -> None:
+        made = [f"--gin.{setting}" for setting in (*bindings, *more)]
+        assert main([name, f"--gin_file=papers/{row}.gin", *made]) == 0
+
+    verb("import", "msmarco_100k/bm25")
+    for row in ("msmarco_1m/naive_base_d2q", "msmarco_100k/atomic_base_d2q_100"):
+        verb("generate-queries", row)
+    verb("generate-queries", "nq_100k/naive_base_firstp_daq_in_domain_d2q_labelled")
+    for docids in ("atomic", "naive"):
+        verb("docids", f"msmarco_full/{docids}_base_d2q")
+    for docids in ("semantic_base", "semantic_2d_base_pawa"):
+        verb("docids", f"msmarco_full/{docids}_d2q", f"EMBEDDINGS={str(vectors)!r}")
+    return bindings
+
+
+def shrunken(row: str, library: list[str]):
+    """(model, number -> batch, steps of the stages before the last) of a row on the library."""
+    of = configured(row)
+    own = ["T5Config.pawa_layers=1"] if binding("T5Config", "pawa_layers") else []
+    own += ["DualEncoder.chunk_size=4"] if binding("DualEncoder", "chunk_size") else []
+    of = configured(row, *library, *own)
+    work = Work(Path(of("%WORK_DIR")))
+    collection = Collection(work.collection)
+    kind = binding("train", "docids")
+    table = DocidTable.open(work.docids(kind)) if kind else None
+    retriever = GenerativeRetriever if kind else DualEncoder
+    examples = TrainingData().of(work, collection, retriever.answer, table)
+    model = make_model(
+        retriever, of("train.optimizer").scoped_configurable_fn, examples.vocabulary.size, table
+    )
+
+    def batch(position: int) -> dict[str, np.ndarray]:
+        return next(batches(examples.stages(), examples.targets, {}, of("train.batch_size"), 0, position))
+
+    return model, batch, [steps for steps, _ in examples.stages()][:-1]
+
+
+def program(model, batch: dict) -> tuple:
+    """What a training step is compiled from: rows that agree in it need only one compilation."""
+    plain = {k: v for k, v in vars(model).items() if k not in ("module", "stepwise", "optimizer_def")}
+    facts = sorted((k, getattr(v, "__name__", str(v))) for k, v in plain.items())
+    shapes = sorted((name, x.shape) for name, x in batch.items())
+    return type(model).__name__, str(getattr(model, "settings", "")), tuple(facts), tuple(shapes)
+
+
+def some_state(abstract: TrainState) -> TrainState:
+    """Random parameters, and the rest as it begins; quicker than compiling what makes them."""
+    rng = np.random.default_rng(0)
+    random = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), abstract.params)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
+    return jax.device_put(zeros.replace(params=random))
+
+
+def test_every_row_takes_a_step_on_the_library(library):
+    """All have their examples and model made; each distinct program among them is compiled and run."""
+    steps: dict[tuple, list[str]] = {}
+    for row in TRAINED:
+        model, batch, earlier = shrunken(row, library)
+        first = batch(0)
+        later = batch(sum(earlier))  # of the stage after a curriculum
+        assert {name: x.shape for name, x in later.items()} == {name: x.shape for name, x in first.items()}
+        assert all(np.any(x > 0) for x in first.values() if x.ndim == 2 and x.shape[1] > 1), row
+        key = program(model, first)
+        steps.setdefault(key, []).append(row)
+        if len(steps[key]) > 1:
+            continue
+        mesh, shapes = partitioning.make_mesh(), {name: x.shape for name, x in first.items()}
+        abstract = abstract_state(model, mesh, shapes)
+        state, first = some_state(abstract), jax.device_put(first)
+        compiled = make_train_step(model, mesh, abstract, 0).lower(state, first).compile(QUICKLY)
+        _, told = compiled(state, first)
+        assert np.isfinite(told["loss"]), row
+        assert told["gradient_norm"] > 0, row
+    # Atomic (once more with the wide softmax), naive of three kinds of networks, semantic, PAWA of two and
+    # with consistency; GTR and four objectives.
+    assert len(steps) == 2 + 3 + 1 + 3 + 1 + 4, [rows[0] for rows in steps.values()]
+    assert sum(map(len, steps.values())) == len(TRAINED)
+
+
+def test_bm25_rows_answer(library, cli):
+    small = [f"--gin.{setting}" for setting in library]
+    for name in ("bm25", "bm25_d2q"):
+        for verb in ("index", "search"):
+            status, made, error = cli(verb, f"--gin_file=papers/msmarco_full/{name}.gin", *small)
+            assert status == 0, error
+        assert made["queries"] == 2
+    status, made, error = cli("evaluate", "--gin_file=papers/msmarco_full/bm25.gin", *small)
+    assert status == 0, error
+    assert {"bm25", "bm25_d2q"} <= made["metrics"].keys()
+    assert made["metrics"]["bm25"]["MRR@10"] > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["atomic_base_d2q", "naive_base_firstp_d2q_labelled", "gtr_base"])
+def test_a_row_goes_through_all_verbs(name: str, library, cli, tmp_path):
+    row = f"--gin_file=papers/msmarco_full/{name}.gin"
+    small = [f"--gin.{setting}" for setting in (*library, f"MODEL_DIR={str(tmp_path / name)!r}", "STEPS=1")]
+    for verb in ("import", *(["docids"] if name != "gtr_base" else []), "train", "index", "search"):
+        status, made, error = cli(verb, row, *small)
+        assert status == 0, error
+    assert made["queries"] == 2
+    status, made, error = cli("evaluate", row, *small)
+    assert status == 0, error
+    assert name in made["metrics"]
