@@ -20,6 +20,7 @@ setup(
         "array_record>=0.8,<0.9",
         "bm25s>=0.2,<0.4",
         "clu>=0.0.12,<0.1",
+        "etils[epath,epy]>=1.13,<2",
         "flax>=0.12,<0.13",
         "gin-config>=0.5,<0.6",
         "google-crc32c>=1.9,<2",  # seqio's cache job writes TFRecords by it
@@ -43,9 +44,10 @@ setup(
         "tensorflow-text>=2.20,<2.21",
     ],
     extras_require={
+        "gcs": ["google-cloud-storage>=3,<4"],  # Orbax asks it about buckets: checkpoints at gs://
         "ir_datasets": ["ir-datasets>=0.6.3,<0.7"],
         "sentence_transformers": ["sentence-transformers>=3,<6"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],  # libtpu of jax's version, for preflight: 213 MB, 700 installed
-        "test": ["hypothesis>=6", "pytest>=8", "ruff>=0.15,<0.16"],
+        "test": ["google-cloud-storage>=3,<4", "hypothesis>=6", "pytest>=8", "ruff>=0.15,<0.16"],
     },
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 
 
 def array(ids: Iterable[str] | pa.Array) -> pa.LargeStringArray:
@@ -28,7 +28,7 @@ def write(path: Path, ids: Iterable[str] | pa.Array) -> None:
 
 def read(path: Path) -> pa.LargeStringArray:
     """Ids that `write` wrote, mapped into memory. Raises OSError or ValueError where they cannot be read."""
-    with pa.memory_map(str(path)) as file:
+    with pa.memory_map(str(paths.local(path))) as file:
         return pa.ipc.open_file(file).get_batch(0).column("id")
 
 

@@ -49,6 +49,9 @@ options of every verb:
   --gin.NAME=VALUE    sets a macro of base.gin or a function's parameter; texts need their own quotes
   --json              one JSON object of what was made on stdout, everything else on stderr
 
+WORK_DIR and MODEL_DIR may lie in Google Cloud Storage (training there needs the extra retrieval_jax[gcs]):
+  --gin.WORK_DIR="'gs://BUCKET/NAME'"
+
 train, generate-queries or index on several hosts: the same command on each, the work folder shared by all
   --gin.multihost.on=True                                     on a TPU pod, GKE or SLURM: no more is needed
   JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 retrieval-jax train …    elsewhere

@@ -1,5 +1,8 @@
 """What lies on disk is whole or absent: files and folders are written aside and renamed when finished.
 
+In a bucket (gs://…, see paths.py) nothing is renamed. A file is an object there, and so whole or absent by
+itself. A folder is made on this machine, then copied, its manifest last: what a kill leaves has none.
+
 A finished folder holds a `manifest.json`: the recipe it was made by (its inputs and settings) and what it
 contains. The same recipe again is not made again; another recipe makes the folder anew.
 """
@@ -10,12 +13,13 @@ import gzip
 import hashlib
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from retrieval_jax import paths
 from retrieval_jax.errors import UserError
 
 T = TypeVar("T")
@@ -27,16 +31,21 @@ def write_aside(path: str | os.PathLike, data: bytes) -> None:
 
     Raises UserError where it cannot be written.
     """
-    path = Path(path)
+    path = paths.of(path)
+    data = gzip.compress(data) if path.suffix == ".gz" else data
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if paths.is_remote(path):
+            path.write_bytes(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+        aside.write_bytes(data)
         os.replace(aside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise UserError(f"{path}: cannot be written ({error.strerror}): choose another path") from None
+    except paths.errors() as error:
+        if not paths.is_remote(path):
+            with contextlib.suppress(OSError):
+                aside.unlink()
+        raise UserError(f"{path}: cannot be written ({paths.reason(error)}): choose another path") from None
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
@@ -46,42 +55,48 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 def read_json(path: str | os.PathLike, mend: str) -> dict:
     """The JSON object in a file; UserError (with the mend) where it is missing or broken."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(paths.of(path).read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file: {mend}") from None
+    except paths.errors() as error:
+        raise UserError(f"{path}: cannot be read ({paths.reason(error)}): check the path") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}): {mend}") from None
 
 
 def read_manifest(folder: str | os.PathLike, verb: str) -> dict:
     """The manifest of a finished folder. `verb` is the one that makes such folders, for the mend."""
-    if not (Path(folder) / MANIFEST).is_file():
+    if not (paths.of(folder) / MANIFEST).is_file():
         raise UserError(f"{folder}: nothing finished here: make it with `retrieval-jax {verb}`")
-    return read_json(Path(folder) / MANIFEST, f"delete the folder, then `retrieval-jax {verb}`")
+    return read_json(paths.of(folder) / MANIFEST, f"delete the folder, then `retrieval-jax {verb}`")
 
 
 def holds(folder: str | os.PathLike, recipe: dict) -> bool:
     """Whether the folder is finished and was made by that recipe."""
-    path = Path(folder) / MANIFEST
+    path = paths.of(folder) / MANIFEST
     return path.is_file() and read_manifest(folder, "import")["recipe"] == json.loads(json.dumps(recipe))
 
 
 def build(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict]) -> dict:
     """Gives the manifest of `folder`, which `make` fills unless it already holds the same recipe's work.
 
-    `make` writes into the (empty) folder that it is handed and returns what the manifest shall say. A kill
-    leaves at most a hidden folder, which the next call removes. A folder that no `build` made is never
-    overwritten: UserError.
+    `make` writes into the (empty, local) folder that it is handed and returns what the manifest shall say.
+    A kill leaves at most a hidden folder (in a bucket, files without a manifest), which the next call
+    removes. A folder that no `build` made is never overwritten: UserError.
     """
-    folder = Path(folder)
+    folder = paths.of(folder)
     recipe = json.loads(json.dumps(recipe))
     if holds(folder, recipe):
         return read_manifest(folder, "import")
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder}: holds files of something else: name another folder, or delete it")
-    for stale in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(stale, ignore_errors=True)
     aside = folder.with_name(f".{folder.name}.making")
+    remote = paths.is_remote(folder)
+    ours = (folder / MANIFEST).is_file() or (remote and aside.exists())
+    if folder.exists() and not ours:
+        raise UserError(f"{folder}: holds files of something else: name another folder, or delete it")
+    if remote:
+        return _build_remote(folder, aside, recipe, make)
+    for stale in folder.parent.glob(f".{folder.name}.*"):
+        paths.remove(stale)
     try:
         aside.mkdir(parents=True)
     except OSError as error:
@@ -93,8 +108,32 @@ def build(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict])
             folder.rename(folder.with_name(f".{folder.name}.old"))
         aside.rename(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(folder.with_name(f".{folder.name}.old"), ignore_errors=True)
+        paths.remove(aside)
+        paths.remove(folder.with_name(f".{folder.name}.old"))
+    return manifest
+
+
+def _build_remote(folder: Path, mark: Path, recipe: dict, make: Callable[[Path], dict]) -> dict:
+    """`build` in a bucket. The mark tells the next call that files without a manifest are a kill's."""
+    write_aside(mark, b"what lies beside is being made\n")  # fails before the work, if it must
+    with tempfile.TemporaryDirectory(prefix="retrieval_jax.") as scratch:
+        aside = Path(scratch) / folder.name
+        aside.mkdir()
+        try:
+            manifest = {"recipe": recipe, **json.loads(json.dumps(make(aside)))}
+        except BaseException:
+            if not folder.exists() or (folder / MANIFEST).is_file():
+                mark.unlink(missing_ok=True)
+            raise
+        try:
+            (folder / MANIFEST).unlink(missing_ok=True)
+            paths.remove(folder)
+            names = [str(path.relative_to(aside)) for path in paths.files(aside)]
+            paths.copy_files(aside, folder, names, f"send {folder.name}")
+        except paths.errors() as error:
+            raise UserError(f"{folder}: cannot be written ({paths.reason(error)}): check the path") from None
+        write_json(folder / MANIFEST, manifest)
+        mark.unlink(missing_ok=True)
     return manifest
 
 
@@ -111,7 +150,7 @@ def read_arrays(path: Path, holder: type[T], mend: str) -> T:
     from safetensors.numpy import load_file
 
     try:
-        return holder(**load_file(path))
+        return holder(**load_file(paths.local(path)))
     except (OSError, SafetensorError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}): {mend}") from None
 
@@ -128,13 +167,13 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 def checksum(path: Path) -> str:
     """The SHA-256 of a file's contents."""
-    with path.open("rb") as file:
+    with paths.local(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
     """{path below it: SHA-256} of all files but the manifest, to be kept in that."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    files = [path for path in paths.files(folder) if path != folder / MANIFEST]
     with ThreadPoolExecutor() as pool:
         names = (str(p.relative_to(folder)) for p in files)
         return dict(zip(names, pool.map(checksum, files), strict=True))

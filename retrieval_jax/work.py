@@ -4,6 +4,8 @@ import dataclasses
 import re
 from pathlib import Path
 
+from retrieval_jax import paths
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -18,10 +20,12 @@ class Work:
 
     @classmethod
     def of(cls, collection: str, work_dir: str | None) -> "Work":
-        """The given folder, or `work/NAME` with the name of the collection's source."""
+        """The given folder (local or gs://…), or `work/NAME` with the name of the collection's source."""
         # A folder's last part is its name; the parts of ir_datasets:beir/scifact/test name it together.
         name = re.sub("[:/,]", "_", collection) if ":" in collection else Path(collection).resolve().name
-        return cls(Path(work_dir) if work_dir else Path("work") / name)
+        folder = paths.of(work_dir) if work_dir else Path("work") / name
+        paths.check(folder)
+        return cls(folder)
 
     @property
     def collection(self) -> Path:

@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
+from gcs import Bucket
 
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources.python_docs import python_docs
@@ -85,3 +87,18 @@ def cli(capsys: pytest.CaptureFixture[str]):
         return status, json.loads(out) if out else None, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    """An empty bucket, in a process of its own."""
+    with Bucket.serve(tmp_path_factory.mktemp("gcs")) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def bucket(server: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """The bucket gs://bucket, which this process reaches; copies from it lie in `tmp_path`/cache."""
+    for name, value in (server.environment | {"RETRIEVAL_JAX_CACHE": str(tmp_path / "cache")}).items():
+        monkeypatch.setenv(name, value)
+    return server

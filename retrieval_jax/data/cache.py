@@ -17,7 +17,8 @@ from pathlib import Path
 import gin
 import numpy as np
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
+from retrieval_jax.data import parallel
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.progress import say
@@ -30,6 +31,7 @@ class CachedExamples:
     """A task's examples from its cache. See examples.Examples."""
 
     def __init__(self, folder: Path):
+        folder = paths.local(folder)
         self.files = sorted(folder.glob("train.tfrecord-*"))
         self.places_Nx2 = np.load(folder / PLACES, mmap_mode="r")
 
@@ -87,6 +89,7 @@ def cache(
       beam_options: flags for Beam, such as ('--runner=DataflowRunner', '--project=…'); the default runs here.
     """
     work = Work.of(source, work_dir)
+    parallel.check(beam_options, work.folder)
     collection = Collection(work.collection)
     table = DocidTable.open(work.docids(docids)) if answer == "docids" else None
     opened = data.of(work, collection, answer, table)

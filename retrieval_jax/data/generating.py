@@ -1,7 +1,6 @@
 """The verb `generate-queries` (doc2query): queries for every passage, from a model or from released files."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 from retrieval_jax.data import synthetic
 from retrieval_jax.data.predictions import Advance, open_predictions
 from retrieval_jax.data.records import Collection
@@ -100,7 +99,7 @@ def generate_queries(
             storage.build(folder, recipe, lambda aside: synthetic.join(aside, collection, parts))
         _meet("the parts are joined")
     if jax.process_index() == 0 and begun(parts, recipe):
-        shutil.rmtree(parts.folder)
+        paths.remove(parts.folder)
     manifest = storage.read_manifest(folder, synthetic.VERB)
     told = ("passages", "made", "distinct", "queries")
     return {"synthetic": str(folder), **{key: manifest[key] for key in told}}
@@ -118,7 +117,7 @@ def begin(parts: Parts, recipe: dict) -> None:
         left = len(parts.missing(0, 1))
         say(f"{parts.folder}: going on, {parts.count - left} of {parts.count} parts are finished")
         return
-    shutil.rmtree(parts.folder, ignore_errors=True)
+    paths.remove(parts.folder)
     storage.write_json(parts.folder / "recipe.json", recipe)
 
 
@@ -181,7 +180,7 @@ class Sampler:
                 f"{model_dir}: holds a {opened.model.family} model, not a query generator: "
                 "`retrieval-jax train --gin_file=runs/doc2query.gin`"
             )
-        self.recipe = {"model": str(Path(model_dir).resolve()), "step": opened.step}
+        self.recipe = {"model": str(paths.absolute(model_dir)), "step": opened.step}
         self.params, self.vocabulary = opened.params, opened.vocabulary
         self.passage_length = opened.description["passage_length"]
         self.batch_size = round_up(batch_size, mesh.shape["data"])

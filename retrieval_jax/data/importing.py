@@ -9,8 +9,8 @@ from pathlib import Path
 
 import gin
 
-from retrieval_jax import arrow_ids, storage
-from retrieval_jax.data import subsets, vocabulary
+from retrieval_jax import arrow_ids, paths, storage
+from retrieval_jax.data import parallel, subsets, vocabulary
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import write_passages, write_queries
 from retrieval_jax.data.sources import from_packages
@@ -61,6 +61,8 @@ def import_collection(
     """
     if on_error not in ("fail", "skip"):
         raise UserError(f"ON_ERROR: no way {on_error!r} to treat bad lines: choose 'fail' or 'skip'")
+    path = Work.of(source, work_dir).collection
+    parallel.check(beam_options, path)
     opened = _open(source, docs_size, docs_packages)
     # Size and time of the files stand for their contents. The embedded collection has no files: once made,
     # it stays as it is, also when packages are upgraded.
@@ -99,7 +101,6 @@ def import_collection(
             "records": {str(file.relative_to(folder)): checksums[file] for file in records},
         }
 
-    path = Work.of(source, work_dir).collection
     manifest = storage.build(path, recipe, make)
     shown = ("name", "passages", "queries", "skipped", "subset")
     return {"collection": str(path), **{key: manifest[key] for key in shown if manifest.get(key)}}
@@ -110,6 +111,7 @@ def _open(source: str, docs_size: int, docs_packages: tuple[str, ...]) -> Source
         return from_packages.python_docs_source(docs_size, docs_packages)
     if source.startswith(from_packages.IR_DATASETS):
         return from_packages.ir_datasets_source(source.removeprefix(from_packages.IR_DATASETS))
+    paths.local_only(source, "a source")
     return open_source(source)
 
 
@@ -142,7 +144,7 @@ def _vocabulary(
     """Copies the vocabulary that was given, or learns one."""
     if given:
         vocabulary.Vocabulary(given)  # says what is wrong with it, if anything
-        shutil.copyfile(given, path)
+        paths.copy(paths.of(given), path)
         return
     say(f"learning a vocabulary of {size} pieces")
     # Of a large collection, neither the queries nor the ids crowd out the texts.

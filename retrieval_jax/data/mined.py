@@ -9,7 +9,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import lines
 from retrieval_jax.errors import UserError
@@ -22,7 +22,7 @@ class MinedNegatives:
     """A finished `negatives/NAME` folder. `fingerprint`: of the file."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = paths.of(folder)
         manifest = storage.read_manifest(folder, VERB)
         self.collection: str = manifest["recipe"]["collection"]
         self.fingerprint: str = manifest["fingerprint"]
@@ -37,6 +37,7 @@ class MinedNegatives:
         path = self.folder / FILE
         if not path.is_file() or storage.checksum(path) != self.fingerprint:
             raise UserError(f"{path}: missing or altered: {mend}")
+        path = paths.local(path)
         found: dict[str, list[str]] = {}
         fields = ("query", "passage", "grade")
         for _, (query, passage, _) in lines.parsed(path, lambda x: lines.columns(x, fields), lines.Faults()):

@@ -11,8 +11,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
+from retrieval_jax import paths
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar
 
@@ -57,6 +59,16 @@ def _end_with_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def check(options: Sequence[str], folder: Path) -> None:
+    """Raises UserError where a Beam runner's workers elsewhere would make files for a folder in a bucket."""
+    runners = [option.partition("=")[2] for option in options if option.startswith("--runner=")]
+    if paths.is_remote(folder) and not set(runners) <= {"DirectRunner"}:
+        raise UserError(
+            f"{folder}: {runners[-1]}'s workers write to a file system that they share, not to a bucket: "
+            "mount it (gcsfuse) and name the mounted folder, or leave beam_options out"
+        )
 
 
 def on_beam(function: Callable[[Job], object], jobs: Sequence[Job], options: Sequence[str]) -> None:

@@ -14,13 +14,13 @@ import gzip
 import itertools
 import json
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from retrieval_jax import paths, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources.lines import error_text
 from retrieval_jax.data.synthetic import Parts
@@ -83,11 +83,9 @@ class JsonPredictions:
 
     def prepare(self, collection: Collection, parts: Parts) -> None:
         """Copies each line to a file of its part, once."""
-        done, aside = parts.folder / "sorted", parts.folder / "sorted.making"
-        if done.exists():
-            return
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        storage.build(parts.folder / "sorted", {}, lambda aside: self._sort(aside, collection, parts))
+
+    def _sort(self, folder: Path, collection: Collection, parts: Parts) -> dict:
         lines = itertools.chain.from_iterable(map(_predictions, self.files))
         with bar("sorting predictions", parts.passages) as advance:
             while some := list(itertools.islice(lines, _LINES)):
@@ -98,10 +96,10 @@ class JsonPredictions:
                     raise _fault(path, line, what, "import the collection that was predicted for")
                 order = np.argsort(rows, kind="stable").tolist()
                 for number, group in itertools.groupby(order, lambda i: int(rows[i]) // parts.size):  # noqa: B023
-                    with (aside / f"{number}.jsonl").open("a") as file:
+                    with (folder / f"{number}.jsonl").open("a") as file:
                         file.writelines(json.dumps([int(rows[i]), some[i][3]]) + "\n" for i in group)
                 advance(len(some))
-        aside.rename(done)
+        return {}
 
     def queries(
         self, collection: Collection, parts: Parts, numbers: Sequence[int], advance: Advance
@@ -121,6 +119,7 @@ class JsonPredictions:
 
 def open_predictions(path: str | Path) -> TextPredictions | JsonPredictions:
     """Finds the files of predictions in a folder; their contents are checked later, as they are read."""
+    paths.local_only(path, "predictions")
     folder = Path(path)
     if not folder.is_dir():
         raise _fault(folder, None, "there is no such folder", "check the path")

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retrieval_jax import arrow_ids, storage
+from retrieval_jax import arrow_ids, paths, storage
 from retrieval_jax.data import parallel
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.errors import UserError
@@ -93,11 +93,11 @@ def write_dataset(
     infos = [
         tfds.core.SplitInfo(
             name=split,
-            shard_lengths=[_count(path) for path in paths],
-            num_bytes=sum(path.stat().st_size for path in paths),
+            shard_lengths=[_count(path) for path in some],
+            num_bytes=sum(map(paths.size, some)),
             filename_template=template,
         )
-        for split, paths in files.items()
+        for split, some in files.items()
     ]
     info.set_splits(tfds.core.SplitDict(infos))
     info.write_to_directory(target)
@@ -139,7 +139,7 @@ class Records:
         import tensorflow_datasets as tfds
 
         info = tfds.builder_from_directory(folder / name / config / VERSION).info.splits[split]
-        self._files = [str(path) for path in info.filepaths]
+        self._files = info.filepaths
         self._ends = [*itertools.accumulate(info.shard_lengths)]
         self._readers: dict[int, object] = {}
         self._lock = threading.Lock()  # of the readers' positions
@@ -168,7 +168,8 @@ class Records:
 
         if file not in self._readers:
             options = "readahead_buffer_size:0,max_parallelism:0"
-            self._readers[file] = ArrayRecordReader(self._files[file], options)
+            path = paths.local(self._files[file])  # this reader knows no buckets
+            self._readers[file] = ArrayRecordReader(str(path), options)
         reader = self._readers[file]
         if len(positions) > _FEW:
             return reader.read(positions)
@@ -230,7 +231,7 @@ class Collection:
     """A finished `collection` folder, opened for reading."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = paths.of(folder)
         manifest = storage.read_manifest(folder, "import")
         self.name: str = manifest["name"]
         self.fingerprint: str = manifest["fingerprint"]

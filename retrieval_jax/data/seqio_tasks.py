@@ -14,6 +14,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from retrieval_jax import paths
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.examples import ROWS, Examples, Feature, Features
 from retrieval_jax.data.records import Collection
@@ -169,7 +170,7 @@ def register_all(work_dir: str | Path, data: TrainingData) -> list[str]:
     For a module that is T5X's `MIXTURE_OR_TASK_MODULE`; the gin files of gin_configs/t5x/ need none. `data`
     gives the lengths and the name of the synthetic queries; its rates are not looked at.
     """
-    work = Work(Path(work_dir))
+    work = Work(paths.of(work_dir))
     collection = Collection(work.collection)
     tables = [DocidTable.open(path.parent) for path in sorted(work.docids("").glob("*/manifest.json"))]
     names = []

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.records import Collection, Records, write_dataset
 from retrieval_jax.errors import UserError
@@ -34,7 +34,7 @@ class SyntheticQueries:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = paths.of(folder)
         manifest = storage.read_manifest(folder, VERB)
         self.fingerprint: str = manifest["fingerprint"]
         self.collection: str = manifest["recipe"]["collection"]
@@ -45,7 +45,7 @@ class SyntheticQueries:
     def counts(self) -> np.ndarray:
         """int32, passages: how many queries each has; mapped into memory."""
         try:
-            return np.load(self.folder / "counts.npy", mmap_mode="r")
+            return np.load(paths.local(self.folder / "counts.npy"), mmap_mode="r")
         except (OSError, EOFError, ValueError) as error:
             mend = f"delete the folder, then `retrieval-jax {VERB}`"
             raise UserError(f"{self.folder}: cannot be read ({error}): {mend}") from None
@@ -122,6 +122,7 @@ def join(folder: Path, collection: Collection, parts: Parts) -> dict:
     """Joins the parts into the dataset, in `folder`; gives what its manifest shall say."""
     import tensorflow_datasets as tfds
 
+    parts = dataclasses.replace(parts, folder=paths.local(parts.folder))
     counts = np.zeros(parts.passages, np.int32)
     totals = {"made": 0, "distinct": 0}
 

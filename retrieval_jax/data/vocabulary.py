@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from retrieval_jax import paths
 from retrieval_jax.errors import UserError
 
 PAD, EOS = 0, 1
@@ -22,7 +23,7 @@ class Vocabulary:
     """A SentencePiece model read from a file."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = paths.of(path)
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())
         except (OSError, RuntimeError):

@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar
@@ -36,7 +36,7 @@ def open_embeddings(where: str, work: Work, collection: Collection) -> tuple[np.
     if where.startswith(SENTENCE_TRANSFORMERS):
         made = _sentence_transformer(where.removeprefix(SENTENCE_TRANSFORMERS), work, collection)
         return made.vectors_NxE, made.manifest["fingerprint"]
-    path = Path(where)
+    path = paths.of(where)
     if (path / "model.json").is_file():
         made = _dual_encoder(path, work, collection)
         return made.vectors_NxE, made.manifest["fingerprint"]
@@ -45,6 +45,7 @@ def open_embeddings(where: str, work: Work, collection: Collection) -> tuple[np.
             f"EMBEDDINGS: {where}: neither a .npy or .safetensors file that exists, nor a model's folder, "
             f"nor {SENTENCE_TRANSFORMERS}NAME: name one of these"
         )
+    path = paths.local(path)
     vectors = _map_npy(path) if path.suffix == ".npy" else _map_safetensors(path)
     if vectors.ndim != 2 or len(vectors) != collection.passage_count:
         raise UserError(
@@ -126,7 +127,7 @@ def _as_float32(folder: Path, file: str, vectors_NxE: np.ndarray, collection: Co
         return {"passages": first, "dimensions": out.shape[1]}
 
     storage.build(folder, {"file": file, "collection": collection.fingerprint}, make)
-    return np.load(folder / "vectors.npy", mmap_mode="r")
+    return np.load(paths.local(folder / "vectors.npy"), mmap_mode="r")
 
 
 def _dual_encoder(folder: Path, work: Work, collection: Collection) -> Embeddings:

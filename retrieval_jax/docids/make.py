@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval_jax import arrow_ids, storage
+from retrieval_jax import arrow_ids, paths, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
 from retrieval_jax.docids import quality, residual, semantic
@@ -36,7 +36,7 @@ class Earlier:
         table = DocidTable.open(folder)
         if table.kind != kind:
             raise UserError(f"EXTENDS: {folder}: holds {table.kind} docids: name a table of {kind} docids")
-        return cls(Path(folder), storage.read_manifest(folder, "docids"), table)
+        return cls(paths.of(folder), storage.read_manifest(folder, "docids"), table)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +261,7 @@ def make_docids(
     work = Work.of(source, work_dir)
     if settings_class and not embeddings:
         embeddings = str(work.model("dual_encoder"))
-        if not (Path(embeddings) / "checkpoints").is_dir():
+        if not (paths.of(embeddings) / "checkpoints").is_dir():
             raise UserError(
                 f"DOCIDS: {kind} docids cluster the passages' vectors: train a dual encoder "
                 f"(`retrieval-jax train --gin_file=runs/dual_encoder.gin` makes {embeddings}), or name "
@@ -277,7 +277,7 @@ def make_docids(
         earlier = Earlier.open(extends, kind)
         recipe |= {"extends": earlier.table.fingerprint()}
         if (
-            folder.resolve() == earlier.folder.resolve()
+            paths.absolute(folder) == paths.absolute(earlier.folder)
             and earlier.table.collection == collection.fingerprint
         ):
             recipe = earlier.manifest["recipe"]  # extended in its place, by an earlier call

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retrieval_jax import arrow_ids, storage
+from retrieval_jax import arrow_ids, paths, storage
 from retrieval_jax.docids.order import order
 from retrieval_jax.errors import UserError
 
@@ -168,13 +168,13 @@ class DocidTable:
 
         Raises UserError where it is of another version, files and manifest do not match, or `check` does.
         """
-        folder = Path(folder)
+        folder = paths.of(folder)
         manifest = storage.read_manifest(folder, "docids")
         mend = "make it again: delete the folder, then `retrieval-jax docids`"
         if manifest.get("version") != VERSION:
             raise UserError(f"{folder}: a docid table made by another version of this program: {mend}")
         try:
-            tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+            tokens = np.load(paths.local(folder / "tokens.npy"), mmap_mode="r")
             ids = arrow_ids.read(folder / "ids.arrow")
         except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{folder}: a docid table that cannot be read ({error}): {mend}") from None

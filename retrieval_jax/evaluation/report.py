@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from string import Template
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from retrieval_jax import paths
 from retrieval_jax.errors import UserError
 from retrieval_jax.storage import write_aside
 
@@ -80,7 +80,7 @@ def read_curve(path: str | os.PathLike) -> list[dict]:
     not a JSON object raises UserError.
     """
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = paths.of(path).read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): train the model first") from None
     points = []

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from retrieval_jax import paths
 from retrieval_jax.errors import UserError
 from retrieval_jax.storage import write_aside
 
@@ -128,7 +129,7 @@ def _rows(
     """Yields ("file:line", fields) of each line that is not blank, with the right number of fields."""
     opener = gzip.open if Path(path).suffix == ".gz" else open
     try:
-        with opener(path, "rb") as file:
+        with opener(paths.local(path), "rb") as file:
             # Bytes, line by line, so that a decoding error knows its line.
             for number, line in enumerate(file, start=1):
                 where = f"{path}:{number}"

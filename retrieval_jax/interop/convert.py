@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-import shutil
 from pathlib import Path
 
 import gin
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
@@ -57,7 +56,7 @@ def convert(
     work = Work.of(source, work_dir)
     retriever = retriever or _retriever(pretrained)
     table = DocidTable.open(work.docids(docids)) if retriever.answer == "docids" else None
-    pieces = Path(vocabulary) if vocabulary else pretrained.vocabulary
+    pieces = paths.of(vocabulary) if vocabulary else pretrained.vocabulary
     check_vocabulary(pretrained, pieces)
     network = pretrained.network | (docid_softmax(table) if table else {})
     settings = pretrained.settings if retriever is DualEncoder else {}
@@ -87,12 +86,12 @@ def convert(
 
     def make(aside: Path) -> dict:
         write_safetensors(aside, model_folder.WEIGHTS, match.arrays)
-        shutil.copyfile(pieces, aside / model_folder.VOCABULARY)
+        paths.copy(pieces, aside / model_folder.VOCABULARY)
         storage.write_json(aside / model_folder.DESCRIPTION, description)
         return {"parameters": sum(math.prod(array.shape) for array in match.arrays.values())}
 
-    folder = Path(model_dir) if model_dir else work.model(Path(checkpoint).resolve().name)
-    made = storage.build(folder, {"checkpoint": str(Path(checkpoint).resolve())} | description, make)
+    folder = paths.of(model_dir) if model_dir else work.model(paths.absolute(checkpoint).name)
+    made = storage.build(folder, {"checkpoint": str(paths.absolute(checkpoint))} | description, make)
     return {
         "model": str(folder),
         "format": pretrained.format,

@@ -9,7 +9,7 @@ import gin
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
@@ -43,7 +43,7 @@ class Subject:
     @property
     def docids(self) -> Path | None:
         docids = self.manifest.get("docids")
-        return self.searcher / docids if docids else None
+        return paths.join(self.searcher, docids) if docids else None
 
 
 @gin.configurable
@@ -71,15 +71,16 @@ def export(
         raise UserError(f"export.format: no format {format!r}: {', '.join(WRITERS)}")
     work = Work.of(source, work_dir)
     if model_dir:
-        subject = Subject(Path(model_dir), None)
-        name, recipe = Path(model_dir).resolve().name, {"model": str(Path(model_dir).resolve())}
+        subject = Subject(paths.of(model_dir), None)
+        model = paths.absolute(model_dir)
+        name, recipe = model.name, {"model": str(model)}
     else:
         folder = work.searcher(name)
         manifest = searcher_manifest(folder, Collection(work.collection))
-        model = folder / manifest["model"] if "model" in manifest else None
+        model = paths.join(folder, manifest["model"]) if "model" in manifest else None
         subject = Subject(model, manifest.get("step"), folder, manifest)
         recipe = manifest["recipe"] | {"metrics": _metrics(work, name)}
-    output = Path(output) if output else work.export(name if format == "searcher" else f"{name}.{format}")
+    output = paths.of(output) if output else work.export(name if format == "searcher" else f"{name}.{format}")
 
     recipe |= {"format": format}
 
@@ -89,7 +90,7 @@ def export(
         return facts | {"seal": storage.seal({"recipe": recipe, **facts})}
 
     made = storage.build(output, recipe, make)
-    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    size = sum(map(paths.size, paths.files(output)))
     return {"export": str(output), "format": format, "files": len(made["files"]), "bytes": size}
 
 
@@ -104,7 +105,9 @@ def write_searcher(folder: Path, subject: Subject) -> dict:
     """All that a Searcher is opened from; gives what its manifest says beside the recipe."""
     if subject.searcher is None:
         raise UserError(f"{subject.model_dir}: no searcher: name one by --gin.SEARCHER, without MODEL_DIR")
-    shutil.copytree(subject.searcher, folder, ignore=lambda *_: (storage.MANIFEST,), dirs_exist_ok=True)
+    shutil.copytree(
+        paths.local(subject.searcher), folder, ignore=lambda *_: (storage.MANIFEST,), dirs_exist_ok=True
+    )
     facts = {key: value for key, value in subject.manifest.items() if key not in ("recipe", "files")}
     if subject.model_dir:
         facts[MODEL] = MODEL
@@ -112,7 +115,7 @@ def write_searcher(folder: Path, subject: Subject) -> dict:
     if subject.docids:
         facts[DOCIDS] = DOCIDS
         DocidTable.open(subject.docids)  # raises where it is not whole
-        shutil.copytree(subject.docids, folder / DOCIDS)
+        shutil.copytree(paths.local(subject.docids), folder / DOCIDS)
     return facts
 
 
@@ -123,7 +126,7 @@ def write_model(folder: Path, model_dir: Path, opened: OpenModel) -> None:
     storage.write_json(folder / model_folder.DESCRIPTION, opened.description | {"step": opened.step})
     for name in (model_folder.VOCABULARY, model_folder.GIN):
         if (model_dir / name).is_file():
-            shutil.copyfile(model_dir / name, folder / name)
+            paths.copy(model_dir / name, folder / name)
 
 
 def arrays_of(params: Mapping) -> dict[str, LazyArray]:
@@ -155,7 +158,7 @@ def write_hugging_face(folder: Path, subject: Subject) -> dict:
     hugging_face.write(folder, arrays, config, start=start)
     tokenizer.write(folder, opened.vocabulary, opened.description.get("input_length"))
     if subject.docids:
-        shutil.copytree(subject.docids, folder / DOCIDS)
+        shutil.copytree(paths.local(subject.docids), folder / DOCIDS)
     return {"docid_tokens_from": start if config.output_size is not None else None}
 
 
@@ -192,7 +195,7 @@ def write_stablehlo(folder: Path, subject: Subject) -> dict:
     opened = subject.open()
     table = DocidTable.open(subject.docids) if subject.docids else None
     made = stablehlo.write(folder, opened, table, subject.manifest)
-    shutil.copyfile(subject.model_dir / model_folder.VOCABULARY, folder / model_folder.VOCABULARY)
+    paths.copy(subject.model_dir / model_folder.VOCABULARY, folder / model_folder.VOCABULARY)
     return made
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from retrieval_jax import paths
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop import hugging_face, sentence_transformers, t5x_checkpoints
 from retrieval_jax.interop.sentence_transformers import PROJECTION
@@ -44,7 +45,7 @@ class Pretrained:
 
 def open_pretrained(path: str | Path) -> Pretrained:
     """Opens weights; little but names and shapes is read yet. Raises UserError where they are none."""
-    path = Path(path)
+    path = paths.of(path)
     if not path.exists():
         raise UserError(f"INITIAL_CHECKPOINT: {path}: there is no such file or folder")
     if (path / model_folder.DESCRIPTION).is_file():

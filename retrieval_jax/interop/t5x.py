@@ -18,8 +18,8 @@ import runpy
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
+from retrieval_jax import paths
 from retrieval_jax.errors import UserError
 
 
@@ -123,7 +123,7 @@ class Model(models.BaseModel):
             raise UserError(
                 "Model.beams: not in training, whose checkpoints would hold the docids: use t5x.eval"
             )
-        self.work = Work(Path(work_dir))
+        self.work = Work(paths.of(work_dir))
         collection = Collection(self.work.collection)
         table = DocidTable.open(self.work.docids(docids)) if docids else None
         check_inputs(self.work.folder, retriever, collection, table)

@@ -1,16 +1,16 @@
 """A SentencePiece vocabulary as transformers' T5Tokenizer reads it."""
 
 import json
-import shutil
 from pathlib import Path
 
+from retrieval_jax import paths
 from retrieval_jax.data.vocabulary import SENTINELS, Vocabulary
 from retrieval_jax.interop.hugging_face import PIECES
 
 
 def write(folder: Path, vocabulary: Vocabulary, length: int | None) -> None:
     """Writes the pieces and what the tokenizer shall do with them, for texts of at most `length` tokens."""
-    shutil.copyfile(vocabulary.path, folder / PIECES)
+    paths.copy(vocabulary.path, folder / PIECES)
     config = {
         "tokenizer_class": "T5Tokenizer",
         "pad_token": "<pad>",

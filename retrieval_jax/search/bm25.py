@@ -7,7 +7,7 @@ from pathlib import Path
 import bm25s
 import numpy as np
 
-from retrieval_jax import arrow_ids
+from retrieval_jax import arrow_ids, paths
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.search.searcher import Ranking
 
@@ -47,6 +47,7 @@ class BM25Searcher:
     @classmethod
     def open(cls, folder: Path) -> "BM25Searcher":
         """Opens a folder that `index` made."""
+        folder = paths.local(folder)
         index = bm25s.BM25.load(folder / "bm25")
         return cls(index, arrow_ids.read(folder / "ids.arrow"))
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
 
-from retrieval_jax import arrow_ids, storage
+from retrieval_jax import arrow_ids, paths, storage
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say
 from retrieval_jax.search.encoding import Embeddings, TextEncoder, model_checksum, query_encoder
@@ -51,13 +51,13 @@ class ExactSearcher:
     def write_index(folder: Path, embeddings: Embeddings, earlier: Path | None, queries_BxE: object) -> dict:
         """Nothing but the vectors; gives what the manifest says of it."""
         for name in ("vectors.npy", "ids.arrow", "texts.npy"):
-            _link(embeddings.folder / name, folder / name)
+            _link(paths.local(embeddings.folder / name), folder / name)
         return {}
 
     @classmethod
     def open(cls, folder: Path) -> "ExactSearcher":
         """Opens a folder that `index` made, on all devices at hand."""
-        _, encoder = _open(folder)
+        _, encoder, folder = _open(folder)
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")
         return cls(encoder, vectors, arrow_ids.read(folder / "ids.arrow"), partitioning.make_mesh())
 
@@ -95,7 +95,7 @@ class ScannSearcher:
     @classmethod
     def open(cls, folder: Path) -> "ScannSearcher":
         """Opens a folder that `index` made."""
-        manifest, encoder = _open(folder)
+        manifest, encoder, folder = _open(folder)
         return cls(encoder, ScannIndex.open(folder, manifest), manifest["dimensions"])
 
 
@@ -111,6 +111,8 @@ def write(folder: Path, kind: str, embeddings: Embeddings, earlier: Path, querie
       earlier: where such a searcher of an earlier state of the collection may lie, to be changed.
       queries_BxE: vectors of queries, to measure an approximate search with.
     """
+    if (earlier / storage.MANIFEST).is_file():
+        earlier = paths.local(earlier)
     facts = {"passages": len(embeddings.ids), "dimensions": embeddings.vectors_NxE.shape[1]}
     if known := _passages_of(earlier, kind, embeddings):
         gone, new = difference(*known, embeddings)
@@ -145,27 +147,32 @@ def checked(queries_BxE: np.ndarray, dimensions: int) -> np.ndarray:
     return queries_BxE
 
 
-def _open(folder: Path) -> tuple[dict, TextEncoder]:
-    """The manifest and the encoder of queries, once all that is searched is known to be what was made."""
+def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
+    """The manifest, the encoder of queries and where the files can be read on this machine.
+
+    All that is searched is then known to be what was made.
+    """
     manifest = storage.read_manifest(folder, "index")
     mend = "delete it, then `retrieval-jax index`"
     if not (folder / checksums.NAME).is_file():
         raise UserError(f"{folder}: {checksums.NAME} is missing: {mend}")
-    if reason := checksums.fault(folder):
+    files = paths.local(folder)
+    if reason := checksums.fault(files):
         raise UserError(f"{folder}: damaged ({reason}): {mend}")
-    model = folder / manifest["model"]
+    model = paths.join(folder, manifest["model"])
     if not model.is_dir():
         raise UserError(
-            f"{folder}: its model is not at {model.resolve()}: move both together, or `retrieval-jax index`"
+            f"{folder}: its model is not at {paths.absolute(model)}: move both together, or "
+            "`retrieval-jax index`"
         )
     opened = open_model(model, manifest["step"])
     exported = "files" in manifest  # with the model in it, whose files are others and were compared, too
     if not exported and model_checksum(model, opened) != manifest["recipe"]["checksum"]:
         raise UserError(
-            f"{model.resolve()}: not the model (of step {manifest['step']}) that {folder} was made of: "
+            f"{paths.absolute(model)}: not the model (of step {manifest['step']}) that {folder} was made of: "
             "`retrieval-jax index`"
         )
-    return manifest, query_encoder(opened)
+    return manifest, query_encoder(opened), files
 
 
 def _link(source: Path, target: Path) -> None:

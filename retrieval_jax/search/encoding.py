@@ -11,8 +11,8 @@ earlier state of the collection are there, only passages that are new or changed
 
 import dataclasses
 import hashlib
+import io
 import json
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ import pyarrow as pa
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retrieval_jax import arrow_ids, storage
+from retrieval_jax import arrow_ids, paths, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.errors import UserError
@@ -102,11 +102,11 @@ def query_encoder(opened: OpenModel, mesh: Mesh | None = None) -> TextEncoder:
 
 def model_checksum(model_dir: str | Path, opened: OpenModel) -> str:
     """A fingerprint of all that a dual encoder's vectors depend on: weights, network, lengths, vocabulary."""
-    folder = Path(model_dir)
+    folder = paths.of(model_dir)
     saved = folder if has_weights(folder) else folder / "checkpoints" / str(opened.step)
     weights = sorted(folder.glob(f"{WEIGHTS}*.safetensors*"))
     if not has_weights(folder):
-        weights = [path for path in sorted((saved / "params").rglob("*")) if path.is_file()]
+        weights = paths.files(saved / "params")
     names = [str(path.relative_to(saved)) for path in weights]
     if (saved / checksums.NAME).is_file():  # compared with the files when the model was opened
         known = json.loads((saved / checksums.NAME).read_text())
@@ -134,7 +134,9 @@ class Embeddings:
         """Raises UserError where they cannot be read."""
         manifest = storage.read_manifest(folder, "index")
         try:
-            vectors, texts = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("vectors", "texts"))
+            vectors, texts = (
+                np.load(paths.local(folder / f"{name}.npy"), mmap_mode="r") for name in ("vectors", "texts")
+            )
             ids = arrow_ids.read(folder / "ids.arrow")
         except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{folder}: cannot be read ({error}): delete it, it is made again") from None
@@ -148,11 +150,11 @@ def encode_by_model(
 ) -> Embeddings:
     """`encode_collection` by a dual encoder that was opened on a mesh of this process's devices."""
     model = {
-        "model": str(Path(model_dir).resolve()),
+        "model": str(paths.absolute(model_dir)),
         "step": opened.step,
         "checksum": model_checksum(model_dir, opened),
     }
-    folder = work.embeddings(Path(model_dir).resolve().name)
+    folder = work.embeddings(paths.absolute(model_dir).name)
     return encode_collection(folder, model, collection, lambda: passage_encoder(opened, mesh))
 
 
@@ -182,7 +184,7 @@ def encode_collection(
         multihost.first_does(
             lambda: storage.build(folder, recipe, lambda aside: _join(aside, folder, parts, collection))
         )
-        multihost.first_does(lambda: shutil.rmtree(unfinished))
+        multihost.first_does(lambda: paths.remove(unfinished))
     return Embeddings.open(folder)
 
 
@@ -190,9 +192,10 @@ def _begin(unfinished: Path, recipe: dict, parts: Sequence[Path]) -> None:
     """Makes the folder of the parts, unless it holds parts of the same recipe."""
     path = unfinished / "recipe.json"
     if path.exists() and storage.read_json(path, f"delete {unfinished}") == recipe:
-        say(f"{unfinished}: going on, {sum(map(Path.exists, parts))} of {len(parts)} parts are finished")
+        finished = sum(part.exists() for part in parts)
+        say(f"{unfinished}: going on, {finished} of {len(parts)} parts are finished")
         return
-    shutil.rmtree(unfinished, ignore_errors=True)
+    paths.remove(unfinished)
     storage.write_json(path, recipe)
 
 
@@ -230,14 +233,9 @@ def _encode_parts(
                 vectors[new] = encoded
             if earlier:
                 vectors[kept] = earlier.vectors_NxE[row_N[kept]]
-            aside = parts[number].with_name(f".{parts[number].name}")
-            try:
-                np.savez(aside, vectors=vectors, texts=texts_N, encoded=len(new))
-            except OSError as error:
-                raise UserError(
-                    f"{aside}: cannot be written ({error.strerror}): make room, the same command goes on"
-                ) from None
-            aside.rename(parts[number])
+            part = io.BytesIO()
+            np.savez(part, vectors=vectors, texts=texts_N, encoded=len(new))
+            storage.write_aside(parts[number], part.getvalue())
 
 
 def _earlier(folder: Path, model: dict) -> Embeddings | None:
@@ -256,7 +254,7 @@ def _join(aside: Path, folder: Path, parts: Sequence[Path], collection: Collecti
     with (aside / "vectors.npy").open("wb") as file:
         for path in parts:
             try:
-                with np.load(path) as part:
+                with np.load(io.BytesIO(path.read_bytes())) as part:
                     vectors = part["vectors"]
                     texts.append(part["texts"])
                     encoded += int(part["encoded"])

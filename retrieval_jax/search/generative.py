@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.decoding.atomic import FEW
 from retrieval_jax.decoding.trie import Trie, build_trie
@@ -138,12 +138,12 @@ class GenerativeSearcher:
     def open(cls, folder: Path) -> "GenerativeSearcher":
         """Opens a folder that `index` made, on all devices at hand."""
         manifest = storage.read_manifest(folder, "index")
-        table = DocidTable.open(folder / manifest["docids"])
+        table = DocidTable.open(paths.join(folder, manifest["docids"]))
         if table.fingerprint() != manifest["docids_fingerprint"]:
-            docids = folder / manifest["docids"]
+            docids = paths.join(folder, manifest["docids"])
             raise UserError(f"{docids}: not the docids that {folder} was made of: `retrieval-jax index`")
         mesh = partitioning.make_mesh()
-        opened = open_model(folder / manifest["model"], manifest["step"], mesh)
+        opened = open_model(paths.join(folder, manifest["model"]), manifest["step"], mesh)
         return cls(
             opened.model,
             opened.params,

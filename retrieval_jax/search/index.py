@@ -1,14 +1,13 @@
 """The verb `index`: a checkpoint (or the passages, for BM25) becomes a searcher folder."""
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import gin
 from jax.sharding import Mesh
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.docids.table import DocidTable
@@ -69,9 +68,9 @@ def make_index(
     if (family == "generative") != (kind == "generative"):
         raise UserError(f"{model_dir}: holds a {family} model, not one for a {kind} searcher")
     folder = work.searcher(name or opened.description["docids"] or kind)
-    recipe = {"model": str(Path(model_dir).resolve()), "step": opened.step}
+    recipe = {"model": str(paths.absolute(model_dir)), "step": opened.step}
     # Paths in a manifest are relative to where its folder will lie.
-    facts = {"model": os.path.relpath(model_dir, folder), "step": opened.step}
+    facts = {"model": paths.relative(model_dir, folder), "step": opened.step}
     if kind != "generative":
         recipe["checksum"] = model_checksum(model_dir, opened)
         if kind == "scann":
@@ -83,7 +82,7 @@ def make_index(
     docids = work.docids(opened.description["docids"])
     fingerprint = check_docids(opened, collection, docids, model_dir)
     settings = {"beams": beams, "batch_size": batch_size, "recall": recall, "docids_fingerprint": fingerprint}
-    facts |= {"docids": os.path.relpath(docids, folder)} | settings
+    facts |= {"docids": paths.relative(docids, folder)} | settings
     recipe |= settings
     return _build(folder, kind, opened.parameter_count, collection, recipe, lambda _: facts)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar
@@ -27,7 +27,7 @@ class Searcher(Protocol):
 
         Raises UserError where files are missing, or were changed after they were made.
         """
-        return _open(Path(folder))
+        return _open(paths.of(folder))
 
 
 def rankings(searcher: Searcher, queries: Sequence[str], k: int, what: str) -> Iterator[Ranking]:
@@ -53,6 +53,7 @@ def _open(folder: Path) -> Searcher:
     manifest = storage.read_manifest(folder, "index")
     kind = manifest["kind"]
     if "files" in manifest:  # it was exported, and may have come from elsewhere
+        folder = paths.local(folder)
         storage.check_files(folder, manifest)
     if kind == "bm25":
         from retrieval_jax.search.bm25 import BM25Searcher

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from retrieval_jax import paths
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say
 from retrieval_jax.training import checksums, multihost
@@ -23,7 +24,12 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str | Path, keep: int = 2, read_only: bool = False):
-        self.folder = Path(model_dir).resolve() / "checkpoints"
+        self.folder = paths.absolute(model_dir) / "checkpoints"
+        if paths.is_remote(self.folder) and not paths.has_client():
+            raise UserError(
+                f"{self.folder}: checkpoints in a bucket need a package that is not installed: "
+                "pip install 'retrieval_jax[gcs]'"
+            )
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             enable_async_checkpointing=False,
@@ -147,7 +153,7 @@ class Checkpoints:
                 while aside.exists():
                     aside = aside.with_name(f"{aside.name}.again")
                 aside.parent.mkdir(exist_ok=True)
-                (self.folder / str(step)).rename(aside)
+                (self.folder / str(step)).rename(aside)  # in a bucket, a copy of its objects
                 say(f"{self.folder}/{step}: damaged ({reason}): moved to {aside}, an older one goes on")
 
         if damaged:

@@ -1,5 +1,7 @@
 """Whether a checkpoint is still what was saved: the size and CRC-32C of each of its files, written after it.
 
+In a bucket, which checks what it stores by itself, the size alone: nothing is read back.
+
 Orbax's own format notices most torn files and hardly any flipped bit; this notices both, before any is read.
 """
 
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 
 NAME = "checksums.json"
 _CHUNK = 1 << 24  # bytes read at once
@@ -17,7 +19,7 @@ _CHUNK = 1 << 24  # bytes read at once
 
 def write(folder: Path) -> None:
     """Writes folder/checksums.json: {"path below it": [bytes, CRC-32C], …}."""
-    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != NAME)
+    files = [str(p.relative_to(folder)) for p in paths.files(folder) if p.name != NAME]
     with ThreadPoolExecutor() as pool:
         sums = pool.map(lambda name: _sum(folder / name), files)
         storage.write_json(folder / NAME, dict(zip(files, sums, strict=True)))
@@ -32,24 +34,28 @@ def fault(folder: Path) -> str | None:
     except (OSError, ValueError):
         return f"{NAME} cannot be read"
     try:
-        expected = {name: [int(size), int(crc)] for name, (size, crc) in json.loads(text).items()}
+        expected = {name: [int(size), crc and int(crc)] for name, (size, crc) in json.loads(text).items()}
     except (ValueError, TypeError, AttributeError):
         return f"{NAME} cannot be read"
 
     def check(name: str) -> str | None:
         try:
-            size = (folder / name).stat().st_size
+            size = paths.size(folder / name)
             if size != expected[name][0]:
                 return f"{name} has {size} bytes, not {expected[name][0]}"
-            return None if _sum(folder / name) == expected[name] else f"{name} is not what was written"
-        except OSError as error:
-            return f"{name}: {error.strerror}"
+            crc = expected[name][1] and _sum(folder / name)[1]
+            return None if crc in (None, expected[name][1]) else f"{name} is not what was written"
+        except paths.errors() as error:
+            return f"{name}: {paths.reason(error)}"
 
     with ThreadPoolExecutor() as pool:
         return next(filter(None, pool.map(check, expected)), None)
 
 
-def _sum(path: Path) -> list[int]:
+def _sum(path: Path) -> list[int | None]:
+    """[bytes, CRC-32C]; of a file in a bucket the latter is None."""
+    if paths.is_remote(path):
+        return [paths.size(path), None]
     size = crc = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -1,6 +1,7 @@
 """How fast a run goes: time spent and waited for, steps, tokens, memory; and a profile on request."""
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from retrieval_jax import paths
 from retrieval_jax.training import hardware, multihost
 
 
@@ -113,7 +115,9 @@ class Profiler:
     def before(self, step: int) -> None:
         """Before the step that comes after `step` steps."""
         if step == self.first and multihost.is_first():
-            jax.profiler.start_trace(str(self.folder))
+            # XLA's profiler writes to a disk.
+            self.scratch = tempfile.TemporaryDirectory() if paths.is_remote(self.folder) else None
+            jax.profiler.start_trace(self.scratch.name if self.scratch else str(self.folder))
             self.runs = True
 
     def after(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -126,3 +130,7 @@ class Profiler:
         if self.runs:
             jax.profiler.stop_trace()
             self.runs = False
+            if self.scratch:
+                with self.scratch as folder:
+                    names = [str(path.relative_to(folder)) for path in paths.files(Path(folder))]
+                    paths.copy_files(Path(folder), self.folder, names, "send the trace")

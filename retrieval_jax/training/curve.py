@@ -1,12 +1,51 @@
 """What training leaves to look at: a learning curve and samples in JSON lines, and TensorBoard's files."""
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from retrieval_jax import paths
 from retrieval_jax.evaluation.report import read_curve
 from retrieval_jax.storage import write_aside
 from retrieval_jax.training import multihost
+
+WRITTEN_EVERY = 30  # seconds, in a bucket
+
+
+class _Lines:
+    """A file of JSON lines that grows; in a bucket, where nothing is appended to, written anew at times."""
+
+    def __init__(self, path: Path, kept: Sequence[dict]):
+        self.path, self.lines = path, [_line(one) for one in kept]
+        self.written, self.file = time.monotonic(), None
+        self.flush()
+        if not paths.is_remote(path):
+            self.file = path.open("a", encoding="utf-8")
+
+    def add(self, one: dict) -> None:
+        if self.file:
+            self.file.write(_line(one))
+            self.file.flush()
+            return
+        self.lines.append(_line(one))
+        if time.monotonic() - self.written > WRITTEN_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """What was added is in the file from here on, whatever ends the process."""
+        if self.file is None:
+            write_aside(self.path, "".join(self.lines).encode())
+            self.written = time.monotonic()
+
+    def close(self) -> None:
+        self.flush()
+        if self.file:
+            self.file.close()
+
+
+def _line(one: dict) -> str:
+    return json.dumps(one, ensure_ascii=False) + "\n"
 
 
 class Curve:
@@ -27,8 +66,7 @@ class Curve:
         for name in ("learning_curve", "samples"):
             path = model_dir / f"{name}.jsonl"
             kept = [p for p in read_curve(path) if p["step"] <= step] if path.exists() else []
-            write_aside(path, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in kept).encode())
-            self.files[name] = path.open("a", encoding="utf-8")
+            self.files[name] = _Lines(path, kept)
             if name == "learning_curve" and kept:
                 self.minutes_before = kept[-1]["minutes"]
         self.writer = metric_writers.SummaryWriter(str(model_dir))
@@ -39,7 +77,7 @@ class Curve:
             return
         # Nine digits tell any two float32 apart.
         point = {name: float(f"{value:.9g}") for name, value in metrics.items()}
-        self._append("learning_curve", {"step": step, "minutes": round(minutes, 3)} | point)
+        self.files["learning_curve"].add({"step": step, "minutes": round(minutes, 3)} | point)
         self.writer.write_scalars(step, metrics)
 
     def add_samples(self, step: int, samples: Sequence[dict]) -> None:
@@ -47,7 +85,7 @@ class Curve:
         if not self.writes or not samples:
             return
         for sample in samples:
-            self._append("samples", {"step": step} | sample)
+            self.files["samples"].add({"step": step} | sample)
         texts = [
             f"**{s['query']}**\n\nright: `{json.dumps(s['right'])}`\n\n"
             + "\n".join(f"1. `{json.dumps(one)}`" for one in s["found"])
@@ -55,9 +93,11 @@ class Curve:
         ]
         self.writer.write_texts(step, {"dev/samples": "\n\n".join(texts)})
 
-    def _append(self, name: str, line: dict) -> None:
-        self.files[name].write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.files[name].flush()
+    def flush(self) -> None:
+        """What was added stays, whatever ends the process: called before a checkpoint to go on from."""
+        if self.writes:
+            for file in self.files.values():
+                file.flush()
 
     def close(self) -> None:
         if self.writes:

@@ -125,6 +125,7 @@ def fit(
             ends = step >= steps or preempted or clock.is_over(step, log_every)
             if ends or step % save_every == 0:
                 take_in()  # nothing is saved whose numbers went wrong
+                curve.flush()
                 saved.save(step, state.params, state.optimizer)
             if not preempted and (ends or step % eval_every == 0):
                 on_dev = dev(state.params)
@@ -132,6 +133,7 @@ def fit(
                 found = {f"dev/{name}": value for name, value in on_dev.items()}
                 curve.add(step, clock.minutes, found)
                 curve.add_samples(step, getattr(dev, "samples", ()))
+                curve.flush()
 
     if preempted:
         raise Preempted(f"{folder}: told to end; step {step} of {steps} is saved: the same command goes on")

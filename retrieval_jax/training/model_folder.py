@@ -17,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -65,7 +65,7 @@ def describe(model: Model, **facts: object) -> dict:
 
 def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> OpenModel:
     """Opens a model folder at a step (None: its newest checkpoint), on a mesh (None: on one device)."""
-    folder = Path(model_dir)
+    folder = paths.of(model_dir)
     description = read_description(folder)
     model = RETRIEVERS[description["retriever"]](
         T5Config(**description["network"]), None, **description["settings"]

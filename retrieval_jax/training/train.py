@@ -1,6 +1,5 @@
 """The verb `train`: examples become a checkpoint. Reads from top to bottom as the story of a run."""
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import gin
 import numpy as np
 import optax
 
-from retrieval_jax import storage
+from retrieval_jax import paths, storage
 from retrieval_jax.data.batches import Batch
 from retrieval_jax.data.batches import batches as make_batches
 from retrieval_jax.data.batches import examples_of as told_examples
@@ -69,7 +68,7 @@ def train(
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
     table = DocidTable.open(work.docids(docids)) if docids else None
-    folder = Path(model_dir) if model_dir else work.model(docids or DEFAULT_NAMES[retriever.answer])
+    folder = paths.of(model_dir) if model_dir else work.model(docids or DEFAULT_NAMES[retriever.answer])
     check_inputs(folder, retriever, collection, table)
 
     examples = data.of(work, collection, retriever.answer, table)
@@ -168,7 +167,8 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
                     "another model was trained in this folder; name another MODEL_DIR, or delete it"
                 )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(collection.vocabulary_path, folder / model_folder.VOCABULARY)
+    if not paths.is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    paths.copy(collection.vocabulary_path, folder / model_folder.VOCABULARY)
     (folder / model_folder.GIN).write_text(gin.operative_config_str())
     storage.write_json(path, description)

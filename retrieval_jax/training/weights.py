@@ -17,6 +17,7 @@ import tensorstore
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from retrieval_jax import paths
 from retrieval_jax.errors import UserError
 
 Index = tuple[slice, ...]
@@ -128,7 +129,7 @@ def read_ocdbt(folder: Path, prefix: str = "") -> dict[str, LazyArray]:
 def kvstore(folder: Path) -> str:
     """TensorStore's address of a folder."""
     text = str(folder)
-    return (text if "://" in text else f"file://{Path(text).resolve()}") + "/"
+    return (text if paths.is_remote(text) else f"file://{Path(text).resolve()}") + "/"
 
 
 def read_safetensors(folder: Path, stem: str) -> dict[str, LazyArray]:
@@ -137,18 +138,18 @@ def read_safetensors(folder: Path, stem: str) -> dict[str, LazyArray]:
     Raises UserError where one cannot be read.
     """
     index = folder / f"{stem}.safetensors.index.json"
-    paths = [folder / f"{stem}.safetensors"]
+    files = [folder / f"{stem}.safetensors"]
     if index.exists():
         try:
-            paths = [
+            files = [
                 folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
             ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index}: not an index of safetensors files ({error}): fetch it again") from None
     arrays: dict[str, LazyArray] = {}
-    for path in paths:
+    for path in files:
         try:
-            file = safe_open(path, framework="numpy")
+            file = safe_open(paths.local(path), framework="numpy")
             arrays |= {name: _lazy(file, name) for name in file.keys()}  # noqa: SIM118, it is no mapping
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be read ({error}): fetch it again") from None
@@ -176,15 +177,15 @@ def write_safetensors(
             room = shard_bytes
         shards[-1][name] = array
         room -= array.nbytes
-    paths = [f"{stem}.safetensors"]
+    files = [f"{stem}.safetensors"]
     if len(shards) > 1:
-        paths = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        files = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
         index = {
             "metadata": {"total_size": sum(array.nbytes for array in arrays.values())},
-            "weight_map": {name: path for path, shard in zip(paths, shards, strict=True) for name in shard},
+            "weight_map": {name: path for path, shard in zip(files, shards, strict=True) for name in shard},
         }
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    for path, shard in zip(paths, shards, strict=True):
+    for path, shard in zip(files, shards, strict=True):
         # "pt" is what transformers looks for, whoever wrote the file.
         whole = {name: np.asarray(array.whole(), order="C") for name, array in shard.items()}
         save_file(whole, folder / path, metadata={"format": "pt"})

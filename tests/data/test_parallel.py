@@ -1,9 +1,11 @@
 """Jobs on several processes: results in order, and no failure that goes unnoticed."""
 
 import os
+from pathlib import Path
 
 import pytest
 
+from retrieval_jax import paths
 from retrieval_jax.data import parallel
 from retrieval_jax.errors import UserError
 
@@ -25,3 +27,11 @@ def test_what_a_job_raises_is_raised():
 def test_a_killed_worker_is_told():
     with pytest.raises(UserError, match="dying: a worker process was killed"):
         parallel.each(os._exit, [9, 9], "dying")
+
+
+def test_a_beam_runner_elsewhere_cannot_write_for_a_bucket(tmp_path: Path):
+    bucket = paths.of("gs://bucket/work")
+    with pytest.raises(UserError, match="DataflowRunner's workers write to a file system that they share"):
+        parallel.check(("--project=p", "--runner=DataflowRunner"), bucket)
+    parallel.check(("--runner=DirectRunner", "--direct_num_workers=2"), bucket)
+    parallel.check(("--runner=FlinkRunner",), tmp_path)
