@@ -290,6 +290,7 @@ class Bucket:
         """What makes the libraries ask this server, without credentials."""
         return {
             "https_proxy": self.address,
+            "no_proxy": "127.0.0.1,localhost",  # gRPC between processes
             "CURL_CA_BUNDLE": str(self.certificate),
             "TENSORSTORE_GCS_HTTP_URL": self.address,
             "STORAGE_EMULATOR_HOST": self.address,

@@ -14,9 +14,9 @@ from retrieval_jax import paths
     [
         ("gs://bucket/w/models/naive", "gs://bucket/w/searchers/naive", "../../models/naive"),
         ("gs://other/m", "gs://bucket/w/s", "../../../other/m"),
-        ("gs://bucket/m", "/work/s", "gs://bucket/m"),
-        ("/work/m", "gs://bucket/s", "/work/m"),
-        ("/work/models/m", "/work/searchers/s", "../../models/m"),
+        ("gs://bucket/m", "/disk/s", "gs://bucket/m"),
+        ("/disk/m", "gs://bucket/s", "/disk/m"),
+        ("/disk/models/m", "/disk/searchers/s", "../../models/m"),
     ],
 )
 def test_a_way_leads_back(path: str, folder: str, way: str):
