@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import gin
 import pytest
 from gcs import Bucket
 
@@ -86,7 +87,8 @@ def cli(capsys: pytest.CaptureFixture[str]):
         out, err = capsys.readouterr()
         return status, json.loads(out) if out else None, err
 
-    return run
+    yield run
+    gin.clear_config()  # or what these verbs were told holds for the tests after this one
 
 
 @pytest.fixture(scope="session")
