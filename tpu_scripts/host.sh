@@ -37,7 +37,7 @@ install() {
   # The machine's own Python may be too old; uv brings one.
   PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
   python3 -m uv venv --quiet --clear --python 3.12 "$PYTHON"
-  python3 -m uv pip install --quiet --python "$PYTHON/bin/python" "$(echo "$MOUNT/jobs/$name"/code/*.whl)[tpu]"
+  python3 -m uv pip install --quiet --python "$PYTHON/bin/python" "$(echo "$MOUNT/jobs/$name"/code/*.whl)[tpu,gcs]"
 
   sudo tee /etc/systemd/system/retrieval-jax.service <<END
 [Unit]

@@ -177,7 +177,7 @@ def test_install_mounts_the_bucket_and_makes_a_service(host: Host, machine, tmp_
     argvs = [call["argv"] for call in calls]
     mount = f"{host.folder}/bucket"
     assert ["sudo", "mount", mount] in argvs
-    wheel = f"{host.job}/code/retrieval_jax-0.1.0+gc0ffee-py3-none-any.whl[tpu]"
+    wheel = f"{host.job}/code/retrieval_jax-0.1.0+gc0ffee-py3-none-any.whl[tpu,gcs]"
     assert [argv[-1] for argv in argvs if argv[:4] == ["python3", "-m", "uv", "pip"]] == [wheel]
     written = {call["argv"][-1]: call["stdin"] for call in calls if call["argv"][:2] == ["sudo", "tee"]}
     device, where, kind, options, *_ = written["/etc/fstab"].split()
