@@ -19,7 +19,7 @@ import subprocess
 from pathlib import Path
 
 import gin
-from _verbs import run
+from _verbs import parse, run
 from preflight import TOLD
 
 from retrieval_jax import configuration
@@ -91,11 +91,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", default=[""], help="words in the rows' paths")
     parser.add_argument("--out", type=Path, help="a file that keeps what was told, line by line")
-    args, others = parser.parse_known_args()
-    wrong = [argument for argument in others if not argument.startswith("--gin.")]
-    if wrong:
-        parser.error(f"{wrong[0]}: not an option")
-    bindings = [argument.removeprefix("--gin.") for argument in others]
+    args, bindings = parse(parser)
     kept = {}
     if args.out and args.out.exists():
         kept = {line["rows"][0]: line for line in map(json.loads, args.out.read_text().splitlines())}

@@ -19,7 +19,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from _verbs import run
+from _verbs import parse, run
 
 from retrieval_jax.progress import say
 
@@ -86,11 +86,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny network alone")
     parser.add_argument("--only", nargs="+", default=[""], help="words in the names or slices of rows")
     parser.add_argument("--out", type=Path, help="a file to which the rows are added, too")
-    args, others = parser.parse_known_args()
-    wrong = [argument for argument in others if not argument.startswith("--gin.")]
-    if wrong:
-        parser.error(f"{wrong[0]}: not an option")
-    added = tuple(argument.removeprefix("--gin.") for argument in others)
+    args, added = parse(parser)
     chosen = [
         (name, files, bindings, parallelism, topology)
         for name, files, bindings, parallelism, topologies in (QUICK if args.quick else ROWS)

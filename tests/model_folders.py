@@ -10,9 +10,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from retrieval_jax.data.records import Collection
-from retrieval_jax.interop.export import arrays_of
 from retrieval_jax.training import model_folder
-from retrieval_jax.training.weights import LazyArray, write_safetensors
+from retrieval_jax.training.weights import LazyArray, arrays_of, write_safetensors
 
 GOLDENS = Path(__file__).with_name("interop") / "goldens"
 SHAPES = dict.fromkeys(("encoder_input_tokens", "decoder_input_tokens", "left_encoder_input_tokens"), (1, 2))

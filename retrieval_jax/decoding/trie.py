@@ -47,6 +47,12 @@ class Trie:
     symbol_bits: int = dataclasses.field(metadata={"static": True})
 
     @property
+    def arrays(self) -> dict[str, np.ndarray | jax.Array]:
+        """The attributes that are not static, for programs that take them by name."""
+        fields = dataclasses.fields(self)
+        return {f.name: getattr(self, f.name) for f in fields if not f.metadata.get("static")}
+
+    @property
     def length(self) -> int:
         """Tokens of the longest docid."""
         return len(self.fanouts)

@@ -51,6 +51,12 @@ class DocidTable:
         """Whether the tokens are the docids' own, not pieces of the text vocabulary."""
         return self.kind != "naive"
 
+    def row_of_tokens(self, outputs: int) -> np.ndarray:
+        """int32 `outputs`: the row of the docid that each token begins (atomic: is); -1 for others."""
+        row_V = np.full(outputs, -1, np.int32)
+        row_V[self.tokens_NxL[:, 0]] = np.arange(len(self.tokens_NxL))
+        return row_V
+
     def fingerprint(self) -> str:
         """Of kind, docids and passage ids; equal tokens of another dtype have the same."""
         return self._fingerprint

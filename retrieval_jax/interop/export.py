@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import gin
-import numpy as np
-from flax.traverse_util import flatten_dict
 
 from retrieval_jax import paths, storage
 from retrieval_jax.data.records import Collection
@@ -19,7 +17,7 @@ from retrieval_jax.models.layers import STACK_AXIS
 from retrieval_jax.search.searcher import searcher_manifest
 from retrieval_jax.training import model_folder
 from retrieval_jax.training.model_folder import OpenModel, open_model
-from retrieval_jax.training.weights import LazyArray, write_safetensors
+from retrieval_jax.training.weights import LazyArray, arrays_of, write_safetensors
 from retrieval_jax.work import Work
 
 MODEL, DOCIDS = "model", "docids"  # folders in an exported searcher's
@@ -129,16 +127,8 @@ def write_model(folder: Path, model_dir: Path, opened: OpenModel) -> None:
             paths.copy(model_dir / name, folder / name)
 
 
-def arrays_of(params: Mapping) -> dict[str, LazyArray]:
-    """A model's parameters by name, fetched from the devices one at a time."""
-    return {
-        name: LazyArray(x.shape, np.dtype(x.dtype), lambda index, x=x: np.asarray(x)[index])
-        for name, x in flatten_dict(params, sep="/").items()
-    }
-
-
 def layers_of(params: Mapping) -> dict[str, LazyArray]:
-    """The same, an array a layer."""
+    """A model's parameters by name, an array a layer."""
     return t5x_checkpoints.unscanned(arrays_of(params), STACK_AXIS)
 
 

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Sequence
 
 import flax.linen as nn
 import gin
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop.pretrained import OUTPUT, Pretrained, open_pretrained
+from retrieval_jax.models.dual_encoder import split_tower
 from retrieval_jax.models.layers import STACK_AXIS, T5Config
 from retrieval_jax.models.t5 import is_stacked
 from retrieval_jax.progress import say
+from retrieval_jax.training.model_folder import boxed_params
 from retrieval_jax.training.weights import LazyArray, stacked
 
 VOCABULARY_AXES = {"token_embedder/embedding": 0, OUTPUT: 1}
@@ -130,6 +131,8 @@ class Match:
         told = "; ".join(f"{what} {shortened(names)}" for what, names in lists.items() if names)
         if not trains:
             return f"{path} {told}: it is another model's; `retrieval-jax train` can begin with a part of it"
+        if self.sizes:
+            return f"INITIAL_CHECKPOINT: {path} {told}: train a model of its sizes (--gin_file=models/…)"
         resized = [name for name, *shapes in self.misshaped if differ_in_vocabulary(name, *shapes)]
         new = [*self.missing, *(name for name, *_ in self.misshaped if name not in resized)]
         mends = {
@@ -137,8 +140,6 @@ class Match:
             "unused": self.modules(self.unexpected),
             "resized": self.modules(resized),
         }
-        if self.sizes:
-            return f"INITIAL_CHECKPOINT: {path} {told}: train a model of its sizes (--gin_file=models/…)"
         flags = " ".join(
             f'--gin.InitialCheckpoint.{option}="{names!r}"' for option, names in mends.items() if names
         )
@@ -158,22 +159,14 @@ class Match:
 
 def parameters(model) -> dict[str, tuple[int, ...]]:
     """{name: shape} of a model's parameters."""
-    names = ("encoder_input_tokens", "decoder_input_tokens", "left_encoder_input_tokens")
-    shapes = dict.fromkeys(names, (1, 2))
-    made = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
-    return {name: x.shape for name, x in flatten_dict(nn.unbox(made), sep="/").items()}
+    made = nn.unbox(boxed_params(model))
+    return {name: x.shape for name, x in flatten_dict(made, sep="/").items()}
 
 
 def differ_in_vocabulary(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
     """Whether two shapes of a parameter differ in the size of the vocabulary, and in that alone."""
     axis = VOCABULARY_AXES.get(name)
     return theirs != ours and axis is not None and np.delete(theirs, axis) == np.delete(ours, axis)
-
-
-def split_tower(name: str) -> tuple[str, str]:
-    """("left_tower/", the rest) of a parameter of a tower; ("", the name) of another."""
-    tower, _, rest = name.partition("/")
-    return (f"{tower}/", rest) if tower.endswith("_tower") else ("", name)
 
 
 def layer_names(name: str, config: T5Config) -> list[str]:

@@ -76,36 +76,22 @@ def open_pretrained(path: str | Path) -> Pretrained:
 
 
 def _pieces(*folders: Path) -> Path | None:
-    paths = (folder / hugging_face.PIECES for folder in folders)
-    return next((path for path in paths if path.is_file()), None)
+    files = (folder / hugging_face.PIECES for folder in folders)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _own(folder: Path) -> Pretrained:
     description, step, arrays = model_folder.lazy_params(folder)
-    named = {}
-    for prefix, tower in _towers(arrays).items():
-        separate = t5x_checkpoints.unscanned(tower, STACK_AXIS)
-        named |= {f"{prefix}{name}": array for name, array in separate.items()}
     return Pretrained(
         folder,
         "retrieval_jax",
-        named,
+        t5x_checkpoints.unscanned(arrays, STACK_AXIS),
         description["network"],
         description["settings"],
         description.get("input_length"),
         folder / model_folder.VOCABULARY,
         step,
     )
-
-
-def _towers(arrays: Mapping[str, LazyArray]) -> dict[str, dict[str, LazyArray]]:
-    """The arrays of each tower by "left_tower/" and so on; of a model without towers by ""."""
-    towers: dict[str, dict[str, LazyArray]] = {}
-    for name, array in arrays.items():
-        tower, _, rest = name.partition("/")
-        own = (f"{tower}/", rest) if tower.endswith("_tower") else ("", name)
-        towers.setdefault(own[0], {})[own[1]] = array
-    return towers
 
 
 def network_of(path: Path, arrays: Mapping[str, LazyArray]) -> dict:

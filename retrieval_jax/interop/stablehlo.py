@@ -9,6 +9,7 @@ safetensors alone:
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training.model_folder import OpenModel
-from retrieval_jax.training.weights import LazyArray, write_safetensors
+from retrieval_jax.training.weights import arrays_of, write_safetensors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Arrays = Mapping[str, jax.Array]
@@ -55,13 +56,12 @@ def write(folder: Path, opened: OpenModel, table: DocidTable | None, manifest: M
     if table is None or not isinstance(model, GenerativeRetriever):
         raise UserError("export: only a dual encoder or a searcher that writes docids becomes StableHLO")
     if table.kind == "atomic":
-        docids = {"row_V": _rows_of_tokens(table, model.config.output_size)}
+        docids = {"row_V": table.row_of_tokens(model.config.output_size)}
         program = functools.partial(_atomic, model, min(K, len(table.passage_ids)))
     else:
         trie, _ = build_trie(table.tokens_NxL)
-        shape = {"fanouts": trie.fanouts, "tail_from": trie.tail_from, "symbol_bits": trie.symbol_bits}
-        docids = {name: np.asarray(x) for name, x in vars(trie).items() if name not in shape}
-        program = functools.partial(_search, model, shape, manifest["beams"])
+        docids = {name: np.asarray(x) for name, x in trie.arrays.items()}
+        program = functools.partial(_search, model, trie, manifest["beams"])
     _save(folder, "docids", docids)
     arrow_ids.write(folder / "ids.arrow", table.passage_ids)
     length = description["input_length"]
@@ -75,14 +75,15 @@ def _encode(encode: Callable, weights: Arrays, tokens_BxS: jax.Array) -> jax.Arr
 
 def _search(
     model: GenerativeRetriever,
-    shape: dict,
+    trie: Trie,
     beams: int,
     weights: Arrays,
     docids: Arrays,
     tokens_BxS: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     params, batch = unflatten_dict(weights, sep="/"), {"encoder_input_tokens": tokens_BxS}
-    rows, aux = model.predict_batch_with_aux(params, batch, trie=Trie(**docids, **shape), beams=beams)
+    trie = dataclasses.replace(trie, **docids)  # whose own arrays would be constants
+    rows, aux = model.predict_batch_with_aux(params, batch, trie=trie, beams=beams)
     return rows, aux["scores"]
 
 
@@ -94,16 +95,9 @@ def _atomic(
     return jnp.where(tokens >= 0, row_V[tokens], -1), aux["scores"]
 
 
-def _rows_of_tokens(table: DocidTable, outputs: int) -> np.ndarray:
-    """int32, the row of each docid token; -1 for those that are none's."""
-    row_V = np.full(outputs, -1, np.int32)
-    row_V[table.tokens_NxL[:, 0]] = np.arange(len(table.tokens_NxL))
-    return row_V
-
-
 def _save(folder: Path, name: str, arrays: Mapping) -> None:
     """One file, so that a program is given it as it was read."""
-    lazy = {key: LazyArray.of(np.asarray(array)) for key, array in arrays.items()}
+    lazy = arrays_of(arrays)
     write_safetensors(folder, name, lazy, shard_bytes=sum(array.nbytes for array in lazy.values()))
 
 

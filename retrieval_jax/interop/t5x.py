@@ -150,10 +150,7 @@ class Model(models.BaseModel):
             return {}
         if self.searcher.atomic:
             return {"real_V": self.searcher.real_V}
-        trie = self.searcher.trie
-        static = {field.name for field in dataclasses.fields(trie) if field.metadata.get("static")}
-        names = (field.name for field in dataclasses.fields(trie) if field.name not in static)
-        return {name: getattr(trie, name) for name in names}
+        return self.searcher.trie.arrays
 
     def get_initial_variables(
         self, rng: jax.Array, input_shapes: Mapping[str, tuple], input_types: object = None

@@ -16,6 +16,7 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retrieval_jax.errors import UserError
+from retrieval_jax.models.dual_encoder import split_tower
 from retrieval_jax.models.t5 import STACKS
 from retrieval_jax.training.weights import LazyArray, kvstore, read_ocdbt, read_tensorstore
 
@@ -96,7 +97,8 @@ def unscanned(arrays: Mapping[str, LazyArray], axis: int) -> dict[str, LazyArray
     """
     separate = {}
     for name, array in arrays.items():
-        stack, _, rest = name.partition("/")
+        tower, bare = split_tower(name)
+        stack, _, rest = bare.partition("/")
         inner, _, rest = rest.partition("/")
         if STACKS.get(stack) != inner:
             separate[name] = _matrix(name, array)
@@ -105,10 +107,10 @@ def unscanned(arrays: Mapping[str, LazyArray], axis: int) -> dict[str, LazyArray
             biases = array.whole()
             if (biases != biases.take([0], axis)).any():
                 raise UserError(f"{name}: the layers' differ, and T5 has one for all: train with one")
-            separate[f"{stack}/{rest}"] = array.layer(0, axis)
+            separate[f"{tower}{stack}/{rest}"] = array.layer(0, axis)
             continue
         for i in range(array.shape[axis]):
-            layer = f"{stack}/layers_{i}/{rest}"
+            layer = f"{tower}{stack}/layers_{i}/{rest}"
             separate[layer] = _matrix(layer, array.layer(i, axis))
     return separate
 

@@ -19,6 +19,12 @@ from retrieval_jax.models.t5 import Encoder
 TOWERS = ("left_tower", "right_tower")  # of queries and of passages, where they are not shared
 
 
+def split_tower(name: str) -> tuple[str, str]:
+    """("left_tower/", the rest) of the name of a tower's parameter; ("", the name) of another's."""
+    tower, _, rest = name.partition("/")
+    return (f"{tower}/", rest) if tower in TOWERS else ("", name)
+
+
 class DualEncoderNetwork(nn.Module):
     """Encoder, mean over the real tokens, projection without bias in float32, unit length (GTR).
 

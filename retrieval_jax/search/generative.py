@@ -75,8 +75,7 @@ class GenerativeSearcher:
         self.table, self.atomic = table, table.kind == "atomic"
         rows = np.arange(len(table.tokens_NxL))
         if self.atomic:
-            self.row_of_V = np.full(self.outputs, -1)
-            self.row_of_V[table.tokens_NxL[:, 0]] = rows
+            self.row_of_V = table.row_of_tokens(self.outputs)
             self.real_V = self.place(self.row_of_V >= 0, "model")
             self.few_unreal = np.count_nonzero(self.row_of_V < 0) <= FEW
             return

@@ -121,11 +121,16 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
     return checkpoints, step
 
 
+def boxed_params(model: Model) -> dict:
+    """Shapes and dtypes of a model's parameters, boxed with the logical names of their axes."""
+    names = ("encoder_input_tokens", "decoder_input_tokens", "left_encoder_input_tokens")
+    shapes = dict.fromkeys(names, (1, 2))
+    return jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
+
+
 def abstract_params(model: Model, mesh: Mesh) -> dict:
     """Shapes, dtypes and shardings of a model's parameters."""
-    shapes = {name: (1, 2) for name in ("encoder_input_tokens", "decoder_input_tokens")}
-    shapes["left_encoder_input_tokens"] = (1, 2)
-    boxed = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
+    boxed = boxed_params(model)
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         nn.unbox(boxed),

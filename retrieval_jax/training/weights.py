@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tensorstore
+from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -88,6 +89,14 @@ def stacked(layers: Sequence[LazyArray], axis: int) -> LazyArray:
         return np.stack([layer.read(rest) for layer in layers[index[axis]]], axis)
 
     return LazyArray((*first.shape[:axis], len(layers), *first.shape[axis:]), first.dtype, read)
+
+
+def arrays_of(params: Mapping) -> dict[str, LazyArray]:
+    """A model's parameters by name, fetched from the devices one at a time."""
+    return {
+        name: LazyArray(x.shape, np.dtype(x.dtype), lambda index, x=x: np.asarray(x)[index])
+        for name, x in flatten_dict(params, sep="/").items()
+    }
 
 
 def place(array: LazyArray, like: jax.ShapeDtypeStruct) -> jax.Array:

@@ -11,14 +11,14 @@ from model_folders import GOLDENS, random_params, same
 
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop import hugging_face
-from retrieval_jax.interop.export import arrays_of, layers_of
+from retrieval_jax.interop.export import layers_of
 from retrieval_jax.interop.initial import InitialCheckpoint
 from retrieval_jax.interop.pretrained import open_pretrained
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.model_folder import placed
 from retrieval_jax.training.partitioning import make_mesh
-from retrieval_jax.training.weights import LazyArray
+from retrieval_jax.training.weights import LazyArray, arrays_of
 
 ONE_LAYER = T5Config(40, 16, 2, 4, 24, 1, 1)
 KINDS = {

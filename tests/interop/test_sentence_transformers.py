@@ -11,12 +11,13 @@ from model_folders import GOLDENS, random_params, same, write_model_folder
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop import sentence_transformers
 from retrieval_jax.interop.convert import convert
-from retrieval_jax.interop.export import arrays_of, export
+from retrieval_jax.interop.export import export
 from retrieval_jax.interop.pretrained import open_pretrained
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.encoding import query_encoder
 from retrieval_jax.training.model_folder import open_model
+from retrieval_jax.training.weights import arrays_of
 
 TEXTS = ["Smooth a noisy signal.", "adam with Weight decay", "x", "a longer text than any of the others " * 9]
 

@@ -16,13 +16,13 @@ from model_folders import random_params, same
 
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop import t5x_checkpoints
-from retrieval_jax.interop.export import arrays_of, layers_of
+from retrieval_jax.interop.export import layers_of
 from retrieval_jax.interop.initial import InitialCheckpoint
 from retrieval_jax.interop.pretrained import open_pretrained
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training.weights import LazyArray
+from retrieval_jax.training.weights import LazyArray, arrays_of
 
 CONFIG = T5Config(40, 12, 2, 5, 18, 3, 2)
 
@@ -179,6 +179,19 @@ def test_the_network_that_t5x_scans(t5x, tmp_path):
         model = GenerativeRetriever(dataclasses.replace(CONFIG, scan_layers=scan))
         batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": decoder_inputs}
         np.testing.assert_allclose(model.logits(loaded(model, tmp_path), batch), expected, rtol=0, atol=2e-5)
+
+
+def test_layers_of_scanned_towers():
+    """Each tower's stack becomes an array a layer, as a stack without towers does."""
+    config = dataclasses.replace(CONFIG, scan_layers=True)
+    params = random_params(DualEncoder(config, vector_dim=4, shared_towers=False))
+    separate = layers_of(params)
+    for tower in ("left_tower", "right_tower"):
+        same(
+            {k.partition("/")[2]: v for k, v in separate.items() if k.startswith(tower)},
+            layers_of(params[tower]),
+        )
+    assert "left_tower/encoder/layers_2/mlp/wo/kernel" in separate
 
 
 def test_orbaxs_format(tmp_path):
