@@ -8,6 +8,7 @@ from retrieval_jax import paths
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop import hugging_face, sentence_transformers, t5x_checkpoints
 from retrieval_jax.interop.sentence_transformers import PROJECTION
+from retrieval_jax.models.dual_encoder import split_tower
 from retrieval_jax.models.layers import STACK_AXIS
 from retrieval_jax.training import model_folder
 from retrieval_jax.training.weights import LazyArray
@@ -64,12 +65,15 @@ def open_pretrained(path: str | Path) -> Pretrained:
     if t5x_checkpoints.is_checkpoint(path):
         arrays = t5x_checkpoints.read(path)
         step = path.name.rpartition("_")[2]
+        bare = {split_tower(name)[1]: array for name, array in arrays.items()}
+        settings = {"vector_dim": bare[PROJECTION].shape[1]} if PROJECTION in bare else {}
+        settings |= {"shared_towers": False} if bare.keys() != arrays.keys() else {}
         return Pretrained(
             path,
             "T5X",
             arrays,
-            network_of(path, arrays),
-            {"vector_dim": arrays[PROJECTION].shape[1]} if PROJECTION in arrays else {},
+            network_of(path, bare),
+            settings,
             step=int(step) if step.isdigit() else 0,
         )
     raise UserError(f"INITIAL_CHECKPOINT: {path}: none of {FORMATS}: check the path")

@@ -181,10 +181,11 @@ def test_the_network_that_t5x_scans(t5x, tmp_path):
         np.testing.assert_allclose(model.logits(loaded(model, tmp_path), batch), expected, rtol=0, atol=2e-5)
 
 
-def test_layers_of_scanned_towers():
-    """Each tower's stack becomes an array a layer, as a stack without towers does."""
-    config = dataclasses.replace(CONFIG, scan_layers=True)
-    params = random_params(DualEncoder(config, vector_dim=4, shared_towers=False))
+def test_scanned_towers(tmp_path):
+    """Each tower's stack becomes an array a layer, as a stack without towers does, and comes back."""
+    config = dataclasses.replace(CONFIG, scan_layers=True, num_decoder_layers=0)
+    model = DualEncoder(config, vector_dim=4, shared_towers=False)
+    params = random_params(model)
     separate = layers_of(params)
     for tower in ("left_tower", "right_tower"):
         same(
@@ -192,6 +193,9 @@ def test_layers_of_scanned_towers():
             layers_of(params[tower]),
         )
     assert "left_tower/encoder/layers_2/mlp/wo/kernel" in separate
+    t5x_checkpoints.write(tmp_path, separate, 2)
+    assert open_pretrained(tmp_path).settings == {"vector_dim": 4, "shared_towers": False}
+    same(arrays_of(loaded(model, tmp_path)), arrays_of(params))
 
 
 def test_orbaxs_format(tmp_path):
