@@ -12,6 +12,8 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.models.layers import STACK_AXIS
 from retrieval_jax.models.t5 import is_stacked
 
+EPSILON = 1e-30  # what Adafactor adds to a gradient's squares
+
 
 @gin.configurable
 def learning_rate(peak: float, steps: int, warmup: int = 0, decay: str = "constant") -> optax.Schedule:
@@ -63,7 +65,7 @@ def adafactor(
     stack each layer counts as an array of its own, as it does where layers are not scanned.
     """
     return optax.chain(
-        optax.scale_by_factored_rms(decay_rate=decay_rate),
+        optax.scale_by_factored_rms(decay_rate=decay_rate, epsilon=EPSILON),
         optax.stateless(_clip_rms),
         optax.stateless(_scale_by_parameter_rms),
         _scale_by_name(multipliers or {}),

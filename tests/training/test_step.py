@@ -87,6 +87,34 @@ def test_what_a_step_tells(plain, plain_gin):
     assert plain[0]["loss"] == pytest.approx(np.log(128), abs=1)
 
 
+def test_the_gradients_norm_is_theirs(plain, plain_gin):
+    """Of arrays of one and two axes, against numpy."""
+    model, first = GenerativeRetriever(T5Config(**SIZES, dropout_rate=0.0), adamw(lambda _: 0.0)), batch(0)
+    mesh = partitioning.make_mesh(1)
+    params = initial_state(model, abstract_state(model, mesh, SHAPES), SHAPES, 0).params
+    gradients = jax.jit(jax.grad(lambda params: model.loss_fn(params, first, None)[0]))(params)
+    expected = np.sqrt(sum(np.sum(np.square(np.float64(g))) for g in jax.tree.leaves(gradients)))
+    assert plain[0]["gradient_norm"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_adafactor_the_gradients_norm_reads_nothing_more(plain_gin, monkeypatch):
+    """It guards every step, and a step of few examples takes as long as its gradients take to be read."""
+    sizes = SIZES | {"vocab_size": 4096, "emb_dim": 128, "mlp_dim": 256, "head_dim": 64}
+    model = GenerativeRetriever(T5Config(**sizes), adafactor(optax.constant_schedule(1e-2)))
+    mesh = partitioning.make_mesh(1)
+    abstract = abstract_state(model, mesh, SHAPES)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch(0).items()}
+
+    def bytes_accessed() -> float:
+        lowered = make_train_step(model, mesh, abstract, 0).lower(abstract, shapes)
+        return lowered.compile().cost_analysis()["bytes accessed"]
+
+    with_norm = bytes_accessed()
+    parameters = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract.params))
+    monkeypatch.setattr("retrieval_jax.training.step._norm", lambda gradients: 0.0)
+    assert with_norm - bytes_accessed() < 0.05 * parameters
+
+
 def test_microbatches_add_up_to_the_batch(plain, plain_gin):
     """Though they hold different numbers of target tokens."""
     gin.bind_parameter("make_train_step.microbatches", 4)
