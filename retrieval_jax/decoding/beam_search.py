@@ -27,7 +27,9 @@ class Beams(NamedTuple):
     degree: jax.Array  # children of its node; 0: one docid is left
 
 
-def constrained_beam_search(step: Step, cache: Any, trie: Trie, beams: int) -> tuple[jax.Array, jax.Array]:
+def constrained_beam_search(
+    step: Step, cache: Any, trie: Trie, beams: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Finds the docids of highest log-probability under the model's full softmax.
 
     A beam's score is the sum of its tokens' log-probabilities: no length penalty, and no renormalisation over
@@ -43,8 +45,10 @@ def constrained_beam_search(step: Step, cache: Any, trie: Trie, beams: int) -> t
       beams: K.
 
     Returns:
-      (docid rows of the table B×K, scores B×K), best first. Where there are fewer docids than beams the row
-      is -1 and the score -inf.
+      (docid rows of the table B×K, scores B×K, bound B), best first. Where there are fewer docids than beams
+      the row is -1 and the score -inf. No docid that was left out scores above the bound (the best score at
+      which a beam was dropped, as a docid scores no more than its beginning): those found above it are, in
+      their order, what scoring every docid would find.
     """
     batch_size = jax.tree.leaves(cache)[0].shape[0]  # of any size, or symbolic
     root = jnp.zeros((batch_size, 1), jnp.int32)
@@ -53,7 +57,7 @@ def constrained_beam_search(step: Step, cache: Any, trie: Trie, beams: int) -> t
     token_LxS = jnp.asarray(trie.token_LxS)
     logits_Bx1xS, log_z_Bx1, cache = step(root, 0, cache, token_LxS[0])
     state, parent = expand(trie, trie.fanouts[0], beams, state, logits_Bx1xS, log_z_Bx1, 0)
-    cache = _take_beams(cache, parent)
+    cache, bound_B = _take_beams(cache, parent), state.score[:, -1]
 
     # The branches of the loop's body differ in how many children they look at.
     bounds = sorted(set(trie.fanouts[1:]))
@@ -61,22 +65,22 @@ def constrained_beam_search(step: Step, cache: Any, trie: Trie, beams: int) -> t
     branches = [functools.partial(expand, trie, bound, beams) for bound in bounds]
 
     def goes_on(carry) -> jax.Array:
-        position, state, _ = carry
+        position, state, *_ = carry
         symbol = trie.tail_symbol(state.child, position)
         ended = token_LxS[jnp.minimum(position, trie.length - 1)][symbol] == 0
         return (position < trie.length) & ~jnp.all((state.degree == 0) & ended)
 
     def write(carry):
-        position, state, cache = carry
+        position, state, cache, bound_B = carry
         logits_BxKxS, log_z_BxK, cache = step(state.token, position, cache, token_LxS[position])
         state, parent = jax.lax.switch(
             branch_of[position], branches, state, logits_BxKxS, log_z_BxK, position
         )
-        return position + 1, state, _take_beams(cache, parent)
+        return position + 1, state, _take_beams(cache, parent), jnp.maximum(bound_B, state.score[:, -1])
 
-    _, state, _ = jax.lax.while_loop(goes_on, write, (jnp.int32(1), state, cache))
+    _, state, _, bound_B = jax.lax.while_loop(goes_on, write, (jnp.int32(1), state, cache, bound_B))
     found = state.score > -jnp.inf
-    return jnp.where(found, state.child, -1), state.score
+    return jnp.where(found, state.child, -1), state.score, bound_B
 
 
 def expand(

@@ -21,10 +21,10 @@ class GenerativeRetriever(EncoderDecoder):
     def predict_batch_with_aux(
         self, params: dict, batch: Batch, rng: jax.Array | None = None, *, trie: Trie, beams: int
     ) -> tuple[jax.Array, Metrics]:
-        """Constrained beam search: (docid rows of the table B×beams, {"scores": log-probabilities}).
+        """Constrained beam search: (docid rows of the table B×beams, {"scores": B×beams, "bound": B}).
 
-        Best first; where there are fewer docids than beams, row -1 and score -inf. Cross-attention's keys and
-        values are made once a query.
+        Best first, by log-probability, which no docid left out has above the bound; see
+        `constrained_beam_search`. Cross-attention's keys and values are made once a query.
         """
         variables, inputs_BxS = self.stepwise_variables(params), batch["encoder_input_tokens"]
         cross, cache = self.stepwise.apply(variables, inputs_BxS, 1, trie.length, method="start")
@@ -35,8 +35,8 @@ class GenerativeRetriever(EncoderDecoder):
             )
             return *self.stepwise.apply(variables, x_BxKxE, tokens_S, method="some_logits"), cache
 
-        rows, scores = constrained_beam_search(step, cache, trie, beams)
-        return rows, {"scores": scores}
+        rows, scores, bound = constrained_beam_search(step, cache, trie, beams)
+        return rows, {"scores": scores, "bound": bound}
 
     def rank_atomic(
         self,

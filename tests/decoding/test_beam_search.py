@@ -100,7 +100,7 @@ def t5():
 
 @pytest.fixture(scope="module")
 def search(t5):
-    """A compiled (params, trie, queries, beams) -> (rows, scores)."""
+    """A compiled (params, trie, queries, beams) -> (rows, scores, bound)."""
     module = t5[0].module
 
     @functools.partial(jax.jit, static_argnames="beams")
@@ -173,7 +173,8 @@ def roomy_trie(docids):
 def test_with_a_beam_a_docid_the_search_equals_scoring_every_docid(t5, search, score, name):
     docids = TRIES[name]
     trie = roomy_trie(docids)
-    rows, scores = search(t5[1], trie, QUERIES, BEAMS)
+    rows, scores, bound = search(t5[1], trie, QUERIES, BEAMS)
+    assert (bound == -np.inf).all()  # nothing was left out
     assert rows.shape == scores.shape == (len(QUERIES), BEAMS)
     rankings = []
     for query, *result in zip(QUERIES, rows, scores, strict=True):
@@ -199,7 +200,7 @@ def test_with_few_beams_the_search_equals_a_plain_beam_search(t5, search):
         batch = {"encoder_input_tokens": encoder_inputs, "decoder_input_tokens": inputs}
         log_probs = np.asarray(jax.nn.log_softmax(logits(params, batch)))
         after = {prefix: log_probs[j, len(prefix)] for j, prefix in enumerate(prefixes)}
-        for beams, (rows, scores) in results.items():
+        for beams, (rows, scores, _) in results.items():
             expected, _ = plain_beam_search(after.__getitem__, set(docids), beams)
             assert_same(found(docids, rows[i], scores[i]), expected)
 
@@ -211,7 +212,7 @@ def test_another_table_of_the_same_shapes_does_not_compile_again(t5, search):
     assert set(tables[0]) != set(tables[1])
     compiled = []
     for docids, trie in zip(tables, tries, strict=True):
-        rows, scores = search(t5[1], trie, QUERIES, 12)
+        rows, scores, _ = search(t5[1], trie, QUERIES, 12)
         for result in zip(rows, scores, strict=True):
             ranking = dict(found(docids, *result))
             assert len(ranking) == 12
@@ -256,15 +257,25 @@ def search_language(trie, states, beams):
 def test_any_docids_in_any_language(docids, states, beams):
     docids = sorted(docids)
     trie = roomy_trie(docids)
-    rows, scores = search_language(trie, np.array(states, np.int32), beams)
-    for state, *result in zip(states, rows, scores, strict=True):
-        expected, closest = plain_beam_search(
-            lambda prefix, state=state: LOG_PROBS[functools.reduce(hash_after, (0, *prefix), state)],
-            set(docids),
-            beams,
-        )
+    rows, scores, bounds = search_language(trie, np.array(states, np.int32), beams)
+    for state, bound, *result in zip(states, bounds.tolist(), rows, scores, strict=True):
+
+        def log_probs(prefix, state=state):
+            return LOG_PROBS[functools.reduce(hash_after, (0, *prefix), state)]
+
+        expected, closest = plain_beam_search(log_probs, set(docids), beams)
         assume(closest > 1e-4)  # a tie may go either way
-        assert_same(found(docids, *result), expected)
+        ranking = found(docids, *result)
+        assert_same(ranking, expected)
+
+        # What lies above the bound is what scoring every docid finds.
+        scored = {
+            docid: sum(log_probs(docid[:n])[token] for n, token in enumerate(docid)) for docid in docids
+        }
+        certain = [docid for docid, score in ranking if score > bound + 1e-4]
+        assert certain == sorted(scored, key=scored.get, reverse=True)[: len(certain)]
+        assert len(certain) == len(docids) or bound > -np.inf
+        assert all(scored[docid] <= bound + 1e-4 for docid in scored.keys() - dict(ranking).keys())
 
 
 def test_where_every_token_may_follow_the_search_is_an_ordinary_one():
@@ -273,7 +284,7 @@ def test_where_every_token_may_follow_the_search_is_an_ordinary_one():
     docids = list(itertools.product(tokens, repeat=3))
     trie, _ = build_trie(np.array(docids))
     states, beams = np.array([0, 5, 600], np.int32), 10
-    rows, scores = search_language(trie, states, beams)
+    rows, scores, _ = search_language(trie, states, beams)
     for state, *result in zip(states.tolist(), rows, scores, strict=True):
         alive = [(0.0, (), hash_after(state, 0))]
         for _ in range(3):
