@@ -196,7 +196,7 @@ def measure_cost(trie: Trie, output_size: int, batches: Sequence[int], repetitio
 def measure_atomic(count: int, output_size: int, batches: Sequence[int], repetitions: int) -> dict:
     """The same of atomic docids: the best of those that exist, and of the whole softmax."""
     real_V = jax.device_put((np.arange(output_size) > 0) & (np.arange(output_size) <= count))
-    search = jax.jit(top_docids, static_argnames=("k", "few_unreal"))
+    search = jax.jit(top_docids, static_argnames="k")
 
     @jax.jit
     def theirs(logits):
@@ -206,6 +206,6 @@ def measure_atomic(count: int, output_size: int, batches: Sequence[int], repetit
     times = {}
     for batch_size in batches:
         logits = jax.random.normal(jax.random.key(batch_size), (batch_size, output_size))
-        ours = functools.partial(search, logits, real_V, k=BEAMS, few_unreal=True)
+        ours = functools.partial(search, logits, real_V, k=BEAMS)
         times[batch_size] = medians([ours, functools.partial(theirs, logits)], repetitions)
     return times

@@ -220,8 +220,7 @@ class Model(models.BaseModel):
             )
         docids = flax_mutables["docids"]
         if self.searcher.atomic:
-            real_V, few_unreal = docids["real_V"], self.searcher.few_unreal
-            return self.model.rank_atomic(params, batch, real_V, self.beams, few_unreal, mesh)
+            return self.model.rank_atomic(params, batch, docids["real_V"], self.beams, mesh)
         trie = dataclasses.replace(self.searcher.trie, **docids)
         return self.model.predict_batch_with_aux(params, batch, trie=trie, beams=self.beams)
 

@@ -44,7 +44,6 @@ class GenerativeRetriever(EncoderDecoder):
         batch: Batch,
         real_V: jax.Array,
         k: int,
-        few_unreal: bool = False,
         mesh: Mesh | None = None,
         recall: float | None = None,
     ) -> tuple[jax.Array, Metrics]:
@@ -54,5 +53,5 @@ class GenerativeRetriever(EncoderDecoder):
         """
         start = jnp.zeros((batch["encoder_input_tokens"].shape[0], 1), jnp.int32)
         logits_Bx1xV = self.logits(params, {**batch, "decoder_input_tokens": start})
-        tokens, scores = top_docids(logits_Bx1xV[:, 0], real_V, k, few_unreal, mesh, recall)
+        tokens, scores = top_docids(logits_Bx1xV[:, 0], real_V, k, mesh, recall)
         return tokens, {"scores": scores}

@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax import paths, storage
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
-from retrieval_jax.decoding.atomic import FEW
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
@@ -77,7 +76,6 @@ class GenerativeSearcher:
         if self.atomic:
             self.row_of_V = table.row_of_tokens(self.outputs)
             self.real_V = self.place(self.row_of_V >= 0, "model")
-            self.few_unreal = np.count_nonzero(self.row_of_V < 0) <= FEW
             return
         try:
             trie, first_N = build_trie(table.tokens_NxL, like=self.trie)
@@ -98,7 +96,7 @@ class GenerativeSearcher:
             batch = {"encoder_input_tokens": self.place(tokens, "data")}
             if self.atomic:
                 k_found = min(k, self.outputs)
-                found, aux = self._rank(self.params, batch, self.real_V, k_found, self.few_unreal)
+                found, aux = self._rank(self.params, batch, self.real_V, k_found)
             else:
                 found, aux = self._decode(self.params, batch, trie=self.trie)
             pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
@@ -121,7 +119,7 @@ class GenerativeSearcher:
 
     def _compiled_rank(self, recall: float | None):
         rank = functools.partial(self.model.rank_atomic, mesh=self.mesh, recall=recall)
-        return jax.jit(rank, static_argnums=(3, 4), out_shardings=self._whole)
+        return jax.jit(rank, static_argnums=3, out_shardings=self._whole)
 
     def measured_recall(self, queries: Sequence[str], k: int) -> float:
         """The share of the exact best k passages that an approximate search (see `recall`) finds."""
