@@ -19,6 +19,7 @@ from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.t5 import T5
+from retrieval_jax.progress import say
 
 BEAMS, QUERY_LENGTH, WHOLE_BATCH = 40, 16, 8
 ONCE_A_QUERY = [("encoder_decoder_attention", "key"), ("encoder_decoder_attention", "value")]
@@ -216,8 +217,9 @@ def measure_cost(trie: Trie, output_size: int, batches: Sequence[int], repetitio
 
 
 def measure_atomic(count: int, output_size: int, batches: Sequence[int], repetitions: int) -> dict:
-    """The same of atomic docids: the best of those that exist, and of the whole softmax by `lax.top_k` or,
-    where that is faster, by the same search with nothing left out.
+    """The same of atomic docids: the best of those that exist, and by `lax.top_k` of the whole softmax.
+
+    Says what the search would take where the softmax held nothing but docids.
     """
     real_V = jax.device_put((np.arange(output_size) > 0) & (np.arange(output_size) <= count))
     search = jax.jit(top_docids, static_argnames="k")
@@ -237,5 +239,6 @@ def measure_atomic(count: int, output_size: int, batches: Sequence[int], repetit
         runs = [functools.partial(search, logits, real_V, k=BEAMS)]
         runs += [functools.partial(way, logits) for way in (plain, all_real)]
         ours, *theirs = medians(runs, repetitions)
-        times[batch_size] = [ours, min(theirs)]
+        say(f"atomic, batch {batch_size}: {ours:.0f} ms; {theirs[1]:.0f} ms if all outputs were docids")
+        times[batch_size] = [ours, theirs[0]]
     return times

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 BLOCK = 128  # docids; outputs are padded to a multiple of it
+FEW = 64  # blocks whose tokens are looked at one by one, as not all of them are real
 
 
 def top_docids(
@@ -70,11 +71,30 @@ def _exact(logits_BxV: jax.Array, real_V: jax.Array, k: int) -> tuple[jax.Array,
     block = math.gcd(V, BLOCK)
     N, M = V // block, min(k, V // block)
     blocked_BxNxC, real_NxC = logits_BxV.reshape(B, N, block), real_V.reshape(N, block)
-    largest_BxN = jnp.max(jnp.where(real_NxC, blocked_BxNxC, -jnp.inf), axis=-1)
-    _, chosen_BxM = jax.lax.top_k(largest_BxN, M)
+    _, chosen_BxM = jax.lax.top_k(_largest(blocked_BxNxC, real_NxC), M)
     chosen_BxM = jnp.sort(chosen_BxM, axis=-1)  # in the tokens' order, for ties
     some_BxMxC = jnp.take_along_axis(blocked_BxNxC, chosen_BxM[..., None], axis=1)
     some_BxMxC = jnp.where(real_NxC[chosen_BxM], some_BxMxC, -jnp.inf)
     best_BxK, nth_BxK = jax.lax.top_k(some_BxMxC.reshape(B, M * block), k)
     first_BxK = jnp.take_along_axis(chosen_BxM, nth_BxK // block, axis=1)
     return best_BxK, first_BxK * block + nth_BxK % block
+
+
+def _largest(blocked_BxNxC: jax.Array, real_NxC: jax.Array) -> jax.Array:
+    """The largest logit of each block's real tokens, B×N.
+
+    Asking of each token whether it is real takes longer than reading the logits does. Where that matters only
+    to a few blocks, as where tokens merely pad the softmax, it is asked in these.
+    """
+    mixed_N = ~jnp.all(real_NxC, axis=-1)
+
+    def few() -> jax.Array:
+        (mixed_F,) = jnp.nonzero(mixed_N, size=FEW, fill_value=len(mixed_N))
+        some_BxFxC, real_FxC = (x.at[..., mixed_F, :].get(mode="clip") for x in (blocked_BxNxC, real_NxC))
+        largest_BxF = jnp.max(jnp.where(real_FxC, some_BxFxC, -jnp.inf), axis=-1)
+        return jnp.max(blocked_BxNxC, axis=-1).at[:, mixed_F].set(largest_BxF, mode="drop")
+
+    def many() -> jax.Array:
+        return jnp.max(jnp.where(real_NxC, blocked_BxNxC, -jnp.inf), axis=-1)
+
+    return jax.lax.cond(jnp.sum(mixed_N) <= FEW, few, many)

@@ -41,10 +41,15 @@ def test_top_docids_are_those_of_a_sort(seed, real, k, mesh, recall):
     assert (scores[:, found:] == -np.inf).all()
 
 
-@pytest.mark.parametrize("width", [128 * 50, 128 * 50 + 1, 3])
-def test_whole_blocks_and_widths_without_any(width):
-    logits = jax.random.normal(jax.random.key(0), (2, width))
-    tokens, scores = SEARCH(logits, jnp.ones(width, bool), 40, None, None)
-    best, expected = jax.lax.top_k(jax.nn.log_softmax(logits), min(40, width))
-    assert np.array_equal(tokens[:, : len(expected[0])], expected)
-    np.testing.assert_allclose(scores[:, : len(expected[0])], best, atol=1e-5)
+@pytest.mark.parametrize("width", [128 * 100, 128 * 100 + 1, 3])
+@pytest.mark.parametrize("unreal", [0, 20, 6000])
+def test_whole_blocks_and_widths_without_any(width, unreal):
+    """Of 100 blocks none, a few or all hold tokens that are not real."""
+    rng = np.random.default_rng(0)
+    logits, real = rng.normal(size=(2, width)).astype(np.float32), np.ones(width, bool)
+    real[rng.permutation(width)[: min(unreal, width - 1)]] = False
+    tokens, scores = SEARCH(logits, real, 40, None, None)
+    masked = jnp.where(real, jax.nn.log_softmax(logits), -jnp.inf)
+    best, expected = jax.lax.top_k(masked, min(40, real.sum()))
+    assert np.array_equal(tokens[:, : expected.shape[1]], expected)
+    np.testing.assert_allclose(scores[:, : expected.shape[1]], best, atol=1e-5)
