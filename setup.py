@@ -48,6 +48,12 @@ setup(
         "ir_datasets": ["ir-datasets>=0.6.3,<0.7"],
         "sentence_transformers": ["sentence-transformers>=3,<6"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],  # libtpu of jax's version, for preflight: 213 MB, 700 installed
-        "test": ["google-cloud-storage>=3,<4", "hypothesis>=6", "pytest>=8", "ruff>=0.15,<0.16"],
+        "test": [
+            "google-cloud-storage>=3,<4",
+            "hypothesis>=6",
+            "pytest>=8",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.15,<0.16",
+        ],
     },
 )
