@@ -60,9 +60,9 @@ def constrained_beam_search(
     cache, bound_B = _take_beams(cache, parent), state.score[:, -1]
 
     # The branches of the loop's body differ in how many children they look at.
-    bounds = sorted(set(trie.fanouts[1:]))
-    branch_of = jnp.array([0, *(bounds.index(bound) for bound in trie.fanouts[1:])])
-    branches = [functools.partial(expand, trie, bound, beams) for bound in bounds]
+    fanouts = sorted(set(trie.fanouts[1:]))
+    branch_of = jnp.array([0, *(fanouts.index(fanout) for fanout in trie.fanouts[1:])])
+    branches = [functools.partial(expand, trie, fanout, beams) for fanout in fanouts]
 
     def goes_on(carry) -> jax.Array:
         position, state, *_ = carry
