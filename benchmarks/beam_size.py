@@ -3,11 +3,11 @@
     python benchmarks/beam_size.py --collection ../shared/data/squad_dev --work /tmp/beam_size/squad_dev
 
 A dual encoder is trained for the embeddings that semantic and residual-quantised docids are clustered from.
-Then a tiny T5 is trained for each kind of docids, all for equally many minutes, from random weights or, with
---initial, from the dual encoder's, and answers the same test queries with more and more beams; atomic docids
-need none. The last column is the ceiling, what scoring every docid would find, for as many queries as
---exhaustive says: the beam grows until what it found lies above all that it dropped (or holds every docid);
-the column before it is the largest beam's figure on those same queries. Nothing is chosen on test queries.
+Then a tiny T5 is trained from random weights for each kind of docids, all for equally many minutes, and
+answers the same test queries with more and more beams; atomic docids need none. The last column is the
+ceiling, what scoring every docid would find, for as many queries as --exhaustive says: the beam grows until
+what it found lies above all it dropped (or holds every docid); the column before it is the largest beam's
+figure on those same queries. Nothing is chosen on test queries.
 
 Prints a table, then one line of JSON. Each step before the searches is a command of `retrieval-jax`, with the
 bindings --gin.NAME=VALUE that are given here; what is finished is kept in --work and not made again.
@@ -40,20 +40,13 @@ KINDS = ("atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_8x256
 BEAMS = (1, 5, 10, 20, 40, 100, 200)
 GROWTH = 5
 SHOWN = 10  # passages of a query that count
-FROM_AN_ENCODER = (
-    "--gin.InitialCheckpoint.anew=('decoder', 'decoder_token_embedder')",
-    "--gin.InitialCheckpoint.unused=('projection_layer',)",
-)
 
 
-def train(
-    work: Work, here: list[str], kinds: Sequence[str], steps: int, minutes: float, initial: bool
-) -> dict:
+def train(work: Work, here: list[str], kinds: Sequence[str], steps: int, minutes: float) -> dict:
     """Everything up to the trained models: name -> what training came to."""
     run("import", *here)
     limits = [f"--gin.STEPS={steps}", f"--gin.train.max_minutes={minutes}", "--gin.train.eval_every=1000000"]
     encoder = repr(str(work.model("dual_encoder")))
-    begins = [f"--gin.INITIAL_CHECKPOINT={encoder}", *FROM_AN_ENCODER] if initial else []
     trained = {
         "dual_encoder": run(
             "train", *here, "--gin_file=runs/dual_encoder.gin", f"--gin.MODEL_DIR={encoder}", *limits
@@ -62,7 +55,7 @@ def train(
     for kind in kinds:
         run("docids", *here, f"--gin.DOCIDS={kind!r}", f"--gin.EMBEDDINGS={encoder}")
         file = "runs/atomic.gin" if kind == "atomic" else "runs/naive.gin"
-        trained[kind] = run("train", *here, f"--gin_file={file}", f"--gin.DOCIDS={kind!r}", *begins, *limits)
+        trained[kind] = run("train", *here, f"--gin_file={file}", f"--gin.DOCIDS={kind!r}", *limits)
     return trained
 
 
@@ -128,13 +121,12 @@ def main() -> None:
         "--exhaustive", type=int, default=128, help="of them, for which all docids are scored"
     )
     parser.add_argument("--most", type=int, default=1_000_000, help="beams of the ceiling's search, at most")
-    parser.add_argument("--initial", action="store_true", help="begin with the dual encoder's encoder")
     args, bindings = parse(parser)
     quiet_libraries()
     work = Work(args.work)
     here = [f"--gin.COLLECTION={args.collection!r}", f"--gin.WORK_DIR={str(args.work)!r}"]
     here += [f"--gin.{binding}" for binding in bindings]
-    trained = train(work, here, args.kinds, args.steps, args.minutes, args.initial)
+    trained = train(work, here, args.kinds, args.steps, args.minutes)
 
     collection = Collection(work.collection)
     queries = sorted(collection.queries("test"), key=lambda q: storage.hash_fraction(q.id))[: args.queries]

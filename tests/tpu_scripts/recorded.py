@@ -66,6 +66,8 @@ class Cloud:
         (self.folder / "rules.json").write_text(json.dumps(self.rules))
         for used in self.folder.glob("used.*"):
             used.unlink()
+        # Programs that run in the background ignore Ctrl-C, and so would what they start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         (self.checkout / "tpu.env").write_text("".join(f"{n}={v}\n" for n, v in self.env.items()))
         return subprocess.Popen(
             ["bash", f"tpu_scripts/{script}", *argv],
@@ -82,8 +84,6 @@ class Cloud:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # Programs that run in the background ignore Ctrl-C, and so would what they start.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, script: str, *argv: str) -> tuple[int, str, str]:
