@@ -1,9 +1,12 @@
 """A process whose death is an exception here, for a library that may end the process it runs in."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
@@ -74,9 +77,17 @@ class Child:
 def _answer(pipe: Connection) -> None:
     """What the process does until the other end of the pipe is closed, be it by a death."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once: the parent tells of it
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             pipe.send(_answer_to(*pipe.recv()))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after a killed parent, though it be compiling for minutes."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _answer_to(function: Callable, args: tuple) -> tuple[object, Exception | None]:

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -30,6 +31,22 @@ def test_it_answers_dies_and_begins_anew():
             child(make_mesh, 3, ["one", "other"])
         with pytest.raises(RuntimeError, match="ValueError"):
             child(math.sqrt, -1)
+
+
+PARENT = """
+import os, time
+from retrieval_jax.training.child import Child
+with Child(os.getpid) as child:
+    print(child(os.getpid), flush=True)
+    child(time.sleep, 600)
+"""
+
+
+def test_it_ends_with_a_parent_that_is_killed_while_it_works():
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert int(parent.stdout.readline()) != parent.pid
+    parent.kill()
+    parent.communicate(timeout=60)  # to the end of stderr, which the child has too
 
 
 def test_the_smallest_slice_is_found_beyond_one_on_which_the_compiler_dies():
