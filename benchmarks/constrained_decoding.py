@@ -159,11 +159,12 @@ def run_hf(count: int, vocabulary: Path | None, repetitions: int, console: Conso
         "speedup",
         title=f"Milliseconds a query: {count:,} naive docids, batches of {WHOLE_BATCH}, {BEAMS} beams",
     )
-    docids = _docids.naive(count, vocabulary)
+    docids, generate = _docids.naive(count, vocabulary), {}
     for case, made in zip(speedup, (docids, own_vocabulary(docids)), strict=True):
         measured = measure_hf(made, repetitions)
         (ours, *theirs), all_of_them = measured["milliseconds"], WHOLE_BATCH * BEAMS
-        speedup[case] = min(theirs) / ours
+        generate[case] = min(theirs)
+        speedup[case] = generate[case] / ours
         cells = [
             cell
             for time, agree in zip(theirs, measured["agree"], strict=True)
@@ -172,6 +173,8 @@ def run_hf(count: int, vocabulary: Path | None, repetitions: int, console: Conso
         times = measured["products"], f"{ours:.2f}"
         table.add_row(f"{made.output_size:,} ({case})", *times, *cells, f"{speedup[case]:.1f}")
     console.print(table)
+    # What T5's `generate` has no smaller softmax for.
+    speedup["docid_vocabulary_over_32k"] = generate["naive_32k"] / ours
     return speedup
 
 
