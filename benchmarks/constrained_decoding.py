@@ -188,8 +188,8 @@ def run_kinds(options: argparse.Namespace, count: int, repetitions: int, console
     costs = Table("docids", "softmax", title=f"All steps, {BEAMS} beams: ms, unconstrained ms, ratio")
     for name in (*(f"batch {batch_size}" for batch_size in batches), "whole search"):
         costs.add_column(name)
-    chosen = options.kinds or (QUICK_KINDS if options.quick else None)
-    makers = {k: m for k, m in _docids.kinds(options.vocabulary).items() if chosen is None or k in chosen}
+    makers = _docids.kinds(options.vocabulary)
+    chosen = options.kinds or ("atomic", *(QUICK_KINDS if options.quick else makers))
 
     def add_cost(kind: str, output_size: int, times: dict) -> None:
         figures["constraint_cost"][kind] = max(a / b for key, (a, b) in times.items() if key != "whole")
@@ -200,13 +200,13 @@ def run_kinds(options: argparse.Namespace, count: int, repetitions: int, console
     figures = {key: dict.fromkeys(kinds) for key in ("constraint_cost", "bytes_per_docid", "build_seconds")}
     if options.only == "base":
         figures["base"] = {}
-    if options.only in (None, "cost") and (chosen is None or "atomic" in chosen):
+    if options.only in (None, "cost") and "atomic" in chosen:
         output_size = round_up(count + 1, 128)
         times = measure_atomic(count, output_size, batches, repetitions)
         add_cost("atomic", output_size, times)
     for kind, make in makers.items():
-        if options.only == "hf":
-            break
+        if options.only == "hf" or kind not in chosen:
+            continue
         say(f"{kind}: {count:,} docids")
         docids = make(count)
         if options.only in ("cost", "base"):
