@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import _quiet  # noqa: F401
 import jax
 import numpy as np
 from _verbs import parse, run
@@ -31,7 +32,7 @@ from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import score
-from retrieval_jax.progress import quiet_libraries, say
+from retrieval_jax.progress import say
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.training.model_folder import open_model
 from retrieval_jax.work import Work
@@ -122,7 +123,6 @@ def main() -> None:
     )
     parser.add_argument("--most", type=int, default=1_000_000, help="beams of the ceiling's search, at most")
     args, bindings = parse(parser)
-    quiet_libraries()
     work = Work(args.work)
     here = [f"--gin.COLLECTION={args.collection!r}", f"--gin.WORK_DIR={str(args.work)!r}"]
     here += [f"--gin.{binding}" for binding in bindings]

@@ -20,6 +20,7 @@ import json
 import statistics
 import time
 
+import _quiet  # noqa: F401
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ from rich.table import Table
 from retrieval_jax.models.contrastive import joint_lh
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.progress import quiet_libraries, say
+from retrieval_jax.progress import say
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.flops import jaxpr_flops
 from retrieval_jax.training.optimizers import adafactor
@@ -118,7 +119,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small batch, and two rounds")
     args = parser.parse_args()
-    quiet_libraries()
     say(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}")
     memory = compare_memory(128)
     rows, chunk_size, rounds = (64, 16, 2) if args.quick else (256, 32, 7)

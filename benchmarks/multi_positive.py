@@ -27,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import _quiet  # noqa: F401
 import ir_measures
 import jax
 import numpy as np
@@ -42,7 +43,7 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.models import contrastive
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.progress import bar, quiet_libraries, say
+from retrieval_jax.progress import bar, say
 from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.optimizers import adamw, learning_rate
@@ -293,7 +294,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.steps, args.seeds = 20, 1
-    quiet_libraries()
     told = {}
     for source in args.collections:
         work = Work(args.work / source.name)

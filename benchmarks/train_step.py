@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import _quiet  # noqa: F401
 import _t5x
 import jax
 import numpy as np
@@ -44,7 +45,7 @@ from retrieval_jax.data.examples import Feature, pad
 from retrieval_jax.data.packing import pack_rows, row_lengths
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.progress import quiet_libraries, say
+from retrieval_jax.progress import say
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adafactor
@@ -193,7 +194,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    quiet_libraries()
     say(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, JAX {jax.__version__}")
     steps, rounds, sizes = (20, 1, ["tiny"]) if args.quick else (args.steps, args.rounds, [*SIZES])
     ratios = compare(steps, rounds, sizes)
