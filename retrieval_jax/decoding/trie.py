@@ -28,8 +28,8 @@ class Trie:
 
     Attributes:
       token_LxS: int32, the token that a symbol stands for at a position, ascending; 0 where docids ended.
-      symbol_E: uint16, on each edge.
-      degree_E: uint16, children of the node it leads to; 0: one docid is left.
+      symbol_E: on each edge; the smallest unsigned integer that holds every symbol.
+      degree_E: children of the node it leads to; 0: one docid is left. The smallest for `fanouts`.
       child_E: int32, the first of those children, or the docid's row in the table.
       tails: uint32, the symbols of each row from position `tail_from` on, `symbol_bits` each.
       root_degree: int32 scalar, children of the root (edges 0, 1, …); 0: the only docid is in row 0.
@@ -127,8 +127,8 @@ def build_trie(tokens_NxL: np.ndarray, like: Trie | None = None) -> tuple[Trie, 
         inner_E = (after_D[at_E] > position) | (position + 1 < until)
         if not inner_E.all():
             tail_from = min(tail_from, position + 1)
-        symbols.append(symbol_E.astype(np.uint16))
-        degrees.append(np.zeros(len(at_E), np.uint16))
+        symbols.append(symbol_E)
+        degrees.append(np.zeros(len(at_E), np.uint32))
         children.append(docids_D[at_E])
         placed += len(at_E)
 
@@ -146,8 +146,8 @@ def build_trie(tokens_NxL: np.ndarray, like: Trie | None = None) -> tuple[Trie, 
         token_LxS[position, : len(tokens)] = tokens
     trie = Trie(
         token_LxS,
-        _joined(symbols, np.uint16, shapes.edges),
-        _joined(degrees, np.uint16, shapes.edges),
+        _joined(symbols, np.min_scalar_type(shapes.symbols - 1), shapes.edges),
+        _joined(degrees, np.min_scalar_type(max(shapes.fanouts[1:], default=0)), shapes.edges),
         _joined(children, np.int32, shapes.edges),
         _tails(symbol_NxL[:, shapes.tail_from :], shapes.symbol_bits, shapes.rows),
         np.int32(len(symbols[0]) if symbols else 0),

@@ -68,8 +68,8 @@ def trie_shape(docids: DocidShape, passages: int) -> Trie:
     words = round_up(passages, 32) // 32 * (docids.length - 1) * bits
     return Trie(
         array(np.int32, docids.length, symbols),
-        array(np.uint16, edges),
-        array(np.uint16, edges),
+        array(np.min_scalar_type(symbols - 1), edges),
+        array(np.min_scalar_type(symbols), edges),
         array(np.int32, edges),
         array(np.uint32, words),
         array(np.int32),

@@ -151,8 +151,8 @@ TRIES = {
 # Room for every trie in this file, so that one compilation serves them: its shapes and bounds, nothing else.
 ROOM = Trie(
     token_LxS=np.zeros((LENGTH, 104), np.int32),
-    symbol_E=np.zeros(512, np.uint16),
-    degree_E=np.zeros(512, np.uint16),
+    symbol_E=np.zeros(512, np.uint8),
+    degree_E=np.zeros(512, np.uint8),
     child_E=np.zeros(512, np.int32),
     tails=np.zeros(128 // 32 * LENGTH * 7, np.uint32),
     root_degree=np.int32(0),

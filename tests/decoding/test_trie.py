@@ -175,6 +175,15 @@ def test_padding_is_at_most_two_percent():
     assert len(set(row_N.tolist())) == len({tuple(row) for row in table.tolist()})
 
 
+@pytest.mark.parametrize("children", [2, 255, 256, 257, 65_535, 65_536])
+def test_an_edge_holds_any_number_of_children_and_its_symbol(children):
+    last = np.arange(1, 1 + children)
+    trie, _ = build_trie(np.stack([np.repeat([1, 2], children), np.tile(last, 2)], axis=1))
+    assert trie.degree_E[:2].tolist() == [children, children]
+    child = trie.child_E[1]
+    assert (trie.token_LxS[1][trie.symbol_E[child : child + children]] == last).all()
+
+
 def test_more_tokens_at_a_position_than_an_edge_can_hold_are_refused():
     tokens = np.stack([np.arange(1, 65_538), np.full(65_537, 1)], axis=1)
     with pytest.raises(ValueError, match=r"65537 tokens at one position"):

@@ -115,7 +115,7 @@ def test_an_assumed_trie_has_the_arrays_of_a_real_one_and_no_fewer_bytes(levels:
     assert assumed.length == real.length
     for name in ("token_LxS", "symbol_E", "degree_E", "child_E", "tails", "root_degree"):
         a, b = getattr(assumed, name), getattr(real, name)
-        assert a.dtype == b.dtype, name
+        assert np.can_cast(b.dtype, a.dtype), name  # fewer children need fewer bytes
         assert a.ndim == b.ndim, name
         assert a.size >= b.size, name
     assert all(a >= b for a, b in zip(assumed.fanouts, real.fanouts, strict=True))
