@@ -158,20 +158,15 @@ def compiled_search(model: GenerativeRetriever) -> Callable:
     return search
 
 
-def products_alone(params: dict, length: int, repetitions: int) -> float:
-    """Milliseconds of a decoder's products with its kernels in a search, each as XLA does it by itself.
-
-    Without attention's own, and without the root, where a query has one beam.
-    """
+def step_products(params: dict) -> list[tuple[jax.Array, jax.Array]]:
+    """What a step of a search multiplies a decoder's kernels by (rows, kernel), but for attention's own."""
     kernels = [
         x
         for name, x in flatten_dict(params["decoder"]).items()
         if name[-1] == "kernel" and name[1:3] not in ONCE_A_QUERY
     ]
     rows = {k.shape[0]: jnp.ones((WHOLE_BATCH * BEAMS, k.shape[0])) for k in kernels}
-    multiply = jax.jit(lambda rows, kernels: [rows[k.shape[0]] @ k for k in kernels])
-    (step,) = medians([lambda: multiply(rows, kernels)], repetitions)
-    return (length - 1) * step
+    return [(rows[k.shape[0]], k) for k in kernels]
 
 
 def random_queries(batch_size: int = WHOLE_BATCH) -> np.ndarray:

@@ -102,6 +102,19 @@ class EndedBeamsStay(transformers.LogitsProcessor):
         return log_probs
 
 
+def multiply(products: list[tuple[np.ndarray, np.ndarray]]) -> Callable[[int], None]:
+    """(threads) -> nothing: PyTorch's matrix products of those pairs."""
+    pairs = [[torch.from_numpy(np.array(x)) for x in pair] for pair in products]
+    made = [torch.empty(len(a), b.shape[1]) for a, b in pairs]
+
+    def run(threads: int) -> None:
+        torch.set_num_threads(threads)
+        for (a, b), out in zip(pairs, made, strict=True):
+            torch.mm(a, b, out=out)
+
+    return run
+
+
 def searcher(
     network: transformers.T5ForConditionalGeneration, trie: dict, length: int, beams: int, put_aside: bool
 ) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:

@@ -11,7 +11,7 @@
 - hf: whole searches beside Hugging Face's `generate` with `prefix_allowed_tokens_fn` over a dict trie, with
   the same weights; how many of the same docids come out, rank by rank. Needs torch and transformers. It is
   run as it is, and with ended beams kept among the others, as here, with one thread and with all; the
-  speedup is over the fastest. Beside them what the decoder's matrix products take alone;
+  speedup is over the fastest. Beside them what the decoder's matrix products take alone, by XLA or PyTorch;
 - base (where asked for, on an accelerator): T5 1.1 Base, batches of 64, milliseconds a query for each kind,
   and the share of them that all is but the network: softmax, children, top-k.
 
@@ -41,8 +41,8 @@ from _cost import (
     measure_cost,
     medians,
     network,
-    products_alone,
     random_queries,
+    step_products,
 )
 from rich.console import Console
 from rich.table import Table
@@ -123,7 +123,13 @@ def measure_hf(docids: _docids.Docids, repetitions: int) -> dict:
     runs = [functools.partial(way, queries, n) for way in ways for n in threads]
     ours, *theirs = medians([lambda: search(params, trie, queries), *runs], repetitions, 1, pause=0.3)
     times = [ours, *np.reshape(theirs, (len(ways), len(threads))).min(1)]
-    least = products_alone(params, tokens_NxL.shape[1], repetitions) / WHOLE_BATCH
+    products = step_products(params)
+    by_xla = jax.jit(lambda pairs: [a @ b for a, b in pairs])
+    by_torch = _hugging_face.multiply(products)
+    runs = [lambda: by_xla(products), *(functools.partial(by_torch, n) for n in threads)]
+    step = min(medians(runs, 3 * repetitions, 1, pause=0.3))
+    # A search takes all but the root's, where a query has one beam.
+    least = step * (tokens_NxL.shape[1] - 1) / WHOLE_BATCH
     return {
         "milliseconds": [float(time) / WHOLE_BATCH for time in times],
         "agree": agree,
