@@ -28,8 +28,8 @@ class Trie:
 
     Attributes:
       token_LxS: int32, the token that a symbol stands for at a position, ascending; 0 where docids ended.
-      symbol_E: on each edge; the smallest unsigned integer that holds every symbol.
-      degree_E: children of the node it leads to; 0: one docid is left. The smallest for `fanouts`.
+      symbol_E: on each edge; an unsigned integer, see `edge_dtypes`.
+      degree_E: children of the node it leads to; 0: one docid is left. An unsigned integer too.
       child_E: int32, the first of those children, or the docid's row in the table.
       tails: uint32, the symbols of each row from position `tail_from` on, `symbol_bits` each.
       root_degree: int32 scalar, children of the root (edges 0, 1, …); 0: the only docid is in row 0.
@@ -144,10 +144,11 @@ def build_trie(tokens_NxL: np.ndarray, like: Trie | None = None) -> tuple[Trie, 
     token_LxS = np.zeros((L, shapes.symbols), np.int32)
     for position, tokens in enumerate(tokens_of):
         token_LxS[position, : len(tokens)] = tokens
+    symbol_dtype, degree_dtype = edge_dtypes(shapes.symbols, shapes.fanouts)
     trie = Trie(
         token_LxS,
-        _joined(symbols, np.min_scalar_type(shapes.symbols - 1), shapes.edges),
-        _joined(degrees, np.min_scalar_type(max(shapes.fanouts[1:], default=0)), shapes.edges),
+        _joined(symbols, symbol_dtype, shapes.edges),
+        _joined(degrees, degree_dtype, shapes.edges),
         _joined(children, np.int32, shapes.edges),
         _tails(symbol_NxL[:, shapes.tail_from :], shapes.symbol_bits, shapes.rows),
         np.int32(len(symbols[0]) if symbols else 0),
@@ -156,6 +157,11 @@ def build_trie(tokens_NxL: np.ndarray, like: Trie | None = None) -> tuple[Trie, 
         shapes.symbol_bits,
     )
     return trie, row_N
+
+
+def edge_dtypes(symbols: int, fanouts: tuple[int, ...]) -> tuple[np.dtype, np.dtype]:
+    """The smallest dtypes of `symbol_E` and `degree_E`: of so many symbols, and bounds of children."""
+    return np.min_scalar_type(symbols - 1), np.min_scalar_type(max(fanouts[1:], default=0))
 
 
 @dataclasses.dataclass(frozen=True)

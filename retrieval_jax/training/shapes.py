@@ -9,7 +9,7 @@ from retrieval_jax.data import packing
 from retrieval_jax.data.examples import Feature
 from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.data.vocabulary import round_up
-from retrieval_jax.decoding.trie import Trie
+from retrieval_jax.decoding.trie import Trie, edge_dtypes
 from retrieval_jax.docids import residual, semantic
 from retrieval_jax.docids.make import maker_of
 
@@ -66,14 +66,14 @@ def trie_shape(docids: DocidShape, passages: int) -> Trie:
     symbols = round_up(docids.symbols, 8)
     bits, edges = (symbols - 1).bit_length(), EDGES * passages
     words = round_up(passages, 32) // 32 * (docids.length - 1) * bits
+    fanouts = (symbols,) * docids.length
     return Trie(
         array(np.int32, docids.length, symbols),
-        array(np.min_scalar_type(symbols - 1), edges),
-        array(np.min_scalar_type(symbols), edges),
+        *(array(dtype, edges) for dtype in edge_dtypes(symbols, fanouts)),
         array(np.int32, edges),
         array(np.uint32, words),
         array(np.int32),
-        fanouts=(symbols,) * docids.length,
+        fanouts=fanouts,
         tail_from=1,
         symbol_bits=bits,
     )
