@@ -117,36 +117,33 @@ def ceiling(work: Work, kind: str, queries: Sequence[Query], beams: int, most: i
 def rank_all(searching: GenerativeSearcher, query: str) -> Ranking:
     """The ten passages of highest log-probability of all; no search, each docid is read to its end."""
     inputs_1xS = searching.vocabulary.batch([query], searching.input_length)
-    tokens_NxL = np.asarray(searching.table.tokens_NxL)
-    score_N = np.concatenate(
-        [
-            log_probability(searching.model, searching.params, inputs_1xS, padded(tokens_NxL, first))
-            for first in range(0, len(tokens_NxL), DOCIDS_AT_ONCE)
-        ]
-    )[: len(tokens_NxL)]
+    tokens_NxL = np.asarray(searching.table.tokens_NxL, np.int32)
+    N, L = tokens_NxL.shape
+    tokens_CxKxL = np.pad(tokens_NxL, ((0, -N % DOCIDS_AT_ONCE), (0, 0))).reshape(-1, DOCIDS_AT_ONCE, L)
+    scores = log_probabilities(searching.model, searching.params, inputs_1xS, tokens_CxKxL)
+    score_N = np.asarray(scores).reshape(-1)[:N]
     best = np.argsort(-score_N, kind="stable")[:SHOWN]
     return [(searching.table.passage_ids[row].as_py(), score_N[row].item()) for row in best.tolist()]
 
 
-def padded(tokens_NxL: np.ndarray, first: int) -> np.ndarray:
-    some = tokens_NxL[first : first + DOCIDS_AT_ONCE].astype(np.int32)
-    return np.pad(some, ((0, DOCIDS_AT_ONCE - len(some)), (0, 0)))
-
-
 @functools.partial(jax.jit, static_argnames="model")
-def log_probability(model: GenerativeRetriever, params: dict, inputs_1xS, tokens_KxL) -> jax.Array:
-    """Of K docids (padded with 0): sums of their tokens' log-probabilities, K."""
+def log_probabilities(model: GenerativeRetriever, params: dict, inputs_1xS, tokens_CxKxL) -> jax.Array:
+    """Of docids (padded with 0), K at once: sums of their tokens' log-probabilities, C×K."""
     apply = functools.partial(model.stepwise.apply, model.stepwise_variables(params))
-    K, L = tokens_KxL.shape
-    cross, cache = apply(inputs_1xS, K, L, method="start")
-    newest_K, total_K = jnp.zeros(K, jnp.int32), jnp.zeros(K)
-    for position, token_K in enumerate(tokens_KxL.T):
-        x_1xKxE, cache = apply(newest_K[None], position, cache, cross, inputs_1xS, method="step")
-        logits_KxV = apply(x_1xKxE, method="logits")[0]
-        chosen_K = jnp.take_along_axis(logits_KxV, token_K[:, None], axis=1)[:, 0]
-        total_K += jnp.where(token_K > 0, chosen_K - jax.nn.logsumexp(logits_KxV, axis=1), 0.0)
-        newest_K = token_K
-    return total_K
+    _, K, L = tokens_CxKxL.shape
+    cross, empty = apply(inputs_1xS, K, L, method="start")
+
+    def read(tokens_KxL: jax.Array) -> jax.Array:
+        newest_K, total_K, cache = jnp.zeros(K, jnp.int32), jnp.zeros(K), empty
+        for position, token_K in enumerate(tokens_KxL.T):
+            x_1xKxE, cache = apply(newest_K[None], position, cache, cross, inputs_1xS, method="step")
+            logits_KxV = apply(x_1xKxE, method="logits")[0]
+            chosen_K = jnp.take_along_axis(logits_KxV, token_K[:, None], axis=1)[:, 0]
+            total_K += jnp.where(token_K > 0, chosen_K - jax.nn.logsumexp(logits_KxV, axis=1), 0.0)
+            newest_K = token_K
+        return total_K
+
+    return jax.lax.map(read, tokens_CxKxL)
 
 
 def main() -> None:
