@@ -183,16 +183,15 @@ class Attention(nn.Module):
         return self.out(mixed_BxTxHxD.reshape(*mixed_BxTxHxD.shape[:2], -1))
 
     def attend_own(self, x_BxKxE: jax.Array, keys_values: KeysValues, bias_HxT: jax.Array) -> jax.Array:
-        """Each of K beams attends from its newest token to its own keys, each BxKxTxHxD. Gives BxKxE.
+        """Each of K beams attends from its newest token to its own keys, each BxKxHxTxD. Gives BxKxE.
 
-        One query has nothing to share between rows: products and sums are one pass over the keys, where tiny
-        matrix products would each cost more than their arithmetic.
+        A head's keys lie together: a third of the time, on a CPU, of the same sums with the heads innermost.
         """
         keys, values = keys_values
-        query_BxKx1xHxD = self._heads(self.query(x_BxKxE))[:, :, None]
-        logits_BxKxTxH = jnp.sum((query_BxKx1xHxD * keys).astype(jnp.float32), axis=-1) + bias_HxT.T
-        weights = jax.nn.softmax(logits_BxKxTxH, axis=2).astype(values.dtype)
-        mixed_BxKxHxD = jnp.sum(weights[..., None] * values, axis=2)
+        query_BxKxHxD = self._heads(self.query(x_BxKxE))
+        logits_BxKxHxT = jnp.einsum("bkhd,bkhtd->bkht", query_BxKxHxD, keys).astype(jnp.float32) + bias_HxT
+        weights = jax.nn.softmax(logits_BxKxHxT, axis=-1).astype(values.dtype)
+        mixed_BxKxHxD = jnp.einsum("bkht,bkhtd->bkhd", weights, values)
         return self.out(mixed_BxKxHxD.reshape(*x_BxKxE.shape[:2], -1))
 
 
@@ -312,14 +311,14 @@ class DecoderLayer(nn.Module):
     def step(
         self, x_BxKxE, position, kept: KeysValues, cross: KeysValues, bias_HxT, cross_mask_BxTxS
     ) -> tuple[jax.Array, KeysValues]:
-        """One token for each of K beams; their keys and values go into `kept`, each BxKxTxHxD, at `position`.
+        """One token for each of K beams; their keys and values go into `kept`, each BxKxHxTxD, at `position`.
 
         Self-attention is each beam's own; cross-attention treats the beams as positions, so that they
         share their query's keys and values without a copy. Gives (BxKxE, `kept` with this token).
         """
         h = self.pre_self_attention_layer_norm(x_BxKxE)
         kept = jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, :, None], position, axis=2),
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, :, :, None], position, axis=3),
             kept,
             self.self_attention.keys_values(h),
         )

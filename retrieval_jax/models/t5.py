@@ -98,7 +98,7 @@ class DecoderStack(nn.Module):
         return [layer.cross_keys_values(encoded_BxSxE) for layer in self.layers]
 
     def step(self, x_BxKxE, position, cache: list, cross: list, cross_mask_BxTxS) -> tuple[jax.Array, list]:
-        positions = np.arange(cache[0][0].shape[2])
+        positions = np.arange(cache[0][0].shape[3])
         bias_HxTxT = self.relpos_bias(positions, positions)
         bias_HxT = jax.lax.dynamic_index_in_dim(bias_HxTxT, position, axis=1, keepdims=False)
         bias_HxT += jnp.where(positions <= position, 0.0, MASKED)
@@ -234,7 +234,7 @@ class T5(nn.Module):
         cross = self.decoder.cross_keys_values(encoded)
         if c.pawa_layers:
             cross += self.pawa_decoder.cross_keys_values(encoded)
-        empty = jnp.zeros((inputs_BxS.shape[0], beams, length, c.num_heads, c.head_dim), c.dtype)
+        empty = jnp.zeros((inputs_BxS.shape[0], beams, c.num_heads, length, c.head_dim), c.dtype)
         return cross, [(empty, empty)] * len(cross)
 
     def step(
