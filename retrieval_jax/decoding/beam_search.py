@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.decoding.trie import Trie
 
@@ -28,7 +30,7 @@ class Beams(NamedTuple):
 
 
 def constrained_beam_search(
-    step: Step, cache: Any, trie: Trie, beams: int
+    step: Step, cache: Any, trie: Trie, beams: int, mesh: Mesh | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Finds the docids of highest log-probability under the model's full softmax.
 
@@ -43,6 +45,7 @@ def constrained_beam_search(
       cache: what the first step is given: B×1×….
       trie: the docids; its arrays may be traced.
       beams: K.
+      mesh: where the queries lie over `data`, a whole number on each device; None for one device.
 
     Returns:
       (docid rows of the table B×K, scores B×K, bound B), best first. Where there are fewer docids than beams
@@ -56,13 +59,14 @@ def constrained_beam_search(
     state = Beams(jnp.zeros(root.shape, jnp.float32), root, root, degree)
     token_LxS = jnp.asarray(trie.token_LxS)
     logits_Bx1xS, log_z_Bx1, cache = step(root, 0, cache, token_LxS[0])
-    state, parent = expand(trie, trie.fanouts[0], beams, state, logits_Bx1xS, log_z_Bx1, 0)
+    grown = functools.partial(_expand_own_queries, mesh, trie, beams)
+    state, parent = grown(trie.fanouts[0], state, logits_Bx1xS, log_z_Bx1, jnp.int32(0))
     cache, bound_B = _take_beams(cache, parent), state.score[:, -1]
 
     # The branches of the loop's body differ in how many children they look at.
     fanouts = sorted(set(trie.fanouts[1:]))
     branch_of = jnp.array([0, *(fanouts.index(fanout) for fanout in trie.fanouts[1:])])
-    branches = [functools.partial(expand, trie, fanout, beams) for fanout in fanouts]
+    branches = [functools.partial(grown, fanout) for fanout in fanouts]
 
     def goes_on(carry) -> jax.Array:
         position, state, *_ = carry
@@ -124,6 +128,25 @@ def expand(
     nobody = Beams(-jnp.inf, 0, 0, 0)
     reached = [jnp.pad(x, missing, constant_values=n) for x, n in zip(reached, nobody, strict=True)]
     return Beams(*reached), jnp.pad(parent, missing)
+
+
+def _expand_own_queries(mesh: Mesh | None, trie: Trie, beams: int, fanout: int, *beams_logits_and_position):
+    """`expand`, by each device for its own queries: by itself XLA gathers all queries' candidates for a top-k."""
+
+    def own(trie: Trie, *beams_logits_and_position):
+        return expand(trie, fanout, beams, *beams_logits_and_position)
+
+    if mesh is None:
+        return own(trie, *beams_logits_and_position)
+    rows = P("data")
+    on_shards = jax.shard_map(
+        own,
+        mesh=mesh,
+        in_specs=(P(), rows, rows, rows, P()),
+        out_specs=rows,
+        check_vma=False,  # the devices of `model` do the same
+    )
+    return on_shards(trie, *beams_logits_and_position)
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:

@@ -19,7 +19,14 @@ class GenerativeRetriever(EncoderDecoder):
     answer = "docids"
 
     def predict_batch_with_aux(
-        self, params: dict, batch: Batch, rng: jax.Array | None = None, *, trie: Trie, beams: int
+        self,
+        params: dict,
+        batch: Batch,
+        rng: jax.Array | None = None,
+        *,
+        trie: Trie,
+        beams: int,
+        mesh: Mesh | None = None,
     ) -> tuple[jax.Array, Metrics]:
         """Constrained beam search: (docid rows of the table B×beams, {"scores": B×beams, "bound": B}).
 
@@ -35,7 +42,7 @@ class GenerativeRetriever(EncoderDecoder):
             )
             return *self.stepwise.apply(variables, x_BxKxE, tokens_S, method="some_logits"), cache
 
-        rows, scores, bound = constrained_beam_search(step, cache, trie, beams)
+        rows, scores, bound = constrained_beam_search(step, cache, trie, beams, mesh)
         return rows, {"scores": scores, "bound": bound}
 
     def rank_atomic(

@@ -57,7 +57,7 @@ class GenerativeSearcher:
         self.replace(table)
         # B×K results go to every device, so that each process of a mesh of several reads them whole.
         self._whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
-        decode = functools.partial(model.predict_batch_with_aux, beams=beams)
+        decode = functools.partial(model.predict_batch_with_aux, beams=beams, mesh=mesh)
         self._decode = jax.jit(decode, out_shardings=self._whole)
         self._rank = self._compiled_rank(recall)
 

@@ -79,7 +79,9 @@ class Job:
 
         def decode(params, batch, docids):
             if self.trie:
-                return self.model.predict_batch_with_aux(params, batch, trie=docids, beams=self.beams)
+                return self.model.predict_batch_with_aux(
+                    params, batch, trie=docids, beams=self.beams, mesh=mesh
+                )
             return self.model.rank_atomic(params, batch, docids, self.beams, mesh)
 
         return jax.jit(decode).trace(*self.given(mesh).values())

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 SCRIPT = """
+import functools
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -28,23 +31,37 @@ rng = np.random.default_rng(0)
 N, OUTPUTS = 100, 128
 codes = 2 + np.arange(3) * 40 + rng.integers(0, 40, (N, 3))
 kinds = {"atomic": np.arange(1, N + 1)[:, None], "rq_3x40": codes}
+BEAMS, BATCH = 12, 8
+
+
+def most_gathered(model, placed, searcher):
+    # Elements of the largest array that its compiled search puts together from several devices.
+    tokens = searcher.place(np.ones((BATCH, 6), np.int32), "data")
+    search = jax.jit(functools.partial(model.predict_batch_with_aux, beams=BEAMS, mesh=searcher.mesh))
+    text = search.lower(placed, {"encoder_input_tokens": tokens}, trie=searcher.trie).compile().as_text()
+    shapes = re.findall(r"= \\w+\\[([\\d,]*)\\]\\S* all-gather(?:-start)?\\(", text)
+    return max((math.prod(map(int, shape.split(","))) for shape in shapes), default=0)
+
+
 for kind, tokens in kinds.items():
     table = DocidTable(kind, tokens, arrow_ids.array(map(str, range(N))), OUTPUTS, "")
     config = T5Config(128, 32, 8, 8, 64, 1, 1, output_size=OUTPUTS, reads_outputs=kind != "atomic")
     model = GenerativeRetriever(config)
     shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, tokens.shape[1])}
     boxed = model.get_initial_variables(jax.random.key(0), shapes)["params"]
-    expected = GenerativeSearcher(model, nn.unbox(boxed), table, vocabulary, 6, 12, 8).search(queries, 10)
+    expected = GenerativeSearcher(model, nn.unbox(boxed), table, vocabulary, 6, BEAMS, BATCH).search(queries, 10)
     for parallelism in (1, 2, 8):
         mesh = partitioning.make_mesh(parallelism)
         placed = jax.device_put(nn.unbox(boxed), partitioning.params_shardings(mesh, boxed))
         kernel = placed["decoder"]["logits_dense"]["kernel"]
         assert kernel.addressable_shards[0].data.shape == (32, OUTPUTS // parallelism)
-        searcher = GenerativeSearcher(model, placed, table, vocabulary, 6, 12, 8, mesh)
+        searcher = GenerativeSearcher(model, placed, table, vocabulary, 6, BEAMS, BATCH, mesh)
         found = searcher.search(queries, 10)
         for query, ranking in zip(expected, found, strict=True):
             assert [p for p, _ in query] == [p for p, _ in ranking], (kind, parallelism)
             np.testing.assert_allclose([s for _, s in query], [s for _, s in ranking], atol=1e-4)
+        if kind != "atomic":  # no device looks at the beams' children of others' queries
+            assert most_gathered(model, placed, searcher) <= BATCH * BEAMS
     assert len({tuple(p for p, _ in ranking) for ranking in expected}) > 5  # the queries matter
 
 from retrieval_jax.search.exact import ExactSearch
