@@ -275,7 +275,9 @@ def test_step_far_from_the_start(golden, config, variables):
     start, step = stepper(config)
     cross, cache = start(variables, inputs, 1, position + 1)
     cache = jax.tree.map(
-        lambda empty, a: empty.at[:, 0, :position].set(a[:, :position]), cache, passed(variables)
+        lambda empty, a: empty.at[:, 0, :, :position].set(a[:, :position].swapaxes(1, 2)),
+        cache,
+        passed(variables),
     )
     logits, _ = step(variables, targets[:, -1:], position, cache, cross, inputs)
     np.testing.assert_allclose(logits[:, 0], golden["logits"][:, -1], atol=1e-4, rtol=0)

@@ -49,7 +49,8 @@ for kind, tokens in kinds.items():
     model = GenerativeRetriever(config)
     shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, tokens.shape[1])}
     boxed = model.get_initial_variables(jax.random.key(0), shapes)["params"]
-    expected = GenerativeSearcher(model, nn.unbox(boxed), table, vocabulary, 6, BEAMS, BATCH).search(queries, 10)
+    alone = GenerativeSearcher(model, nn.unbox(boxed), table, vocabulary, 6, BEAMS, BATCH)
+    expected = alone.search(queries, 10)
     for parallelism in (1, 2, 8):
         mesh = partitioning.make_mesh(parallelism)
         placed = jax.device_put(nn.unbox(boxed), partitioning.params_shardings(mesh, boxed))
