@@ -131,7 +131,7 @@ def expand(
 
 
 def _expand_own_queries(mesh: Mesh | None, trie: Trie, beams: int, fanout: int, *beams_logits_and_position):
-    """`expand`, by each device for its own queries: XLA would gather all queries' candidates for the top-k."""
+    """`expand`, by each device for its own queries: XLA would gather those of all for the top-k."""
 
     def own(trie: Trie, *beams_logits_and_position):
         return expand(trie, fanout, beams, *beams_logits_and_position)
