@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from _docids import T5_SIZE
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import Beams, expand
@@ -20,26 +21,30 @@ from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.t5 import T5
 from retrieval_jax.progress import say
+from retrieval_jax.training.multihost import placed
 
 BEAMS, QUERY_LENGTH, WHOLE_BATCH = 40, 16, 8
 ONCE_A_QUERY = [("encoder_decoder_attention", "key"), ("encoder_decoder_attention", "value")]
 LOGITS_A_CALL = 1 << 21  # 8 MB: more where one step reads more
 
 
-def network(output_size: int) -> T5Config:
-    return T5Config(T5_SIZE, 64, 4, 16, 128, 2, 2, output_size=output_size, reads_outputs=True)
+def network(output_size: int, width: int = 64, layers: int = 2) -> T5Config:
+    sizes = width, width // 16, 16, 2 * width, layers, layers
+    return T5Config(T5_SIZE, *sizes, output_size=output_size, reads_outputs=True)
 
 
 def medians(runs: Sequence[Callable], repetitions: int, warm_up: int = 1, pause: float = 0) -> list[float]:
     """Milliseconds that each takes, run in turn: after a pause (seconds), where others' threads still spin,
-    and a call that is not in the time, as others' data is in the caches.
+    and calls that are not in the time, for a third as long, as others' data is in the caches.
     """
     times = [[] for _ in runs]
     for repetition in range(warm_up + repetitions):
         for run, some in zip(runs, times, strict=True):
             if pause:
                 time.sleep(pause)
-                jax.block_until_ready(run())
+                warm = time.perf_counter() + pause / 3
+                while time.perf_counter() < warm:
+                    jax.block_until_ready(run())
             started = time.perf_counter()
             jax.block_until_ready(run())
             if repetition >= warm_up:  # before, it compiles
@@ -146,16 +151,29 @@ def unconstrained_search(module: T5, params: dict, queries_BxS: jax.Array, lengt
     return written, score
 
 
-def compiled_search(model: GenerativeRetriever) -> Callable:
+def compiled_search(model: GenerativeRetriever, mesh: Mesh | None = None) -> Callable:
     """(params, trie, queries B×S) -> (rows B×BEAMS, scores)."""
 
     @jax.jit
     def search(params, trie, queries_BxS):
         batch = {"encoder_input_tokens": queries_BxS}
-        rows, aux = model.predict_batch_with_aux(params, batch, trie=trie, beams=BEAMS)
+        rows, aux = model.predict_batch_with_aux(params, batch, trie=trie, beams=BEAMS, mesh=mesh)
         return rows, aux["scores"]
 
     return search
+
+
+def placed_search(model: GenerativeRetriever, params: dict, trie: Trie, mesh: Mesh) -> Callable:
+    """queries B×S -> (rows B×BEAMS, scores), the queries shared among the mesh's devices."""
+    search, (params, trie) = compiled_search(model, mesh), placed(mesh, (params, trie))
+    return lambda queries_BxS: search(params, trie, placed(mesh, queries_BxS, "data"))
+
+
+def placed_products(products: list[tuple], mesh: Mesh) -> Callable:
+    """() -> those matrix products (rows, kernel), the rows shared among the mesh's devices."""
+    multiply = jax.jit(lambda pairs: [rows @ kernel for rows, kernel in pairs])
+    pairs = [(placed(mesh, rows, "data"), placed(mesh, kernel)) for rows, kernel in products]
+    return functools.partial(multiply, pairs)
 
 
 def step_products(params: dict) -> list[tuple[jax.Array, jax.Array]]:

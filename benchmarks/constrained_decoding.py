@@ -10,8 +10,9 @@
   network are timed beside them;
 - hf: whole searches beside Hugging Face's `generate` with `prefix_allowed_tokens_fn` over a dict trie, with
   the same weights; how many of the same docids come out, rank by rank. Needs torch and transformers. It is
-  run as it is, and with ended beams kept among the others, as here, with one thread and with all; the
-  speedup is over the fastest. Beside them what the decoder's matrix products take alone, by XLA or PyTorch;
+  run as it is, and with ended beams kept among the others, as here, with one thread and with all; the search
+  on one device and with a device for each core; the speedup is of the fastest over the fastest. Beside them
+  what the decoder's matrix products take alone, by XLA or PyTorch;
 - base (where asked for, on an accelerator): T5 1.1 Base, batches of 64, milliseconds a query for each kind,
   and the share of them that all is but the network: softmax, children, top-k.
 
@@ -24,6 +25,7 @@ import argparse
 import functools
 import importlib.util
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -35,12 +37,13 @@ import numpy as np
 from _cost import (
     BEAMS,
     WHOLE_BATCH,
-    compiled_search,
     measure_atomic,
     measure_base,
     measure_cost,
     medians,
     network,
+    placed_products,
+    placed_search,
     random_queries,
     step_products,
 )
@@ -50,7 +53,9 @@ from rich.table import Table
 from retrieval_jax.data.vocabulary import EOS, round_up
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.progress import say
+from retrieval_jax.training.partitioning import make_mesh
 
 MS_MARCO, HF_DOCIDS, QUICK_DOCIDS = 8_841_823, 1_000_000, 20_000
 QUICK_KINDS = ("semantic", "rq_8x256")
@@ -94,22 +99,24 @@ def _per_docid(measured: dict | str, count: int) -> dict | str:
 # --- Hugging Face ---
 
 
-def measure_hf(docids: _docids.Docids, repetitions: int) -> dict:
-    """Milliseconds a query: ours, generate (two ways, each with as many threads as is best); how many of its
-    docids are ours, rank by rank; what matrix products alone take.
+def measure_hf(docids: _docids.Docids, config: T5Config, repetitions: int) -> dict:
+    """Milliseconds a query: ours (on one device, or one for each core), generate (two ways, each with as many
+    threads as is best); how many of its docids are ours, rank by rank; what matrix products alone take.
     """
     import _hugging_face
 
-    tokens_NxL, config = docids.tokens_NxL, network(docids.output_size)
+    tokens_NxL = docids.tokens_NxL
     rival = _hugging_face.random_network(config)
-    params, (trie, _) = jax.device_put(_hugging_face.params_of(rival)), build_trie(tokens_NxL)
-    dicts, trie = _rivals.dict_trie(tokens_NxL), jax.device_put(trie)
-    search, queries = compiled_search(GenerativeRetriever(config)), random_queries()
+    params, (trie, _) = _hugging_face.params_of(rival), build_trie(tokens_NxL)
+    model, queries, dicts = GenerativeRetriever(config), random_queries(), _rivals.dict_trie(tokens_NxL)
+    sizes = (1, math.gcd(WHOLE_BATCH, jax.device_count()))
+    meshes = [make_mesh(devices=jax.devices()[:size]) for size in sizes]
+    searches = [placed_search(model, params, trie, mesh) for mesh in meshes]
     ways = [
         _hugging_face.searcher(rival, dicts, tokens_NxL.shape[1], BEAMS, put_aside)
         for put_aside in (True, False)
     ]
-    rows_BxK, scores_BxK = search(params, trie, queries)
+    rows_BxK, scores_BxK = searches[-1](queries)
     ours_BxKxL = tokens_NxL[np.asarray(rows_BxK)]
     agree = []
     for way in ways:
@@ -120,13 +127,13 @@ def measure_hf(docids: _docids.Docids, repetitions: int) -> dict:
         agree.append(int((same_BxK | found_BxK & close_BxK).sum()))
     # On a busy machine, or for a small network, PyTorch is faster with one thread.
     threads = (1, os.cpu_count())
-    runs = [functools.partial(way, queries, n) for way in ways for n in threads]
-    ours, *theirs = medians([lambda: search(params, trie, queries), *runs], repetitions, 1, pause=0.3)
-    times = [ours, *np.reshape(theirs, (len(ways), len(threads))).min(1)]
+    runs = [functools.partial(search, queries) for search in searches]
+    runs += [functools.partial(way, queries, n) for way in ways for n in threads]
+    times = np.reshape(medians(runs, repetitions, 1, pause=0.3), (-1, 2)).min(1)  # each its two ways to run
     products = step_products(params)
-    by_xla = jax.jit(lambda pairs: [a @ b for a, b in pairs])
     by_torch = _hugging_face.multiply(products)
-    runs = [lambda: by_xla(products), *(functools.partial(by_torch, n) for n in threads)]
+    runs = [placed_products(products, mesh) for mesh in meshes]
+    runs += [functools.partial(by_torch, n) for n in threads]
     step = min(medians([run], 20 * repetitions)[0] for run in runs)  # again and again: at their fastest
     # A search takes all but the root's, where a query has one beam.
     least = step * (tokens_NxL.shape[1] - 1) / WHOLE_BATCH
@@ -156,6 +163,7 @@ def run_hf(count: int, vocabulary: Path | None, repetitions: int, console: Conso
         return speedup
     table = Table(
         "softmax",
+        "network",
         "products alone",
         "this search",
         "generate",
@@ -165,22 +173,30 @@ def run_hf(count: int, vocabulary: Path | None, repetitions: int, console: Conso
         "speedup",
         title=f"Milliseconds a query: {count:,} naive docids, batches of {WHOLE_BATCH}, {BEAMS} beams",
     )
-    docids, generate = _docids.naive(count, vocabulary), {}
-    for case, made in zip(speedup, (docids, own_vocabulary(docids)), strict=True):
-        measured = measure_hf(made, repetitions)
-        (ours, *theirs), all_of_them = measured["milliseconds"], WHOLE_BATCH * BEAMS
+    docids = _docids.naive(count, vocabulary)
+    own = own_vocabulary(docids)
+    cases = {
+        "naive_32k": (docids, network(docids.output_size)),
+        "docid_vocabulary": (own, network(own.output_size)),
+        "docid_vocabulary_smallest": (own, network(own.output_size, width=16, layers=1)),
+    }
+    ours, generate = {}, {}
+    for case, (made, config) in cases.items():
+        measured = measure_hf(made, config, repetitions)
+        (ours[case], *theirs), all_of_them = measured["milliseconds"], WHOLE_BATCH * BEAMS
         generate[case] = min(theirs)
-        speedup[case] = generate[case] / ours
+        speedup[case] = generate[case] / ours[case]
         cells = [
             cell
             for time, agree in zip(theirs, measured["agree"], strict=True)
             for cell in (f"{time:.1f}", f"{agree} of {all_of_them}")
         ]
-        times = measured["products"], f"{ours:.2f}"
-        table.add_row(f"{made.output_size:,} ({case})", *times, *cells, f"{speedup[case]:.1f}")
+        size = f"{config.emb_dim} wide, {config.num_encoder_layers} + {config.num_decoder_layers} layers"
+        times = measured["products"], f"{ours[case]:.2f}"
+        table.add_row(f"{made.output_size:,} ({case})", size, *times, *cells, f"{speedup[case]:.1f}")
     console.print(table)
     # What T5's `generate` has no smaller softmax for.
-    speedup["docid_vocabulary_over_32k"] = generate["naive_32k"] / ours
+    speedup["docid_vocabulary_over_32k"] = generate["naive_32k"] / ours["docid_vocabulary"]
     return speedup
 
 
@@ -260,11 +276,12 @@ def main() -> None:
         "--vocabulary", type=Path, help="a SentencePiece model: cuts naive docids into its pieces"
     )
     options = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     repetitions = 3 if options.quick else 7
     count, hf_count = (
         options.docids or (QUICK_DOCIDS if options.quick else n) for n in (MS_MARCO, HF_DOCIDS)
     )
-    console = Console(width=160)
+    console = Console(width=190)
     console.print(f"on {jax.devices()[0].device_kind}, {os.cpu_count()} cores")
     figures = {"hf_speedup": dict.fromkeys(("naive_32k", "docid_vocabulary"))}
     if options.only in (None, "hf"):
