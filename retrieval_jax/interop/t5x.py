@@ -222,7 +222,7 @@ class Model(models.BaseModel):
         if self.searcher.atomic:
             return self.model.rank_atomic(params, batch, docids["real_V"], self.beams, mesh)
         trie = dataclasses.replace(self.searcher.trie, **docids)
-        return self.model.predict_batch_with_aux(params, batch, trie=trie, beams=self.beams)
+        return self.model.predict_batch_with_aux(params, batch, trie=trie, beams=self.beams, mesh=mesh)
 
     def score_batch(self, params: dict, batch: Batch, return_intermediates: bool = False) -> jax.Array:
         """The model's own `score_batch`, B."""

@@ -31,7 +31,7 @@ class GenerativeRetriever(EncoderDecoder):
         """Constrained beam search: (docid rows of the table B×beams, {"scores": B×beams, "bound": B}).
 
         Best first, by log-probability, which no docid left out has above the bound; see
-        `constrained_beam_search`. Cross-attention's keys and values are made once a query.
+        `constrained_beam_search`, also for `mesh`. Cross-attention's keys and values are made once a query.
         """
         variables, inputs_BxS = self.stepwise_variables(params), batch["encoder_input_tokens"]
         cross, cache = self.stepwise.apply(variables, inputs_BxS, 1, trie.length, method="start")
