@@ -136,17 +136,12 @@ def _expand_own_queries(mesh: Mesh | None, trie: Trie, beams: int, fanout: int, 
     def own(trie: Trie, *beams_logits_and_position):
         return expand(trie, fanout, beams, *beams_logits_and_position)
 
-    if mesh is None:
-        return own(trie, *beams_logits_and_position)
-    rows = P("data")
-    on_shards = jax.shard_map(
-        own,
-        mesh=mesh,
-        in_specs=(P(), rows, rows, rows, P()),
-        out_specs=rows,
-        check_vma=False,  # the devices of `model` do the same
-    )
-    return on_shards(trie, *beams_logits_and_position)
+    if mesh is not None:
+        rows = P("data")
+        specs = (P(), rows, rows, rows, P())
+        # Unchecked: the devices of `model` do the same.
+        own = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    return own(trie, *beams_logits_and_position)
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
