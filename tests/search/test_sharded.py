@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 SCRIPT = """
-import functools
 import math
 import re
 import sys
@@ -34,11 +33,11 @@ kinds = {"atomic": np.arange(1, N + 1)[:, None], "rq_3x40": codes}
 BEAMS, BATCH = 12, 8
 
 
-def most_gathered(model, placed, searcher):
+def most_gathered(searcher):
     # Elements of the largest array that its compiled search puts together from several devices.
     tokens = searcher.place(np.ones((BATCH, 6), np.int32), "data")
-    search = jax.jit(functools.partial(model.predict_batch_with_aux, beams=BEAMS, mesh=searcher.mesh))
-    text = search.lower(placed, {"encoder_input_tokens": tokens}, trie=searcher.trie).compile().as_text()
+    lowered = searcher._decode.lower(searcher.params, {"encoder_input_tokens": tokens}, trie=searcher.trie)
+    text = lowered.compile().as_text()
     shapes = re.findall(r"= \\w+\\[([\\d,]*)\\]\\S* all-gather(?:-start)?\\(", text)
     return max((math.prod(map(int, shape.split(","))) for shape in shapes), default=0)
 
@@ -62,7 +61,7 @@ for kind, tokens in kinds.items():
             assert [p for p, _ in query] == [p for p, _ in ranking], (kind, parallelism)
             np.testing.assert_allclose([s for _, s in query], [s for _, s in ranking], atol=1e-4)
         if kind != "atomic":  # no device looks at the beams' children of others' queries
-            assert most_gathered(model, placed, searcher) <= BATCH * BEAMS
+            assert most_gathered(searcher) <= BATCH * BEAMS
     assert len({tuple(p for p, _ in ranking) for ranking in expected}) > 5  # the queries matter
 
 from retrieval_jax.search.exact import ExactSearch
