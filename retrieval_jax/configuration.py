@@ -53,6 +53,14 @@ def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
             raise UserError(f"--gin.{name}: no such name: {mend}")
         with _one_line(f"--gin.{binding}"):
             gin.parse_config(binding)
+    _one_number_of_steps()
+
+
+def _one_number_of_steps() -> None:
+    """Makes `train.steps`, where it is set alone, the steps of all that goes by them, as a schedule does."""
+    steps = gin.query_parameter("train.steps")
+    if isinstance(steps, int):
+        gin.parse_config(f"STEPS = {steps}")
 
 
 def given() -> tuple[list[str], list[str]]:

@@ -40,7 +40,7 @@ CONFIGURABLE = (
 EXAMPLES = """examples:
   retrieval-jax demo                                          everything, on the embedded collection
   retrieval-jax demo --gin.COLLECTION="'path/to/folder'"      … on a folder in BEIR or TSV layout
-  retrieval-jax train --gin_file=runs/naive.gin --gin.train.steps=2000
+  retrieval-jax train --gin_file=runs/naive.gin --gin.STEPS=2000
   retrieval-jax search --gin.SEARCHER="'naive'" --gin.QUERY="'how do I smooth a signal?'"
 
 options of every verb:

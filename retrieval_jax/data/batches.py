@@ -65,7 +65,8 @@ def batches(
       drop_rates: task -> the probability that a token of its input is left out, anew in each epoch.
       batch_size: examples of all hosts together.
       seed: of order and draws.
-      position: batches that came before.
+      position: examples that came before, of all hosts together. A curriculum counts them in batches of this
+        size.
       rows: which rows of each batch to give, ascending (another host gives the others); None: all.
       pack: how many examples share a row, see packing.py; each host packs its own. 1: a row for each.
     """
@@ -88,20 +89,22 @@ def batches(
     def reader(task: str, examples: Numbered) -> Numbered:
         return _reader(examples, drop_rates.get(task, 0.0))
 
-    first, position = _stage(stages, position)
+    first, position = _stage(stages, batch_size, position)
     for number in range(first, len(stages)):
         count, mixture = stages[number]
         mixed = _mixed(number, mixture, seed, reader)
 
         def pick(i: int, mixed=mixed, position=position) -> Features:
             batch, row = divmod(i, len(own))
-            return mixed[(position + batch) * batch_size + int(own[row])]
+            return mixed[position + batch * batch_size + int(own[row])]
 
-        length = 1 << 60 if count is None else (count - position) * len(own)
+        left = 1 << 40 if count is None else -(-(count * batch_size - position) // batch_size)
+        length = left * len(own)
         some = grain.MapDataset.range(length).map(pick).batch(len(own), batch_fn=collate)
         # One thread: the processor's cores are for the training step.
         yield from some.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
-        position = 0
+        # What the last batch took of the next stage, after other sizes of batches.
+        position = 0 if count is None else position + (left - count) * batch_size
 
 
 def examples_of(
@@ -111,25 +114,25 @@ def examples_of(
     position: int,
     tell: Callable[[str, int, np.random.Generator], T],
 ) -> list[T]:
-    """`tell(task, number, rng)` of each example of the batch at a position, in the order of its rows.
+    """`tell(task, number, rng)` of each example of the batch after `position` others, row by row.
 
     `rng` draws what it drew when the batch was made. Nothing else is read.
     """
-    number, position = _stage(stages, position)
+    number, position = _stage(stages, batch_size, position)
 
     def teller(task: str, _: Numbered) -> Callable[[int, np.random.Generator], T]:
         return lambda i, rng: tell(task, int(i), rng)
 
     mixed = _mixed(number, stages[number][1], seed, teller)
-    return [mixed[position * batch_size + row] for row in range(batch_size)]
+    return [mixed[position + row] for row in range(batch_size)]
 
 
-def _stage(stages: Stages, position: int) -> tuple[int, int]:
-    """(which stage a position is in, batches of that stage before it); (how many, 0) after the last."""
+def _stage(stages: Stages, batch_size: int, position: int) -> tuple[int, int]:
+    """(which stage a position is in, examples of that stage before it); (how many, 0) after the last."""
     for number, (count, _) in enumerate(stages):
-        if count is None or position < count:
+        if count is None or position < count * batch_size:
             return number, position
-        position -= count
+        position -= count * batch_size
     return len(stages), 0
 
 

@@ -51,7 +51,7 @@ class Checkpoints:
     def fault(self, step: int) -> str | None:
         """What is wrong with a step's files; None if nothing is known to be.
 
-        Of processes that train together the first one looks; one that only reads looks itself.
+        Of processes that train together only the first one looks (see `_newest`).
         """
         if step not in self.faults:
             found = None
@@ -59,25 +59,37 @@ class Checkpoints:
                 found = checksums.fault(self.folder / str(step))
                 if found is None and step not in self.manager.all_steps():
                     found = "its save did not end"
-            if not self.read_only and multihost.agreed(found is not None):
-                found = found or "as the first process tells"
             self.faults[step] = found
         return self.faults[step]
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint that is not damaged."""
-        return next((step for step in self.steps() if not self.fault(step)), None)
+        return self._newest()
 
-    def save(self, step: int, params: Any, optimizer: Any) -> None:
-        """Saves after `step` steps; the position in the data is the number of batches taken."""
-        if step == self.manager.latest_step():
+    def _newest(self, before: int | None = None) -> int | None:
+        """The newest step (before another one, if given) that is not damaged.
+
+        Processes that train together take the first one's answer: on a shared file system a listing may be
+        cached, and processes that saw different steps would wait for each other in different places.
+        """
+
+        def newest() -> int:
+            steps = (step for step in self.steps() if before is None or step < before)
+            return next((step for step in steps if not self.fault(step)), -1)
+
+        step = newest() if self.read_only else multihost.first_decides(newest)
+        return None if step < 0 else step
+
+    def save(self, step: int, params: Any, optimizer: Any, examples: int | None = None) -> None:
+        """Saves after `step` steps, for which so many examples were taken (None: one a step)."""
+        if multihost.agreed(step == self.manager.latest_step()):
             return
         self.manager.save(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
                 optimizer=ocp.args.StandardSave(optimizer),
-                position=ocp.args.JsonSave({"batches": step}),
+                position=ocp.args.JsonSave({"examples": step if examples is None else examples}),
             ),
         )
         multihost.first_does(lambda: checksums.write(self.folder / str(step)))
@@ -88,23 +100,28 @@ class Checkpoints:
         Damaged ones that are newer are moved to damaged_checkpoints/, so that their steps can be saved again.
         Where nothing can be restored, raises UserError and moves nothing.
         """
-        damaged: dict[int, str] = {}
-        for step in self.steps():
-            reason = self.fault(step)
-            if not reason:
-                try:
-                    restored = self.restore(step, params, optimizer)
-                except UserError as error:
-                    # What is as it was saved does not fit, and neither will older ones.
-                    if (self.folder / str(step) / checksums.NAME).exists():
-                        raise
-                    reason = str(error).removeprefix(f"{self.folder}/{step}: ")
-                else:
-                    self._move_aside(damaged)
-                    return restored
-            damaged[step] = reason
+        unread: dict[int, str] = {}  # steps without a known fault that could not be read, and why
+        step = self._newest()
+        while step is not None:
+            try:
+                restored = self.restore(step, params, optimizer)
+            except UserError as error:
+                # What is as it was saved does not fit, and neither will older ones.
+                if multihost.agreed((self.folder / str(step) / checksums.NAME).exists()):
+                    raise
+                unread[step] = str(error).removeprefix(f"{self.folder}/{step}: ")
+            else:
+                self._move_aside(step, unread)
+                return restored
+            step = self._newest(before=step)
+        multihost.first_does(lambda: self._refuse_damaged(unread))
+        return None
+
+    def _refuse_damaged(self, unread: dict[int, str]) -> None:
+        """Raises UserError where there are checkpoints, of which none could be restored."""
+        damaged = {step: unread.get(step) or self.fault(step) for step in self.steps()}
         if not damaged:
-            return None
+            return
         newest, reason = next(iter(damaged.items()))
         if not self.fault(newest):
             raise UserError(f"{self.folder}/{newest}: {reason}")
@@ -114,7 +131,7 @@ class Checkpoints:
         )
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, int]:
-        """(params, optimiser's state, batches taken) at a step, laid out like the given abstract trees.
+        """(params, optimiser's state, the step) at a step, laid out like the given abstract trees.
 
         Raises UserError where it is damaged, or of another network or optimiser.
         """
@@ -122,11 +139,15 @@ class Checkpoints:
             step,
             params=ocp.args.StandardRestore(params),
             optimizer=ocp.args.StandardRestore(optimizer),
-            position=ocp.args.JsonRestore(),
         )
-        if restored["position"] != {"batches": step}:
-            raise UserError(f"{self.folder}/{step}: its position is not that step's: use another MODEL_DIR")
         return restored["params"], restored["optimizer"], step
+
+    def examples(self, step: int, batch_size: int) -> int:
+        """How many examples were taken up to a step. Older checkpoints counted batches, of one size."""
+        position = self._restore(step, position=ocp.args.JsonRestore())["position"]
+        if "batches" in position:
+            return position["batches"] * batch_size
+        return position["examples"]
 
     def restore_params(self, step: int, params: Any) -> Any:
         """The params alone."""
@@ -146,18 +167,22 @@ class Checkpoints:
                 "use the optimiser that it was made with, or another MODEL_DIR"
             ) from None
 
-    def _move_aside(self, damaged: dict[int, str]) -> None:
-        def move() -> None:
-            for step, reason in damaged.items():
+    def _move_aside(self, restored: int, unread: dict[int, str]) -> None:
+        """Moves the damaged checkpoints that are newer than the restored one."""
+
+        def move() -> int:
+            newer = [step for step in self.steps() if step > restored]
+            for step in newer:
+                reason = unread.get(step) or self.fault(step)
                 aside = self.folder.with_name("damaged_checkpoints") / str(step)
                 while aside.exists():
                     aside = aside.with_name(f"{aside.name}.again")
                 aside.parent.mkdir(exist_ok=True)
                 (self.folder / str(step)).rename(aside)  # in a bucket, a copy of its objects
                 say(f"{self.folder}/{step}: damaged ({reason}): moved to {aside}, an older one goes on")
+            return len(newer)
 
-        if damaged:
-            multihost.first_does(move)
+        if multihost.first_decides(move):
             self.manager.reload()
             self.faults.clear()
 

@@ -36,15 +36,18 @@ def fit(
     examples_of: ExamplesOf | None = None,
     profile: tuple[int, int] | None = None,
     given: Mapping[str, LazyArray] | None = None,
+    batch_size: int = 1,
 ) -> dict:
     """The loop: any model with T5X's interface, any batches (a function of the position in the data).
 
     Args:
-      batches: gives the rows of each batch that this process's devices hold (`multihost.local_rows`).
+      batches: from a position (examples taken before it) on, gives the rows of each batch that
+        this process's devices hold (`multihost.local_rows`).
       dev: `dev(params)` gives metrics by real searching; `dev.samples`, if there, some of what it found.
       log_every: steps between two points of the learning curve.
       examples_of: see Watch; profile: see Profiler.
       given: parameters to begin with, by name; see `initial_state`.
+      batch_size: examples that a step moves the position by.
 
     Gives {"step", "minutes", "input_wait", **the last dev metrics}. Raises UserError where the numbers go
     wrong, and Preempted, with all saved, after SIGTERM.
@@ -58,7 +61,12 @@ def fit(
         return done
 
     mesh = partitioning.make_mesh()
-    data = batches(start)
+    begun = (start, saved.examples(start, batch_size) if start else 0)  # a step and its position
+
+    def position(step: int) -> int:
+        return begun[1] + (step - begun[0]) * batch_size
+
+    data = batches(position(start))
     batch = next(data)
     shapes = multihost.global_shapes(mesh, batch)
     abstract = abstract_state(model, mesh, shapes)
@@ -66,7 +74,8 @@ def fit(
         params, optimizer, step = restored
         state = TrainState(params, optimizer, multihost.placed(mesh, np.int32(step)))
         if step != start:
-            data = batches(step)
+            begun = (step, saved.examples(step, batch_size))
+            data = batches(position(step))
             batch = next(data)
         say(f"{folder}: going on from step {step}")
     else:
@@ -74,7 +83,10 @@ def fit(
     step_fn = make_train_step(model, mesh, abstract, seed)
     norm = jax.jit(optax.tree.norm).lower(abstract.params).compile()
 
-    curve, watch = Curve(folder, step), Watch(folder, examples_of)
+    curve, watch = (
+        Curve(folder, step),
+        Watch(folder, examples_of and (lambda before: examples_of(position(before)))),
+    )
     clock = Clock(mesh, curve.minutes_before, max_minutes, functools.partial(model_flops, model, shapes))
     profiler = Profiler(folder, profile)
     waiting: tuple[int, dict] | None = None  # the last step's number and metrics, still on the device
@@ -126,7 +138,7 @@ def fit(
             if ends or step % save_every == 0:
                 take_in()  # nothing is saved whose numbers went wrong
                 curve.flush()
-                saved.save(step, state.params, state.optimizer)
+                saved.save(step, state.params, state.optimizer, position(step))
             if not preempted and (ends or step % eval_every == 0):
                 on_dev = dev(state.params)
                 watch.dev(step, on_dev)

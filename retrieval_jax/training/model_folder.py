@@ -4,7 +4,7 @@ MODEL_DIR/model.json            what the model is: enough to open it
 MODEL_DIR/sentencepiece.model   its vocabulary
 MODEL_DIR/checkpoints/STEP/     where it is trained: see checkpoints.py
 MODEL_DIR/weights.safetensors   where it is not, but converted or exported: one file, or several and an index
-MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin
+MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin, settings.json (see settings.py)
 """
 
 import dataclasses

@@ -81,17 +81,30 @@ def agreed(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def first_does(what: Callable[[], object]) -> None:
-    """Calls it on the first process while the others wait; where it fails, all of them raise UserError."""
-    failure: UserError | None = None
+def first_decides(what: Callable[[], int]) -> int:
+    """The number that a function gives on the first process, on all of them; only the first one calls it.
+
+    All must call this. Whatever error the first process meets, it raises; the others raise UserError.
+    """
+    value, failure = 0, None
     if is_first():
         try:
-            what()
-        except UserError as error:
+            value = what()
+        except Exception as error:  # of any kind: the others must not be left waiting
             failure = error
     if agreed(failure is None):
-        return
+        return agreed(value)
     raise failure or UserError("process 0 met an error, which it tells: mend that, and start all again")
+
+
+def first_does(what: Callable[[], object]) -> None:
+    """Calls a function on the first process while the others wait; see `first_decides` for its errors."""
+
+    def do() -> int:
+        what()
+        return 0
+
+    first_decides(do)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

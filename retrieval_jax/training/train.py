@@ -1,5 +1,6 @@
 """The verb `train`: examples become a checkpoint. Reads from top to bottom as the story of a run."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop.initial import InitialCheckpoint
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training import model_folder, multihost, partitioning
+from retrieval_jax.training import model_folder, multihost, partitioning, settings
 from retrieval_jax.training.evaluate import DevLoss, DevQueries
 from retrieval_jax.training.loop import fit
 from retrieval_jax.work import Work
@@ -44,6 +45,7 @@ def train(
     max_minutes: float | None = None,
     log_every: int = 10,
     profile: Sequence[int] | None = None,
+    on_change: str = "refuse",
 ) -> dict:
     """Trains a retriever on a collection that was imported, from its newest checkpoint on.
 
@@ -64,6 +66,8 @@ def train(
       max_minutes: ends earlier after so many minutes of training (as the clock goes, evaluation included).
       log_every: steps between two points of the learning curve.
       profile: (step, steps) to trace for TensorBoard's profile plugin: from that step on, so many.
+      on_change: where the folder's run had another seed, batch size, data, objective or learning rate:
+        "refuse", which tells what differs, or "accept", which goes on with the new ones.
     """
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
@@ -85,8 +89,15 @@ def train(
         initial_checkpoint=initial.path,
     )
     given = initial.of(model)
-    multihost.first_does(lambda: prepare_folder(folder, description, collection))
-    prepare_folder(folder, description, collection)  # the other hosts see the first one's, and compare
+    chosen = run_settings(examples, steps, batch_size, seed)
+
+    def prepare() -> None:
+        prepare_folder(folder, description, collection)
+        settings.keep(folder, chosen, on_change)
+
+    multihost.first_does(prepare)
+    if not multihost.is_first():
+        prepare()  # sees what the first one wrote, and compares
     rows = multihost.local_rows(partitioning.make_mesh(), batch_size)
 
     def batches(position: int) -> Iterator[Batch]:
@@ -112,12 +123,13 @@ def train(
         examples_of=lambda position: describe_batch(examples, batch_size, seed, position),
         profile=profile,
         given=given,
+        batch_size=batch_size,
     )
     return {"model": str(folder)} | made
 
 
 def describe_batch(examples: OpenData, batch_size: int, seed: int, position: int) -> list[dict]:
-    """The examples of the batch after `position` others: task, number, the text, and its passages' ids."""
+    """The examples of the batch after `position` examples: task, number, the text, and its passages' ids."""
     tasks = {}
 
     def tell(name: str, number: int, rng: np.random.Generator) -> dict:
@@ -140,6 +152,20 @@ def docid_softmax(table: DocidTable) -> dict:
     """The sizes of a T5 that writes a table's docids; its decoder reads them only if they go on."""
     own = table.own_vocabulary
     return {"output_size": table.output_size if own else None, "reads_outputs": own and table.length > 1}
+
+
+def run_settings(examples: OpenData, steps: int, batch_size: int, seed: int) -> dict:
+    """What changes what a run learns, and model.json does not tell: see settings.py."""
+    data = dataclasses.asdict(examples.settings)
+    # By content, whatever their names are.
+    inputs = {"synthetic": examples.synthetic, "mined": examples.mined}
+    data |= {name: made.fingerprint if made else None for name, made in inputs.items()}
+    return {
+        "train.batch_size": batch_size,
+        "train.seed": seed,
+        **{f"TrainingData.{name}": value for name, value in data.items()},
+        **settings.of_gin(steps),
+    }
 
 
 def check_inputs(folder: Path, retriever: type, collection: Collection, table: DocidTable | None) -> None:
@@ -170,5 +196,4 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
     if not paths.is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)
     paths.copy(collection.vocabulary_path, folder / model_folder.VOCABULARY)
-    (folder / model_folder.GIN).write_text(gin.operative_config_str())
     storage.write_json(path, description)

@@ -42,7 +42,7 @@ def stream(shares: dict, seed: int = 0, position: int = 0, count: int = 10, **re
     }
     stages = rest.pop("stages", [(None, shares)])
     stages = [(n, {name: (sources[name], share) for name, share in mixed.items()}) for n, mixed in stages]
-    some = batches(stages, TARGETS, {}, 20, seed, position, **rest)
+    some = batches(stages, TARGETS, {}, 20, seed, 20 * position, **rest)
     return np.stack([b["decoder_target_tokens"][:, 0] - 1 for b in itertools.islice(some, count)])
 
 
@@ -102,8 +102,8 @@ def test_the_examples_of_a_batch_are_told_with_what_they_drew(position: int):
         (4, {"few": (sources["few"], 0.5), "many": (sources["many"], 0.5)}),
         (None, {"many": (sources["many"], 1.0)}),
     ]
-    batch = next(batches(stages, TARGETS, {"few": 0.5}, 20, 7, position))
-    told = examples_of(stages, 20, 7, position, lambda task, i, rng: (task, tasks[task](i, rng)))
+    batch = next(batches(stages, TARGETS, {"few": 0.5}, 20, 7, 20 * position))
+    told = examples_of(stages, 20, 7, 20 * position, lambda task, i, rng: (task, tasks[task](i, rng)))
     assert [e.rows[0] for _, e in told] == (batch["decoder_target_tokens"][:, 0] - 1).tolist()
     assert [e.tokens[0] for _, e in told] == batch["encoder_input_tokens"][:, 0].tolist()
     assert {task for task, _ in told} == ({"few", "many"} if position < 4 else {"many"})
@@ -161,3 +161,23 @@ def same(found: dict, expected: dict) -> None:
     assert set(found) == set(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("size", [5, 16, 40])
+def test_a_stream_goes_on_with_another_batch_size_without_a_gap_or_a_repeat(size: int):
+    """Also over the end of a curriculum's stage, which a batch may overlap; and stopped and begun again."""
+    sources = {name: Examples(Numbers(0, 200), TARGETS) for name in ("a", "b")}
+    epoch = [(None, {"a": (sources["a"], 1.0)})]
+
+    def read(stages: list, size: int, position: int, count: int) -> list[int]:
+        some = batches(stages, TARGETS, {}, size, 0, position)
+        return [n for b in itertools.islice(some, count) for n in b["decoder_target_tokens"][:, 0].tolist()]
+
+    whole = read(epoch, 20, 0, 10)
+    first, rest = read(epoch, 20, 0, 2), read(epoch, size, 40, 160 // size)
+    assert first + rest == whole
+    assert len({*first, *rest}) == 200
+
+    staged = [(3, {"a": (sources["a"], 1.0)}), (None, {"b": (sources["b"], 1.0)})]
+    parts = [read(staged, size, 20 + size * n, 1) for n in range(12)]
+    assert [*itertools.chain.from_iterable(parts)] == read(staged, size, 20, 12)

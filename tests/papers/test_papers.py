@@ -272,7 +272,8 @@ def shrunken(row: str, library: list[str]):
     )
 
     def batch(position: int) -> dict[str, np.ndarray]:
-        return next(batches(examples.stages(), examples.targets, {}, of("train.batch_size"), 0, position))
+        size = of("train.batch_size")
+        return next(batches(examples.stages(), examples.targets, {}, size, 0, position * size))
 
     return model, batch, [steps for steps, _ in examples.stages()][:-1]
 

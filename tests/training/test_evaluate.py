@@ -50,7 +50,7 @@ def test_samples_tell_what_was_found_for_the_first_dev_queries(collection, table
 def test_a_batch_is_described_by_its_tasks_texts_and_passages(work, collection, table):
     data = TrainingData(rates={"firstp": 0.5, "labelled": 0.5}, drop_rates={"firstp": 0.5}, input_length=12)
     examples = data.of(work, collection, "docids", table)
-    made = batches(examples.stages(), examples.targets, data.drop_rates, 8, 3, position=2)
+    made = batches(examples.stages(), examples.targets, data.drop_rates, 8, 3, position=16)
     batch = next(made)
     rows = describe_batch(examples, 8, 3, 2)
     assert {row["task"] for row in rows} == {"firstp", "labelled"}

@@ -219,3 +219,66 @@ def test_the_command_in_two_processes_trains_evaluates_and_is_preempted(
     # Ten dev queries: one near-tie may fall the other way.
     assert made["dev/Hits@10"] == pytest.approx(alone["dev/Hits@10"], abs=0.11)
     assert made["dev/Hits@10"] > 0.3
+
+
+LAGGING = """
+import os, sys
+from pathlib import Path
+import jax
+jax.config.update("jax_num_cpu_devices", 1)
+sys.path.insert(0, sys.argv[2])
+import numpy as np
+from test_train import batches, retriever
+from retrieval_jax.errors import UserError
+from retrieval_jax.training import multihost
+from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.training.loop import fit
+
+multihost.join("train")
+folder, first = Path(sys.argv[1]), jax.process_index() == 0
+
+def own(position):
+    for batch in batches(position):
+        yield {name: x[:4] if first else x[4:] for name, x in batch.items()}
+
+run = {"batches": own, "dev": lambda params: {}, "folder": folder, "save_every": 2, "log_every": 1}
+fit(retriever(), steps=4, **run)
+if not first:  # a listing from before the newest checkpoint: of step 2 alone
+    whole = Checkpoints.steps
+    Checkpoints.steps = lambda self: [step for step in whole(self) if step <= 2]
+elif sys.argv[3] == "damaged":
+    os.truncate(folder / "checkpoints/4/params/manifest.ocdbt", 10)
+made = fit(retriever(), steps=6, **run)
+assert made["step"] == 6, made
+
+def fails():
+    raise ValueError("of no kind that is told")
+
+try:
+    multihost.first_does(fails)
+except ValueError:
+    assert first
+except UserError as error:
+    assert not first and "process 0 met an error" in str(error)
+else:
+    raise AssertionError
+"""
+
+
+@pytest.mark.parametrize("newest", ["whole", "damaged"])
+def test_the_first_process_decides_where_to_go_on_whatever_the_others_see(tmp_path: Path, newest: str):
+    address, started = free_address(), []
+    for process in range(2):
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address}
+        env |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(process)}
+        argv = [sys.executable, "-c", LAGGING, str(tmp_path), str(Path(__file__).parent), newest]
+        started.append(subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True))
+    try:
+        told = [process.communicate(timeout=120)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], told
+    assert f"going on from step {4 if newest == 'whole' else 2}" in told[0]
+    fit(retriever(), batches, lambda params: {}, tmp_path / "alone", 6, save_every=2, log_every=1)
+    assert losses(tmp_path)[-2:] == pytest.approx(losses(tmp_path / "alone")[-2:], rel=1e-5)

@@ -1,0 +1,82 @@
+"""What a run was trained with, kept beside its checkpoints, so that no other goes on with it unsaid.
+
+MODEL_DIR/settings.json     name -> value, of all that changes what is learned; no paths, and nothing of how
+                            long, how often saved or on which machines
+MODEL_DIR/config.gin        the same run as gin tells it
+"""
+
+import json
+import re
+from pathlib import Path
+
+import gin
+
+from retrieval_jax import storage
+from retrieval_jax.errors import UserError
+from retrieval_jax.progress import say
+from retrieval_jax.training import model_folder, multihost
+
+NAME = "settings.json"
+# Modules whose gin parameters change what is learned: optimisers with their schedules, models, objectives.
+LEARNING = ("retrieval_jax.training.optimizers.", "retrieval_jax.models.")
+# T5Config is told by model.json, where it is not only how memory is saved.
+NOT_COMPARED = ("T5Config.",)
+CHOICES = ("refuse", "accept")
+
+
+def of_gin(steps: int) -> dict[str, str]:
+    """The gin parameters, as text, of what is learned and how, given or by default.
+
+    A schedule that ends where the run does is told as such: to go on for more steps is no other schedule.
+    """
+    # Defaults are known of what was called; bindings also of what is called later, such as an objective.
+    values = {**gin.config._CONFIG, **gin.config._OPERATIVE_CONFIG}
+    macros = {scope: one.get("value") for (scope, selector), one in values.items() if selector == "gin.macro"}
+
+    def text(value: object) -> str:
+        told = re.sub(r"%([\w.]+)", lambda m: text(macros[m[1]]) if m[1] in macros else m[0], repr(value))
+        return told.removeprefix("@")
+
+    found = {}
+    for (scope, selector), parameters in values.items():
+        if selector.startswith(LEARNING):
+            name = "/".join(filter(None, (scope, selector.rpartition(".")[2])))
+            found |= {f"{name}.{key}": text(value) for key, value in parameters.items()}
+    found = {name: value for name, value in found.items() if not name.startswith(NOT_COMPARED)}
+    return {
+        name: "train.steps" if name.endswith("learning_rate.steps") and value == str(steps) else value
+        for name, value in found.items()
+    }
+
+
+def keep(folder: Path, settings: dict, on_change: str) -> None:
+    """Writes a run's settings, and gin's file of them, where they are new or differ and that is accepted.
+
+    Args:
+      folder: the model's, which is there.
+      settings: name -> value, which JSON can hold.
+      on_change: "refuse" or "accept" another value than that of the run which goes on.
+
+    Raises UserError that names what differs.
+    """
+    if on_change not in CHOICES:
+        raise UserError(f"train.on_change: no choice {on_change!r}: {' or '.join(CHOICES)}")
+    path = folder / NAME
+    settings = json.loads(json.dumps(settings, default=str))
+    if path.exists():
+        there = storage.read_json(path, "delete the file to go on unasked")
+        changed = {
+            name: f"{name} was {there.get(name)!r} and is {settings.get(name)!r}"
+            for name in sorted({*there, *settings})
+            if there.get(name) != settings.get(name)
+        }
+        if changed and on_change == "refuse":
+            raise UserError(
+                f"{folder}: trained with other settings: {'; '.join(changed.values())}: set them as they "
+                "were, name another MODEL_DIR, or go on all the same with --gin.train.on_change=\"'accept'\""
+            )
+        if changed and multihost.is_first():
+            say(f"{folder}: going on with other settings: {'; '.join(changed.values())}")
+    if multihost.is_first():
+        (folder / model_folder.GIN).write_text(gin.operative_config_str())
+        storage.write_json(path, settings)

@@ -1,0 +1,75 @@
+"""Going on with other settings: told and refused, or accepted and written anew."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_train import curve
+
+from retrieval_jax import storage
+from retrieval_jax.errors import UserError
+from retrieval_jax.training import settings
+
+
+def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_accepted(
+    work, arguments, cli, tmp_path: Path
+):
+    assert cli("docids", *arguments, "--gin.DOCIDS='atomic'")[0] == 0
+    folder = tmp_path / "model"
+    here = [
+        *arguments,
+        "--gin_file=runs/atomic.gin",
+        f"--gin.MODEL_DIR='{folder}'",
+        "--gin.train.log_every=1",
+    ]
+    # train.steps is the schedule's number of steps too, whatever STEPS is: with 2, the rate would end at 0.
+    here.append("--gin.STEPS=2")
+    here.append("--gin.learning_rate.warmup=1")
+
+    def train(steps: int, *more: str) -> tuple[int, str]:
+        status, _, err = cli("train", *here, f"--gin.train.steps={steps}", *more)
+        return status, str(err)
+
+    assert train(4)[0] == 0
+    rates = [p["learning_rate"] for p in curve(folder) if "learning_rate" in p]
+    assert rates[1:] == pytest.approx([1e-4, 1e-4 * 2 / 3, 1e-4 / 3])  # 1e-4 is the peak
+
+    assert train(5, "--gin.train.save_every=7", "--gin.T5Config.remat='full'", "--gin.Watch.window=9")[0] == 0
+    assert "STEPS = 5" in (folder / "config.gin").read_text()
+
+    other = [
+        "--gin.SEED=3",
+        "--gin.train.batch_size=24",
+        "--gin.learning_rate.peak=2e-4",
+        "--gin.TrainingData.rates={'labelled': 1.0}",
+        "--gin.GenerativeRetriever.consistency=0.5",
+    ]
+    status, told = train(6, *other)
+    assert status == 2
+    for change in (
+        "train.seed was 0 and is 3",
+        "train.batch_size was 32 and is 24",
+        "learning_rate.peak was '0.0001' and is '0.0002'",
+        "TrainingData.rates was",
+        "GenerativeRetriever.consistency was '0.0' and is '0.5'",
+    ):
+        assert change in told
+    assert "SEED = 3" not in (folder / "config.gin").read_text()
+    assert curve(folder)[-1]["step"] == 5
+
+    status, _ = train(6, *other[:4], "--gin.train.on_change='accept'")
+    assert status == 0
+    assert "SEED = 3" in (folder / "config.gin").read_text()
+    position = folder / "checkpoints" / "6" / "position" / "metadata"
+    assert json.loads(position.read_text()) == {"examples": 5 * 32 + 24}
+    assert train(6)[0] == 2  # with the first settings, which now are the other ones
+
+
+def test_what_is_compared_is_what_json_holds(tmp_path: Path):
+    settings.keep(tmp_path, {"a": (1, 2), "b": None}, "refuse")
+    settings.keep(tmp_path, {"a": [1, 2], "b": None}, "refuse")
+    with pytest.raises(UserError, match=r"settings: a was \[1, 2\] and is \[1\]; c was None and is 4: set"):
+        settings.keep(tmp_path, {"a": [1], "c": 4}, "refuse")
+    with pytest.raises(UserError, match="no choice 'yes': refuse or accept"):
+        settings.keep(tmp_path, {}, "yes")
+    assert storage.read_json(tmp_path / settings.NAME, "") == {"a": [1, 2], "b": None}
