@@ -3,24 +3,29 @@
 In a bucket (gs://…, see paths.py) nothing is renamed. A file is an object there, and so whole or absent by
 itself. A folder is made on this machine, then copied, its manifest last: what a kill leaves has none.
 
+On a disk one process at a time makes a folder NAME: it holds a lock on `.NAME.lock`, fills `.NAME.making`,
+and moves the earlier folder to `.NAME.old` until the new one is in its place. No other file is touched.
+
 A finished folder holds a `manifest.json`: the recipe it was made by (its inputs and settings) and what it
 contains. The same recipe again is not made again; another recipe makes the folder anew.
 """
 
 import contextlib
 import dataclasses
+import fcntl
 import gzip
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from retrieval_jax import paths
 from retrieval_jax.errors import UserError
+from retrieval_jax.progress import say
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
@@ -66,15 +71,80 @@ def read_json(path: str | os.PathLike, mend: str) -> dict:
 
 def read_manifest(folder: str | os.PathLike, verb: str) -> dict:
     """The manifest of a finished folder. `verb` is the one that makes such folders, for the mend."""
-    if not (paths.of(folder) / MANIFEST).is_file():
+    if not finished(folder):
         raise UserError(f"{folder}: nothing finished here: make it with `retrieval-jax {verb}`")
     return read_json(paths.of(folder) / MANIFEST, f"delete the folder, then `retrieval-jax {verb}`")
 
 
+def finished(folder: str | os.PathLike) -> bool:
+    """Whether a finished folder lies there. One that a kill left moved aside is first moved back."""
+    folder = paths.of(folder)
+    if (folder / MANIFEST).is_file():
+        return True
+    if paths.is_remote(folder) or not (_old(folder) / MANIFEST).is_file():
+        return False
+    with contextlib.suppress(OSError, UserError), lock(folder):
+        _move_back(folder)
+    return (folder / MANIFEST).is_file()
+
+
 def holds(folder: str | os.PathLike, recipe: dict) -> bool:
     """Whether the folder is finished and was made by that recipe."""
-    path = paths.of(folder) / MANIFEST
-    return path.is_file() and read_manifest(folder, "import")["recipe"] == json.loads(json.dumps(recipe))
+    return finished(folder) and read_manifest(folder, "import")["recipe"] == json.loads(json.dumps(recipe))
+
+
+@contextlib.contextmanager
+def lock(folder: str | os.PathLike) -> Iterator[None]:
+    """Holds the lock of a folder; where another process has it, says so once and waits.
+
+    The system releases it when its process ends, however it ends. In a bucket, and on a file system
+    without locks, there is none. A thread must not take the same lock twice.
+
+    Raises UserError where the lock's file cannot be written.
+    """
+    folder = paths.of(folder)
+    if paths.is_remote(folder):
+        yield
+        return
+    path = folder.with_name(f".{folder.name}.lock")
+    descriptor = _locked(path, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        with contextlib.suppress(OSError):  # a forked child that still has the file must not keep the lock
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _locked(path: Path, folder: Path) -> int:
+    """An open descriptor of the file at `path` that has its lock."""
+    told = False
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}): check the path") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    say(f"{folder}: another process is making it: waiting for that to end")
+                    told = True
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # this file system has no locks
+            return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The holder before removed the file: who waited for that one has the lock of nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)
 
 
 def build(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict]) -> dict:
@@ -82,34 +152,67 @@ def build(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict])
 
     `make` writes into the (empty, local) folder that it is handed and returns what the manifest shall say.
     A kill leaves at most a hidden folder (in a bucket, files without a manifest), which the next call
-    removes. A folder that no `build` made is never overwritten: UserError.
+    removes. Of processes that build the same folder at once the second waits, then finds it finished. A
+    folder that no `build` made is never overwritten: UserError.
     """
     folder = paths.of(folder)
     recipe = json.loads(json.dumps(recipe))
     if holds(folder, recipe):
         return read_manifest(folder, "import")
-    aside = folder.with_name(f".{folder.name}.making")
-    remote = paths.is_remote(folder)
-    ours = (folder / MANIFEST).is_file() or (remote and aside.exists())
-    if folder.exists() and not ours:
-        raise UserError(f"{folder}: holds files of something else: name another folder, or delete it")
-    if remote:
-        return _build_remote(folder, aside, recipe, make)
-    for stale in folder.parent.glob(f".{folder.name}.*"):
-        paths.remove(stale)
+    with lock(folder):
+        if same := _same(folder, recipe):
+            return same
+        aside = folder.with_name(f".{folder.name}.making")
+        remote = paths.is_remote(folder)
+        ours = (folder / MANIFEST).is_file() or (remote and aside.exists())
+        if folder.exists() and not ours:
+            raise UserError(f"{folder}: holds files of something else: name another folder, or delete it")
+        return (_build_remote if remote else _build_local)(folder, aside, recipe, make)
+
+
+def _same(folder: Path, recipe: dict) -> dict | None:
+    """The manifest of a folder whose lock is held, where that recipe made it."""
+    if not paths.is_remote(folder):
+        _move_back(folder)
+    path = folder / MANIFEST
+    manifest = read_manifest(folder, "import") if path.is_file() else None
+    return manifest if manifest and manifest["recipe"] == recipe else None
+
+
+def _old(folder: Path) -> Path:
+    """Where a finished folder lies while another takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _move_back(folder: Path) -> None:
+    """Undoes the first of the two renames, where a kill came before the second."""
+    if not folder.exists() and (_old(folder) / MANIFEST).is_file():
+        _old(folder).rename(folder)
+
+
+def _build_local(folder: Path, aside: Path, recipe: dict, make: Callable[[Path], dict]) -> dict:
+    """`build` on a disk, by the process that has the lock."""
+    paths.remove(aside)
+    paths.remove(_old(folder))
     try:
-        aside.mkdir(parents=True)
+        aside.mkdir()
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}): check the path") from None
     try:
         manifest = {"recipe": recipe, **json.loads(json.dumps(make(aside)))}
         write_json(aside / MANIFEST, manifest)
         if folder.exists():
-            folder.rename(folder.with_name(f".{folder.name}.old"))
-        aside.rename(folder)
+            folder.rename(_old(folder))
+        try:
+            aside.rename(folder)
+        except OSError as error:
+            _move_back(folder)
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}): the same command again"
+            ) from None
+        paths.remove(_old(folder))
     finally:
         paths.remove(aside)
-        paths.remove(folder.with_name(f".{folder.name}.old"))
     return manifest
 
 

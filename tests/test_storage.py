@@ -1,7 +1,10 @@
 """Whole or absent, on a disk and in a bucket: what `build` promises."""
 
 import gzip
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,99 @@ def test_what_a_kill_leaves_is_never_read_and_is_removed(tmp_path: Path):
     storage.build(tmp_path / "thing", {}, lambda folder: {"files": len(list(folder.iterdir()))})
     assert storage.read_manifest(tmp_path / "thing", "x")["files"] == 0
     assert not left.exists()
+
+
+BUILD = """
+import os, signal, sys, time
+from pathlib import Path
+from retrieval_jax import storage
+
+def make(folder):
+    (folder / "by").write_text(sys.argv[2])
+    time.sleep(float(sys.argv[3]))
+    return {"by": sys.argv[2]}
+
+print(storage.build(sys.argv[1], {"a": int(sys.argv[4])}, make)["by"])
+"""
+
+
+def start(target: Path, name: str, seconds: float, recipe: int, code: str = BUILD) -> subprocess.Popen:
+    command = [sys.executable, "-c", code, str(target), name, str(seconds), str(recipe)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("recipe", "by"), [(1, "first"), (2, "second")])
+def test_of_two_processes_the_second_waits(tmp_path: Path, recipe: int, by: str):
+    """It takes the first one's work where the recipe is the same, else makes its own; none is lost."""
+    target = tmp_path / "thing"
+    first = start(target, "first", 1.5, 1)
+    wait_for(tmp_path / ".thing.making" / "by")
+    second = start(target, "second", 0, recipe)
+    (out, _), (second_out, told) = first.communicate(timeout=60), second.communicate(timeout=60)
+    assert (out, second_out) == ("first\n", f"{by}\n")
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert told == f"{target}: another process is making it: waiting for that to end\n"
+    assert storage.read_manifest(target, "x") == {"recipe": {"a": recipe}, "by": by}
+    assert names(tmp_path) == ["thing/by", "thing/manifest.json"]
+
+
+def test_a_kill_releases_the_lock(tmp_path: Path):
+    killed = start(tmp_path / "thing", "killed", 60, 1)
+    wait_for(tmp_path / ".thing.making" / "by")
+    killed.kill()
+    killed.communicate()
+    assert storage.build(tmp_path / "thing", {"a": 1}, lambda folder: {"by": "next"})["by"] == "next"
+    assert names(tmp_path) == ["thing/manifest.json"]
+
+
+def test_a_kill_between_the_two_renames_keeps_the_old(tmp_path: Path):
+    target = tmp_path / "thing"
+    storage.build(target, {"a": 1}, lambda folder: {"by": "old"})
+    die = "Path.rename = lambda a, b: os.kill(os.getpid(), 9) if 'making' in a.name else os.rename(a, b)\n"
+    killed = start(target, "new", 0, 2, BUILD.replace("print", die + "print"))
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert not target.exists()
+    assert storage.read_manifest(target, "x")["by"] == "old"
+    assert storage.holds(target, {"a": 1})
+    storage.build(target, {"a": 2}, lambda folder: {"by": "newer"})
+    assert names(tmp_path) == ["thing/manifest.json"]
+
+
+def test_where_the_new_cannot_be_moved_in_the_old_is_moved_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    target, rename = tmp_path / "thing", Path.rename
+    storage.build(target, {"a": 1}, lambda folder: {"by": "old"})
+
+    def fails(source: Path, to: Path) -> Path:
+        if source.name == ".thing.making":
+            raise PermissionError(13, "Permission denied")
+        return rename(source, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", fails)
+        message = error_of(lambda: storage.build(target, {"a": 2}, lambda folder: {"by": "new"}))
+    assert message == f"{target}: cannot be written (Permission denied): the same command again"
+    assert storage.read_manifest(target, "x")["by"] == "old"
+    assert names(tmp_path) == ["thing/manifest.json"]
+
+
+def test_no_other_artefact_is_touched(tmp_path: Path):
+    """A hidden neighbour whose name begins like the lock's is another export."""
+    for name in (".thing.huggingface", ".thing.old.2", "[t]hing"):
+        storage.build(tmp_path / name, {}, lambda folder: {"kept": True})
+    storage.build(tmp_path / "thing", {"a": 1}, lambda folder: {})
+    storage.build(tmp_path / "thing", {"a": 2}, lambda folder: {})
+    for name in (".thing.huggingface", ".thing.old.2", "[t]hing"):
+        assert storage.read_manifest(tmp_path / name, "x")["kept"]
 
 
 def test_a_kill_before_the_manifest_is_in_the_bucket(bucket: Bucket):

@@ -1,5 +1,6 @@
 """The verb `generate-queries` (doc2query): queries for every passage, from a model or from released files."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -88,18 +89,22 @@ def generate_queries(
 
     folder = work.synthetic(name)
     parts = Parts(folder.with_name(f"{name}.unfinished"), collection.passage_count, part_size)
-    if not storage.holds(folder, recipe):
-        if jax.process_index() == 0:
-            begin(parts, recipe)
-            origin.prepare(collection, parts)
-        _meet("the parts can be made")
-        make_parts(collection, parts, origin, found_by, count, name)
-        _meet("all parts are there")
-        if jax.process_index() == 0:
-            storage.build(folder, recipe, lambda aside: synthetic.join(aside, collection, parts))
-        _meet("the parts are joined")
-    if jax.process_index() == 0 and begun(parts, recipe):
-        paths.remove(parts.folder)
+    first = jax.process_index() == 0
+    # The first process's lock keeps out other commands; the rest of this one wait for it in `_meet`.
+    with storage.lock(parts.folder) if first else contextlib.nullcontext():
+        _meet("the lock is held")
+        if not storage.holds(folder, recipe):
+            if first:
+                begin(parts, recipe)
+                origin.prepare(collection, parts)
+            _meet("the parts can be made")
+            make_parts(collection, parts, origin, found_by, count, name)
+            _meet("all parts are there")
+            if first:
+                storage.build(folder, recipe, lambda aside: synthetic.join(aside, collection, parts))
+            _meet("the parts are joined")
+        if first and begun(parts, recipe):
+            paths.remove(parts.folder)
     manifest = storage.read_manifest(folder, synthetic.VERB)
     told = ("passages", "made", "distinct", "queries")
     return {"synthetic": str(folder), **{key: manifest[key] for key in told}}

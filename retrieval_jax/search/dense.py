@@ -111,7 +111,7 @@ def write(folder: Path, kind: str, embeddings: Embeddings, earlier: Path, querie
       earlier: where such a searcher of an earlier state of the collection may lie, to be changed.
       queries_BxE: vectors of queries, to measure an approximate search with.
     """
-    if (earlier / storage.MANIFEST).is_file():
+    if storage.finished(earlier):
         earlier = paths.local(earlier)
     facts = {"passages": len(embeddings.ids), "dimensions": embeddings.vectors_NxE.shape[1]}
     if known := _passages_of(earlier, kind, embeddings):
@@ -125,7 +125,7 @@ def write(folder: Path, kind: str, embeddings: Embeddings, earlier: Path, querie
 
 def _passages_of(earlier: Path, kind: str, embeddings: Embeddings) -> tuple[pa.Array, np.ndarray] | None:
     """The ids and digests of an earlier searcher, where there is a whole one of this kind and model."""
-    if not (earlier / storage.MANIFEST).is_file() or not (earlier / checksums.NAME).is_file():
+    if not storage.finished(earlier) or not (earlier / checksums.NAME).is_file():
         return None
     recipe = storage.read_manifest(earlier, "index")["recipe"]
     same = recipe["kind"] == kind and recipe.get("checksum") == embeddings.manifest["recipe"]["checksum"]

@@ -9,6 +9,7 @@ After a kill the same command goes on from the parts that are finished. Where th
 earlier state of the collection are there, only passages that are new or changed are encoded.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -173,8 +174,13 @@ def encode_collection(
     Raises UserError where a vector is not finite, or the disk is full; what was finished is kept.
     """
     recipe = model | {"collection": collection.fingerprint}
-    if not multihost.agreed(storage.holds(folder, recipe)):
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    if multihost.agreed(storage.holds(folder, recipe)):
+        return Embeddings.open(folder)
+    # The first process's lock keeps out other commands; the rest of this one wait for it in `agreed`.
+    with storage.lock(unfinished) if multihost.is_first() else contextlib.nullcontext():
+        if multihost.agreed(storage.holds(folder, recipe)):  # another command made it meanwhile
+            return Embeddings.open(folder)
         parts = [unfinished / f"{number:05}.npz" for number in range(-(-collection.passage_count // PART))]
         encode = make_encode()
         multihost.first_does(lambda: _begin(unfinished, recipe | {"part": PART}, parts))

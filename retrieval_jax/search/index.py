@@ -166,7 +166,7 @@ def check_collection(opened: OpenModel, collection: Collection, model_dir: str |
 
 def check_docids(opened: OpenModel, collection: Collection, docids: Path, model_dir: str | Path) -> str:
     """The fingerprint of the docids. UserError unless they are those that a model learned, or extend them."""
-    if not (docids / storage.MANIFEST).is_file():
+    if not storage.finished(docids):
         check_collection(opened, collection, model_dir)
     table = DocidTable.open(docids)
     if table.collection != collection.fingerprint:

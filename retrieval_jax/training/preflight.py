@@ -197,13 +197,13 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
     work = Work.of(settings["source"], settings["work_dir"])
     assumed = passages is not None or vocab_size is not None
     collection = None
-    if not assumed and (work.collection / storage.MANIFEST).is_file():
+    if not assumed and storage.finished(work.collection):
         collection = Collection(work.collection)
     if collection:
         passages, vocab_size = collection.passage_count, Vocabulary(collection.vocabulary_path).size
     passages, vocab_size = passages or MS_MARCO, vocab_size or T5_VOCABULARY
     docids: DocidTable | DocidShape | None = None
-    if kind and collection and (work.docids(kind) / storage.MANIFEST).is_file():
+    if kind and collection and storage.finished(work.docids(kind)):
         docids = DocidTable.open(work.docids(kind))
     elif kind:
         docids = docid_shape(kind, passages, vocab_size)
