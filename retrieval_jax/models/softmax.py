@@ -1,6 +1,11 @@
-"""The output softmax where it is too wide to be in memory at once: millions of docids, or over many devices.
+"""The output softmax: its float32 logits, and what is needed of them where they are too many for the memory.
 
 N is any number of tokens, each a vector of E; the softmax has V outputs and its kernel is E×V.
+
+Whatever the dtype of the network, this layer reads its input as float32, multiplies it by the float32 kernel
+and adds up in float32, as T5X does: bfloat16 has 8 significant bits, so that of 40 neighbouring logits about
+half are equal. Every product here goes through `logits_of`, so that training (with or without
+`logits_at_once`), search and scoring have the same numbers.
 """
 
 import functools
@@ -15,15 +20,20 @@ from jax.sharding import PartitionSpec as P
 LOG_Z_GROUPS = 8
 
 
+def logits_of(x: jax.Array, kernel_ExV: jax.Array) -> jax.Array:
+    """Float32 logits …×V of x …×E (any dtype) by a float32 kernel, unrounded."""
+    return jnp.dot(x.astype(jnp.float32), kernel_ExV, preferred_element_type=jnp.float32)
+
+
 def some_logits(
     x_BxKxE: jax.Array, kernel_ExV: jax.Array, tokens_S: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Float32 (logits BxKxS of some tokens, log-sum-exp BxK of all logits)."""
     blocks = log_z_blocks(kernel_ExV.shape[1])
     if blocks == 1 or 2 * len(tokens_S) > kernel_ExV.shape[1]:
-        logits_BxKxV = (x_BxKxE @ kernel_ExV).astype(jnp.float32)
+        logits_BxKxV = logits_of(x_BxKxE, kernel_ExV)
         return logits_BxKxV[..., tokens_S], jax.nn.logsumexp(logits_BxKxV, axis=-1)
-    return (x_BxKxE @ kernel_ExV[:, tokens_S]).astype(jnp.float32), log_z(x_BxKxE, kernel_ExV, blocks)
+    return logits_of(x_BxKxE, kernel_ExV[:, tokens_S]), log_z(x_BxKxE, kernel_ExV, blocks)
 
 
 def log_z_blocks(size: int) -> int:
@@ -46,7 +56,7 @@ def log_z(x_BxKxE: jax.Array, kernel_ExV: jax.Array, blocks: int) -> jax.Array:
     def add(carry, block):
         largest_BxKxG, total_BxKxG = carry
         part = jax.lax.dynamic_index_in_dim(parts_ExGxNxC, block, 2, keepdims=False).reshape(E, -1)
-        logits_BxKxGxC = (x_BxKxE.reshape(-1, E) @ part).reshape(*shape, -1).astype(jnp.float32)
+        logits_BxKxGxC = logits_of(x_BxKxE.reshape(-1, E), part).reshape(*shape, -1)
         largest = jnp.maximum(largest_BxKxG, jnp.max(logits_BxKxGxC, axis=-1))
         total_BxKxG *= jnp.exp(largest_BxKxG - largest)
         total_BxKxG += jnp.sum(jnp.exp(logits_BxKxGxC - largest[..., None]), axis=-1)
@@ -91,7 +101,7 @@ def softmax_of_products(
     are few. What is summed over devices is three numbers a token, and N×E for the gradient.
 
     Args:
-      x_NxE: in the dtype to multiply in; what is summed is float32.
+      x_NxE: in any dtype; its gradient has the same.
       kernel_ExV: float32.
       targets_N: int32.
       logits_at_once: about the most that a device holds.
@@ -180,11 +190,9 @@ def _backward(logits_at_once: int, places: _Places, kept, gradients):
             of_x_NxE, of_kernel_ExV = carry
             logits_NxC, chosen_NxC, part_ExC = _block(x_NxE, kernel_ExV, targets_N, first, width)
             of_logits_NxC = of_log_z_N[:, None] * jnp.exp(logits_NxC - log_z_N[:, None])
-            of_logits_NxC = (of_logits_NxC + jnp.where(chosen_NxC, of_target_N[:, None], 0.0)).astype(
-                x_NxE.dtype
-            )
-            of_x_NxE += jnp.dot(of_logits_NxC, part_ExC.T, preferred_element_type=jnp.float32)
-            of_part_ExC = jnp.dot(x_NxE.T, of_logits_NxC, preferred_element_type=jnp.float32)
+            of_logits_NxC += jnp.where(chosen_NxC, of_target_N[:, None], 0.0)
+            of_x_NxE += jnp.dot(of_logits_NxC, part_ExC.T)
+            of_part_ExC = jnp.dot(x_NxE.astype(jnp.float32).T, of_logits_NxC)
             return (
                 of_x_NxE,
                 jax.lax.dynamic_update_slice_in_dim(of_kernel_ExV, of_part_ExC, first, axis=1),
@@ -215,8 +223,8 @@ def _own(targets_N, kernel_ExV, places: _Places):
 
 def _block(x_NxE, kernel_ExV, targets_N, first, width: int):
     """(logits of `width` outputs, which of them are targets, their part of the kernel)."""
-    part_ExC = jax.lax.dynamic_slice_in_dim(kernel_ExV, first, width, axis=1).astype(x_NxE.dtype)
-    logits_NxC = jnp.dot(x_NxE, part_ExC, preferred_element_type=jnp.float32)
+    part_ExC = jax.lax.dynamic_slice_in_dim(kernel_ExV, first, width, axis=1)
+    logits_NxC = logits_of(x_NxE, part_ExC)
     return logits_NxC, first + jnp.arange(width) == targets_N[:, None], part_ExC
 
 

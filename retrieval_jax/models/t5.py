@@ -31,7 +31,7 @@ from retrieval_jax.models.layers import (
     constrain,
     run_layers,
 )
-from retrieval_jax.models.softmax import some_logits
+from retrieval_jax.models.softmax import logits_of, some_logits
 
 PAWA_TOKENS = 2048
 STACKS = {"encoder": "encoder", "decoder": "decoder", "pawa_decoder": "decoder"}
@@ -116,10 +116,10 @@ class Decoder(DecoderStack):
         super().setup()
         c = self.config
         if not c.tied:
-            self.logits_dense = Dense(c.output_size or c.vocab_size, ("embed", "vocab"), c.dtype)
+            self.logits_dense = Dense(c.output_size or c.vocab_size, ("embed", "vocab"), "float32")
 
     def logits(self, x: jax.Array) -> jax.Array:
-        return self.logits_dense(x).astype(jnp.float32)
+        return self.logits_dense(x)
 
 
 def output_kernel(config: T5Config, params: dict) -> jax.Array:
@@ -267,7 +267,7 @@ class T5(nn.Module):
         """Float32 logits BxKxV of what `step` or `hidden` gave."""
         if not self.config.tied:
             return self.decoder.logits(x_BxKxE)
-        return (x_BxKxE @ self._kernel()).astype(jnp.float32)
+        return logits_of(x_BxKxE, self._kernel())
 
     def some_logits(self, x_BxKxE: jax.Array, tokens_S: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Float32 (logits BxKxS of some tokens, log-sum-exp BxK of all logits) of what `step` gave."""
@@ -275,7 +275,7 @@ class T5(nn.Module):
 
     def _kernel(self) -> jax.Array:
         params = nn.unbox(self.variables["params"])  # while they are made, with their axes' names
-        return output_kernel(self.config, params).astype(self.config.dtype)
+        return output_kernel(self.config, params)
 
 
 def _real(tokens_BxS: jax.Array) -> jax.Array:

@@ -11,8 +11,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.models.objectives import cross_entropy
-from retrieval_jax.models.softmax import SoftmaxOfTargets, softmax_of_products
+from retrieval_jax.models.softmax import (
+    SoftmaxOfTargets,
+    logits_of,
+    softmax_of_logits,
+    softmax_of_products,
+    some_logits,
+)
 
 
 def examples(seed: int, N: int, E: int, V: int, spread: float = 1.0):
@@ -79,6 +86,48 @@ def test_no_array_of_all_logits_is_made():
     text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile().as_text()
     assert f"[{N},{V}]" not in text
     assert f"[{N},64]" in text
+
+
+def test_of_a_network_in_bfloat16_both_paths_are_float32():
+    """The network's output is bfloat16; loss and gradients are those of its exact products in float64."""
+    N, E, V = 16, 32, 4096
+    x, kernel, targets = examples(0, N, E, V)
+    x = jnp.array(x, jnp.bfloat16)
+    kernel = jnp.array(kernel / np.sqrt(E), jnp.float32)
+    expected = exact(np.asarray(x, np.float64), np.asarray(kernel, np.float64), targets, 1e-3)
+
+    def loss(x, kernel, logits_at_once):
+        if logits_at_once:
+            softmax = softmax_of_products(x, kernel, jnp.array(targets), logits_at_once)
+        else:
+            softmax = softmax_of_logits(logits_of(x, kernel), jnp.array(targets))
+        return jnp.sum(cross_entropy(softmax, 1e-3))
+
+    for logits_at_once in (None, N * 64):
+        value, (of_x, of_kernel) = jax.value_and_grad(loss, (0, 1))(x, kernel, logits_at_once)
+        np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+        np.testing.assert_allclose(of_kernel, expected[2], atol=1e-5, rtol=1e-4)
+        # The gradient that goes on into the network has the network's dtype: 8 significant bits.
+        assert of_x.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(of_x, np.float64), expected[1], atol=1e-5, rtol=2**-8)
+
+
+def test_of_a_million_docids_in_bfloat16_the_best_hundred_are_in_order():
+    E, V = 16, 1 << 20
+    rng = np.random.default_rng(0)
+    x = jnp.array(rng.normal(size=(1, 1, E)), jnp.bfloat16)
+    kernel = jnp.array(rng.normal(size=(E, V)) / np.sqrt(E), jnp.float32)
+    exactly = (np.asarray(x, np.float64) @ np.asarray(kernel, np.float64))[0, 0]
+    best = np.argsort(-exactly, kind="stable")[:100]
+    log_z = np.log(np.exp(exactly - exactly.max()).sum()) + exactly.max()
+
+    tokens, scores = jax.jit(top_docids, static_argnums=2)(logits_of(x, kernel)[:, 0], jnp.ones(V, bool), 100)
+    np.testing.assert_array_equal(tokens[0], best)
+    np.testing.assert_allclose(scores[0], exactly[best] - log_z, atol=1e-5)
+
+    logits, found_log_z = jax.jit(some_logits)(x, kernel, jnp.array(best))
+    np.testing.assert_allclose(logits[0, 0], exactly[best], atol=1e-5)
+    np.testing.assert_allclose(found_log_z[0, 0], log_z, atol=1e-5)
 
 
 MESHES = """
