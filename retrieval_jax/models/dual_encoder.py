@@ -1,5 +1,6 @@
 """The dual encoder: a T5 encoder for queries and passages; relevance is the dot product of their vectors."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
 from retrieval_jax.models.negatives import NONE, batch_negatives, own_negatives
 from retrieval_jax.models.t5 import Encoder
 
+MAX_SCALE = 100.0  # of a learned one (CLIP, Radford et al. 2021, section 2.5): it keeps training stable
 TOWERS = ("left_tower", "right_tower")  # of queries and of passages, where they are not shared
 
 
@@ -68,7 +70,8 @@ class DualEncoder:
       config, optimizer_def: the towers' sizes; the optimiser.
       vector_dim: of the vectors.
       scale: multiplies the dot products (1 / temperature).
-      learn_scale: whether it is learned from there on: the parameter `log_scale`, by which e^ multiplies it.
+      learn_scale: whether it is learned from there on: the parameter `log_scale`, by which e^ multiplies it,
+        up to MAX_SCALE (or `scale`, where that is larger).
       normalize: whether vectors have unit length, so that dot products are cosines.
       shared_towers: whether one tower encodes both; else queries and passages each have their own, which
         begin alike.
@@ -172,7 +175,7 @@ class DualEncoder:
         queries_BxE = self._in_chunks(
             self.encode_queries, params, batch["left_encoder_input_tokens"], of_queries
         )
-        queries_BxE *= self.scale * jnp.exp(params.get("log_scale", 0.0))
+        queries_BxE *= self._multiplier(params)
         passages_MxE = self._in_chunks(
             self.encode_passages, params, texts_BxGxP.reshape(B * G, P), of_passages
         )
@@ -199,6 +202,12 @@ class DualEncoder:
         right = jnp.sum(answered_B & (best_B >= negatives.largest))
         total, rows = jnp.sum(losses_B), jnp.sum(answered_B).astype(jnp.float32)
         return total / jnp.maximum(rows, 1.0), {"loss": (total, rows), "accuracy": (right, rows)}
+
+    def _multiplier(self, params: dict) -> jax.Array | float:
+        """What dot products are multiplied by: `scale`, or what became of it in training."""
+        if not self.learn_scale:
+            return self.scale
+        return self.scale * jnp.exp(_at_most(params["log_scale"], max(np.log(MAX_SCALE / self.scale), 0.0)))
 
     def _in_chunks(
         self, encode: Callable, params: dict, tokens_NxS: jax.Array, rng: jax.Array | None
@@ -240,6 +249,23 @@ class DualEncoder:
         queries = self.encode_queries(params, batch["left_encoder_input_tokens"])
         passages = self.encode_passages(params, batch["right_encoder_input_tokens"][:, 0])
         return jnp.sum(queries * passages, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _at_most(x: jax.Array, limit: float) -> jax.Array:
+    """The smaller of both. From the limit on, a gradient that would raise x further is 0."""
+    return jnp.minimum(x, limit)
+
+
+def _at_most_forward(x: jax.Array, limit: float) -> tuple[jax.Array, jax.Array]:
+    return jnp.minimum(x, limit), x
+
+
+def _at_most_backward(limit: float, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(x < limit, gradient, jnp.maximum(gradient, 0.0)),)
+
+
+_at_most.defvjp(_at_most_forward, _at_most_backward)
 
 
 def _candidates(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:

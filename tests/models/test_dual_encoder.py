@@ -177,6 +177,27 @@ def test_towers_of_their_own_and_a_learned_temperature():
     assert not np.allclose(model.encode_queries(params, tokens), model.encode_passages(params, tokens))
 
 
+@pytest.mark.parametrize(("scale", "limit"), [(5.0, 100.0), (200.0, 200.0)])
+def test_a_learned_temperature_stays_within_its_limit(scale: float, limit: float):
+    model, batch = network(learn_scale=True, scale=scale), random_batch()
+    params = parameters(model)
+    at_limit = np.float32(np.log(limit / scale))
+    expected = network(scale=limit).eval_fn({k: v for k, v in params.items() if k != "log_scale"}, batch)[0]
+    for beyond in (0.0, 1.0, 5.0):
+        loss = model.eval_fn(params | {"log_scale": at_limit + beyond}, batch)[0]
+        assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+    def gradient(sign: float) -> float:
+        # Of a loss that falls (sign 1) or rises with the multiplier.
+        def loss(log_scale):
+            return -sign * model._multiplier({"log_scale": log_scale})
+
+        return float(jax.grad(loss)(at_limit + 1.0))
+
+    assert gradient(1.0) == 0  # it would go on beyond
+    assert gradient(-1.0) == pytest.approx(limit)  # it comes back
+
+
 def test_raw_dot_products():
     unit, raw = network(), network(normalize=False)
     params, tokens = parameters(unit), random_batch()["left_encoder_input_tokens"]
