@@ -43,7 +43,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the end."""
-        return self.model.encode(text)
+        return self.model.encode(valid_text(text))
 
     def decode(self, tokens_NxT: np.ndarray) -> list[str]:
         """N texts, without the special pieces and the ids that only round the size up."""
@@ -53,10 +53,15 @@ class Vocabulary:
     def batch(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Int32 tokens, len(texts) × length: truncated, ended by EOS, padded with 0 (as seqio does it)."""
         tokens = np.zeros((len(texts), length), np.int32)
-        for row, ids in zip(tokens, self.model.encode(list(texts)), strict=True):
+        for row, ids in zip(tokens, self.model.encode(list(map(valid_text, texts))), strict=True):
             ids = [*ids[: length - 1], EOS]
             row[: len(ids)] = ids
         return tokens
+
+
+def valid_text(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot write."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if not text.isascii() else text
 
 
 def round_up(n: int, multiple: int) -> int:

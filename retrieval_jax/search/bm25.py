@@ -9,6 +9,7 @@ import numpy as np
 
 from retrieval_jax import arrow_ids, paths
 from retrieval_jax.data.collection import Passage
+from retrieval_jax.data.vocabulary import valid_text
 from retrieval_jax.search.searcher import Ranking
 
 logging.getLogger("bm25s").setLevel(logging.ERROR)  # it sets itself to DEBUG when imported
@@ -24,6 +25,8 @@ class BM25Searcher:
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """See Searcher. Passages without a word of the query are left out."""
+        if not queries:
+            return []
         k = min(k, len(self.passage_ids))
         words = _words(queries)
         rows, scores = self.index.retrieve(words, k=k, show_progress=False, backend_selection="numpy")
@@ -53,4 +56,4 @@ class BM25Searcher:
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
-    return bm25s.tokenize(list(texts), stopwords=None, return_ids=False, show_progress=False)
+    return bm25s.tokenize(list(map(valid_text, texts)), stopwords=None, return_ids=False, show_progress=False)

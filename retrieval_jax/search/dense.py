@@ -43,6 +43,8 @@ class ExactSearcher:
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """See Searcher. Scores are dot products."""
+        if not queries:
+            return []
         k = min(k, len(self.passage_ids))
         vectors = checked(self.encoder(queries), self.exact.dimensions)
         return _rankings(*self.exact(vectors, k), self.passage_ids)
@@ -72,6 +74,8 @@ class ScannSearcher:
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """See Searcher. Scores are (approximate) dot products."""
+        if not queries:
+            return []
         k = min(k, len(self.index.ids))
         vectors = checked(self.encoder(queries), self.dimensions)
         return _rankings(*self.index.search(vectors, k), self.index.ids)

@@ -18,7 +18,10 @@ class Searcher(Protocol):
     """Finds passages. Four kinds: generative, exact and ScaNN (dense), BM25."""
 
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
-        """The best k passages of each query (fewer where there are fewer). Any number of queries."""
+        """The best k passages of each query (fewer where there are fewer). Any number of queries, also none.
+
+        Half a surrogate pair in a query (no text in UTF-8) is read as U+FFFD.
+        """
         ...
 
     @staticmethod

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
@@ -77,7 +78,28 @@ def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None
         checkpoints, step = _checkpoint(folder, step)
         params = checkpoints.restore_params(step, abstract_params(model, mesh))
         checkpoints.close()
+    check_finite(folder, params)
     return OpenModel(model, params, step, Vocabulary(folder / VOCABULARY), description)
+
+
+def check_finite(folder: Path, params: dict) -> None:
+    """Raises UserError, with the name of the array, where a parameter has an infinity or NaN.
+
+    A search with such weights would rank by comparisons with NaN, all of which are false.
+    """
+    finite = {name: _all_finite(x) for name, x in flatten_dict(params, sep="/").items()}
+    bad = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
+    if bad:
+        more = f", and {len(bad) - 1} arrays more" if len(bad) > 1 else ""
+        raise UserError(
+            f"{folder}: {bad[0]} has an infinity or NaN{more}: train it again, or copy its weights again"
+        )
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    """Whether every number of an array is finite; each device looks at its own part."""
+    return jnp.all(jnp.isfinite(x))
 
 
 def read_description(folder: Path) -> dict:

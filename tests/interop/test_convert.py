@@ -8,12 +8,13 @@ import pytest
 from model_folders import GOLDENS, random_params, write_model_folder
 
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.errors import UserError
 from retrieval_jax.interop.export import layers_of
 from retrieval_jax.interop.t5x_checkpoints import write
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.searcher import Searcher
-from retrieval_jax.training.model_folder import open_model
+from retrieval_jax.training.model_folder import check_finite, open_model
 from retrieval_jax.training.train import docid_softmax
 
 
@@ -109,3 +110,10 @@ def test_a_query_generator_that_came_writes(cli, work, arguments, collection, tm
     assert made["passages"] == collection.passage_count
     assert made["queries"] > 0
     assert np.isfinite(made["queries"])
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    params = {"encoder": {"encoder_norm": {"scale": np.array([1.0, np.nan], np.float32)}}, "a": np.ones(2)}
+    with pytest.raises(UserError, match="encoder/encoder_norm/scale has an infinity or NaN: train"):
+        check_finite(tmp_path, params)
+    check_finite(tmp_path, {"a": np.ones(2)})

@@ -45,6 +45,9 @@ def test_a_beam_a_docid_finds_what_scoring_every_docid_finds(
     params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes))["params"]
     searcher = GenerativeSearcher(model, params, table, vocabulary, 12, beams=len(table.passage_ids))
     rankings = searcher.search(QUERIES, k=1000)
+    assert searcher.search([], k=1000) == []
+    half, whole = (searcher.search([f"progress {c} bar"], k=5) for c in ("\ud83d", "\ufffd"))
+    assert half == whole
 
     targets = np.asarray(table.tokens_NxL, np.int32)
     starts = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]

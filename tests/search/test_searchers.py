@@ -65,6 +65,10 @@ def test_exact_search_holds_few_scores_at_once(vectors: np.ndarray, monkeypatch)
     text = exact.top_vectors.lower(queries, vectors, len(vectors), 7, mesh).as_text()
     assert f"10x{len(vectors)}x" not in text
     assert f"4x{len(vectors)}x" in text
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    for product in products:  # neither side is rounded, on a TPU or a GPU either
+        assert product.count("HIGHEST") == 2
 
 
 def test_rows_that_scann_fills_up_are_left_out(vectors: np.ndarray):
@@ -118,3 +122,14 @@ def test_bm25_equals_its_formula(tmp_path: Path):
         assert [s for _, s in ranking] == pytest.approx(expected, rel=1e-4)
         assert {p for p, _ in ranking} == {p for p, s in scores.items() if s > 0}
     assert len(searcher.search(["apple", "river"], 1)) == 2
+    assert searcher.search(["apple \ud800"], 4) == searcher.search(["apple \ufffd"], 4)
+
+
+@pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher, BM25Searcher])
+def test_no_query_finds_nothing(kind, vectors: np.ndarray, tmp_path: Path):
+    if kind is BM25Searcher:
+        BM25Searcher.write(tmp_path, [Passage("p0", "", "a red apple")])
+        searcher = BM25Searcher.open(tmp_path)
+    else:
+        searcher = searcher_of(kind, vectors)
+    assert searcher.search([], 3) == []
