@@ -43,7 +43,7 @@ def of(path: str | os.PathLike) -> Path:
     if not is_remote(text):
         if "://" in text:
             raise UserError(f"{text}: neither a local path nor one of {SCHEME}: name one of these")
-        return Path(text)
+        return Path(text).expanduser() if text == "~" or text.startswith("~/") else Path(text)
     from etils import epath
 
     return epath.Path(text)
@@ -59,7 +59,7 @@ def has_client() -> bool:
 
 def absolute(path: str | os.PathLike) -> Path:
     """The path from the root, without links; a remote one is whole as it is."""
-    return of(path) if is_remote(path) else Path(path).resolve()
+    return of(path) if is_remote(path) else of(path).resolve()
 
 
 def local_only(path: str | os.PathLike, what: str) -> None:

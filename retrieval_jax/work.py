@@ -4,7 +4,8 @@ import dataclasses
 import re
 from pathlib import Path
 
-from retrieval_jax import paths
+from retrieval_jax import paths, storage
+from retrieval_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +21,23 @@ class Work:
 
     @classmethod
     def of(cls, collection: str, work_dir: str | None) -> "Work":
-        """The given folder (local or gs://…), or `work/NAME` with the name of the collection's source."""
+        """The given folder (local or gs://…), or `work/NAME` with the name of the collection's source.
+
+        Raises UserError where `work/NAME` holds the collection of another source of that name.
+        """
         # A folder's last part is its name; the parts of ir_datasets:beir/scifact/test name it together.
-        name = re.sub("[:/,]", "_", collection) if ":" in collection else Path(collection).resolve().name
+        name = re.sub("[:/,]", "_", collection) if ":" in collection else paths.absolute(collection).name
         folder = paths.of(work_dir) if work_dir else Path("work") / name
         paths.check(folder)
-        return cls(folder)
+        work = cls(folder)
+        if not work_dir and storage.finished(work.collection):
+            held = storage.read_manifest(work.collection, "import").get("source_path")
+            if held and held != source_path(collection):
+                raise UserError(
+                    f"{folder}: holds the collection of {held}, not of {source_path(collection)}: "
+                    f"name another folder, --gin.WORK_DIR=\"'work/{name}_2'\""
+                )
+        return work
 
     @property
     def collection(self) -> Path:
@@ -41,22 +53,22 @@ class Work:
         return self.folder / "cache" / task
 
     def synthetic(self, name: str) -> Path:
-        return self.folder / "synthetic" / name
+        return self.folder / "synthetic" / checked(name)
 
     def negatives(self, name: str) -> Path:
-        return self.folder / "negatives" / name
+        return self.folder / "negatives" / checked(name)
 
     def model(self, name: str) -> Path:
         return self.folder / "models" / name
 
     def searcher(self, name: str) -> Path:
-        return self.folder / "searchers" / name
+        return self.folder / "searchers" / checked(name)
 
     def export(self, name: str) -> Path:
         return self.folder / "exports" / name
 
     def run(self, name: str, split: str) -> Path:
-        return self.folder / "runs" / f"{name}.{split}.trec"
+        return self.folder / "runs" / f"{checked(name)}.{split}.trec"
 
     def qrels(self, split: str) -> Path:
         return self.folder / "runs" / f"qrels.{split}.trec"
@@ -68,3 +80,18 @@ class Work:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.json"
+
+
+def source_path(collection: str) -> str:
+    """A collection's source, with the whole path of a folder."""
+    return collection if ":" in collection else str(paths.absolute(collection))
+
+
+def checked(name: str) -> str:
+    """The name of an artefact, which becomes a file's name. Raises UserError where it cannot be one."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", str(name)) or name == "qrels":
+        raise UserError(
+            f"{name!r}: cannot be the name of an artefact: take letters, digits, `_`, `-` and `.`, "
+            "not a leading dot, and not 'qrels'"
+        )
+    return name

@@ -21,7 +21,7 @@ from retrieval_jax.data.sources.passages import Passages
 from retrieval_jax.data.sources.python_docs import PACKAGES
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say
-from retrieval_jax.work import Work
+from retrieval_jax.work import Work, source_path
 
 LAYOUT = 2  # of the collection folder: folders of another one are made anew
 
@@ -81,7 +81,12 @@ def import_collection(
         passages = opened.passages(scratch, faults, shard_bytes)
         queries = opened.queries(functools.partial(arrow_ids.rows, passages.ids), faults)
         faults.tell()
-        facts = {"name": opened.name, "source": source, "skipped": dict(faults.counts)}
+        facts = {
+            "name": opened.name,
+            "source": source,
+            "source_path": source_path(source),
+            "skipped": dict(faults.counts),
+        }
         queries = with_dev(queries, held_out)
         if subset is not None:
             passages, queries, facts["subset"] = _subset(passages, queries, subset, subset_seed)
@@ -112,7 +117,7 @@ def _open(source: str, docs_size: int, docs_packages: tuple[str, ...]) -> Source
     if source.startswith(from_packages.IR_DATASETS):
         return from_packages.ir_datasets_source(source.removeprefix(from_packages.IR_DATASETS))
     paths.local_only(source, "a source")
-    return open_source(source)
+    return open_source(paths.of(source))
 
 
 def with_dev(queries: dict[str, list[Query]], held_out: float) -> dict[str, list[Query]]:

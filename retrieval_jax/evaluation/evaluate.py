@@ -34,8 +34,7 @@ def evaluate(
     """
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
-    paths = {p.name.split(".")[0]: p for p in sorted((work.folder / "runs").glob(f"*.{split}.trec"))}
-    paths.pop("qrels", None)
+    paths = run_paths(work, split)
     if not paths:
         raise UserError(
             f"{work.folder}/runs: no run of split {split!r}: make one with `retrieval-jax search`"
@@ -74,6 +73,13 @@ def evaluate(
     )
     report.print_table(rows, console)
     return {"report": str(work.report), "metrics_file": str(work.metrics), "metrics": metrics}
+
+
+def run_paths(work: Work, split: str) -> dict[str, Path]:
+    """The files of a split's runs by the searchers' names, which may have dots."""
+    end = f".{split}.trec"
+    found = {path.name.removesuffix(end): path for path in (work.folder / "runs").glob(f"*{end}")}
+    return {name: path for name, path in sorted(found.items()) if name != "qrels"}
 
 
 def side_by_side(

@@ -30,6 +30,12 @@ class Checkpoints:
                 f"{self.folder}: checkpoints in a bucket need a package that is not installed: "
                 "pip install 'retrieval_jax[gcs]'"
             )
+        if not paths.is_remote(self.folder) and (odd := set(str(self.folder)) & set("[*?\\")):
+            # Orbax looks for the parts of a checkpoint by a glob pattern that begins with the folder's path.
+            raise UserError(
+                f"{self.folder}: checkpoints cannot lie below a folder with {' '.join(sorted(odd))} in its "
+                "name: rename it, or name another MODEL_DIR"
+            )
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             enable_async_checkpointing=False,

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import jax
 import numpy as np
@@ -138,7 +139,7 @@ def read_ocdbt(folder: Path, prefix: str = "") -> dict[str, LazyArray]:
 def kvstore(folder: Path) -> str:
     """TensorStore's address of a folder."""
     text = str(folder)
-    return (text if paths.is_remote(text) else f"file://{Path(text).resolve()}") + "/"
+    return (text if paths.is_remote(text) else f"file://{quote(str(Path(text).resolve()))}") + "/"
 
 
 def read_safetensors(folder: Path, stem: str) -> dict[str, LazyArray]:
