@@ -69,9 +69,11 @@ def export(
         raise UserError(f"export.format: no format {format!r}: {', '.join(WRITERS)}")
     work = Work.of(source, work_dir)
     if model_dir:
-        subject = Subject(paths.of(model_dir), None)
+        description, step = model_folder.newest(paths.of(model_dir))
+        subject = Subject(paths.of(model_dir), step)
         model = paths.absolute(model_dir)
-        name, recipe = model.name, {"model": str(model)}
+        checksum = model_folder.model_checksum(model_dir, step, description)
+        name, recipe = model.name, {"model": str(model), "step": step, "checksum": checksum}
     else:
         folder = work.searcher(name)
         manifest = searcher_manifest(folder, Collection(work.collection))

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from retrieval_jax import arrow_ids, paths, storage
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say
-from retrieval_jax.search.encoding import Embeddings, TextEncoder, model_checksum, query_encoder
+from retrieval_jax.search.encoding import Embeddings, TextEncoder, query_encoder
 from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.search.scann_index import ScannIndex, difference
 from retrieval_jax.search.searcher import Ranking
@@ -169,14 +169,7 @@ def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
             f"{folder}: its model is not at {paths.absolute(model)}: move both together, or "
             "`retrieval-jax index`"
         )
-    opened = open_model(model, manifest["step"])
-    exported = "files" in manifest  # with the model in it, whose files are others and were compared, too
-    if not exported and model_checksum(model, opened) != manifest["recipe"]["checksum"]:
-        raise UserError(
-            f"{paths.absolute(model)}: not the model (of step {manifest['step']}) that {folder} was made of: "
-            "`retrieval-jax index`"
-        )
-    return manifest, query_encoder(opened), files
+    return manifest, query_encoder(open_model(model, manifest["step"])), files
 
 
 def _link(source: Path, target: Path) -> None:

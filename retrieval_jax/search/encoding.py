@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,8 +28,8 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar, say
-from retrieval_jax.training import checksums, multihost
-from retrieval_jax.training.model_folder import VOCABULARY, WEIGHTS, OpenModel, has_weights
+from retrieval_jax.training import multihost
+from retrieval_jax.training.model_folder import OpenModel, model_checksum
 from retrieval_jax.work import Work
 
 PART = 4096  # passages a part: at most so many are lost by a kill
@@ -101,25 +100,6 @@ def query_encoder(opened: OpenModel, mesh: Mesh | None = None) -> TextEncoder:
     return TextEncoder(opened.model.encode_queries, opened.params, opened.vocabulary, length, 32, mesh)
 
 
-def model_checksum(model_dir: str | Path, opened: OpenModel) -> str:
-    """A fingerprint of all that a dual encoder's vectors depend on: weights, network, lengths, vocabulary."""
-    folder = paths.of(model_dir)
-    saved = folder if has_weights(folder) else folder / "checkpoints" / str(opened.step)
-    weights = sorted(folder.glob(f"{WEIGHTS}*.safetensors*"))
-    if not has_weights(folder):
-        weights = paths.files(saved / "params")
-    names = [str(path.relative_to(saved)) for path in weights]
-    if (saved / checksums.NAME).is_file():  # compared with the files when the model was opened
-        known = json.loads((saved / checksums.NAME).read_text())
-        sums = [str(known.get(name)) for name in names]
-    else:
-        sums = [storage.checksum(path) for path in weights]
-    settings = {key: opened.description.get(key) for key in ("network", "settings", "input_length")}
-    settings["passage_length"] = opened.description.get("passage_length")
-    vocabulary = storage.checksum(folder / VOCABULARY)
-    return storage.digest([*names, *sums, json.dumps(settings, sort_keys=True), vocabulary])
-
-
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
     """A finished folder. By row: vectors float32 N×E (mapped into memory), ids, uint64 digests of texts."""
@@ -153,7 +133,7 @@ def encode_by_model(
     model = {
         "model": str(paths.absolute(model_dir)),
         "step": opened.step,
-        "checksum": model_checksum(model_dir, opened),
+        "checksum": model_checksum(model_dir, opened.step, opened.description),
     }
     folder = work.embeddings(paths.absolute(model_dir).name)
     return encode_collection(folder, model, collection, lambda: passage_encoder(opened, mesh))

@@ -14,9 +14,9 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say, track
 from retrieval_jax.search import dense, scann_index
-from retrieval_jax.search.encoding import encode_by_model, model_checksum, query_encoder
+from retrieval_jax.search.encoding import encode_by_model, query_encoder
 from retrieval_jax.training import multihost, partitioning
-from retrieval_jax.training.model_folder import OpenModel, open_model
+from retrieval_jax.training.model_folder import OpenModel, model_checksum, open_model
 from retrieval_jax.work import Work
 
 KINDS = ("generative", "exact", "scann", "bm25")
@@ -68,11 +68,11 @@ def make_index(
     if (family == "generative") != (kind == "generative"):
         raise UserError(f"{model_dir}: holds a {family} model, not one for a {kind} searcher")
     folder = work.searcher(name or opened.description["docids"] or kind)
-    recipe = {"model": str(paths.absolute(model_dir)), "step": opened.step}
+    checksum = model_checksum(model_dir, opened.step, opened.description)
+    recipe = {"model": str(paths.absolute(model_dir)), "step": opened.step, "checksum": checksum}
     # Paths in a manifest are relative to where its folder will lie.
     facts = {"model": paths.relative(model_dir, folder), "step": opened.step}
     if kind != "generative":
-        recipe["checksum"] = model_checksum(model_dir, opened)
         if kind == "scann":
             recipe["scann"] = scann_index.settings(collection.passage_count)
         make = _dense(folder, kind, recipe, model_dir, opened, mesh, work, collection)

@@ -43,13 +43,39 @@ def rankings(searcher: Searcher, queries: Sequence[str], k: int, what: str) -> I
 
 
 def searcher_manifest(folder: Path, collection: Collection) -> dict:
-    """What `retrieval-jax index` wrote there. Raises UserError for a searcher of another collection."""
+    """What `retrieval-jax index` wrote there.
+
+    Raises UserError for a searcher of another collection, or of a model that is not there any more.
+    """
     manifest = storage.read_manifest(folder, "index")
     if manifest["recipe"]["collection"] != collection.fingerprint:
         raise UserError(
             f"{folder}: made of another collection than {collection.folder}: `retrieval-jax index`"
         )
+    check_model(folder, manifest)
     return manifest
+
+
+def check_model(folder: Path, manifest: dict) -> None:
+    """Raises UserError where a searcher's model is another one than the searcher was made of.
+
+    A model can be trained anew to the same step; only its content tells. Where the model, or its checkpoint,
+    is missing, nothing is raised here: opening the searcher does that. The model in an exported folder is
+    compared with the rest of that folder's files.
+    """
+    if "model" not in manifest or "files" in manifest:
+        return
+    from retrieval_jax.training.model_folder import DESCRIPTION, model_checksum, read_description
+
+    model = paths.join(folder, manifest["model"])
+    if not (model / DESCRIPTION).is_file():
+        return
+    now = model_checksum(model, manifest["step"], read_description(model))
+    if now is not None and now != manifest["recipe"].get("checksum"):
+        raise UserError(
+            f"{paths.absolute(model)}: not the model (of step {manifest['step']}) that {folder} was made of: "
+            "`retrieval-jax index`"
+        )
 
 
 def _open(folder: Path) -> Searcher:
@@ -58,6 +84,7 @@ def _open(folder: Path) -> Searcher:
     if "files" in manifest:  # it was exported, and may have come from elsewhere
         folder = paths.local(folder)
         storage.check_files(folder, manifest)
+    check_model(folder, manifest)
     if kind == "bm25":
         from retrieval_jax.search.bm25 import BM25Searcher
 

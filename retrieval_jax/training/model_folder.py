@@ -8,6 +8,7 @@ MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin, settings.json
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.progress import say
-from retrieval_jax.training import partitioning
+from retrieval_jax.training import checksums, partitioning
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.weights import LazyArray, place, read_ocdbt, read_safetensors
 
@@ -112,14 +113,53 @@ def has_weights(folder: Path) -> bool:
     return any(folder.glob(f"{WEIGHTS}.safetensors*"))
 
 
-def lazy_params(folder: Path) -> tuple[dict, int, dict[str, LazyArray]]:
-    """(what model.json says, the step, the parameters by name) of a folder, at its newest checkpoint."""
+def model_checksum(model_dir: str | Path, step: int, description: dict) -> str | None:
+    """A fingerprint of all that a model's answers depend on: weights, network, settings, lengths, vocabulary.
+
+    It stands for the model in the recipes of what is made with it: a folder may be trained anew to the same
+    step.
+
+    Args:
+      model_dir, step: the folder, and which of its checkpoints.
+      description: what its model.json says.
+
+    Returns:
+      The fingerprint; None where the weights of that step are not there.
+    """
+    folder = paths.of(model_dir)
+    saved = folder if has_weights(folder) else folder / "checkpoints" / str(step)
+    if not saved.is_dir():
+        return None
+    weights = sorted(folder.glob(f"{WEIGHTS}*.safetensors*"))
+    if not has_weights(folder):
+        weights = paths.files(saved / "params")
+    names = [str(path.relative_to(saved)) for path in weights]
+    if (saved / checksums.NAME).is_file():  # compared with the files when the model is opened
+        known = json.loads((saved / checksums.NAME).read_text())
+        sums = [str(known.get(name)) for name in names]
+    else:
+        sums = [storage.checksum(path) for path in weights]
+    keys = ("network", "settings", "input_length", "passage_length")
+    settings = json.dumps({key: description.get(key) for key in keys}, sort_keys=True)
+    return storage.digest([*names, *sums, settings, storage.checksum(folder / VOCABULARY)])
+
+
+def newest(folder: Path) -> tuple[dict, int]:
+    """(what model.json says, the newest step) of a folder. Raises UserError where there is no checkpoint."""
     description = read_description(folder)
     if has_weights(folder):
-        return description, description["step"], read_safetensors(folder, WEIGHTS)
+        return description, description["step"]
     checkpoints, step = _checkpoint(folder, None)
     checkpoints.close()
-    return description, step, read_ocdbt(checkpoints.folder / str(step) / "params")
+    return description, step
+
+
+def lazy_params(folder: Path) -> tuple[dict, int, dict[str, LazyArray]]:
+    """(what model.json says, the step, the parameters by name) of a folder, at its newest checkpoint."""
+    description, step = newest(folder)
+    if has_weights(folder):
+        return description, step, read_safetensors(folder, WEIGHTS)
+    return description, step, read_ocdbt(paths.absolute(folder) / "checkpoints" / str(step) / "params")
 
 
 def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:

@@ -128,7 +128,7 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
     assert recipe == {
         "model": str(tmp_path / "dense"),
         "step": 7,
-        "checksum": encoding.model_checksum(tmp_path / "dense", opened),
+        "checksum": model_folder.model_checksum(tmp_path / "dense", 7, opened.description),
         "collection": collection.fingerprint,
     }
     monkeypatch.setattr(encoding, "_encode_parts", None)  # not again
