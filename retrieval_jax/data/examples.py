@@ -29,6 +29,7 @@ from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
+from retrieval_jax.progress import say
 
 PADDING = -1  # in a dual encoder's candidates: the row and the grade of no passage
 
@@ -376,6 +377,8 @@ def mixture(
         for name, examples in made.items()
         if len(examples)
     }
+    if weights and (empty := [name for name in names if name not in weights]):
+        say(f"{', '.join(empty)}: no examples, so left out of the mixture (TrainingData.rates)")
     if not weights:
         raise UserError("no task has both a rate and examples: set --gin.train.rates")
     return {name: (made[name], weight / sum(weights.values())) for name, weight in weights.items()}

@@ -83,9 +83,11 @@ def fit(
     step_fn = make_train_step(model, mesh, abstract, seed)
     norm = jax.jit(optax.tree.norm).lower(abstract.params).compile()
 
-    curve, watch = (
-        Curve(folder, step),
-        Watch(folder, examples_of and (lambda before: examples_of(position(before)))),
+    curve = Curve(folder, step)
+    watch = Watch(
+        folder,
+        examples_of and (lambda before: examples_of(position(before))),
+        unbounded=not getattr(model.module, "normalize", True),
     )
     clock = Clock(mesh, curve.minutes_before, max_minutes, functools.partial(model_flops, model, shapes))
     profiler = Profiler(folder, profile)

@@ -21,7 +21,7 @@ ExamplesOf = Callable[[int], list[dict]]
 """What the examples of a batch are (the batches before it are counted), a row each: task, number, …"""
 
 
-@gin.configurable(allowlist=["spike", "window", "found_by"])
+@gin.configurable(allowlist=["spike", "window", "found_by", "on_spike"])
 class Watch:
     """Ends a run whose numbers went wrong, before any of it is saved; tells once of one that finds nothing.
 
@@ -30,6 +30,9 @@ class Watch:
       examples_of: tells a batch's examples, for the file BAD_BATCH.
       spike: nats by which a loss may exceed the median of the last ones; None: by any number.
       window: how many last ones; none is too high before so many steps.
+      on_spike: "stop", or "warn", which tells of a spike and goes on; None: "warn" where the loss has no
+        natural scale (`unbounded`), else "stop". Numbers that are not finite always end the run.
+      unbounded: whether scores are raw dot products, whose losses rise by many nats in the first steps.
       found_by: steps after which Hits@10 on dev should no longer be 0.
     """
 
@@ -40,7 +43,13 @@ class Watch:
         spike: float | None = 3.0,
         window: int = 100,
         found_by: int = 1000,
+        on_spike: str | None = None,
+        unbounded: bool = False,
     ):
+        on_spike = on_spike or ("warn" if unbounded else "stop")
+        if on_spike not in ("stop", "warn"):
+            raise UserError(f"Watch.on_spike: no choice {on_spike!r}: stop or warn")
+        self.warns, self.spiking = on_spike == "warn", False
         self.folder, self.examples_of = folder, examples_of
         self.spike, self.found_by = spike, found_by
         self.losses: collections.deque[float] = collections.deque(maxlen=window)
@@ -54,9 +63,14 @@ class Watch:
         loss = metrics["loss"]
         if self.spike is not None and len(self.losses) == self.losses.maxlen:
             usual = statistics.median(self.losses)
-            if loss > usual + self.spike:
+            spiking, before = loss > usual + self.spike, self.spiking
+            self.spiking = spiking
+            if spiking:
                 what = f"the loss is {loss:.2f} at step {step}, and {usual:.2f} is usual (Watch.spike)"
-                raise self._stop(step, what)
+                if not self.warns:
+                    raise self._stop(step, what)
+                if not before:  # once for steps in a row
+                    say(f"{self.folder}: {what}: going on (Watch.on_spike)")
         self.losses.append(loss)
 
     def dev(self, step: int, metrics: Mapping[str, float]) -> None:

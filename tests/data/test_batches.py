@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from retrieval_jax import arrow_ids
 from retrieval_jax.data.batches import batches, drop, dual_encoder, encoder_decoder, examples_of
-from retrieval_jax.data.examples import DocidTargets, Example, Examples, Feature, pad
+from retrieval_jax.data.examples import DocidTargets, Example, Examples, Feature, mixture, pad
 from retrieval_jax.data.feature_converters import DualEncoderFeatureConverter
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
@@ -181,3 +181,10 @@ def test_a_stream_goes_on_with_another_batch_size_without_a_gap_or_a_repeat(size
     staged = [(3, {"a": (sources["a"], 1.0)}), (None, {"b": (sources["b"], 1.0)})]
     parts = [read(staged, size, 20 + size * n, 1) for n in range(12)]
     assert [*itertools.chain.from_iterable(parts)] == read(staged, size, 20, 12)
+
+
+def test_a_task_without_examples_is_told_of(capsys):
+    sizes = {"firstp": range(6), "labelled": range(0), "daq": range(2)}
+    mixed = mixture({"firstp": 0.5, "labelled": 0.3, "daq": 0.5}, sizes.__getitem__)
+    assert {name: share for name, (_, share) in mixed.items()} == {"firstp": 0.5, "daq": 0.5}
+    assert "labelled: no examples, so left out of the mixture" in capsys.readouterr().err

@@ -100,6 +100,23 @@ def test_a_spike_is_measured_from_the_median_and_can_be_switched_off(tmp_path: P
         off.step(300, {"loss": float("inf")})
 
 
+def test_a_spike_may_be_told_of_once_without_an_end_but_what_is_not_finite_ends_the_run(
+    tmp_path: Path, capsys
+):
+    watch = Watch(tmp_path, window=4, unbounded=True)
+    for step, loss in enumerate([5.0, 5.0, 5.0, 5.0, 9.0, 9.5, 5.0]):
+        watch.step(step, {"loss": loss})
+    assert capsys.readouterr().err.count("the loss is 9.00 at step 4, and 5.00 is usual") == 1
+    with pytest.raises(UserError, match="the gradient_norm is nan at step 7"):
+        watch.step(7, {"loss": 5.0, "gradient_norm": float("nan")})
+    strict = Watch(tmp_path, window=1, unbounded=True, on_spike="stop")
+    strict.step(1, {"loss": 1.0})
+    with pytest.raises(UserError, match=r"the loss is 9.00 at step 2"):
+        strict.step(2, {"loss": 9.0})
+    with pytest.raises(UserError, match="no choice 'go': stop or warn"):
+        Watch(tmp_path, on_spike="go")
+
+
 def test_a_run_that_finds_nothing_is_told_of_once(tmp_path: Path, capsys):
     watch = Watch(tmp_path, found_by=10)
     for step, hits in ((5, 0.0), (10, 0.0), (15, 0.0)):
