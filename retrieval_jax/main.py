@@ -5,8 +5,10 @@ Nothing heavy is imported here, so that `--help` answers at once; each verb impo
 
 import argparse
 import ast
+import errno
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -73,12 +75,37 @@ def main(argv: list[str] | None = None) -> int:
     except Preempted as stop:
         print(f"retrieval-jax: {str(stop).splitlines()[0]}", file=sys.stderr)
         return 143
+    except Exception as error:
+        if not (line := of_the_disk(error)):
+            raise
+        print(f"retrieval-jax: {line}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("retrieval-jax: interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
     if made is not None:
         print(json.dumps(made) if as_json else plain(made))
     return 0
+
+
+def of_the_disk(error: BaseException) -> str | None:
+    """One line for a full or read-only disk, whichever library met it; None for any other error."""
+    kinds = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+    # What C++ libraries say, with no number. "Permission denied" alone may be of a device or a port.
+    texts = [os.strerror(kind) for kind in kinds[:3]]
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in kinds:
+            what, path = os.strerror(seen.errno), seen.filename
+        else:
+            path = None
+            what = next((text for text in texts if text in str(seen)), None)
+        if what:
+            where = os.fsdecode(path) if isinstance(path, str | bytes) else "a file of this command"
+            mend = "free some space" if what in texts[:2] else "check its permissions"
+            return f"{where}: cannot be used ({what}): {mend}, or another WORK_DIR; then the same command"
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:

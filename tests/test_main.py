@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_jax.main import VERBS, main, parse
+from retrieval_jax.main import VERBS, main, of_the_disk, parse
 from retrieval_jax.work import Work
 
 METHODS = {"atomic", "naive", "semantic", "exact", "scann", "bm25"}
@@ -250,3 +250,25 @@ def test_an_approximate_search_tells_its_recall(demo: Work, arguments: list[str]
     )
     assert status == 0
     assert made["recall"] == 1.0  # on a processor it is exact
+
+
+def test_a_full_disk_is_one_line_whoever_tells_it(monkeypatch: pytest.MonkeyPatch, capsys):
+    def fills(*_: object) -> None:
+        try:
+            Path("/dev/full").write_bytes(b"x")  # the kernel's own ENOSPC
+        except OSError as error:
+            raise ValueError("a library's words") from error
+
+    monkeypatch.setattr("retrieval_jax.main.run", fills)
+    assert main(["import"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "cannot be used (No space left on device): free some space" in told
+
+
+def test_a_read_only_file_is_named_and_other_errors_are_not_of_the_disk():
+    line = of_the_disk(OSError(30, "Read-only file system", "/a/b"))
+    assert line.startswith("/a/b: cannot be used (Read-only file system): check its permissions")
+    assert "free some space" in of_the_disk(RuntimeError("RESOURCE_EXHAUSTED: No space left on device"))
+    assert of_the_disk(ValueError("shape")) is None
+    assert of_the_disk(FileNotFoundError(2, "No such file", "x")) is None
