@@ -13,8 +13,8 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.errors import UserError
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation.metrics import score
-from retrieval_jax.evaluation.trec import read_qrels, read_run
-from retrieval_jax.progress import console
+from retrieval_jax.evaluation.trec import read_run
+from retrieval_jax.progress import console, say
 from retrieval_jax.work import Work
 
 FAMILIES = {"generative": "generative", "exact": "dual encoder", "scann": "dual encoder", "bm25": "lexical"}
@@ -25,6 +25,9 @@ def evaluate(
     source: str, work_dir: str | None = None, split: str = "test", examples: int = 4, shown: int = 3
 ) -> dict:
     """Scores every run of a split; writes metrics.json and report.html into the work folder.
+
+    These are the files runs/NAME.SPLIT.trec: what `search` wrote, and TREC runs of other tools that were put
+    there. A run of an earlier collection or searcher is left out, with a line that says so.
 
     Args:
       source, work_dir: the collection, and where its work lies.
@@ -39,20 +42,18 @@ def evaluate(
         raise UserError(
             f"{work.folder}/runs: no run of split {split!r}: make one with `retrieval-jax search`"
         )
-    qrels = read_qrels(work.qrels(split))
-    runs = {name: read_run(path) for name, path in paths.items()}
-    rows = []
-    for name, path in paths.items():
-        facts = storage.read_json(path.with_suffix(".json"), f"delete {path}, then search again")
-        rows.append(
-            report.MethodRow(
-                name,
-                FAMILIES[facts["kind"]],
-                score(qrels, runs[name]),
-                facts["took"]["ms_per_query"],
-                facts["parameters"],
-            )
+    facts = {name: run_facts(path) for name, path in paths.items()}
+    for name, known in facts.items():
+        if known and (reason := stale(known["recipe"], work.searcher(name), collection)):
+            say(f"{paths.pop(name)}: left out, {reason}: `retrieval-jax search` makes it again")
+    if not paths:
+        raise UserError(
+            f"{work.folder}/runs: every run of split {split!r} is of an earlier collection or searcher: "
+            "`retrieval-jax search` makes them again"
         )
+    qrels = {query.id: query.positives for query in collection.queries(split)}
+    runs = {name: read_run(path) for name, path in paths.items()}
+    rows = [method_row(name, score(qrels, run), facts[name]) for name, run in runs.items()]
     rows.sort(key=lambda row: (row.family, row.name))
     metrics = {row.name: row.metrics for row in rows}
     storage.write_json(work.metrics, metrics)
@@ -82,6 +83,32 @@ def run_paths(work: Work, split: str) -> dict[str, Path]:
     return {name: path for name, path in sorted(found.items()) if name != "qrels"}
 
 
+def run_facts(path: Path) -> dict | None:
+    """What `search` noted beside a run; None for a run of another tool."""
+    noted = path.with_suffix(".json")
+    return storage.read_json(noted, f"delete {path}, then search again") if noted.is_file() else None
+
+
+def stale(recipe: dict, searcher: Path, collection: Collection) -> str | None:
+    """Why a run no longer counts; None where it was made of this collection and of the searcher as it is."""
+    if recipe.get("collection") != collection.fingerprint:
+        return f"it is of another collection (or an earlier one) than {collection.folder}"
+    if (
+        storage.finished(searcher)
+        and storage.read_manifest(searcher, "index")["recipe"] != recipe["searcher"]
+    ):
+        return f"{searcher} was made anew since"
+    return None
+
+
+def method_row(name: str, metrics: dict[str, float], facts: dict | None) -> report.MethodRow:
+    """The row of a run in the table; of another tool's run only the metrics are known."""
+    if facts is None:
+        return report.MethodRow(name, "other", metrics, None, None)
+    took, family = facts["took"], FAMILIES[facts["kind"]]
+    return report.MethodRow(name, family, metrics, took["ms_per_query"], facts["parameters"])
+
+
 def side_by_side(
     collection: Collection, split: str, qrels: dict, runs: dict, examples: int, shown: int
 ) -> list[report.SideBySide]:
@@ -89,9 +116,12 @@ def side_by_side(
     queries = sorted(collection.queries(split), key=lambda q: storage.hash_fraction(q.id))[:examples]
     ids = {pid for query in queries for pid in query.positives}
     ids |= {pid for q in queries for run in runs.values() for pid, _ in run.get(q.id, [])[:shown]}
-    passages = {p.id: p for p in collection.some(collection.rows(sorted(ids)).tolist())}
+    rows = collection.rows(sorted(ids))
+    passages = {p.id: p for p in collection.some(rows[rows >= 0].tolist())}
 
     def show(pid: str, relevant: bool) -> report.Shown:
+        if pid not in passages:  # another tool's run may be of more passages
+            return report.Shown(pid, "", "not in this collection", relevant)
         return report.Shown(pid, passages[pid].title, passages[pid].text[:200], relevant)
 
     return [

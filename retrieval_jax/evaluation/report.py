@@ -23,13 +23,14 @@ from retrieval_jax.storage import write_aside
 class MethodRow:
     """One line of the results: metrics in [0, 1], more is better; parameters None where there are none.
 
-    `family` is "generative", "dual encoder" or "lexical"; `ms_per_query` is wall time in milliseconds.
+    `family` is "generative", "dual encoder" or "lexical", and "other" for a run of another tool;
+    `ms_per_query` is wall time in milliseconds, None where it is not known.
     """
 
     name: str
     family: str
     metrics: dict[str, float]
-    ms_per_query: float
+    ms_per_query: float | None
     parameters: int | None
 
 
@@ -156,7 +157,9 @@ def format_count(number: int | None) -> str:
     return str(number)
 
 
-def _milliseconds(ms: float) -> str:
+def _milliseconds(ms: float | None) -> str:
+    if ms is None:
+        return "–"
     return f"{ms:.2f}" if ms < 10 else f"{ms:,.0f}"
 
 

@@ -22,7 +22,7 @@ Qrels = dict[str, dict[str, int]]
 _N = TypeVar("_N", int, float)
 _RUN_COLUMNS = ("qid", "Q0", "docid", "rank", "score", "tag")
 _QRELS_COLUMNS = ("qid", "0", "docid", "grade")
-_RUN_MEND = "write the run again with `retrieval-jax search`"
+_RUN_MEND = "correct this line, or write the run again with `retrieval-jax search`"
 _QRELS_MEND = "correct this line"
 
 
@@ -59,23 +59,27 @@ def write_run(path: str | os.PathLike, run: Run, tag: str) -> None:
 
 
 def read_run(path: str | os.PathLike) -> Run:
-    """Reads a run (plain or `.gz`): queries in the file's order, each list sorted by the rank column.
+    """Reads a run (plain or `.gz`) of any tool: queries in the file's order, each list ranked by score.
+
+    As trec_eval does, this ignores the rank column (BEIR writes 0 in every line) and the lines' order, holds
+    scores as float32, and breaks ties by docid, the greater first. In what `write_run` writes no scores tie.
 
     Raises UserError, one line with file, line and mend, for a file that cannot be read and for a line with
-    the wrong number of columns, a rank or score that is not a number, or a passage or rank seen before.
+    the wrong number of columns, a rank or score that is not a number, or a passage seen before.
     """
-    ranked: dict[str, dict[int, tuple[str, float]]] = {}
-    passages: dict[str, set[str]] = {}
-    for where, (qid, _, pid, rank_text, score_text, _) in _rows(path, "TREC run", _RUN_COLUMNS, _RUN_MEND):
-        rank = _number(int, rank_text, where, "rank", "a whole number", _RUN_MEND)
-        score = _number(float, score_text, where, "score", "a finite number", _RUN_MEND)
-        results = ranked.setdefault(qid, {})
-        if rank in results:
-            raise UserError(f"{where}: rank {rank} a second time for query {qid!r}: {_RUN_MEND}")
-        _check_new(pid, passages.setdefault(qid, set()), qid, where, _RUN_MEND)
-        passages[qid].add(pid)
-        results[rank] = (pid, score)
-    return {qid: [results[rank] for rank in sorted(results)] for qid, results in ranked.items()}
+    found: dict[str, dict[str, float]] = {}
+    for where, (qid, _, pid, rank, score, _) in _rows(path, "TREC run", _RUN_COLUMNS, _RUN_MEND):
+        _number(int, rank, where, "rank", "a whole number", _RUN_MEND)
+        results = found.setdefault(qid, {})
+        _check_new(pid, results.keys(), qid, where, _RUN_MEND)
+        results[pid] = _number(float, score, where, "score", "a finite number", _RUN_MEND)
+    return {qid: _by_score(results) for qid, results in found.items()}
+
+
+def _by_score(results: dict[str, float]) -> list[tuple[str, float]]:
+    by_docid = sorted(results.items(), reverse=True)
+    with np.errstate(over="ignore"):
+        return sorted(by_docid, key=lambda result: -np.float32(result[1]))
 
 
 def write_qrels(path: str | os.PathLike, qrels: Qrels) -> None:

@@ -35,11 +35,11 @@ def search(
     collection = Collection(work.collection)
     folder = work.searcher(name)
     manifest = searcher_manifest(folder, collection)
-    if query:
+    if query is not None:
         return answer(collection, folder, query, k)
     path = work.run(name, split)
     facts = path.with_suffix(".json")
-    recipe = {"searcher": manifest["recipe"], "split": split, "k": k}
+    recipe = {"searcher": manifest["recipe"], "collection": collection.fingerprint, "split": split, "k": k}
     if path.exists() and facts.exists():
         known = storage.read_json(facts, f"delete {facts}")
         if known["recipe"] == recipe and "took" in known:
@@ -71,6 +71,8 @@ def search(
 def answer(collection: Collection, folder: Path, query: str, k: int) -> dict:
     """The passages that a searcher finds for one query, with their texts."""
     (ranking,) = Searcher.open(folder).search([query], k)
+    if not ranking:
+        say(f"{folder.name}: no passage was found for {query!r}")
     passages = collection.some(collection.rows([pid for pid, _ in ranking]).tolist())
     return {
         "query": query,

@@ -1,0 +1,94 @@
+"""What was made of an earlier model, searcher or collection is made anew, or left out and named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from model_folders import random_params, write_model_folder
+
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.training.train import docid_softmax
+
+
+@pytest.fixture
+def own(arguments, source, tmp_path) -> list[str]:
+    """Bindings of a work folder, and a source, that a test may change."""
+    folder = shutil.copytree(source, tmp_path / "small_docs")
+    return [f"--gin.COLLECTION={str(folder)!r}", f"--gin.WORK_DIR='{tmp_path / 'work'}'", *arguments[2:]]
+
+
+def test_a_generative_model_that_is_another_at_the_same_step_is_noticed(own, collection, tmp_path, cli):
+    assert cli("import", *own)[0] == 0
+    assert cli("docids", *own, "--gin.DOCIDS='atomic'")[0] == 0
+    table, folder = DocidTable.open(tmp_path / "work/docids/atomic"), tmp_path / "model"
+    model = GenerativeRetriever(T5Config(1152, 16, 2, 8, 20, 1, 1, **docid_softmax(table)))
+
+    def trained(seed: int) -> None:
+        facts = {"docids": "atomic", "docids_fingerprint": table.fingerprint()}
+        write_model_folder(folder, model, random_params(model, seed), collection, **facts)
+
+    index = ["index", *own, f"--gin.MODEL_DIR='{folder}'"]
+    search = ["search", *own, "--gin.SEARCHER='atomic'"]
+    export = ["export", *own, "--gin.SEARCHER='atomic'"]
+    trained(0)
+    for command in (index, search, export):
+        assert cli(*command)[0] == 0
+    first = (tmp_path / "work/runs/atomic.test.trec").read_text()
+
+    trained(1)
+    for command in (search, export, ["mine", *own, "--gin.SEARCHER='atomic'"]):
+        status, _, err = cli(*command)
+        assert status == 2
+        assert "not the model (of step 7) that" in err
+        assert "`retrieval-jax index`" in err
+    for command in (index, search, export):
+        assert cli(*command)[0] == 0
+    assert (tmp_path / "work/runs/atomic.test.trec").read_text() != first
+
+
+def test_runs_of_an_earlier_state_are_left_out(own, tmp_path, cli):
+    runs, docs = tmp_path / "work/runs", Path(own[0].split("'")[1]) / "docs.tsv"
+    for verb in ("import", "index", "search"):
+        assert cli(verb, *own)[0] == 0
+    assert cli("evaluate", *own)[0] == 0
+
+    # A tool without a note beside its run, in BEIR's form, and a passage that the collection lacks.
+    qrels = [line.split() for line in (runs / "qrels.test.trec").read_text().splitlines()]
+    lines = [f"{q} Q0 elsewhere 0 0.5 x\n{q} Q0 {passage} 0 0.9 x\n" for q, _, passage, _ in qrels]
+    (runs / "other.v2.test.trec").write_text("".join(lines))
+    status, made, err = cli("evaluate", *own)
+    assert status == 0, err
+    assert set(made["metrics"]) == {"bm25", "other.v2"}
+    assert made["metrics"]["other.v2"]["MRR@10"] == 1
+
+    docs.write_text(docs.read_text() + "new\t\ta passage that was added later\n")
+    assert cli("import", *own)[0] == 0
+    status, made, err = cli("evaluate", *own)
+    assert status == 0
+    assert set(made["metrics"]) == {"other.v2"}
+    assert "bm25.test.trec: left out, it is of another collection" in err
+    (runs / "other.v2.test.trec").unlink()
+    status, _, err = cli("evaluate", *own)
+    assert status == 2
+    assert "every run of split 'test' is of an earlier collection or searcher" in err
+
+    for verb in ("index", "search", "evaluate"):
+        assert cli(verb, *own)[0] == 0
+    note = json.loads((runs / "bm25.test.json").read_text())
+    note["recipe"]["searcher"]["kind"] = "another"
+    (runs / "bm25.test.json").write_text(json.dumps(note))
+    status, _, err = cli("evaluate", *own)
+    assert status == 2
+    assert "searchers/bm25 was made anew since" in err
+
+
+@pytest.mark.parametrize("query", ["", " ", "zyzzyva"])
+def test_a_query_for_which_nothing_is_found(query, work, arguments, cli):
+    assert cli("index", *arguments)[0] == 0
+    status, made, err = cli("search", *arguments, f"--gin.QUERY={query!r}")
+    assert status == 0
+    assert made == {"query": query, "passages": []}
+    assert f"bm25: no passage was found for {query!r}" in err
