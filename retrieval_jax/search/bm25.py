@@ -6,6 +6,7 @@ from pathlib import Path
 
 import bm25s
 import numpy as np
+import pyarrow as pa
 
 from retrieval_jax import arrow_ids, paths
 from retrieval_jax.data.collection import Passage
@@ -28,12 +29,13 @@ class BM25Searcher:
         if not queries:
             return []
         k = min(k, len(self.passage_ids))
-        words = _words(queries)
-        rows, scores = self.index.retrieve(words, k=k, show_progress=False, backend_selection="numpy")
-        return [
-            [(self.passage_ids[row].as_py(), score) for row, score in zip(*pair, strict=True) if score > 0]
-            for pair in zip(np.asarray(rows).tolist(), np.asarray(scores).tolist(), strict=True)
-        ]
+        rankings = []
+        for words in _words(queries):
+            scores_N = self.index.get_scores(words) if words else np.zeros(0, np.float32)
+            rows = best_rows(scores_N, k)
+            ids = self.passage_ids.take(pa.array(rows)).to_pylist()
+            rankings.append(list(zip(ids, scores_N[rows].tolist(), strict=True)))
+        return rankings
 
     @staticmethod
     def write(folder: Path, passages: Iterable[Passage]) -> None:
@@ -53,6 +55,19 @@ class BM25Searcher:
         folder = paths.local(folder)
         index = bm25s.BM25.load(folder / "bm25")
         return cls(index, arrow_ids.read(folder / "ids.arrow"))
+
+
+def best_rows(scores_N: np.ndarray, k: int) -> np.ndarray:
+    """int64, the rows of the k largest scores above 0, best first; equal scores are in the rows' order.
+
+    The library's own top-k leaves it to chance which of equal scores are found: another K then gives another
+    order, and other measures.
+    """
+    rows = np.flatnonzero(scores_N > 0)
+    if len(rows) > k:
+        least = np.partition(scores_N[rows], len(rows) - k)[len(rows) - k]
+        rows = rows[scores_N[rows] >= least]
+    return rows[np.argsort(-scores_N[rows], kind="stable")][:k]
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:

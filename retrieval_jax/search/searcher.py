@@ -20,6 +20,8 @@ class Searcher(Protocol):
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """The best k passages of each query (fewer where there are fewer). Any number of queries, also none.
 
+        Equal scores are in the order of the passages in the collection, for any `k` and batch.
+
         Half a surrogate pair in a query (no text in UTF-8) is read as U+FFFD.
         """
         ...

@@ -133,3 +133,25 @@ def test_no_query_finds_nothing(kind, vectors: np.ndarray, tmp_path: Path):
     else:
         searcher = searcher_of(kind, vectors)
     assert searcher.search([], 3) == []
+
+
+@pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher, BM25Searcher])
+def test_equal_scores_are_in_the_collections_order_for_any_k(kind, tmp_path: Path):
+    """Copies of a few passages: each has the same score as its copies."""
+    originals, N = ["red apple", "green apple tree", "a dog", "an apple falls far"], 120
+    if kind is BM25Searcher:
+        passages = [Passage(f"p{i}", "", originals[i % 4]) for i in range(N)]
+        BM25Searcher.write(tmp_path, passages)
+        searcher, query = BM25Searcher.open(tmp_path), "apple"
+    else:
+        vectors = np.eye(4, dtype=np.float32)[np.arange(N) % 4] + np.float32(0.5)
+        searcher, query = searcher_of(kind, vectors), "1"
+    (ranking,) = searcher.search([query], N)
+    assert ranking == sorted(ranking, key=lambda found: (-found[1], int(found[0][1:])))
+    assert len({score for _, score in ranking}) < 4
+    for k in (1, 3, 10, 50):
+        found = searcher.search([query, query], k)
+        if kind is ScannSearcher:  # it may leave out some of equal scores, but does not turn them around
+            assert found[0] == sorted(found[0], key=lambda one: (-one[1], int(one[0][1:])))
+        else:
+            assert found == [ranking[:k]] * 2
