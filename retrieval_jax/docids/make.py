@@ -244,6 +244,7 @@ def make_docids(
     embeddings: str | None = None,
     extends: str | None = None,
     seed: int = 0,
+    force: bool = False,
 ) -> dict:
     """Makes the docid table of a collection that was imported, and reports how good the docids are.
 
@@ -256,6 +257,7 @@ def make_docids(
       extends: the folder of a table of an earlier state of the collection: its passages keep their docids,
         new ones get docids by the same clusters (and that table's settings).
       seed: of the clustering.
+      force: whether a table may be replaced that a trained model of the work folder writes.
     """
     make, settings_class = maker_of(kind)
     work = Work.of(source, work_dir)
@@ -294,9 +296,26 @@ def make_docids(
         quality.plot(report, aside / "quality.png")
         return table.write(aside) | made.facts | _figures(job, report)
 
+    if not force and not storage.holds(folder, recipe) and earlier is None:
+        check_unused(folder, work)
     manifest = storage.build(folder, recipe, build)
     told = ("kind", "passages", "length", "distinct", "unique", "like_neighbours", "extension")
     return {"docids": str(folder), **{key: manifest[key] for key in told if key in manifest}}
+
+
+def check_unused(folder: Path, work: Work) -> None:
+    """Raises UserError where a model of the work folder was trained to write the docids in a folder."""
+    if not storage.finished(folder):
+        return
+    fingerprint = storage.read_manifest(folder, "docids")["fingerprint"]
+    for path in sorted(work.model("").glob("*/model.json")):
+        description = storage.read_json(path, "delete the model's folder")
+        if description.get("docids_fingerprint") == fingerprint:
+            raise UserError(
+                f"{folder}: {path.parent} was trained to write these docids, and others would replace "
+                "them: name another WORK_DIR, extend them (EXTENDS), or replace them all the same with "
+                "--gin.make_docids.force=True"
+            )
 
 
 def _figures(job: Job, report: dict) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tables import KINDS
 
-from retrieval_jax import arrow_ids, storage
+from retrieval_jax import arrow_ids, paths, storage
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.docids import make, residual, semantic
@@ -141,6 +141,31 @@ def test_what_docids_depend_on_makes_them_anew(cli, arguments, work, vectors, mo
     assert len(fingerprints) == 4
     assert first["fingerprint"] not in fingerprints
     assert first["settings"] == {"branches": 10, "leaf_size": 100}
+
+
+def test_docids_that_a_model_writes_are_replaced_only_if_told_to(cli, arguments, work, vectors):
+    def status_and_error(seed: int, *bindings: str) -> tuple[int, str]:
+        given = ["--gin.DOCIDS='rq_2x4'", f"--gin.EMBEDDINGS={vectors!r}", f"--gin.SEED={seed}"]
+        status, _, err = cli("docids", *arguments, *given, "--gin.make_docids.force=False", *bindings)
+        return status, err
+
+    def fingerprint() -> str:
+        return storage.read_manifest(work.docids("rq_2x4"), "docids")["fingerprint"]
+
+    assert cli("docids", *arguments, "--gin.DOCIDS='rq_2x4'", f"--gin.EMBEDDINGS={vectors!r}")[0] == 0
+    assert status_and_error(1)[0] == 0  # no model writes them
+    first, model = fingerprint(), work.model("reader")
+    storage.write_json(model / "model.json", {"docids_fingerprint": first})
+    try:
+        assert status_and_error(1)[0] == 0  # the same ones
+        status, err = status_and_error(2)
+        assert status == 2
+        assert f"{model} was trained to write these docids" in err
+        assert fingerprint() == first
+        assert status_and_error(2, "--gin.make_docids.force=True")[0] == 0
+        assert fingerprint() != first
+    finally:
+        paths.remove(model)
 
 
 def test_bad_requests_are_told(cli, arguments, vectors, tmp_path, monkeypatch):
