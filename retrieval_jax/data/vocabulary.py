@@ -5,7 +5,7 @@ Nothing here imports TensorFlow: searchers tokenise with this; seqio reads the s
 
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from retrieval_jax.errors import UserError
 PAD, EOS = 0, 1
 SENTINELS = 100  # ids that T5 keeps after the pieces
 MOST = 1_000_000  # texts that a vocabulary is learned on
+LONGEST = 1 << 16  # bytes of such a text: SentencePiece leaves out longer ones in silence
 
 
 class Vocabulary:
@@ -69,6 +70,16 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+def cut(text: str) -> Iterator[str]:
+    """The text in parts of at most LONGEST bytes, between words where there is white space."""
+    while len(text) > LONGEST // 4 and len(text.encode()) > LONGEST:
+        head = text[: LONGEST // 4]  # a character has at most four bytes
+        end = max(map(head.rfind, " \n\t")) + 1 or len(head)
+        yield text[:end]
+        text = text[end:]
+    yield text
+
+
 def learn(texts: Iterable[str], size: int, path: Path) -> None:
     """Learns a unigram vocabulary of at most `size` pieces from the first MOST texts and writes it.
 
@@ -77,13 +88,13 @@ def learn(texts: Iterable[str], size: int, path: Path) -> None:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.islice(iter(texts), MOST),
+            sentence_iterator=itertools.islice(itertools.chain.from_iterable(map(cut, texts)), MOST),
             model_writer=model,
             vocab_size=size,
             model_type="unigram",
             normalization_rule_name="nmt_nfkc_cf",
             character_coverage=0.9999,
-            max_sentence_length=1 << 16,
+            max_sentence_length=LONGEST,
             hard_vocab_limit=False,  # a small collection has fewer pieces
             num_threads=2,  # fixed: the sums, and so the pieces, depend on it
             pad_id=PAD,

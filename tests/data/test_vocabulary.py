@@ -1,0 +1,27 @@
+"""Vocabularies that are learned on a collection."""
+
+import numpy as np
+
+from retrieval_jax.data.vocabulary import LONGEST, Vocabulary, cut, learn
+
+
+def test_long_texts_are_learned_from_in_parts(tmp_path):
+    words = [f"{a}{b}" for a in ("har", "tid", "lan", "mar", "sol") for b in ("bour", "ement", "tern", "ket")]
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, 12_000)) for _ in range(3)]
+    assert all(len(text) > LONGEST for text in texts)
+    learn(texts, 100, tmp_path / "pieces.model")
+    vocabulary = Vocabulary(tmp_path / "pieces.model")
+    for word in words:
+        tokens = vocabulary.encode(word)
+        assert vocabulary.model.unk_id() not in tokens
+        assert vocabulary.decode(np.array([tokens])) == [word]
+
+
+def test_parts_are_cut_between_words_and_lose_nothing():
+    long = "é" * 70_000
+    for text in ("", "short", "ab cde " * 20_000, long, f"{long} {long}"):
+        parts = list(cut(text))
+        assert "".join(parts) == text
+        assert all(len(part.encode()) <= LONGEST for part in parts)
+    assert all(part.endswith(" ") for part in cut("ab cde " * 20_000))
