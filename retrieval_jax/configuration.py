@@ -2,13 +2,16 @@
 
 import contextlib
 import difflib
+import inspect
 import logging
 import re
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import gin
 
+from retrieval_jax import values
 from retrieval_jax.errors import UserError
 
 # Only plain files: gin's other reader takes `include 'models/tiny.gin'` for a Python package of that name,
@@ -48,12 +51,63 @@ def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
     for binding in bindings:
         name = binding.split("=")[0].strip()
         if re.fullmatch(r"\w+", name) and name not in known and not _defined(name):
-            close = difflib.get_close_matches(name, known, 1)
-            mend = f"did you mean {close[0]}?" if close else f"the names are {', '.join(known)}"
-            raise UserError(f"--gin.{name}: no such name: {mend}")
+            raise UserError(f"--gin.{name}: no such name: {_meant(name, known)}")
         with _one_line(f"--gin.{binding}"):
             gin.parse_config(binding)
+    _check_macros(known)
+    _check_values()
     _one_number_of_steps()
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """The remedy for a name that does not exist."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]}?" if close else f"the names are {', '.join(known)}"
+
+
+def _check_macros(known: Sequence[str]) -> None:
+    """Raises UserError for a `%NAME` that nothing defines; gin itself would only tell when it is used."""
+    for (scope, selector), parameters in gin.config._CONFIG.items():
+        for parameter, value in parameters.items():
+            for leaf in gin.config._iterate_flattened_values(value):
+                if _is_macro(leaf) and not _defined(macro := "/".join(leaf.scopes)):
+                    place = scope if selector == "gin.macro" else f"{selector.rpartition('.')[2]}.{parameter}"
+                    raise UserError(f"{place}: %{macro}: no such name: {_meant(macro, known)}")
+
+
+def _check_values() -> None:
+    """Raises UserError for a value that is not what its parameter's annotation asks for; see values.py."""
+    for (_, selector), parameters in gin.config._CONFIG.items():
+        if selector == "gin.macro":
+            continue
+        annotations = _annotations(gin.config._REGISTRY[selector].wrapped)
+        for parameter, value in parameters.items():
+            place = f"{selector.rpartition('.')[2]}.{parameter}"
+            while _is_macro(value):
+                place = "/".join(value.scopes)
+                value = gin.query_parameter(f"%{place}")
+            is_reference = isinstance(value, gin.config.ConfigurableReference)
+            wanted = None if is_reference else values.expected(value, annotations.get(parameter))
+            if parameter in annotations and wanted:
+                raise UserError(f"{place}: {value!r} is not {wanted}: set one that is")
+
+
+def _is_macro(value: object) -> bool:
+    is_reference = isinstance(value, gin.config.ConfigurableReference)
+    return is_reference and value.configurable.selector == "gin.macro"
+
+
+def _annotations(function: Callable) -> dict[str, object]:
+    """The annotations of a function's or a class's parameters, as far as they can be evaluated here."""
+    called = function.__init__ if isinstance(function, type) else function
+    try:
+        return typing.get_type_hints(called, include_extras=True)
+    except NameError:  # of a class that is not imported there
+        return {
+            name: parameter.annotation
+            for name, parameter in inspect.signature(called).parameters.items()
+            if parameter.annotation is not parameter.empty and not isinstance(parameter.annotation, str)
+        }
 
 
 def _one_number_of_steps() -> None:

@@ -111,3 +111,45 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
         configuration.configure([str(file)], [])
     with pytest.raises(UserError, match="SED: no such name: did you mean SEED"):
         configuration.configure([], ["SED=1"])
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("K=-3", "K: -3 is not a whole number of at least 1: set one that is"),
+        ("K=1.5", "K: 1.5 is not a whole number of at least 1"),
+        ("K='10'", "K: '10' is not a whole number of at least 1"),
+        ("K=True", "K: True is not a whole number"),
+        ("STEPS=0", "STEPS: 0 is not a whole number of at least 1"),
+        ("SPLIT=3", "SPLIT: 3 is not a text, in quotes of its own"),
+        ("SEED=0.5", "SEED: 0.5 is not a whole number"),
+        ("train.batch_size=0", "train.batch_size: 0 is not a whole number of at least 1"),
+        ("train.max_minutes='5'", "train.max_minutes: '5' is not a number of at least 0 or None"),
+        (
+            "make_index.recall=1.5",
+            "make_index.recall: 1.5 is not a number of at least 0 and at most 1",
+        ),
+        ("make_index.beams=None", "make_index.beams: None is not a whole number"),
+        ("naive/train.eval_every=-1", "train.eval_every: -1 is not a whole number"),
+        ("T5Config.dropout_rate=2", "T5Config.dropout_rate: 2 is not a number of at least 0 and at most 1"),
+        ("learning_rate.peak=0", "learning_rate.peak: 0 is not a number above 0"),
+        ("TrainingData.drop_rates=0.1", "TrainingData.drop_rates: 0.1 is not a mapping"),
+        ("DualEncoder.bidirectional=1", "DualEncoder.bidirectional: 1 is not True or False"),
+        ("train.steps=%STPES", "train.steps: %STPES: no such name: did you mean STEPS?"),
+        ("K=%ELSEWHERE", "K: %ELSEWHERE: no such name: the names are COLLECTION, "),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_line(binding: str, message: str):
+    with pytest.raises(UserError) as caught:
+        configuration.configure([], [binding])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "binding",
+    ["K=1", "train.max_minutes=None", "train.max_minutes=5", "TrainingData.rates='3b'", "QUERY=''",
+     "TrainingData.rates={'firstp': 1}", "train.profile=(3, 4)", "train.optimizer=@adafactor"],
+)  # fmt: skip
+def test_a_value_that_can_be_is_taken(binding: str):
+    configuration.configure([], [binding])

@@ -25,6 +25,7 @@ from retrieval_jax.search.answer import BATCH
 from retrieval_jax.search.searcher import Searcher, searcher_manifest
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.model_folder import model_checksum, open_model
+from retrieval_jax.values import Positive, PositiveFloat
 from retrieval_jax.work import Work
 
 
@@ -48,14 +49,14 @@ def generate_queries(
     name: str = "doc2query",
     model_dir: str | None = None,
     predictions: str | None = None,
-    count: int = 10,
-    temperature: float = 1.0,
-    top_k: int = 10,
+    count: Positive = 10,
+    temperature: PositiveFloat = 1.0,
+    top_k: Positive = 10,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: Positive = 32,
     filter_searcher: str | None = None,
-    filter_k: int = 10,
-    part_size: int = 1024,
+    filter_k: Positive = 10,
+    part_size: Positive = 1024,
 ) -> dict:
     """Makes synthetic/NAME: queries for each passage, without repetitions.
 

@@ -21,6 +21,7 @@ from retrieval_jax.data.sources.passages import Passages
 from retrieval_jax.data.sources.python_docs import PACKAGES
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say
+from retrieval_jax.values import Positive, Share
 from retrieval_jax.work import Work, source_path
 
 LAYOUT = 2  # of the collection folder: folders of another one are made anew
@@ -31,14 +32,14 @@ def import_collection(
     source: str,
     work_dir: str | None = None,
     vocabulary_path: str | None = None,
-    vocab_size: int = 8000,
-    held_out: float = 0.05,
+    vocab_size: Positive = 8000,
+    held_out: Share = 0.05,
     on_error: str = "fail",
-    subset: int | None = None,
+    subset: Positive | None = None,
     subset_seed: int = 0,
-    shard_bytes: int = 32 << 20,
+    shard_bytes: Positive = 32 << 20,
     beam_options: tuple[str, ...] = (),
-    docs_size: int = 5000,
+    docs_size: Positive = 5000,
     docs_packages: tuple[str, ...] = PACKAGES,
 ) -> dict:
     """Writes the records and the vocabulary of a collection, once.

@@ -24,6 +24,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.values import Natural, Positive
 from retrieval_jax.work import Work
 
 Rates = str | Mapping[str, float]
@@ -50,16 +51,16 @@ class TrainingData:
 
     rates: Rates = "2a"
     curriculum: Sequence[tuple[int, Rates]] = ()
-    input_length: int = 64
-    passage_length: int = 128
-    chunk_length: int = 64
-    chunks: int = 10
-    positives: int = 1
-    negatives: int = 0
+    input_length: Positive = 64
+    passage_length: Positive = 128
+    chunk_length: Positive = 64
+    chunks: Positive = 10
+    positives: Positive = 1
+    negatives: Natural = 0
     drop_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     synthetic: str | None = None
     mined: str | None = None
-    pack: int = 1
+    pack: Positive = 1
 
     def of(self, work: Work, collection: Collection, answer: str, table: DocidTable | None) -> "OpenData":
         """The examples of a collection, whose targets are `answer`: docids, passages or query."""

@@ -222,13 +222,13 @@ def _check_dimensions(job: Job, fitted: np.ndarray) -> None:
 BY_ID = {maker.__name__: maker for maker in (atomic, naive, naive_digits)}
 
 
-def maker_of(kind: str) -> tuple[Callable[[Job], Made], type | None]:
+def maker_of(kind: str | None) -> tuple[Callable[[Job], Made], type | None]:
     """(what makes docids of a kind, the class of its settings). UserError for a kind that does not exist."""
     if kind in BY_ID:
         return BY_ID[kind], None
     if kind in ("semantic", "semantic_2d"):
         return functools.partial(_semantic, two_d=kind == "semantic_2d"), semantic.Settings
-    if match := re.fullmatch(r"rq_([1-9]\d*)x([1-9]\d*)", kind):
+    if match := re.fullmatch(r"rq_([1-9]\d*)x([1-9]\d*)", kind or ""):
         levels, size = map(int, match.groups())
         if size > 1:
             return functools.partial(_residual, levels=levels, size=size), residual.Settings
@@ -240,7 +240,7 @@ def maker_of(kind: str) -> tuple[Callable[[Job], Made], type | None]:
 def make_docids(
     source: str,
     work_dir: str | None = None,
-    kind: str = "naive",
+    kind: str | None = "naive",
     embeddings: str | None = None,
     extends: str | None = None,
     seed: int = 0,

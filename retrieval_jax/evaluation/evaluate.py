@@ -15,6 +15,7 @@ from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation.metrics import score
 from retrieval_jax.evaluation.trec import read_run
 from retrieval_jax.progress import console, say
+from retrieval_jax.values import Natural
 from retrieval_jax.work import Work
 
 FAMILIES = {"generative": "generative", "exact": "dual encoder", "scann": "dual encoder", "bm25": "lexical"}
@@ -22,7 +23,7 @@ FAMILIES = {"generative": "generative", "exact": "dual encoder", "scann": "dual 
 
 @gin.configurable
 def evaluate(
-    source: str, work_dir: str | None = None, split: str = "test", examples: int = 4, shown: int = 3
+    source: str, work_dir: str | None = None, split: str = "test", examples: Natural = 4, shown: Natural = 3
 ) -> dict:
     """Scores every run of a split; writes metrics.json and report.html into the work folder.
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from retrieval_jax.errors import UserError
+from retrieval_jax.values import Natural, Positive, Share
 
 KeysValues = tuple[jax.Array, jax.Array]
 MASKED = -1e10  # added to attention logits; finite, so that an all-padding row stays finite
@@ -57,13 +58,13 @@ class T5Config:
     """
 
     vocab_size: int
-    emb_dim: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    dropout_rate: float = 0.1
+    emb_dim: Positive
+    num_heads: Positive
+    head_dim: Positive
+    mlp_dim: Positive
+    num_encoder_layers: Natural
+    num_decoder_layers: Natural
+    dropout_rate: Share = 0.1
     dtype: str = "float32"
     embedding_init_std: float = 1.0
     branch_init_scale: float = 1.0
@@ -71,7 +72,7 @@ class T5Config:
     reads_outputs: bool = False
     scan_layers: bool = False
     remat: str = "none"
-    pawa_layers: int = 0
+    pawa_layers: Natural = 0
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     logits_via_embedding: bool = False
     relpos_buckets: int = 32

@@ -10,6 +10,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation.trec import write_qrels, write_run
 from retrieval_jax.progress import say
 from retrieval_jax.search.searcher import BATCH, Searcher, rankings, searcher_manifest
+from retrieval_jax.values import Positive
 from retrieval_jax.work import Work
 
 
@@ -19,7 +20,7 @@ def search(
     work_dir: str | None = None,
     name: str = "bm25",
     split: str = "test",
-    k: int = 100,
+    k: Positive = 100,
     query: str | None = None,
 ) -> dict:
     """Writes runs/NAME.SPLIT.trec, or answers one query.

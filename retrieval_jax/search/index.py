@@ -17,6 +17,7 @@ from retrieval_jax.search import dense, scann_index
 from retrieval_jax.search.encoding import encode_by_model, query_encoder
 from retrieval_jax.training import multihost, partitioning
 from retrieval_jax.training.model_folder import OpenModel, model_checksum, open_model
+from retrieval_jax.values import Positive, Share
 from retrieval_jax.work import Work
 
 KINDS = ("generative", "exact", "scann", "bm25")
@@ -31,9 +32,9 @@ def make_index(
     model_dir: str | None = None,
     kind: str | None = None,
     name: str | None = None,
-    beams: int = 40,
-    batch_size: int = 32,
-    recall: float | None = None,
+    beams: Positive = 40,
+    batch_size: Positive = 32,
+    recall: Share | None = None,
     expansion: str | None = None,
 ) -> dict:
     """Makes searchers/NAME.

@@ -15,6 +15,7 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import score
 from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.training import multihost, partitioning
+from retrieval_jax.values import Natural, Positive
 
 SHOWN = ("Hits@1", "Hits@10", "MRR@10")
 SAMPLES = 5  # queries whose findings are kept to be looked at
@@ -42,8 +43,8 @@ class DevQueries:
         vocabulary: Vocabulary,
         input_length: int,
         passage_length: int,
-        most: int = 256,
-        beams: int = 10,
+        most: Natural = 256,
+        beams: Positive = 10,
     ):
         queries = collection.queries("dev") if collection.query_counts.get("dev") else []
         self.queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:most]

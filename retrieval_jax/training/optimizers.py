@@ -11,12 +11,15 @@ import optax
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.layers import STACK_AXIS
 from retrieval_jax.models.t5 import is_stacked
+from retrieval_jax.values import Natural, Positive, PositiveFloat
 
 EPSILON = 1e-30  # what Adafactor adds to a gradient's squares
 
 
 @gin.configurable
-def learning_rate(peak: float, steps: int, warmup: int = 0, decay: str = "constant") -> optax.Schedule:
+def learning_rate(
+    peak: PositiveFloat, steps: Positive, warmup: Natural = 0, decay: str = "constant"
+) -> optax.Schedule:
     """Linear warm-up to `peak`, then "constant", or "linear" to 0 at `steps`, or "rsqrt" (1/sqrt(step))."""
     if decay == "linear":
         after = optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))

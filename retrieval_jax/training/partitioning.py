@@ -10,12 +10,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.errors import UserError
+from retrieval_jax.values import Positive
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 
 @gin.configurable
-def make_mesh(model_parallelism: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(model_parallelism: Positive = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Devices (None: all) as a data × model mesh; `model_parallelism` of them share a copy of the weights."""
     devices = np.array(jax.devices() if devices is None else devices)
     if devices.size % model_parallelism:

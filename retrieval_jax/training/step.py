@@ -16,6 +16,7 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.optimizers import EPSILON
 from retrieval_jax.training.weights import LazyArray, place
+from retrieval_jax.values import Positive
 
 
 @flax.struct.dataclass
@@ -81,7 +82,7 @@ def make_train_step(
     mesh: Mesh,
     abstract: TrainState,
     seed: int,
-    microbatches: int = 1,
+    microbatches: Positive = 1,
     random_bits: str = "threefry2x32",
 ) -> Callable:
     """The jitted step: (state, batch) -> (state, metrics); the old state's memory is given up.

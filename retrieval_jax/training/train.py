@@ -21,6 +21,7 @@ from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training import model_folder, multihost, partitioning, settings
 from retrieval_jax.training.evaluate import DevLoss, DevQueries
 from retrieval_jax.training.loop import fit
+from retrieval_jax.values import NonNegativeFloat, Positive
 from retrieval_jax.work import Work
 
 # A model's folder where it has no docids to be named after.
@@ -37,13 +38,13 @@ def train(
     work_dir: str | None = None,
     model_dir: str | None = None,
     docids: str | None = None,
-    steps: int = 1000,
-    batch_size: int = 128,
+    steps: Positive = 1000,
+    batch_size: Positive = 128,
     seed: int = 0,
-    eval_every: int = 500,
-    save_every: int = 500,
-    max_minutes: float | None = None,
-    log_every: int = 10,
+    eval_every: Positive = 500,
+    save_every: Positive = 500,
+    max_minutes: NonNegativeFloat | None = None,
+    log_every: Positive = 10,
     profile: Sequence[int] | None = None,
     on_change: str = "refuse",
 ) -> dict:
