@@ -138,7 +138,7 @@ def _rows(
             for number, line in enumerate(file, start=1):
                 where = f"{path}:{number}"
                 try:
-                    fields = line.decode("utf-8").split()
+                    fields = line.decode("utf-8").removeprefix("\ufeff").split()
                 except UnicodeDecodeError:
                     raise UserError(f"{where}: not UTF-8 text: {mend}") from None
                 if fields and len(fields) != len(columns):

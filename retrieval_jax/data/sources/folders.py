@@ -8,7 +8,7 @@ from pathlib import Path
 
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.judged import Rows
-from retrieval_jax.data.sources.lines import Faults, error_text, ranges
+from retrieval_jax.data.sources.lines import Faults, error_text, ranges, say_header
 from retrieval_jax.data.sources.passages import Part, Passages, check
 from retrieval_jax.errors import UserError
 
@@ -91,10 +91,15 @@ def line_passages(
     faults: Faults,
     shard_bytes: int,
     repeats: bool = False,
+    header: str = "",
 ) -> Passages:
     """The checked passages of files whose lines are parsed alike (see `passages.check` for `repeats`)."""
     files = list(files)
-    parts = [Part(some, parse) for file in files for some in ranges(file, scratch, faults, shard_bytes)]
+    for file in files:
+        say_header(file, header)
+    parts = [
+        Part(some, parse, header) for file in files for some in ranges(file, scratch, faults, shard_bytes)
+    ]
     passages = check(parts, faults, repeats)
     if not len(passages.ids):
         raise fault(files[0], "there are no passages (empty collection)", "write one passage a line")

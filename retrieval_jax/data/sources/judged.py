@@ -24,12 +24,14 @@ class Split:
     """The files of a split and what their lines hold.
 
     `parse_query` makes (id, text) of a line and `parse_qrel` (query, passage, grade); both raise BadLine.
+    `header` is the first line of the queries, where that is none (see `lines.Table`).
     """
 
     queries: Path
     qrels: Path
     parse_query: Callable[[str], Sequence[str]]
     parse_qrel: Callable[[str], Sequence[str]]
+    header: str = ""
 
 
 def read(splits: Mapping[str, Split], rows: Rows, faults: Faults) -> dict[str, list[Query]]:
@@ -41,9 +43,11 @@ def read(splits: Mapping[str, Split], rows: Rows, faults: Faults) -> dict[str, l
     faults.stop()
     judged = collections.defaultdict(set)  # a file of queries may serve several splits
     for name, split in splits.items():
-        judged[split.queries, split.parse_query].update(query for _, query, _, _ in qrels[name])
+        judged[split.queries, split.parse_query, split.header].update(query for _, query, _, _ in qrels[name])
     known: dict[str, str] = {}
-    texts = {path: _texts(path, parse, ids, known, faults) for (path, parse), ids in judged.items()}
+    texts = {}
+    for (path, parse, header), ids in judged.items():
+        texts[path] = _texts(path, parse, header, ids, known, faults)
     faults.stop()
     queries = {
         name: _join(split.qrels, qrels.pop(name), texts[split.queries], rows, faults)
@@ -67,7 +71,7 @@ def _qrels(split: Split, faults: Faults) -> Iterator[Qrel]:
 
 
 def _texts(
-    path: Path, parse: Callable, wanted: set[str], known: dict[str, str], faults: Faults
+    path: Path, parse: Callable, header: str, wanted: set[str], known: dict[str, str], faults: Faults
 ) -> dict[str, str]:
     """Query id -> text (empty in some real collections) of the wanted ones; `known` are other files' too."""
     seen: set[str] = set()
@@ -84,7 +88,8 @@ def _texts(
             raise BadLine("another text", what, "rename one of them")
         return key, text
 
-    for _, (key, text) in lines.parsed(path, query, faults):
+    lines.say_header(path, header)
+    for _, (key, text) in lines.parsed(path, query, faults, header):
         if key in wanted:
             texts[key] = text
     if not seen:

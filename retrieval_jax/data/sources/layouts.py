@@ -8,16 +8,18 @@
     Tevatron    corpus.jsonl (or none)      SPLIT.jsonl, SPLIT.human.jsonl, SPLIT.llm.jsonl
 
 A `.jsonl` line is a JSON object; a `.tsv` line is a row without quoting, so its texts hold no tab or newline.
+The first line of docs.tsv, collection.tsv and queries.SPLIT.tsv may be a
+header (see `lines.Table`): its order counts.
 The splits come from the names of the files. The first three layouts are here.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from retrieval_jax.data.collection import Passage
-from retrieval_jax.data.sources import judged, nci, tevatron
+from retrieval_jax.data.sources import judged, lines, nci, tevatron
 from retrieval_jax.data.sources.folders import (
     Source,
     fault,
@@ -59,9 +61,8 @@ class _Judged:
     marker: str
     queries: str
     qrels: str
-    parse_passage: Callable[[str], list[Passage]]
-    parse_query: Callable[[str], list[str]]
-    parse_qrel: Callable[[str], list[str]]
+    columns: tuple[str, ...] | None  # of the passages' rows; None: their lines and the queries' are JSON
+    parse_qrel: Callable[[str], Sequence[str]]
 
     @property
     def needs(self) -> str:
@@ -72,14 +73,22 @@ class _Judged:
         file, splits = find_file(folder, self.marker), {}
         for split, (qrels, spelling) in find_splits(folder, self.qrels).items():
             queries = find_file(folder, self.queries.replace("SPLIT", spelling))
-            splits[split] = Split(queries, qrels, self.parse_query, self.parse_qrel)
+            parse, header = _beir_query, ""
+            if self.columns:
+                parse = lines.Table.of(queries, _QUERY)
+                header = parse.header
+            splits[split] = Split(queries, qrels, parse, self.parse_qrel, header)
         if not splits:
             raise fault(folder / self.qrels, "there are no qrels", "add the file of at least one split")
         others = dict.fromkeys(path for split in splits.values() for path in (split.queries, split.qrels))
+        parse, header = _beir_passage, ""
+        if self.columns:
+            table = lines.Table.of(file, self.columns)
+            parse, header = functools.partial(_row_passage, table), table.header
         return Source(
             folder_name(folder),
             (file, *others),
-            functools.partial(line_passages, [file], self.parse_passage),
+            functools.partial(line_passages, [file], parse, header=header),
             functools.partial(judged.read, splits),
         )
 
@@ -93,17 +102,13 @@ def _beir_passage(text: str) -> list[Passage]:
     return [Passage(*_json_strings(_PASSAGE, text))]
 
 
-def _tsv_passage(text: str) -> list[Passage]:
-    return [Passage(*columns(text, _PASSAGE))]
+def _row_passage(table: lines.Table, text: str) -> list[Passage]:
+    key, *title, body = table(text)
+    return [Passage(key, *(title or [""]), body)]
 
 
-def _untitled_passage(text: str) -> list[Passage]:
-    key, body = columns(text, _QUERY)
-    return [Passage(key, "", body)]
-
-
-def _columns(fields: tuple[str, ...], text: str) -> tuple[str, ...]:
-    return tuple(columns(text, fields))
+def _tsv_qrel(text: str) -> tuple[str, ...]:
+    return tuple(columns(text, _QREL))
 
 
 def _trec_qrel(text: str) -> tuple[str, ...]:
@@ -115,22 +120,11 @@ def _trec_qrel(text: str) -> tuple[str, ...]:
     return query, passage, grade
 
 
-_tsv_query, _tsv_qrel = functools.partial(_columns, _QUERY), functools.partial(_columns, _QREL)
 _beir_query = functools.partial(_json_strings, _QUERY)
 _LAYOUTS = (
-    _Judged(
-        "BEIR", "corpus.jsonl", "queries.jsonl", "qrels/SPLIT.tsv", _beir_passage, _beir_query, _tsv_qrel
-    ),
-    _Judged("TSV", "docs.tsv", "queries.SPLIT.tsv", "qrels.SPLIT.tsv", _tsv_passage, _tsv_query, _tsv_qrel),
-    _Judged(
-        "MS MARCO",
-        "collection.tsv",
-        "queries.SPLIT.tsv",
-        "qrels.SPLIT.tsv",
-        _untitled_passage,
-        _tsv_query,
-        _trec_qrel,
-    ),
+    _Judged("BEIR", "corpus.jsonl", "queries.jsonl", "qrels/SPLIT.tsv", None, _tsv_qrel),
+    _Judged("TSV", "docs.tsv", "queries.SPLIT.tsv", "qrels.SPLIT.tsv", _PASSAGE, _tsv_qrel),
+    _Judged("MS MARCO", "collection.tsv", "queries.SPLIT.tsv", "qrels.SPLIT.tsv", _QUERY, _trec_qrel),
     nci.NQ,
     nci.TRIVIA,
 )

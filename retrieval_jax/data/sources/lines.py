@@ -20,6 +20,16 @@ from retrieval_jax.progress import say
 
 T = TypeVar("T")
 SHOWN = 3  # lines of a kind that a summary names
+MARK = "\ufeff"  # the byte order mark
+# Field -> the names that it has in the header of a table, in lower case.
+NAMES = {
+    "_id": (
+        *("_id", "id", "pid", "qid", "did", "docid", "docno", "doc_id", "passage_id", "query_id"),
+        *("document_id", "query-id", "corpus-id"),
+    ),
+    "title": ("title",),
+    "text": ("text", "passage", "query", "question", "document", "body", "content", "contents"),
+}
 
 
 class BadLine(Exception):
@@ -150,25 +160,37 @@ def stream(path: Path, faults: Faults) -> Iterator[tuple[int, bytes]]:
         raise UserError(error_text(path, line + 1, what, "restore it")) from error
 
 
-def texts(lines: Iterable[tuple[int, bytes]], path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
-    r"""Yields (line number, text without its line end), without the empty lines.
+def texts(
+    lines: Iterable[tuple[int, bytes]], path: Path, faults: Faults, header: str = ""
+) -> Iterator[tuple[int, str]]:
+    r"""Yields (line number, text without its line end), without the empty lines and the header on line 1.
 
     Only `\n` and `\r\n` end a line. `str.splitlines` would also cut at U+2028 and the like, which texts hold.
+    A byte order mark may start any line: files that were joined by `cat` have several.
     """
     for line, raw in lines:
         try:
-            text = raw.decode("utf-8-sig" if line == 1 else "utf-8")  # -sig: without a byte order mark
+            text = _text(raw)
         except UnicodeDecodeError as error:
             what = f"the line is not UTF-8 ({error.reason})"
             faults.add(Fault(path, line, "not UTF-8", what, "save it as UTF-8"))
             continue
-        if text := text.removesuffix("\n").removesuffix("\r"):
+        if text and text == header:
+            if line > 1:
+                faults.add(Fault(path, line, "second header", "the header again", "remove this line"))
+        elif text:
             yield line, text
 
 
-def parsed(path: Path, parse: Callable[[str], T], faults: Faults) -> Iterator[tuple[int, T]]:
+def _text(raw: bytes) -> str:
+    return raw.decode().removeprefix(MARK).removesuffix("\n").removesuffix("\r")
+
+
+def parsed(
+    path: Path, parse: Callable[[str], T], faults: Faults, header: str = ""
+) -> Iterator[tuple[int, T]]:
     """Yields (line number, what `parse` makes of the text) of a file; notes the lines that it refuses."""
-    for line, text in texts(stream(path, faults), path, faults):
+    for line, text in texts(stream(path, faults), path, faults, header):
         try:
             value = parse(text)
         except BadLine as bad:
@@ -185,6 +207,44 @@ def columns(text: str, fields: Sequence[str]) -> list[str]:
         mend = f"write {', '.join(fields)}, with no tab or newline inside them"
         raise BadLine("wrong columns", what, mend)
     return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A TSV file whose first line may name the columns; called, it gives a row's values in `fields`' order.
+
+    Attributes:
+      fields: keys of NAMES, as many as there are columns.
+      header: line 1 where it is a header, that is where it names each field once (see NAMES); else "".
+      order: the column of each field.
+    """
+
+    fields: tuple[str, ...]
+    header: str
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path, fields: tuple[str, ...]) -> "Table":
+        """The table in a file. One that cannot be read has no header: its reader says what is wrong."""
+        try:
+            text = _text(next(stream(path, Faults()), (1, b""))[1])
+        except (UserError, UnicodeDecodeError):
+            text = ""
+        named = [name.strip().lower() for name in text.split("\t")]
+        columns = [[i for i, name in enumerate(named) if name in NAMES[field]] for field in fields]
+        if len(named) == len(fields) and all(len(some) == 1 for some in columns):
+            return cls(fields, text, tuple(some[0] for some in columns))
+        return cls(fields, "", tuple(range(len(fields))))
+
+    def __call__(self, text: str) -> list[str]:
+        values = columns(text, self.fields)
+        return [values[i] for i in self.order]
+
+
+def say_header(path: Path, header: str) -> None:
+    """Says that line 1 of a file is left out, where it is a header."""
+    if header:
+        say(f"{path}:1: a header ({', '.join(header.split())}): left out")
 
 
 def json_object(text: str, fields: Sequence[str]) -> dict:
@@ -208,8 +268,10 @@ def bad_json(reason: str, fields: Sequence[str]) -> BadLine:
 
 
 def string(record: dict, field: str, fields: Sequence[str]) -> str:
-    """The text under a key; a title alone may be left out. Raises BadLine."""
-    value = record.get(field, "" if field == "title" else None)
+    """The text under a key; a title alone may be left out, or null (as pandas writes it). Raises BadLine."""
+    value = record.get(field)
+    if value is None and field == "title":
+        return ""
     if not isinstance(value, str):
         raise bad_json(f"{field!r} is {'not a string' if field in record else 'missing'}", fields)
     return value

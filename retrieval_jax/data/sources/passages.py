@@ -5,6 +5,7 @@ two with one id, only those of a subset). Writing reads the parts again, and not
 """
 
 import dataclasses
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.sources import lines
 from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, Lines
 
+_UNSEEN = re.compile(f"[\x00-\x1f\x7f-\x9f{lines.MARK}]")
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -26,11 +29,13 @@ class Part:
     Attributes:
       lines: (line number, bytes) of each line.
       parse: a line's text -> its passages; raises BadLine.
+      header: its first line where that is no passage (see `lines.Table`).
       kept: which of the good passages are kept, by their number among them; None is all.
     """
 
     lines: Lines
     parse: Callable[[str], Sequence[Passage]]
+    header: str = ""
     kept: np.ndarray | None = None
 
     def __call__(self) -> Iterator[Passage]:
@@ -44,7 +49,7 @@ class Part:
     def good(self, faults: Faults) -> Iterator[tuple[int, Passage]]:
         """Yields (line number, passage); notes the lines that have none."""
         path = self.lines.path
-        for line, text in lines.texts(self.lines, path, faults):
+        for line, text in lines.texts(self.lines, path, faults, self.header):
             try:
                 found = self.parse(text)
                 for passage in found:
@@ -67,6 +72,9 @@ def check_id(key: str) -> None:
     """Ids become columns of TREC run files, which whitespace separates. Raises BadLine."""
     if key.split() != [key]:
         raise BadLine("bad id", f"the id {key[:80]!r} is empty or has whitespace", "write it without spaces")
+    if _UNSEEN.search(key):
+        what = f"the id {key[:80]!r} has a control character or a byte order mark"
+        raise BadLine("bad id", what, "write it without")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,6 +132,60 @@ def test_large_files_are_read_in_parts_by_several_processes(tmp_path):
     assert "there are more: 1 × empty passage, 1 × duplicate id)" in message
 
 
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("layout", "passages", "queries"),
+    [
+        (TSV, "id\ttitle\ttext", "qid\ttext"),
+        (TSV, "\ufeffDocID\tTitle\tPassage\r", "query-id\tQuestion"),
+        (MSMARCO, "pid\tpassage", "qid\tquery"),
+    ],
+)
+def test_a_header_is_left_out_and_said(tmp_path, capsys, layout, passages, queries, ending):
+    marker = "docs.tsv" if layout is TSV else "collection.tsv"
+    headed = {name: f"{queries}\n{text}" for name, text in layout.items() if name.startswith("queries")}
+    files = layout | headed | {marker: f"{passages}\n{layout[marker]}"}
+    folder = write(tmp_path / "headed", {name + ending: text for name, text in files.items()})
+    expected = read(write(tmp_path / "plain", layout))
+    assert read(folder) == expected
+    said = capsys.readouterr().err
+    assert said.count(": left out") == 3
+    assert f"{folder / marker}{ending}:1: a header" in said
+
+
+def test_the_columns_are_read_in_the_order_of_a_header(tmp_path):
+    """DPR's psgs_w100.tsv has the title last."""
+    rows = "".join(f"{p.id}\t{p.text}\t{p.title}\n" for p in PASSAGES)
+    queries = "text\tid\nwho?\tq1\nwhat?\tq2\n"
+    files = TSV | {"docs.tsv": "id\ttext\ttitle\n" + rows, "queries.train.tsv": queries}
+    assert read(write(tmp_path, files)) == (PASSAGES, QUERIES)
+
+
+def test_a_line_that_names_a_column_twice_or_not_at_all_is_a_row(tmp_path):
+    docs = "id\ttitle\tsome words\npid\tquery\ttext\n"
+    passages, _ = read(write(tmp_path, TSV | {"docs.tsv": docs + TSV["docs.tsv"]}))
+    assert passages[:2] == [Passage("id", "title", "some words"), Passage("pid", "query", "text")]
+
+
+@pytest.mark.parametrize("layout", [TSV, MSMARCO])
+def test_splits_that_share_a_file_of_queries_share_its_header(tmp_path, layout):
+    headed = {name: "qid\tquery\n" + text for name, text in layout.items() if name.startswith("queries")}
+    assert read(write(tmp_path, layout | headed))[1] == QUERIES
+
+
+def test_a_title_may_be_null(tmp_path):
+    corpus = BEIR["corpus.jsonl"].replace('"d2",', '"d2", "title": null,')
+    assert read(write(tmp_path, BEIR | {"corpus.jsonl": corpus})) == (PASSAGES, QUERIES)
+
+
+def test_files_that_were_joined_have_marks_within(tmp_path):
+    """And texts keep their other odd characters."""
+    docs = TSV["docs.tsv"].replace("d2", "\ufeffd2") + "d4\t\ta\u2028b\0c\rd\ufeff\n"
+    passages, queries = read(write(tmp_path, TSV | {"docs.tsv": docs}))
+    assert passages == [*PASSAGES, Passage("d4", "", "a\u2028b\0c\rd\ufeff")]
+    assert queries == QUERIES
+
+
 def test_the_header_of_qrels_may_be_left_out(tmp_path):
     bare = {name: text.removeprefix(HEADER) for name, text in BEIR.items()}
     assert read(write(tmp_path, bare)) == (PASSAGES, QUERIES)
@@ -174,9 +228,9 @@ def test_names_are_dataset_names(tmp_path, folder, name):
     assert re.fullmatch("[a-z][a-z0-9_]*", name)
 
 
-ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6).filter(
-    lambda x: x.split() == [x]
-)
+ids = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufeff"), min_size=1, max_size=6
+).filter(lambda x: x.split() == [x])
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 tsv_text = any_text.map(lambda text: re.sub(r"[\t\r\n]", "", text))
 
@@ -248,6 +302,15 @@ TSV_FAULTS = [  # what replaces a file of TSV (None removes it), the place in th
     ({"docs.tsv": "\ta\tb\n"}, "docs.tsv:1", "'' is empty or has whitespace"),
     ({"docs.tsv": "d 1\ta\tb\n"}, "docs.tsv:1", "'d 1' is empty or has whitespace"),
     ({"docs.tsv": "d1\u2028\ta\tb\n"}, "docs.tsv:1", r"'d1\u2028' is empty or has whitespace"),
+    ({"docs.tsv": "d1\0\ta\tb\n"}, "docs.tsv:1", r"'d1\x00' has a control character"),
+    (
+        {"docs.tsv": "d1\ta\tb\nd\ufeff2\ta\tb\n"},
+        "docs.tsv:2",
+        "has a control character or a byte order mark",
+    ),
+    ({"docs.tsv": "d1\ta\tb\rd2\ta\tb\r"}, "docs.tsv:1", "5 tab-separated columns instead of 3"),
+    ({"docs.tsv": b"d1\ta\t\xed\xa0\x80\n"}, "docs.tsv:1", "not UTF-8"),
+    ({"docs.tsv": "id\ttitle\ttext\nd1\ta\tb\nid\ttitle\ttext\n"}, "docs.tsv:3", "the header again"),
     ({"docs.tsv": "d1\ta\tb\nd2\t\t \n"}, "docs.tsv:2", "'d2' has neither title nor text"),
     ({"docs.tsv": None, "docs.tsv.gz": b"d1\ta\tb\n"}, "docs.tsv.gz:1", "Not a gzipped file"),
     ({"docs.tsv": None, "docs.tsv.gz": gzip.compress(b"d1\ta\tb\n")[:-9]}, "docs.tsv.gz:2", "unreadable"),
@@ -290,7 +353,7 @@ BEIR_FAULTS = [
     ({"corpus.jsonl": '{"text": "a"}\n'}, "corpus.jsonl:1", "'_id' is missing"),
     ({"corpus.jsonl": '{"_id": "d1"}\n'}, "corpus.jsonl:1", "'text' is missing"),
     ({"corpus.jsonl": '{"_id": 1, "text": "a"}\n'}, "corpus.jsonl:1", "'_id' is not a string"),
-    ({"corpus.jsonl": '{"_id": "1", "title": null, "text": "a"}\n'}, "corpus.jsonl:1", "'title' is not a "),
+    ({"corpus.jsonl": '{"_id": "1", "title": 3, "text": "a"}\n'}, "corpus.jsonl:1", "'title' is not a "),
     ({"corpus.jsonl": '{"_id": "1", "text": "\\ud800"}\n'}, "corpus.jsonl:1", "surrogates not allowed"),
     ({"corpus.jsonl": '{"_id": "1\\n", "text": "a"}\n'}, "corpus.jsonl:1", r"'1\n' is empty or has white"),
     ({"corpus.jsonl": '{"_id": "1", "text": "\\n"}\n'}, "corpus.jsonl:1", "neither title nor text"),
