@@ -69,7 +69,8 @@ def import_collection(
     # it stays as it is, also when packages are upgraded.
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in opened.files]
     recipe = {"layout": LAYOUT, "source": opened.name, "files": stats, "held_out": held_out}
-    recipe |= {"vocabulary": vocabulary_path or vocab_size, "on_error": on_error, "shard_bytes": shard_bytes}
+    given = vocabulary.Vocabulary(vocabulary_path).checksum if vocabulary_path else vocab_size
+    recipe |= {"vocabulary": given, "on_error": on_error, "shard_bytes": shard_bytes}
     if subset is not None:
         recipe |= {"subset": subset, "subset_seed": subset_seed}
     if not opened.files:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import gin
 
-from retrieval_jax import storage
 from retrieval_jax.data.cache import CachedExamples
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.examples import (
@@ -135,7 +134,7 @@ class OpenData:
         facts = {
             "collection": self.collection.fingerprint,
             "docids": self.table.fingerprint() if self.table else None,
-            "vocabulary": storage.digest([self.collection.vocabulary_path.read_bytes()]),
+            "vocabulary": self.vocabulary.checksum,
             "tokens": [s.chunk_length, s.chunks],
         }
         if task == "d2q" and self.synthetic:

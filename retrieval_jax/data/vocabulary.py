@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from retrieval_jax import paths
+from retrieval_jax import paths, storage
 from retrieval_jax.errors import UserError
 
 PAD, EOS = 0, 1
@@ -31,6 +31,11 @@ class Vocabulary:
             raise UserError(f"{path}: not a SentencePiece model: check VOCABULARY, or import again") from None
         if (self.model.pad_id(), self.model.eos_id()) != (PAD, EOS):
             raise UserError(f"{path}: padding and end must be ids 0 and 1, as in T5: train it so")
+
+    @property
+    def checksum(self) -> str:
+        """A fingerprint of the file: another file may come to lie under its name."""
+        return storage.digest([self.path.read_bytes()])
 
     @property
     def size(self) -> int:

@@ -74,7 +74,9 @@ class Job:
             tokens_NxL[~kept, : new.shape[1]] = new
         size = made.output_size(tokens_NxL.shape[1])
         collection = self.collection
-        return DocidTable(kind, tokens_NxL, collection.ids, size, collection.fingerprint, ancestors)
+        return DocidTable(
+            kind, tokens_NxL, collection.ids, size, collection.fingerprint, ancestors, made.vocabulary
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Made:
     output_size: Callable[[int], int]
     facts: dict
     write: Callable[[Path], object] = lambda folder: None  # what was fitted, beside the table
+    vocabulary: str | None = None  # of a text vocabulary whose pieces they are, its checksum
 
 
 def atomic(job: Job) -> Made:
@@ -112,7 +115,7 @@ def naive(job: Job) -> Made:
             longest = max(map(len, docids))
             yield np.array([d + [0] * (longest - len(d)) for d in docids], np.int32)
 
-    return Made(_stack(parts()), lambda _: vocabulary.size, {})
+    return Made(_stack(parts()), lambda _: vocabulary.size, {}, vocabulary=vocabulary.checksum)
 
 
 def naive_digits(job: Job) -> Made:
@@ -271,6 +274,8 @@ def make_docids(
             )
     collection, folder = Collection(work.collection), work.docids(kind)
     recipe = {"version": VERSION, "kind": kind, "collection": collection.fingerprint}
+    if kind == "naive":
+        recipe |= {"vocabulary": Vocabulary(collection.vocabulary_path).checksum}
     settings, vectors, earlier = settings_class and settings_class(), None, None
     if embeddings:
         vectors, fingerprint = open_embeddings(embeddings, work, collection)

@@ -32,6 +32,7 @@ class DocidTable:
       output_size: width of the softmax that writes the tokens (every token is below it).
       collection: fingerprint of the collection.
       ancestors: fingerprints of the tables that this one extends.
+      vocabulary: checksum of the text vocabulary whose pieces the tokens are; None where they are not.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class DocidTable:
     output_size: int
     collection: str
     ancestors: tuple[str, ...] = ()
+    vocabulary: str | None = None
 
     @property
     def length(self) -> int:
@@ -150,6 +152,7 @@ class DocidTable:
             "collection": self.collection,
             "fingerprint": self.fingerprint(),
             "ancestors": list(self.ancestors),
+            "vocabulary": self.vocabulary,
         }
 
     def _check_beginnings(self) -> None:
@@ -184,8 +187,15 @@ class DocidTable:
             ids = arrow_ids.read(folder / "ids.arrow")
         except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{folder}: a docid table that cannot be read ({error}): {mend}") from None
-        ancestors = tuple(manifest["ancestors"])
-        table = cls(manifest["kind"], tokens, ids, manifest["output_size"], manifest["collection"], ancestors)
+        table = cls(
+            manifest["kind"],
+            tokens,
+            ids,
+            manifest["output_size"],
+            manifest["collection"],
+            tuple(manifest["ancestors"]),
+            manifest.get("vocabulary"),
+        )
         if len(tokens) != len(ids) or table.fingerprint() != manifest["fingerprint"]:
             raise UserError(f"{folder}: its files were changed after they were made: {mend}")
         table.check()

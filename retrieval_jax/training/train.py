@@ -14,6 +14,7 @@ from retrieval_jax.data.batches import batches as make_batches
 from retrieval_jax.data.batches import examples_of as told_examples
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.training_data import OpenData, TrainingData
+from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop.initial import InitialCheckpoint
@@ -179,6 +180,11 @@ def check_inputs(folder: Path, retriever: type, collection: Collection, table: D
     if table and table.collection != collection.fingerprint:
         raise UserError(
             f"docids/{table.kind}: of another collection than {collection.folder}: `retrieval-jax docids`"
+        )
+    if table and table.vocabulary not in (None, Vocabulary(collection.vocabulary_path).checksum):
+        raise UserError(
+            f"docids/{table.kind}: written in another vocabulary than {collection.vocabulary_path}: "
+            "`retrieval-jax docids` makes them anew"
         )
 
 

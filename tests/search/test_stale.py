@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from model_folders import random_params, write_model_folder
 
+from retrieval_jax.data.vocabulary import learn
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
@@ -92,3 +93,21 @@ def test_a_query_for_which_nothing_is_found(query, work, arguments, cli):
     assert status == 0
     assert made == {"query": query, "passages": []}
     assert f"bm25: no passage was found for {query!r}" in err
+
+
+def test_another_vocabulary_under_the_same_name_is_noticed(own, collection, tmp_path, cli):
+    path, work = tmp_path / "pieces.model", tmp_path / "work"
+    own = [*own, f"--gin.VOCABULARY='{path}'", "--gin.DOCIDS='naive'"]
+    shutil.copyfile(collection.vocabulary_path, path)
+    for verb in ("import", "docids"):
+        assert cli(verb, *own)[0] == 0
+    first = (work / "docids/naive/tokens.npy").read_bytes()
+
+    learn(["an altogether different text", "of few words", *collection.ids.to_pylist()], 300, path)
+    assert cli("import", *own)[0] == 0
+    assert (work / "collection/sentencepiece.model").read_bytes() == path.read_bytes()
+    status, _, err = cli("train", "--gin_file=runs/naive.gin", *own)
+    assert status == 2
+    assert "docids/naive: written in another vocabulary" in err
+    assert cli("docids", *own)[0] == 0
+    assert (work / "docids/naive/tokens.npy").read_bytes() != first
