@@ -28,6 +28,8 @@ def of_gin(steps: int) -> dict[str, str]:
     """The gin parameters, as text, of what is learned and how, given or by default.
 
     A schedule that ends where the run does is told as such: to go on for more steps is no other schedule.
+    Inside of a gin scope (`demo` trains each model in one of its name) what holds in that scope counts, by
+    the names that it has outside: the same run without the scope has the same settings.
     """
     # Defaults are known of what was called; bindings also of what is called later, such as an objective.
     values = {**gin.config._CONFIG, **gin.config._OPERATIVE_CONFIG}
@@ -37,10 +39,10 @@ def of_gin(steps: int) -> dict[str, str]:
         told = re.sub(r"%([\w.]+)", lambda m: text(macros[m[1]]) if m[1] in macros else m[0], repr(value))
         return told.removeprefix("@")
 
-    found = {}
-    for (scope, selector), parameters in values.items():
-        if selector.startswith(LEARNING):
-            name = "/".join(filter(None, (scope, selector.rpartition(".")[2])))
+    found, here = {}, gin.current_scope_str()
+    for (scope, selector), parameters in sorted(values.items(), key=lambda one: one[0][0] == here != ""):
+        if selector.startswith(LEARNING) and scope in ("", here):
+            name = selector.rpartition(".")[2]
             found |= {f"{name}.{key}": text(value) for key, value in parameters.items()}
     found = {name: value for name, value in found.items() if not name.startswith(NOT_COMPARED)}
     return {
