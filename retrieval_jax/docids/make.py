@@ -21,6 +21,8 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar, say
 from retrieval_jax.work import Work
 
+LONG = 64  # tokens from which on a single long docid is told of
+
 
 @dataclasses.dataclass(frozen=True)
 class Earlier:
@@ -103,7 +105,8 @@ def atomic(job: Job) -> Made:
 def naive(job: Job) -> Made:
     """The passage's id string through the text vocabulary, then end of sequence.
 
-    Ids that the vocabulary writes alike (by case folding, say) share a docid; so may two passages.
+    Ids that the vocabulary writes alike (by case folding, say) share a docid; so may two passages. Raises
+    UserError where they would because the vocabulary lacks a character of theirs.
     """
     if job.earlier:
         raise UserError("EXTENDS: naive docids are the ids, which do not move: leave it out")
@@ -115,7 +118,38 @@ def naive(job: Job) -> Made:
             longest = max(map(len, docids))
             yield np.array([d + [0] * (longest - len(d)) for d in docids], np.int32)
 
-    return Made(_stack(parts()), lambda _: vocabulary.size, {}, vocabulary=vocabulary.checksum)
+    tokens_NxL = _stack(parts())
+    _check_written(tokens_NxL, job.collection.ids, vocabulary.model.unk_id())
+    _tell_longest(tokens_NxL, job.collection.ids)
+    return Made(tokens_NxL, lambda _: vocabulary.size, {}, vocabulary=vocabulary.checksum)
+
+
+def _check_written(tokens_NxL: np.ndarray, ids: pa.Array, unknown: int) -> None:
+    """Raises UserError where docids are alike for a character that the vocabulary does not know."""
+    rows = np.flatnonzero((tokens_NxL == unknown).any(axis=1))
+    distinct, counts = np.unique(tokens_NxL[rows], axis=0, return_counts=True)
+    if len(distinct) == len(rows):
+        return
+    shared = (tokens_NxL[rows] == distinct[counts.argmax()]).all(axis=1)
+    a, b = ids.take(pa.array(rows[shared][:2])).to_pylist()
+    sharing = int(counts[counts > 1].sum())
+    raise UserError(
+        f"DOCIDS: the vocabulary cannot write {len(rows):,} of the ids, and {sharing:,} passages would share "
+        f"a docid for that (as {a!r} and {b!r}): take naive_digits or atomic docids, or "
+        "import with a vocabulary that is learned on the collection (VOCABULARY=None)"
+    )
+
+
+def _tell_longest(tokens_NxL: np.ndarray, ids: pa.Array) -> None:
+    """Says so where one id is much longer than most: every row of the table, and every target, is as wide."""
+    lengths = np.count_nonzero(tokens_NxL, axis=1)
+    longest, usual = int(lengths.max(initial=0)), int(np.median(lengths)) if len(lengths) else 0
+    if longest > max(LONG, 4 * usual):
+        row = int(lengths.argmax())
+        say(
+            f"docids/naive: the docid of passage {ids[row].as_py()[:40]!r} has {longest} tokens, and {usual} "
+            "are usual: all targets are padded to that, so training is slower; a shorter id would mend it"
+        )
 
 
 def naive_digits(job: Job) -> Made:
