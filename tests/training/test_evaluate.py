@@ -52,7 +52,7 @@ def test_a_batch_is_described_by_its_tasks_texts_and_passages(work, collection, 
     examples = data.of(work, collection, "docids", table)
     made = batches(examples.stages(), examples.targets, data.drop_rates, 8, 3, position=16)
     batch = next(made)
-    rows = describe_batch(examples, 8, 3, 2)
+    rows = describe_batch(examples, 8, 3, 16)
     assert {row["task"] for row in rows} == {"firstp", "labelled"}
     queries = {q.text for q in collection.queries("train")}
     for row, target in zip(rows, batch["decoder_target_tokens"], strict=True):
