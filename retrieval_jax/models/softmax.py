@@ -21,7 +21,11 @@ LOG_Z_GROUPS = 8
 
 
 def logits_of(x: jax.Array, kernel_ExV: jax.Array) -> jax.Array:
-    """Float32 logits …×V of x …×E (any dtype) by a float32 kernel, unrounded."""
+    """Float32 logits …×V of x …×E (any dtype) by a float32 kernel.
+
+    The product has JAX's default precision, as T5X's has: a TPU rounds its float32 inputs to 8 significant
+    bits and a GPU to 11, a CPU does not. Sums and results are float32 on all of them.
+    """
     return jnp.dot(x.astype(jnp.float32), kernel_ExV, preferred_element_type=jnp.float32)
 
 
