@@ -182,11 +182,9 @@ def _link(source: Path, target: Path) -> None:
 
 def _rankings(rows: np.ndarray, scores: np.ndarray, passage_ids: pa.Array) -> list[Ranking]:
     # ScaNN fills up short rows with NaN scores, and leaves the order of equal ones to chance.
-    return [
-        [
-            (passage_ids[row].as_py(), score)
-            for row, score in sorted(zip(*pair, strict=True), key=lambda found: (-found[1], found[0]))
-            if score == score
-        ]
-        for pair in zip(rows.tolist(), scores.tolist(), strict=True)
-    ]
+    rankings = []
+    for pair in zip(rows.tolist(), scores.tolist(), strict=True):
+        found = [(row, score) for row, score in zip(*pair, strict=True) if score == score]
+        found.sort(key=lambda result: (-result[1], result[0]))
+        rankings.append([(passage_ids[row].as_py(), score) for row, score in found])
+    return rankings

@@ -12,7 +12,7 @@ from retrieval_jax.data.collection import Passage
 from retrieval_jax.errors import UserError
 from retrieval_jax.search import exact, scann_index
 from retrieval_jax.search.bm25 import BM25Searcher, _words
-from retrieval_jax.search.dense import ExactSearcher, ScannSearcher
+from retrieval_jax.search.dense import ExactSearcher, ScannSearcher, _rankings
 
 
 class Vectors:
@@ -78,6 +78,13 @@ def test_rows_that_scann_fills_up_are_left_out(vectors: np.ndarray):
         assert 0 < len(names) < 150
         assert len(set(names)) == len(names)
         assert all(math.isfinite(score) for _, score in ranking)
+
+
+def test_rows_without_a_passage_do_not_disturb_the_order():
+    rows = np.array([[7, 3, 5, 9, 1, 2]])
+    scores = np.array([[np.nan, 0.5, np.nan, 2.0, 0.5, np.nan]])
+    ids = arrow_ids.array([f"p{i}" for i in range(10)])
+    assert _rankings(rows, scores, ids) == [[("p9", 2.0), ("p1", 0.5), ("p3", 0.5)]]
 
 
 @pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher])
