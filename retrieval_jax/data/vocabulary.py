@@ -75,14 +75,16 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def cut(text: str) -> Iterator[str]:
+def split_long(text: str) -> Iterator[str]:
     """The text in parts of at most LONGEST bytes, between words where there is white space."""
-    while len(text) > LONGEST // 4 and len(text.encode()) > LONGEST:
-        head = text[: LONGEST // 4]  # a character has at most four bytes
-        end = max(map(head.rfind, " \n\t")) + 1 or len(head)
-        yield text[:end]
-        text = text[end:]
-    yield text
+    start = 0
+    # Of a rest that is longer in characters, the bytes need not be counted: that would take a square of time.
+    while len(text) - start > LONGEST or len(text[start:].encode()) > LONGEST:
+        head = text[start : start + LONGEST // 4]  # a character has at most four bytes
+        end = start + (max(map(head.rfind, " \n\t")) + 1 or len(head))
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def learn(texts: Iterable[str], size: int, path: Path) -> None:
@@ -93,7 +95,7 @@ def learn(texts: Iterable[str], size: int, path: Path) -> None:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.islice(itertools.chain.from_iterable(map(cut, texts)), MOST),
+            sentence_iterator=itertools.islice(itertools.chain.from_iterable(map(split_long, texts)), MOST),
             model_writer=model,
             vocab_size=size,
             model_type="unigram",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from retrieval_jax.data.vocabulary import LONGEST, Vocabulary, cut, learn
+from retrieval_jax.data.vocabulary import LONGEST, Vocabulary, learn, split_long
 
 
 def test_long_texts_are_learned_from_in_parts(tmp_path):
@@ -21,7 +21,7 @@ def test_long_texts_are_learned_from_in_parts(tmp_path):
 def test_parts_are_cut_between_words_and_lose_nothing():
     long = "é" * 70_000
     for text in ("", "short", "ab cde " * 20_000, long, f"{long} {long}"):
-        parts = list(cut(text))
+        parts = list(split_long(text))
         assert "".join(parts) == text
         assert all(len(part.encode()) <= LONGEST for part in parts)
-    assert all(part.endswith(" ") for part in cut("ab cde " * 20_000))
+    assert all(part.endswith(" ") for part in split_long("ab cde " * 20_000))
