@@ -24,7 +24,7 @@ from retrieval_jax.progress import bar, say
 from retrieval_jax.search.answer import BATCH
 from retrieval_jax.search.searcher import Searcher, searcher_manifest
 from retrieval_jax.training import partitioning
-from retrieval_jax.training.model_folder import model_checksum, open_model
+from retrieval_jax.training.model_folder import model_recipe, open_model
 from retrieval_jax.values import Positive, PositiveFloat
 from retrieval_jax.work import Work
 
@@ -186,8 +186,7 @@ class Sampler:
                 f"{model_dir}: holds a {opened.model.family} model, not a query generator: "
                 "`retrieval-jax train --gin_file=runs/doc2query.gin`"
             )
-        checksum = model_checksum(model_dir, opened.step, opened.description)
-        self.recipe = {"model": str(paths.absolute(model_dir)), "step": opened.step, "checksum": checksum}
+        self.recipe = model_recipe(model_dir, opened.step, opened.description)
         self.params, self.vocabulary = opened.params, opened.vocabulary
         self.passage_length = opened.description["passage_length"]
         self.batch_size = round_up(batch_size, mesh.shape["data"])

@@ -71,9 +71,8 @@ def export(
     if model_dir:
         description, step = model_folder.newest(paths.of(model_dir))
         subject = Subject(paths.of(model_dir), step)
-        model = paths.absolute(model_dir)
-        checksum = model_folder.model_checksum(model_dir, step, description)
-        name, recipe = model.name, {"model": str(model), "step": step, "checksum": checksum}
+        name = paths.absolute(model_dir).name
+        recipe = model_folder.model_recipe(model_dir, step, description)
     else:
         folder = work.searcher(name)
         manifest = searcher_manifest(folder, Collection(work.collection))

@@ -29,7 +29,7 @@ from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar, say
 from retrieval_jax.training import multihost
-from retrieval_jax.training.model_folder import OpenModel, model_checksum
+from retrieval_jax.training.model_folder import OpenModel, model_recipe
 from retrieval_jax.work import Work
 
 PART = 4096  # passages a part: at most so many are lost by a kill
@@ -130,11 +130,7 @@ def encode_by_model(
     model_dir: str | Path, opened: OpenModel, mesh: Mesh, work: Work, collection: Collection
 ) -> Embeddings:
     """`encode_collection` by a dual encoder that was opened on a mesh of this process's devices."""
-    model = {
-        "model": str(paths.absolute(model_dir)),
-        "step": opened.step,
-        "checksum": model_checksum(model_dir, opened.step, opened.description),
-    }
+    model = model_recipe(model_dir, opened.step, opened.description)
     folder = work.embeddings(paths.absolute(model_dir).name)
     return encode_collection(folder, model, collection, lambda: passage_encoder(opened, mesh))
 

@@ -16,7 +16,7 @@ from retrieval_jax.progress import say, track
 from retrieval_jax.search import dense, scann_index
 from retrieval_jax.search.encoding import encode_by_model, query_encoder
 from retrieval_jax.training import multihost, partitioning
-from retrieval_jax.training.model_folder import OpenModel, model_checksum, open_model
+from retrieval_jax.training.model_folder import OpenModel, model_recipe, open_model
 from retrieval_jax.values import Positive, Share
 from retrieval_jax.work import Work
 
@@ -69,8 +69,7 @@ def make_index(
     if (family == "generative") != (kind == "generative"):
         raise UserError(f"{model_dir}: holds a {family} model, not one for a {kind} searcher")
     folder = work.searcher(name or opened.description["docids"] or kind)
-    checksum = model_checksum(model_dir, opened.step, opened.description)
-    recipe = {"model": str(paths.absolute(model_dir)), "step": opened.step, "checksum": checksum}
+    recipe = model_recipe(model_dir, opened.step, opened.description)
     # Paths in a manifest are relative to where its folder will lie.
     facts = {"model": paths.relative(model_dir, folder), "step": opened.step}
     if kind != "generative":

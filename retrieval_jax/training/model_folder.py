@@ -144,6 +144,15 @@ def model_checksum(model_dir: str | Path, step: int, description: dict) -> str |
     return storage.digest([*names, *sums, settings, storage.checksum(folder / VOCABULARY)])
 
 
+def model_recipe(model_dir: str | Path, step: int, description: dict) -> dict:
+    """What the recipe of an artefact says of the model that made it: its folder, step and content."""
+    return {
+        "model": str(paths.absolute(model_dir)),
+        "step": step,
+        "checksum": model_checksum(model_dir, step, description),
+    }
+
+
 def newest(folder: Path) -> tuple[dict, int]:
     """(what model.json says, the newest step) of a folder. Raises UserError where there is no checkpoint."""
     description = read_description(folder)
