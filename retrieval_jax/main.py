@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"retrieval-jax: {str(stop).splitlines()[0]}", file=sys.stderr)
         return 143
     except Exception as error:
-        if not (line := of_the_disk(error)):
+        if not (line := disk_error(error)):
             raise
         print(f"retrieval-jax: {line}", file=sys.stderr)
         return 2
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def of_the_disk(error: BaseException) -> str | None:
+def disk_error(error: BaseException) -> str | None:
     """One line for a full or read-only disk, whichever library met it; None for any other error."""
     kinds = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
     # What C++ libraries say, with no number. "Permission denied" alone may be of a device or a port.

@@ -1,4 +1,4 @@
-"""Whether a value is what a parameter's annotation asks for: its kind, its range, its choices.
+"""Whether a value is what a parameter's annotation asks for: its kind and its range.
 
 Ranges are written with `typing.Annotated`, by the names below. `configuration.configure` checks every
 value of gin files and of the command line against the annotation of its parameter, before a verb runs.
@@ -9,7 +9,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,6 @@ def expected(value: object, annotation: object) -> str | None:
     if origin in (typing.Union, types.UnionType):
         wanted = [expected(value, option) for option in arguments]
         return None if None in wanted else " or ".join(wanted)
-    if origin is Literal:
-        return None if value in arguments else f"one of {', '.join(map(repr, arguments))}"
     if annotation in KINDS:
         return None if _is(value, annotation) else KINDS[annotation]
     container = origin or annotation

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_jax.main import VERBS, main, of_the_disk, parse
+from retrieval_jax.main import VERBS, disk_error, main, parse
 from retrieval_jax.work import Work
 
 METHODS = {"atomic", "naive", "semantic", "exact", "scann", "bm25"}
@@ -267,8 +267,8 @@ def test_a_full_disk_is_one_line_whoever_tells_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_read_only_file_is_named_and_other_errors_are_not_of_the_disk():
-    line = of_the_disk(OSError(30, "Read-only file system", "/a/b"))
+    line = disk_error(OSError(30, "Read-only file system", "/a/b"))
     assert line.startswith("/a/b: cannot be used (Read-only file system): check its permissions")
-    assert "free some space" in of_the_disk(RuntimeError("RESOURCE_EXHAUSTED: No space left on device"))
-    assert of_the_disk(ValueError("shape")) is None
-    assert of_the_disk(FileNotFoundError(2, "No such file", "x")) is None
+    assert "free some space" in disk_error(RuntimeError("RESOURCE_EXHAUSTED: No space left on device"))
+    assert disk_error(ValueError("shape")) is None
+    assert disk_error(FileNotFoundError(2, "No such file", "x")) is None

@@ -119,12 +119,12 @@ def naive(job: Job) -> Made:
             yield np.array([d + [0] * (longest - len(d)) for d in docids], np.int32)
 
     tokens_NxL = _stack(parts())
-    _check_written(tokens_NxL, job.collection.ids, vocabulary.model.unk_id())
-    _tell_longest(tokens_NxL, job.collection.ids)
+    _refuse_unwritable_ids(tokens_NxL, job.collection.ids, vocabulary.model.unk_id())
+    _warn_of_long_docid(tokens_NxL, job.collection.ids)
     return Made(tokens_NxL, lambda _: vocabulary.size, {}, vocabulary=vocabulary.checksum)
 
 
-def _check_written(tokens_NxL: np.ndarray, ids: pa.Array, unknown: int) -> None:
+def _refuse_unwritable_ids(tokens_NxL: np.ndarray, ids: pa.Array, unknown: int) -> None:
     """Raises UserError where docids are alike for a character that the vocabulary does not know."""
     rows = np.flatnonzero((tokens_NxL == unknown).any(axis=1))
     distinct, counts = np.unique(tokens_NxL[rows], axis=0, return_counts=True)
@@ -140,7 +140,7 @@ def _check_written(tokens_NxL: np.ndarray, ids: pa.Array, unknown: int) -> None:
     )
 
 
-def _tell_longest(tokens_NxL: np.ndarray, ids: pa.Array) -> None:
+def _warn_of_long_docid(tokens_NxL: np.ndarray, ids: pa.Array) -> None:
     """Says so where one id is much longer than most: every row of the table, and every target, is as wide."""
     lengths = np.count_nonzero(tokens_NxL, axis=1)
     longest, usual = int(lengths.max(initial=0)), int(np.median(lengths)) if len(lengths) else 0

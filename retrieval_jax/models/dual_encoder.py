@@ -207,7 +207,9 @@ class DualEncoder:
         """What dot products are multiplied by: `scale`, or what became of it in training."""
         if not self.learn_scale:
             return self.scale
-        return self.scale * jnp.exp(_at_most(params["log_scale"], max(np.log(MAX_SCALE / self.scale), 0.0)))
+        return self.scale * jnp.exp(
+            _clip_from_above(params["log_scale"], max(np.log(MAX_SCALE / self.scale), 0.0))
+        )
 
     def _in_chunks(
         self, encode: Callable, params: dict, tokens_NxS: jax.Array, rng: jax.Array | None
@@ -252,20 +254,20 @@ class DualEncoder:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _at_most(x: jax.Array, limit: float) -> jax.Array:
+def _clip_from_above(x: jax.Array, limit: float) -> jax.Array:
     """The smaller of both. From the limit on, a gradient that would raise x further is 0."""
     return jnp.minimum(x, limit)
 
 
-def _at_most_forward(x: jax.Array, limit: float) -> tuple[jax.Array, jax.Array]:
+def _clip_from_above_forward(x: jax.Array, limit: float) -> tuple[jax.Array, jax.Array]:
     return jnp.minimum(x, limit), x
 
 
-def _at_most_backward(limit: float, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+def _clip_from_above_backward(limit: float, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     return (jnp.where(x < limit, gradient, jnp.maximum(gradient, 0.0)),)
 
 
-_at_most.defvjp(_at_most_forward, _at_most_backward)
+_clip_from_above.defvjp(_clip_from_above_forward, _clip_from_above_backward)
 
 
 def _candidates(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -4,7 +4,7 @@ N is any number of tokens, each a vector of E; the softmax has V outputs and its
 
 Whatever the dtype of the network, this layer reads its input as float32, multiplies it by the float32 kernel
 and adds up in float32, as T5X does: bfloat16 has 8 significant bits, so that of 40 neighbouring logits about
-half are equal. Every product here goes through `logits_of`, so that training (with or without
+half are equal. Every logit of this module is made by `logits_of`, so that training (with or without
 `logits_at_once`), search and scoring have the same numbers.
 """
 

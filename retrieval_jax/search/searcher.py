@@ -20,7 +20,8 @@ class Searcher(Protocol):
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """The best k passages of each query (fewer where there are fewer). Any number of queries, also none.
 
-        Equal scores are in the order of the passages in the collection, for any `k` and batch.
+        Equal scores are in the order of the passages in the collection, for any `k` and batch. Different
+        docids that a generative model finds equally probable are in the order of its beams.
 
         Half a surrogate pair in a query (no text in UTF-8) is read as U+FFFD.
         """
@@ -47,7 +48,7 @@ def rankings(searcher: Searcher, queries: Sequence[str], k: int, what: str) -> I
 def searcher_manifest(folder: Path, collection: Collection) -> dict:
     """What `retrieval-jax index` wrote there.
 
-    Raises UserError for a searcher of another collection, or of a model that is not there any more.
+    Raises UserError for a searcher of another collection, or whose model was replaced since.
     """
     manifest = storage.read_manifest(folder, "index")
     if manifest["recipe"]["collection"] != collection.fingerprint:

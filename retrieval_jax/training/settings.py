@@ -24,7 +24,7 @@ NOT_COMPARED = ("T5Config.",)
 CHOICES = ("refuse", "accept")
 
 
-def of_gin(steps: int) -> dict[str, str]:
+def learning_settings(steps: int) -> dict[str, str]:
     """The gin parameters, as text, of what is learned and how, given or by default.
 
     A schedule that ends where the run does is told as such: to go on for more steps is no other schedule.

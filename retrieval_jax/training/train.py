@@ -166,7 +166,7 @@ def run_settings(examples: OpenData, steps: int, batch_size: int, seed: int) -> 
         "train.batch_size": batch_size,
         "train.seed": seed,
         **{f"TrainingData.{name}": value for name, value in data.items()},
-        **settings.of_gin(steps),
+        **settings.learning_settings(steps),
     }
 
 
@@ -181,7 +181,8 @@ def check_inputs(folder: Path, retriever: type, collection: Collection, table: D
         raise UserError(
             f"docids/{table.kind}: of another collection than {collection.folder}: `retrieval-jax docids`"
         )
-    if table and table.vocabulary not in (None, Vocabulary(collection.vocabulary_path).checksum):
+    vocabulary = table and table.vocabulary
+    if vocabulary and vocabulary != Vocabulary(collection.vocabulary_path).checksum:
         raise UserError(
             f"docids/{table.kind}: written in another vocabulary than {collection.vocabulary_path}: "
             "`retrieval-jax docids` makes them anew"
