@@ -41,8 +41,8 @@ from rich.console import Console
 from rich.table import Table
 
 from retrieval_jax.data.batches import encoder_decoder
-from retrieval_jax.data.examples import Feature, pad
 from retrieval_jax.data.packing import pack_rows, row_lengths
+from retrieval_jax.data.targets import Feature, pad
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.progress import say

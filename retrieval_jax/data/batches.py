@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from retrieval_jax.data.examples import DocidTargets, Features, PassageTargets, Targets, pad
 from retrieval_jax.data.packing import pack_rows, row_lengths
+from retrieval_jax.data.targets import DocidTargets, Features, PassageTargets, Targets, pad
 from retrieval_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]

@@ -1,6 +1,7 @@
 """The first noun: passages, queries and relevance judgements (qrels)."""
 
 import dataclasses
+from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +23,10 @@ class Query:
     """A question with its judged passages.
 
     Attributes:
-      positives: passage id -> grade (> 0).
+      positives: passage id -> grade (> 0). A query that was judged without any keeps its place in the means.
       negatives: ids of passages known to be irrelevant, hardest first where the source orders them.
       label: who judged: "human", "llm", or "" where the source does not say.
+      missing: the same as `positives`, of passages that are not in the collection (`ON_ERROR='skip'`).
     """
 
     id: str
@@ -32,3 +34,14 @@ class Query:
     positives: dict[str, int]
     negatives: tuple[str, ...] = ()
     label: str = ""
+    missing: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def relevant(self) -> dict[str, int]:
+        """Passage id -> grade (> 0) of all that count in an evaluation, found or not to be found."""
+        return {**self.positives, **self.missing}
+
+    @property
+    def judgements(self) -> dict[str, int]:
+        """Passage id -> grade of all that was judged, as in a file of qrels."""
+        return {**self.relevant, **dict.fromkeys(self.negatives, 0)}

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import gin
+import numpy as np
 
 from retrieval_jax import arrow_ids, paths, storage
-from retrieval_jax.data import parallel, subsets, vocabulary
+from retrieval_jax.data import copies, parallel, subsets, vocabulary
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import write_passages, write_queries
 from retrieval_jax.data.sources import from_packages
@@ -24,7 +25,7 @@ from retrieval_jax.progress import say
 from retrieval_jax.values import Positive, Share
 from retrieval_jax.work import Work, source_path
 
-LAYOUT = 2  # of the collection folder: folders of another one are made anew
+LAYOUT = 3  # of the collection folder: folders of another one are made anew
 
 
 @gin.configurable
@@ -83,11 +84,13 @@ def import_collection(
         passages = opened.passages(scratch, faults, shard_bytes)
         queries = opened.queries(functools.partial(arrow_ids.rows, passages.ids), faults)
         faults.tell()
+        queries, without_positives = answerable(queries)
         facts = {
             "name": opened.name,
             "source": source,
             "source_path": source_path(source),
             "skipped": dict(faults.counts),
+            "without_positives": without_positives,
         }
         queries = with_dev(queries, held_out)
         if subset is not None:
@@ -95,6 +98,7 @@ def import_collection(
 
         write_passages(folder, opened.name, passages.shards(), beam_options)
         arrow_ids.write(folder / "ids.arrow", passages.ids)
+        np.save(folder / "copies.npy", same := copies.pairs(passages.digests))
         write_queries(folder, opened.name, queries)
         _vocabulary(folder / "sentencepiece.model", vocabulary_path, vocab_size, passages, queries)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -102,6 +106,7 @@ def import_collection(
         checksums = _checksums([*opened.files, *records])
         return facts | {
             "passages": len(passages.ids),
+            "copies": len(same),
             "queries": {split: len(judged) for split, judged in queries.items()},
             "fingerprint": storage.digest([passages.fingerprint(), *_query_digests(queries)]),
             "files": {str(file): checksums[file] for file in opened.files},
@@ -109,7 +114,7 @@ def import_collection(
         }
 
     manifest = storage.build(path, recipe, make)
-    shown = ("name", "passages", "queries", "skipped", "subset")
+    shown = ("name", "passages", "copies", "queries", "skipped", "without_positives", "subset")
     return {"collection": str(path), **{key: manifest[key] for key in shown if manifest.get(key)}}
 
 
@@ -120,6 +125,24 @@ def _open(source: str, docs_size: int, docs_packages: tuple[str, ...]) -> Source
         return from_packages.ir_datasets_source(source.removeprefix(from_packages.IR_DATASETS))
     paths.local_only(source, "a source")
     return open_source(paths.of(source))
+
+
+def answerable(queries: Mapping[str, list[Query]]) -> tuple[dict[str, list[Query]], dict[str, int]]:
+    """Leaves out train queries without a positive passage, of which nothing is learned.
+
+    Those of other splits stay, and count 0 in every mean, as trec_eval counts them with `-c`. Says how many
+    there are, and gives (split -> queries, split -> how many).
+    """
+    counts = {split: sum(not query.positives for query in some) for split, some in queries.items()}
+    counts = {split: count for split, count in counts.items() if count}
+    for split, count in counts.items():
+        what = "left out" if split == "train" else "they count 0 in evaluations"
+        say(f"{split}: {count:,} of {len(queries[split]):,} judged queries have no relevant passage: {what}")
+    kept = {
+        split: [query for query in some if query.positives or split != "train"]
+        for split, some in queries.items()
+    }
+    return {split: some for split, some in kept.items() if some}, counts
 
 
 def with_dev(queries: dict[str, list[Query]], held_out: float) -> dict[str, list[Query]]:
@@ -165,7 +188,9 @@ def _query_digests(queries: Mapping[str, list[Query]]) -> list[str]:
     """A digest a split."""
     return [
         storage.digest(
-            part for q in judged for part in (q.id, q.text, str(q.positives), " ".join(q.negatives), q.label)
+            part
+            for q in judged
+            for part in (q.id, q.text, str(q.positives), " ".join(q.negatives), q.label, str(q.missing))
         )
         for judged in queries.values()
     ]

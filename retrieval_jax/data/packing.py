@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from retrieval_jax.data.examples import Feature, Features, trim
+from retrieval_jax.data.targets import Feature, Features, trim
 
 Batch = dict[str, np.ndarray]
 

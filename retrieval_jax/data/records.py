@@ -2,10 +2,11 @@
 
     collection/manifest.json
     collection/ids.arrow                passage ids by row
+    collection/copies.npy               passages whose text is an earlier one's; see copies.py
     collection/sentencepiece.model
     collection/NAME/passages/1.0.0/     split train: id, title, text
     collection/NAME/queries/1.0.0/      splits train, dev, test: id, text, passage_ids, grades,
-                                        negatives, label
+                                        negatives, label, missing_ids, missing_grades
 
 Any TFDS program reads the records; here they are read without TensorFlow.
 """
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval_jax import arrow_ids, paths, storage
-from retrieval_jax.data import parallel
+from retrieval_jax.data import copies, parallel
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.errors import UserError
 
@@ -205,7 +206,7 @@ def write_queries(folder: Path, name: str, queries: Mapping[str, Sequence[Query]
     text = tfds.features.Text()
     texts, grades = tfds.features.Sequence(text), tfds.features.Sequence(np.int32)
     features = {"id": text, "text": text, "passage_ids": texts, "grades": grades}
-    features |= {"negatives": texts, "label": text}
+    features |= {"negatives": texts, "label": text, "missing_ids": texts, "missing_grades": grades}
     records = {
         split: [
             functools.partial(map, _query_record, some[first : first + _QUERIES])
@@ -224,6 +225,8 @@ def _query_record(query: Query) -> dict:
         "grades": list(query.positives.values()),
         "negatives": list(query.negatives),
         "label": query.label,
+        "missing_ids": list(query.missing),
+        "missing_grades": list(query.missing.values()),
     }
 
 
@@ -251,6 +254,44 @@ class Collection:
     def rows(self, passage_ids: Iterable[str] | pa.Array) -> np.ndarray:
         """int64, the row of each id; -1 where there is no such passage. Made for many ids at once."""
         return arrow_ids.rows(self.ids, passage_ids)
+
+    @functools.cached_property
+    def _copies(self) -> np.ndarray:
+        """Int64 C×2, by row: a passage, and the first one with the same text."""
+        try:
+            return np.load(paths.local(self.folder / "copies.npy"))
+        except (OSError, ValueError) as error:
+            mend = "delete the folder, then `retrieval-jax import`"
+            raise UserError(f"{self.folder / 'copies.npy'}: cannot be read ({error}): {mend}") from None
+
+    def first_copies(self, rows: np.ndarray) -> np.ndarray:
+        """For each row (-1: none) the first row whose passage has the same text."""
+        if not len(self._copies):
+            return rows
+        place = np.searchsorted(self._copies[:, 0], rows).clip(max=len(self._copies) - 1)
+        row, first = self._copies[place].T
+        return np.where(row == rows, first, rows)
+
+    @functools.cached_property
+    def first_ids(self) -> dict[str, str]:
+        """The id of each passage whose text stands before -> the first id of that text."""
+        copy, first = (self.ids.take(pa.array(rows)).to_pylist() for rows in self._copies.T)
+        return dict(zip(copy, first, strict=True))
+
+    def among_passages(self, queries: Sequence[Query]) -> set[str]:
+        """Ids of the queries that are passages, of that id and with that text (as in ArguAna and Quora)."""
+        rows = self.rows([query.id for query in queries])
+        there = np.flatnonzero(rows >= 0).tolist()
+        return {
+            queries[i].id
+            for first in range(0, len(there), _BATCH)
+            for i, passage in zip(
+                there[first : first + _BATCH],
+                self.some(rows[there[first : first + _BATCH]].tolist()),
+                strict=True,
+            )
+            if copies.same_text(queries[i], passage)
+        }
 
     @functools.cached_property
     def _passages(self) -> Records:
@@ -293,11 +334,15 @@ def _texts(record: Mapping, key: str) -> list[str]:
 
 
 def _query(record: Mapping) -> Query:
-    grades = record["grades"].int64_list.value
     return Query(
         _text(record, "id"),
         _text(record, "text"),
-        dict(zip(_texts(record, "passage_ids"), grades, strict=True)),
+        _grades(record, "passage_ids", "grades"),
         tuple(_texts(record, "negatives")),
         _text(record, "label"),
+        _grades(record, "missing_ids", "missing_grades"),
     )
+
+
+def _grades(record: Mapping, ids: str, grades: str) -> dict[str, int]:
+    return dict(zip(_texts(record, ids), record[grades].int64_list.value, strict=True))

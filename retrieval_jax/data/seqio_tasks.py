@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from retrieval_jax import paths
 from retrieval_jax.data.collection import Query
-from retrieval_jax.data.examples import ROWS, Examples, Feature, Features
+from retrieval_jax.data.examples import ROWS, Examples
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.targets import Feature, Features
 from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable

@@ -34,7 +34,10 @@ def choose(count: int, queries: Mapping[str, list[Query]], rows: Rows, size: int
 
 
 def keep(queries: Mapping[str, list[Query]], rows: Rows) -> dict[str, list[Query]]:
-    """Queries with the positives and negatives that `rows` knows; without those that lose every positive."""
+    """Queries with the positives and negatives that `rows` knows; without train queries that lose every one.
+
+    `choose` keeps all that is relevant to the others, of which some may have been judged without a positive.
+    """
     kept: dict[str, list[Query]] = {}
     for split, some in queries.items():
         ids = [p for q in some for p in (*q.positives, *q.negatives)]
@@ -46,9 +49,10 @@ def keep(queries: Mapping[str, list[Query]], rows: Rows) -> dict[str, list[Query
                 {passage: grade for passage, grade in query.positives.items() if next(known)},
                 tuple(passage for passage in query.negatives if next(known)),
                 query.label,
+                query.missing,
             )
             for query in some
         )
-        if judged := [query for query in cut if query.positives]:
+        if judged := [query for query in cut if query.positives or split != "train"]:
             kept[split] = judged
     return kept

@@ -8,19 +8,13 @@ import gin
 
 from retrieval_jax.data.cache import CachedExamples
 from retrieval_jax.data.collection import Query
-from retrieval_jax.data.examples import (
-    DocidTargets,
-    Examples,
-    Inputs,
-    LabelledGroups,
-    PassageTargets,
-    QueryTargets,
-    Targets,
-    mixture,
-)
+from retrieval_jax.data.copies import KnownAnswers
+from retrieval_jax.data.examples import Examples, Inputs, mixture
 from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
+from retrieval_jax.data.targets import DocidTargets, PassageTargets, QueryTargets, Targets
+from retrieval_jax.data.tasks import LabelledGroups
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.values import Natural, Positive
@@ -98,14 +92,13 @@ class OpenData:
         if self.answer == "docids":
             return DocidTargets(self.table, s.input_length)
         if self.answer == "passages":
-            most = max((len(query.positives) for query in self._inputs.queries), default=0)
             return PassageTargets(
                 self.collection,
                 self.vocabulary,
                 s.input_length,
                 s.passage_length,
                 group=s.positives + s.negatives,
-                known=max(most - s.positives, 1),
+                known=max(self._inputs.most_known(s.positives), 1),
             )
         return QueryTargets(self.collection, self.vocabulary, s.passage_length, s.input_length)
 
@@ -152,7 +145,8 @@ class OpenData:
         """A split's labelled queries, each once, with as many candidates as in training; and the queries."""
         s = self.settings
         queries = [query for query in self.collection.queries(split) if query.positives]
-        task = LabelledGroups(self.collection, self.vocabulary, queries, s.positives, s.negatives)
+        answers = KnownAnswers(queries)
+        task = LabelledGroups(self.collection, self.vocabulary, queries, s.positives, s.negatives, answers)
         return Examples(task, self.targets), queries
 
     def examples(self, task: str) -> Examples | CachedExamples:

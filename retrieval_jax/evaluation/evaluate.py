@@ -3,19 +3,21 @@
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import gin
 
 from retrieval_jax import storage
+from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.errors import UserError
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation.metrics import score
-from retrieval_jax.evaluation.trec import read_run
+from retrieval_jax.evaluation.trec import Run, read_run
 from retrieval_jax.progress import console, say
-from retrieval_jax.values import Natural
+from retrieval_jax.values import Natural, Positive
 from retrieval_jax.work import Work
 
 FAMILIES = {"generative": "generative", "exact": "dual encoder", "scann": "dual encoder", "bm25": "lexical"}
@@ -23,7 +25,13 @@ FAMILIES = {"generative": "generative", "exact": "dual encoder", "scann": "dual 
 
 @gin.configurable
 def evaluate(
-    source: str, work_dir: str | None = None, split: str = "test", examples: Natural = 4, shown: Natural = 3
+    source: str,
+    work_dir: str | None = None,
+    split: str = "test",
+    relevant_from: Positive = 1,
+    ignore_identical_ids: bool = True,
+    examples: Natural = 4,
+    shown: Natural = 3,
 ) -> dict:
     """Scores every run of a split; writes metrics.json and report.html into the work folder.
 
@@ -33,6 +41,9 @@ def evaluate(
     Args:
       source, work_dir: the collection, and where its work lies.
       split: the queries that were answered.
+      relevant_from: the least grade that is relevant to the binary measures (TREC's Deep Learning tracks: 2).
+      ignore_identical_ids: a query that is a passage (the same id and words, as in ArguAna and Quora) is left
+        out of its own results, as BEIR does.
       examples: queries shown side by side in the report, chosen by a hash of the id.
       shown: passages of each method shown for such a query.
     """
@@ -52,9 +63,11 @@ def evaluate(
             f"{work.folder}/runs: every run of split {split!r} is of an earlier collection or searcher: "
             "`retrieval-jax search` makes them again"
         )
-    qrels = {query.id: query.positives for query in collection.queries(split)}
-    runs = {name: read_run(path) for name, path in paths.items()}
-    rows = [method_row(name, score(qrels, run), facts[name]) for name, run in runs.items()]
+    queries = collection.queries(split)
+    qrels = {query.id: query.judgements for query in queries}
+    themselves = collection.among_passages(queries) if ignore_identical_ids else set()
+    runs = {name: without_themselves(read_run(path), themselves) for name, path in paths.items()}
+    rows = [method_row(name, score(qrels, run, relevant_from), facts[name]) for name, run in runs.items()]
     rows.sort(key=lambda row: (row.family, row.name))
     metrics = {row.name: row.metrics for row in rows}
     storage.write_json(work.metrics, metrics)
@@ -64,13 +77,21 @@ def evaluate(
         for path in sorted((work.folder / "models").glob("*/learning_curve.jsonl"))
     ]
     counts = {f"{name} queries": count for name, count in collection.query_counts.items()}
+    for number, what in (
+        (relevant_from if relevant_from > 1 else 0, "relevant from grade"),
+        (sum(max(grades.values(), default=0) < relevant_from for grades in qrels.values()), "none relevant"),
+        (len(themselves), "left out of their own results"),
+    ):
+        if number:
+            counts[what] = number
+            say(f"{split}: {what}: {number:,}")
     report.write_report(
         work.report,
         title=collection.name,
         collection={"passages": collection.passage_count, **counts},
         rows=rows,
         curves=[curve for curve in curves if curve.points],
-        examples=side_by_side(collection, split, qrels, runs, examples, shown),
+        examples=side_by_side(collection, queries, runs, relevant_from, examples, shown),
         footer=footer(),
     )
     report.print_table(rows, console)
@@ -110,11 +131,23 @@ def method_row(name: str, metrics: dict[str, float], facts: dict | None) -> repo
     return report.MethodRow(name, family, metrics, took["ms_per_query"], facts["parameters"])
 
 
+def without_themselves(run: Run, queries: set[str]) -> Run:
+    """The run without the passages that some queries are (those of the same id)."""
+    return run | {
+        query: [result for result in run[query] if result[0] != query] for query in run.keys() & queries
+    }
+
+
 def side_by_side(
-    collection: Collection, split: str, qrels: dict, runs: dict, examples: int, shown: int
+    collection: Collection,
+    queries: Sequence[Query],
+    runs: dict[str, Run],
+    relevant_from: int,
+    examples: int,
+    shown: int,
 ) -> list[report.SideBySide]:
     """A few queries with the first passages of every method."""
-    queries = sorted(collection.queries(split), key=lambda q: storage.hash_fraction(q.id))[:examples]
+    queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:examples]
     ids = {pid for query in queries for pid in query.positives}
     ids |= {pid for q in queries for run in runs.values() for pid, _ in run.get(q.id, [])[:shown]}
     rows = collection.rows(sorted(ids))
@@ -128,9 +161,12 @@ def side_by_side(
     return [
         report.SideBySide(
             query.text,
-            [show(pid, True) for pid in query.positives],
+            [show(pid, True) for pid, grade in query.positives.items() if grade >= relevant_from],
             {
-                name: [show(pid, pid in qrels[query.id]) for pid, _ in run.get(query.id, [])[:shown]]
+                name: [
+                    show(pid, query.positives.get(pid, 0) >= relevant_from)
+                    for pid, _ in run.get(query.id, [])[:shown]
+                ]
                 for name, run in runs.items()
             },
         )

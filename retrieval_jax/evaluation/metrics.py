@@ -6,29 +6,40 @@ from ir_measures import RR, R, Success, nDCG
 from retrieval_jax.evaluation.trec import Qrels, Run
 
 METRICS: dict[str, ir_measures.Measure] = {
-    "MRR@10": RR @ 10,
-    "Recall@10": R @ 10,
-    "Recall@100": R @ 100,
-    "Hits@1": Success @ 1,
-    "Hits@10": Success @ 10,
-    "nDCG@10": nDCG @ 10,
+    "MRR@10": RR,
+    "Recall@10": R,
+    "Recall@100": R,
+    "Hits@1": Success,
+    "Hits@10": Success,
+    "nDCG@10": nDCG,
 }
-"""Our name -> the library's measure, in display order. A passage is relevant where its grade is at least 1;
-nDCG's gain is the grade itself (as in trec_eval, not 2^grade - 1)."""
+"""Our name -> the library's measure, without the cutoff, in display order. nDCG's gain is the grade itself
+(as in trec_eval, not 2^grade - 1); to the others, which are binary, a passage is relevant from a grade on."""
 
 
-def score(qrels: Qrels, run: Run) -> dict[str, float]:
+def score(qrels: Qrels, run: Run, relevant_from: int = 1) -> dict[str, float]:
     """Returns each metric of METRICS, in [0, 1], as the mean over all queries of `qrels`.
 
     A query that is missing from the run, or has an empty list, or has no relevant passage, counts 0; a query
     of the run without an entry in `qrels` is left out. The order of each list is the ranking: its scores are
-    not looked at. Raises ValueError where `qrels` is empty or a list holds a passage twice.
+    not looked at.
+
+    Args:
+      qrels, run: the judgements and the results.
+      relevant_from: the least grade that is relevant to the binary measures (2 on TREC's Deep Learning
+        tracks, as trec_eval's `-l 2`).
+
+    Raises ValueError where `qrels` is empty or a list holds a passage twice.
     """
     if not qrels:
         raise ValueError("no judged query: the mean over no queries is not defined")
     ranking = {qid: _descending(qid, run.get(qid, [])) for qid in qrels}
-    means = ir_measures.calc_aggregate(METRICS.values(), qrels, ranking)
-    return {name: float(means[measure]) for name, measure in METRICS.items()}
+    measures = {}
+    for name, measure in METRICS.items():
+        graded = measure if measure is nDCG else measure(rel=relevant_from)
+        measures[name] = graded @ int(name.partition("@")[2])
+    means = ir_measures.calc_aggregate(measures.values(), qrels, ranking)
+    return {name: float(means[measure]) for name, measure in measures.items()}
 
 
 def _descending(qid: str, results: list[tuple[str, float]]) -> dict[str, float]:

@@ -317,7 +317,7 @@ def queries_task(model: Model) -> str:
             f"{collection.folder}: no labelled queries to evaluate on: train with "
             "--gin.__main__.train.train_eval_dataset_cfg=None"
         )
-    qrels = {query.id: query.positives for _, queries in splits.values() for query in queries}
+    qrels = {query.id: query.relevant for _, queries in splits.values() for query in queries}
 
     def retrieval(
         targets: Sequence[str], predictions: Sequence[Sequence[int]], aux_values: Mapping

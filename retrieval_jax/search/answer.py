@@ -48,20 +48,24 @@ def search(
 
     queries = collection.queries(split)
     texts = [q.text for q in queries]
+    # Of a query that is a passage one more is sought, as evaluations leave the passage itself out.
+    themselves = collection.among_passages(queries)
+    sought = k + bool(themselves)
     searcher = Searcher.open(folder)
-    searcher.search(texts[:BATCH], k)  # compiles; people wait for that once, not for every query
+    searcher.search(texts[:BATCH], sought)  # compiles; people wait for that once, not for every query
     began = time.monotonic()
-    found = list(rankings(searcher, texts, k, f"search {name}"))
+    found = list(rankings(searcher, texts, sought, f"search {name}"))
     took = {
         "queries": len(queries),
         "ms_per_query": round(1000 * (time.monotonic() - began) / len(queries), 3),
         "fewer_than_k": sum(len(ranking) < k for ranking in found),
     }
+    found = [r[: k + (q.id in themselves)] for q, r in zip(queries, found, strict=True)]
     if manifest.get("recall"):
         took["recall"] = round(searcher.measured_recall(texts[:BATCH], k), 4)
     if took["fewer_than_k"]:
         say(f"{name}: fewer than {k} passages for {took['fewer_than_k']} of {len(queries)} queries")
-    write_qrels(work.qrels(split), {q.id: q.positives for q in queries})
+    write_qrels(work.qrels(split), {q.id: q.judgements for q in queries})
     facts.unlink(missing_ok=True)  # never the facts of another run
     write_run(path, {q.id: ranking for q, ranking in zip(queries, found, strict=True)}, name)
     known = {"kind": manifest["kind"], "parameters": manifest["parameters"], "took": took}

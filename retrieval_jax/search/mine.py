@@ -1,5 +1,7 @@
 """The verb `mine`: what a searcher finds for the train queries, and is wrong, becomes hard negatives."""
 
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gin
@@ -7,6 +9,7 @@ import gin
 from retrieval_jax import storage
 from retrieval_jax.data import mined
 from retrieval_jax.data.collection import Query
+from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
 from retrieval_jax.errors import UserError
 from retrieval_jax.search.searcher import Ranking, Searcher, rankings, searcher_manifest
@@ -27,7 +30,9 @@ def mine(
     """Writes negatives/NAME/qrels.train.tsv: hard negatives of the train queries, for a dual encoder.
 
     Train with them by --gin.NEGATIVES="'NAME'" and --gin.TrainingData.negatives=7. To refresh them between
-    rounds, mine again with an index of the model that they trained, under the same name or another.
+    rounds, mine again with an index of the model that they trained, under the same name or another. What is
+    known to answer a query is never its negative: its positives and those of queries with the same text, all
+    passages that have the text of one of these, and the passage that has the query's own id.
 
     Args:
       source, work_dir: the collection, and where its work lies.
@@ -50,6 +55,7 @@ def mine(
         "settings": [depth, most, skip, margin],
     }
     queries = collection.queries("train")
+    answers, copies = KnownAnswers(queries), collection.first_ids
     out = work.negatives(name or searcher)
 
     def make(aside: Path) -> dict:
@@ -58,7 +64,7 @@ def mine(
         return mined.write(
             aside,
             (
-                (query.id, negatives_of(query, ranking, most, skip, margin))
+                (query.id, negatives_of(query, ranking, most, skip, margin, answers.others(query), copies))
                 for query, ranking in zip(queries, found, strict=True)
             ),
         )
@@ -68,13 +74,28 @@ def mine(
     return {"made": str(out / mined.FILE)} | {key: manifest[key] for key in told}
 
 
-def negatives_of(query: Query, ranking: Ranking, most: int, skip: int, margin: float | None) -> list[str]:
-    """The hardest of a ranking that are not known to answer the query; see `mine`."""
+def negatives_of(
+    query: Query,
+    ranking: Ranking,
+    most: int,
+    skip: int,
+    margin: float | None,
+    others: Sequence[str] = (),
+    copies: Mapping[str, str] = types.MappingProxyType({}),
+) -> list[str]:
+    """The hardest of a ranking that are not known to answer the query; see `mine`.
+
+    Args:
+      query, ranking: the query and what was found for it.
+      most, skip, margin: as in `mine`.
+      others: passages that answer the query besides its positives; see `KnownAnswers`.
+      copies: a passage whose text stands before -> the first one of that text.
+    """
+    positives = {copies.get(passage, passage) for passage in query.positives}
+    answers = positives | {copies.get(passage, passage) for passage in others}
+    first = [(passage, copies.get(passage, passage), score) for passage, score in ranking]
     limit = float("inf")
     if margin is not None:
-        right = [score for passage, score in ranking if passage in query.positives]
-        limit = max(right, default=float("-inf")) - margin
-    wrong = [
-        passage for passage, score in ranking[skip:] if passage not in query.positives and score <= limit
-    ]
+        limit = max((s for _, text, s in first if text in positives), default=float("-inf")) - margin
+    wrong = [passage for passage, text, score in first[skip:] if text not in answers and score <= limit]
     return wrong[:most]

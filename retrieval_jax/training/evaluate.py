@@ -8,8 +8,10 @@ import numpy as np
 
 from retrieval_jax import arrow_ids, storage
 from retrieval_jax.data.batches import encoder_decoder
-from retrieval_jax.data.examples import Examples, LabelledPairs, QueryTargets, pad
+from retrieval_jax.data.examples import Examples
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.targets import QueryTargets, pad
+from retrieval_jax.data.tasks import LabelledPairs
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import score
@@ -48,7 +50,10 @@ class DevQueries:
     ):
         queries = collection.queries("dev") if collection.query_counts.get("dev") else []
         self.queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:most]
-        self.qrels = {q.id: q.positives for q in self.queries}
+        self.qrels = {q.id: q.relevant for q in self.queries}
+        self.themselves = collection.among_passages(
+            self.queries
+        )  # left out of their results, as in `evaluate`
         self.table, self.samples = table, []
         if not self.queries:
             return
@@ -78,7 +83,11 @@ class DevQueries:
     def __call__(self, params: dict) -> dict[str, float]:
         if not self.queries:
             return {}
-        found = self.searcher(params).search([q.text for q in self.queries], 10)
+        searched = self.searcher(params).search([q.text for q in self.queries], 10 + bool(self.themselves))
+        found = [
+            [r for r in ranking if r[0] != query.id or query.id not in self.themselves][:10]
+            for query, ranking in zip(self.queries, searched, strict=True)
+        ]
         self.samples = [
             {
                 "query": query.text,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from retrieval_jax.data import packing
-from retrieval_jax.data.examples import Feature
+from retrieval_jax.data.targets import Feature
 from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie, edge_dtypes

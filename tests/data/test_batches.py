@@ -10,8 +10,10 @@ import tensorflow as tf
 
 from retrieval_jax import arrow_ids
 from retrieval_jax.data.batches import batches, drop, dual_encoder, encoder_decoder, examples_of
-from retrieval_jax.data.examples import DocidTargets, Example, Examples, Feature, mixture, pad
+from retrieval_jax.data.examples import Examples, mixture
 from retrieval_jax.data.feature_converters import DualEncoderFeatureConverter
+from retrieval_jax.data.targets import DocidTargets, Feature, pad
+from retrieval_jax.data.tasks import Example
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 

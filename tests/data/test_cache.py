@@ -11,8 +11,8 @@ from tables import KINDS
 from retrieval_jax.data import seqio_tasks
 from retrieval_jax.data.batches import batches
 from retrieval_jax.data.cache import CachedExamples
-from retrieval_jax.data.examples import pad
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.targets import pad
 from retrieval_jax.data.training_data import OpenData, TrainingData
 from retrieval_jax.main import main
 from retrieval_jax.work import Work

@@ -5,19 +5,11 @@ import pytest
 from tables import KINDS
 
 from retrieval_jax.data.collection import Query
-from retrieval_jax.data.examples import (
-    PADDING,
-    ROWS,
-    DocidTargets,
-    Examples,
-    Inputs,
-    LabelledGroups,
-    PassageTargets,
-    QueryTargets,
-    mixture,
-    pad,
-)
+from retrieval_jax.data.copies import KnownAnswers
+from retrieval_jax.data.examples import ROWS, Examples, Inputs, mixture
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.targets import DocidTargets, PassageTargets, QueryTargets, pad
+from retrieval_jax.data.tasks import PADDING, LabelledGroups
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
@@ -87,7 +79,8 @@ def test_groups_hold_some_positives_then_some_negatives(collection: Collection, 
         Query("a", "first", {ids[3]: 2, ids[1]: 1, ids[7]: 1}, (ids[4], ids[9])),
         Query("b", "second", {ids[0]: 3}),
     ]
-    groups = LabelledGroups(collection, vocabulary, queries, positives=2, negatives=1)
+    answers = KnownAnswers(queries)
+    groups = LabelledGroups(collection, vocabulary, queries, positives=2, negatives=1, answers=answers)
     seen = set()
     for seed in range(60):
         example = groups(0, np.random.default_rng(seed))

@@ -9,10 +9,10 @@ import numpy as np
 import seqio
 
 from retrieval_jax import storage
-from retrieval_jax.data.examples import PADDING
 from retrieval_jax.data.generating import generate_queries
 from retrieval_jax.data.importing import import_collection
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.tasks import PADDING
 from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.docids.make import make_docids
 from retrieval_jax.docids.table import DocidTable

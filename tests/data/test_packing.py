@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax.data.examples import Feature
 from retrieval_jax.data.packing import pack_rows, row_lengths
+from retrieval_jax.data.targets import Feature
 from retrieval_jax.data.vocabulary import EOS
 
 FEATURES = {"inputs": Feature(24, add_eos=True), "targets": Feature(5, size=50)}

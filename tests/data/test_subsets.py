@@ -64,4 +64,7 @@ def test_queries_keep_what_is_left():
         "dev": [Query("d", "w", {"4": 1})],
     }
     kept = keep(queries, lambda ids: np.array([0 if i in known else -1 for i in ids], np.int64))
-    assert kept == {"train": [Query("a", "x", {"1": 1}, ("2",), "llm"), Query("c", "z", {"2": 3})]}
+    assert kept == {
+        "train": [Query("a", "x", {"1": 1}, ("2",), "llm"), Query("c", "z", {"2": 3})],
+        "dev": [Query("d", "w", {})],  # judged, and counted
+    }

@@ -15,12 +15,12 @@ RANKINGS = st.lists(PIDS, max_size=24, unique=True)
 QRELS = st.dictionaries(QIDS, st.dictionaries(PIDS, st.integers(0, 3), max_size=12), min_size=1)
 
 
-def reference(qrels, run):
+def reference(qrels, run, threshold=1):
     """The metrics from their textbook definitions, written out as slowly and plainly as possible."""
     sums = dict.fromkeys(METRICS, 0.0)
     for qid, grades in qrels.items():
         pids = [pid for pid, _ in run.get(qid, [])]
-        relevant = {pid for pid, grade in grades.items() if grade > 0}
+        relevant = {pid for pid, grade in grades.items() if grade >= threshold}
         ranks = [rank for rank, pid in enumerate(pids, start=1) if pid in relevant]
         sums["MRR@10"] += 1 / ranks[0] if ranks and ranks[0] <= 10 else 0
         for k in 10, 100:
@@ -41,13 +41,14 @@ def reference(qrels, run):
     qrels=QRELS,
     rankings=st.dictionaries(QIDS | st.just("unjudged"), RANKINGS),
     value=st.sampled_from([lambda i: 0.0, lambda i: 1 - i * 1e-12, lambda i: float(i), lambda i: -1e30 * i]),
+    threshold=st.integers(1, 4),
 )
-def test_equals_the_definitions_whatever_the_scores(qrels, rankings, value):
+def test_equals_the_definitions_whatever_the_scores(qrels, rankings, value, threshold):
     # Ties, differences below float32's and even ascending scores: the list's order is the ranking.
     run = {qid: [(pid, value(i)) for i, pid in enumerate(pids)] for qid, pids in rankings.items()}
-    scores = score(qrels, run)
+    scores = score(qrels, run, threshold)
     assert list(scores) == list(METRICS)
-    assert scores == pytest.approx(reference(qrels, run))
+    assert scores == pytest.approx(reference(qrels, run, threshold))
 
 
 @pytest.mark.parametrize("name", METRICS)

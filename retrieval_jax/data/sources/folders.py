@@ -23,7 +23,7 @@ class Source:
       name: a dataset name ([a-z][a-z0-9_]*).
       files: all files that are read.
       passages: (scratch folder, faults, bytes of text in a shard) -> the checked passages.
-      queries: (lookup of passage ids, faults) -> split -> its queries that have a positive passage.
+      queries: (lookup of passage ids, faults) -> split -> its judged queries.
     """
 
     name: str

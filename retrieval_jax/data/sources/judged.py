@@ -35,7 +35,7 @@ class Split:
 
 
 def read(splits: Mapping[str, Split], rows: Rows, faults: Faults) -> dict[str, list[Query]]:
-    """Split -> its queries that have a positive passage, in the order of their file.
+    """Split -> its judged queries, in the order of their file.
 
     The texts of other queries do not stay in memory. Splits may share a query, but not an id alone.
     """
@@ -99,24 +99,31 @@ def _texts(
 
 
 def _join(path: Path, qrels: list[Qrel], texts: dict[str, str], rows: Rows, faults: Faults) -> list[Query]:
-    """The queries of a split; passages judged 0 or less are their negatives."""
+    """The judged queries of a split; passages judged 0 or less are their negatives."""
     known = rows([passage for _, _, passage, _ in qrels]) >= 0
     grades: dict[str, dict[str, int]] = {}
+    missing: dict[str, dict[str, int]] = {}
     for (line, query, passage, grade), is_known in zip(qrels, known.tolist(), strict=True):
         mend = "add it, or remove this line"
         if query not in texts:
             faults.add(Fault(path, line, "unknown query", f"query {query[:80]!r} is unknown", mend))
         elif not is_known:
+            unknown = missing.setdefault(query, {})
+            if grade > 0:
+                unknown[passage] = grade
             faults.add(Fault(path, line, "unknown passage", f"passage {passage[:80]!r} is unknown", mend))
         elif grades.setdefault(query, {}).setdefault(passage, grade) != grade:
             what = "an earlier line has another grade for this pair"
             faults.add(Fault(path, line, "another grade", what, "keep just one"))
     queries = []
     for key, text in texts.items():
+        if key not in grades and key not in missing:
+            continue  # another split's
         judged = grades.get(key, {})
-        if positives := {passage: grade for passage, grade in judged.items() if grade > 0}:
-            queries.append(Query(key, text, positives, tuple(p for p, grade in judged.items() if grade <= 0)))
-    if not queries:
+        positives = {passage: grade for passage, grade in judged.items() if grade > 0}
+        negatives = tuple(passage for passage, grade in judged.items() if grade <= 0)
+        queries.append(Query(key, text, positives, negatives, missing=missing.get(key, {})))
+    if not any(query.relevant for query in queries):
         faults.stop()
         mend = "write a qrel with a grade of 1 or more"
         raise UserError(error_text(path, None, "no query has a positive passage", mend))

@@ -71,9 +71,11 @@ def _read(
         known = rows([key for _, _, key in found]) >= 0
         joined: dict[str, Query] = {}
         for (line, text, key), is_known in zip(found, known.tolist(), strict=True):
+            query = joined.setdefault(text, Query(f"{split}-{line}", text, {}, missing={}))
             if is_known:
-                joined.setdefault(text, Query(f"{split}-{line}", text, {})).positives[key] = 1
+                query.positives[key] = 1
             else:
+                query.missing[key] = 1
                 what = f"document {key[:80]!r} is unknown"
                 faults.add(Fault(path, line, "unknown passage", what, "add it, or remove this line"))
         faults.stop()

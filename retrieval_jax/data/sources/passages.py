@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval_jax import arrow_ids, storage
-from retrieval_jax.data import parallel
+from retrieval_jax.data import copies, parallel
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.sources import lines
 from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, Lines
@@ -85,22 +85,31 @@ class _Checked:
       ids: of its good passages.
       lines: int64, their line numbers.
       texts: uint32, a check sum of title and text each.
+      digests: uint64 N×2, by which passages of the same text are found; see `copies`.
       faults: its bad lines.
     """
 
     ids: pa.LargeStringArray
     lines: np.ndarray
     texts: np.ndarray
+    digests: np.ndarray
     faults: Faults
 
 
 def _check(part: Part) -> _Checked:
-    ids, numbers, texts, faults = [], [], [], Faults()
+    ids, numbers, texts, digests, faults = [], [], [], bytearray(), Faults()
     for line, passage in part.good(faults):
         ids.append(passage.id)
         numbers.append(line)
         texts.append(zlib.crc32(f"{passage.title}\t{passage.text}".encode()))
-    return _Checked(arrow_ids.array(ids), np.array(numbers, np.int64), np.array(texts, np.uint32), faults)
+        digests += copies.digest(passage.full_text)
+    return _Checked(
+        arrow_ids.array(ids),
+        np.array(numbers, np.int64),
+        np.array(texts, np.uint32),
+        np.frombuffer(bytes(digests), np.uint64).reshape(-1, 2),
+        faults,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +119,7 @@ class Passages:
     Attributes:
       ids: N ids, by row.
       texts: uint32, N check sums of title and text.
+      digests: uint64 N×2, by which passages of the same text are found; see `copies`.
       parts: of the source, in its order.
       kept: bool, for each good passage whether it is one of the N.
       starts: int64, where the good passages of each part start among all; the last is their number.
@@ -117,6 +127,7 @@ class Passages:
 
     ids: pa.LargeStringArray
     texts: np.ndarray
+    digests: np.ndarray
     parts: Sequence[Part]
     kept: np.ndarray
     starts: np.ndarray
@@ -132,7 +143,9 @@ class Passages:
         kept = self.kept.copy()
         kept[kept] = chosen
         ids = self.ids.filter(pa.array(chosen))
-        return dataclasses.replace(self, ids=ids, texts=self.texts[chosen], kept=kept)
+        return dataclasses.replace(
+            self, ids=ids, texts=self.texts[chosen], digests=self.digests[chosen], kept=kept
+        )
 
     def shards(self) -> list[Part]:
         """The parts, each with what is kept of it; without those of which nothing is."""
@@ -158,6 +171,7 @@ def check(parts: Sequence[Part], faults: Faults, repeats: bool = False) -> Passa
     starts = np.cumsum([0, *(len(found.ids) for found in checked)])
     ids = arrow_ids.array(pa.chunked_array([found.ids for found in checked], pa.large_string()))
     texts = np.concatenate([np.zeros(0, np.uint32), *(found.texts for found in checked)])
+    digests = np.concatenate([np.zeros((0, 2), np.uint64), *(found.digests for found in checked)])
     first = arrow_ids.first_rows(ids)
     kept = first == np.arange(len(ids))
     bad = np.flatnonzero(~kept)
@@ -178,4 +192,4 @@ def check(parts: Sequence[Part], faults: Faults, repeats: bool = False) -> Passa
     if len(bad) > lines.SHOWN:
         faults.counts[kind] += len(bad) - lines.SHOWN
     faults.stop()
-    return Passages(ids.filter(pa.array(kept)), texts[kept], parts, kept, starts)
+    return Passages(ids.filter(pa.array(kept)), texts[kept], digests[kept], parts, kept, starts)

@@ -9,6 +9,7 @@ more); with a corpus.jsonl the "docid" is enough. A line's own "label" ("human",
 file's. A split may have a file of each label, but a query only one line in a split.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -80,20 +81,30 @@ def _read(
             found = list(lines.parsed(path, functools.partial(_query, label), noted))
             known = iter((rows([p for _, q in found for p in (*q.positives, *q.negatives)]) >= 0).tolist())
             for line, query in found:
-                unknown = [p for p in (*query.positives, *query.negatives) if not next(known)]
+                unknown = {p for p in (*query.positives, *query.negatives) if not next(known)}
                 if unknown:
-                    what = f"passage {unknown[0][:80]!r} is unknown"
+                    what = f"passage {min(unknown)[:80]!r} is unknown"
                     noted.add(Fault(path, line, "unknown passage", what, f"add it to {_CORPUS}"))
-                elif query.id in seen:
+                if query.id in seen:
                     what = f"the query_id {query.id!r} was used on an earlier line of this split"
                     faults.add(Fault(path, line, "duplicate id", what, "make every id unique"))
-                elif query.positives:
-                    queries[split].append(query)
+                else:
+                    queries[split].append(_without(query, unknown))
                 seen.add(query.id)
         faults.stop()
-        if not queries[split]:
+        if not any(query.relevant for query in queries[split]):
             raise fault(some[0][0], "no query has a positive passage", "write one query a line")
     return queries
+
+
+def _without(query: Query, unknown: set[str]) -> Query:
+    """The query whose positives that the collection lacks are its missing ones."""
+    return dataclasses.replace(
+        query,
+        positives={p: grade for p, grade in query.positives.items() if p not in unknown},
+        negatives=tuple(p for p in query.negatives if p not in unknown),
+        missing={p: grade for p, grade in query.positives.items() if p in unknown},
+    )
 
 
 def _query(label: str, text: str) -> Query:

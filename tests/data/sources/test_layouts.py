@@ -60,7 +60,10 @@ MSMARCO = {
 PASSAGES = [Passage("d1", "One", "first text"), Passage("d2", "", "second text"), Passage("d3", "Three", "")]
 QUERIES = {
     "train": [Query("q1", "who?", {"d1": 1, "d3": 1}), Query("q2", "what?", {"d2": 2})],
-    "dev": [Query("q5", "why?", {"d3": 1}, ("d1",))],  # q3 has no grade above 0 and q4 has no grade
+    "dev": [
+        Query("q3", "where?", {}, ("d1", "d2")),
+        Query("q5", "why?", {"d3": 1}, ("d1",)),
+    ],  # q4 has no grade
 }
 
 
@@ -120,7 +123,8 @@ def test_large_files_are_read_in_parts_by_several_processes(tmp_path):
         faults = Faults(skip=True)
         passages, queries = read(folder, faults, shard_bytes)
         assert passages == expected
-        assert queries == {"train": [Query("q1", "who?", {"d999": 1})]}
+        missing = Query("q2", "what?", {}, missing={"d777": 1})  # of the line that is bad
+        assert queries == {"train": [Query("q1", "who?", {"d999": 1}), missing]}
         assert places(faults, tmp_path) == {
             "wrong columns": ["collection.tsv.gz:334"],
             "duplicate id": ["collection.tsv.gz:778"],
@@ -424,8 +428,11 @@ def test_bad_lines_can_be_left_out(tmp_path, change, noted, passages, train):
     follow = {"unknown passage", "unknown query"} - set(noted)
     assert {k: some for k, some in places(faults, tmp_path).items() if k not in follow} == noted
     assert [passage.id for passage in found] == passages
-    assert [query.id for query in queries["train"]] == train
+    assert [query.id for query in queries["train"] if query.positives] == train
     assert [query.id for query in queries["dev"]] == ["q5"]
+    if "d2" not in passages:  # what can no longer be found still counts in an evaluation
+        assert queries["train"][1] == Query("q2", "what?", {}, missing={"d2": 2})
+        assert queries["train"][1].relevant == {"d2": 2}
     # The first of them is what stops an import that does not leave them out.
     first = min((place for some in noted.values() for place in some), key=lambda place: place.split(":")[1])
     assert error_of(lambda: read(folder)).startswith(f"{tmp_path / first}: ")

@@ -49,6 +49,7 @@ def test_bad_lines(tmp_path):
     folder = write(tmp_path, TRIVIA | change)
     faults = Faults(skip=True)
     _, queries = read(folder, faults)
-    assert [query.text for query in queries["dev"]] == ['is "it" hot?']
+    assert [query.text for query in queries["dev"] if query.positives] == ['is "it" hot?']
+    assert queries["dev"][-1].missing == {"9": 1}
     assert places(faults, tmp_path) == {"wrong columns": ["dev.tsv:2"], "unknown passage": ["dev.tsv:3"]}
     assert error_of(lambda: read(folder)).startswith(f"{folder / 'dev.tsv'}:2: 1 tab-separated columns")

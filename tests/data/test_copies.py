@@ -1,0 +1,117 @@
+"""Copies of passages and of queries: none is ever a negative of a query that another one answers."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reading import write
+
+from retrieval_jax.data import copies
+from retrieval_jax.data.collection import Passage, Query
+from retrieval_jax.data.importing import import_collection
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.search.index import make_index
+from retrieval_jax.search.mine import mine, negatives_of
+from retrieval_jax.work import Work
+
+WORDS = [
+    "marble harbour",
+    "falcon anchor",
+    "thunder saddle",
+    "candle river",
+    "meadow copper",
+    "lantern bridge",
+]
+DOCS = [*((f"p{i}", f"the {words} stays here") for i, words in enumerate(WORDS))]
+# Copies of the first three under other ids, one of them with other white space and one with its title apart.
+DOCS += [("c0", DOCS[0][1]), ("c1", "the  falcon anchor stays here "), ("c2", DOCS[2][1])]
+SOURCE = {
+    "docs.tsv": "".join(f"{key}\t\t{text}\n" for key, text in DOCS),
+    # h and l: one question that people and a language model judged differently; p4 is a passage itself.
+    "queries.train.tsv": (
+        "h0\tmarble harbour stays\nl0\tmarble  harbour stays\n"
+        "q1\tfalcon anchor stays\np4\tmeadow copper stays\n"
+    ),
+    "qrels.train.tsv": "h0\tp0\t1\nl0\tp3\t2\nl0\tp0\t0\nq1\tc1\t1\np4\tp5\t1\n",
+}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    folder = tmp_path_factory.mktemp("copies")
+    write(folder / "docs", SOURCE)
+    told = import_collection(str(folder / "docs"), str(folder / "work"), vocab_size=60, held_out=0.0)
+    assert told["copies"] == 3
+    return Work.of(str(folder / "docs"), str(folder / "work"))
+
+
+@given(st.lists(st.sampled_from(["a b", " a  b", "a\tb\n", "c", "c ", "C", "d\u00a0e", "d e"])))
+def test_a_copy_is_known_by_the_first_of_its_text(texts: list[str]):
+    digests = b"".join(map(copies.digest, texts))
+    found = copies.pairs(np.frombuffer(digests, np.uint64).reshape(-1, 2))
+    normal = [" ".join(text.split()) for text in texts]
+    expected = [(i, normal.index(text)) for i, text in enumerate(normal) if normal.index(text) < i]
+    assert list(map(tuple, found.tolist())) == expected
+
+
+def test_a_query_is_a_passage_by_its_words():
+    passage = Passage("x", "The title", "Some  words\nof it")
+    for text in ("some words of it", "The title Some words of it", "The title. Some words of it", "words of"):
+        assert copies.same_text(Query("x", text, {}), passage)
+    for text in ("", " ", "other words"):
+        assert not copies.same_text(Query("x", text, {}), passage)
+    assert not copies.same_text(Query("x", "words", {}), Passage("x", "a title alone", ""))
+
+
+def test_the_collection_knows_its_copies(work: Work):
+    collection = Collection(work.collection)
+    assert collection.first_copies(np.arange(-1, 9)).tolist() == [-1, 0, 1, 2, 3, 4, 5, 0, 1, 2]
+    assert collection.first_ids == {"c0": "p0", "c1": "p1", "c2": "p2"}
+    assert collection.among_passages(collection.queries("train")) == {"p4"}
+
+
+def test_they_are_no_negatives_in_a_batch(work: Work):
+    """Whatever the negatives: each candidate that answers a query is a positive or is told as known."""
+    collection = Collection(work.collection)
+    data = TrainingData(positives=1, negatives=9).of(work, collection, "passages", None)
+    features = data.targets.features
+    examples = data.computed("labelled")
+    rng = np.random.default_rng(0)
+    answers = {"h0": {0, 3}, "l0": {0, 3}, "q1": {1}, "p4": {4, 5}}
+    for i, query in enumerate(examples.task.queries):
+        example = examples(i, rng)
+        assert max(map(len, (example["known"],))) <= features["known"].length
+        passage, grade = np.array(example["passage"]), np.array(example["grade"])
+        assert {*passage[grade > 0], *example["known"]} - {-1} == answers[query.id]
+        assert not {*passage[grade == 0]} & answers[query.id]
+    # What is read is each passage's own text.
+    row = collection.rows(["c1"])[0]
+    written = data.vocabulary.batch([collection.passage(row).full_text], 128)[0]
+    np.testing.assert_array_equal(np.array(examples(2, rng)["targets"])[:128], written)
+
+
+def test_they_are_not_mined(work: Work):
+    source, folder = Collection(work.collection).folder.parent.parent / "docs", work.folder
+    make_index(str(source), str(folder), kind="bm25")
+    mine(str(source), str(folder), depth=9)
+    lines = [
+        line.split("\t") for line in (work.negatives("bm25") / "qrels.train.tsv").read_text().splitlines()
+    ]
+    found = {query: {passage for other, passage, _ in lines if other == query} for query, _, _ in lines}
+    assert found.keys() == {"h0", "l0", "q1", "p4"}
+    assert not found["h0"] & {"p0", "c0", "p3"}
+    assert not found["l0"] & {"p0", "c0", "p3"}
+    assert not found["q1"] & {"p1", "c1"}
+    assert not found["p4"] & {"p4", "p5"}
+
+
+def test_a_copy_of_a_positive_sets_the_margin():
+    ranking = [("copy", 9.0), ("other", 8.5), ("far", 2.0)]
+    query = Query("q", "text", {"right": 1})
+    assert negatives_of(query, ranking, 9, 0, 1.0, copies={"copy": "right"}) == ["far"]
+    assert negatives_of(query, ranking, 9, 0, None, copies={"right": "copy"}) == ["other", "far"]
+    assert negatives_of(query, ranking, 9, 0, None, others=["right"], copies={"copy": "right"}) == [
+        "other",
+        "far",
+    ]
