@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from retrieval_jax.data.packing import pack_rows, row_lengths
+from retrieval_jax.data.packing import Tally, pack_rows, row_lengths
 from retrieval_jax.data.targets import DocidTargets, Features, PassageTargets, Targets, pad
 from retrieval_jax.errors import UserError
 
@@ -73,6 +73,7 @@ def batches(
     import grain  # seconds
 
     to_batch = dual_encoder if isinstance(targets, PassageTargets) else encoder_decoder
+    tally = Tally()
     own = np.arange(batch_size) if rows is None else np.asarray(rows)
 
     if pack > 1 and not isinstance(targets, DocidTargets):
@@ -84,7 +85,7 @@ def batches(
         if pack == 1:
             return to_batch(pad(examples, targets.features))
         lengths = row_lengths(targets.features, pack, targets.mean_length)
-        return pack_rows(examples, targets.features, len(examples) // pack, lengths)
+        return pack_rows(examples, targets.features, len(examples) // pack, lengths, tally)
 
     def reader(task: str, examples: Numbered) -> Numbered:
         return _reader(examples, drop_rates.get(task, 0.0))

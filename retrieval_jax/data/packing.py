@@ -10,8 +10,31 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from retrieval_jax.data.targets import Feature, Features, trim
+from retrieval_jax.progress import say
 
 Batch = dict[str, np.ndarray]
+
+
+class Tally:
+    """Counts examples that packing leaves out or cuts, and tells of them after 10, 100, 1,000, … batches."""
+
+    def __init__(self):
+        self.batches = self.examples = self.left_out = self.cut = 0
+        self.next_told = 10
+
+    def add(self, examples: int, left_out: int, cut: int) -> None:
+        """Takes the counts of a batch."""
+        self.batches += 1
+        self.examples += examples
+        self.left_out += left_out
+        self.cut += cut
+        if self.batches == self.next_told:
+            self.next_told *= 10
+            if self.left_out or self.cut:
+                say(
+                    f"packing left out {self.left_out:,} and cut {self.cut:,} of {self.examples:,} examples: "
+                    "fewer do with a smaller TrainingData.pack"
+                )
 
 
 def row_lengths(features: Mapping[str, Feature], pack: int, mean_target: float) -> tuple[int, int]:
@@ -22,13 +45,18 @@ def row_lengths(features: Mapping[str, Feature], pack: int, mean_target: float) 
 
 
 def pack_rows(
-    examples: Sequence[Features], features: Mapping[str, Feature], rows: int, lengths: tuple[int, int]
+    examples: Sequence[Features],
+    features: Mapping[str, Feature],
+    rows: int,
+    lengths: tuple[int, int],
+    tally: Tally | None = None,
 ) -> Batch:
     """A batch of `rows` rows, of the examples' inputs and targets.
 
     The longest inputs go first, each to the row with most room left (of those with room for its target). An
     input that is longer than this room is cut to it, and an example for which no row has two tokens of room
-    is left out: neither happens where rows are as many as the mean lengths ask for, and a little more.
+    is left out: neither happens where rows are as many as the mean lengths ask for, and a little more. The
+    `tally` counts both.
 
     Gives int32 arrays: encoder_input_tokens and encoder_segment_ids rows × lengths[0]; decoder_input_tokens,
     decoder_target_tokens, decoder_loss_weights, decoder_segment_ids and decoder_positions rows × lengths[1].
@@ -43,12 +71,15 @@ def pack_rows(
     }
     used = np.zeros((rows, 2), int)
     count = np.zeros(rows, int)
+    cut = 0
     for inputs, targets in sorted(trimmed, key=lambda pair: -len(pair[0])):
         room = np.where(lengths[1] - used[:, 1] >= len(targets), lengths[0] - used[:, 0], 0)
         row = int(room.argmax())
         if room[row] < min(2, len(inputs)):
             continue
-        inputs = [*inputs[: room[row] - 1], inputs[-1]] if len(inputs) > room[row] else inputs
+        if len(inputs) > room[row]:
+            inputs = [*inputs[: room[row] - 1], inputs[-1]]
+            cut += 1
         count[row] += 1
         at = slice(used[row, 0], used[row, 0] + len(inputs))
         batch["encoder_input_tokens"][row, at] = inputs
@@ -60,6 +91,8 @@ def pack_rows(
         batch["decoder_segment_ids"][row, at] = count[row]
         batch["decoder_positions"][row, at] = np.arange(len(targets))
         used[row] += (len(inputs), len(targets))
+    if tally:
+        tally.add(len(examples), len(examples) - int(count.sum()), cut)
     return batch
 
 

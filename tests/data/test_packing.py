@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax.data.packing import pack_rows, row_lengths
+from retrieval_jax.data.packing import Tally, pack_rows, row_lengths
 from retrieval_jax.data.targets import Feature
 from retrieval_jax.data.vocabulary import EOS
 
@@ -37,12 +37,20 @@ def test_every_example_is_there_unless_there_is_no_room(lengths, rows):
         for n, m in lengths
     ]
     expected = sorted(([*e["inputs"][:23], EOS], e["targets"]) for e in examples)
-    batch = pack_rows(examples, FEATURES, rows, (24, 12))
+    tally = Tally()
+    batch = pack_rows(examples, FEATURES, rows, (24, 12), tally)
     assert {x.shape for x in batch.values()} <= {(rows, 24), (rows, 12)}
     found = unpacked(batch)
     roomy = pack_rows(examples, FEATURES, len(examples), (24, 5))  # a row for each
     assert unpacked(roomy) == expected
-    # Cut or left out only where rows are too few.
+    # Cut or left out only where rows are too few, and then counted.
+    assert tally.examples == len(examples)
+    assert tally.left_out == len(examples) - len(found)
+    whole = list(expected)
+    for example in found:
+        if example in whole:
+            whole.remove(example)
+    assert tally.cut == len(whole) - tally.left_out
     for inputs, targets in found:
         assert any(t == targets and i[: len(inputs) - 1] == inputs[:-1] for i, t in expected)
     if sum(len(i) for i, _ in found) < sum(len(i) for i, _ in expected):
@@ -52,6 +60,19 @@ def test_every_example_is_there_unless_there_is_no_room(lengths, rows):
         assert ((room < longest) | full).all()
     again = pack_rows(examples, FEATURES, rows, (24, 12))
     assert all((again[name] == x).all() for name, x in batch.items())
+
+
+def test_what_packing_leaves_out_is_told(capsys):
+    tally = Tally()
+    for _ in range(9):
+        tally.add(64, 1, 2)
+    assert not capsys.readouterr().err
+    tally.add(64, 1, 2)
+    assert "left out 10 and cut 20 of 640 examples" in " ".join(capsys.readouterr().err.split())
+    nothing = Tally()
+    for _ in range(100):
+        nothing.add(64, 0, 0)
+    assert not capsys.readouterr().err
 
 
 def test_row_lengths_hold_the_mean_and_any_single_example():
