@@ -8,6 +8,13 @@ class UserError(Exception):
     """
 
 
+class Diverged(UserError):
+    """The numbers of a training went wrong: one line that names the step and the remedy.
+
+    The command line exits with status 3: the same command would meet the same batch again.
+    """
+
+
 class Preempted(Exception):
     """The machine asked the process to end (SIGTERM); what was done is saved. One line that says so.
 

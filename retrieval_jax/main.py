@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from retrieval_jax.errors import Preempted, UserError
+from retrieval_jax.errors import Diverged, Preempted, UserError
 
 VERBS = {
     "demo": ("retrieval_jax.demo", "demo"),
@@ -58,8 +58,9 @@ train, generate-queries or index on several hosts: the same command on each, the
   --gin.multihost.on=True                                     on a TPU pod, GKE or SLURM: no more is needed
   JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 retrieval-jax train …    elsewhere
 
-exit status: 0; 2 for bad input, told in one line; 130 after Ctrl-C; 143 after SIGTERM in training, when the
-running step has ended and is saved: the same command goes on
+exit status: 0; 2 for bad input, told in one line; 3 where a training's numbers went wrong (Watch.on_spike);
+130 after Ctrl-C; 143 after SIGTERM in training, when the running step has ended and is saved: the same
+command goes on
 """
 
 
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         # gin adds lines to what passes through its functions; ours is the first.
         print(f"retrieval-jax: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, Diverged) else 2
     except Preempted as stop:
         print(f"retrieval-jax: {str(stop).splitlines()[0]}", file=sys.stderr)
         return 143

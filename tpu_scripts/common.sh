@@ -247,6 +247,7 @@ exit_if_ended() {
   fi
   case $status in
     0) say "$NAME: done" ;;
+    3) say "$NAME: the numbers of the training went wrong: \`$SCRIPT logs\` brings where, and what helps" ;;
     143) say "$NAME: cancelled; the same command goes on from its last checkpoint" ;;
     *) say "$NAME: ended with status $status: \`$SCRIPT logs\` brings what it said" ;;
   esac

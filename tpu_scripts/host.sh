@@ -16,6 +16,7 @@ SOON=${SOON:-600}          # … this many seconds, after which the job is given
 COPY_EVERY=${COPY_EVERY:-60}
 GCSFUSE=3.7.2
 PYTHON=$HOME/retrieval-jax
+ADVICE="--gin.Watch.on_spike=\"'skip'\" leaves such updates out and goes on"
 
 install() {
   local bucket=$1 name=$2 options
@@ -87,7 +88,9 @@ run() {
     await "$child"
     child=''
     note "ended with status $status after $((SECONDS - began)) s"
-    if ((status == 0)) || { ((status == 2)) && ! met_nobody; }; then
+    # The same command would meet the same batch again.
+    if ((status == 3)); then note "not started again: the numbers of the training went wrong, as told above. $ADVICE"; fi
+    if ((status == 0 || status == 3)) || { ((status == 2)) && ! met_nobody; }; then
       end "$status"
       break
     fi

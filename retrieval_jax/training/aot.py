@@ -36,6 +36,7 @@ class Job:
       beams: docids a search gives; None: the program is the training step.
       steps: training steps, or None.
       facts: what is told of it.
+      skips: whether the training step may skip its update; see `make_train_step`.
     """
 
     model: object
@@ -45,6 +46,7 @@ class Job:
     facts: dict
     beams: int | None = None
     trie: Trie | None = None
+    skips: bool = False
 
     def given(self, mesh: Mesh) -> dict:
         """What the program is given: name -> tree of shapes with their shardings, in its order."""
@@ -75,7 +77,9 @@ class Job:
         """The program: the jitted function that is used in earnest, on shapes."""
         if self.beams is None:
             state = _state(self, mesh)
-            return make_train_step(self.model, mesh, state, self.seed).trace(state, self.given(mesh)["batch"])
+            step = make_train_step(self.model, mesh, state, self.seed, skips=self.skips)
+            limit = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
+            return step.trace(state, self.given(mesh)["batch"], *[limit] * self.skips)
 
         def decode(params, batch, docids):
             if self.trie:

@@ -1,6 +1,6 @@
 """The fourth noun: checkpoints, through Orbax, which writes each one aside and renames it.
 
-MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data), checksums.json
+MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data, and Watch's state), checksums.json
 
 What else lies in a model's folder: see model_folder.py.
 """
@@ -86,8 +86,13 @@ class Checkpoints:
         step = newest() if self.read_only else multihost.first_decides(newest)
         return None if step < 0 else step
 
-    def save(self, step: int, params: Any, optimizer: Any, examples: int | None = None) -> None:
-        """Saves after `step` steps, for which so many examples were taken (None: one a step)."""
+    def save(
+        self, step: int, params: Any, optimizer: Any, examples: int | None = None, watch: dict | None = None
+    ) -> None:
+        """Saves after `step` steps, for which so many examples were taken (None: one a step).
+
+        `watch` is Watch's state.
+        """
         if multihost.agreed(step == self.manager.latest_step()):
             return
         self.manager.save(
@@ -95,7 +100,9 @@ class Checkpoints:
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
                 optimizer=ocp.args.StandardSave(optimizer),
-                position=ocp.args.JsonSave({"examples": step if examples is None else examples}),
+                position=ocp.args.JsonSave(
+                    {"examples": step if examples is None else examples, **(watch or {})}
+                ),
             ),
         )
         multihost.first_does(lambda: checksums.write(self.folder / str(step)))
@@ -150,10 +157,14 @@ class Checkpoints:
 
     def examples(self, step: int, batch_size: int) -> int:
         """How many examples were taken up to a step. Older checkpoints counted batches, of one size."""
-        position = self._restore(step, position=ocp.args.JsonRestore())["position"]
+        position = self.position(step)
         if "batches" in position:
             return position["batches"] * batch_size
         return position["examples"]
+
+    def position(self, step: int) -> dict:
+        """Where a step is in the data, and Watch's state there."""
+        return self._restore(step, position=ocp.args.JsonRestore())["position"]
 
     def restore_params(self, step: int, params: Any) -> Any:
         """The params alone."""

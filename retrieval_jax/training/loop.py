@@ -1,6 +1,7 @@
 """The training loop: any model with T5X's interface, any batches, from its newest checkpoint on."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -80,15 +81,17 @@ def fit(
         say(f"{folder}: going on from step {step}")
     else:
         state, step = initial_state(model, abstract, shapes, seed, given), 0
-    step_fn = make_train_step(model, mesh, abstract, seed)
-    norm = jax.jit(optax.tree.norm).lower(abstract.params).compile()
-
-    curve = Curve(folder, step)
     watch = Watch(
         folder,
         examples_of and (lambda before: examples_of(position(before))),
         unbounded=not getattr(model.module, "normalize", True),
     )
+    if restored:
+        watch.resume(saved.position(step))
+    step_fn = make_train_step(model, mesh, abstract, seed, skips=watch.skips)
+    norm = jax.jit(optax.tree.norm).lower(abstract.params).compile()
+
+    curve = Curve(folder, step)
     clock = Clock(mesh, curve.minutes_before, max_minutes, functools.partial(model_flops, model, shapes))
     profiler = Profiler(folder, profile)
     waiting: tuple[int, dict] | None = None  # the last step's number and metrics, still on the device
@@ -113,17 +116,18 @@ def fit(
             taken.append({name: float(x) for name, x in jax.device_get(metrics).items()})
             watch.step(number, taken[-1])
             if number % log_every == 0:
-                means = {name: sum(one[name] for one in taken) / len(taken) for name in taken[0]}
+                means = _means(taken)
                 means["parameter_norm"] = taken[-1]["parameter_norm"]
                 taken.clear()
                 curve.add(number, clock.minutes, means | clock.read())
                 hits = f", Hits@10 {found['dev/Hits@10']:.2f}" if "dev/Hits@10" in found else ""
-                advance(0, f"loss {means['loss']:.2f}{hits}")
+                advance(0, f"loss {means.get('loss', math.nan):.2f}{hits}")
 
         while not ends:
             profiler.before(step)
+            limit = [multihost.placed(mesh, np.float32(watch.limit(step + 1)))] if watch.skips else []
             with clock.step(batch):
-                state, metrics = step_fn(state, multihost.global_batch(mesh, batch))
+                state, metrics = step_fn(state, multihost.global_batch(mesh, batch), *limit)
                 take_in()  # of the step before, while this one runs
                 step += 1
                 if step % log_every == 0:  # not at each step: it reads all parameters once more
@@ -140,7 +144,7 @@ def fit(
             if ends or step % save_every == 0:
                 take_in()  # nothing is saved whose numbers went wrong
                 curve.flush()
-                saved.save(step, state.params, state.optimizer, position(step))
+                saved.save(step, state.params, state.optimizer, position(step), watch.state())
             if not preempted and (ends or step % eval_every == 0):
                 on_dev = dev(state.params)
                 watch.dev(step, on_dev)
@@ -157,10 +161,20 @@ def fit(
     return summary(folder, step)
 
 
+def _means(taken: list[dict[str, float]]) -> dict[str, float]:
+    """The means of the steps' metrics. Of skipped steps only their number is told."""
+    applied = [one for one in taken if not one.get("skipped")]
+    means = {name: sum(one[name] for one in applied) / len(applied) for name in applied[0]} if applied else {}
+    if "skipped" in taken[0]:
+        means["skipped"] = len(taken) - len(applied)
+    return means
+
+
 def summary(folder: Path, step: int) -> dict:
     """What training up to `step` came to, as its learning curve tells.
 
-    input_wait: share of the steps' time spent waiting for batches (the device may be at work meanwhile).
+    input_wait: share of the steps' time spent waiting for batches (the device may be at work meanwhile);
+    skipped: steps whose updates were left out, if any (see Watch).
     """
     path = folder / "learning_curve.jsonl"
     points = [p for p in read_curve(path) if p["step"] <= step] if path.exists() else []
@@ -170,5 +184,6 @@ def summary(folder: Path, step: int) -> dict:
         "step": step,
         "minutes": max([p["minutes"] for p in points], default=0.0),
         "input_wait": round(sum(waits) / len(waits), 4) if waits else 0.0,
+        **({"skipped": int(skipped)} if (skipped := sum(p.get("skipped", 0) for p in points)) else {}),
         **dev,
     }

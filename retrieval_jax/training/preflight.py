@@ -27,6 +27,7 @@ from retrieval_jax.training.flops import model_flops
 from retrieval_jax.training.hardware import GIB, Chip, slice_of
 from retrieval_jax.training.shapes import DocidShape, batch_shapes, docid_shape, trie_shape
 from retrieval_jax.training.train import make_model, train
+from retrieval_jax.training.watch import Watch
 from retrieval_jax.work import Work
 
 MS_MARCO, T5_VOCABULARY = 8_841_823, 32_128  # what is assumed where there is no collection
@@ -233,7 +234,8 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
     if docids:
         where = str(work.docids(kind)) if isinstance(docids, DocidTable) else "assumed"
         facts["docids"] = f"{kind}, {docids.length} tokens, {docids.output_size:,} outputs ({where})"
-    return Job(model, shapes, settings["seed"], None if search else settings["steps"], facts, beams, trie)
+    steps, skips = None if search else settings["steps"], _settings(Watch).get("on_spike") == "skip"
+    return Job(model, shapes, settings["seed"], steps, facts, beams, trie, skips)
 
 
 @functools.lru_cache(1)

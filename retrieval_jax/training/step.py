@@ -84,8 +84,13 @@ def make_train_step(
     seed: int,
     microbatches: Positive = 1,
     random_bits: str = "threefry2x32",
+    skips: bool = False,
 ) -> Callable:
     """The jitted step: (state, batch) -> (state, metrics); the old state's memory is given up.
+
+    With `skips` it is (state, batch, limit) -> (state, metrics): where the loss is above the limit (float32
+    scalar), or the loss or the gradient's norm is not finite, the parameters and the optimiser's state stay
+    as they were and only the step is counted. The metric `skipped` is then 1, and otherwise 0.
 
     Args:
       model: its `loss_fn` gives the loss and metrics {name: (total, count)}, the loss's own among them.
@@ -96,6 +101,7 @@ def make_train_step(
         those of the part.
       random_bits: makes dropout's bits; "rbg" uses a TPU's or GPU's own generator, which is much faster
         there.
+      skips: see above.
 
     Metrics are float32 means, the gradient's norm and the learning rate.
     """
@@ -121,7 +127,9 @@ def make_train_step(
         (gradients, metrics), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(microbatches)))
         return jax.tree.map(lambda g: g / jnp.maximum(metrics["loss"][1], 1e-9), gradients), metrics
 
-    def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict]:
+    def train_step(
+        state: TrainState, batch: Mapping[str, jax.Array], limit: jax.Array | None = None
+    ) -> tuple[TrainState, dict]:
         # A function of the step alone, so a resumed run draws the same dropout.
         key = jax.random.fold_in(jax.random.key(seed, impl=random_bits), state.step)
         with partitioning.on(mesh):
@@ -132,12 +140,19 @@ def make_train_step(
             "gradient_norm": _norm(gradients),
             "learning_rate": optax.tree_utils.tree_get(optimizer, "learning_rate", 0.0),
         }
-        return TrainState(optax.apply_updates(state.params, updates), optimizer, state.step + 1), told
+        changed = (optax.apply_updates(state.params, updates), optimizer)
+        if skips:
+            loss = told["loss"]
+            applies = jnp.isfinite(loss) & jnp.isfinite(told["gradient_norm"]) & (loss <= limit)
+            unchanged = (state.params, state.optimizer)
+            changed = jax.tree.map(lambda new, old: jnp.where(applies, new, old), changed, unchanged)
+            told["skipped"] = 1.0 - applies
+        return TrainState(*changed, state.step + 1), told
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(
         train_step,
-        in_shardings=(shardings, partitioning.batch_sharding(mesh)),
+        in_shardings=(shardings, partitioning.batch_sharding(mesh), *[shardings.step] * skips),
         out_shardings=(shardings, None),
         donate_argnums=0,
     )

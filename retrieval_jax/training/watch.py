@@ -13,25 +13,35 @@ import gin
 import jax
 
 from retrieval_jax import storage
-from retrieval_jax.errors import UserError
+from retrieval_jax.errors import Diverged, UserError
 from retrieval_jax.progress import say
-from retrieval_jax.training import multihost
+from retrieval_jax.training import multihost, settings
+from retrieval_jax.values import Positive
 
 ExamplesOf = Callable[[int], list[dict]]
 """What the examples of a batch are (the batches before it are counted), a row each: task, number, …"""
 
 
-@gin.configurable(allowlist=["spike", "window", "found_by", "on_spike"])
+ON_SPIKE = ("stop", "warn", "skip")
+
+
+@gin.configurable(allowlist=["spike", "window", "found_by", "on_spike", "most_skipped"])
 class Watch:
     """Ends a run whose numbers went wrong, before any of it is saved; tells once of one that finds nothing.
+
+    With `on_spike="skip"` the updates of single steps are left out instead: the jitted step does that itself
+    (`make_train_step`), by the limit that it is given here.
 
     Args:
       folder: the model's.
       examples_of: tells a batch's examples, for the file BAD_BATCH.
       spike: nats by which a loss may exceed the median of the last ones; None: by any number.
       window: how many last ones; none is too high before so many steps.
-      on_spike: "stop", or "warn", which tells of a spike and goes on; None: "warn" where the loss has no
-        natural scale (`unbounded`), else "stop". Numbers that are not finite always end the run.
+      on_spike: "stop"; or "warn", which tells of a spike and goes on; or "skip", which leaves out the update
+        of a step whose loss is a spike, or whose loss or gradient's norm is not finite, tells of it and goes
+        on: for runs that nobody attends. None: "warn" where the loss has no natural scale (`unbounded`),
+        else "stop". Unless they are skipped, numbers that are not finite end the run.
+      most_skipped: updates that may be left out among the last `window` steps; with more the run ends.
       unbounded: whether scores are raw dot products, whose losses rise by many nats in the first steps.
       found_by: steps after which Hits@10 on dev should no longer be 0.
     """
@@ -41,37 +51,92 @@ class Watch:
         folder: Path,
         examples_of: ExamplesOf | None = None,
         spike: float | None = 3.0,
-        window: int = 100,
+        window: Positive = 100,
         found_by: int = 1000,
         on_spike: str | None = None,
         unbounded: bool = False,
+        most_skipped: Positive = 10,
     ):
-        on_spike = on_spike or ("warn" if unbounded else "stop")
-        if on_spike not in ("stop", "warn"):
-            raise UserError(f"Watch.on_spike: no choice {on_spike!r}: stop or warn")
-        self.warns, self.spiking = on_spike == "warn", False
+        self.on_spike = on_spike or ("warn" if unbounded else "stop")
+        if self.on_spike not in ON_SPIKE:
+            raise UserError(f"Watch.on_spike: no choice {on_spike!r}: stop, warn or skip")
+        if self.skips and most_skipped >= window:
+            raise UserError(
+                f"Watch.most_skipped: {most_skipped} of the last {window} steps would never end a run: set "
+                "fewer, or a larger Watch.window"
+            )
         self.folder, self.examples_of = folder, examples_of
-        self.spike, self.found_by = spike, found_by
-        self.losses: collections.deque[float] = collections.deque(maxlen=window)
+        self.spike, self.window, self.found_by = spike, window, found_by
+        # One more than the window, for `limit`.
+        self.losses: collections.deque[tuple[int, float]] = collections.deque(maxlen=window + 1)
+        self.most_skipped, self.skipped = most_skipped, []  # the steps of the last window
+        self.spiking = False
         self.found = False  # anything on dev; or it was told
+        path = folder / settings.NAME
+        self.settings = storage.checksum(path) if path.exists() else None
+
+    @property
+    def skips(self) -> bool:
+        return self.on_spike == "skip"
+
+    def _usual(self, before: int) -> float | None:
+        """The median of the last losses before a step; None while these are too few."""
+        losses = [loss for step, loss in self.losses if step < before][-self.window :]
+        return statistics.median(losses) if len(losses) == self.window else None
+
+    def limit(self, step: int) -> float:
+        """The highest loss with which a step's update is applied.
+
+        It is of the losses up to the last step but one: the metrics of the last are fetched while this step
+        runs. A save fetches them earlier; the limit is the same, so it does not depend on when saves are.
+        """
+        usual = self._usual(step - 1)
+        return math.inf if usual is None or self.spike is None else usual + self.spike
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes a step's metrics; raises UserError with the step and its examples if they went wrong."""
+        """Takes a step's metrics; raises Diverged with the step and its examples if they went wrong."""
+        if metrics.get("skipped"):
+            self._skip(step, metrics)
+            return
         for name in ("loss", *metrics):
             if not math.isfinite(metrics[name]):
                 raise self._stop(step, f"the {name} is {metrics[name]} at step {step}")
-        loss = metrics["loss"]
-        if self.spike is not None and len(self.losses) == self.losses.maxlen:
-            usual = statistics.median(self.losses)
+        loss, usual = metrics["loss"], self._usual(step)
+        if not self.skips and self.spike is not None and usual is not None:
             spiking, before = loss > usual + self.spike, self.spiking
             self.spiking = spiking
             if spiking:
                 what = f"the loss is {loss:.2f} at step {step}, and {usual:.2f} is usual (Watch.spike)"
-                if not self.warns:
+                if self.on_spike == "stop":
                     raise self._stop(step, what)
                 if not before:  # once for steps in a row
                     say(f"{self.folder}: {what}: going on (Watch.on_spike)")
-        self.losses.append(loss)
+        self.losses.append((step, loss))
+
+    def _skip(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Tells of a step whose update was left out; raises Diverged where there are too many of them."""
+        what = (
+            f"the loss is {metrics['loss']:.2f} at step {step}, and at most {self.limit(step):.2f} is usual"
+        )
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(metrics[name]):
+                what = f"the {name} is {metrics[name]} at step {step}"
+                break
+        self.skipped = [one for one in self.skipped if one > step - self.window] + [step]
+        if len(self.skipped) > self.most_skipped:
+            count = f"{len(self.skipped)} of the last {self.window} updates were skipped (Watch.most_skipped)"
+            raise self._stop(step, f"{what}, and {count}")
+        say(f"{self.folder}: {what}{self._tell_batch(step, what)}: this update is skipped (Watch.on_spike)")
+
+    def state(self) -> dict:
+        """What a checkpoint keeps, so that a run that goes on is watched as if it had not been stopped."""
+        return {"losses": list(self.losses), "skipped": self.skipped, "settings": self.settings}
+
+    def resume(self, state: Mapping) -> None:
+        """Goes on from a `state`, unless other settings were trained with: their losses are no measure."""
+        if multihost.agreed(state.get("settings") == self.settings):
+            self.losses.extend((step, loss) for step, loss in state.get("losses", ()))
+            self.skipped = list(state.get("skipped", ()))
 
     def dev(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes an evaluation's metrics."""
@@ -84,18 +149,23 @@ class Watch:
                 "queries (TrainingData.rates)"
             )
 
-    def _stop(self, step: int, what: str) -> UserError:
-        where = ""
-        if self.examples_of:
-            path = self.folder / f"bad_batch_{step}.json"
-            rows = self.examples_of(step - 1)
-            if multihost.is_first():
-                storage.write_json(path, {"step": step, "reason": what, "examples": rows})
-            some = ", ".join(f"{row['task']} {row['number']}" for row in rows[:3])
-            where = f"; its examples ({some}, …) are in {path}"
-        return UserError(
-            f"{self.folder}: {what}{where}: lower the learning rate; the checkpoint before it is kept"
-        )
+    def _stop(self, step: int, what: str) -> Diverged:
+        mend = "lower the learning rate"
+        if not self.skips:
+            mend += ", or leave such updates out with --gin.Watch.on_spike=\"'skip'\""
+        where = self._tell_batch(step, what)
+        return Diverged(f"{self.folder}: {what}{where}: {mend}; the checkpoint before it is kept")
+
+    def _tell_batch(self, step: int, what: str) -> str:
+        """Writes the examples of a step's batch to bad_batch_STEP.json; gives what is told of them."""
+        if not self.examples_of:
+            return ""
+        path = self.folder / f"bad_batch_{step}.json"
+        rows = self.examples_of(step - 1)
+        if multihost.is_first():
+            storage.write_json(path, {"step": step, "reason": what, "examples": rows})
+        some = ", ".join(f"{row['task']} {row['number']}" for row in rows[:3])
+        return f"; its examples ({some}, …) are in {path}"
 
 
 class Preemption:

@@ -116,6 +116,17 @@ def test_bad_input_is_not_tried_again(host: Host):
     assert "retrieval-jax: train.steps: no" in host.log()
 
 
+def test_numbers_that_went_wrong_are_not_tried_again_and_the_log_tells_what_helps(host: Host):
+    host.program("retrieval-jax", 'echo >>"$RUNS"; echo "retrieval-jax: m: the loss is nan" >&2; exit 3')
+    assert host.run() == 3
+    assert host.runs() == 1
+    assert host.ended() == "3"
+    told = host.log().splitlines()
+    assert "the loss is nan" in told[1]
+    assert "the numbers of the training went wrong" in told[-1]
+    assert told[-1].endswith("--gin.Watch.on_spike=\"'skip'\" leaves such updates out and goes on")
+
+
 def test_hosts_that_did_not_meet_try_again(host: Host):
     line = "retrieval-jax: multihost: DEADLINE_EXCEEDED: Barrier timed out"
     host.program(

@@ -208,7 +208,13 @@ def test_the_next_job_begins_without_the_last_ones_status(cloud: Cloud):
 
 
 @pytest.mark.parametrize(
-    ("ended", "words"), [("0", "done"), ("2", "ended with status 2: `tpu.sh logs`"), ("143", "cancelled")]
+    ("ended", "words"),
+    [
+        ("0", "done"),
+        ("2", "ended with status 2: `tpu.sh logs`"),
+        ("3", "the numbers of the training went wrong"),
+        ("143", "cancelled"),
+    ],
 )
 def test_watch_ends_with_the_jobs_status(cloud: Cloud, ended: str, words: str):
     cloud.answers("storage cat ended", 1, 1, ended)

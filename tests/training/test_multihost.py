@@ -1,5 +1,6 @@
 """Two processes with four simulated devices each, against one with eight and one with one."""
 
+import functools
 import json
 import os
 import shutil
@@ -9,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import gin
 import pytest
 from test_train import batches, curve, retriever
+from test_watch import SKIPS, poisoned, spiky
 
 from retrieval_jax.errors import UserError
 from retrieval_jax.training import multihost
@@ -227,8 +230,10 @@ from pathlib import Path
 import jax
 jax.config.update("jax_num_cpu_devices", 1)
 sys.path.insert(0, sys.argv[2])
+import gin
 import numpy as np
 from test_train import batches, retriever
+from test_watch import SKIPS, poisoned, spiky
 from retrieval_jax.errors import UserError
 from retrieval_jax.training import multihost
 from retrieval_jax.training.checkpoints import Checkpoints
@@ -250,6 +255,16 @@ elif sys.argv[3] == "damaged":
     os.truncate(folder / "checkpoints/4/params/manifest.ocdbt", 10)
 made = fit(retriever(), steps=6, **run)
 assert made["step"] == 6, made
+if sys.argv[3] == "whole":
+    for name, value in SKIPS.items():
+        gin.bind_parameter(name, value)
+
+    def own_with_poison(position):
+        for batch in poisoned(position, at=4, poison=1):
+            yield {name: x[:4] if first else x[4:] for name, x in batch.items()}
+
+    made = fit(spiky(), own_with_poison, lambda params: {}, folder / "skips", steps=6, log_every=1)
+    assert made["skipped"] == 1, made
 
 def fails():
     raise ValueError("of no kind that is told")
@@ -282,3 +297,10 @@ def test_the_first_process_decides_where_to_go_on_whatever_the_others_see(tmp_pa
     assert f"going on from step {4 if newest == 'whole' else 2}" in told[0]
     fit(retriever(), batches, lambda params: {}, tmp_path / "alone", 6, save_every=2, log_every=1)
     assert losses(tmp_path)[-2:] == pytest.approx(losses(tmp_path / "alone")[-2:], rel=1e-5)
+    if newest == "whole":  # where the fourth update was skipped
+        for name, value in SKIPS.items():
+            gin.bind_parameter(name, value)
+        batches_of = functools.partial(poisoned, at=4, poison=1)
+        fit(spiky(), batches_of, lambda params: {}, tmp_path / "alone_skips", 6, log_every=1)
+        assert losses(tmp_path / "skips") == pytest.approx(losses(tmp_path / "alone_skips"), rel=1e-5)
+        assert len(losses(tmp_path / "skips")) == 5

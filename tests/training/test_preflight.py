@@ -187,6 +187,7 @@ whole = run(one)
 told = {
     "whole": whole,
     "halves": run(two),
+    "skips": run(one, "Watch.on_spike = 'skip'"),
     "small": run(one, hbm=2**10),
     "atomic search": run(two, search=True, file="runs/atomic.gin"),
     "rq search": run(two, "DOCIDS = 'rq_4x32'", search=True),
@@ -218,6 +219,8 @@ def test_a_real_compilation_on_eight_cpus():
     assert whole["peak"] > sum(whole["held"].values())
     assert whole["flops_per_step"] == whole["model_flops_per_step"] == halves["flops_per_step"]
     assert halves["peak"] < whole["peak"]
+    assert told["skips"]["peak"] > whole["peak"]  # its gradients are all there before any is used
+    assert told["skips"]["held"] == whole["held"]
     assert not told["small"]["fits"]
     assert "parameters, optimizer, batch alone take" in told["small"]["verdict"]
     assert told["small"]["compile_seconds"] == 0

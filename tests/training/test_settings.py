@@ -61,8 +61,17 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
     assert status == 0
     assert "SEED = 3" in (folder / "config.gin").read_text()
     position = folder / "checkpoints" / "6" / "position" / "metadata"
-    assert json.loads(position.read_text()) == {"examples": 5 * 32 + 24}
+    position = json.loads(position.read_text())
+    assert position["examples"] == 5 * 32 + 24
+    assert [step for step, _ in position["losses"]] == [6]  # those with other settings are no measure
     assert train(6)[0] == 2  # with the first settings, which now are the other ones
+
+    # Numbers that go wrong have a status of their own: the same command would meet them again.
+    steep = [*other[:4], "--gin.train.on_change='accept'", "--gin.learning_rate.peak=1e38"]
+    status, told = train(9, *steep)
+    assert status == 3
+    assert "lower the learning rate, or leave such updates out with --gin.Watch.on_spike=\"'skip'\"" in told
+    assert curve(folder)[-1]["step"] == 6
 
 
 def test_what_is_compared_is_what_json_holds(tmp_path: Path):

@@ -115,6 +115,42 @@ def test_with_adafactor_the_gradients_norm_reads_nothing_more(plain_gin, monkeyp
     assert with_norm - bytes_accessed() < 0.05 * parameters
 
 
+def test_with_adafactor_a_step_that_may_skip_its_update_reads_and_writes_nothing_more(plain_gin):
+    """The old state is read for the update anyway. Without `skips` the step neither takes nor tells more."""
+    sizes = SIZES | {"vocab_size": 4096, "emb_dim": 128, "mlp_dim": 256, "head_dim": 64}
+    model = GenerativeRetriever(T5Config(**sizes), adafactor(optax.constant_schedule(1e-2)))
+    mesh = partitioning.make_mesh(1)
+    abstract = abstract_state(model, mesh, SHAPES)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch(0).items()}
+    plain = make_train_step(model, mesh, abstract, 0).lower(abstract, shapes)
+    assert "skipped" not in plain.out_info[1]
+    limit = jax.ShapeDtypeStruct((), np.float32)
+    skips = make_train_step(model, mesh, abstract, 0, skips=True).lower(abstract, shapes, limit)
+    with_limit, without = (one.compile().cost_analysis()["bytes accessed"] for one in (skips, plain))
+    parameters = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract.params))
+    assert with_limit - without < 0.05 * parameters
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_an_update_is_applied_up_to_the_limit_and_otherwise_leaves_all_but_the_step(
+    plain, plain_gin, microbatches: int
+):
+    gin.bind_parameter("make_train_step.microbatches", microbatches)
+    model = GenerativeRetriever(T5Config(**SIZES, dropout_rate=0.0), adamw(optax.constant_schedule(1e-2)))
+    mesh = partitioning.make_mesh(1)
+    abstract = abstract_state(model, mesh, SHAPES)
+    step = make_train_step(model, mesh, abstract, 0, skips=True)
+    first = jax.device_get(initial_state(model, abstract, SHAPES, 0))
+    _, told = step(first, batch(0), np.float32(np.inf))
+    assert float(told["loss"]) == pytest.approx(plain[0]["loss"], rel=1e-5)
+    limits = {float(told["loss"]): 0, np.nextafter(np.float32(told["loss"]), 0): 1, np.inf: 0, -np.inf: 1}
+    for limit, skipped in limits.items():
+        state, told = step(first, batch(0), np.float32(limit))
+        assert (int(state.step), float(told["skipped"])) == (1, skipped)
+        same = jax.tree.map(np.array_equal, (state.params, state.optimizer), (first.params, first.optimizer))
+        assert all(jax.tree.leaves(same)) == skipped
+
+
 def test_microbatches_add_up_to_the_batch(plain, plain_gin):
     """Though they hold different numbers of target tokens."""
     gin.bind_parameter("make_train_step.microbatches", 4)

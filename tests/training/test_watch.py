@@ -1,9 +1,11 @@
 """What ends a run early: SIGTERM, numbers that went wrong; and what is told of a run that finds nothing."""
 
+import dataclasses
 import functools
 import itertools
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +18,15 @@ import optax
 import pytest
 from test_train import CONFIG, SHAPES, batches, curve, retriever
 
-from retrieval_jax.errors import Preempted, UserError
+from retrieval_jax.errors import Diverged, Preempted, UserError
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training import checkpoints, partitioning
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adamw
-from retrieval_jax.training.step import abstract_state
+from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 from retrieval_jax.training.watch import Watch
+
+SKIPS = {"Watch.on_spike": "skip", "Watch.window": 2, "Watch.most_skipped": 1}
 
 
 class Poisoned(GenerativeRetriever):
@@ -37,9 +41,17 @@ class Poisoned(GenerativeRetriever):
         return loss + wrong + steep, {**metrics, "loss": (total + wrong * count, count)}
 
 
-def poisoned(position: int, at: int, poison: int) -> Iterator[dict[str, np.ndarray]]:
+def spiky() -> Poisoned:
+    return Poisoned(CONFIG, adamw(optax.constant_schedule(1e-2)))
+
+
+def poisoned(
+    position: int, at: int, poison: int, until: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of which those of the steps `at` to `until` (None: `at` alone) are poisoned."""
     for number, batch in enumerate(batches(position), start=position + 1):
-        yield {**batch, "poison": np.full(8, poison if number == at else 0, np.int32)}
+        bad = at <= number <= (until or at)
+        yield {**batch, "poison": np.full(8, poison if bad else 0, np.int32)}
 
 
 @pytest.fixture
@@ -62,7 +74,7 @@ def test_a_run_that_went_wrong_stops_with_its_examples_and_keeps_the_checkpoint_
     tmp_path: Path, short_window, poison: int, told: str
 ):
     """The step that goes wrong is one that would be saved."""
-    model = Poisoned(CONFIG, adamw(optax.constant_schedule(1e-2)))
+    model = spiky()
 
     def examples_of(position: int) -> list[dict]:
         return [{"task": "some", "number": 100 * position + row} for row in range(8)]
@@ -113,8 +125,94 @@ def test_a_spike_may_be_told_of_once_without_an_end_but_what_is_not_finite_ends_
     strict.step(1, {"loss": 1.0})
     with pytest.raises(UserError, match=r"the loss is 9.00 at step 2"):
         strict.step(2, {"loss": 9.0})
-    with pytest.raises(UserError, match="no choice 'go': stop or warn"):
+    with pytest.raises(UserError, match="no choice 'go': stop, warn or skip"):
         Watch(tmp_path, on_spike="go")
+
+
+@pytest.fixture
+def skips():
+    with gin.unlock_config():
+        for name, value in SKIPS.items():
+            gin.bind_parameter(name, value)
+    yield
+    gin.clear_config()
+
+
+@pytest.mark.parametrize(
+    ("poison", "told"),
+    [
+        (1, r"the loss is \S+ at step 8, and at most \S+ is usual"),
+        (2, "the loss is nan at step 8"),
+        (3, "the gradient_norm is nan at step 8"),
+    ],
+)
+def test_a_skipped_update_leaves_the_parameters_of_a_training_that_never_saw_it(
+    tmp_path: Path, skips, capsys, poison: int, told: str
+):
+    """To the last bit, also where the run is stopped in between and goes on two steps before."""
+    model = spiky()
+    run = {
+        "batches": functools.partial(poisoned, at=8, poison=poison),
+        "dev": lambda params: {},
+        "log_every": 2,
+        "examples_of": lambda position: [{"task": "some", "number": position}] * 8,
+    }
+    made = fit(model, folder=tmp_path / "whole", steps=12, **run)
+    assert made["skipped"] == 1
+    err = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        f"{told}; its examples \\(some 7, some 7, some 7, …\\) are in .*: this update is skip", err
+    )
+    points = {p["step"]: p for p in curve(tmp_path / "whole") if "skipped" in p}
+    assert [p["skipped"] for p in points.values()] == [0, 0, 0, 1, 0, 0]
+    assert 0 < points[8]["loss"] < 6  # that of step 7
+
+    mesh = partitioning.make_mesh()
+    abstract = abstract_state(model, mesh, SHAPES)
+    state = initial_state(model, abstract, SHAPES, 0)
+    step = make_train_step(model, mesh, abstract, 0, skips=True)
+    for number, batch in zip(range(1, 13), poisoned(0, at=0, poison=0), strict=False):
+        if number == 8:
+            state = dataclasses.replace(state, step=state.step + 1)
+        else:
+            state, _ = step(state, batch, np.float32(np.inf))
+
+    fit(model, folder=tmp_path / "parts", steps=6, **run)
+    assert fit(model, folder=tmp_path / "parts", steps=12, **run)["skipped"] == 1
+    for name in ("whole", "parts"):
+        saved = checkpoints.Checkpoints(tmp_path / name)
+        there = saved.restore(12, abstract.params, abstract.optimizer)
+        saved.close()
+        same = jax.tree.map(np.array_equal, there[:2], (state.params, state.optimizer))
+        assert all(jax.tree.leaves(same)), name
+
+
+def test_updates_that_are_skipped_again_and_again_end_the_run(tmp_path: Path, skips):
+    model = spiky()
+    bad = functools.partial(poisoned, at=8, poison=2, until=100)
+    with pytest.raises(Diverged, match="the loss is nan at step 9, and 2 of the last 2 updates were skipped"):
+        fit(model, bad, lambda params: {}, tmp_path, steps=20, save_every=100, log_every=1)
+    with pytest.raises(UserError, match="most_skipped: 4 of the last 4 steps would never end a run"):
+        Watch(tmp_path, on_spike="skip", window=4, most_skipped=4)
+
+
+def test_the_limit_is_of_the_losses_before_the_step_before_whatever_is_known(tmp_path: Path):
+    watch = Watch(tmp_path, window=3, on_spike="skip", most_skipped=1)
+    for step, loss in enumerate([9.0, 1.0, 2.0, 3.0], start=1):
+        watch.step(step, {"loss": loss})
+    assert [watch.limit(step) for step in (4, 5, 6)] == [np.inf, 2.0 + 3, 2.0 + 3]
+    watch.step(5, {"loss": 30.0, "gradient_norm": 1.0, "skipped": 1.0})  # its loss is no measure
+    again = Watch(tmp_path, window=3, on_spike="skip", most_skipped=1)
+    again.resume(json.loads(json.dumps(watch.state())))
+    for one in (watch, again):
+        one.step(6, {"loss": 4.0, "skipped": 0.0})
+        assert [one.limit(step) for step in (7, 8)] == [2.0 + 3, 3.0 + 3]
+        with pytest.raises(Diverged, match="2 of the last 3 updates were skipped"):
+            one.step(7, {"loss": float("inf"), "skipped": 1.0})
+    (tmp_path / "settings.json").write_text("other")
+    other = Watch(tmp_path, window=3, on_spike="skip", most_skipped=1)
+    other.resume(watch.state())
+    assert other.limit(8) == np.inf
 
 
 def test_a_run_that_finds_nothing_is_told_of_once(tmp_path: Path, capsys):
