@@ -50,7 +50,7 @@ class Inputs:
     """Makes the tasks of a collection by name.
 
     Attributes:
-      collection, vocabulary: the passages and queries, and how they become tokens.
+      collection, vocabulary: the passages and queries, and how inputs become tokens (a prompt included).
       synthetic: queries for d2q; None where there are none.
       chunk_length: tokens of firstp and of a chunk (64 in the paper).
       chunks: chunks of a passage (10 in the paper).

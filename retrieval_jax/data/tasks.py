@@ -52,8 +52,8 @@ class FirstP:
         return self.collection.passage_count
 
     def __call__(self, i: int, rng: np.random.Generator) -> Example:
-        tokens = self.vocabulary.encode(self.collection.passage(i).full_text)
-        return Example(tokens[: self.length], [i], [1])
+        text = self.collection.passage(i).full_text
+        return Example(self.vocabulary.encode_chunk(text, self.length), [i], [1])
 
 
 class DaQ:
@@ -72,10 +72,8 @@ class DaQ:
 
     def __call__(self, i: int, rng: np.random.Generator) -> Example:
         chunk, row = divmod(i, self.collection.passage_count)
-        tokens = self.vocabulary.encode(self.collection.passage(row).full_text)
-        places = max(len(tokens) - self.length, 0) + 1
-        start = int(storage.hash_fraction(f"{row}.{chunk}") * places)
-        return Example(tokens[start : start + self.length], [row], [1])
+        text, start = self.collection.passage(row).full_text, storage.hash_fraction(f"{row}.{chunk}")
+        return Example(self.vocabulary.encode_chunk(text, self.length, start), [row], [1])
 
 
 class D2Q:

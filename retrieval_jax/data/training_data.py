@@ -15,7 +15,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.targets import DocidTargets, PassageTargets, QueryTargets, Targets
 from retrieval_jax.data.tasks import LabelledGroups
-from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts, Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.values import Natural, Positive
 from retrieval_jax.work import Work
@@ -55,9 +55,19 @@ class TrainingData:
     mined: str | None = None
     pack: Positive = 1
 
-    def of(self, work: Work, collection: Collection, answer: str, table: DocidTable | None) -> "OpenData":
-        """The examples of a collection, whose targets are `answer`: docids, passages or query."""
-        return OpenData(self, work, collection, answer, table)
+    def of(
+        self,
+        work: Work,
+        collection: Collection,
+        answer: str,
+        table: DocidTable | None,
+        prompts: Prompts = NO_PROMPTS,
+    ) -> "OpenData":
+        """The examples of a collection, whose targets are `answer`: docids, passages or query.
+
+        `prompts` are a dual encoder's: they come before every input and every passage.
+        """
+        return OpenData(self, work, collection, answer, table, prompts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +79,16 @@ class OpenData:
     collection: Collection
     answer: str
     table: DocidTable | None
+    prompts: Prompts = NO_PROMPTS
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
+        """The collection's, without a prompt."""
         return Vocabulary(self.collection.vocabulary_path)
+
+    @property
+    def _input_vocabulary(self) -> Vocabulary:
+        return self.vocabulary.with_prompt(self.prompts.query)
 
     @functools.cached_property
     def synthetic(self) -> SyntheticQueries | None:
@@ -94,7 +110,7 @@ class OpenData:
         if self.answer == "passages":
             return PassageTargets(
                 self.collection,
-                self.vocabulary,
+                self.vocabulary.with_prompt(self.prompts.passage),
                 s.input_length,
                 s.passage_length,
                 group=s.positives + s.negatives,
@@ -108,7 +124,7 @@ class OpenData:
         group = (s.positives, s.negatives) if self.answer == "passages" else None
         mined = self.mined.of_queries(self.collection) if self.mined else {}
         return Inputs(
-            self.collection, self.vocabulary, self.synthetic, s.chunk_length, s.chunks, group, mined
+            self.collection, self._input_vocabulary, self.synthetic, s.chunk_length, s.chunks, group, mined
         )
 
     @property
@@ -135,6 +151,8 @@ class OpenData:
         if self.answer == "passages":
             facts["candidates"] = [s.positives, s.negatives, s.passage_length, self.targets.known]
             facts["mined"] = self.mined.fingerprint if self.mined else None
+        if any(self.prompts):
+            facts["prompts"] = list(self.prompts)
         return facts
 
     def computed(self, task: str) -> Examples:
@@ -145,8 +163,8 @@ class OpenData:
         """A split's labelled queries, each once, with as many candidates as in training; and the queries."""
         s = self.settings
         queries = [query for query in self.collection.queries(split) if query.positives]
-        answers = KnownAnswers(queries)
-        task = LabelledGroups(self.collection, self.vocabulary, queries, s.positives, s.negatives, answers)
+        answers, vocabulary = KnownAnswers(queries), self._input_vocabulary
+        task = LabelledGroups(self.collection, vocabulary, queries, s.positives, s.negatives, answers)
         return Examples(task, self.targets), queries
 
     def examples(self, task: str) -> Examples | CachedExamples:

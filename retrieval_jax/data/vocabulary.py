@@ -3,10 +3,12 @@
 Nothing here imports TensorFlow: searchers tokenise with this; seqio reads the same file for training.
 """
 
+import copy
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -20,17 +22,37 @@ MOST = 1_000_000  # texts that a vocabulary is learned on
 LONGEST = 1 << 16  # bytes of such a text: SentencePiece leaves out longer ones in silence
 
 
+class Prompts(NamedTuple):
+    """The texts that a dual encoder reads before every query and before every passage."""
+
+    query: str = ""
+    passage: str = ""
+
+
+NO_PROMPTS = Prompts()
+
+
 class Vocabulary:
-    """A SentencePiece model read from a file."""
+    """A SentencePiece model read from a file.
+
+    Attributes:
+      prompt: a text that is put before every text that is encoded; see `with_prompt`.
+    """
 
     def __init__(self, path: str | Path):
-        self.path = paths.of(path)
+        self.path, self.prompt = paths.of(path), ""
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())
         except (OSError, RuntimeError):
             raise UserError(f"{path}: not a SentencePiece model: check VOCABULARY, or import again") from None
         if (self.model.pad_id(), self.model.eos_id()) != (PAD, EOS):
             raise UserError(f"{path}: padding and end must be ids 0 and 1, as in T5: train it so")
+
+    def with_prompt(self, prompt: str) -> "Vocabulary":
+        """The same vocabulary, which puts `prompt` before every text that it encodes."""
+        other = copy.copy(self)
+        other.prompt = prompt
+        return other
 
     @property
     def checksum(self) -> str:
@@ -48,8 +70,20 @@ class Vocabulary:
         return round_up(self.model.vocab_size() + (0 if "<extra_id_" in last else SENTINELS), 128)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without the end."""
-        return self.model.encode(valid_text(text))
+        """Token ids of the prompt and a text, without the end."""
+        return self.model.encode(valid_text(self.prompt + text))
+
+    def encode_chunk(self, text: str, length: int, start: float = 0.0) -> list[int]:
+        """Token ids of the prompt, then of a run of at most `length` tokens of a text.
+
+        Args:
+          text: the text that the run is cut out of; the prompt is not a part of it.
+          length: most tokens of the run.
+          start: in [0, 1): where among all places for a run it begins; 0 is the first.
+        """
+        tokens = self.model.encode(valid_text(text))
+        first = int(start * (max(len(tokens) - length, 0) + 1))
+        return [*self.encode(""), *tokens[first : first + length]]
 
     def decode(self, tokens_NxT: np.ndarray) -> list[str]:
         """N texts, without the special pieces and the ids that only round the size up."""
@@ -59,7 +93,8 @@ class Vocabulary:
     def batch(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Int32 tokens, len(texts) × length: truncated, ended by EOS, padded with 0 (as seqio does it)."""
         tokens = np.zeros((len(texts), length), np.int32)
-        for row, ids in zip(tokens, self.model.encode(list(map(valid_text, texts))), strict=True):
+        whole = [valid_text(self.prompt + text) for text in texts]
+        for row, ids in zip(tokens, self.model.encode(whole), strict=True):
             ids = [*ids[: length - 1], EOS]
             row[: len(ids)] = ids
         return tokens

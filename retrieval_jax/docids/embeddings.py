@@ -1,6 +1,8 @@
 """Vectors of a collection's passages, from wherever they come: on disk, mapped into memory, row by row."""
 
+import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -157,12 +159,21 @@ def _sentence_transformer(name: str, work: Work, collection: Collection) -> Embe
                 f"EMBEDDINGS: {SENTENCE_TRANSFORMERS}{name}: cannot be opened ({reason}): check the name"
             ) from None
 
+        encode_texts = getattr(model, "encode_document", None)
+        if encode_texts is None:  # before sentence-transformers 5
+            prompt = getattr(model, "prompts", {}).get("document")
+            encode_texts = functools.partial(model.encode, prompt=prompt)
+
         def encode(texts: list[str], advance: Callable[[int], None]) -> np.ndarray:
-            vectors = model.encode(texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True)
+            vectors = encode_texts(texts, batch_size=64, show_progress_bar=False, convert_to_numpy=True)
             advance(len(texts))
             return vectors
 
         return encode
 
     folder = work.embeddings(re.sub(r"[/\\:]", "_", name))
-    return encode_collection(folder, {"sentence_transformer": name}, collection, make_encode)
+    recipe = {"sentence_transformer": name, "encodes": "document"}
+    if paths.of(name).is_dir():  # its content; a name on the hub stands for itself
+        checksums = storage.file_checksums(paths.of(name))
+        recipe["checksum"] = storage.digest(itertools.chain(*sorted(checksums.items())))
+    return encode_collection(folder, recipe, collection, make_encode)

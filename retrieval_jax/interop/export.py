@@ -167,7 +167,8 @@ def write_sentence_transformers(folder: Path, subject: Subject) -> dict:
     for name, (params, length) in towers.items():
         (folder / name).mkdir(exist_ok=True)
         normalize = model.module.normalize
-        sentence_transformers.write(folder / name, layers_of(params), model.config, normalize, length)
+        arrays = layers_of(params)
+        sentence_transformers.write(folder / name, arrays, model.config, normalize, length, model.prompts)
         tokenizer.write(folder / name, opened.vocabulary, length)
     return {}
 

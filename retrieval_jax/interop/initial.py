@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop.pretrained import OUTPUT, Pretrained, open_pretrained
-from retrieval_jax.models.dual_encoder import split_tower
+from retrieval_jax.models.dual_encoder import DualEncoder, split_tower
 from retrieval_jax.models.layers import STACK_AXIS, T5Config
 from retrieval_jax.models.t5 import is_stacked
 from retrieval_jax.progress import say
@@ -46,6 +46,7 @@ class InitialCheckpoint:
     def of(self, model) -> dict[str, LazyArray]:
         """{name: array} of what a model's parameters begin with; nothing is read yet.
 
+        A dual encoder for which no prompts are set keeps those of the weights: they were learned with them.
         Raises UserError where they do not fit, with all that is missing, unexpected or of another shape.
         """
         if self.path is None:
@@ -54,6 +55,8 @@ class InitialCheckpoint:
         match = self.match(pretrained, model)
         if fault := match.fault(pretrained.path):
             raise UserError(fault)
+        if isinstance(model, DualEncoder):
+            model.inherit_prompts(pretrained.settings)
         told = [f"{pretrained.path}: {pretrained.format}'s weights, {len(match.arrays)} arrays are read"]
         for what, names in (("begin anew", match.anew), ("are not used", match.unused)):
             if names:

@@ -11,13 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from retrieval_jax import storage
+from retrieval_jax.data.vocabulary import Prompts
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop import hugging_face
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.progress import say
 from retrieval_jax.training.weights import LazyArray, read_safetensors, write_safetensors
 
 MODULES, LENGTH = "modules.json", "sentence_bert_config.json"
+PROMPTS = "config_sentence_transformers.json"
 PROJECTION, DENSE = "projection_layer/kernel", "linear.weight"
+_SIDES = {"query": "query_prompt", "document": "passage_prompt"}  # a prompt's name -> DualEncoder's setting
 _MEND = "only a T5 encoder, the mean over tokens, a matrix and normalisation are supported"
 
 
@@ -28,8 +32,8 @@ def is_model(folder: Path) -> bool:
 def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
     """(parameters by T5X's names, T5Config's arguments, facts, the encoder's folder).
 
-    Facts are vector_dim, normalize and, where the folder tells it, length (tokens). Raises UserError where
-    another kind of encoder is there.
+    Facts are vector_dim, normalize and, where the folder tells them, length (tokens), query_prompt and
+    passage_prompt. Raises UserError where another kind of encoder is there.
     """
     path = folder / MODULES
     modules = [
@@ -43,7 +47,13 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
     wrong = [key for key, on in pooling.items() if key.startswith("pooling_mode") and on is True]
     if wrong not in (["pooling_mode_mean_tokens"], []) or pooling.get("pooling_mode", "mean") != "mean":
         raise UserError(f"{modules[1][1]}: pools otherwise than by the mean: {_MEND}")
+    prompts = _prompts(folder)
+    if prompts and pooling.get("include_prompt") is False:
+        raise UserError(f"{modules[1][1]}: include_prompt: leaves the prompt out of the mean: {_MEND}")
     encoder = modules[0][1]
+    texts = encoder / LENGTH
+    if texts.is_file() and storage.read_json(texts, "fetch it again").get("do_lower_case"):
+        raise UserError(f"{texts}: do_lower_case: texts are not lower-cased here: {_MEND}")
     arrays, network = hugging_face.read(encoder)
     arrays = {name: array for name, array in arrays.items() if not name.startswith(("decoder", "lm_head"))}
     network["num_decoder_layers"] = 0
@@ -57,7 +67,7 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
         arrays[PROJECTION] = read_safetensors(where, "model")[DENSE].transposed()
     if not dense:
         arrays[PROJECTION] = LazyArray.of(np.eye(network["emb_dim"], dtype=np.float32))
-    facts = {"vector_dim": arrays[PROJECTION].shape[1], "normalize": "Normalize" in kinds}
+    facts = {"vector_dim": arrays[PROJECTION].shape[1], "normalize": "Normalize" in kinds} | prompts
     for name, key in ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         if (encoder / name).is_file() and "length" not in facts:
             length = storage.read_json(encoder / name, "fetch it again").get(key)
@@ -67,8 +77,34 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
     return arrays, network, facts, encoder
 
 
+def _prompts(folder: Path) -> dict[str, str]:
+    """{"query_prompt", "passage_prompt"}: what `encode_query` and `encode_document` put before a text.
+
+    These read the prompts of the names "query" and "document", which every SentenceTransformer has, be they
+    empty. So `encode_document` never gets to "passage" and "corpus", the names that it tries next, and
+    neither of them gets to the default prompt.
+    """
+    path = folder / PROMPTS
+    if not path.is_file():
+        return {}
+    config = storage.read_json(path, "fetch it again")
+    prompts = {name: text for name, text in (config.get("prompts") or {}).items() if text}
+    if bad := [name for name, text in prompts.items() if not isinstance(text, str)]:
+        raise UserError(f"{path}: the prompt {bad[0]!r} is no text: fetch it again")
+    default = config.get("default_prompt_name")
+    unread = [name for name in prompts if name in ("passage", "corpus", default) and name not in _SIDES]
+    if unread:
+        say(f"{path}: prompts {', '.join(unread)} are not used, as encode_query and encode_document do not")
+    return {_SIDES[name]: text for name, text in prompts.items() if name in _SIDES}
+
+
 def write(
-    folder: Path, arrays: Mapping[str, LazyArray], config: T5Config, normalize: bool, length: int
+    folder: Path,
+    arrays: Mapping[str, LazyArray],
+    config: T5Config,
+    normalize: bool,
+    length: int,
+    prompts: Prompts,
 ) -> None:
     """Writes what SentenceTransformer(folder) opens, but for the tokenizer; see `tokenizer.write`.
 
@@ -77,6 +113,7 @@ def write(
       arrays: parameters of one tower by T5X's names, a layer each.
       config, normalize: the tower.
       length: most tokens of a text.
+      prompts: what `encode_query` and `encode_document` shall put before a text.
     """
     hugging_face.write(folder, arrays, config, decoder=False)
     kernel_ExV = arrays[PROJECTION]
@@ -95,6 +132,12 @@ def write(
     dense["activation_function"] = "torch.nn.modules.linear.Identity"
     for path, value in {
         MODULES: listed,
+        PROMPTS: {
+            "model_type": "SentenceTransformer",
+            "prompts": dict(zip(_SIDES, prompts, strict=True)),
+            "default_prompt_name": None,
+            "similarity_fn_name": "dot",
+        },
         LENGTH: {"max_seq_length": length, "do_lower_case": False},
         "1_Pooling/config.json": pooling,
         "2_Dense/config.json": dense,

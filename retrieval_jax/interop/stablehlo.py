@@ -41,7 +41,8 @@ def write(folder: Path, opened: OpenModel, table: DocidTable | None, manifest: M
     - search.stablehlo: (weights, docids, tokens B×S) -> (rows B×K of ids.arrow, log-probabilities B×K); rows
       of -1 name no passage. Passages that share a docid are found by the first of them.
 
-    Gives what each takes and gives. Raises UserError for a model that does neither.
+    Gives the most tokens that each takes, and of encoders the prompts that come before texts. Raises
+    UserError for a model that does neither.
     """
     weights = flatten_dict(opened.params, sep="/")
     _save(folder, "weights", weights)
@@ -52,7 +53,7 @@ def write(folder: Path, opened: OpenModel, table: DocidTable | None, manifest: M
             encode = model.encode_queries if name == "queries" else model.encode_passages
             program = functools.partial(_encode, encode)
             _write(folder / f"encode_{name}.stablehlo", program, weights, length=length)
-        return {"lengths": lengths}
+        return {"lengths": lengths, "prompts": dict(zip(lengths, model.prompts, strict=True))}
     if table is None or not isinstance(model, GenerativeRetriever):
         raise UserError("export: only a dual encoder or a searcher that writes docids becomes StableHLO")
     if table.kind == "atomic":

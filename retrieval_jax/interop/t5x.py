@@ -81,11 +81,12 @@ from t5x import checkpoints, infer, models, optimizers
 from retrieval_jax.data import seqio_tasks
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import score
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.training import partitioning
-from retrieval_jax.training.train import check_inputs, make_model
+from retrieval_jax.training.train import check_inputs, make_model, open_data
 from retrieval_jax.work import Work
 
 Batch = Mapping[str, jax.Array]
@@ -127,9 +128,9 @@ class Model(models.BaseModel):
         collection = Collection(self.work.collection)
         table = DocidTable.open(self.work.docids(docids)) if docids else None
         check_inputs(self.work.folder, retriever, collection, table)
-        self.examples = data.of(self.work, collection, retriever.answer, table)
-        vocabulary = self.examples.vocabulary
+        vocabulary = Vocabulary(collection.vocabulary_path)
         self.model = make_model(retriever, optimizer or (lambda: None), vocabulary.size, table)
+        self.examples = open_data(data, self.work, collection, self.model, table)
         self.beams, self.samples, self.searcher = beams, samples, None
         if table and beams:
             self.searcher = GenerativeSearcher(self.model, {}, table, vocabulary, data.input_length, beams)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from retrieval_jax.data.vocabulary import Prompts
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.contrastive import Objective, info_nce
 from retrieval_jax.models.generative import Batch, Metrics
@@ -84,6 +85,8 @@ class DualEncoder:
         each chunk is encoded again for its gradient, by the same dropout, when that of all vectors is known.
         None: all at once.
       logits_at_once: about the most scores that a device holds.
+      query_prompt, passage_prompt: texts that come before every query and every passage, in training and in
+        search ("query: " of E5, say). None: those of the weights that training begins with, if they have any.
     """
 
     family = "dual encoder"
@@ -104,6 +107,8 @@ class DualEncoder:
         hardest: bool = False,
         chunk_size: int | None = None,
         logits_at_once: int = 1 << 26,
+        query_prompt: str | None = None,
+        passage_prompt: str | None = None,
     ):
         if bidirectional and not in_batch:
             raise UserError(
@@ -115,11 +120,24 @@ class DualEncoder:
         self.objective, self.bidirectional = objective, bidirectional
         self.in_batch, self.hardest = in_batch, hardest
         self.chunk_size, self.logits_at_once = chunk_size, logits_at_once
+        self._prompts = {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
+
+    @property
+    def prompts(self) -> Prompts:
+        """The texts that come before queries and before passages."""
+        return Prompts(*(prompt or "" for prompt in self._prompts.values()))
+
+    def inherit_prompts(self, settings: Mapping) -> None:
+        """Takes the prompts that another dual encoder's `settings` have, where none were given."""
+        for name, prompt in self._prompts.items():
+            if prompt is None:
+                self._prompts[name] = settings.get(name)
 
     @property
     def settings(self) -> dict:
-        """What makes its parameters and its vectors, besides the network's sizes."""
-        return {
+        """What makes its parameters and its vectors, besides the network's sizes. No prompt has no entry."""
+        prompts = {name: prompt for name, prompt in self._prompts.items() if prompt}
+        return prompts | {
             "vector_dim": self.module.vector_dim,
             "scale": self.scale,
             "learn_scale": self.learn_scale,

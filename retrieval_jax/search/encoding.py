@@ -42,8 +42,9 @@ Encode = Callable[[list[str], Callable[[int], None]], np.ndarray]
 class TextEncoder:
     """Texts to float32 vectors, by a dual encoder's `encode_queries` or `encode_passages`.
 
-    `params` may be replaced between calls. `mesh`: where `params` lie; None for one device. `batch_size` is
-    rounded up to share over its `data`.
+    `vocabulary` puts the model's prompt before each text: see `Vocabulary.with_prompt`. `params` may be
+    replaced between calls. `mesh`: where `params` lie; None for one device. `batch_size` is rounded up to
+    share over its `data`.
     """
 
     def __init__(
@@ -91,13 +92,15 @@ class TextEncoder:
 def passage_encoder(opened: OpenModel, mesh: Mesh) -> TextEncoder:
     """The encoder of passages of a dual encoder that was opened on a mesh."""
     length, size = opened.description["passage_length"], _TEXTS_A_SHARD * mesh.shape["data"]
-    return TextEncoder(opened.model.encode_passages, opened.params, opened.vocabulary, length, size, mesh)
+    vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.passage)
+    return TextEncoder(opened.model.encode_passages, opened.params, vocabulary, length, size, mesh)
 
 
 def query_encoder(opened: OpenModel, mesh: Mesh | None = None) -> TextEncoder:
     """The same of queries."""
     length = opened.description["input_length"]
-    return TextEncoder(opened.model.encode_queries, opened.params, opened.vocabulary, length, 32, mesh)
+    vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.query)
+    return TextEncoder(opened.model.encode_queries, opened.params, vocabulary, length, 32, mesh)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,8 +71,9 @@ class DevQueries:
             from retrieval_jax.search.dense import ExactSearcher, TextEncoder
 
             ids, texts = zip(*((p.id, p.full_text) for p in collection.passages()), strict=True)
-            of_passages = TextEncoder(model.encode_passages, {}, vocabulary, passage_length, mesh=mesh)
-            of_queries = TextEncoder(model.encode_queries, {}, vocabulary, input_length, mesh=mesh)
+            reads_query, reads_passage = map(vocabulary.with_prompt, model.prompts)
+            of_passages = TextEncoder(model.encode_passages, {}, reads_passage, passage_length, mesh=mesh)
+            of_queries = TextEncoder(model.encode_queries, {}, reads_query, input_length, mesh=mesh)
 
             def searcher(params: dict) -> Searcher:
                 of_passages.params = of_queries.params = params

@@ -14,7 +14,7 @@ from retrieval_jax.data.batches import batches as make_batches
 from retrieval_jax.data.batches import examples_of as told_examples
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.training_data import OpenData, TrainingData
-from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.data.vocabulary import NO_PROMPTS, Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop.initial import InitialCheckpoint
@@ -77,9 +77,10 @@ def train(
     folder = paths.of(model_dir) if model_dir else work.model(docids or DEFAULT_NAMES[retriever.answer])
     check_inputs(folder, retriever, collection, table)
 
-    examples = data.of(work, collection, retriever.answer, table)
-    vocabulary = examples.vocabulary
+    vocabulary = Vocabulary(collection.vocabulary_path)
     model = make_model(retriever, optimizer, vocabulary.size, table)
+    given = initial.of(model)
+    examples = open_data(data, work, collection, model, table)
     description = model_folder.describe(
         model,
         input_length=data.input_length,
@@ -90,7 +91,6 @@ def train(
         docids_fingerprint=table.fingerprint() if table else None,
         initial_checkpoint=initial.path,
     )
-    given = initial.of(model)
     chosen = run_settings(examples, steps, batch_size, seed)
 
     def prepare() -> None:
@@ -148,6 +148,11 @@ def describe_batch(examples: OpenData, batch_size: int, seed: int, position: int
 def make_model(retriever: type, optimizer: Callable, vocab_size: int, table: DocidTable | None):
     """The model that gin configures, for a text vocabulary and the docids that it writes, if it does."""
     return retriever(T5Config(vocab_size, **(docid_softmax(table) if table else {})), optimizer())
+
+
+def open_data(data: TrainingData, work: Work, collection: Collection, model, table: DocidTable | None):
+    """The examples of a collection for a model, with the model's prompts, if it has any."""
+    return data.of(work, collection, model.answer, table, getattr(model, "prompts", NO_PROMPTS))
 
 
 def docid_softmax(table: DocidTable) -> dict:

@@ -159,6 +159,29 @@ def test_sentence_transformers(here, collection, monkeypatch):
     assert np.array_equal(found[:, 0], np.array(lengths, np.float16).astype(np.float32))
 
 
+def test_vectors_of_a_sentence_transformer_follow_its_folder(here, collection, monkeypatch, tmp_path):
+    class SentenceTransformer:
+        def __init__(self, name: str):
+            self.number = float((tmp_path / "own/weights").read_text())
+
+        def encode_document(self, texts: list[str], **_) -> np.ndarray:
+            return np.full((len(texts), 2), self.number, np.float32)
+
+    module = types.SimpleNamespace(SentenceTransformer=SentenceTransformer)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    (tmp_path / "own").mkdir()
+    fingerprints = set()
+    for number in (1.0, 2.0):
+        (tmp_path / "own/weights").write_text(str(number))
+        for _ in range(2):
+            found, fingerprint = open_embeddings(
+                f"sentence-transformers:{tmp_path / 'own'}", here, collection
+            )
+            assert (found == number).all()
+            fingerprints.add(fingerprint)
+    assert len(fingerprints) == 2
+
+
 def test_vectors_that_an_encoder_spoils_are_told(here, collection, monkeypatch):
     class SentenceTransformer:
         def __init__(self, name: str):

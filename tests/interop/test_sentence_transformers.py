@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 from model_folders import GOLDENS, random_params, same, write_model_folder
 
+from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop import sentence_transformers
 from retrieval_jax.interop.convert import convert
 from retrieval_jax.interop.export import export
+from retrieval_jax.interop.initial import InitialCheckpoint
 from retrieval_jax.interop.pretrained import open_pretrained
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.search.encoding import query_encoder
-from retrieval_jax.training.model_folder import open_model
+from retrieval_jax.search.encoding import TextEncoder, passage_encoder, query_encoder
+from retrieval_jax.training import partitioning
+from retrieval_jax.training.evaluate import DevQueries
+from retrieval_jax.training.model_folder import model_checksum, open_model
+from retrieval_jax.training.train import open_data
 from retrieval_jax.training.weights import arrays_of
 
 TEXTS = ["Smooth a noisy signal.", "adam with Weight decay", "x", "a longer text than any of the others " * 9]
@@ -62,6 +67,139 @@ def test_other_encoders_are_refused(tmp_path):
     tanh = {"activation_function": "torch.nn.modules.activation.Tanh"}
     refused("has a bias or an activation", "2_Dense/config.json", lambda c: c.update(tanh))
     refused("modules Transformer, Pooling, CNN", "modules.json", lambda m: m[2].update(type="a.b.CNN"))
+
+
+PROMPTS = {"query": "a query: ", "document": "passages: ", "STS": "unused "}
+
+
+def with_prompts(folder, prompts: dict, **more: object):
+    """GTR's golden with prompts, in a new folder."""
+    shutil.copytree(GOLDENS / "gtr", folder)
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prompts": prompts, **more}))
+    return folder
+
+
+def encoders(folder, prompts: dict = PROMPTS):
+    """(query encoder, passage encoder, model folder) of what `convert` makes of the golden with prompts."""
+    model = folder / "model"
+    convert("unused", str(with_prompts(folder / "theirs", prompts)), model_dir=str(model))
+    opened = open_model(model)
+    return query_encoder(opened), passage_encoder(opened, partitioning.make_mesh()), model
+
+
+def test_prompts_come_before_queries_and_passages_there_and_back(gtr, tmp_path):
+    plain = query_encoder(open_model(gtr))
+    texts = ["vectors of queries", "A docid", ""]
+    of_queries, of_passages, model = encoders(tmp_path)
+    for encode, prompt in ((of_queries, PROMPTS["query"]), (of_passages, PROMPTS["document"])):
+        np.testing.assert_allclose(encode(texts), plain([prompt + text for text in texts]), atol=1e-6)
+        assert np.abs(encode(texts) - plain(texts)).max() > 0.01
+    export("unused", model_dir=str(model), format="sentence_transformers", output=str(tmp_path / "out"))
+    again = open_pretrained(tmp_path / "out").settings
+    assert (again["query_prompt"], again["passage_prompt"]) == (PROMPTS["query"], PROMPTS["document"])
+
+
+def test_a_prompt_is_a_part_of_what_the_model_is(gtr, tmp_path):
+    checksums = set()
+    for number, prompts in enumerate([{}, {"query": "x "}, {"document": "x "}, {"query": "y "}]):
+        *_, model = encoders(tmp_path / str(number), prompts)
+        checksums.add(model_checksum(model, 0, json.loads((model / "model.json").read_text())))
+    assert len(checksums) == 4
+    assert model_checksum(gtr, 0, json.loads((gtr / "model.json").read_text())) in checksums
+
+
+def test_prompts_that_cannot_be_followed_are_refused(tmp_path):
+    def refused(match: str, path, change: dict) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(UserError, match=match):
+            open_pretrained(path.parents[path.parent.name == "1_Pooling"])
+
+    excluded = {"include_prompt": False}
+    folder = with_prompts(tmp_path / "a", PROMPTS)
+    refused("1_Pooling: include_prompt: leaves the prompt out", folder / "1_Pooling/config.json", excluded)
+    folder = with_prompts(tmp_path / "b", {"query": ["list"]})
+    refused("the prompt 'query' is no text", folder / "config_sentence_transformers.json", {})
+    folder = with_prompts(tmp_path / "c", {})
+    path = folder / "1_Pooling/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | excluded))
+    assert open_pretrained(folder)  # there is nothing to leave out
+    refused("do_lower_case", folder / "sentence_bert_config.json", {"do_lower_case": True})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default"),
+    [
+        (PROMPTS, None),
+        ({"query": "a ", "passage": "passages: "}, None),
+        ({"other": "trie "}, "other"),
+        ({}, None),
+    ],
+)
+def test_prompts_are_those_of_encode_query_and_encode_document(prompts, default, tmp_path, capsys):
+    library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
+    folder = with_prompts(tmp_path / "theirs", prompts, default_prompt_name=default)
+    model, output = str(tmp_path / "model"), str(tmp_path / "out")
+    convert("unused", str(folder), model_dir=model)
+    said = capsys.readouterr().err
+    for name in ("passage", "other"):
+        assert (f"prompts {name} are not used" in said) == (name in prompts)
+    export("unused", model_dir=model, format="sentence_transformers", output=output)
+    texts = ["vectors of queries", "A docid names a passage, and a trie holds all docids.", "x"]
+    opened = open_model(model)
+    ours = query_encoder(opened)(texts), passage_encoder(opened, partitioning.make_mesh())(texts)
+    for path in (str(folder), output):
+        theirs = library.SentenceTransformer(path)
+        for found, expected in zip(
+            ours, (theirs.encode_query(texts), theirs.encode_document(texts)), strict=True
+        ):
+            cosines = (
+                np.sum(found * expected, 1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+            )
+            assert cosines.min() > 0.9999
+
+
+def test_training_goes_on_with_the_prompts_of_its_initial_weights(tmp_path, work, collection):
+    folder = with_prompts(tmp_path / "theirs", PROMPTS)
+    config = T5Config(**open_pretrained(folder).network)
+    model = DualEncoder(config, vector_dim=9)
+    params = InitialCheckpoint(str(folder)).of(model)
+    assert model.settings["query_prompt"] == PROMPTS["query"]
+    own = DualEncoder(config, vector_dim=9, query_prompt="", passage_prompt="mine ")
+    InitialCheckpoint(str(folder)).of(own)
+    assert own.prompts == ("", "mine ")
+
+    data = TrainingData(input_length=24, passage_length=32, chunk_length=8, chunks=2)
+    examples = open_data(data, work, collection, model, None)
+    plain = data.of(work, collection, "passages", None)
+    assert examples.recipe("firstp") != plain.recipe("firstp")
+    vocabulary, rng = plain.vocabulary, np.random.default_rng(0)
+    head = vocabulary.encode(PROMPTS["query"])
+    for task in ("firstp", "daq"):
+        without = plain.computed(task)(3, rng)["inputs"]
+        assert examples.computed(task)(3, rng)["inputs"] == [*head, *without]
+    made, query = examples.computed("labelled")(0, rng), collection.queries("train")[0]
+    assert made["inputs"] == vocabulary.encode(PROMPTS["query"] + query.text)
+    (passage,) = collection.some(made["passage"])
+    assert made["targets"] == vocabulary.batch([PROMPTS["document"] + passage.full_text], 32)[0].tolist()
+
+    # The search for the dev queries in training is the one after it, whose texts have the prompts in them.
+    model = DualEncoder(
+        T5Config(1152, 16, 2, 8, 20, 1, 0), vector_dim=6, query_prompt="a ", passage_prompt="the "
+    )
+    params = random_params(model)
+    dev = DevQueries(model, collection, None, vocabulary, 24, 32)
+    dev(params)
+    of_passages, of_queries = (
+        TextEncoder(encode, params, vocabulary, length)
+        for encode, length in ((model.encode_passages, 32), (model.encode_queries, 24))
+    )
+    scores = (
+        of_queries([f"a {q.text}" for q in dev.queries[:5]])
+        @ of_passages([f"the {p.full_text}" for p in collection.passages()]).T
+    )
+    found = [[passage["score"] for passage in sample["found"]] for sample in dev.samples]
+    np.testing.assert_allclose(found, -np.sort(-scores, axis=1)[:, :5], atol=1e-4)
 
 
 def test_without_a_matrix_vectors_are_the_means(tmp_path):
