@@ -16,6 +16,7 @@ from retrieval_jax.models.contrastive import Objective, info_nce
 from retrieval_jax.models.generative import Batch, Metrics
 from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
 from retrieval_jax.models.negatives import NONE, batch_negatives, own_negatives
+from retrieval_jax.models.softmax import exact_products
 from retrieval_jax.models.t5 import Encoder
 
 MAX_SCALE = 100.0  # of a learned one (CLIP, Radford et al. 2021, section 2.5): it keeps training stable
@@ -50,7 +51,8 @@ class DualEncoderNetwork(nn.Module):
         encoded_BxSxE = self.encoder(embedded, real_BxS[:, None, :], deterministic).astype(jnp.float32)
         real_BxSx1 = real_BxS[..., None]
         count = jnp.maximum(jnp.sum(real_BxSx1, axis=1), 1)
-        vectors = self.projection_layer(jnp.sum(encoded_BxSxE * real_BxSx1, axis=1) / count)
+        with exact_products():  # a product a text, next to the encoder's at every token
+            vectors = self.projection_layer(jnp.sum(encoded_BxSxE * real_BxSx1, axis=1) / count)
         if not self.normalize:
             return vectors
         return vectors * jax.lax.rsqrt(jnp.sum(jnp.square(vectors), axis=-1, keepdims=True) + 1e-12)

@@ -10,7 +10,7 @@ import optax
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.objectives import cross_entropy, divergence
-from retrieval_jax.models.softmax import softmax_of_logits, softmax_of_products
+from retrieval_jax.models.softmax import exact_products, softmax_of_logits, softmax_of_products
 from retrieval_jax.models.t5 import T5, Segments, output_kernel, unstack_layers
 
 Batch = Mapping[str, jax.Array]
@@ -87,9 +87,11 @@ class EncoderDecoder:
             method="hidden",
         )
 
-    def logits(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
-        """Float32 logits B×T×V; with dropout where a key is given."""
-        return self._logits(params, self.hidden(params, batch, dropout_rng))
+    def logits(self, params: dict, batch: Batch) -> jax.Array:
+        """Float32 logits B×T×V without dropout, of products that round nothing; see `exact_products`."""
+        x_BxTxE = self.hidden(params, batch)
+        with exact_products():
+            return self._logits(params, x_BxTxE)
 
     def _logits(self, params: dict, x_BxTxE: jax.Array) -> jax.Array:
         return self.module.apply({"params": params}, x_BxTxE, method="logits")
@@ -114,7 +116,8 @@ class EncoderDecoder:
             softmax = jax.tree.map(lambda x: x.reshape(targets.shape), flat)
         sums_BxT = None
         if self.label_smoothing:  # the sum of all logits, without the logits
-            sums_BxT = x_BxTxE.astype(jnp.float32) @ jnp.sum(kernel_ExV, axis=1)
+            with exact_products():  # a vector: it costs nothing
+                sums_BxT = x_BxTxE.astype(jnp.float32) @ jnp.sum(kernel_ExV, axis=1)
         losses_BxT = cross_entropy(softmax, self.z_loss, self.label_smoothing, kernel_ExV.shape[1], sums_BxT)
         tokens = jnp.sum(weights)
         metrics = {"loss": (jnp.sum(losses_BxT * weights), tokens)}

@@ -9,6 +9,7 @@ from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import constrained_beam_search
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.models.encoder_decoder import Batch, EncoderDecoder, Metrics
+from retrieval_jax.models.softmax import exact_products
 
 
 @gin.configurable(denylist=["config", "optimizer_def"])
@@ -40,7 +41,8 @@ class GenerativeRetriever(EncoderDecoder):
             x_BxKxE, cache = self.stepwise.apply(
                 variables, tokens, position, cache, cross, inputs_BxS, method="step"
             )
-            return *self.stepwise.apply(variables, x_BxKxE, tokens_S, method="some_logits"), cache
+            with exact_products():
+                return *self.stepwise.apply(variables, x_BxKxE, tokens_S, method="some_logits"), cache
 
         rows, scores, bound = constrained_beam_search(step, cache, trie, beams, mesh)
         return rows, {"scores": scores, "bound": bound}

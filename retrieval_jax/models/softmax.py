@@ -10,6 +10,7 @@ half are equal. Every logit of this module is made by `logits_of`, so that train
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -23,10 +24,16 @@ LOG_Z_GROUPS = 8
 def logits_of(x: jax.Array, kernel_ExV: jax.Array) -> jax.Array:
     """Float32 logits …×V of x …×E (any dtype) by a float32 kernel.
 
-    The product has JAX's default precision, as T5X's has: a TPU rounds its float32 inputs to 8 significant
-    bits and a GPU to 11, a CPU does not. Sums and results are float32 on all of them.
+    In training the product has JAX's default precision, as T5X's has: a TPU rounds its float32 inputs to 8
+    significant bits and a GPU to 11, a CPU does not. Sums and results are float32 on all of them. Search and
+    scoring, whose results are told as exact, ask for `exact_products`.
     """
     return jnp.dot(x.astype(jnp.float32), kernel_ExV, preferred_element_type=jnp.float32)
+
+
+def exact_products() -> AbstractContextManager:
+    """Inside, products of float32 arrays round nothing; on a TPU they take six times as long."""
+    return jax.default_matmul_precision("highest")
 
 
 def some_logits(
