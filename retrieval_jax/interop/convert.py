@@ -10,6 +10,7 @@ from retrieval_jax import paths, storage
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
+from retrieval_jax.interop import tokenizer
 from retrieval_jax.interop.initial import InitialCheckpoint
 from retrieval_jax.interop.pretrained import Pretrained, open_pretrained
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -58,6 +59,8 @@ def convert(
     table = DocidTable.open(work.docids(docids)) if retriever.answer == "docids" else None
     pieces = paths.of(vocabulary) if vocabulary else pretrained.vocabulary
     check_vocabulary(pretrained, pieces)
+    if vocabulary is None and pretrained.format in ("Hugging Face", "sentence-transformers"):
+        tokenizer.check_added(pieces)
     network = pretrained.network | (docid_softmax(table) if table else {})
     settings = pretrained.settings if retriever is DualEncoder else {}
     model = retriever(T5Config(**network), None, **settings)

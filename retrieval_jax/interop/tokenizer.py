@@ -1,23 +1,184 @@
-"""A SentencePiece vocabulary as transformers' T5Tokenizer reads it."""
+"""A SentencePiece vocabulary as transformers and sentence-transformers read it: the same tokens of any text.
 
+Their T5Tokenizer reads `</s>`, `<pad>` or `<extra_id_3>` in a text as the symbol of that name; SentencePiece
+(and so T5X, seqio and this project) reads them as text. tokenizer.json therefore says in full what
+SentencePiece does:
+
+- The normalisation is SentencePiece's own table, then its treatment of spaces.
+- `split_special_tokens` (tokenizer_config.json) keeps the library from looking for symbols in texts. It does
+  not keep the unigram model from finding the piece of a symbol's name, which SentencePiece never does. So the
+  first character of these names, `<`, is another one (a private one of Unicode) in texts and in all pieces
+  that texts are made of, and no symbol's name is ever found.
+"""
+
+import base64
 import json
+import re
 from pathlib import Path
 
-from retrieval_jax import paths
-from retrieval_jax.data.vocabulary import SENTINELS, Vocabulary
+from sentencepiece import sentencepiece_model_pb2
+
+from retrieval_jax import paths, storage
+from retrieval_jax.data.vocabulary import EOS, PAD, SENTINELS, Vocabulary
+from retrieval_jax.errors import UserError
 from retrieval_jax.interop.hugging_face import PIECES
+from retrieval_jax.progress import say
+
+PRIVATE = range(0xE000, 0xF8FF)  # characters that Unicode gives no meaning
+SPACE = "▁"
+CONFIG, FAST = "tokenizer_config.json", "tokenizer.json"
+# The files that tell the tokens that are added to the pieces, and how they do.
+_ADDED = {
+    CONFIG: lambda config: [token["content"] for token in config.get("added_tokens_decoder", {}).values()],
+    FAST: lambda fast: [token["content"] for token in fast.get("added_tokens", [])],
+    "added_tokens.json": list,
+}
+_Type = sentencepiece_model_pb2.ModelProto.SentencePiece
+_OF_TEXT = (_Type.NORMAL, _Type.USER_DEFINED)
+_UNIGRAM = sentencepiece_model_pb2.TrainerSpec.UNIGRAM
 
 
 def write(folder: Path, vocabulary: Vocabulary, length: int | None) -> None:
-    """Writes the pieces and what the tokenizer shall do with them, for texts of at most `length` tokens."""
+    """Writes the pieces and what AutoTokenizer shall do with them, for texts of at most `length` tokens.
+
+    Raises UserError where the vocabulary is of a kind that transformers cannot follow.
+    """
+    model = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.path.read_bytes())
+    if model.trainer_spec.model_type != _UNIGRAM or model.trainer_spec.treat_whitespace_as_suffix:
+        raise UserError(
+            f"{vocabulary.path}: not a unigram model with spaces before words, as T5's is: "
+            "export.format: export a searcher or StableHLO"
+        )
     paths.copy(vocabulary.path, folder / PIECES)
+    names = {
+        name: model.pieces[i].piece for name, i in (("pad", PAD), ("eos", EOS), ("unk", _unknown(model)))
+    }
     config = {
-        "tokenizer_class": "T5Tokenizer",
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "extra_ids": SENTINELS,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{f"{name}_token": piece for name, piece in names.items()},
+        "split_special_tokens": True,
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": length,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+    for name, value in {CONFIG: config, FAST: _fast(model)}.items():
+        (folder / name).write_text(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def check_added(pieces: Path) -> None:
+    """Looks at the tokenizer that lies beside imported pieces, for tokens that SentencePiece does not read.
+
+    Says that symbols of the pieces' own are text here. Raises UserError where other tokens are added.
+    """
+    folder, known = pieces.parent, Vocabulary(pieces).model
+    own = {known.id_to_piece(i) for i in range(known.vocab_size())}
+    split = False
+    for name, contents in _ADDED.items():
+        if not (path := folder / name).is_file():
+            continue
+        described = storage.read_json(path, "fetch it again")
+        split = split or (name == CONFIG and described.get("split_special_tokens") is True)
+        added = [content for content in contents(described) if content not in own]
+        if added := [content for content in added if not re.fullmatch("<extra_id_[0-9]+>", content)]:
+            raise UserError(
+                f"{path}: adds {', '.join(map(repr, added[:3]))} to the pieces of {PIECES}, which alone are "
+                "read here: to do without them, name the pieces by --gin.VOCABULARY"
+            )
+    if not split:
+        say(f"{folder}: texts with </s>, <pad> or <extra_id_0> are read as text, as T5X does, not as symbols")
+
+
+def _unknown(model) -> int:
+    return next(i for i, piece in enumerate(model.pieces) if piece.type == _Type.UNKNOWN)
+
+
+def _fast(model) -> dict:
+    """tokenizer.json of a SentencePiece unigram model."""
+    known = {piece.piece for piece in model.pieces}
+    sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))] if "<extra_id_0>" not in known else []
+    symbols = [piece.piece for piece in model.pieces if piece.type not in _OF_TEXT] + sentinels
+    used = {character for piece in known for character in piece}
+    free = (chr(code) for code in PRIVATE if chr(code) not in used)
+    stand_ins = dict(zip(sorted({symbol[0] for symbol in symbols}), free, strict=False))
+    special = {i: p.piece for i, p in enumerate(model.pieces) if p.type in (_Type.CONTROL, _Type.UNKNOWN)}
+    special |= dict(enumerate(sentinels, len(model.pieces)))
+    end = model.pieces[EOS].piece
+    return {
+        "version": "1.0",
+        "added_tokens": [_added(i, content) for i, content in special.items()],
+        "normalizer": {"type": "Sequence", "normalizers": _normalizers(model, stand_ins, next(free))},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": end, "type_id": 0}}],
+            "pair": [
+                {part: {"id": name, "type_id": 0}}
+                for part, name in (
+                    ("Sequence", "A"),
+                    ("SpecialToken", end),
+                    ("Sequence", "B"),
+                    ("SpecialToken", end),
+                )
+            ],
+            "special_tokens": {end: {"id": end, "ids": [EOS], "tokens": [end]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                *(_replace(theirs, symbol) for symbol, theirs in stand_ins.items()),
+                {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": False},
+            ],
+        },
+        "model": {
+            "type": "Unigram",
+            "unk_id": _unknown(model),
+            "vocab": [
+                *_scored(model, str.maketrans(stand_ins)),
+                *((sentinel, 0.0) for sentinel in sentinels),
+            ],
+            "byte_fallback": model.trainer_spec.byte_fallback,
+        },
+    }
+
+
+def _added(number: int, content: str) -> dict:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": content, **flags, "special": True}
+
+
+def _replace(pattern: str, content: str, kind: str = "String") -> dict:
+    return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+
+
+def _normalizers(model, stand_ins: dict[str, str], unknown: str) -> list[dict]:
+    """SentencePiece's normalisation; `unknown` is a character that no piece has."""
+    spec = model.normalizer_spec
+    steps = []
+    if spec.precompiled_charsmap:
+        table = base64.b64encode(spec.precompiled_charsmap).decode()
+        steps.append({"type": "Precompiled", "precompiled_charsmap": table})
+    if spec.remove_extra_whitespaces:
+        steps += [_replace(r"\A +", "", "Regex"), _replace(" {2,}", " ", "Regex")]
+    steps.append(_replace(" ", SPACE))
+    if spec.remove_extra_whitespaces:
+        steps.append(_replace(rf"{SPACE}+\z", "", "Regex"))
+    if spec.add_dummy_prefix:
+        steps.append({"type": "Prepend", "prepend": SPACE})
+    steps += [_replace(stand_in, unknown) for stand_in in stand_ins.values()]
+    return steps + [_replace(character, stand_in) for character, stand_in in stand_ins.items()]
+
+
+def _scored(model, stand_ins: dict[int, str]) -> list[tuple[str, float]]:
+    """(piece, log-probability) of all pieces, those of texts with the stand-ins.
+
+    A user-defined piece is always taken: by a score that SentencePiece (EncodeOptimized) gives it, too.
+    """
+    best = max(piece.score for piece in model.pieces if piece.type == _Type.NORMAL)
+    scored = []
+    for piece in model.pieces:
+        content, score = piece.piece, piece.score
+        if piece.type == _Type.USER_DEFINED:
+            score = len(content.encode()) * best - 0.1
+        if piece.type in _OF_TEXT:
+            content = content.translate(stand_ins)
+        scored.append((content, score))
+    return scored

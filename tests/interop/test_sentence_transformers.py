@@ -25,6 +25,7 @@ from retrieval_jax.training.train import open_data
 from retrieval_jax.training.weights import arrays_of
 
 TEXTS = ["Smooth a noisy signal.", "adam with Weight decay", "x", "a longer text than any of the others " * 9]
+TEXTS += ["a </s> b<pad> c", "<extra_id_3>", "<unk> and <s> ", "adam</s>"]  # which are text, not symbols
 
 
 @pytest.fixture(scope="module")
