@@ -20,8 +20,9 @@ class Searcher(Protocol):
     def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """The best k passages of each query (fewer where there are fewer). Any number of queries, also none.
 
-        Equal scores are in the order of the passages in the collection, for any `k` and batch. Different
-        docids that a generative model finds equally probable are in the order of its beams.
+        Equal scores are in the order of the passages in the collection, for any `k`, batch and number of
+        devices. Different docids that a generative model finds equally probable are in the order of its
+        beams; atomic ones in that of their tokens, which is the passages' unless docids were extended.
 
         Half a surrogate pair in a query (no text in UTF-8) is read as U+FFFD.
         """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jax import export
 from model_folders import random_params, write_model_folder
 
 from retrieval_jax import storage
@@ -192,6 +193,8 @@ def test_programs_run_without_this_package(cli, work, arguments, searchers, tmp_
     weights = (folder / "weights.safetensors").stat().st_size
     assert weights > 40_000  # more than the texts' embedding, which no program holds
     assert all(b"/retrieval_jax/" not in path.read_bytes() for path in programs)
+    # Scores and vectors are of products that no accelerator rounds; see tests/models/test_bfloat16.py.
+    assert all("HIGHEST" in export.deserialize(path.read_bytes()).mlir_module() for path in programs)
 
 
 def test_t5x_and_hugging_face_of_a_searcher(cli, work, arguments, searchers, tmp_path):

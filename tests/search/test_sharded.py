@@ -76,6 +76,14 @@ for count in (3, 8, 101):
             np.testing.assert_array_equal(rows, wanted)
             products = np.take_along_axis(queries @ vectors.T, wanted, 1)
             np.testing.assert_allclose(scores, products, rtol=1e-5)
+
+# Whole numbers, of which many products are equal: the lower row comes first, wherever it lies.
+vectors, whole = (rng.integers(-1, 2, (count, 3)).astype(np.float32) for count in (101, 9))
+wanted = np.argsort(-(whole @ vectors.T), axis=1, kind="stable")
+for k in (1, 10, 101):
+    for parallelism in (1, 2, 8):
+        rows, _ = ExactSearch(vectors, partitioning.make_mesh(parallelism))(whole, k)
+        np.testing.assert_array_equal(rows, wanted[:, :k])
 print("equal")
 """
 
