@@ -20,6 +20,7 @@ gin.config._FILE_READERS[1:] = []
 
 BASE = "base.gin"  # read first: it defines every macro and wires the verbs to them
 _given: tuple[list[str], list[str]] = ([], [])
+_scopes: list[values.Names] = []
 
 
 def gin_folder() -> Path:
@@ -55,6 +56,7 @@ def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
         with _one_line(f"--gin.{binding}"):
             gin.parse_config(binding)
     _check_macros(known)
+    _check_scopes()
     _check_values()
     _one_number_of_steps()
 
@@ -66,13 +68,56 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
 
 def _check_macros(known: Sequence[str]) -> None:
-    """Raises UserError for a `%NAME` that nothing defines; gin itself would only tell when it is used."""
+    """Raises UserError for a `%NAME` that nothing defines, and for a name that nothing uses.
+
+    gin itself tells of the first only when it is used, and never of the second.
+    """
+    used = set()
+    for place, leaf in _leaves():
+        if _is_macro(leaf):
+            used.add(macro := "/".join(leaf.scopes))
+            if not _defined(macro):
+                raise UserError(f"{place}: %{macro}: no such name: {_meant(macro, known)}")
+    for macro, selector in gin.config._CONFIG:
+        if selector == "gin.macro" and macro not in (*known, *used):
+            raise UserError(f"{macro}: no such name: {_meant(macro, known)}")
+
+
+def declare_scopes(names: values.Names) -> None:
+    """Says which gin scopes a verb enters, so that bindings in any other are told."""
+    _scopes.append(names)
+
+
+def _check_scopes() -> None:
+    """Raises UserError for a binding in a scope that no code enters and no `@SCOPE/…` names."""
+    referred = {scope for _, leaf in _leaves() if not _is_macro(leaf) for scope in leaf.scopes}
+    for scope, parameter in scoped():
+        for part in scope.split("/"):
+            if part not in referred and not any(names.holds(part) for names in _scopes):
+                there = " or ".join(names.near(part) for names in _scopes)
+                raise UserError(f"{parameter}: nothing enters the scope {part!r}: it must be {there}")
+
+
+def scoped() -> list[tuple[str, str]]:
+    """(scope, SCOPE/FUNCTION.PARAMETER) of all bindings that hold in a scope alone."""
+    return [
+        (scope, f"{scope}/{selector.rpartition('.')[2]}.{parameter}")
+        for (scope, selector), parameters in gin.config._CONFIG.items()
+        if scope and not selector.startswith("gin.")
+        for parameter in parameters
+    ]
+
+
+def _leaves() -> Iterator[tuple[str, gin.config.ConfigurableReference]]:
+    """(what it is given to, reference) of every `%NAME` and `@FUNCTION` of the configuration."""
     for (scope, selector), parameters in gin.config._CONFIG.items():
         for parameter, value in parameters.items():
             for leaf in gin.config._iterate_flattened_values(value):
-                if _is_macro(leaf) and not _defined(macro := "/".join(leaf.scopes)):
-                    place = scope if selector == "gin.macro" else f"{selector.rpartition('.')[2]}.{parameter}"
-                    raise UserError(f"{place}: %{macro}: no such name: {_meant(macro, known)}")
+                if isinstance(leaf, gin.config.ConfigurableReference):
+                    yield (
+                        scope if selector == "gin.macro" else f"{selector.rpartition('.')[2]}.{parameter}",
+                        leaf,
+                    )
 
 
 def _check_values() -> None:
@@ -86,10 +131,20 @@ def _check_values() -> None:
             while _is_macro(value):
                 place = "/".join(value.scopes)
                 value = gin.query_parameter(f"%{place}")
-            is_reference = isinstance(value, gin.config.ConfigurableReference)
-            wanted = None if is_reference else values.expected(value, annotations.get(parameter))
-            if parameter in annotations and wanted:
-                raise UserError(f"{place}: {value!r} is not {wanted}: set one that is")
+            misfit = values.misfit(_resolved(value), annotations.get(parameter, typing.Any))
+            if misfit:
+                raise UserError(f"{place}: {misfit.value!r} is not {misfit.wanted}: set one that is")
+
+
+def _resolved(value: object) -> object:
+    """A value with the values of all `%NAME` in it; what a `@FUNCTION` gives is not known yet."""
+    if _is_macro(value):
+        return _resolved(gin.query_parameter(f"%{'/'.join(value.scopes)}"))
+    if isinstance(value, gin.config.ConfigurableReference):
+        return values.ANY
+    if isinstance(value, dict):
+        return {_resolved(key): _resolved(one) for key, one in value.items()}
+    return type(value)(map(_resolved, value)) if isinstance(value, list | tuple) else value
 
 
 def _is_macro(value: object) -> bool:

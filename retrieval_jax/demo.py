@@ -1,18 +1,24 @@
 """The verb `demo`: the main job, end to end. Each step is skipped where its work is already there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import gin
 
 from retrieval_jax import configuration
 from retrieval_jax.data.importing import import_collection
-from retrieval_jax.docids.make import make_docids
+from retrieval_jax.docids.make import KIND, make_docids
 from retrieval_jax.evaluation.evaluate import evaluate
 from retrieval_jax.progress import say
 from retrieval_jax.search.answer import search
 from retrieval_jax.search.index import make_index
 from retrieval_jax.training.train import train
+from retrieval_jax.values import Names, Positive
 from retrieval_jax.work import Work
+
+DUAL_ENCODER = "dual_encoder"
+MODEL = Names("a model that demo trains", (*KIND.known, DUAL_ENCODER))
+configuration.declare_scopes(MODEL)
 
 
 @gin.configurable
@@ -20,9 +26,9 @@ def demo(
     source: str,
     work_dir: str | None = None,
     split: str = "test",
-    generative: tuple[str, ...] = ("atomic", "naive"),
-    dense: tuple[str, ...] = ("exact", "scann"),
-    steps: Mapping[str, int] | None = None,
+    generative: Sequence[Annotated[str, KIND]] = ("atomic", "naive"),
+    dense: Sequence[Annotated[str, Names("a dense searcher", ("exact", "scann"))]] = ("exact", "scann"),
+    steps: Mapping[Annotated[str, MODEL], Positive] | None = None,
 ) -> dict:
     """Imports, trains, indexes, searches and reports.
 
@@ -38,8 +44,8 @@ def demo(
     say(f"1/5 import → {work.collection}")
     import_collection()
     methods = [(kind, "generative", work.model(kind)) for kind in generative]
-    methods += [(kind, kind, work.model("dual_encoder")) for kind in dense]
-    models = [*(["dual_encoder"] if dense else []), *generative]
+    methods += [(kind, kind, work.model(DUAL_ENCODER)) for kind in dense]
+    models = [*([DUAL_ENCODER] if dense else []), *generative]
     say("2/5 docids and training")
     trained = {}
     for name in models:

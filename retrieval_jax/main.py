@@ -112,11 +112,14 @@ def disk_error(error: BaseException) -> str | None:
 def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
     """Configures and runs a verb; gives what it made (None where another process of a training tells)."""
     configure_verbs(files or DEFAULT_FILES.get(verb, []), bindings)
-    from retrieval_jax.progress import console
+    from retrieval_jax import configuration
+    from retrieval_jax.progress import console, say
     from retrieval_jax.training import multihost
 
     multihost.join(verb)
     console.quiet = silent = verb == "train" and not multihost.is_first()
+    if verb != "demo" and not silent and (scoped := configuration.scoped()):
+        say(f"{', '.join(name for _, name in scoped)}: without effect here: `demo` alone enters gin scopes")
     module, function = VERBS[verb]
     made = getattr(importlib.import_module(module), function)()
     return None if silent else made

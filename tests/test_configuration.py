@@ -137,6 +137,71 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
         ("DualEncoder.bidirectional=1", "DualEncoder.bidirectional: 1 is not True or False"),
         ("train.steps=%STPES", "train.steps: %STPES: no such name: did you mean STEPS?"),
         ("K=%ELSEWHERE", "K: %ELSEWHERE: no such name: the names are COLLECTION, "),
+        (
+            "adamw.multipliers={'embeding': 50.0}",
+            "adamw.multipliers: 'embeding' is not the name of a parameter's last module or of its array, as "
+            "embedding or rel_embedding",
+        ),
+        (
+            "adafactor.multipliers={'logit_dense': 9}",
+            "adafactor.multipliers: 'logit_dense' is not the name of",
+        ),
+        ("adamw.multipliers={'embedding': '50'}", "adamw.multipliers: '50' is not a number"),
+        ("adamw.multipliers={'decoder': 2.0}", "adamw.multipliers: 'decoder' is not the name of"),
+        (
+            "TrainingData.drop_rates={'firstpp': 0.1}",
+            "TrainingData.drop_rates: 'firstpp' is not the name of a task, as firstp is: set one that is",
+        ),
+        (
+            "TrainingData.drop_rates={'zzz': 0.1}",
+            "TrainingData.drop_rates: 'zzz' is not the name of a task (firstp, daq, d2q, labelled, labelle",
+        ),
+        (
+            "TrainingData.drop_rates={'daq': 1.5}",
+            "TrainingData.drop_rates: 1.5 is not a number of at least 0",
+        ),
+        (
+            "TrainingData.rates={'labeled': 1}",
+            "TrainingData.rates: 'labeled' is not the name of a task, as lab",
+        ),
+        ("TrainingData.rates={'daq': -1}", "TrainingData.rates: -1 is not a number of at least 0"),
+        ("TrainingData.rates='2c'", "TrainingData.rates: '2c' is not "),
+        (
+            "TrainingData.curriculum=[(9, {'dak': 1})]",
+            "TrainingData.curriculum: 'dak' is not the name of a ta",
+        ),
+        ("TrainingData.curriculum=[(9,)]", "TrainingData.curriculum: (9,) is not a list of 2"),
+        (
+            "InitialCheckpoint.anew=('decoder/logit_dense',)",
+            "InitialCheckpoint.anew: 'decoder/logit_dense' is",
+        ),
+        (
+            "InitialCheckpoint.anew=('encoder/logits_dense',)",
+            "InitialCheckpoint.anew: 'encoder/logits_dense' is",
+        ),
+        ("InitialCheckpoint.resized=('encoder',)", "InitialCheckpoint.resized: 'encoder' is not "),
+        (
+            "axis_rules.rules=(('vocabulary', 'model'),)",
+            "axis_rules.rules: 'vocabulary' is not the name of a logi",
+        ),
+        (
+            "axis_rules.rules=(('vocab', ('model', 'date')),)",
+            "axis_rules.rules: 'date' is not the name of an a",
+        ),
+        (
+            "demo.steps={'naiv': 3}",
+            "demo.steps: 'naiv' is not the name of a model that demo trains, as naive",
+        ),
+        ("demo.steps={'naive': 0}", "demo.steps: 0 is not a whole number of at least 1"),
+        ("demo.generative=('rq_8x',)", "demo.generative: 'rq_8x' is not "),
+        ("demo.dense=('dual_encoder',)", "demo.dense: 'dual_encoder' is not the name of a dense"),
+        (
+            "nave/train.steps=3",
+            "nave/train.steps: nothing enters the scope 'nave': it must be the name of a m",
+        ),
+        ("foo/train.steps=3", "foo/train.steps: nothing enters the scope 'foo': it must be the name of a mo"),
+        ("naive/foo/train.steps=3", "naive/foo/train.steps: nothing enters the scope 'foo'"),
+        ("foo/STEPS=3", "foo/STEPS: no such name"),
     ],
 )
 def test_a_value_that_cannot_be_is_one_line(binding: str, message: str):
@@ -149,7 +214,15 @@ def test_a_value_that_cannot_be_is_one_line(binding: str, message: str):
 @pytest.mark.parametrize(
     "binding",
     ["K=1", "train.max_minutes=None", "train.max_minutes=5", "TrainingData.rates='3b'", "QUERY=''",
-     "TrainingData.rates={'firstp': 1}", "train.profile=(3, 4)", "train.optimizer=@adafactor"],
+     "TrainingData.rates={'firstp': 1}", "TrainingData.rates={'labelled_a b/c': 1, 'firstp': 0}",
+     "TrainingData.curriculum=((9, {'daq': 1}), (5, '3b'))", "rq_8x256/train.batch_size=64",
+     "naive/semantic_2d/train.batch_size=64", "train.optimizer=@mine/adamw", "demo.steps=None",
+     "demo.steps={'dual_encoder': 5, 'semantic': 3}", "demo.generative=('rq_2x16', 'atomic')",
+     "adafactor.multipliers={'log_scale': 2, 'wi': 0.5, 'kernel': 1}",
+     "InitialCheckpoint.resized=('decoder',)",
+     "InitialCheckpoint.anew=('encoder/layers_11/mlp', 'encoder/encoder/mlp/wi_0/kernel', 'log_scale')",
+     "axis_rules.rules=(('vocab', ('model', 'data')), ('mlp', None))",
+     "train.profile=(3, 4)", "train.optimizer=@adafactor"],
 )  # fmt: skip
 def test_a_value_that_can_be_is_taken(binding: str):
     configuration.configure([], [binding])

@@ -139,6 +139,19 @@ def test_arguments():
             ["/no/v.npy", "name one of these"],
         ),
         (["train", "--gin.DOCIDS=None"], ["docids", "DOCIDS"]),
+        (
+            ["train", "--gin.MODEL_DIR='new_model'", "--gin.TrainingData.drop_rates={'labelled_humn': 0.1}"],
+            ["labelled_humn: no train query is labelled 'humn'"],
+        ),
+        (
+            [
+                "train",
+                "--gin.MODEL_DIR='new_model'",
+                "--gin.TrainingData.rates={'daq': 1, 'labelled_llm': 1}",
+            ],
+            ["labelled_llm: no train query is labelled 'llm'"],
+        ),
+        (["train", "--gin.nave/train.steps=3"], ["nothing enters the scope 'nave'", "naive"]),
         (["index", "--gin.MODEL_DIR='/no/model'"], ["/no/model/model.json", "retrieval-jax train"]),
         (["search", "--gin.SEARCHER='nobody'"], ["searchers/nobody", "retrieval-jax index"]),
         (["search", "--gin.SPLIT='exam'"], ["exam", "dev, test, train"]),
@@ -156,6 +169,15 @@ def test_bad_input_is_one_line_and_status_2(demo: Work, arguments: list[str], cl
     for word in words:
         assert word in lines[0]
     assert sorted(demo.folder.rglob("*")) == before  # nothing half-written
+    assert not Path("new_model").exists()
+
+
+def test_a_scope_of_demo_is_told_where_nothing_enters_it(demo: Work, arguments: list[str], cli):
+    scoped = ["--gin.naive/train.steps=3", "--gin.train.batch_size=32"]
+    status, _, err = cli("evaluate", *arguments, *scoped)
+    assert status == 0
+    assert "naive/train.steps: without effect here: `demo` alone enters gin scopes" in err
+    assert "train.batch_size" not in err
 
 
 def test_a_broken_source_leaves_nothing_behind(tmp_path: Path, source: Path, cli):

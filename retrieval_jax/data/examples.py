@@ -45,6 +45,9 @@ class Examples:
         return self.targets(self.task(i, rng))
 
 
+TASKS = ("firstp", "daq", "d2q", "labelled", "labelled_LABEL", "doc2query")
+
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """Makes the tasks of a collection by name.
@@ -107,8 +110,7 @@ class Inputs:
             return D2Q(self.synthetic, self.vocabulary)
         kind, _, label = name.partition("_")
         if name != "doc2query" and kind != "labelled":
-            names = "firstp, daq, d2q, labelled, labelled_LABEL, doc2query"
-            raise UserError(f"no task {name!r}: the tasks are {names}")
+            raise UserError(f"no task {name!r}: the tasks are {', '.join(TASKS)}")
         queries = [q for q in self.queries if not label or q.label == label]
         if label and not queries:
             there = sorted({q.label for q in self.queries if q.label})

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import gin
 
 from retrieval_jax.data.cache import CachedExamples
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
-from retrieval_jax.data.examples import Examples, Inputs, mixture
+from retrieval_jax.data.examples import ROWS, TASKS, Examples, Inputs, mixture
 from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
@@ -17,10 +18,11 @@ from retrieval_jax.data.targets import DocidTargets, PassageTargets, QueryTarget
 from retrieval_jax.data.tasks import LabelledGroups
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts, Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.values import Natural, Positive
+from retrieval_jax.values import Names, Natural, NonNegativeFloat, Positive, Share
 from retrieval_jax.work import Work
 
-Rates = str | Mapping[str, float]
+Task = Annotated[str, Names("a task", TASKS)]
+Rates = Annotated[str, Names("a row of the paper", tuple(ROWS))] | Mapping[Task, NonNegativeFloat]
 
 
 @gin.configurable
@@ -50,7 +52,7 @@ class TrainingData:
     chunks: Positive = 10
     positives: Positive = 1
     negatives: Natural = 0
-    drop_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    drop_rates: Mapping[Task, Share] = dataclasses.field(default_factory=dict)
     synthetic: str | None = None
     mined: str | None = None
     pack: Positive = 1
@@ -177,6 +179,16 @@ class OpenData:
         return mixture(rates, self.examples)
 
     def stages(self) -> list[tuple[int | None, Mapping]]:
-        """(batches, shares) of the curriculum's stages and of the last one, which never ends."""
+        """(batches, shares) of the curriculum's stages and of the last one, which never ends.
+
+        Raises UserError for a task that this collection does not have, with a share or a drop rate.
+        """
+        return self._stages
+
+    @functools.cached_property
+    def _stages(self) -> list[tuple[int | None, Mapping]]:
+        for task in self.settings.drop_rates:
+            if task.startswith("labelled_"):
+                self._inputs.task(task)
         stages = [(steps, self.shares(rates)) for steps, rates in self.settings.curriculum]
         return [*stages, (None, self.shares(self.settings.rates))]

@@ -19,6 +19,7 @@ from retrieval_jax.docids.embeddings import SENTENCE_TRANSFORMERS, open_embeddin
 from retrieval_jax.docids.table import VERSION, DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar, say
+from retrieval_jax.values import Names
 from retrieval_jax.work import Work
 
 LONG = 64  # tokens from which on a single long docid is told of
@@ -257,6 +258,7 @@ def _check_dimensions(job: Job, fitted: np.ndarray) -> None:
 
 
 BY_ID = {maker.__name__: maker for maker in (atomic, naive, naive_digits)}
+KIND = Names("a kind of docids", (*BY_ID, "semantic", "semantic_2d", "rq_LxV"))
 
 
 def maker_of(kind: str | None) -> tuple[Callable[[Job], Made], type | None]:

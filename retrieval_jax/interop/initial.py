@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import gin
@@ -16,10 +17,16 @@ from retrieval_jax.models.layers import STACK_AXIS, T5Config
 from retrieval_jax.models.t5 import is_stacked
 from retrieval_jax.progress import say
 from retrieval_jax.training.model_folder import boxed_params
+from retrieval_jax.training.parameter_names import Module, module_names
 from retrieval_jax.training.weights import LazyArray, stacked
+from retrieval_jax.values import Names
 
 VOCABULARY_AXES = {"token_embedder/embedding": 0, OUTPUT: 1}
 SIZES = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers", "mlp_activations")
+WithVocabulary = Names(
+    "a parameter with a row or a column for each token",
+    ("token_embedder", "token_embedder/embedding", "decoder", "decoder/logits_dense", OUTPUT),
+)
 TOLD = 8  # names of a list that an error tells
 
 
@@ -39,9 +46,9 @@ class InitialCheckpoint:
     """
 
     path: str | None = None
-    anew: Sequence[str] = ()
+    anew: Sequence[Annotated[str, Module]] = ()
     unused: Sequence[str] = ()
-    resized: Sequence[str] = ()
+    resized: Sequence[Annotated[str, WithVocabulary]] = ()
 
     def of(self, model) -> dict[str, LazyArray]:
         """{name: array} of what a model's parameters begin with; nothing is read yet.
@@ -52,6 +59,7 @@ class InitialCheckpoint:
         if self.path is None:
             return {}
         pretrained = open_pretrained(self.path)
+        self._check_unused(pretrained)
         match = self.match(pretrained, model)
         if fault := match.fault(pretrained.path):
             raise UserError(fault)
@@ -63,6 +71,16 @@ class InitialCheckpoint:
                 told.append(f"{what}: {', '.join(match.modules(names))}")
         say("; ".join(told))
         return match.arrays
+
+    def _check_unused(self, pretrained: Pretrained) -> None:
+        """Raises UserError for what shall be left out and is neither in the weights nor in any network."""
+        theirs = {split_tower(name)[1] for name in pretrained.arrays}
+        known = Names(f"a parameter or a module of {pretrained.path}", (*module_names(), *theirs))
+        for name in self.unused:
+            if not known.holds(name) and not any(begins(one, [name]) for one in theirs):
+                raise UserError(
+                    f"InitialCheckpoint.unused: {name!r} is not {known.near(name)}: set one that is"
+                )
 
     def match(self, pretrained: Pretrained, model) -> "Match":
         """Compares names and shapes."""

@@ -1,7 +1,7 @@
 """Optimisers by gin: optax's AdamW and Adafactor, a warm-up and decay, and rates by kind of parameter."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import gin
 import jax
@@ -11,9 +11,11 @@ import optax
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.layers import STACK_AXIS
 from retrieval_jax.models.t5 import is_stacked
+from retrieval_jax.training.parameter_names import LastName
 from retrieval_jax.values import Natural, Positive, PositiveFloat
 
 EPSILON = 1e-30  # what Adafactor adds to a gradient's squares
+Multipliers = Mapping[Annotated[str, LastName], float]
 
 
 @gin.configurable
@@ -39,13 +41,14 @@ def learning_rate(
 @gin.configurable
 def adamw(
     schedule: optax.Schedule,
-    multipliers: Mapping[str, float] | None = None,
+    multipliers: Multipliers | None = None,
     b1: float = 0.9,
     b2: float = 0.999,
     weight_decay: float = 0.0,
     momentum_dtype: str | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW. `multipliers` maps a parameter's last or last but one name to a factor on its learning rate.
+    """AdamW. `multipliers` maps a parameter's last or last but one name to a factor on its learning rate;
+    a name that no network of this project has is an error.
 
     From scratch and for minutes only, the embedding and the output softmax must move much faster than the
     layers between them: {"embedding": 50, "logits_dense": 10}, say. `momentum_dtype` "bfloat16" halves the
@@ -59,7 +62,7 @@ def adamw(
 
 @gin.configurable
 def adafactor(
-    schedule: optax.Schedule, multipliers: Mapping[str, float] | None = None, decay_rate: float = 0.8
+    schedule: optax.Schedule, multipliers: Multipliers | None = None, decay_rate: float = 0.8
 ) -> optax.GradientTransformation:
     """Adafactor (Shazeer and Stern 2018, algorithm 5) as T5X configures it.
 
@@ -114,7 +117,7 @@ def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _scale_by_name(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+def _scale_by_name(multipliers: Multipliers) -> optax.GradientTransformation:
     """Multiplies each parameter's update by the factor of its name (see `adamw`)."""
 
     def scale(updates, _=None):

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import gin
@@ -10,9 +11,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.errors import UserError
-from retrieval_jax.values import Positive
+from retrieval_jax.values import Names, Positive
 
-Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+LOGICAL_AXES = ("batch", "vocab", "mlp", "heads", "joined_kv", "pawa", "embed", "layers", "relpos_buckets")
+MESH_AXES = ("data", "model")
+LogicalAxis = Annotated[str, Names("a logical axis", LOGICAL_AXES)]
+MeshAxis = Annotated[str, Names("an axis of the mesh", MESH_AXES)]
+Rules = Sequence[tuple[LogicalAxis, MeshAxis | tuple[MeshAxis, ...] | None]]
 
 
 @gin.configurable
@@ -24,7 +29,7 @@ def make_mesh(model_parallelism: Positive = 1, devices: Sequence[jax.Device] | N
             f"make_mesh.model_parallelism: {model_parallelism} does not divide {devices.size} devices: "
             "set one that does"
         )
-    return Mesh(devices.reshape(-1, model_parallelism), ("data", "model"))
+    return Mesh(devices.reshape(-1, model_parallelism), MESH_AXES)
 
 
 @gin.configurable

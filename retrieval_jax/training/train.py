@@ -91,6 +91,7 @@ def train(
         docids_fingerprint=table.fingerprint() if table else None,
         initial_checkpoint=initial.path,
     )
+    stages = examples.stages()  # before anything is written: tells of tasks that are not there
     chosen = run_settings(examples, steps, batch_size, seed)
 
     def prepare() -> None:
@@ -104,7 +105,7 @@ def train(
 
     def batches(position: int) -> Iterator[Batch]:
         return make_batches(
-            examples.stages(), examples.targets, data.drop_rates, batch_size, seed, position, rows, data.pack
+            stages, examples.targets, data.drop_rates, batch_size, seed, position, rows, data.pack
         )
 
     if retriever.answer == "query":

@@ -115,6 +115,18 @@ def test_a_longer_or_shorter_vocabulary(rows):
         np.testing.assert_array_equal(ours[50:], new[50:])
 
 
+def test_a_name_to_leave_out_that_is_in_no_weights_is_refused():
+    config = dataclasses.replace(CONFIG, num_decoder_layers=0)
+    options = {"anew": ("projection_layer",), "unused": ("decodr",)}
+    with pytest.raises(UserError, match=r"InitialCheckpoint.unused: 'decodr' is not .* as decoder or "):
+        InitialCheckpoint(str(T5_1_1), **options).of(DualEncoder(config, vector_dim=5))
+    # A name that other weights have is right: gin files are shared.
+    given = InitialCheckpoint(str(T5_1_1), unused=("pawa_decoder", "decoder/layers_0")).of(
+        GenerativeRetriever(CONFIG)
+    )
+    assert given
+
+
 def test_both_towers_begin_as_the_one():
     config = dataclasses.replace(CONFIG, num_decoder_layers=0, scan_layers=True)
     model = DualEncoder(config, vector_dim=5, shared_towers=False, learn_scale=True)
