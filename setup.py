@@ -31,7 +31,7 @@ setup(
         "matplotlib>=3.9,<4",
         "numpy>=2,<3",
         "optax>=0.2.8,<0.3",
-        "orbax-checkpoint>=0.11,<0.13",
+        "orbax-checkpoint>=0.11.16,<0.13",
         "protobuf>=6,<7",
         "pyarrow>=25,<26",
         "rich>=13,<16",

@@ -57,6 +57,7 @@ def generate_queries(
     filter_searcher: str | None = None,
     filter_k: Positive = 10,
     part_size: Positive = 1024,
+    step: Positive | None = None,
 ) -> dict:
     """Makes synthetic/NAME: queries for each passage, without repetitions.
 
@@ -74,6 +75,7 @@ def generate_queries(
       filter_searcher: one of searchers/; only queries for which it finds their own passage are kept.
       filter_k: among so many.
       part_size: passages a part: at most so many are lost when it is killed.
+      step: which of the query generator's checkpoints (--gin.MODEL_STEP); None is the newest.
     """
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
@@ -83,7 +85,8 @@ def generate_queries(
         stats = ((file.resolve(), file.stat()) for file in origin.files)
         settings["predictions"] = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     else:
-        origin = Sampler(model_dir or work.model("doc2query"), count, temperature, top_k, seed, batch_size)
+        model_dir = model_dir or work.model("doc2query")
+        origin = Sampler(model_dir, count, temperature, top_k, seed, batch_size, step)
         settings |= {"temperature": temperature, "top_k": top_k, "seed": seed, **origin.recipe}
     found_by = RoundTrip(work, collection, filter_searcher, filter_k) if filter_searcher else None
     recipe = {"collection": collection.fingerprint, **settings, "filter": found_by and found_by.recipe}
@@ -178,9 +181,10 @@ class Sampler:
         top_k: int,
         seed: int,
         batch_size: int,
+        step: int | None = None,
     ):
         mesh = partitioning.make_mesh().local_mesh  # hosts work on their own
-        opened = open_model(model_dir, mesh=mesh)
+        opened = open_model(model_dir, step, mesh)
         if not isinstance(opened.model, QueryGenerator):
             raise UserError(
                 f"{model_dir}: holds a {opened.model.family} model, not a query generator: "

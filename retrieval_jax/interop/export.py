@@ -18,6 +18,7 @@ from retrieval_jax.search.searcher import searcher_manifest
 from retrieval_jax.training import model_folder
 from retrieval_jax.training.model_folder import OpenModel, open_model
 from retrieval_jax.training.weights import LazyArray, arrays_of, write_safetensors
+from retrieval_jax.values import Positive
 from retrieval_jax.work import Work
 
 MODEL, DOCIDS = "model", "docids"  # folders in an exported searcher's
@@ -52,6 +53,7 @@ def export(
     model_dir: str | None = None,
     format: str = "searcher",
     output: str | None = None,
+    step: Positive | None = None,
 ) -> dict:
     """Writes a searcher, or a model alone, into one folder.
 
@@ -64,12 +66,14 @@ def export(
         legacy checkpoint) or "stablehlo" (programs that JAX alone runs).
       output: the folder to make; None is exports/NAME of the work folder, or NAME.FORMAT for all formats but
         the first.
+      step: which of the checkpoints of `model_dir` (--gin.MODEL_STEP); None is the newest. A searcher has its
+        own.
     """
     if format not in WRITERS:
         raise UserError(f"export.format: no format {format!r}: {', '.join(WRITERS)}")
     work = Work.of(source, work_dir)
     if model_dir:
-        description, step = model_folder.newest(paths.of(model_dir))
+        description, step = model_folder.description_and_step(paths.of(model_dir), step)
         subject = Subject(paths.of(model_dir), step)
         name = paths.absolute(model_dir).name
         recipe = model_folder.model_recipe(model_dir, step, description)

@@ -36,6 +36,7 @@ def make_index(
     batch_size: Positive = 32,
     recall: Share | None = None,
     expansion: str | None = None,
+    step: Positive | None = None,
 ) -> dict:
     """Makes searchers/NAME.
 
@@ -48,6 +49,7 @@ def make_index(
       batch_size: queries that a generative search decodes at once.
       recall: of a search with atomic docids: None is exact, 0.95 (say) an approximate top-k of that recall.
       expansion: name of the synthetic queries that BM25 shall read as if they were in the passages.
+      step: which of the model's checkpoints (--gin.MODEL_STEP); None is the newest.
     """
     if kind not in (None, *KINDS):
         raise UserError(f"make_index.kind: no kind {kind!r}: choose one of {', '.join(KINDS)}")
@@ -61,7 +63,7 @@ def make_index(
         return _bm25(work, collection, name, expansion)
 
     mesh = partitioning.make_mesh().local_mesh  # hosts work on their own
-    opened = open_model(model_dir, mesh=mesh)
+    opened = open_model(model_dir, step, mesh)
     family = opened.model.family
     if family == "query generator":
         raise UserError(f"{model_dir}: holds a query generator: it is for `retrieval-jax generate-queries`")

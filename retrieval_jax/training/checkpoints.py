@@ -15,15 +15,24 @@ from retrieval_jax import paths
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say
 from retrieval_jax.training import checksums, multihost
+from retrieval_jax.training.kept import Kept
 
 
 class Checkpoints:
     """The checkpoints of a model folder. Each holds params, the optimiser's state and the data position.
 
-    A step whose files are not what was saved counts as damaged. `read_only` leaves the folder as it is.
+    A step whose files are not what was saved counts as damaged.
+
+    Args:
+      model_dir: the model's folder.
+      keep: how many of the newest stay.
+      keep_best: the metric of dev whose best one stays beside them; None: no other one. See Kept.
+      read_only: leaves the folder as it is.
     """
 
-    def __init__(self, model_dir: str | Path, keep: int = 2, read_only: bool = False):
+    def __init__(
+        self, model_dir: str | Path, keep: int = 2, keep_best: str | None = None, read_only: bool = False
+    ):
         self.folder = paths.absolute(model_dir) / "checkpoints"
         if paths.is_remote(self.folder) and not paths.has_client():
             raise UserError(
@@ -36,8 +45,9 @@ class Checkpoints:
                 f"{self.folder}: checkpoints cannot lie below a folder with {' '.join(sorted(odd))} in its "
                 "name: rename it, or name another MODEL_DIR"
             )
+        self.kept = Kept(self.folder.with_name("learning_curve.jsonl"), keep, keep_best)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
+            preservation_policy=self.kept,
             enable_async_checkpointing=False,
             cleanup_tmp_directories=not read_only,  # what a kill left of a save
             read_only=read_only,
@@ -125,9 +135,11 @@ class Checkpoints:
                 unread[step] = str(error).removeprefix(f"{self.folder}/{step}: ")
             else:
                 self._move_aside(step, unread)
+                self.kept.forget(after=step)
                 return restored
             step = self._newest(before=step)
         multihost.first_does(lambda: self._refuse_damaged(unread))
+        self.kept.forget(after=0)
         return None
 
     def _refuse_damaged(self, unread: dict[int, str]) -> None:
@@ -202,6 +214,13 @@ class Checkpoints:
         if multihost.first_decides(move):
             self.manager.reload()
             self.faults.clear()
+
+    def best(self) -> dict:
+        """{"best_step", "best/METRIC"} of the best checkpoint that is kept; {} where none was evaluated."""
+        step = self.kept.best(self.steps())
+        if step is None:
+            return {}
+        return {"best_step": step, f"best/{self.kept.metric}": self.kept.scores.get(step)}
 
     def close(self) -> None:
         self.manager.close()

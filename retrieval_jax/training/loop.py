@@ -38,6 +38,8 @@ def fit(
     profile: tuple[int, int] | None = None,
     given: Mapping[str, LazyArray] | None = None,
     batch_size: int = 1,
+    keep: int = 2,
+    keep_best: str | None = "MRR@10",
 ) -> dict:
     """The loop: any model with T5X's interface, any batches (a function of the position in the data).
 
@@ -49,17 +51,19 @@ def fit(
       examples_of: see Watch; profile: see Profiler.
       given: parameters to begin with, by name; see `initial_state`.
       batch_size: examples that a step moves the position by.
+      keep: how many of the newest checkpoints stay.
+      keep_best: the dev metric by which the best one stays beside them; see Kept.
 
-    Gives {"step", "minutes", "input_wait", **the last dev metrics}. Raises UserError where the numbers go
-    wrong, and Preempted, with all saved, after SIGTERM.
+    Gives {"step", "minutes", "input_wait", **the last dev metrics, **Checkpoints.best()}. Raises UserError
+    where the numbers go wrong, and Preempted, with all saved, after SIGTERM.
     """
-    saved = checkpoints.Checkpoints(folder)
+    saved = checkpoints.Checkpoints(folder, keep, keep_best)
     start = saved.latest() or 0
     done = summary(folder, start)
     out_of_time = max_minutes is not None and done["minutes"] >= max_minutes
     if multihost.agreed(start >= steps or out_of_time):
         saved.close()
-        return done
+        return done | saved.best()
 
     mesh = partitioning.make_mesh()
     begun = (start, saved.examples(start, batch_size) if start else 0)  # a step and its position
@@ -148,6 +152,7 @@ def fit(
             if not preempted and (ends or step % eval_every == 0):
                 on_dev = dev(state.params)
                 watch.dev(step, on_dev)
+                saved.kept.add(step, on_dev)
                 found = {f"dev/{name}": value for name, value in on_dev.items()}
                 curve.add(step, clock.minutes, found)
                 curve.add_samples(step, getattr(dev, "samples", ()))
@@ -158,7 +163,10 @@ def fit(
     if step < steps:
         say(f"{folder}: stopped at step {step} of {steps}, after {max_minutes} minutes (train.max_minutes)")
     multihost.first_does(lambda: None)  # has written the curve
-    return summary(folder, step)
+    best = saved.best()
+    if (best_step := best.get("best_step", step)) != step:
+        say(f"{folder}: step {best_step} was the best on dev: --gin.MODEL_STEP={best_step} takes that one")
+    return summary(folder, step) | best
 
 
 def _means(taken: list[dict[str, float]]) -> dict[str, float]:

@@ -74,7 +74,8 @@ def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None
     )
     mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "model"))
     if has_weights(folder):
-        step, params = description["step"], placed(read_safetensors(folder, WEIGHTS), model, mesh)
+        _, step = description_and_step(folder, step)
+        params = placed(read_safetensors(folder, WEIGHTS), model, mesh)
     else:
         checkpoints, step = _checkpoint(folder, step)
         params = checkpoints.restore_params(step, abstract_params(model, mesh))
@@ -153,19 +154,25 @@ def model_recipe(model_dir: str | Path, step: int, description: dict) -> dict:
     }
 
 
-def newest(folder: Path) -> tuple[dict, int]:
-    """(what model.json says, the newest step) of a folder. Raises UserError where there is no checkpoint."""
+def description_and_step(folder: Path, step: int | None = None) -> tuple[dict, int]:
+    """(What model.json says, the step that is asked for; None: the newest) of a folder.
+
+    Raises UserError where there is no such checkpoint.
+    """
     description = read_description(folder)
     if has_weights(folder):
-        return description, description["step"]
-    checkpoints, step = _checkpoint(folder, None)
+        there = description["step"]
+        if step not in (None, there):
+            raise UserError(f"{folder}: its weights are of step {there}, not {step}: leave MODEL_STEP away")
+        return description, there
+    checkpoints, step = _checkpoint(folder, step)
     checkpoints.close()
     return description, step
 
 
 def lazy_params(folder: Path) -> tuple[dict, int, dict[str, LazyArray]]:
     """(what model.json says, the step, the parameters by name) of a folder, at its newest checkpoint."""
-    description, step = newest(folder)
+    description, step = description_and_step(folder)
     if has_weights(folder):
         return description, step, read_safetensors(folder, WEIGHTS)
     return description, step, read_ocdbt(paths.absolute(folder) / "checkpoints" / str(step) / "params")
@@ -186,8 +193,10 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
             reason = checkpoints.fault(steps[0])
             say(f"{checkpoints.folder}/{steps[0]}: damaged ({reason}): the one of step {step} is taken")
     if step not in steps:
+        there = ", ".join(map(str, steps))
         raise UserError(
-            f"{folder}: its checkpoint of step {step} is gone: `retrieval-jax index` takes the newest"
+            f"{folder}: no checkpoint of step {step} (any more), but of {there}: `retrieval-jax index` takes "
+            "the newest, or that of --gin.MODEL_STEP"
         )
     return checkpoints, step
 

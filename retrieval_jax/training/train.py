@@ -20,7 +20,7 @@ from retrieval_jax.errors import UserError
 from retrieval_jax.interop.initial import InitialCheckpoint
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training import model_folder, multihost, partitioning, settings
-from retrieval_jax.training.evaluate import DevLoss, DevQueries
+from retrieval_jax.training.evaluate import SHOWN, DevLoss, DevQueries
 from retrieval_jax.training.loop import fit
 from retrieval_jax.values import NonNegativeFloat, Positive
 from retrieval_jax.work import Work
@@ -44,6 +44,8 @@ def train(
     seed: int = 0,
     eval_every: Positive = 500,
     save_every: Positive = 500,
+    keep: Positive = 2,
+    keep_best: str | None = "MRR@10",
     max_minutes: NonNegativeFloat | None = None,
     log_every: Positive = 10,
     profile: Sequence[int] | None = None,
@@ -65,12 +67,17 @@ def train(
       seed: of the parameters, the data's order and the dropout.
       eval_every: steps between two searches for the dev queries.
       save_every: steps between two checkpoints.
+      keep: how many of the newest checkpoints stay on disk.
+      keep_best: the dev metric by which the best one stays beside them, of those that were both saved and
+        evaluated: "MRR@10", "Hits@1", "Hits@10", a query generator's "loss", or None.
       max_minutes: ends earlier after so many minutes of training (as the clock goes, evaluation included).
       log_every: steps between two points of the learning curve.
       profile: (step, steps) to trace for TensorBoard's profile plugin: from that step on, so many.
       on_change: where the folder's run had another seed, batch size, data, objective or learning rate:
         "refuse", which tells what differs, or "accept", which goes on with the new ones.
     """
+    if keep_best not in (None, *SHOWN, "loss"):
+        raise UserError(f"train.keep_best: no metric {keep_best!r}: {', '.join(SHOWN)}, loss or None")
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
     table = DocidTable.open(work.docids(docids)) if docids else None
@@ -127,6 +134,8 @@ def train(
         profile=profile,
         given=given,
         batch_size=batch_size,
+        keep=keep,
+        keep_best=keep_best,
     )
     return {"model": str(folder)} | made
 

@@ -14,6 +14,7 @@ from retrieval_jax import storage
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training import checkpoints, checksums, model_folder, partitioning
+from retrieval_jax.training.kept import Kept
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adafactor
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
@@ -145,3 +146,76 @@ def test_opening_a_model_takes_the_newest_whole_checkpoint_and_refuses_a_damaged
     with pytest.raises(UserError, match=r"checkpoints/2: damaged \(params/_sharding is not what was written"):
         model_folder.open_model(tmp_path, step=2)
     assert (tmp_path / "checkpoints" / "2").exists()  # a reader moves nothing
+    assert model_folder.description_and_step(tmp_path, 1)[1] == 1
+    with pytest.raises(
+        UserError, match=r"no checkpoint of step 3 \(any more\), but of 2, 1: `retrieval-jax ind"
+    ):
+        model_folder.open_model(tmp_path, step=3)
+
+
+def scripted(metric: str, *scores: float):
+    """What `dev` gives at each evaluation, one after the other."""
+    values = iter(scores)
+    return lambda params: {metric: next(values)}
+
+
+def steps_of(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_the_best_on_dev_stays_beside_the_newest_also_across_a_stop(tmp_path: Path, capsys):
+    run = {"batches": batches, "folder": tmp_path, "save_every": 2, "eval_every": 1, "keep": 2}
+    # Step 3 is the best of all, but was not saved; step 4 equals 2, and is newer.
+    made = fit(retriever(), dev=scripted("MRR@10", 0.1, 0.5, 0.9, 0.5, 0.4, 0.3, 0.2, 0.1), steps=8, **run)
+    assert steps_of(tmp_path) == [4, 6, 8]
+    assert (made["best_step"], made["best/MRR@10"]) == (4, 0.5)
+    assert "step 4 was the best on dev: --gin.MODEL_STEP=4 takes that one" in capsys.readouterr().err
+    fit(retriever(), dev=scripted("MRR@10", *[0.3] * 4), steps=12, **run)
+    assert steps_of(tmp_path) == [4, 10, 12]
+    made = fit(retriever(), dev=scripted("MRR@10", 0.1, 0.6), steps=14, **run)
+    assert steps_of(tmp_path) == [4, 12, 14]  # the best until then would go with the next save
+    assert made["best_step"] == 14
+    assert capsys.readouterr().err.count("was the best") == 1  # of the run to step 12
+
+    def never(*_):
+        raise AssertionError("finished training looked at its data")
+
+    assert fit(retriever(), **run | {"batches": never}, dev=never, steps=14)["best_step"] == 14
+
+
+def test_the_best_is_by_the_metric_that_is_named_or_none(tmp_path: Path):
+    run = {"batches": batches, "save_every": 1, "eval_every": 1, "steps": 4, "keep": 1}
+    scores = (3.0, 2.0, 4.0, 5.0)
+    for keep_best, kept in (("loss", [2, 4]), (None, [4]), ("MRR@10", [4])):
+        folder = tmp_path / str(keep_best)
+        made = fit(retriever(), dev=scripted("loss", *scores), folder=folder, keep_best=keep_best, **run)
+        assert steps_of(folder) == kept
+        assert made.get("best_step") == (2 if keep_best == "loss" else None)
+
+
+def test_training_goes_on_from_the_best_alone_and_a_damaged_best_hinders_nothing(tmp_path: Path):
+    run = {"batches": batches, "folder": tmp_path, "save_every": 1, "eval_every": 1, "keep": 1}
+    fit(retriever(), dev=scripted("MRR@10", 0.2, 0.3, 0.1), steps=3, **run)
+    fit(retriever(), dev=scripted("MRR@10", 0.9), steps=4, **run)
+    assert steps_of(tmp_path) == [2, 4]
+    fit(retriever(), dev=scripted("MRR@10", 0.1, 0.1), steps=6, **run)
+    assert steps_of(tmp_path) == [4, 6]
+    truncate(tmp_path / "checkpoints" / "6" / "params" / "manifest.ocdbt")
+    fit(retriever(), dev=lambda params: {}, steps=5, **run)
+    assert steps_of(tmp_path) == [4, 5]
+    truncate(tmp_path / "checkpoints" / "4" / "params" / "manifest.ocdbt")
+    made = fit(retriever(), dev=scripted("MRR@10", 0.1, 0.1), steps=7, **run)
+    assert made["step"] == 7
+    assert steps_of(tmp_path) == [4, 7]
+
+
+def test_scores_of_steps_that_are_trained_anew_are_forgotten(tmp_path: Path):
+    """With other settings what is saved under the same number is another model."""
+    curve = tmp_path / "learning_curve.jsonl"
+    curve.write_text("".join(f'{{"step": {n}, "minutes": 0, "dev/MRR@10": 0.{n}}}\n' for n in (1, 2, 3)))
+    kept = Kept(curve, 1, "MRR@10")
+    assert kept.best([1, 2, 3, 4]) == 3
+    kept.forget(after=1)
+    assert kept.best([1, 2, 3, 4]) == 1
+    kept.add(2, {"MRR@10": 0.05})
+    assert kept.best([2, 3]) == 2

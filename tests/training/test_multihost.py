@@ -246,14 +246,14 @@ def own(position):
     for batch in batches(position):
         yield {name: x[:4] if first else x[4:] for name, x in batch.items()}
 
-run = {"batches": own, "dev": lambda params: {}, "folder": folder, "save_every": 2, "log_every": 1}
-fit(retriever(), steps=4, **run)
+run = {"batches": own, "folder": folder, "save_every": 2, "log_every": 1}
+fit(retriever(), dev=lambda params: {"MRR@10": 0.5}, steps=4, **run)
 if not first:  # a listing from before the newest checkpoint: of step 2 alone
     whole = Checkpoints.steps
     Checkpoints.steps = lambda self: [step for step in whole(self) if step <= 2]
 elif sys.argv[3] == "damaged":
     os.truncate(folder / "checkpoints/4/params/manifest.ocdbt", 10)
-made = fit(retriever(), steps=6, **run)
+made = fit(retriever(), dev=lambda params: {"MRR@10": 0.1}, steps=6, keep=1, **run)
 assert made["step"] == 6, made
 if sys.argv[3] == "whole":
     for name, value in SKIPS.items():
@@ -295,6 +295,10 @@ def test_the_first_process_decides_where_to_go_on_whatever_the_others_see(tmp_pa
             process.kill()
     assert [process.returncode for process in started] == [0, 0], told
     assert f"going on from step {4 if newest == 'whole' else 2}" in told[0]
+    # The best on dev, which the second process does not know of, stays beside the newest.
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == (
+        {"4", "6"} if newest == "whole" else {"6"}
+    )
     fit(retriever(), batches, lambda params: {}, tmp_path / "alone", 6, save_every=2, log_every=1)
     assert losses(tmp_path)[-2:] == pytest.approx(losses(tmp_path / "alone")[-2:], rel=1e-5)
     if newest == "whole":  # where the fourth update was skipped
