@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -112,7 +112,8 @@ def test_calls_branches_loops_and_shards():
     assert matmul_flops(loop, x, w) == 2 * one
     assert matmul_flops(loop, x, w, trips=5) == 6 * one
 
-    mesh = AbstractMesh((4, 2), ("data", "model"))
+    # From jax 0.12 on an abstract mesh's axes are explicit unless told; those of real meshes are not.
+    mesh = AbstractMesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     sharded = jax.shard_map(
         layer, mesh=mesh, in_specs=(P("data"), P(None, "model")), out_specs=P("data", "model")
     )
