@@ -1,6 +1,7 @@
 """Names that gin parameters may use: those of the networks, and of their axes."""
 
 import flax.linen as nn
+import gin
 import jax
 import pytest
 
@@ -11,8 +12,9 @@ from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.training.model_folder import boxed_params
-from retrieval_jax.training.parameter_names import LastName, Module
+from retrieval_jax.training.parameter_names import LastName, Module, parameter_names
 from retrieval_jax.training.partitioning import LOGICAL_AXES
+from retrieval_jax.training.settings import learning_settings
 
 CONFIG = T5Config(64, 8, 2, 4, 8, 2, 2)
 DOCIDS = {"output_size": 9, "reads_outputs": True, "pawa_layers": 2}
@@ -57,3 +59,12 @@ def test_what_a_misfit_is_of():
     assert values.misfit([(3, "daq"), (4, 5)], values.Sequence[tuple[int, known]]).value == 5
     assert values.misfit([(3, values.ANY)], values.Sequence[tuple[int, known]]) is None
     assert values.misfit(["daq", "dq"], tuple[known, ...]).wanted == "the name of a task, as daq is"
+
+
+def test_the_networks_that_are_asked_for_their_names_are_in_no_runs_settings():
+    """A run's first command in a process once had settings of both retrievers, its second none."""
+    gin.clear_config()
+    parameter_names.cache_clear()
+    assert "decoder/decoder_norm/scale" in parameter_names()
+    assert not learning_settings(1)
+    assert not gin.operative_config_str()
