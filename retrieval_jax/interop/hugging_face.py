@@ -16,7 +16,23 @@ from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.weights import LazyArray, read_safetensors, write_safetensors
 
 CONFIG, WEIGHTS, PIECES = "config.json", "model", "spiece.model"
-ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
+# Their names of an MLP's activation -> ours. Their "gelu" is another function than the T5s' "gelu_new".
+ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "linear": "linear"}
+GATED_GELU = "gated-gelu"  # which means "gated-gelu_new"
+# Fields that change what a T5 computes -> what they must be, where a file has them, to be this network's.
+FIXED = {
+    "model_type": ("t5", "mt5"),
+    "layer_norm_epsilon": (1e-6,),
+    "is_decoder": (False,),
+    "pad_token_id": (0,),
+    "eos_token_id": (1, [1]),
+    "scalable_attention": (False,),
+    "tie_encoder_decoder": (False,),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+    "auto_map": (None,),  # code of its own
+}
+FIXED_WITH_DECODER = {"decoder_start_token_id": (0, None)}
 # What a file may hold beside: the embedding again, by another name.
 SHARED, HEAD = "shared.weight", "lm_head.weight"
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -42,6 +58,7 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict]:
             f"{folder}: no safetensors here, and pickled weights are not read: open it with transformers and "
             "save_pretrained"
         )
+    check_fields(path, config, FIXED)
     arrays = read_safetensors(folder, WEIGHTS)
     embedding = next((name for name in (SHARED, *COPIES) if name in arrays), None)
     if embedding is None:
@@ -53,8 +70,10 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict]:
         network = _network(path, config, arrays[SHARED].shape[0])
     except KeyError as error:
         raise UserError(f"{path}: has no {error}: fetch it again") from None
-    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
-    if not any(name.startswith("decoder.") for name in arrays):
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
+    decodes = any(name.startswith("decoder.") for name in arrays)
+    check_fields(path, config, FIXED_WITH_DECODER if decodes else {})
+    if not decodes:
         network["num_decoder_layers"] = 0
     elif scaled:
         network["logits_via_embedding"] = True
@@ -71,11 +90,45 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict]:
     return ours | arrays, network
 
 
-def _network(path: Path, config: dict, rows: int) -> dict:
-    kind = config.get("feed_forward_proj", "relu")
-    if kind not in ACTIVATIONS:
-        known = " or ".join(ACTIVATIONS)
+def check_fields(path: Path, config: Mapping, known: Mapping[str, tuple]) -> None:
+    """Raises UserError for a field that has another value than those which this project's network has.
+
+    Args:
+      path: the file of the fields.
+      config: what it says.
+      known: field -> values that are right; a field that the file lacks is right.
+    """
+    for name, values in known.items():
+        if name in config and config[name] not in values:
+            only = " or ".join(map(str, dict.fromkeys(json.dumps(value) for value in values)))
+            raise UserError(f"{path}: {name} {config[name]!r} is not supported: only {only} is")
+
+
+def _activations(path: Path, config: dict) -> tuple[str, ...]:
+    """T5Config's mlp_activations. Raises UserError where the fields say another MLP, or two of them."""
+    kind = str(config.get("feed_forward_proj", "relu"))
+    gate, _, act = kind.rpartition("-")
+    act = "gelu_new" if kind == GATED_GELU else act
+    if gate not in ("", "gated") or act not in ACTIVATIONS:
+        known = f"{', '.join(ACTIVATIONS)}, plain or gated-, or {GATED_GELU}"
         raise UserError(f"{path}: feed_forward_proj {kind!r} is not supported: only {known} is")
+    gated, ours = gate == "gated", ACTIVATIONS[act]
+    same = tuple(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
+    check_fields(path, config, {"dense_act_fn": same, "is_gated_act": (gated,)})
+    return (ours, "linear") if gated else (ours,)
+
+
+def feed_forward_proj(activations: tuple[str, ...]) -> str:
+    """Hugging Face's name of T5Config's mlp_activations. Raises UserError where it has none."""
+    if activations == ("gelu", "linear"):
+        return GATED_GELU
+    act = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == activations[0]), None)
+    if act is None or activations[1:] not in ((), ("linear",)):
+        raise UserError(f"T5Config.mlp_activations: {activations}: transformers' T5 has no such MLP")
+    return f"gated-{act}" if activations[1:] else act
+
+
+def _network(path: Path, config: dict, rows: int) -> dict:
     layers = config["num_layers"]
     decoder_layers = config.get("num_decoder_layers")
     return {
@@ -86,7 +139,7 @@ def _network(path: Path, config: dict, rows: int) -> dict:
         "mlp_dim": config["d_ff"],
         "num_encoder_layers": layers,
         "num_decoder_layers": layers if decoder_layers is None else decoder_layers,
-        "mlp_activations": ACTIVATIONS[kind],
+        "mlp_activations": _activations(path, config),
         "logits_via_embedding": False,
         "relpos_buckets": config.get("relative_attention_num_buckets", 32),
         "relpos_max_distance": config.get("relative_attention_max_distance", 128),
@@ -143,7 +196,6 @@ def write(
         for name, theirs, turned in pairs(network)
     }
     write_safetensors(folder, WEIGHTS, named)
-    activation = next(kind for kind, names in ACTIVATIONS.items() if names == config.mlp_activations)
     described = {
         "architectures": ["T5ForConditionalGeneration" if decoder else "T5EncoderModel"],
         "model_type": "t5",
@@ -155,7 +207,7 @@ def write(
         "d_ff": config.mlp_dim,
         "num_layers": config.num_encoder_layers,
         "num_decoder_layers": config.num_decoder_layers if decoder else config.num_encoder_layers,
-        "feed_forward_proj": activation,
+        "feed_forward_proj": feed_forward_proj(config.mlp_activations),
         "tie_word_embeddings": config.tied or not decoder,
         "scale_decoder_outputs": config.tied,
         "relative_attention_num_buckets": config.relpos_buckets,

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from retrieval_jax.errors import UserError
-from retrieval_jax.interop.pretrained import OUTPUT, Pretrained, open_pretrained
+from retrieval_jax.interop.pretrained import OUTPUT, T5X, Pretrained, open_pretrained
 from retrieval_jax.models.dual_encoder import DualEncoder, split_tower
 from retrieval_jax.models.layers import STACK_AXIS, T5Config
 from retrieval_jax.models.t5 import is_stacked
@@ -22,7 +22,8 @@ from retrieval_jax.training.weights import LazyArray, stacked
 from retrieval_jax.values import Names
 
 VOCABULARY_AXES = {"token_embedder/embedding": 0, OUTPUT: 1}
-SIZES = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers", "mlp_activations")
+SIZES = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers")
+UNSEEN = ("mlp_activations", "relpos_max_distance")  # which no array's shape tells
 WithVocabulary = Names(
     "a parameter with a row or a column for each token",
     ("token_embedder", "token_embedder/embedding", "decoder", "decoder/logits_dense", OUTPUT),
@@ -118,9 +119,11 @@ class InitialCheckpoint:
         sizes = [vars(config) for config in (T5Config(**pretrained.network), model.config)]
         match.sizes = [
             f"{name} {sizes[0][name]} ({sizes[1][name]} here)"
-            for name in SIZES
+            for name in (*SIZES, *UNSEEN)
             if sizes[0][name] != sizes[1][name]
         ]
+        known = pretrained.format != T5X  # whose checkpoints are arrays alone
+        match.other_network = known and any(sizes[0][name] != sizes[1][name] for name in UNSEEN)
         return match
 
 
@@ -135,6 +138,7 @@ class Match:
     unexpected: list[str] = dataclasses.field(default_factory=list)
     misshaped: list[tuple[str, tuple, tuple]] = dataclasses.field(default_factory=list)
     sizes: list[str] = dataclasses.field(default_factory=list)
+    other_network: bool = False
 
     def fault(self, path: object, trains: bool = True) -> str | None:
         """All that does not fit, and how to train all the same, in a line; None where all fits."""
@@ -147,7 +151,7 @@ class Match:
                 for name, theirs, ours in self.misshaped
             ),
         }
-        if not (self.missing or self.unexpected or self.misshaped):
+        if not (self.missing or self.unexpected or self.misshaped or self.other_network):
             return None
         told = "; ".join(f"{what} {shortened(names)}" for what, names in lists.items() if names)
         if not trains:

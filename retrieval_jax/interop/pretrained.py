@@ -16,6 +16,7 @@ from retrieval_jax.training.weights import LazyArray
 FORMATS = (
     "a model folder of this project, a checkpoint of T5X's, a T5 of Hugging Face's or sentence-transformers"
 )
+T5X = "T5X"
 OUTPUT = "decoder/logits_dense/kernel"
 _LAYERS = ("encoder", "decoder")
 
@@ -70,7 +71,7 @@ def open_pretrained(path: str | Path) -> Pretrained:
         settings |= {"shared_towers": False} if bare.keys() != arrays.keys() else {}
         return Pretrained(
             path,
-            "T5X",
+            T5X,
             arrays,
             network_of(path, bare),
             settings,

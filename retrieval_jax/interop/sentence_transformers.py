@@ -22,6 +22,27 @@ MODULES, LENGTH = "modules.json", "sentence_bert_config.json"
 PROMPTS = "config_sentence_transformers.json"
 PROJECTION, DENSE = "projection_layer/kernel", "linear.weight"
 _SIDES = {"query": "query_prompt", "document": "passage_prompt"}  # a prompt's name -> DualEncoder's setting
+# What modules may follow the encoder and the mean, in this order.
+_ENDS = ([], ["Dense"], ["Normalize"], ["Dense", "Normalize"])
+_LIBRARY = "sentence_transformers."  # a class of that name elsewhere is code of its own
+# Fields that change the vectors -> what they must be, where a file has them; see hugging_face.check_fields.
+_FIXED = {
+    PROMPTS: {
+        "model_type": ("SentenceTransformer",),
+        "similarity_fn_name": ("dot", "cosine", None),
+        "truncate_dim": (None,),
+    },
+    LENGTH: {
+        "do_lower_case": (False, None),
+        "transformer_task": ("feature-extraction",),
+        "module_output_name": ("token_embeddings",),
+        "processing_kwargs": ({}, None),
+    },
+    "Dense": {
+        "module_input_name": ("sentence_embedding",),
+        "module_output_name": ("sentence_embedding", None),
+    },
+}
 _MEND = "only a T5 encoder, the mean over tokens, a matrix and normalisation are supported"
 
 
@@ -36,38 +57,39 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
     passage_prompt. Raises UserError where another kind of encoder is there.
     """
     path = folder / MODULES
-    modules = [
-        (module["type"].rpartition(".")[2], folder / module["path"])
-        for module in storage.read_json(path, "fetch it again")
-    ]
-    kinds = [kind for kind, _ in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Dense", "Normalize"}:
+    listed = storage.read_json(path, "fetch it again")
+    kinds = [_kind(path, module) for module in listed]
+    modules = [(kind, folder / module["path"]) for kind, module in zip(kinds, listed, strict=True)]
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in _ENDS:
         raise UserError(f"{path}: modules {', '.join(kinds)}: {_MEND}")
+    _check(folder / PROMPTS, PROMPTS)
     pooling = storage.read_json(modules[1][1] / "config.json", "fetch it again")
-    wrong = [key for key, on in pooling.items() if key.startswith("pooling_mode") and on is True]
-    if wrong not in (["pooling_mode_mean_tokens"], []) or pooling.get("pooling_mode", "mean") != "mean":
-        raise UserError(f"{modules[1][1]}: pools otherwise than by the mean: {_MEND}")
+    if not pools_by_mean(pooling):
+        modes = {key: value for key, value in pooling.items() if key.startswith("pooling_mode") and value}
+        told = ", ".join(f"{key} {value!r}" for key, value in modes.items()) or "no pooling_mode"
+        raise UserError(f"{modules[1][1]}: pools otherwise than by the mean ({told}): {_MEND}")
     prompts = _prompts(folder)
     if prompts and pooling.get("include_prompt") is False:
         raise UserError(f"{modules[1][1]}: include_prompt: leaves the prompt out of the mean: {_MEND}")
     encoder = modules[0][1]
-    texts = encoder / LENGTH
-    if texts.is_file() and storage.read_json(texts, "fetch it again").get("do_lower_case"):
-        raise UserError(f"{texts}: do_lower_case: texts are not lower-cased here: {_MEND}")
+    _check(encoder / LENGTH, LENGTH)
     arrays, network = hugging_face.read(encoder)
     arrays = {name: array for name, array in arrays.items() if not name.startswith(("decoder", "lm_head"))}
     network["num_decoder_layers"] = 0
     dense = [where for kind, where in modules if kind == "Dense"]
-    if len(dense) > 1:
-        raise UserError(f"{path}: has {len(dense)} matrices: {_MEND}")
     for where in dense:
-        config = storage.read_json(where / "config.json", "fetch it again")
-        if config.get("bias") or not config.get("activation_function", "").endswith("Identity"):
-            raise UserError(f"{where}: has a bias or an activation: {_MEND}")
+        config = _check(where / "config.json", "Dense")
+        bias, activation = config.get("bias", True), config.get("activation_function", "Tanh")  # its defaults
+        if bias or not (activation or "Identity").endswith("Identity"):
+            told = f"bias {bias!r}, activation_function {activation!r}"
+            raise UserError(f"{where}: has a bias or an activation ({told}): {_MEND}")
         arrays[PROJECTION] = read_safetensors(where, "model")[DENSE].transposed()
     if not dense:
         arrays[PROJECTION] = LazyArray.of(np.eye(network["emb_dim"], dtype=np.float32))
-    facts = {"vector_dim": arrays[PROJECTION].shape[1], "normalize": "Normalize" in kinds} | prompts
+    # Their search by cosines divides by the length, where no module does.
+    cosine = _check(folder / PROMPTS, PROMPTS).get("similarity_fn_name") == "cosine"
+    normalize = "Normalize" in kinds or cosine
+    facts = {"vector_dim": arrays[PROJECTION].shape[1], "normalize": normalize} | prompts
     for name, key in ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         if (encoder / name).is_file() and "length" not in facts:
             length = storage.read_json(encoder / name, "fetch it again").get(key)
@@ -75,6 +97,33 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
                 {"length": int(length)} if length and length < 1e6 else {}
             )  # transformers says 1e30 for none
     return arrays, network, facts, encoder
+
+
+def _kind(path: Path, module: Mapping) -> str:
+    """The class of a module, with its package where that is not the library's.
+
+    Raises UserError for one that takes arguments of `encode`.
+    """
+    kind = str(module["type"])
+    if module.get("kwargs"):
+        raise UserError(f"{path}: kwargs {module['kwargs']!r} of {kind} are not supported: {_MEND}")
+    return kind.rpartition(".")[2] if kind.startswith(_LIBRARY) else kind
+
+
+def _check(path: Path, kind: str) -> dict:
+    """What a file says ({} where there is none). Raises UserError where that is not done here."""
+    config = storage.read_json(path, "fetch it again") if path.is_file() else {}
+    hugging_face.check_fields(path, config, _FIXED[kind])
+    return config
+
+
+def pools_by_mean(pooling: Mapping) -> bool:
+    """Whether a Pooling module takes the mean over the tokens, and that alone."""
+    older = [key for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
+    if "pooling_mode" in pooling:
+        return pooling["pooling_mode"] in ("mean", ["mean"]) and older in ([], ["pooling_mode_mean_tokens"])
+    said = "pooling_mode_mean_tokens" in pooling  # it is the default
+    return older == ["pooling_mode_mean_tokens"] or (not older and not said)
 
 
 def _prompts(folder: Path) -> dict[str, str]:

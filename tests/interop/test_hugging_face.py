@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -24,6 +25,8 @@ ONE_LAYER = T5Config(40, 16, 2, 4, 24, 1, 1)
 KINDS = {
     "1.1": T5Config(40, 16, 2, 4, 24, 2, 3),
     "1.0": T5Config(50, 12, 4, 3, 20, 3, 2, mlp_activations=("relu",), logits_via_embedding=True),
+    "gated_relu": T5Config(30, 8, 2, 4, 12, 1, 1, mlp_activations=("relu", "linear")),
+    "gelu": T5Config(30, 8, 2, 4, 12, 1, 1, mlp_activations=("gelu",)),
     "far": T5Config(30, 8, 1, 8, 12, 1, 1, relpos_buckets=8, relpos_max_distance=20),
 }
 INPUTS = np.array([[5, 9, 3, 21, 1, 0, 0], [7, 29, 2, 2, 12, 11, 1]])
@@ -101,6 +104,23 @@ def test_what_is_not_supported_is_named(tmp_path):
             open_pretrained(folder)
 
     refused("feed_forward_proj 'gated-silu' is not supported", feed_forward_proj="gated-silu")
+    for field, value, only in (
+        ("layer_norm_epsilon", 1e-5, "1e-06"),
+        ("model_type", "umt5", '"t5" or "mt5"'),
+        ("is_decoder", True, "false"),
+        ("pad_token_id", 5, "0"),
+        ("eos_token_id", 2, "1"),
+        ("decoder_start_token_id", 40, "0 or null"),
+        ("scalable_attention", True, "false"),
+        ("tie_encoder_decoder", True, "false"),
+        ("pruned_heads", {"0": [1]}, "{} or null"),
+        ("quantization_config", {"bits": 4}, "null"),
+        ("auto_map", {"AutoModel": "own.Model"}, "null"),
+        ("dense_act_fn", "gelu", '"relu"'),
+        ("is_gated_act", True, "false"),
+    ):
+        refused(re.escape(f"{path}: {field} {value!r} is not supported: only {only}"), **{field: value})
+    refused("feed_forward_proj 'gelu' is not supported: only relu, ", feed_forward_proj="gelu")
     path.write_text(json.dumps({key: value for key, value in config.items() if key != "d_kv"}))
     with pytest.raises(UserError, match=r"config\.json: has no 'd_kv'"):
         open_pretrained(folder)
@@ -129,6 +149,12 @@ def test_an_own_output_matrix_is_not_scaled_unless_it_is_the_embedding(tmp_path)
     )
 
 
+def test_an_mlp_that_theirs_has_not_is_refused(tmp_path):
+    config = dataclasses.replace(ONE_LAYER, mlp_activations=("gelu", "gelu"))
+    with pytest.raises(UserError, match="transformers' T5 has no such MLP"):
+        hugging_face.write(tmp_path, layers_of(random_params(GenerativeRetriever(config))), config)
+
+
 # With the live library, where it is installed.
 
 
@@ -136,6 +162,26 @@ def test_an_own_output_matrix_is_not_scaled_unless_it_is_the_embedding(tmp_path)
 def transformers():
     pytest.importorskip("torch", reason="needs torch and transformers")
     return pytest.importorskip("transformers", reason="needs torch and transformers")
+
+
+@pytest.mark.parametrize(
+    ("fields", "activations"),
+    [
+        ({}, ("relu",)),
+        ({"feed_forward_proj": "gated-gelu"}, ("gelu", "linear")),
+        ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new"}, ("gelu", "linear")),
+        ({"feed_forward_proj": "gated-relu", "dense_act_fn": "relu"}, ("relu", "linear")),
+        ({"feed_forward_proj": "gelu_new"}, ("gelu",)),
+        ({"feed_forward_proj": "relu", "is_gated_act": False}, ("relu",)),
+    ],
+)
+def test_activations_are_transformers(transformers, fields, activations):
+    """Its configuration object says which function it takes, and whether there is a gate."""
+    path = GOLDENS / "t5_1_1" / "config.json"
+    assert hugging_face._activations(path, fields) == activations
+    theirs = transformers.T5Config(**fields)
+    assert hugging_face.ACTIVATIONS[theirs.dense_act_fn] == activations[0]
+    assert theirs.is_gated_act == (len(activations) == 2)
 
 
 def torch_logits(model, inputs=INPUTS, decoder_inputs=DECODER_INPUTS) -> np.ndarray:

@@ -69,6 +69,21 @@ def test_what_does_not_fit_is_listed():
         InitialCheckpoint(str(T5_1_1)).of(smaller)
 
 
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (
+            {"mlp_activations": ("relu", "linear")},
+            r"mlp_activations \('gelu', 'linear'\) \(\('relu', 'linear'",
+        ),
+        ({"relpos_max_distance": 64}, r"relpos_max_distance 128 \(64 here\)"),
+    ],
+)
+def test_a_network_of_the_same_shapes_that_computes_otherwise_is_refused(other: dict, told: str):
+    with pytest.raises(UserError, match=f"is of {told}"):
+        InitialCheckpoint(str(T5_1_1)).of(GenerativeRetriever(dataclasses.replace(CONFIG, **other)))
+
+
 def test_the_flags_that_an_error_names_are_enough():
     """From a plain T5 to a dual encoder, and to docids of its own: copied from the line, they go on."""
     dual_encoder = DualEncoder(dataclasses.replace(CONFIG, num_decoder_layers=0), vector_dim=5)

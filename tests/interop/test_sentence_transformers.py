@@ -1,6 +1,7 @@
 """Dual encoders of sentence-transformers: its vectors of texts are ours, both ways; a golden, and live."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -67,7 +68,51 @@ def test_other_encoders_are_refused(tmp_path):
     refused("has a bias", "2_Dense/config.json", lambda c: c.update(bias=True))
     tanh = {"activation_function": "torch.nn.modules.activation.Tanh"}
     refused("has a bias or an activation", "2_Dense/config.json", lambda c: c.update(tanh))
-    refused("modules Transformer, Pooling, CNN", "modules.json", lambda m: m[2].update(type="a.b.CNN"))
+    none = {"pooling_mode": None, "pooling_mode_mean_tokens": False}
+    for mode in ("max", "weightedmean", "lasttoken", ["mean", "max"]):
+        told = f"mean (pooling_mode {mode!r})"
+        refused(re.escape(told), "1_Pooling/config.json", lambda c, mode=mode: c.update(pooling_mode=mode))
+    refused("mean .no pooling_mode.", "1_Pooling/config.json", lambda c: c.update(none))
+    refused("bias True, activation", "2_Dense/config.json", lambda c: c.pop("bias"))
+    refused("activation_function 'Tanh'", "2_Dense/config.json", lambda c: c.pop("activation_function"))
+    other = {"module_input_name": "token_embeddings"}
+    refused("module_input_name 'token_embeddings' is not", "2_Dense/config.json", lambda c: c.update(other))
+    cnn = "sentence_transformers.models.CNN"
+    refused("modules Transformer, Pooling, CNN", "modules.json", lambda m: m[2].update(type=cnn))
+    refused("modules own.Transformer, Pool", "modules.json", lambda m: m[0].update(type="own.Transformer"))
+    refused("Pooling, Normalize, Dense", "modules.json", lambda m: m.insert(2, m.pop()))
+    refused("Dense, Dense, Normalize", "modules.json", lambda m: m.insert(2, m[2]))
+    refused(r"kwargs \['task'\] of .*Dense are", "modules.json", lambda m: m[2].update(kwargs=["task"]))
+    for name, field, value in (
+        ("config_sentence_transformers.json", "model_type", "SparseEncoder"),
+        ("config_sentence_transformers.json", "similarity_fn_name", "euclidean"),
+        ("config_sentence_transformers.json", "truncate_dim", 4),
+        ("sentence_bert_config.json", "transformer_task", "fill-mask"),
+        ("config.json", "layer_norm_epsilon", 1e-5),
+    ):
+        told = re.escape(f"{field} {value!r} is not supported")
+        refused(told, name, lambda c, field=field, value=value: c.update({field: value}))
+
+
+def test_pooling_of_older_and_newer_files():
+    by_mean = sentence_transformers.pools_by_mean
+    assert by_mean({})
+    assert by_mean({"pooling_mode": ["mean"]})
+    assert by_mean({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False})
+    assert not by_mean({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True})
+    assert not by_mean({"pooling_mode_mean_tokens": False})
+
+
+def test_vectors_for_cosines_are_of_unit_length(tmp_path):
+    """Where no module divides by the length, their `similarity` does: so ranks are those of its cosines."""
+    folder = tmp_path / "cosine"
+    shutil.copytree(GOLDENS / "gtr", folder)
+    path = folder / "modules.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:3]))
+    assert open_pretrained(folder).settings["normalize"]
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"similarity_fn_name": "dot"}))
+    assert not open_pretrained(folder).settings["normalize"]
 
 
 PROMPTS = {"query": "a query: ", "document": "passages: ", "STS": "unused "}
