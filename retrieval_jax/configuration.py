@@ -83,6 +83,13 @@ def _check_macros(known: Sequence[str]) -> None:
             raise UserError(f"{macro}: no such name: {_meant(macro, known)}")
 
 
+def parameters_of(function: Callable) -> dict:
+    """The parameters that gin would call a function with, given or by default; scopes count."""
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return defaults | gin.get_bindings(function)
+
+
 def declare_scopes(names: values.Names) -> None:
     """Says which gin scopes a verb enters, so that bindings in any other are told."""
     _scopes.append(names)

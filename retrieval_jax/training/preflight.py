@@ -5,7 +5,6 @@ All arrays are shapes; none is ever made.
 """
 
 import functools
-import inspect
 import math
 
 import gin
@@ -166,7 +165,7 @@ def try_slice(name: str, program: tuple, optimization: int | None) -> dict:
     """
     job, (chip, _) = _job(*program), slice_of(name)
     devices = devices_of(name)
-    parallelism = _settings(partitioning.make_mesh)["model_parallelism"]
+    parallelism = configuration.parameters_of(partitioning.make_mesh)["model_parallelism"]
     mesh = partitioning.make_mesh(math.gcd(parallelism, len(devices)), devices)
     told = {"mesh": mesh_name(mesh), "fits": False}
     try:
@@ -181,7 +180,7 @@ def try_slice(name: str, program: tuple, optimization: int | None) -> dict:
 
 def configured(search: bool, passages: int | None, vocab_size: int | None) -> Job:
     """The program that the gin configuration describes, made as `train` makes its model."""
-    settings = _settings(train)
+    settings = configuration.parameters_of(train)
     for name in ("retriever", "optimizer", "source", "data"):
         if name not in settings:
             raise UserError(f"train.{name}: not set: name a run, as --gin_file=runs/naive.gin")
@@ -212,9 +211,9 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
     model = make_model(retriever, settings["optimizer"], vocab_size, docids)
     batch_size, beams, trie = settings["batch_size"], None, None
     if search:
-        index = _settings(make_index)
+        index = configuration.parameters_of(make_index)
         batch_size = index["batch_size"]
-        beams = index["beams"] if kind != "atomic" else _settings(search_verb)["k"]
+        beams = index["beams"] if kind != "atomic" else configuration.parameters_of(search_verb)["k"]
         if isinstance(docids, DocidTable) and kind != "atomic":
             trie, _ = build_trie(docids.tokens_NxL)
         elif kind != "atomic":
@@ -234,7 +233,10 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
     if docids:
         where = str(work.docids(kind)) if isinstance(docids, DocidTable) else "assumed"
         facts["docids"] = f"{kind}, {docids.length} tokens, {docids.output_size:,} outputs ({where})"
-    steps, skips = None if search else settings["steps"], _settings(Watch).get("on_spike") == "skip"
+    steps, skips = (
+        None if search else settings["steps"],
+        configuration.parameters_of(Watch).get("on_spike") == "skip",
+    )
     return Job(model, shapes, settings["seed"], steps, facts, beams, trie, skips)
 
 
@@ -242,10 +244,3 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
 def _job(*program) -> Job:
     """`configured`, once for all slices."""
     return configured(*program)
-
-
-def _settings(verb) -> dict:
-    """The parameters that a verb would be called with."""
-    parameters = inspect.signature(verb).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return defaults | gin.get_bindings(verb)

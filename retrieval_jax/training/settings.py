@@ -11,10 +11,11 @@ from pathlib import Path
 
 import gin
 
-from retrieval_jax import storage
+from retrieval_jax import configuration, storage
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import say
 from retrieval_jax.training import model_folder, multihost
+from retrieval_jax.training.step import make_train_step
 
 NAME = "settings.json"
 # Modules whose gin parameters change what is learned: optimisers with their schedules, models, objectives.
@@ -49,6 +50,18 @@ def learning_settings(steps: int) -> dict[str, str]:
         name: "train.steps" if name.endswith("learning_rate.steps") and value == str(steps) else value
         for name, value in found.items()
     }
+
+
+def step_settings(retriever: type) -> dict:
+    """The parameters of the training step that change what is learned.
+
+    Other random bits are as another seed. Parts of a batch change which negatives a dual encoder's query has;
+    other models learn the same from them but for rounding and which units are dropped, and may need them on
+    another machine.
+    """
+    step = configuration.parameters_of(make_train_step)
+    names = ["random_bits", *["microbatches"] * (retriever.family == "dual encoder")]
+    return {f"make_train_step.{name}": step[name] for name in names}
 
 
 def keep(folder: Path, settings: dict, on_change: str) -> None:

@@ -73,7 +73,8 @@ def train(
       max_minutes: ends earlier after so many minutes of training (as the clock goes, evaluation included).
       log_every: steps between two points of the learning curve.
       profile: (step, steps) to trace for TensorBoard's profile plugin: from that step on, so many.
-      on_change: where the folder's run had another seed, batch size, data, objective or learning rate:
+      on_change: where the folder's run had another seed (or random bits), batch size (or a dual encoder's
+        microbatches), data, objective or learning rate:
         "refuse", which tells what differs, or "accept", which goes on with the new ones.
     """
     if keep_best not in (None, *SHOWN, "loss"):
@@ -99,7 +100,7 @@ def train(
         initial_checkpoint=initial.path,
     )
     stages = examples.stages()  # before anything is written: tells of tasks that are not there
-    chosen = run_settings(examples, steps, batch_size, seed)
+    chosen = run_settings(retriever, examples, steps, batch_size, seed)
 
     def prepare() -> None:
         prepare_folder(folder, description, collection)
@@ -171,7 +172,7 @@ def docid_softmax(table: DocidTable) -> dict:
     return {"output_size": table.output_size if own else None, "reads_outputs": own and table.length > 1}
 
 
-def run_settings(examples: OpenData, steps: int, batch_size: int, seed: int) -> dict:
+def run_settings(retriever: type, examples: OpenData, steps: int, batch_size: int, seed: int) -> dict:
     """What changes what a run learns, and model.json does not tell: see settings.py."""
     data = dataclasses.asdict(examples.settings)
     # By content, whatever their names are.
@@ -181,6 +182,7 @@ def run_settings(examples: OpenData, steps: int, batch_size: int, seed: int) -> 
         "train.batch_size": batch_size,
         "train.seed": seed,
         **{f"TrainingData.{name}": value for name, value in data.items()},
+        **settings.step_settings(retriever),
         **settings.learning_settings(steps),
     }
 

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import gin
 import pytest
 from test_train import curve
 
 from retrieval_jax import storage
 from retrieval_jax.errors import UserError
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training import settings
 
 
@@ -34,7 +37,11 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
     rates = [p["learning_rate"] for p in curve(folder) if "learning_rate" in p]
     assert rates[1:] == pytest.approx([1e-4, 1e-4 * 2 / 3, 1e-4 / 3])  # 1e-4 is the peak
 
-    assert train(5, "--gin.train.save_every=7", "--gin.T5Config.remat='full'", "--gin.Watch.window=9")[0] == 0
+    free = ["--gin.make_train_step.microbatches=2"]
+    assert (
+        train(5, *free, "--gin.train.save_every=7", "--gin.T5Config.remat='full'", "--gin.Watch.window=9")[0]
+        == 0
+    )
     assert "STEPS = 5" in (folder / "config.gin").read_text()
 
     other = [
@@ -43,6 +50,7 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
         "--gin.learning_rate.peak=2e-4",
         "--gin.TrainingData.rates={'labelled': 1.0}",
         "--gin.GenerativeRetriever.consistency=0.5",
+        "--gin.make_train_step.random_bits='rbg'",
     ]
     status, told = train(6, *other)
     assert status == 2
@@ -51,6 +59,7 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
         "train.batch_size was 32 and is 24",
         "learning_rate.peak was '0.0001' and is '0.0002'",
         "TrainingData.rates was",
+        "make_train_step.random_bits was 'threefry2x32' and is 'rbg'",
         "GenerativeRetriever.consistency was '0.0' and is '0.5'",
     ):
         assert change in told
@@ -78,6 +87,12 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
     assert status == 3
     assert "lower the learning rate, or leave such updates out with --gin.Watch.on_spike=\"'skip'\"" in told
     assert curve(folder)[-1]["step"] == 6
+
+
+def test_parts_of_a_batch_are_compared_where_they_change_the_negatives():
+    gin.bind_parameter("make_train_step.microbatches", 4)
+    assert settings.step_settings(GenerativeRetriever) == {"make_train_step.random_bits": "threefry2x32"}
+    assert settings.step_settings(DualEncoder)["make_train_step.microbatches"] == 4
 
 
 def test_what_is_compared_is_what_json_holds(tmp_path: Path):
