@@ -22,7 +22,7 @@ import numpy as np
 
 from retrieval_jax import paths, storage
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.sources.lines import error_text
+from retrieval_jax.data.sources.lines import error_text, text_of
 from retrieval_jax.data.synthetic import Parts
 from retrieval_jax.errors import UserError
 from retrieval_jax.progress import bar
@@ -139,7 +139,7 @@ def _predictions(path: Path) -> Iterator[tuple[Path, int, str, list[str]]]:
             key, queries = str(record["id"]), record["predicted_queries"]
             if not isinstance(queries, list) or not all(isinstance(q, str) for q in queries):
                 raise ValueError("predicted_queries is not a list of strings")
-            "".join(queries).encode()  # half of a surrogate pair is no text
+            "".join([key, *queries]).encode()  # half of a surrogate pair is no text
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             mend = 'write {"id": …, "predicted_queries": […]}'
@@ -153,7 +153,7 @@ def _lines(path: Path) -> Iterator[tuple[Path, int, str]]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for line, raw in enumerate(file, start=1):
-                yield path, line, raw.decode().rstrip("\r\n")
+                yield path, line, text_of(raw)
     except UnicodeDecodeError as error:
         raise _fault(path, line, f"the line is not UTF-8 ({error.reason})", "save it as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:

@@ -140,6 +140,13 @@ def test_qrels_round_trip(folder, qrels, suffix):
     assert read_qrels(folder / f"qrels{suffix}") == qrels
 
 
+def test_a_byte_order_mark_is_no_part_of_a_query_id(tmp_path):
+    (tmp_path / "run").write_bytes("\ufeffq1 Q0 d1 1 2.5 tag\r\nq1 Q0 d2 2 1.5 tag\r\n".encode())
+    (tmp_path / "qrels").write_bytes("\ufeffq1 0 d1 1\n\ufeffq1 0 d2 0\n".encode())
+    assert read_run(tmp_path / "run") == {"q1": [("d1", 2.5), ("d2", 1.5)]}
+    assert read_qrels(tmp_path / "qrels") == {"q1": {"d1": 1, "d2": 0}}
+
+
 def test_unreadable_files(tmp_path):
     with pytest.raises(UserError, match=r"none\.trec: no such file"):
         read_run(tmp_path / "none.trec")

@@ -7,9 +7,9 @@
     NCI         Trivia_doc_content.tsv      train.tsv, dev.tsv, test.tsv
     Tevatron    corpus.jsonl (or none)      SPLIT.jsonl, SPLIT.human.jsonl, SPLIT.llm.jsonl
 
-A `.jsonl` line is a JSON object; a `.tsv` line is a row without quoting, so its texts hold no tab or newline.
-The first line of docs.tsv, collection.tsv and queries.SPLIT.tsv may be a
-header (see `lines.Table`): its order counts.
+A `.jsonl` line is a JSON object; a `.tsv` line is a row, whose texts hold no tab or newline. A text that csv
+or pandas quoted because it has a quote is read out of its quotes (see `lines.unquoted`). The first line of
+docs.tsv, collection.tsv and queries.SPLIT.tsv may be a header (see `lines.Table`): its order counts.
 The splits come from the names of the files. The first three layouts are here.
 """
 

@@ -11,7 +11,7 @@ import gzip
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -170,7 +170,7 @@ def texts(
     """
     for line, raw in lines:
         try:
-            text = _text(raw)
+            text = text_of(raw)
         except UnicodeDecodeError as error:
             what = f"the line is not UTF-8 ({error.reason})"
             faults.add(Fault(path, line, "not UTF-8", what, "save it as UTF-8"))
@@ -182,7 +182,8 @@ def texts(
             yield line, text
 
 
-def _text(raw: bytes) -> str:
+def text_of(raw: bytes) -> str:
+    """A line's text, without its end and a byte order mark. Raises UnicodeDecodeError."""
     return raw.decode().removeprefix(MARK).removesuffix("\n").removesuffix("\r")
 
 
@@ -209,9 +210,43 @@ def columns(text: str, fields: Sequence[str]) -> list[str]:
     return values
 
 
+def unquoted(cell: str) -> str:
+    """The text of a cell that csv or pandas put in quotes, doubling those within: `"a ""b"" c"` is `a "b" c`.
+
+    They quote a cell of a TSV file because it has a quote, so one without doubled quotes stays as it is.
+    """
+    inner = cell[1:-1]
+    if cell[:1] == cell[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', ""):
+        return inner.replace('""', '"')
+    return cell
+
+
+def _first(path: Path) -> str:
+    """Line 1 of a file; "" where it cannot be read: the file's reader says what is wrong."""
+    try:
+        return text_of(next(stream(path, Faults()), (1, b""))[1])
+    except (UserError, UnicodeDecodeError):
+        return ""
+
+
+def header_of(path: Path, named: Mapping[int, str]) -> str:
+    """Line 1 of a file whose order of columns is fixed, where it names the columns `named`; else "".
+
+    Args:
+      path: a TSV file, plain or compressed.
+      named: column -> its field, a key of NAMES.
+    """
+    text = _first(path)
+    cells = [cell.strip().lower() for cell in text.split("\t")]
+    names_them = all(i < len(cells) and cells[i] in NAMES[field] for i, field in named.items())
+    return text if names_them else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A TSV file whose first line may name the columns; called, it gives a row's values in `fields`' order.
+
+    Titles and texts are read out of the quotes of csv and pandas: see `unquoted`.
 
     Attributes:
       fields: keys of NAMES, as many as there are columns.
@@ -225,11 +260,8 @@ class Table:
 
     @classmethod
     def of(cls, path: Path, fields: tuple[str, ...]) -> "Table":
-        """The table in a file. One that cannot be read has no header: its reader says what is wrong."""
-        try:
-            text = _text(next(stream(path, Faults()), (1, b""))[1])
-        except (UserError, UnicodeDecodeError):
-            text = ""
+        """The table in a file. One that cannot be read has no header."""
+        text = _first(path)
         named = [name.strip().lower() for name in text.split("\t")]
         columns = [[i for i, name in enumerate(named) if name in NAMES[field]] for field in fields]
         if len(named) == len(fields) and all(len(some) == 1 for some in columns):
@@ -238,7 +270,8 @@ class Table:
 
     def __call__(self, text: str) -> list[str]:
         values = columns(text, self.fields)
-        return [values[i] for i in self.order]
+        pairs = zip(self.fields, self.order, strict=True)
+        return [values[i] if field == "_id" else unquoted(values[i]) for field, i in pairs]
 
 
 def say_header(path: Path, header: str) -> None:

@@ -1,11 +1,13 @@
-"""Natural Questions and TriviaQA as NCI (Neural Corpus Indexer) prepares them: rows without quoting.
+"""Natural Questions and TriviaQA as NCI (Neural Corpus Indexer) prepares them.
 
     NQ_doc_content.tsv        document, -, -, title + abstract + content, -, -, language
     nq_SPLIT_doc_newid.tsv    query, NQ's own id, document, cluster id(s)
     Trivia_doc_content.tsv    TriviaQA's own id, document, title, content, title + content
     train.tsv dev.tsv test.tsv    query, TriviaQA's own ids, documents, cluster ids (each joined by commas)
 
-A query's rows are joined; it is named by its split and first line, as in `dev-17`.
+Cells with a quote are in quotes where pandas wrote the file (see `lines.unquoted`). A first line that names
+the columns (docid, text, query and the like, see `lines.NAMES`) is left out. A query's rows are joined; it is
+named by its split and first line, as in `dev-17`.
 """
 
 import dataclasses
@@ -24,10 +26,11 @@ from retrieval_jax.data.sources.folders import (
     line_passages,
 )
 from retrieval_jax.data.sources.judged import Rows
-from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, columns
+from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, columns, header_of, unquoted
 
 _NQ = ("document", "-", "-", "text", "-", "-", "language")
 _TRIVIA = ("original id", "document", "title", "content", "title + content")
+_QUERY_COLUMNS = {0: "text", 2: "_id"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,7 @@ class _Layout:
     queries: str
     splits: Callable[[Path], dict[str, Path]]
     parse_passage: Callable[[str], list[Passage]]
-    parse_query: Callable[[str], tuple[str, list[str]]]
+    columns: Mapping[int, str]  # of its passages, by which a header is known
 
     @property
     def needs(self) -> str:
@@ -53,20 +56,19 @@ class _Layout:
         return Source(
             folder_name(folder),
             (passages, *splits.values()),
-            functools.partial(line_passages, [passages], self.parse_passage),
-            functools.partial(_read, splits, self.parse_query),
+            functools.partial(
+                line_passages, [passages], self.parse_passage, header=header_of(passages, self.columns)
+            ),
+            functools.partial(_read, splits),
         )
 
 
-def _read(
-    splits: Mapping[str, Path],
-    parse: Callable[[str], tuple[str, list[str]]],
-    rows: Rows,
-    faults: Faults,
-) -> dict[str, list[Query]]:
+def _read(splits: Mapping[str, Path], rows: Rows, faults: Faults) -> dict[str, list[Query]]:
     queries = {}
     for split, path in splits.items():
-        parsed = lines.parsed(path, parse, faults)
+        header = header_of(path, _QUERY_COLUMNS)
+        lines.say_header(path, header)
+        parsed = lines.parsed(path, _query, faults, header)
         found = [(line, text, key) for line, (text, keys) in parsed for key in keys]
         known = rows([key for _, _, key in found]) >= 0
         joined: dict[str, Query] = {}
@@ -87,12 +89,12 @@ def _read(
 
 def _nq_passage(text: str) -> list[Passage]:
     key, _, _, body, *_ = columns(text, _NQ)
-    return [Passage(key, "", body)]
+    return [Passage(key, "", unquoted(body))]
 
 
 def _trivia_passage(text: str) -> list[Passage]:
     _, key, title, body, _ = columns(text, _TRIVIA)
-    return [Passage(key, title, body)]
+    return [Passage(key, unquoted(title), unquoted(body))]
 
 
 def _query(text: str) -> tuple[str, list[str]]:
@@ -100,14 +102,7 @@ def _query(text: str) -> tuple[str, list[str]]:
     if len(columns) < 3:
         what = f"{len(columns) + 1} tab-separated columns instead of 4 or more"
         raise BadLine("wrong columns", what, "write query, original id, document, cluster id")
-    return query, columns[1].split(",")
-
-
-def _nq_query(text: str) -> tuple[str, list[str]]:
-    query, documents = _query(text)
-    if len(query) > 1 and query[0] == query[-1] == '"':  # pandas wrote this file, and quotes what has a quote
-        query = query[1:-1].replace('""', '"')
-    return query, documents
+    return unquoted(query), columns[1].split(",")
 
 
 def _nq_splits(folder: Path) -> dict[str, Path]:
@@ -123,7 +118,14 @@ def _trivia_splits(folder: Path) -> dict[str, Path]:
     }
 
 
-NQ = _Layout("NCI's NQ", "NQ_doc_content.tsv", "nq_SPLIT_doc_newid.tsv", _nq_splits, _nq_passage, _nq_query)
+NQ = _Layout(
+    "NCI's NQ", "NQ_doc_content.tsv", "nq_SPLIT_doc_newid.tsv", _nq_splits, _nq_passage, {0: "_id", 3: "text"}
+)
 TRIVIA = _Layout(
-    "NCI's TriviaQA", "Trivia_doc_content.tsv", "SPLIT.tsv", _trivia_splits, _trivia_passage, _query
+    "NCI's TriviaQA",
+    "Trivia_doc_content.tsv",
+    "SPLIT.tsv",
+    _trivia_splits,
+    _trivia_passage,
+    {1: "_id", 3: "text"},
 )

@@ -1,6 +1,8 @@
 """Reading BEIR, TSV and MS MARCO folders: round trips, and one clear line for each way to go wrong."""
 
+import csv
 import gzip
+import io
 import json
 import random
 import re
@@ -163,6 +165,41 @@ def test_the_columns_are_read_in_the_order_of_a_header(tmp_path):
     queries = "text\tid\nwho?\tq1\nwhat?\tq2\n"
     files = TSV | {"docs.tsv": "id\ttext\ttitle\n" + rows, "queries.train.tsv": queries}
     assert read(write(tmp_path, files)) == (PASSAGES, QUERIES)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_texts_that_csv_quoted_are_read_out_of_their_quotes(tmp_path, ending):
+    """As csv.writer, pandas and DPR's psgs_w100.tsv quote: a cell that has a quote, and no other."""
+    texts = ['He said "x"', '"', '""', '"a" or "b"', "a 'b'", 'x "y']
+    out = io.StringIO()
+    rows = [("id", "text", "title"), *((f"d{i}", text, text[::-1]) for i, text in enumerate(texts))]
+    csv.writer(out, delimiter="\t", lineterminator="\n").writerows(rows)
+    assert '\t"He said ""x"""\t' in out.getvalue()
+    files = {f"docs.tsv{ending}": out.getvalue(), "qrels.test.tsv": "q\td1\t1\n"}
+    files["queries.test.tsv"] = 'q\t"who said ""x""?"\n'
+    passages, queries = read(write(tmp_path, files))
+    assert passages == [Passage(f"d{i}", text[::-1], text) for i, text in enumerate(texts)]
+    assert queries["test"][0].text == 'who said "x"?'
+
+
+def test_quotes_of_texts_that_csv_did_not_quote_stay(tmp_path):
+    texts = ['"whole"', '"a" and "b"', '"a ""b" c"', 'a ""b""', '"', '""', '"a', '"I" ""b"" "c"']
+    docs = "".join(f"d{i}\t\t{text}\n" for i, text in enumerate(texts))
+    passages, _ = read(write(tmp_path, TSV | {"docs.tsv": docs}), Faults(skip=True))
+    assert [passage.text for passage in passages] == texts
+
+
+def test_a_byte_order_mark_in_trec_qrels_is_no_part_of_an_id(tmp_path):
+    marked = {name: "\ufeff" + text for name, text in MSMARCO.items() if name.startswith("qrels")}
+    assert read(write(tmp_path / "marked", MSMARCO | marked)) == read(write(tmp_path / "plain", MSMARCO))
+
+
+def test_splits_share_one_file_of_queries(tmp_path):
+    """BEIR's queries.jsonl serves all splits, and each split has the queries that its qrels name."""
+    more = {"qrels/test.tsv": HEADER + "q4\td2\t1\nq1\td1\t2\n"}
+    passages, queries = read(write(tmp_path, BEIR | more))
+    assert passages == PASSAGES
+    assert queries == QUERIES | {"test": [Query("q1", "who?", {"d1": 2}), Query("q4", "when?", {"d2": 1})]}
 
 
 def test_a_line_that_names_a_column_twice_or_not_at_all_is_a_row(tmp_path):

@@ -1,5 +1,6 @@
 """NQ and TriviaQA in NCI's files."""
 
+import pytest
 from reading import error_of, places, read, write
 
 from retrieval_jax.data.collection import Passage, Query
@@ -42,6 +43,33 @@ def test_reads_triviaqa(tmp_path):
         "train": [Query("train-1", "what is round?", {"0": 1, "1": 1})],
         "dev": [Query("dev-1", 'is "it" hot?', {"0": 1, "1": 1})],
     }
+
+
+@pytest.mark.parametrize(
+    ("files", "passages", "queries"),
+    [
+        (NQ, "docid\turl\ttitle\ttext\t\t\tlanguage", "query\tid\tdocid\tcluster"),
+        (TRIVIA, "id\tdocid\ttitle\tcontent\tboth", "Question\tid\tdoc_id\tcluster\tx"),
+    ],
+)
+def test_a_header_is_left_out_and_said(tmp_path, capsys, files, passages, queries):
+    headed = {
+        name: f"\ufeff{passages if 'content' in name else queries}\r\n{text}"
+        for name, text in files.items()
+        if "qg" not in name
+    }
+    found, judged = read(write(tmp_path / "headed", files | headed))
+    assert capsys.readouterr().err.count(":1: a header") == 3
+    expected, expected_judged = read(write(tmp_path / "plain", files))
+    assert found == expected
+    for split, some in expected_judged.items():  # named by their lines
+        assert [(q.text, q.positives) for q in judged[split]] == [(q.text, q.positives) for q in some]
+
+
+def test_passages_that_pandas_quoted(tmp_path):
+    quoted = NQ["NQ_doc_content.tsv"].replace("The sun.", '"The ""sun""."')
+    passages, _ = read(write(tmp_path, NQ | {"NQ_doc_content.tsv": quoted}))
+    assert passages[1] == Passage("1", "", 'The "sun".')
 
 
 def test_bad_lines(tmp_path):
