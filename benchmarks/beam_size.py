@@ -51,7 +51,7 @@ SHOWN = 10  # passages of a query that count
 def train(work: Work, here: list[str], kinds: Sequence[str], steps: int, minutes: float) -> dict:
     """Everything up to the trained models: name -> what training came to."""
     run("import", *here)
-    limits = [f"--gin.STEPS={steps}", f"--gin.train.max_minutes={minutes}", "--gin.train.eval_every=1000000"]
+    limits = [f"--STEPS={steps}", f"--gin.train.max_minutes={minutes}", "--gin.train.eval_every=1000000"]
     encoder = repr(str(work.model("dual_encoder")))
     trained = {
         "dual_encoder": run(

@@ -87,9 +87,7 @@ def main() -> None:
     run("index", *here)
 
     trained = {
-        "doc2query": run(
-            "train", *here, "--gin_file=runs/doc2query.gin", f"--gin.STEPS={args.generator_steps}"
-        )
+        "doc2query": run("train", *here, "--gin_file=runs/doc2query.gin", f"--STEPS={args.generator_steps}")
     }
     filters = [
         f"--gin.generate_queries.filter_k={args.filter_k}",
@@ -99,7 +97,7 @@ def main() -> None:
 
     for name, shares in SHARES.items():
         model = str(work / "models" / name)
-        settings = [f"--gin.MODEL_DIR={model!r}", f"--gin.STEPS={args.steps}", "--gin.SYNTHETIC='doc2query'"]
+        settings = [f"--gin.MODEL_DIR={model!r}", f"--STEPS={args.steps}", "--gin.SYNTHETIC='doc2query'"]
         drops = dict.fromkeys(shares, 0.1)
         trained[name] = run(
             "train", *here, "--gin_file=runs/atomic.gin", *settings,

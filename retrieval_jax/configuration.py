@@ -38,6 +38,8 @@ def macros() -> list[str]:
 def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
     """Reads base.gin, then the files, then the bindings (`NAME=VALUE`), each overriding what was before.
 
+    A macro that takes text takes it bare, too: `COLLECTION=path/to/folder`.
+
     Raises UserError for a missing file, a name that does not exist, or a value that gin cannot read.
     """
     global _given
@@ -48,9 +50,11 @@ def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
     for file in (BASE, *files):
         with _one_line(f"--gin_file={file}"):
             gin.parse_config_file(file)
-    known = macros()
+    known, texts = macros(), _text_macros()
     for binding in bindings:
-        name = binding.split("=")[0].strip()
+        name, _, value = (part.strip() for part in binding.partition("="))
+        if name in texts and not re.match(r"""['"%@(]|None$""", value):
+            binding = f"{name}={value!r}"
         if re.fullmatch(r"\w+", name) and name not in known and not _defined(name):
             raise UserError(f"--gin.{name}: no such name: {_meant(name, known)}")
         with _one_line(f"--gin.{binding}"):
@@ -59,6 +63,18 @@ def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
     _check_scopes()
     _check_values()
     _one_number_of_steps()
+
+
+def _text_macros() -> set[str]:
+    """The macros whose value is a text, or None, wherever base.gin gives it to a parameter."""
+    kinds: dict[str, list[bool]] = {}
+    for (_, selector), parameters in gin.config._CONFIG.items():
+        annotations = {} if selector == "gin.macro" else _annotations(gin.config._REGISTRY[selector].wrapped)
+        for parameter, value in parameters.items():
+            if _is_macro(value):
+                kind = annotations.get(parameter)
+                kinds.setdefault("/".join(value.scopes), []).append(str in (kind, *typing.get_args(kind)))
+    return {macro for macro, texts in kinds.items() if all(texts)}
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
@@ -219,7 +235,7 @@ def _one_line(where: str) -> Iterator[None]:
         where = f"{place[1]}:{place[2]}" if place else where
         mend = "`retrieval-jax VERB --help` lists the names"
         if isinstance(error, SyntaxError) or "pars" in lines[0]:
-            mend = "a text needs quotes of its own, as in --gin.COLLECTION=\"'path'\""
+            mend = "a text needs quotes of its own, as in --gin.make_index.kind=\"'exact'\""
         raise UserError(f"{where}: {lines[0].rstrip('.')}: {mend}") from None
     finally:
         logging.disable(logging.NOTSET)

@@ -9,6 +9,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -41,18 +42,20 @@ CONFIGURABLE = (
 
 EXAMPLES = """examples:
   retrieval-jax demo                                          everything, on the embedded collection
-  retrieval-jax demo --gin.COLLECTION="'path/to/folder'"      … on a folder in BEIR or TSV layout
-  retrieval-jax train --gin_file=runs/naive.gin --gin.STEPS=2000
-  retrieval-jax search --gin.SEARCHER="'naive'" --gin.QUERY="'how do I smooth a signal?'"
+  retrieval-jax demo path/to/folder                           … on a folder in BEIR or TSV layout
+  retrieval-jax train --gin_file=runs/naive.gin --STEPS=2000
+  retrieval-jax search --SEARCHER=naive --QUERY="how do I smooth a signal?"
 
 options of every verb:
   --gin_file=FILE     a gin file, from the working folder or from gin_configs/; may be repeated
                       (train and preflight without one read runs/naive.gin, demo runs/demo.gin)
-  --gin.NAME=VALUE    sets a macro of base.gin or a function's parameter; texts need their own quotes
+  --NAME=VALUE        sets a macro of base.gin: --COLLECTION=path, --DOCIDS=atomic, --K=10, --MODEL_DIR=None
+  --gin.NAME=VALUE    the same, or a function's parameter; texts for these need quotes of their own, as in
+                      --gin.make_index.kind="'exact'"
   --json              one JSON object of what was made on stdout, everything else on stderr
 
 WORK_DIR and MODEL_DIR may lie in Google Cloud Storage (training there needs the extra retrieval_jax[gcs]):
-  --gin.WORK_DIR="'gs://BUCKET/NAME'"
+  --WORK_DIR=gs://BUCKET/NAME
 
 train, generate-queries or index on several hosts: the same command on each, the work folder shared by all
   --gin.multihost.on=True                                     on a TPU pod, GKE or SLURM: no more is needed
@@ -160,11 +163,15 @@ def parse(argv: list[str]) -> tuple[str, list[str], list[str], bool]:
         )
         sub.add_argument("--gin_file", action="append", default=[], help=argparse.SUPPRESS)
         sub.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
-    bindings = [argument.removeprefix("--gin.") for argument in argv if argument.startswith("--gin.")]
-    args = parser.parse_args([argument for argument in argv if not argument.startswith("--gin.")])
+        sub.add_argument("collection", nargs="?", metavar="COLLECTION", help="the same as --COLLECTION=…")
+    is_binding = [bool(re.match(r"--(gin\.|[A-Z_]+(=|$))", argument)) for argument in argv]
+    bindings = [re.sub(r"^--(gin\.)?", "", x) for x, binds in zip(argv, is_binding, strict=True) if binds]
+    args = parser.parse_args([x for x, binds in zip(argv, is_binding, strict=True) if not binds])
     for binding in bindings:
         if "=" not in binding:
-            parser.error(f"--gin.{binding}: a binding is --gin.NAME=VALUE")
+            parser.error(f"--{binding}: a setting is --NAME=VALUE or --gin.NAME=VALUE")
+    if args.collection is not None:
+        bindings.append(f"COLLECTION={args.collection}")
     return args.verb, args.gin_file, bindings, args.json
 
 

@@ -35,7 +35,7 @@ class Work:
             if held and held != source_path(collection):
                 raise UserError(
                     f"{folder}: holds the collection of {held}, not of {source_path(collection)}: "
-                    f"name another folder, --gin.WORK_DIR=\"'work/{name}_2'\""
+                    f"name another folder, --WORK_DIR=work/{name}_2"
                 )
         return work
 

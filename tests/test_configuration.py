@@ -121,7 +121,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
         ("K='10'", "K: '10' is not a whole number of at least 1"),
         ("K=True", "K: True is not a whole number"),
         ("STEPS=0", "STEPS: 0 is not a whole number of at least 1"),
-        ("SPLIT=3", "SPLIT: 3 is not a text, in quotes of its own"),
+        ("search.split=3", "search.split: 3 is not a text, in quotes of its own"),
         ("SEED=0.5", "SEED: 0.5 is not a whole number"),
         ("train.batch_size=0", "train.batch_size: 0 is not a whole number of at least 1"),
         ("train.max_minutes='5'", "train.max_minutes: '5' is not a number of at least 0 or None"),
@@ -226,3 +226,24 @@ def test_a_value_that_cannot_be_is_one_line(binding: str, message: str):
 )  # fmt: skip
 def test_a_value_that_can_be_is_taken(binding: str):
     configuration.configure([], [binding])
+
+
+@pytest.mark.parametrize(
+    ("binding", "value"),
+    [
+        ("COLLECTION=my docs/it's", "my docs/it's"),
+        ("COLLECTION='quoted'", "quoted"),
+        ('QUERY="quoted"', "quoted"),
+        ("QUERY=42", "42"),  # it takes text
+        ("QUERY=", ""),
+        ("QUERY=a = b", "a = b"),
+        ("WORK_DIR=gs://bucket/name", "gs://bucket/name"),
+        ("MODEL_DIR=None", None),
+        ("QUERY=None of them", "None of them"),
+        ("DOCIDS=rq_8x256", "rq_8x256"),
+        ("K=7", 7),
+    ],
+)
+def test_a_macro_that_takes_text_takes_it_bare(binding, value):
+    configuration.configure([], [binding])
+    assert gin.query_parameter(f"%{binding.partition('=')[0]}") == value

@@ -116,6 +116,8 @@ def test_arguments():
         ["train", "--gin_file=a.gin", "--gin.X='y'", "--json", "--gin.f.z=1"]
     )
     assert (verb, files, bindings, as_json) == ("train", ["a.gin"], ["X='y'", "f.z=1"], True)
+    bare = ["demo", "a/b c", "--K=3", "--QUERY=why = how?", "--gin.train.steps=4"]
+    assert parse(bare)[2] == ["K=3", "QUERY=why = how?", "train.steps=4", "COLLECTION=a/b c"]
     verbs = (
         "demo import docids cache preflight train convert generate-queries mine index search evaluate export"
     )
@@ -127,7 +129,10 @@ def test_arguments():
     [
         (["import", "--gin.COLLECTION='/no/such/folder'"], ["/no/such/folder", "check the path"]),
         (["import", "--gin.COLECTION='x'"], ["COLECTION", "COLLECTION?"]),
-        (["import", "--gin.COLLECTION=path"], ["COLLECTION", "quotes"]),
+        (["import", "--gin.import_collection.source=path"], ["import_collection.source", "quotes"]),
+        (["import", "--COLLECTION=/no/such folder"], ["/no/such folder", "check the path"]),
+        (["import", "/no/such/folder"], ["/no/such/folder", "check the path"]),
+        (["import", "--COLECTION=x"], ["COLECTION", "COLLECTION?"]),
         (["import", "--gin.import_collection.vocab=3"], ["vocab", "--help"]),
         (["import", "--gin.imprt.vocab=3"], ["imprt", "--help"]),
         (["train", "--gin_file=runs/nothing.gin"], ["runs/nothing.gin", "runs/naive.gin"]),

@@ -104,8 +104,7 @@ class Inputs:
         if name == "d2q":
             if not self.synthetic:
                 raise UserError(
-                    "d2q: no synthetic queries: `retrieval-jax generate-queries`, then "
-                    "--gin.SYNTHETIC=\"'doc2query'\""
+                    "d2q: no synthetic queries: `retrieval-jax generate-queries`, then --SYNTHETIC=doc2query"
                 )
             return D2Q(self.synthetic, self.vocabulary)
         kind, _, label = name.partition("_")

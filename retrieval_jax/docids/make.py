@@ -306,7 +306,7 @@ def make_docids(
             raise UserError(
                 f"DOCIDS: {kind} docids cluster the passages' vectors: train a dual encoder "
                 f"(`retrieval-jax train --gin_file=runs/dual_encoder.gin` makes {embeddings}), or name "
-                f"--gin.EMBEDDINGS=\"'vectors.npy'\" or \"'{SENTENCE_TRANSFORMERS}NAME'\""
+                f"--EMBEDDINGS=vectors.npy or {SENTENCE_TRANSFORMERS}NAME"
             )
     collection, folder = Collection(work.collection), work.docids(kind)
     recipe = {"version": VERSION, "kind": kind, "collection": collection.fingerprint}

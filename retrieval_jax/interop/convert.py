@@ -52,7 +52,7 @@ def convert(
         tells, else 64 and 256.
     """
     if checkpoint is None:
-        raise UserError("convert: no weights are named: --gin.INITIAL_CHECKPOINT=\"'path'\"")
+        raise UserError("convert: no weights are named: --INITIAL_CHECKPOINT=path")
     pretrained = open_pretrained(checkpoint)
     work = Work.of(source, work_dir)
     retriever = retriever or _retriever(pretrained)
@@ -116,9 +116,7 @@ def _retriever(pretrained: Pretrained) -> type:
 def check_vocabulary(pretrained: Pretrained, pieces: Path | None) -> None:
     """Raises UserError where there is no vocabulary, or one of more pieces than the embedding has rows."""
     if pieces is None:
-        raise UserError(
-            f"{pretrained.path}: no vocabulary lies with it: --gin.VOCABULARY=\"'…/sentencepiece.model'\""
-        )
+        raise UserError(f"{pretrained.path}: no vocabulary lies with it: --VOCABULARY=…/sentencepiece.model")
     count, rows = Vocabulary(pieces).model.vocab_size(), pretrained.network["vocab_size"]
     if count > rows:
         raise UserError(

@@ -59,7 +59,7 @@ def make_index(
     collection = Collection(work.collection)
     if model_dir is None:
         if kind not in (None, "bm25"):
-            raise UserError(f"MODEL_DIR: a {kind} searcher needs a model: --gin.MODEL_DIR=\"'work/…'\"")
+            raise UserError(f"MODEL_DIR: a {kind} searcher needs a model: --MODEL_DIR=work/…")
         return _bm25(work, collection, name, expansion)
 
     mesh = partitioning.make_mesh().local_mesh  # hosts work on their own

@@ -165,7 +165,7 @@ def fit(
     multihost.first_does(lambda: None)  # has written the curve
     best = saved.best()
     if (best_step := best.get("best_step", step)) != step:
-        say(f"{folder}: step {best_step} was the best on dev: --gin.MODEL_STEP={best_step} takes that one")
+        say(f"{folder}: step {best_step} was the best on dev: --MODEL_STEP={best_step} takes that one")
     return summary(folder, step) | best
 
 

@@ -186,7 +186,7 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
             raise UserError(f"train.{name}: not set: name a run, as --gin_file=runs/naive.gin")
     retriever, data, kind = settings["retriever"], settings["data"], settings["docids"]
     if (retriever.answer == "docids") != bool(kind):
-        mend = "--gin.DOCIDS=\"'naive'\"" if retriever.answer == "docids" else "--gin.train.docids=None"
+        mend = "--DOCIDS=naive" if retriever.answer == "docids" else "--gin.train.docids=None"
         raise UserError(f"train.docids: {kind!r} does not go with a {retriever.family}: {mend}")
     if search and retriever.answer != "docids":
         raise UserError(f"preflight.search: a {retriever.family} writes no docids: leave it out")

@@ -191,9 +191,9 @@ def check_inputs(folder: Path, retriever: type, collection: Collection, table: D
     """Raises UserError where model, docids and collection do not belong together."""
     reads_docids = retriever.answer == "docids"
     if reads_docids and table is None:
-        raise UserError(f"{folder}: a {retriever.family} retriever needs docids: --gin.DOCIDS=\"'naive'\"")
+        raise UserError(f"{folder}: a {retriever.family} retriever needs docids: --DOCIDS=naive")
     if not reads_docids and table is not None:
-        raise UserError(f"{folder}: a {retriever.family} writes no docids: --gin.DOCIDS=None")
+        raise UserError(f"{folder}: a {retriever.family} writes no docids: --DOCIDS=None")
     if table and table.collection != collection.fingerprint:
         raise UserError(
             f"docids/{table.kind}: of another collection than {collection.folder}: `retrieval-jax docids`"

@@ -86,7 +86,7 @@ class Faults:
             more = self.counts - collections.Counter([first.kind])
             listed = ", ".join(f"{count:,} × {kind}" for kind, count in more.items())
             also = f"; there are more: {listed}" if more else ""
-            raise UserError(f"{first} (to leave bad lines out: --gin.ON_ERROR=\"'skip'\"{also})")
+            raise UserError(f"{first} (to leave bad lines out: --ON_ERROR=skip{also})")
 
     def tell(self) -> None:
         """Says what was left out: for each kind how many lines, and the first few."""
