@@ -4,12 +4,26 @@ The ranges were installed together on Python 3.11, 3.12 and 3.13. Those with a c
 TensorFlow 2.21 breaks ScaNN 1.4's import, and sentencepiece 0.2.3 needs a protobuf that Beam refuses.
 """
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="retrieval_jax",
     version="0.1.0",
     description="Generative retrievers and dual encoders in JAX: train, search, compare.",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["information retrieval", "generative retrieval", "dense retrieval", "JAX", "T5"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["retrieval_jax", "retrieval_jax.*"]), "retrieval_jax.gin_configs"],
     package_dir={"retrieval_jax.gin_configs": "gin_configs"},
