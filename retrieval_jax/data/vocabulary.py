@@ -6,7 +6,8 @@ Nothing here imports TensorFlow: searchers tokenise with this; seqio reads the s
 import copy
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from retrieval_jax import paths, storage
 from retrieval_jax.errors import UserError
 
 PAD, EOS = 0, 1
+PAD_SYMBOL = -1  # the padding symbol within a text: models read it as PAD, and do not mask it
 SENTINELS = 100  # ids that T5 keeps after the pieces
 MOST = 1_000_000  # texts that a vocabulary is learned on
 LONGEST = 1 << 16  # bytes of such a text: SentencePiece leaves out longer ones in silence
@@ -35,12 +37,18 @@ NO_PROMPTS = Prompts()
 class Vocabulary:
     """A SentencePiece model read from a file.
 
+    Args:
+      path: the file.
+      symbols: name -> id of what in a text is no text but a symbol, as transformers reads `</s>` or
+        `<extra_id_3>`. None, as SentencePiece, seqio and T5X read texts: there is no such thing.
+
     Attributes:
       prompt: a text that is put before every text that is encoded; see `with_prompt`.
     """
 
-    def __init__(self, path: str | Path):
-        self.path, self.prompt = paths.of(path), ""
+    def __init__(self, path: str | Path, symbols: Mapping[str, int] | None = None):
+        self.path, self.prompt, self.symbols = paths.of(path), "", symbols or {}
+        self._names = re.compile(f"({'|'.join(map(re.escape, self.symbols))})")
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())
         except (OSError, RuntimeError):
@@ -71,7 +79,19 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the prompt and a text, without the end."""
-        return self.model.encode(valid_text(self.prompt + text))
+        return self._encode([self.prompt + text])[0]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        texts = list(map(valid_text, texts))
+        if not self.symbols:
+            return self.model.encode(texts)
+        return [list(itertools.chain.from_iterable(self._runs(text))) for text in texts]
+
+    def _runs(self, text: str) -> Iterator[list[int]]:
+        """The tokens of a text between symbols, and of the symbols, as transformers splits it."""
+        for part in self._names.split(text):
+            number = self.symbols.get(part)
+            yield self.model.encode(part) if number is None else [PAD_SYMBOL if number == PAD else number]
 
     def encode_chunk(self, text: str, length: int, start: float = 0.0) -> list[int]:
         """Token ids of the prompt, then of a run of at most `length` tokens of a text.
@@ -81,7 +101,7 @@ class Vocabulary:
           length: most tokens of the run.
           start: in [0, 1): where among all places for a run it begins; 0 is the first.
         """
-        tokens = self.model.encode(valid_text(text))
+        (tokens,) = self._encode([text])
         first = int(start * (max(len(tokens) - length, 0) + 1))
         return [*self.encode(""), *tokens[first : first + length]]
 
@@ -93,8 +113,8 @@ class Vocabulary:
     def batch(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Int32 tokens, len(texts) × length: truncated, ended by EOS, padded with 0 (as seqio does it)."""
         tokens = np.zeros((len(texts), length), np.int32)
-        whole = [valid_text(self.prompt + text) for text in texts]
-        for row, ids in zip(tokens, self.model.encode(whole), strict=True):
+        whole = self._encode([self.prompt + text for text in texts])
+        for row, ids in zip(tokens, whole, strict=True):
             ids = [*ids[: length - 1], EOS]
             row[: len(ids)] = ids
         return tokens

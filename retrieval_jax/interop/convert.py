@@ -59,8 +59,9 @@ def convert(
     table = DocidTable.open(work.docids(docids)) if retriever.answer == "docids" else None
     pieces = paths.of(vocabulary) if vocabulary else pretrained.vocabulary
     check_vocabulary(pretrained, pieces)
+    symbols = {} if vocabulary else dict(pretrained.symbols)
     if vocabulary is None and pretrained.format in ("Hugging Face", "sentence-transformers"):
-        tokenizer.check_added(pieces)
+        symbols = tokenizer.symbols(pieces)
     network = pretrained.network | (docid_softmax(table) if table else {})
     settings = pretrained.settings if retriever is DualEncoder else {}
     model = retriever(T5Config(**network), None, **settings)
@@ -85,6 +86,7 @@ def convert(
         docids_fingerprint=table.fingerprint() if table else None,
         initial_checkpoint=str(checkpoint),
         step=pretrained.step,
+        **({"symbols": symbols} if symbols else {}),
     )
 
     def make(aside: Path) -> dict:

@@ -32,6 +32,7 @@ class Pretrained:
       settings: a dual encoder's: vector_dim, normalize and so on.
       length: most tokens of a text, where it is known.
       vocabulary: the SentencePiece model, where it lies with them.
+      symbols: what it reads as symbols in texts; see Vocabulary.
       step: steps trained, where it is known.
     """
 
@@ -42,6 +43,7 @@ class Pretrained:
     settings: dict = dataclasses.field(default_factory=dict)
     length: int | None = None
     vocabulary: Path | None = None
+    symbols: Mapping[str, int] = dataclasses.field(default_factory=dict)
     step: int = 0
 
 
@@ -95,6 +97,7 @@ def _own(folder: Path) -> Pretrained:
         description["settings"],
         description.get("input_length"),
         folder / model_folder.VOCABULARY,
+        description.get("symbols", {}),
         step,
     )
 

@@ -9,11 +9,12 @@ SentencePiece does:
   not keep the unigram model from finding the piece of a symbol's name, which SentencePiece never does. So the
   first character of these names, `<`, is another one (a private one of Unicode) in texts and in all pieces
   that texts are made of, and no symbol's name is ever found.
+
+A model that came from there keeps their reading: its vocabulary has `symbols`.
 """
 
 import base64
 import json
-import re
 from pathlib import Path
 
 from sentencepiece import sentencepiece_model_pb2
@@ -22,7 +23,6 @@ from retrieval_jax import paths, storage
 from retrieval_jax.data.vocabulary import EOS, PAD, SENTINELS, Vocabulary
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop.hugging_face import PIECES
-from retrieval_jax.progress import say
 
 PRIVATE = range(0xE000, 0xF8FF)  # characters that Unicode gives no meaning
 SPACE = "▁"
@@ -43,7 +43,7 @@ def write(folder: Path, vocabulary: Vocabulary, length: int | None) -> None:
 
     Raises UserError where the vocabulary is of a kind that transformers cannot follow.
     """
-    model = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.path.read_bytes())
+    model = _model(vocabulary.path)
     if model.trainer_spec.model_type != _UNIGRAM or model.trainer_spec.treat_whitespace_as_suffix:
         raise UserError(
             f"{vocabulary.path}: not a unigram model with spaces before words, as T5's is: "
@@ -56,7 +56,7 @@ def write(folder: Path, vocabulary: Vocabulary, length: int | None) -> None:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{name}_token": piece for name, piece in names.items()},
-        "split_special_tokens": True,
+        "split_special_tokens": not vocabulary.symbols,
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": length,
         "clean_up_tokenization_spaces": False,
@@ -65,27 +65,42 @@ def write(folder: Path, vocabulary: Vocabulary, length: int | None) -> None:
         (folder / name).write_text(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def check_added(pieces: Path) -> None:
-    """Looks at the tokenizer that lies beside imported pieces, for tokens that SentencePiece does not read.
+def symbols(pieces: Path) -> dict[str, int]:
+    """What the tokenizer that lies beside imported pieces reads as symbols in a text; see Vocabulary.
 
-    Says that symbols of the pieces' own are text here. Raises UserError where other tokens are added.
+    Raises UserError where it has other tokens than the pieces and T5's sentinels.
     """
-    folder, known = pieces.parent, Vocabulary(pieces).model
-    own = {known.id_to_piece(i) for i in range(known.vocab_size())}
-    split = False
+    folder, model = pieces.parent, _model(pieces)
+    own = _symbols(model)
+    known = own.keys() | {piece.piece for piece in model.pieces}
     for name, contents in _ADDED.items():
-        if not (path := folder / name).is_file():
-            continue
-        described = storage.read_json(path, "fetch it again")
-        split = split or (name == CONFIG and described.get("split_special_tokens") is True)
-        added = [content for content in contents(described) if content not in own]
-        if added := [content for content in added if not re.fullmatch("<extra_id_[0-9]+>", content)]:
+        path = folder / name
+        described = storage.read_json(path, "fetch it again") if path.is_file() else {}
+        if added := [content for content in contents(described) if content not in known]:
             raise UserError(
                 f"{path}: adds {', '.join(map(repr, added[:3]))} to the pieces of {PIECES}, which alone are "
                 "read here: to do without them, name the pieces by --gin.VOCABULARY"
             )
-    if not split:
-        say(f"{folder}: texts with </s>, <pad> or <extra_id_0> are read as text, as T5X does, not as symbols")
+        if name == CONFIG and described.get("split_special_tokens") is True:
+            own = {}
+    return own
+
+
+def _model(pieces: Path):
+    return sentencepiece_model_pb2.ModelProto.FromString(pieces.read_bytes())
+
+
+def _symbols(model) -> dict[str, int]:
+    """Name -> id of the symbols of T5's tokenizer: control pieces, the unknown one, and the sentinels."""
+    found = {p.piece: i for i, p in enumerate(model.pieces) if p.type in (_Type.CONTROL, _Type.UNKNOWN)}
+    return found | {name: len(model.pieces) + i for i, name in enumerate(_sentinels(model))}
+
+
+def _sentinels(model) -> list[str]:
+    """Names of the tokens behind the pieces; none where the pieces have them."""
+    if any("<extra_id_" in piece.piece for piece in model.pieces):
+        return []
+    return [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
 
 
 def _unknown(model) -> int:
@@ -94,18 +109,14 @@ def _unknown(model) -> int:
 
 def _fast(model) -> dict:
     """tokenizer.json of a SentencePiece unigram model."""
-    known = {piece.piece for piece in model.pieces}
-    sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))] if "<extra_id_0>" not in known else []
-    symbols = [piece.piece for piece in model.pieces if piece.type not in _OF_TEXT] + sentinels
-    used = {character for piece in known for character in piece}
+    unread = [piece.piece for piece in model.pieces if piece.type not in _OF_TEXT] + _sentinels(model)
+    used = {character for piece in model.pieces for character in piece.piece}
     free = (chr(code) for code in PRIVATE if chr(code) not in used)
-    stand_ins = dict(zip(sorted({symbol[0] for symbol in symbols}), free, strict=False))
-    special = {i: p.piece for i, p in enumerate(model.pieces) if p.type in (_Type.CONTROL, _Type.UNKNOWN)}
-    special |= dict(enumerate(sentinels, len(model.pieces)))
+    stand_ins = dict(zip(sorted({name[0] for name in unread}), free, strict=False))
     end = model.pieces[EOS].piece
     return {
         "version": "1.0",
-        "added_tokens": [_added(i, content) for i, content in special.items()],
+        "added_tokens": [_added(i, content) for content, i in _symbols(model).items()],
         "normalizer": {"type": "Sequence", "normalizers": _normalizers(model, stand_ins, next(free))},
         "post_processor": {
             "type": "TemplateProcessing",
@@ -133,7 +144,7 @@ def _fast(model) -> dict:
             "unk_id": _unknown(model),
             "vocab": [
                 *_scored(model, str.maketrans(stand_ins)),
-                *((sentinel, 0.0) for sentinel in sentinels),
+                *((sentinel, 0.0) for sentinel in _sentinels(model)),
             ],
             "byte_fallback": model.trainer_spec.byte_fallback,
         },

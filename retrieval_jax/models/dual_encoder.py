@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from retrieval_jax.data.vocabulary import Prompts
+from retrieval_jax.data.vocabulary import PAD, Prompts
 from retrieval_jax.errors import UserError
 from retrieval_jax.models.contrastive import Objective, info_nce
 from retrieval_jax.models.generative import Batch, Metrics
@@ -47,7 +47,7 @@ class DualEncoderNetwork(nn.Module):
     def __call__(self, tokens_BxS: jax.Array, deterministic: bool = True) -> jax.Array:
         """Float32 vectors B×vector_dim of tokens (0 = padding); of unit length where `normalize`."""
         embedded = self.token_embedder(tokens_BxS)
-        real_BxS = tokens_BxS > 0
+        real_BxS = tokens_BxS != PAD
         encoded_BxSxE = self.encoder(embedded, real_BxS[:, None, :], deterministic).astype(jnp.float32)
         real_BxSx1 = real_BxS[..., None]
         count = jnp.maximum(jnp.sum(real_BxSx1, axis=1), 1)

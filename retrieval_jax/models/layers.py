@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from retrieval_jax.data.vocabulary import PAD
 from retrieval_jax.errors import UserError
 from retrieval_jax.values import Natural, Positive, Share
 
@@ -371,4 +372,4 @@ class TokenEmbedder(nn.Module):
             (self.size, self.config.emb_dim),
             jnp.float32,
         )
-        return jnp.take(table_VxE, tokens, axis=0).astype(self.config.dtype)
+        return jnp.take(table_VxE, jnp.maximum(tokens, PAD), axis=0).astype(self.config.dtype)

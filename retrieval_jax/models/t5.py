@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retrieval_jax.data.vocabulary import PAD
 from retrieval_jax.models.layers import (
     MASKED,
     STACK_AXIS,
@@ -279,8 +280,8 @@ class T5(nn.Module):
 
 
 def _real(tokens_BxS: jax.Array) -> jax.Array:
-    """Attention's mask Bx1xS: all may look at every token that is not padding."""
-    return (tokens_BxS > 0)[:, None, :]
+    """Attention's mask Bx1xS: all may look at every token that is not padding (PAD_SYMBOL is none)."""
+    return (tokens_BxS != PAD)[:, None, :]
 
 
 def _same(segment_BxT: jax.Array, segment_BxS: jax.Array) -> jax.Array:

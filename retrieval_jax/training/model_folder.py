@@ -81,7 +81,8 @@ def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None
         params = checkpoints.restore_params(step, abstract_params(model, mesh))
         checkpoints.close()
     check_finite(folder, params)
-    return OpenModel(model, params, step, Vocabulary(folder / VOCABULARY), description)
+    vocabulary = Vocabulary(folder / VOCABULARY, description.get("symbols"))
+    return OpenModel(model, params, step, vocabulary, description)
 
 
 def check_finite(folder: Path, params: dict) -> None:
@@ -141,7 +142,9 @@ def model_checksum(model_dir: str | Path, step: int, description: dict) -> str |
     else:
         sums = [storage.checksum(path) for path in weights]
     keys = ("network", "settings", "input_length", "passage_length")
-    settings = json.dumps({key: description.get(key) for key in keys}, sort_keys=True)
+    facts = {key: description.get(key) for key in keys}
+    facts |= {"symbols": description["symbols"]} if description.get("symbols") else {}
+    settings = json.dumps(facts, sort_keys=True)
     return storage.digest([*names, *sums, settings, storage.checksum(folder / VOCABULARY)])
 
 

@@ -152,7 +152,9 @@ def test_a_prompt_is_a_part_of_what_the_model_is(gtr, tmp_path):
         *_, model = encoders(tmp_path / str(number), prompts)
         checksums.add(model_checksum(model, 0, json.loads((model / "model.json").read_text())))
     assert len(checksums) == 4
-    assert model_checksum(gtr, 0, json.loads((gtr / "model.json").read_text())) in checksums
+    described = json.loads((gtr / "model.json").read_text())
+    assert model_checksum(gtr, 0, described) in checksums
+    assert model_checksum(gtr, 0, described | {"symbols": {"</s>": 1}}) not in checksums
 
 
 def test_prompts_that_cannot_be_followed_are_refused(tmp_path):
