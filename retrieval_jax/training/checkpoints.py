@@ -5,6 +5,7 @@ MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data, and Wa
 What else lies in a model's folder: see model_folder.py.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,17 @@ from retrieval_jax.training import checksums, multihost
 from retrieval_jax.training.kept import Kept
 
 
+def in_background() -> bool:
+    """Whether files are written while the next steps run. On CPUs writing takes the cores of the steps."""
+    return jax.default_backend() != "cpu"
+
+
 class Checkpoints:
     """The checkpoints of a model folder. Each holds params, the optimiser's state and the data position.
 
-    A step whose files are not what was saved counts as damaged.
+    Where files are written in the background, `save` returns when the arrays are copied from the devices:
+    Orbax writes them into a folder of another name and renames it, then the checksums are written. The next
+    `save` waits for both, and so does `close`. A step whose files are not what was saved counts as damaged.
 
     Args:
       model_dir: the model's folder.
@@ -45,10 +53,13 @@ class Checkpoints:
                 f"{self.folder}: checkpoints cannot lie below a folder with {' '.join(sorted(odd))} in its "
                 "name: rename it, or name another MODEL_DIR"
             )
+        self.in_background = not read_only and in_background()
+        self.pool = ThreadPoolExecutor(1)
+        self.sealing: Future | None = None
         self.kept = Kept(self.folder.with_name("learning_curve.jsonl"), keep, keep_best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self.kept,
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=self.in_background,
             cleanup_tmp_directories=not read_only,  # what a kill left of a save
             read_only=read_only,
             create=not read_only,
@@ -105,6 +116,7 @@ class Checkpoints:
         """
         if multihost.agreed(step == self.manager.latest_step()):
             return
+        multihost.first_does(self._wait)
         self.manager.save(
             step,
             args=ocp.args.Composite(
@@ -115,7 +127,21 @@ class Checkpoints:
                 ),
             ),
         )
-        multihost.first_does(lambda: checksums.write(self.folder / str(step)))
+        if not self.in_background:
+            multihost.first_does(lambda: checksums.write(self.folder / str(step)))
+        elif multihost.is_first():
+            self.sealing = self.pool.submit(self._seal, step)
+
+    def _seal(self, step: int) -> None:
+        """Writes the checksums of a step whose files are being written."""
+        self.manager.wait_until_finished()
+        checksums.write(self.folder / str(step))
+
+    def _wait(self) -> None:
+        """Waits for the checksums of the save before, on the first process; raises what went wrong in it."""
+        sealing, self.sealing = self.sealing, None
+        if sealing:
+            sealing.result()
 
     def restore_newest(self, params: Any, optimizer: Any) -> tuple[Any, Any, int] | None:
         """`restore` at the newest step that can be; None where there is no checkpoint.
@@ -223,4 +249,9 @@ class Checkpoints:
         return {"best_step": step, f"best/{self.kept.metric}": self.kept.scores.get(step)}
 
     def close(self) -> None:
-        self.manager.close()
+        """Waits until all is written. No process waits for another here: one may have met an error."""
+        try:
+            self._wait()
+        finally:
+            self.manager.close()
+            self.pool.shutdown()

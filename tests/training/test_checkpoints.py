@@ -193,6 +193,37 @@ def test_the_best_is_by_the_metric_that_is_named_or_none(tmp_path: Path):
         assert made.get("best_step") == (2 if keep_best == "loss" else None)
 
 
+def test_files_that_are_written_while_steps_run_are_what_was_saved(tmp_path: Path, monkeypatch):
+    """The steps after a save are given its arrays' memory. All is written when training ends."""
+    run = {"batches": batches, "steps": 8, "save_every": 1, "keep": 8, "dev": lambda params: {}}
+    fit(retriever(), folder=tmp_path / "before", **run)
+    monkeypatch.setattr(checkpoints, "in_background", lambda: True)
+    fit(retriever(), folder=tmp_path / "background", **run)
+    model = retriever()
+    abstract = abstract_state(model, partitioning.make_mesh(), SHAPES)
+    saved = [checkpoints.Checkpoints(tmp_path / name, read_only=True) for name in ("before", "background")]
+    for step in range(1, 9):
+        first, second = (one.restore(step, abstract.params, abstract.optimizer) for one in saved)
+        assert same(first, second)
+        assert first[2] == step
+        assert checksums.fault(tmp_path / "background" / "checkpoints" / str(step)) is None
+        assert (tmp_path / "background" / "checkpoints" / str(step) / checksums.NAME).exists()
+    for one in saved:
+        one.close()
+
+
+def test_what_goes_wrong_in_the_background_ends_the_run(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "in_background", lambda: True)
+    # The kernel's own error of a full disk.
+    monkeypatch.setattr(checksums, "write", lambda folder: Path("/dev/full").write_bytes(b"x"))
+    run = {"batches": batches, "dev": lambda params: {}}
+    with pytest.raises(OSError, match="No space left"):  # as the next save begins
+        fit(retriever(), folder=tmp_path / "next", steps=10**6, save_every=2, **run)
+    assert steps_of(tmp_path / "next") == [2]
+    with pytest.raises(OSError, match="No space left"):  # as the run ends
+        fit(retriever(), folder=tmp_path / "end", steps=2, **run)
+
+
 def test_training_goes_on_from_the_best_alone_and_a_damaged_best_hinders_nothing(tmp_path: Path):
     run = {"batches": batches, "folder": tmp_path, "save_every": 1, "eval_every": 1, "keep": 1}
     fit(retriever(), dev=scripted("MRR@10", 0.2, 0.3, 0.1), steps=3, **run)

@@ -16,7 +16,7 @@ from test_train import batches, curve, retriever
 from test_watch import SKIPS, poisoned, spiky
 
 from retrieval_jax.errors import UserError
-from retrieval_jax.training import multihost
+from retrieval_jax.training import checksums, multihost
 from retrieval_jax.training.loop import fit
 
 SCRIPT = """
@@ -235,7 +235,7 @@ import numpy as np
 from test_train import batches, retriever
 from test_watch import SKIPS, poisoned, spiky
 from retrieval_jax.errors import UserError
-from retrieval_jax.training import multihost
+from retrieval_jax.training import checkpoints, multihost
 from retrieval_jax.training.checkpoints import Checkpoints
 from retrieval_jax.training.loop import fit
 
@@ -246,6 +246,8 @@ def own(position):
     for batch in batches(position):
         yield {name: x[:4] if first else x[4:] for name, x in batch.items()}
 
+if sys.argv[3] == "whole":
+    checkpoints.in_background = lambda: True
 run = {"batches": own, "folder": folder, "save_every": 2, "log_every": 1}
 fit(retriever(), dev=lambda params: {"MRR@10": 0.5}, steps=4, **run)
 if not first:  # a listing from before the newest checkpoint: of step 2 alone
@@ -295,6 +297,8 @@ def test_the_first_process_decides_where_to_go_on_whatever_the_others_see(tmp_pa
             process.kill()
     assert [process.returncode for process in started] == [0, 0], told
     assert f"going on from step {4 if newest == 'whole' else 2}" in told[0]
+    assert checksums.fault(tmp_path / "checkpoints" / "6") is None
+    assert (tmp_path / "checkpoints" / "6" / checksums.NAME).exists()  # written in the background, or not
     # The best on dev, which the second process does not know of, stays beside the newest.
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == (
         {"4", "6"} if newest == "whole" else {"6"}
