@@ -7,6 +7,8 @@ from pathlib import Path
 from retrieval_jax import paths, storage
 from retrieval_jax.errors import UserError
 
+UNFINISHED = ".unfinished"  # ends the name of a folder in which synthetic queries are being made
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -44,7 +46,7 @@ class Work:
         return self.folder / "collection"
 
     def docids(self, kind: str) -> Path:
-        return self.folder / "docids" / kind
+        return self.folder / "docids" / checked(kind)
 
     def embeddings(self, name: str) -> Path:
         return self.folder / "embeddings" / name
@@ -59,13 +61,13 @@ class Work:
         return self.folder / "negatives" / checked(name)
 
     def model(self, name: str) -> Path:
-        return self.folder / "models" / name
+        return self.folder / "models" / checked(name)
 
     def searcher(self, name: str) -> Path:
         return self.folder / "searchers" / checked(name)
 
     def export(self, name: str) -> Path:
-        return self.folder / "exports" / name
+        return self.folder / "exports" / checked(name)
 
     def run(self, name: str, split: str) -> Path:
         return self.folder / "runs" / f"{checked(name)}.{split}.trec"
@@ -89,9 +91,13 @@ def source_path(collection: str) -> str:
 
 def checked(name: str) -> str:
     """The name of an artefact, which becomes a file's name. Raises UserError where it cannot be one."""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", str(name)) or name == "qrels":
+    if (
+        not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", str(name))
+        or name == "qrels"
+        or name.endswith(UNFINISHED)
+    ):
         raise UserError(
             f"{name!r}: cannot be the name of an artefact: take letters, digits, `_`, `-` and `.`, "
-            "not a leading dot, and not 'qrels'"
+            f"not a leading dot, not 'qrels', and no {UNFINISHED!r} at the end"
         )
     return name

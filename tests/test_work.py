@@ -21,14 +21,15 @@ def test_two_sources_of_one_name_do_not_share_a_folder(tmp_path: Path, monkeypat
     assert Work.of(f"{tmp_path}/a/data", None) == work
     message = error_of(lambda: Work.of("b/data", None))
     assert f"holds the collection of {tmp_path}/a/data, not of {tmp_path}/b/data" in message
-    assert "--gin.WORK_DIR=\"'work/data_2'\"" in message
+    assert "--WORK_DIR=work/data_2" in message
     assert Work.of("b/data", "work/data") == work
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a b", "qrels", "a\n", "é"])
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a b", "qrels", "a\n", "é", "a.unfinished"])
 def test_a_name_that_is_no_files_name_is_refused(name: str):
     work = Work(Path("work"))
-    for place in (work.searcher, work.synthetic, work.negatives, lambda name: work.run(name, "test")):
+    named = (work.searcher, work.synthetic, work.negatives, work.model, work.docids, work.export)
+    for place in (*named, lambda name: work.run(name, "test")):
         with pytest.raises(Exception, match="cannot be the name of an artefact"):
             place(name)
 

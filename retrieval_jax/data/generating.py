@@ -26,7 +26,7 @@ from retrieval_jax.search.searcher import Searcher, searcher_manifest
 from retrieval_jax.training import partitioning
 from retrieval_jax.training.model_folder import model_recipe, open_model
 from retrieval_jax.values import Positive, PositiveFloat
-from retrieval_jax.work import Work
+from retrieval_jax.work import UNFINISHED, Work
 
 
 class Origin(Protocol):
@@ -92,7 +92,7 @@ def generate_queries(
     recipe = {"collection": collection.fingerprint, **settings, "filter": found_by and found_by.recipe}
 
     folder = work.synthetic(name)
-    parts = Parts(folder.with_name(f"{name}.unfinished"), collection.passage_count, part_size)
+    parts = Parts(folder.with_name(f"{name}{UNFINISHED}"), collection.passage_count, part_size)
     first = jax.process_index() == 0
     # The first process's lock keeps out other commands; the rest of this one wait for it in `_meet`.
     with storage.lock(parts.folder) if first else contextlib.nullcontext():

@@ -349,7 +349,7 @@ def check_unused(folder: Path, work: Work) -> None:
     if not storage.finished(folder):
         return
     fingerprint = storage.read_manifest(folder, "docids")["fingerprint"]
-    for path in sorted(work.model("").glob("*/model.json")):
+    for path in sorted((work.folder / "models").glob("*/model.json")):
         description = storage.read_json(path, "delete the model's folder")
         if description.get("docids_fingerprint") == fingerprint:
             raise UserError(

@@ -12,7 +12,7 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop import tokenizer
 from retrieval_jax.interop.initial import InitialCheckpoint
-from retrieval_jax.interop.pretrained import Pretrained, open_pretrained
+from retrieval_jax.interop.pretrained import Pretrained, content, open_pretrained
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training import model_folder
@@ -96,7 +96,12 @@ def convert(
         return {"parameters": sum(math.prod(array.shape) for array in match.arrays.values())}
 
     folder = paths.of(model_dir) if model_dir else work.model(paths.absolute(checkpoint).name)
-    made = storage.build(folder, {"checkpoint": str(paths.absolute(checkpoint))} | description, make)
+    recipe = {
+        "checkpoint": str(paths.absolute(checkpoint)),
+        "content": content(pretrained),
+        "vocabulary": Vocabulary(pieces).checksum,
+    }
+    made = storage.build(folder, recipe | description, make)
     return {
         "model": str(folder),
         "format": pretrained.format,
@@ -116,9 +121,11 @@ def _retriever(pretrained: Pretrained) -> type:
 
 
 def check_vocabulary(pretrained: Pretrained, pieces: Path | None) -> None:
-    """Raises UserError where there is no vocabulary, or one of more pieces than the embedding has rows."""
+    """Raises UserError where there is no vocabulary, or one that is not of the embedding's rows."""
     if pieces is None:
         raise UserError(f"{pretrained.path}: no vocabulary lies with it: --VOCABULARY=…/sentencepiece.model")
+    if fault := tokenizer.difference(pretrained.path, pretrained.vocabulary, pieces):
+        raise UserError(f"VOCABULARY: {pieces} {fault}: leave it out, to take the weights' own")
     count, rows = Vocabulary(pieces).model.vocab_size(), pretrained.network["vocab_size"]
     if count > rows:
         raise UserError(

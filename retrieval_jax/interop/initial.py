@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from retrieval_jax.errors import UserError
+from retrieval_jax.interop import tokenizer
 from retrieval_jax.interop.pretrained import OUTPUT, T5X, Pretrained, open_pretrained
 from retrieval_jax.models.dual_encoder import DualEncoder, split_tower
 from retrieval_jax.models.layers import STACK_AXIS, T5Config
@@ -51,16 +53,19 @@ class InitialCheckpoint:
     unused: Sequence[str] = ()
     resized: Sequence[Annotated[str, WithVocabulary]] = ()
 
-    def of(self, model) -> dict[str, LazyArray]:
+    def of(self, model, vocabulary: Path | None = None) -> dict[str, LazyArray]:
         """{name: array} of what a model's parameters begin with; nothing is read yet.
 
         A dual encoder for which no prompts are set keeps those of the weights: they were learned with them.
-        Raises UserError where they do not fit, with all that is missing, unexpected or of another shape.
+        Raises UserError where they do not fit, with all that is missing, unexpected or of another shape, and
+        where the vocabulary that lies with them is not the given one, which the model is to read.
         """
         if self.path is None:
             return {}
         pretrained = open_pretrained(self.path)
         self._check_unused(pretrained)
+        if vocabulary:
+            self._check_vocabulary(pretrained, vocabulary)
         match = self.match(pretrained, model)
         if fault := match.fault(pretrained.path):
             raise UserError(fault)
@@ -72,6 +77,16 @@ class InitialCheckpoint:
                 told.append(f"{what}: {', '.join(match.modules(names))}")
         say("; ".join(told))
         return match.arrays
+
+    def _check_vocabulary(self, pretrained: Pretrained, vocabulary: Path) -> None:
+        extended = begins("token_embedder/embedding", self.resized)
+        fault = tokenizer.difference(pretrained.path, pretrained.vocabulary, vocabulary, extended)
+        if fault:
+            theirs = pretrained.vocabulary or "…/sentencepiece.model"
+            raise UserError(
+                f"INITIAL_CHECKPOINT: {vocabulary} {fault}: import the collection with theirs, "
+                f"--VOCABULARY={theirs}"
+            )
 
     def _check_unused(self, pretrained: Pretrained) -> None:
         """Raises UserError for what shall be left out and is neither in the weights nor in any network."""

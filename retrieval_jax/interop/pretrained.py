@@ -1,10 +1,11 @@
 """Weights of whatever format, under T5X's names, an array a layer, read when they are needed."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
-from retrieval_jax import paths
+from retrieval_jax import paths, storage
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop import hugging_face, sentence_transformers, t5x_checkpoints
 from retrieval_jax.interop.sentence_transformers import PROJECTION
@@ -80,6 +81,16 @@ def open_pretrained(path: str | Path) -> Pretrained:
             step=int(step) if step.isdigit() else 0,
         )
     raise UserError(f"INITIAL_CHECKPOINT: {path}: none of {FORMATS}: check the path")
+
+
+def content(pretrained: Pretrained) -> str:
+    """A fingerprint of all that a model made of these weights depends on: others may come to lie there."""
+    path = pretrained.path
+    if (path / model_folder.DESCRIPTION).is_file():
+        description = model_folder.read_description(path)
+        return str(model_folder.model_checksum(path, pretrained.step, description))
+    sums = storage.file_checksums(path) if path.is_dir() else {path.name: storage.checksum(path)}
+    return storage.digest(itertools.chain(*sorted(sums.items())))
 
 
 def _pieces(*folders: Path) -> Path | None:

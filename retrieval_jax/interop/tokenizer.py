@@ -103,6 +103,45 @@ def _sentinels(model) -> list[str]:
     return [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
 
 
+def difference(folder: Path, theirs: Path | None, ours: Path, extended: bool = False) -> str | None:
+    """How the vocabulary that lies with weights differs from another, whose tokens they would get.
+
+    T5's sentinels may be among the pieces or not: no text has them.
+
+    Args:
+      folder: the weights'.
+      theirs: the SentencePiece model with them; None: their tokenizer.json is read, if there is one.
+      ours: the other SentencePiece model.
+      extended: whether one of the two may have more pieces at its end.
+
+    Returns:
+      What differs, in words; None where nothing does, or nothing lies with the weights.
+    """
+    a, b = (_pieces(path) if path else [] for path in (theirs, ours))
+    if theirs is None and (folder / FAST).is_file():
+        model = storage.read_json(folder / FAST, "fetch it again").get("model", {})
+        a = [(piece, None) for piece, _ in model["vocab"]] if model.get("type") == "Unigram" else []
+        b = [(piece, None) for piece, _ in b]
+    elif theirs is None or theirs.read_bytes() == ours.read_bytes():
+        return None
+    a, b = ([one for one in pieces if "<extra_id_" not in str(one[0])] for pieces in (a, b))
+    if not a:
+        return None
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return f"is another vocabulary than that of {folder}, whose piece {i} is {x[0]!r}, not {y[0]!r}"
+    if len(a) != len(b) and not extended:
+        return f"is another vocabulary than that of {folder}, which has {len(a):,} pieces, not {len(b):,}"
+    return None
+
+
+def _pieces(path: Path) -> list[tuple[str, object]]:
+    """(piece, all else that tells when it is a token) of a SentencePiece model, in the order of their ids."""
+    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    normalised = model.normalizer_spec.SerializeToString()
+    return [(piece.piece, (piece.score, piece.type, normalised)) for piece in model.pieces]
+
+
 def _unknown(model) -> int:
     return next(i for i, piece in enumerate(model.pieces) if piece.type == _Type.UNKNOWN)
 

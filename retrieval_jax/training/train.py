@@ -87,7 +87,7 @@ def train(
 
     vocabulary = Vocabulary(collection.vocabulary_path)
     model = make_model(retriever, optimizer, vocabulary.size, table)
-    given = initial.of(model)
+    given = initial.of(model, collection.vocabulary_path)
     examples = open_data(data, work, collection, model, table)
     description = model_folder.describe(
         model,

@@ -76,7 +76,7 @@ def test_every_passage_gets_its_own_queries_without_repetitions(sampled, work: W
         assert len({q.casefold() for q in some}) == len(some)
         assert all(q == " ".join(q.split()) != "" for q in some)
     assert len({tuple(some) for some in sampled}) > 0.9 * collection.passage_count
-    assert not work.synthetic("whole.unfinished").exists()
+    assert not (work.folder / "synthetic" / "whole.unfinished").exists()
 
 
 def test_the_queries_are_those_that_the_model_samples(sampled, collection: Collection, generator):
@@ -110,7 +110,7 @@ def test_killed_and_started_again_it_has_neither_duplicates_nor_holes(
     argv = ["generate-queries", *arguments, generator, *settings(name="killed", count=4, part_size=2)]
     argv += settings(batch_size=2)
     process = subprocess.Popen([sys.executable, "-m", "retrieval_jax.main", *argv])
-    unfinished = work.synthetic("killed.unfinished")
+    unfinished = work.folder / "synthetic" / "killed.unfinished"
     deadline = time.monotonic() + 120
     while not (unfinished / "00003.jsonl").exists():
         assert process.poll() is None, "ended before it was killed"

@@ -6,10 +6,12 @@ import shutil
 import numpy as np
 import pytest
 from model_folders import GOLDENS, random_params, write_model_folder
+from safetensors.numpy import load_file, save_file
 
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop.export import layers_of
+from retrieval_jax.interop.pretrained import open_pretrained
 from retrieval_jax.interop.t5x_checkpoints import write
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
@@ -36,6 +38,41 @@ def test_a_dual_encoder_that_came_searches(cli, work, arguments, collection, tmp
     (ranking,) = Searcher.open(work.searcher("gtr")).search(["smooth a noisy signal"], 5)
     assert len(ranking) == 5
     assert ranking[0][1] > ranking[-1][1]
+
+
+def test_weights_that_others_replaced_are_converted_anew(cli, arguments, tmp_path):
+    """By content: of T5X's, of Hugging Face's files and of a model folder of this project."""
+    theirs = shutil.copytree(GOLDENS / "gtr", tmp_path / "gtr")
+    name, folder = "encoder/encoder_norm/scale", tmp_path / "model"
+
+    def converted(source, folder) -> tuple[np.ndarray, int]:
+        given = [f"--gin.INITIAL_CHECKPOINT='{source}'", f"--gin.MODEL_DIR='{folder}'"]
+        status, _, err = cli("convert", *arguments, *given)
+        assert status == 0, err
+        return open_pretrained(folder).arrays[name].whole(), (folder / "manifest.json").stat().st_mtime_ns
+
+    first, made = converted(theirs, folder)
+    again, same = converted(theirs, folder)
+    assert same == made
+    np.testing.assert_array_equal(again, first)
+    weights = load_file(theirs / "model.safetensors")
+    scale = "encoder.final_layer_norm.weight"
+    save_file(weights | {scale: weights[scale] + 1}, theirs / "model.safetensors")
+    of_ours, _ = converted(folder, tmp_path / "copy")
+    changed, _ = converted(theirs, folder)
+    np.testing.assert_allclose(changed, first + 1)
+    np.testing.assert_array_equal(of_ours, first)
+    np.testing.assert_array_equal(converted(folder, tmp_path / "copy")[0], changed)
+
+
+def test_a_vocabulary_that_is_not_the_weights_own_is_refused(cli, arguments, collection, tmp_path):
+    given = [f"--gin.INITIAL_CHECKPOINT='{GOLDENS / 'gtr'}'", f"--gin.MODEL_DIR='{tmp_path / 'model'}'"]
+    status, _, err = cli("convert", *arguments, *given, f"--gin.VOCABULARY='{collection.vocabulary_path}'")
+    assert status == 2
+    assert "is another vocabulary than that of" in err
+    own = tmp_path / "copy.model"
+    shutil.copyfile(GOLDENS / "gtr" / "spiece.model", own)
+    assert cli("convert", *arguments, *given, f"--gin.VOCABULARY='{own}'")[0] == 0
 
 
 def test_a_retriever_that_t5x_trained_searches(cli, work, arguments, collection, tmp_path):
@@ -80,7 +117,7 @@ def test_what_cannot_be_converted_is_named(cli, arguments, tmp_path):
 
     refused("no weights are named")
     given = f"--gin.INITIAL_CHECKPOINT='{GOLDENS / 't5_1_0'}'"
-    refused("no vocabulary lies with it: --gin.VOCABULARY", given)
+    refused("no vocabulary lies with it: --VOCABULARY", given)
     small = GOLDENS / "gtr" / "spiece.model"
     assert cli("convert", *arguments, *model, given, f"--gin.VOCABULARY='{small}'")[0] == 0
     shutil.rmtree(tmp_path / "m")

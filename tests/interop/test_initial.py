@@ -4,13 +4,16 @@ import ast
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from model_folders import GOLDENS, SHAPES, flat, random_params, write_model_folder
+from sentencepiece import sentencepiece_model_pb2
 
+from retrieval_jax.data.vocabulary import learn
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop.initial import InitialCheckpoint
 from retrieval_jax.interop.pretrained import open_pretrained
@@ -174,6 +177,51 @@ def test_of_our_own_models(tmp_path, collection):
         np.testing.assert_array_equal(given[name].whole(), array)
 
 
+def test_weights_of_another_vocabulary_are_refused(tmp_path, collection):
+    """Their own pieces are compared, by content; sentinels may be among them, and `resized` allows more."""
+    config = T5Config(1152, 16, 2, 8, 20, 1, 0)
+    model = DualEncoder(config, vector_dim=4)
+    write_model_folder(tmp_path / "own", model, random_params(model), collection)
+    initial, ours = InitialCheckpoint(str(tmp_path / "own")), tmp_path / "own" / "sentencepiece.model"
+    pieces = collection.vocabulary_path
+    assert initial.of(model, pieces)
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(pieces.read_bytes())
+    proto.pieces.add(piece="<extra_id_0>", score=0, type=4)
+    ours.write_bytes(proto.SerializeToString())
+    assert initial.of(model, pieces)
+    proto.pieces.add(piece="more", score=-9)
+    ours.write_bytes(proto.SerializeToString())
+    with pytest.raises(
+        UserError, match=f"{pieces} is another vocabulary than that of {initial.path}, which has"
+    ):
+        initial.of(model, pieces)
+    assert dataclasses.replace(initial, resized=("token_embedder",)).of(model, pieces)
+    proto.pieces[9].piece = "other"
+    ours.write_bytes(proto.SerializeToString())
+    for resized in ((), ("token_embedder",)):
+        with pytest.raises(UserError, match=rf"whose piece 9 is 'other', not .* --VOCABULARY={ours}"):
+            dataclasses.replace(initial, resized=resized).of(model, pieces)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(pieces.read_bytes())
+    proto.normalizer_spec.precompiled_charsmap = b""
+    ours.write_bytes(proto.SerializeToString())
+    with pytest.raises(UserError, match="another vocabulary"):
+        initial.of(model, pieces)
+
+
+def test_a_tokenizer_without_a_sentencepiece_model_is_compared_too(tmp_path, collection):
+    folder = shutil.copytree(GOLDENS / "gtr", tmp_path / "gtr")
+    pieces = shutil.move(folder / "spiece.model", tmp_path / "theirs.model")
+    network = open_pretrained(folder).network
+    model = DualEncoder(T5Config(**network), vector_dim=9)
+    initial = InitialCheckpoint(str(folder))
+    assert initial.of(model, pieces)
+    with pytest.raises(UserError, match=f"is another vocabulary than that of {folder}, whose piece"):
+        initial.of(model, collection.vocabulary_path)
+    (folder / "tokenizer.json").unlink()
+    assert initial.of(model, collection.vocabulary_path)  # nothing tells
+
+
 def test_a_run_begins_with_it(cli, work, arguments, tmp_path, collection):
     """By the command: its first loss is another than from random weights; other weights are refused."""
     assert cli("docids", *arguments)[0] == 0
@@ -195,6 +243,11 @@ def test_a_run_begins_with_it(cli, work, arguments, tmp_path, collection):
         json.loads(line) for line in (tmp_path / "random" / "learning_curve.jsonl").read_text().splitlines()
     ]
     assert abs(points[0]["loss"] - loss) > 0.01
+    learn(["an altogether different text of few words"] * 9, 60, tmp_path / "given" / "sentencepiece.model")
+    status, _, err = cli("train", *flags, given, f"--gin.MODEL_DIR='{tmp_path / 'other'}'")
+    assert status == 2
+    assert "is another vocabulary than that of" in err
+    assert not (tmp_path / "other").exists()
     assert open_pretrained(folder).step == 1
     status, _, err = cli("train", *flags)
     assert status == 2
