@@ -10,6 +10,7 @@ import pytest
 from model_folders import GOLDENS, random_params, same, write_model_folder
 
 from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.docids.embeddings import open_embeddings
 from retrieval_jax.errors import UserError
 from retrieval_jax.interop import sentence_transformers
 from retrieval_jax.interop.convert import convert
@@ -24,6 +25,7 @@ from retrieval_jax.training.evaluate import DevQueries
 from retrieval_jax.training.model_folder import model_checksum, open_model
 from retrieval_jax.training.train import open_data
 from retrieval_jax.training.weights import arrays_of
+from retrieval_jax.work import Work
 
 TEXTS = ["Smooth a noisy signal.", "adam with Weight decay", "x", "a longer text than any of the others " * 9]
 TEXTS += ["a </s> b<pad> c", "<extra_id_3>", "<unk> and <s> ", "adam</s>"]  # which are text, not symbols
@@ -205,6 +207,15 @@ def test_prompts_are_those_of_encode_query_and_encode_document(prompts, default,
                 np.sum(found * expected, 1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
             )
             assert cosines.min() > 0.9999
+
+
+def test_embeddings_of_a_folder_have_the_prompt_of_documents(tmp_path, collection):
+    library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
+    folder = with_prompts(tmp_path / "theirs", PROMPTS)
+    found, _ = open_embeddings(f"sentence-transformers:{folder}", Work(tmp_path / "work"), collection)
+    texts = [passage.full_text for passage in collection.passages()]
+    expected = library.SentenceTransformer(str(folder)).encode_document(texts)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_training_goes_on_with_the_prompts_of_its_initial_weights(tmp_path, work, collection):
