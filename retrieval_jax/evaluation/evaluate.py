@@ -14,13 +14,14 @@ from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.errors import UserError
 from retrieval_jax.evaluation import report
-from retrieval_jax.evaluation.metrics import score
+from retrieval_jax.evaluation.metrics import METRICS, score
 from retrieval_jax.evaluation.trec import Run, read_run
 from retrieval_jax.progress import console, say
 from retrieval_jax.values import Natural, Positive
 from retrieval_jax.work import Work
 
 FAMILIES = {"generative": "generative", "exact": "dual encoder", "scann": "dual encoder", "bm25": "lexical"}
+DEEPEST = max(int(name.partition("@")[2]) for name in METRICS)  # rank that a measure looks at
 
 
 @gin.configurable
@@ -63,6 +64,10 @@ def evaluate(
             f"{work.folder}/runs: every run of split {split!r} is of an earlier collection or searcher: "
             "`retrieval-jax search` makes them again"
         )
+    for name in paths:
+        k = ((facts[name] or {}).get("recipe") or {}).get("k", DEEPEST)
+        if k < min(DEEPEST, collection.passage_count):
+            say(f"{name}: {k} passages a query: measures that look further take the others for not found")
     queries = collection.queries(split)
     qrels = {query.id: query.judgements for query in queries}
     themselves = collection.among_passages(queries) if ignore_identical_ids else set()
