@@ -75,7 +75,7 @@ def generate_queries(
       filter_searcher: one of searchers/; only queries for which it finds their own passage are kept.
       filter_k: among so many.
       part_size: passages a part: at most so many are lost when it is killed.
-      step: which of the query generator's checkpoints (--gin.MODEL_STEP); None is the newest.
+      step: which of the query generator's checkpoints (--MODEL_STEP); None is the newest.
     """
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)

@@ -66,7 +66,7 @@ def export(
         legacy checkpoint) or "stablehlo" (programs that JAX alone runs).
       output: the folder to make; None is exports/NAME of the work folder, or NAME.FORMAT for all formats but
         the first.
-      step: which of the checkpoints of `model_dir` (--gin.MODEL_STEP); None is the newest. A searcher has its
+      step: which of the checkpoints of `model_dir` (--MODEL_STEP); None is the newest. A searcher has its
         own.
     """
     if format not in WRITERS:

@@ -49,7 +49,7 @@ def make_index(
       batch_size: queries that a generative search decodes at once.
       recall: of a search with atomic docids: None is exact, 0.95 (say) an approximate top-k of that recall.
       expansion: name of the synthetic queries that BM25 shall read as if they were in the passages.
-      step: which of the model's checkpoints (--gin.MODEL_STEP); None is the newest.
+      step: which of the model's checkpoints (--MODEL_STEP); None is the newest.
     """
     if kind not in (None, *KINDS):
         raise UserError(f"make_index.kind: no kind {kind!r}: choose one of {', '.join(KINDS)}")

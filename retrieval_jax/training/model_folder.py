@@ -199,7 +199,7 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
         there = ", ".join(map(str, steps))
         raise UserError(
             f"{folder}: no checkpoint of step {step} (any more), but of {there}: `retrieval-jax index` takes "
-            "the newest, or that of --gin.MODEL_STEP"
+            "the newest, or that of --MODEL_STEP"
         )
     return checkpoints, step
 

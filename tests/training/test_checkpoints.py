@@ -169,7 +169,7 @@ def test_the_best_on_dev_stays_beside_the_newest_also_across_a_stop(tmp_path: Pa
     made = fit(retriever(), dev=scripted("MRR@10", 0.1, 0.5, 0.9, 0.5, 0.4, 0.3, 0.2, 0.1), steps=8, **run)
     assert steps_of(tmp_path) == [4, 6, 8]
     assert (made["best_step"], made["best/MRR@10"]) == (4, 0.5)
-    assert "step 4 was the best on dev: --gin.MODEL_STEP=4 takes that one" in capsys.readouterr().err
+    assert "step 4 was the best on dev: --MODEL_STEP=4 takes that one" in capsys.readouterr().err
     fit(retriever(), dev=scripted("MRR@10", *[0.3] * 4), steps=12, **run)
     assert steps_of(tmp_path) == [4, 10, 12]
     made = fit(retriever(), dev=scripted("MRR@10", 0.1, 0.6), steps=14, **run)

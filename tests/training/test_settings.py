@@ -77,9 +77,9 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
 
     # A checkpoint that is not the newest can be indexed.
     indexed = [*arguments, f"--gin.MODEL_DIR='{folder}'", "--gin.make_index.name='of_5'"]
-    assert cli("index", *indexed, "--gin.MODEL_STEP=5")[0] == 0
+    assert cli("index", *indexed, "--MODEL_STEP=5")[0] == 0
     assert storage.read_manifest(work.searcher("of_5"), "index")["step"] == 5
-    assert cli("index", *indexed, "--gin.MODEL_STEP=3")[0] == 2
+    assert cli("index", *indexed, "--MODEL_STEP=3")[0] == 2
 
     # Numbers that go wrong have a status of their own: the same command would meet them again.
     steep = [*other[:4], "--gin.train.on_change='accept'", "--gin.learning_rate.peak=1e38"]
