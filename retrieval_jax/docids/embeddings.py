@@ -29,7 +29,8 @@ def open_embeddings(where: str, work: Work, collection: Collection) -> tuple[np.
 
     Args:
       where: a `.npy` file; a `.safetensors` file with one matrix, or one that is named "embeddings"; the
-        folder of a dual encoder; or "sentence-transformers:NAME".
+        folder of a dual encoder; or "sentence-transformers:NAME", a folder or a name on the Hugging Face hub,
+        of which "NAME@REVISION" names one state.
       work: what must be encoded, or turned to float32, is kept in its embeddings/NAME.
       collection: the passages.
 
@@ -143,6 +144,9 @@ def _dual_encoder(folder: Path, work: Work, collection: Collection) -> Embedding
 
 
 def _sentence_transformer(name: str, work: Work, collection: Collection) -> Embeddings:
+    of_folder = paths.of(name).is_dir()
+    model_name, _, revision = (name, "", "") if of_folder else name.partition("@")
+
     def make_encode() -> Encode:
         try:
             from sentence_transformers import SentenceTransformer
@@ -152,7 +156,7 @@ def _sentence_transformer(name: str, work: Work, collection: Collection) -> Embe
                 "pip install 'retrieval_jax[sentence_transformers]'"
             ) from None
         try:
-            model = SentenceTransformer(name)
+            model = SentenceTransformer(model_name, **({"revision": revision} if revision else {}))
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
@@ -173,7 +177,7 @@ def _sentence_transformer(name: str, work: Work, collection: Collection) -> Embe
 
     folder = work.embeddings(re.sub(r"[/\\:]", "_", name))
     recipe = {"sentence_transformer": name, "encodes": "document"}
-    if paths.of(name).is_dir():  # its content; a name on the hub stands for itself
+    if of_folder:  # its content; a name on the hub, with or without a revision, stands for itself
         checksums = storage.file_checksums(paths.of(name))
         recipe["checksum"] = storage.digest(itertools.chain(*sorted(checksums.items())))
     return encode_collection(folder, recipe, collection, make_encode)

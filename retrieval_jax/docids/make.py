@@ -291,8 +291,8 @@ def make_docids(
       source, work_dir: the collection, and where its work lies.
       kind: "atomic", "naive", "naive_digits", "semantic", "semantic_2d", or "rq_LxV": L codes of V.
       embeddings: the passages' vectors, which all kinds but the first three cluster: a .npy or .safetensors
-        file, a dual encoder's folder, or "sentence-transformers:NAME"; None is models/dual_encoder of the
-        work folder.
+        file, a dual encoder's folder, or "sentence-transformers:NAME" (a folder, or a name on Hugging Face's
+        hub, where NAME@REVISION is one state of it); None is models/dual_encoder of the work folder.
       extends: the folder of a table of an earlier state of the collection: its passages keep their docids,
         new ones get docids by the same clusters (and that table's settings).
       seed: of the clustering.

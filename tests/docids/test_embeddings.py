@@ -182,6 +182,25 @@ def test_vectors_of_a_sentence_transformer_follow_its_folder(here, collection, m
     assert len(fingerprints) == 2
 
 
+def test_a_revision_on_the_hub_is_a_model_of_its_own(here, collection, monkeypatch):
+    class SentenceTransformer:
+        def __init__(self, name: str, revision: str = "0"):
+            assert name == "some/other"
+            self.number = float(revision)
+
+        def encode_document(self, texts: list[str], **_) -> np.ndarray:
+            return np.full((len(texts), 2), self.number, np.float32)
+
+    module = types.SimpleNamespace(SentenceTransformer=SentenceTransformer)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    fingerprints = set()
+    for name, number in (("some/other@1", 1), ("some/other@2", 2), ("some/other", 0)):
+        found, fingerprint = open_embeddings(f"sentence-transformers:{name}", here, collection)
+        assert (found == number).all()
+        fingerprints.add(fingerprint)
+    assert len(fingerprints) == 3
+
+
 def test_vectors_that_an_encoder_spoils_are_told(here, collection, monkeypatch):
     class SentenceTransformer:
         def __init__(self, name: str):
