@@ -156,7 +156,7 @@ def _rows(
 
 def _number(kind: type[_N], text: str, where: str, column: str, expected: str, mend: str) -> _N:
     try:
-        number = kind(text)
+        number = kind(text) if text.isascii() and "_" not in text else None  # Python's own ways to write them
     except ValueError:
         number = None
     if number is None or not math.isfinite(number):

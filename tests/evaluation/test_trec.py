@@ -99,6 +99,7 @@ def test_the_order_is_trec_evals(folder, results, data):
         ("q Q0 b two 0.5 t", "rank 'two' is not a whole number"),
         ("q Q0 b 2 high t", "score 'high' is not a finite number"),
         ("q Q0 b 2 nan t", "score 'nan'"),
+        ("q Q0 b 2 1_0 t", "score '1_0' is not a finite number"),
         ("q Q0 a 2 0.5 t", "passage 'a' a second time for query 'q'"),
         ("q Q0 \udcff 2 0.5 t", "not UTF-8"),
     ],
@@ -119,6 +120,7 @@ def test_a_malformed_run_names_the_line_and_the_mend(tmp_path, line, what):
     [
         ("q 0 b", "3 columns where a qrels file has 4 (qid 0 docid grade)"),
         ("q 0 b 1.5", "grade '1.5' is not a whole number"),
+        ("q 0 b 1_0", "grade '1_0' is not a whole number"),
         ("q 0 a 0", "passage 'a' a second time for query 'q'"),
     ],
 )
