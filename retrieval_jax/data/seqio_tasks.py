@@ -173,7 +173,9 @@ def register_all(work_dir: str | Path, data: TrainingData) -> list[str]:
     """
     work = Work(paths.of(work_dir))
     collection = Collection(work.collection)
-    tables = [DocidTable.open(path.parent) for path in sorted(work.docids("").glob("*/manifest.json"))]
+    tables = [
+        DocidTable.open(path.parent) for path in sorted((work.folder / "docids").glob("*/manifest.json"))
+    ]
     names = []
     for answer, table in [("passages", None), ("query", None), *(("docids", table) for table in tables)]:
         opened = data.of(work, collection, answer, table)
