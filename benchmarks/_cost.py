@@ -14,14 +14,14 @@ from _docids import T5_SIZE
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from retrieval_jax.core.progress import say
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import Beams, expand
 from retrieval_jax.decoding.trie import Trie
+from retrieval_jax.mesh.multihost import placed
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.t5 import T5
-from retrieval_jax.progress import say
-from retrieval_jax.training.multihost import placed
 
 BEAMS, QUERY_LENGTH, WHOLE_BATCH = 40, 16, 8
 ONCE_A_QUERY = [("encoder_decoder_attention", "key"), ("encoder_decoder_attention", "value")]

@@ -61,7 +61,7 @@ def main() -> None:
         sys.path.insert(0, options.static)
         from static_decoding.csr_utils import build_static_index
 
-        from retrieval_jax.docids.order import order
+        from retrieval_jax.decoding.order import order
 
         started = time.perf_counter()
         sorted_NxL = tokens_NxL[order(tokens_NxL)[0]]  # as it wants them

@@ -41,8 +41,8 @@ class Scann:
     """ScaNN as the project's `scann` searcher builds and tunes it, and with other leaves and re-ordering."""
 
     def __init__(self, vectors_NxE: np.ndarray, options: argparse.Namespace):
-        from retrieval_jax import arrow_ids
-        from retrieval_jax.search.encoding import Embeddings
+        from retrieval_jax.core import arrow_ids
+        from retrieval_jax.embeddings.encoding import Embeddings
         from retrieval_jax.search.scann_index import ScannIndex
 
         count = len(vectors_NxE)

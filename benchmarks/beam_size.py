@@ -29,17 +29,17 @@ from _verbs import parse, run
 from rich.console import Console
 from rich.table import Table
 
-from retrieval_jax import storage
+from retrieval_jax.checkpoints.model_folder import open_model
+from retrieval_jax.core import storage
+from retrieval_jax.core.progress import say
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import score
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.progress import say
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.search.searcher import Ranking
-from retrieval_jax.training.model_folder import open_model
-from retrieval_jax.work import Work
 
 KINDS = ("atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_8x256")
 BEAMS = (1, 5, 10, 20, 40, 100, 200)

@@ -50,12 +50,12 @@ from _cost import (
 from rich.console import Console
 from rich.table import Table
 
+from retrieval_jax.core.progress import say
 from retrieval_jax.data.vocabulary import EOS, round_up
 from retrieval_jax.decoding.trie import Trie, build_trie
+from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.progress import say
-from retrieval_jax.training.partitioning import make_mesh
 
 MS_MARCO, HF_DOCIDS, QUICK_DOCIDS = 8_841_823, 1_000_000, 20_000
 QUICK_KINDS = ("semantic", "rq_8x256")

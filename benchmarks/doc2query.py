@@ -22,7 +22,7 @@ from _verbs import run
 from rich.console import Console
 from rich.table import Table
 
-from retrieval_jax import storage
+from retrieval_jax.core import storage
 from retrieval_jax.data.records import Collection
 
 HELD_OUT = 1 / 3

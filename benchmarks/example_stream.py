@@ -19,16 +19,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.work import Work
 
 BATCH, LENGTH = 128, 64
 
 
 def ours(work: Work, collection: Collection, table: DocidTable) -> Iterator[dict]:
-    from retrieval_jax.data.batches import batches
-    from retrieval_jax.data.training_data import TrainingData
+    from retrieval_jax.examples.batches import batches
+    from retrieval_jax.examples.training_data import TrainingData
 
     data = TrainingData(rates="3b", input_length=LENGTH, synthetic="doc2query")
     opened = data.of(work, collection, "docids", table)

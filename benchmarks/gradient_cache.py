@@ -29,11 +29,11 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+from retrieval_jax.core.progress import say
+from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.contrastive import joint_lh
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.progress import say
-from retrieval_jax.training import partitioning
 from retrieval_jax.training.flops import jaxpr_flops
 from retrieval_jax.training.optimizers import adafactor
 from retrieval_jax.training.step import abstract_state, make_train_step

@@ -36,19 +36,19 @@ from ir_measures import RR, R
 from rich.console import Console
 from rich.table import Table
 
-from retrieval_jax import storage
+from retrieval_jax.core import storage
+from retrieval_jax.core.progress import bar, say
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.mesh import partitioning
 from retrieval_jax.models import contrastive
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.progress import bar, say
 from retrieval_jax.search.exact import ExactSearch
-from retrieval_jax.training import partitioning
 from retrieval_jax.training.optimizers import adamw, learning_rate
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
-from retrieval_jax.work import Work
 
 OBJECTIVES = {
     "JointLH": contrastive.joint_lh,

@@ -22,10 +22,10 @@ import gin
 from _verbs import parse, run
 from preflight import TOLD
 
-from retrieval_jax import configuration
+from retrieval_jax.core import configuration
+from retrieval_jax.core.progress import say
 from retrieval_jax.main import configure_verbs
-from retrieval_jax.progress import say
-from retrieval_jax.training.preflight import configured
+from retrieval_jax.verbs.preflight import configured
 
 FOLDER = configuration.gin_folder() / "papers"
 # Whose parameters shape a training step, beside the slice and its arrays.

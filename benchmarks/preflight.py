@@ -21,7 +21,7 @@ from pathlib import Path
 
 from _verbs import parse, run
 
-from retrieval_jax.progress import say
+from retrieval_jax.core.progress import say
 
 TOLD = ("mesh", "fits", "peak_gib", "hbm_gib", "flops_per_step", "least_ms_per_step", "compile_seconds")
 RECIPE = (

@@ -40,13 +40,13 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from retrieval_jax.data.batches import encoder_decoder
-from retrieval_jax.data.packing import pack_rows, row_lengths
-from retrieval_jax.data.targets import Feature, pad
+from retrieval_jax.core.progress import say
+from retrieval_jax.examples.batches import encoder_decoder
+from retrieval_jax.examples.packing import pack_rows, row_lengths
+from retrieval_jax.examples.targets import Feature, pad
+from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.progress import say
-from retrieval_jax.training import partitioning
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adafactor
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step

@@ -13,28 +13,28 @@ import re
 import sys
 from pathlib import Path
 
-from retrieval_jax.errors import Diverged, Preempted, UserError
+from retrieval_jax.core.errors import Diverged, Preempted, UserError
 
 VERBS = {
-    "demo": ("retrieval_jax.demo", "demo"),
-    "import": ("retrieval_jax.data.importing", "import_collection"),
+    "demo": ("retrieval_jax.verbs.demo", "demo"),
+    "import": ("retrieval_jax.verbs.importing", "import_collection"),
     "docids": ("retrieval_jax.docids.make", "make_docids"),
-    "cache": ("retrieval_jax.data.cache", "cache"),
-    "preflight": ("retrieval_jax.training.preflight", "preflight"),
+    "cache": ("retrieval_jax.verbs.cache", "cache"),
+    "preflight": ("retrieval_jax.verbs.preflight", "preflight"),
     "train": ("retrieval_jax.training.train", "train"),
     "convert": ("retrieval_jax.interop.convert", "convert"),
-    "generate-queries": ("retrieval_jax.data.generating", "generate_queries"),
-    "mine": ("retrieval_jax.search.mine", "mine"),
+    "generate-queries": ("retrieval_jax.verbs.generating", "generate_queries"),
+    "mine": ("retrieval_jax.verbs.mine", "mine"),
     "index": ("retrieval_jax.search.index", "make_index"),
-    "search": ("retrieval_jax.search.answer", "search"),
-    "evaluate": ("retrieval_jax.evaluation.evaluate", "evaluate"),
+    "search": ("retrieval_jax.verbs.search", "search"),
+    "evaluate": ("retrieval_jax.verbs.evaluate", "evaluate"),
     "export": ("retrieval_jax.interop.export", "export"),
 }
 # Where no --gin_file is given.
 DEFAULT_FILES = {"demo": ["runs/demo.gin"], "preflight": ["runs/naive.gin"], "train": ["runs/naive.gin"]}
 # Modules whose gin names a configuration file may mention, whichever verb runs.
 CONFIGURABLE = (
-    "retrieval_jax.data.training_data",
+    "retrieval_jax.examples.training_data",
     "retrieval_jax.models.contrastive",
     "retrieval_jax.training.optimizers",
     "retrieval_jax.training.evaluate",
@@ -115,9 +115,9 @@ def disk_error(error: BaseException) -> str | None:
 def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
     """Configures and runs a verb; gives what it made (None where another process of a training tells)."""
     configure_verbs(files or DEFAULT_FILES.get(verb, []), bindings)
-    from retrieval_jax import configuration
-    from retrieval_jax.progress import console, say
-    from retrieval_jax.training import multihost
+    from retrieval_jax.core import configuration
+    from retrieval_jax.core.progress import console, say
+    from retrieval_jax.mesh import multihost
 
     multihost.join(verb)
     console.quiet = silent = verb == "train" and not multihost.is_first()
@@ -130,10 +130,10 @@ def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
 
 def configure_verbs(files: list[str], bindings: list[str]) -> None:
     """Imports all that gin may name, and configures it."""
-    from retrieval_jax.progress import quiet_libraries
+    from retrieval_jax.core.progress import quiet_libraries
 
     quiet_libraries()
-    from retrieval_jax import configuration
+    from retrieval_jax.core import configuration
 
     modules = [module for module, _ in VERBS.values()]
     for module in (*modules, *CONFIGURABLE):

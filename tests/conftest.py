@@ -12,10 +12,10 @@ import gin
 import pytest
 from gcs import Bucket
 
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources.python_docs import python_docs
 from retrieval_jax.main import main
-from retrieval_jax.work import Work
 
 SHARED = Path(__file__).parents[2] / "shared"
 

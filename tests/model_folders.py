@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from retrieval_jax.checkpoints import model_folder
+from retrieval_jax.checkpoints.weights import LazyArray, arrays_of, write_safetensors
 from retrieval_jax.data.records import Collection
-from retrieval_jax.training import model_folder
-from retrieval_jax.training.weights import LazyArray, arrays_of, write_safetensors
 
 GOLDENS = Path(__file__).with_name("interop") / "goldens"
 SHAPES = dict.fromkeys(("encoder_input_tokens", "decoder_input_tokens", "left_encoder_input_tokens"), (1, 2))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_jax import arrow_ids
+from retrieval_jax.core import arrow_ids
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.folders import Source
 from retrieval_jax.data.sources.layouts import open_source
 from retrieval_jax.data.sources.lines import Faults
-from retrieval_jax.errors import UserError
 
 
 def write(folder: Path, files: dict[str, str | bytes | None]) -> Path:

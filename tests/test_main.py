@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.main import VERBS, disk_error, main, parse
-from retrieval_jax.work import Work
 
 METHODS = {"atomic", "naive", "semantic", "exact", "scann", "bm25"}
 TRAINED = ["--gin.SPLIT='train'", "--gin.demo.generative=('atomic', 'naive', 'semantic')"]

@@ -11,8 +11,8 @@ import pytest
 from gcs import Bucket
 from reading import error_of
 
-from retrieval_jax import paths
-from retrieval_jax.training.checkpoints import Checkpoints
+from retrieval_jax.checkpoints.checkpoints import Checkpoints
+from retrieval_jax.core import paths
 
 # Several commands one after the other in one process: stdin has their arguments.
 VERBS = """
@@ -176,8 +176,8 @@ def test_train_index_search(bucket: Bucket, machine: Machine, tmp_path: Path):
 
     code = f"""
 import seqio
-from retrieval_jax.data.seqio_tasks import register_all
-from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.examples.seqio_tasks import register_all
+from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.search.searcher import Searcher
 
 register_all({remote!r}, TrainingData())

@@ -3,16 +3,16 @@
     negatives/NAME/manifest.json
     negatives/NAME/qrels.train.tsv        query, passage, 0; a query's hardest first
 
-`search/mine.py` makes them.
+`verbs/mine.py` makes them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from retrieval_jax import paths, storage
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import lines
-from retrieval_jax.errors import UserError
 
 VERB = "mine"
 FILE = "qrels.train.tsv"

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from retrieval_jax import paths
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import bar
+from retrieval_jax.core import paths
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import bar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

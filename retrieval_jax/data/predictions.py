@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_jax import paths, storage
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import bar
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources.lines import error_text, text_of
 from retrieval_jax.data.synthetic import Parts
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import bar
 
 Advance = Callable[..., None]  # a progress bar's: (more passages, note="")
 _TEXT = re.compile(r"(?P<sample>.+)\.txt(?P<piece>\d*)(-\d+)?(\.gz)?")

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retrieval_jax import arrow_ids, paths, storage
+from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data import copies, parallel
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.errors import UserError
 
 VERSION = "1.0.0"
 _PASSAGE = ("id", "title", "text")

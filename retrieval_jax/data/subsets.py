@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.sources.judged import Rows
-from retrieval_jax.errors import UserError
 
 
 def choose(count: int, queries: Mapping[str, list[Query]], rows: Rows, size: int, seed: int) -> np.ndarray:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_jax import paths, storage
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.records import Collection, Records, write_dataset
-from retrieval_jax.errors import UserError
 
 VERB = "generate-queries"
 SHARD = 100_000  # passages a file, about

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import sentencepiece
 
-from retrieval_jax import paths, storage
-from retrieval_jax.errors import UserError
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
 
 PAD, EOS = 0, 1
 PAD_SYMBOL = -1  # the padding symbol within a text: models read it as PAD, and do not mask it

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax.data.vocabulary import round_up
-from retrieval_jax.docids.order import order
+from retrieval_jax.decoding.order import order
 
 _BLOCK = 1 << 16  # rows worked on at once: they stay in the processor's cache
 

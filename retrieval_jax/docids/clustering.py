@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from retrieval_jax.data.vocabulary import round_up
-from retrieval_jax.training.partitioning import batch_sharding, make_mesh
+from retrieval_jax.mesh.partitioning import batch_sharding, make_mesh
 
 BLOCK = 1 << 14  # rows at once of a large set
 SMALL = (128, 512, 2048, 8192)  # sizes that small sets are padded to: a program each

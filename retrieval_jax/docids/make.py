@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval_jax import arrow_ids, paths, storage
+from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import bar, say
+from retrieval_jax.core.values import Names
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
 from retrieval_jax.docids import quality, residual, semantic
-from retrieval_jax.docids.embeddings import SENTENCE_TRANSFORMERS, open_embeddings
 from retrieval_jax.docids.table import VERSION, DocidTable
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import bar, say
-from retrieval_jax.values import Names
-from retrieval_jax.work import Work
+from retrieval_jax.embeddings.sources import SENTENCE_TRANSFORMERS, open_embeddings
 
 LONG = 64  # tokens from which on a single long docid is told of
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import bar
+from retrieval_jax.core.storage import write_aside
 from retrieval_jax.docids.table import DocidTable, blocks
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import bar
-from retrieval_jax.storage import write_aside
 
 
 def report(

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from retrieval_jax import storage
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import bar
 from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.decoding.order import order
 from retrieval_jax.docids import clustering
-from retrieval_jax.docids.order import order
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import bar
-from retrieval_jax.training.partitioning import make_mesh
+from retrieval_jax.mesh.partitioning import make_mesh
 
 FILE = "codebooks.safetensors"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retrieval_jax import arrow_ids, paths, storage
-from retrieval_jax.docids.order import order
-from retrieval_jax.errors import UserError
+from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.decoding.order import order
 
 VERSION = 2
 """Of the format on disk: tables of another version are not opened."""

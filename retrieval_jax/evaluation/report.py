@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retrieval_jax import paths
-from retrieval_jax.errors import UserError
-from retrieval_jax.storage import write_aside
+from retrieval_jax.core import paths
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.storage import write_aside
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from retrieval_jax import paths
-from retrieval_jax.errors import UserError
-from retrieval_jax.storage import write_aside
+from retrieval_jax.core import paths
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.storage import write_aside
 
 Run = dict[str, list[tuple[str, float]]]
 """Query id -> ranked (passage id, score), best first, each passage once."""

@@ -6,19 +6,18 @@ from pathlib import Path
 
 import gin
 
-from retrieval_jax import paths, storage
+from retrieval_jax.checkpoints import model_folder, tokenizer
+from retrieval_jax.checkpoints.initial import InitialCheckpoint
+from retrieval_jax.checkpoints.pretrained import Pretrained, content, open_pretrained
+from retrieval_jax.checkpoints.weights import write_safetensors
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.errors import UserError
-from retrieval_jax.interop import tokenizer
-from retrieval_jax.interop.initial import InitialCheckpoint
-from retrieval_jax.interop.pretrained import Pretrained, content, open_pretrained
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training import model_folder
 from retrieval_jax.training.train import docid_softmax
-from retrieval_jax.training.weights import write_safetensors
-from retrieval_jax.work import Work
 
 LENGTHS = {"input_length": 64, "passage_length": 256}  # tokens, where nothing says how many
 

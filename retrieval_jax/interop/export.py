@@ -7,19 +7,25 @@ from pathlib import Path
 
 import gin
 
-from retrieval_jax import paths, storage
+from retrieval_jax.checkpoints import (
+    hugging_face,
+    model_folder,
+    sentence_transformers,
+    t5x_checkpoints,
+    tokenizer,
+)
+from retrieval_jax.checkpoints.model_folder import OpenModel, open_model
+from retrieval_jax.checkpoints.weights import LazyArray, arrays_of, write_safetensors
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.values import Positive
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.errors import UserError
-from retrieval_jax.interop import hugging_face, sentence_transformers, stablehlo, t5x_checkpoints, tokenizer
+from retrieval_jax.interop import stablehlo
 from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
 from retrieval_jax.models.layers import STACK_AXIS
 from retrieval_jax.search.searcher import searcher_manifest
-from retrieval_jax.training import model_folder
-from retrieval_jax.training.model_folder import OpenModel, open_model
-from retrieval_jax.training.weights import LazyArray, arrays_of, write_safetensors
-from retrieval_jax.values import Positive
-from retrieval_jax.work import Work
 
 MODEL, DOCIDS = "model", "docids"  # folders in an exported searcher's
 

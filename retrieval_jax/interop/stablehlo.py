@@ -20,14 +20,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from retrieval_jax import arrow_ids
+from retrieval_jax.checkpoints.model_folder import OpenModel
+from retrieval_jax.checkpoints.weights import arrays_of, write_safetensors
+from retrieval_jax.core import arrow_ids
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.training.model_folder import OpenModel
-from retrieval_jax.training.weights import arrays_of, write_safetensors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Arrays = Mapping[str, jax.Array]

@@ -19,8 +19,8 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 
-from retrieval_jax import paths
-from retrieval_jax.errors import UserError
+from retrieval_jax.core import paths
+from retrieval_jax.core.errors import UserError
 
 
 def bridge() -> None:
@@ -48,7 +48,7 @@ def main() -> int:
     """T5X's command line, which finds this project's gin files. Gives 2 for bad input, told in one line."""
     import gin
 
-    from retrieval_jax import configuration
+    from retrieval_jax.core import configuration
 
     gin.add_config_file_search_path(str(configuration.gin_folder()))
     try:
@@ -78,16 +78,16 @@ from jax.interpreters import pxla
 from jax.sharding import NamedSharding
 from t5x import checkpoints, infer, models, optimizers
 
-from retrieval_jax.data import seqio_tasks
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import score
+from retrieval_jax.examples import seqio_tasks
+from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.mesh import partitioning
 from retrieval_jax.search.generative import GenerativeSearcher
-from retrieval_jax.training import partitioning
 from retrieval_jax.training.train import check_inputs, make_model, open_data
-from retrieval_jax.work import Work
 
 Batch = Mapping[str, jax.Array]
 

@@ -16,7 +16,7 @@ import gin
 import jax
 import jax.numpy as jnp
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.negatives import NONE
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import PAD, Prompts
-from retrieval_jax.errors import UserError
 from retrieval_jax.models.contrastive import Objective, info_nce
 from retrieval_jax.models.generative import Batch, Metrics
 from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
@@ -149,7 +149,7 @@ class DualEncoder:
 
     @property
     def FEATURE_CONVERTER_CLS(self):
-        from retrieval_jax.data.feature_converters import DualEncoderFeatureConverter  # TensorFlow
+        from retrieval_jax.models.feature_converters import DualEncoderFeatureConverter  # TensorFlow
 
         return DualEncoderFeatureConverter
 

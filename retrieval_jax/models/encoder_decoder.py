@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.objectives import cross_entropy, divergence
 from retrieval_jax.models.softmax import exact_products, softmax_of_logits, softmax_of_products

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.values import Natural, Positive, Share
 from retrieval_jax.data.vocabulary import PAD
-from retrieval_jax.errors import UserError
-from retrieval_jax.values import Natural, Positive, Share
 
 KeysValues = tuple[jax.Array, jax.Array]
 MASKED = -1e10  # added to attention logits; finite, so that an all-padding row stays finite

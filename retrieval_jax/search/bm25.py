@@ -8,7 +8,7 @@ import bm25s
 import numpy as np
 import pyarrow as pa
 
-from retrieval_jax import arrow_ids, paths
+from retrieval_jax.core import arrow_ids, paths
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.vocabulary import valid_text
 from retrieval_jax.search.searcher import Ranking

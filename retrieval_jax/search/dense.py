@@ -14,15 +14,16 @@ import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
 
-from retrieval_jax import arrow_ids, paths, storage
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import say
-from retrieval_jax.search.encoding import Embeddings, TextEncoder, query_encoder
+from retrieval_jax.checkpoints import checksums
+from retrieval_jax.checkpoints.model_folder import open_model
+from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import say
+from retrieval_jax.embeddings.encoding import Embeddings, TextEncoder, query_encoder
+from retrieval_jax.mesh import partitioning
 from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.search.scann_index import ScannIndex, difference
 from retrieval_jax.search.searcher import Ranking
-from retrieval_jax.training import checksums, partitioning
-from retrieval_jax.training.model_folder import open_model
 
 
 class ExactSearcher:

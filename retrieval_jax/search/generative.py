@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retrieval_jax import paths, storage
+from retrieval_jax.checkpoints.model_folder import open_model
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.errors import UserError
+from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.search.searcher import Ranking
-from retrieval_jax.training import multihost, partitioning
-from retrieval_jax.training.model_folder import open_model
 
 
 class GenerativeSearcher:

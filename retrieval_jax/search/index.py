@@ -7,18 +7,18 @@ from pathlib import Path
 import gin
 from jax.sharding import Mesh
 
-from retrieval_jax import paths, storage
+from retrieval_jax.checkpoints.model_folder import OpenModel, model_recipe, open_model
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import say, track
+from retrieval_jax.core.values import Positive, Share
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import say, track
+from retrieval_jax.embeddings.encoding import encode_by_model, query_encoder
+from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.search import dense, scann_index
-from retrieval_jax.search.encoding import encode_by_model, query_encoder
-from retrieval_jax.training import multihost, partitioning
-from retrieval_jax.training.model_folder import OpenModel, model_recipe, open_model
-from retrieval_jax.values import Positive, Share
-from retrieval_jax.work import Work
 
 KINDS = ("generative", "exact", "scann", "bm25")
 TOLD = ("passages", "dimensions", "added", "removed", "recall_at_10", "recall_at_100")  # of a manifest

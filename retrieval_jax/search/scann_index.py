@@ -17,10 +17,10 @@ import gin
 import numpy as np
 import pyarrow as pa
 
-from retrieval_jax import arrow_ids
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import say
-from retrieval_jax.search.encoding import Embeddings
+from retrieval_jax.core import arrow_ids
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import say
+from retrieval_jax.embeddings.encoding import Embeddings
 from retrieval_jax.search.exact import ExactSearch
 
 _LEAVES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)  # shares that may be searched

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from retrieval_jax import paths, storage
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import bar
 from retrieval_jax.data.records import Collection
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import bar
 
 BATCH = 32  # queries that are searched for at once
 Ranking = list[tuple[str, float]]
@@ -69,7 +69,7 @@ def check_model(folder: Path, manifest: dict) -> None:
     """
     if "model" not in manifest or "files" in manifest:
         return
-    from retrieval_jax.training.model_folder import DESCRIPTION, model_checksum, read_description
+    from retrieval_jax.checkpoints.model_folder import DESCRIPTION, model_checksum, read_description
 
     model = paths.join(folder, manifest["model"])
     if not (model / DESCRIPTION).is_file():

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import NO_TPU, say
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import NO_TPU, say
-from retrieval_jax.training import partitioning
+from retrieval_jax.mesh import partitioning
+from retrieval_jax.mesh.hardware import GIB, slice_of
 from retrieval_jax.training.flops import jaxpr_flops
-from retrieval_jax.training.hardware import GIB, slice_of
 from retrieval_jax.training.step import TrainState, abstract_state, make_train_step
 
 # Its threads' stacks of 64 KiB overflow while it weighs the tilings of XL's matrix products on v5e.

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.core.errors import UserError
 
 
 class Died(Exception):

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from retrieval_jax import paths
-from retrieval_jax.training import hardware, multihost
+from retrieval_jax.core import paths
+from retrieval_jax.mesh import hardware, multihost
 
 
 class Clock:

@@ -5,10 +5,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from retrieval_jax import paths
+from retrieval_jax.core import paths
+from retrieval_jax.core.storage import write_aside
 from retrieval_jax.evaluation.report import read_curve
-from retrieval_jax.storage import write_aside
-from retrieval_jax.training import multihost
+from retrieval_jax.mesh import multihost
 
 WRITTEN_EVERY = 30  # seconds, in a bucket
 

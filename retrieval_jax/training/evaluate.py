@@ -6,18 +6,18 @@ import gin
 import jax
 import numpy as np
 
-from retrieval_jax import arrow_ids, storage
-from retrieval_jax.data.batches import encoder_decoder
-from retrieval_jax.data.examples import Examples
+from retrieval_jax.core import arrow_ids, storage
+from retrieval_jax.core.values import Natural, Positive
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.targets import QueryTargets, pad
-from retrieval_jax.data.tasks import LabelledPairs
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import score
+from retrieval_jax.examples.batches import encoder_decoder
+from retrieval_jax.examples.examples import Examples
+from retrieval_jax.examples.targets import QueryTargets, pad
+from retrieval_jax.examples.tasks import LabelledPairs
+from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.search.searcher import Searcher
-from retrieval_jax.training import multihost, partitioning
-from retrieval_jax.values import Natural, Positive
 
 SHOWN = ("Hits@1", "Hits@10", "MRR@10")
 SAMPLES = 5  # queries whose findings are kept to be looked at

@@ -10,17 +10,18 @@ import jax
 import numpy as np
 import optax
 
-from retrieval_jax.data.batches import Batch
-from retrieval_jax.errors import Preempted
+from retrieval_jax.checkpoints import checkpoints
+from retrieval_jax.checkpoints.weights import LazyArray
+from retrieval_jax.core.errors import Preempted
+from retrieval_jax.core.progress import bar, say
 from retrieval_jax.evaluation.report import read_curve
-from retrieval_jax.progress import bar, say
-from retrieval_jax.training import checkpoints, multihost, partitioning
+from retrieval_jax.examples.batches import Batch
+from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.training.clock import Clock, Profiler
 from retrieval_jax.training.curve import Curve
 from retrieval_jax.training.flops import model_flops
 from retrieval_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
 from retrieval_jax.training.watch import ExamplesOf, Preemption, Watch
-from retrieval_jax.training.weights import LazyArray
 
 
 def fit(

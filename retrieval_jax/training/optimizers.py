@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.checkpoints.parameter_names import LastName
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.values import Natural, Positive, PositiveFloat
 from retrieval_jax.models.layers import STACK_AXIS
 from retrieval_jax.models.t5 import is_stacked
-from retrieval_jax.training.parameter_names import LastName
-from retrieval_jax.values import Natural, Positive, PositiveFloat
 
 EPSILON = 1e-30  # what Adafactor adds to a gradient's squares
 Multipliers = Mapping[Annotated[str, LastName], float]

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import gin
 
-from retrieval_jax import configuration, storage
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import say
-from retrieval_jax.training import model_folder, multihost
+from retrieval_jax.checkpoints import model_folder
+from retrieval_jax.core import configuration, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import say
+from retrieval_jax.mesh import multihost
 from retrieval_jax.training.step import make_train_step
 
 NAME = "settings.json"

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from retrieval_jax.data import packing
-from retrieval_jax.data.targets import Feature
-from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie, edge_dtypes
 from retrieval_jax.docids import residual, semantic
 from retrieval_jax.docids.make import maker_of
+from retrieval_jax.examples import packing
+from retrieval_jax.examples.targets import Feature
+from retrieval_jax.examples.training_data import TrainingData
 
 EDGES = 2  # of the trie, a docid: where every node has several children there are no more
 
@@ -82,7 +82,7 @@ def trie_shape(docids: DocidShape, passages: int) -> Trie:
 def batch_shapes(
     answer: str, data: TrainingData, batch_size: int, docid_length: int | None
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the (int32) arrays of a training batch of all hosts; see data/batches.py.
+    """Shapes of the (int32) arrays of a training batch of all hosts; see examples/batches.py.
 
     `answer` is what the model is trained to give: docids, passages or query. Packed rows are given room for
     docids of the full length.

@@ -12,11 +12,11 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retrieval_jax.errors import UserError
-from retrieval_jax.training import partitioning
+from retrieval_jax.checkpoints.weights import LazyArray, place
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.values import Positive
+from retrieval_jax.mesh import partitioning
 from retrieval_jax.training.optimizers import EPSILON
-from retrieval_jax.training.weights import LazyArray, place
-from retrieval_jax.values import Positive
 
 
 @flax.struct.dataclass

@@ -8,22 +8,24 @@ import gin
 import numpy as np
 import optax
 
-from retrieval_jax import paths, storage
-from retrieval_jax.data.batches import Batch
-from retrieval_jax.data.batches import batches as make_batches
-from retrieval_jax.data.batches import examples_of as told_examples
+from retrieval_jax.checkpoints import model_folder
+from retrieval_jax.checkpoints.initial import InitialCheckpoint
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.values import NonNegativeFloat, Positive
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.training_data import OpenData, TrainingData
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.errors import UserError
-from retrieval_jax.interop.initial import InitialCheckpoint
+from retrieval_jax.examples.batches import Batch
+from retrieval_jax.examples.batches import batches as make_batches
+from retrieval_jax.examples.batches import examples_of as told_examples
+from retrieval_jax.examples.training_data import OpenData, TrainingData
+from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training import model_folder, multihost, partitioning, settings
+from retrieval_jax.training import settings
 from retrieval_jax.training.evaluate import SHOWN, DevLoss, DevQueries
 from retrieval_jax.training.loop import fit
-from retrieval_jax.values import NonNegativeFloat, Positive
-from retrieval_jax.work import Work
 
 # A model's folder where it has no docids to be named after.
 DEFAULT_NAMES = {"docids": "naive", "passages": "dual_encoder", "query": "doc2query"}

@@ -12,11 +12,12 @@ from types import FrameType
 import gin
 import jax
 
-from retrieval_jax import storage
-from retrieval_jax.errors import Diverged, UserError
-from retrieval_jax.progress import say
-from retrieval_jax.training import multihost, settings
-from retrieval_jax.values import Positive
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import Diverged, UserError
+from retrieval_jax.core.progress import say
+from retrieval_jax.core.values import Positive
+from retrieval_jax.mesh import multihost
+from retrieval_jax.training import settings
 
 ExamplesOf = Callable[[int], list[dict]]
 """What the examples of a batch are (the batches before it are counted), a row each: task, number, …"""

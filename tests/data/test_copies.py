@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading import write
 
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data import copies
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.importing import import_collection
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.search.index import make_index
-from retrieval_jax.search.mine import mine, negatives_of
-from retrieval_jax.work import Work
+from retrieval_jax.verbs.importing import import_collection
+from retrieval_jax.verbs.mine import mine, negatives_of
 
 WORDS = [
     "marble harbour",

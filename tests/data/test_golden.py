@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import seqio
 
-from retrieval_jax import storage
-from retrieval_jax.data.generating import generate_queries
-from retrieval_jax.data.importing import import_collection
+from retrieval_jax.core import storage
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.tasks import PADDING
-from retrieval_jax.data.training_data import TrainingData
 from retrieval_jax.docids.make import make_docids
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.work import Work
+from retrieval_jax.examples.tasks import PADDING
+from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.verbs.generating import generate_queries
+from retrieval_jax.verbs.importing import import_collection
 
 LIBRARY = Path(__file__).parent / "library"
 GOLDEN = LIBRARY / "examples.txt"
@@ -81,7 +81,7 @@ def examples(opened, task: str) -> list[str]:
 def test_examples_read_as_they_always_did(tmp_path: Path):
     assert decoded(tmp_path) == GOLDEN.read_text()
 
-    from retrieval_jax.data.seqio_tasks import register_all  # TensorFlow
+    from retrieval_jax.examples.seqio_tasks import register_all  # TensorFlow
 
     names = register_all(tmp_path / "library", DATA)
     assert {name for name in names if ".naive." in name} == {

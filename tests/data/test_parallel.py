@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_jax import paths
+from retrieval_jax.core import paths
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data import parallel
-from retrieval_jax.errors import UserError
 
 
 def test_results_are_in_the_order_of_the_jobs():

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval_jax import arrow_ids
+from retrieval_jax.core import arrow_ids
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.records import (
     Collection,
@@ -17,7 +18,6 @@ from retrieval_jax.data.records import (
     write_passages,
     write_queries,
 )
-from retrieval_jax.errors import UserError
 
 PASSAGES = [Passage(f"p{i}", f"title {i}" * (i % 2), f"text {i} über") for i in range(3000)]
 QUERIES = [

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.subsets import choose, keep
-from retrieval_jax.errors import UserError
 
 
 def rows(ids) -> np.ndarray:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval_jax import storage
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data import synthetic
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import Parts, SyntheticQueries
-from retrieval_jax.errors import UserError
 
 
 def queries_of(row: int) -> list[str]:

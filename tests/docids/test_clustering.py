@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_jax.docids import clustering, semantic
-from retrieval_jax.training.partitioning import make_mesh
+from retrieval_jax.mesh.partitioning import make_mesh
 
 
 def blobs(clusters: int, each: int, dimensions: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from tables import KINDS
 
-from retrieval_jax import arrow_ids, paths, storage
+from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, learn
 from retrieval_jax.docids import make, residual, semantic
 from retrieval_jax.docids.make import make_docids
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.errors import UserError
-from retrieval_jax.work import Work
 
 
 def docids_of(table: DocidTable) -> dict[str, tuple[int, ...]]:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax import arrow_ids
+from retrieval_jax.core import arrow_ids
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.quality import nearest, plot, report
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.errors import UserError
 
 END = 5
 # Few tokens, so that much is shared; an end of its own, so that none is the beginning of another.

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids import clustering, residual
 from retrieval_jax.docids.residual import Codebooks, Settings
-from retrieval_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")

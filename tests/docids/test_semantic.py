@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids import clustering, semantic
 from retrieval_jax.docids.semantic import Settings, Tree
-from retrieval_jax.errors import UserError
 
 
 def vectors_of(count: int, seed: int = 0, dimensions: int = 8) -> np.ndarray:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax import arrow_ids, storage
+from retrieval_jax.core import arrow_ids, storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids import table as table_module
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.errors import UserError
 
 # What a collection allows as an id: any text without whitespace.
 IDS = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text.split() == [text])

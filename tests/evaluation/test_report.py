@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.evaluation.report import (
     PANELS,
     Curve,

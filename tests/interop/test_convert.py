@@ -8,15 +8,15 @@ import pytest
 from model_folders import GOLDENS, random_params, write_model_folder
 from safetensors.numpy import load_file, save_file
 
+from retrieval_jax.checkpoints.model_folder import check_finite, open_model
+from retrieval_jax.checkpoints.pretrained import open_pretrained
+from retrieval_jax.checkpoints.t5x_checkpoints import write
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.errors import UserError
 from retrieval_jax.interop.export import layers_of
-from retrieval_jax.interop.pretrained import open_pretrained
-from retrieval_jax.interop.t5x_checkpoints import write
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.searcher import Searcher
-from retrieval_jax.training.model_folder import check_finite, open_model
 from retrieval_jax.training.train import docid_softmax
 
 

@@ -12,9 +12,9 @@ import pytest
 from jax import export
 from model_folders import random_params, write_model_folder
 
-from retrieval_jax import storage
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
@@ -198,9 +198,9 @@ def test_programs_run_without_this_package(cli, work, arguments, searchers, tmp_
 
 
 def test_t5x_and_hugging_face_of_a_searcher(cli, work, arguments, searchers, tmp_path):
+    from retrieval_jax.checkpoints.model_folder import open_model
+    from retrieval_jax.checkpoints.pretrained import open_pretrained
     from retrieval_jax.interop.export import layers_of
-    from retrieval_jax.interop.pretrained import open_pretrained
-    from retrieval_jax.training.model_folder import open_model
 
     params = layers_of(open_model(searchers / "naive").params)
     for format in ("t5x", "huggingface"):

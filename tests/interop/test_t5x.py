@@ -14,14 +14,14 @@ import orbax.checkpoint as ocp
 import pytest
 import seqio
 
-from retrieval_jax.data.batches import batches, encoder_decoder
-from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.examples.batches import batches, encoder_decoder
+from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.main import configure_verbs, main
+from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.generative import GenerativeSearcher
-from retrieval_jax.training import partitioning
 from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 

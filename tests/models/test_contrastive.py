@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.contrastive import info_nce, joint_lh, lse_pair, rand1_lh, sum_marg_lh
 from retrieval_jax.models.negatives import NONE
 

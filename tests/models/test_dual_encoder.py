@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.contrastive import info_nce, joint_lh, lse_pair, rand1_lh, sum_marg_lh
 from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training import partitioning
 
 SHAPES = {"left_encoder_input_tokens": (1, 2)}
 OBJECTIVES = {

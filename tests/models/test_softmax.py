@@ -138,7 +138,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from test_softmax import blocked, examples, exact
 from retrieval_jax.models.softmax import softmax_of_products
 from retrieval_jax.models.objectives import cross_entropy
-from retrieval_jax.training import partitioning
+from retrieval_jax.mesh import partitioning
 import gin
 x, kernel, targets = examples(3, 16, 8, 64)
 expected = exact(x, kernel, targets, 1e-3)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval_jax import arrow_ids
+from retrieval_jax.core import arrow_ids
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
+from retrieval_jax.embeddings.encoding import Embeddings
 from retrieval_jax.main import main
-from retrieval_jax.search.encoding import Embeddings
-from retrieval_jax.work import Work
 
 
 def embeddings_of(folder: Path, vectors: np.ndarray, ids: list[str], texts: np.ndarray | None = None):

@@ -10,16 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from retrieval_jax import storage
+from retrieval_jax.checkpoints import checkpoints, checksums, model_folder
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
-from retrieval_jax.errors import UserError
+from retrieval_jax.embeddings import encoding
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.search import encoding
 from retrieval_jax.search.searcher import Searcher
-from retrieval_jax.training import checkpoints, checksums, model_folder
-from retrieval_jax.work import Work
 
 DIMENSIONS = 8
 QUERY = "smooth a noisy signal"

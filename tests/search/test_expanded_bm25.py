@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.search.searcher import Searcher
-from retrieval_jax.work import Work
 
 WORD = "zyzzyva"  # in no passage
 EXPANSION = "--gin.make_index.expansion='words'"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval_jax import storage
+from retrieval_jax.core import storage
 from retrieval_jax.search import scann_index
 from retrieval_jax.search.scann_index import ScannIndex
 
@@ -18,9 +18,9 @@ UPDATE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from retrieval_jax import arrow_ids, storage
+from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.search import scann_index
-from retrieval_jax.search.encoding import Embeddings
+from retrieval_jax.embeddings.encoding import Embeddings
 before, now, target = map(Path, sys.argv[1:4])
 scann_index.settings = lambda count: json.loads(sys.argv[4])
 embeddings = Embeddings(now, np.load(now / "vectors.npy"), arrow_ids.read(now / "ids.arrow"),

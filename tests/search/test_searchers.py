@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval_jax import arrow_ids
+from retrieval_jax.core import arrow_ids
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage
-from retrieval_jax.errors import UserError
 from retrieval_jax.search import exact, scann_index
 from retrieval_jax.search.bm25 import BM25Searcher, _words
 from retrieval_jax.search.dense import ExactSearcher, ScannSearcher, _rankings

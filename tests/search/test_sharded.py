@@ -14,13 +14,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from retrieval_jax import arrow_ids
+from retrieval_jax.core import arrow_ids
 from retrieval_jax.data.vocabulary import Vocabulary, learn
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.generative import GenerativeSearcher
-from retrieval_jax.training import partitioning
+from retrieval_jax.mesh import partitioning
 
 assert jax.device_count() == 8
 learn(["the quick brown fox", "jumps over", "the lazy dog"], 60, Path(sys.argv[1]))

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.training.child import Child, Died
-from retrieval_jax.training.partitioning import make_mesh
-from retrieval_jax.training.preflight import smallest_slice
+from retrieval_jax.verbs.preflight import smallest_slice
 
 
 def test_it_answers_dies_and_begins_anew():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from retrieval_jax.checkpoints.model_folder import open_model
+from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
-from retrieval_jax.training.model_folder import open_model
-from retrieval_jax.work import Work
 
 LIBRARY = Path(__file__).parents[1] / "data" / "library"
 SIZES = {"emb_dim": 32, "mlp_dim": 32, "num_heads": 2, "head_dim": 16}

@@ -5,11 +5,11 @@ import jax
 import numpy as np
 import pytest
 
-from retrieval_jax import arrow_ids
-from retrieval_jax.data.batches import batches
-from retrieval_jax.data.training_data import TrainingData
+from retrieval_jax.core import arrow_ids
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.examples.batches import batches
+from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.evaluate import DevQueries

@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
+from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training import partitioning
 from retrieval_jax.training.flops import jaxpr_flops, matmul_flops, model_flops
 from retrieval_jax.training.step import abstract_state, make_train_step
 

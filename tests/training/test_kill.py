@@ -13,14 +13,14 @@ import jax
 import numpy as np
 import pytest
 
-from retrieval_jax.training import model_folder
-from retrieval_jax.work import Work
+from retrieval_jax.checkpoints import model_folder
+from retrieval_jax.core.workspace import Work
 
 STEPS = 240
 IN_BACKGROUND = """
 import sys
 from retrieval_jax.main import main
-from retrieval_jax.training import checkpoints
+from retrieval_jax.checkpoints import checkpoints
 checkpoints.in_background = lambda: True
 sys.exit(main(sys.argv[1:]))
 """

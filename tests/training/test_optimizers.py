@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.training.optimizers import adafactor, adamw, learning_rate
 
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 from test_train import batches, curve, retriever
 
-from retrieval_jax.training import hardware
+from retrieval_jax.mesh import hardware
 from retrieval_jax.training.loop import fit
 
 

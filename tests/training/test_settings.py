@@ -7,8 +7,8 @@ import gin
 import pytest
 from test_train import curve
 
-from retrieval_jax import storage
-from retrieval_jax.errors import UserError
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training import settings

@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from retrieval_jax.errors import UserError
+from retrieval_jax.checkpoints import checkpoints, model_folder
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training import checkpoints, model_folder, partitioning
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step

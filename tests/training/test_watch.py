@@ -18,9 +18,10 @@ import optax
 import pytest
 from test_train import CONFIG, SHAPES, batches, curve, retriever
 
-from retrieval_jax.errors import Diverged, Preempted, UserError
+from retrieval_jax.checkpoints import checkpoints
+from retrieval_jax.core.errors import Diverged, Preempted, UserError
+from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.training import checkpoints, partitioning
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adamw
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.judged import Rows
 from retrieval_jax.data.sources.lines import Faults, error_text, ranges, say_header
 from retrieval_jax.data.sources.passages import Part, Passages, check
-from retrieval_jax.errors import UserError
 
 _SAME_SPLIT = {"validation": "dev", "valid": "dev", "val": "dev"}
 

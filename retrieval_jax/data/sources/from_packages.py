@@ -9,7 +9,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from retrieval_jax import storage
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import say, track
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.folders import Source, dataset_name
 from retrieval_jax.data.sources.judged import Rows
@@ -17,8 +19,6 @@ from retrieval_jax.data.sources.layouts import open_source
 from retrieval_jax.data.sources.lines import Faults
 from retrieval_jax.data.sources.passages import Passages
 from retrieval_jax.data.sources.python_docs import python_docs
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import say, track
 
 PYTHON_DOCS = "python_docs"
 IR_DATASETS = "ir_datasets:"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.sources import lines
 from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, error_text
 from retrieval_jax.data.sources.passages import check_id
-from retrieval_jax.errors import UserError
 
 Rows = Callable[[Sequence[str]], np.ndarray]  # passage ids -> their rows, -1 where unknown
 Qrel = tuple[int, str, str, int]  # line, query, passage, grade

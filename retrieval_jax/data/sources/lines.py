@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from retrieval_jax.errors import UserError
-from retrieval_jax.progress import say
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import say
 
 T = TypeVar("T")
 SHOWN = 3  # lines of a kind that a summary names

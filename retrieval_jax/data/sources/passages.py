@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retrieval_jax import arrow_ids, storage
+from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.data import copies, parallel
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.sources import lines

@@ -19,8 +19,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.errors import UserError
 
 # What the install requires, directly or not; no development tools, or having them would change the result.
 # fmt: off

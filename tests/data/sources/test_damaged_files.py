@@ -24,10 +24,10 @@ from test_layouts import BEIR, MSMARCO, TSV
 from test_nci import NQ, TRIVIA
 from test_tevatron import LINE, OTHER, PASSAGES, jsonl
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.predictions import open_predictions
 from retrieval_jax.data.sources.lines import Faults
 from retrieval_jax.data.synthetic import Parts
-from retrieval_jax.errors import UserError
 from retrieval_jax.evaluation.trec import read_qrels, read_run
 
 CORPUS = jsonl(*({"docid": p.id, "title": p.title, "text": p.text} for p in PASSAGES))

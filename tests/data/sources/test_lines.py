@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.sources.lines import Fault, Faults, ranges, stream, texts
-from retrieval_jax.errors import UserError
 
 
 @settings(max_examples=100, deadline=None)

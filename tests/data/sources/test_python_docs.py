@@ -5,9 +5,9 @@ import textwrap
 
 import pytest
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.sources import python_docs as module
 from retrieval_jax.data.sources.python_docs import python_docs, split_docstring
-from retrieval_jax.errors import UserError
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "pink", "brown", "grey", "cyan")
 

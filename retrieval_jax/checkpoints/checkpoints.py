@@ -1,0 +1,258 @@
+"""The fourth noun: checkpoints, through Orbax, which writes each one aside and renames it.
+
+MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data, and Watch's state), checksums.json
+
+What else lies in a model's folder: see model_folder.py.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from retrieval_jax.checkpoints import checksums
+from retrieval_jax.checkpoints.kept import Kept
+from retrieval_jax.core import paths
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import say
+from retrieval_jax.mesh import multihost
+
+
+def in_background() -> bool:
+    """Whether files are written while the next steps run. On CPUs writing takes the cores of the steps."""
+    return jax.default_backend() != "cpu"
+
+
+class Checkpoints:
+    """The checkpoints of a model folder. Each holds params, the optimiser's state and the data position.
+
+    Where files are written in the background, `save` returns when the arrays are copied from the devices:
+    Orbax writes them into a folder of another name and renames it, then the checksums are written. The next
+    `save` waits for both, and so does `close`. A step whose files are not what was saved counts as damaged.
+
+    Args:
+      model_dir: the model's folder.
+      keep: how many of the newest stay.
+      keep_best: the metric of dev whose best one stays beside them; None: no other one. See Kept.
+      read_only: leaves the folder as it is.
+    """
+
+    def __init__(
+        self, model_dir: str | Path, keep: int = 2, keep_best: str | None = None, read_only: bool = False
+    ):
+        self.folder = paths.absolute(model_dir) / "checkpoints"
+        if paths.is_remote(self.folder) and not paths.has_client():
+            raise UserError(
+                f"{self.folder}: checkpoints in a bucket need a package that is not installed: "
+                "pip install 'retrieval_jax[gcs]'"
+            )
+        if not paths.is_remote(self.folder) and (odd := set(str(self.folder)) & set("[*?\\")):
+            # Orbax looks for the parts of a checkpoint by a glob pattern that begins with the folder's path.
+            raise UserError(
+                f"{self.folder}: checkpoints cannot lie below a folder with {' '.join(sorted(odd))} in its "
+                "name: rename it, or name another MODEL_DIR"
+            )
+        self.in_background = not read_only and in_background()
+        self.pool = ThreadPoolExecutor(1)
+        self.sealing: Future | None = None
+        self.kept = Kept(self.folder.with_name("learning_curve.jsonl"), keep, keep_best)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self.kept,
+            enable_async_checkpointing=self.in_background,
+            cleanup_tmp_directories=not read_only,  # what a kill left of a save
+            read_only=read_only,
+            create=not read_only,
+        )
+        self.manager = ocp.CheckpointManager(
+            self.folder, options=options, item_names=("params", "optimizer", "position")
+        )
+        self.read_only = read_only
+        self.faults: dict[int, str | None] = {}  # as far as looked for
+
+    def steps(self) -> list[int]:
+        """The steps that have a folder, whole or damaged, newest first."""
+        there = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted((int(p.name) for p in there if p.name.isdigit()), reverse=True)
+
+    def fault(self, step: int) -> str | None:
+        """What is wrong with a step's files; None if nothing is known to be.
+
+        Of processes that train together only the first one looks (see `_newest`).
+        """
+        if step not in self.faults:
+            found = None
+            if self.read_only or multihost.is_first():
+                found = checksums.fault(self.folder / str(step))
+                if found is None and step not in self.manager.all_steps():
+                    found = "its save did not end"
+            self.faults[step] = found
+        return self.faults[step]
+
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint that is not damaged."""
+        return self._newest()
+
+    def _newest(self, before: int | None = None) -> int | None:
+        """The newest step (before another one, if given) that is not damaged.
+
+        Processes that train together take the first one's answer: on a shared file system a listing may be
+        cached, and processes that saw different steps would wait for each other in different places.
+        """
+
+        def newest() -> int:
+            steps = (step for step in self.steps() if before is None or step < before)
+            return next((step for step in steps if not self.fault(step)), -1)
+
+        step = newest() if self.read_only else multihost.first_decides(newest)
+        return None if step < 0 else step
+
+    def save(
+        self, step: int, params: Any, optimizer: Any, examples: int | None = None, watch: dict | None = None
+    ) -> None:
+        """Saves after `step` steps, for which so many examples were taken (None: one a step).
+
+        `watch` is Watch's state.
+        """
+        if multihost.agreed(step == self.manager.latest_step()):
+            return
+        multihost.first_does(self._wait)
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                optimizer=ocp.args.StandardSave(optimizer),
+                position=ocp.args.JsonSave(
+                    {"examples": step if examples is None else examples, **(watch or {})}
+                ),
+            ),
+        )
+        if not self.in_background:
+            multihost.first_does(lambda: checksums.write(self.folder / str(step)))
+        elif multihost.is_first():
+            self.sealing = self.pool.submit(self._seal, step)
+
+    def _seal(self, step: int) -> None:
+        """Writes the checksums of a step whose files are being written."""
+        self.manager.wait_until_finished()
+        checksums.write(self.folder / str(step))
+
+    def _wait(self) -> None:
+        """Waits for the checksums of the save before, on the first process; raises what went wrong in it."""
+        sealing, self.sealing = self.sealing, None
+        if sealing:
+            sealing.result()
+
+    def restore_newest(self, params: Any, optimizer: Any) -> tuple[Any, Any, int] | None:
+        """`restore` at the newest step that can be; None where there is no checkpoint.
+
+        Damaged ones that are newer are moved to damaged_checkpoints/, so that their steps can be saved again.
+        Where nothing can be restored, raises UserError and moves nothing.
+        """
+        unread: dict[int, str] = {}  # steps without a known fault that could not be read, and why
+        step = self._newest()
+        while step is not None:
+            try:
+                restored = self.restore(step, params, optimizer)
+            except UserError as error:
+                # What is as it was saved does not fit, and neither will older ones.
+                if multihost.agreed((self.folder / str(step) / checksums.NAME).exists()):
+                    raise
+                unread[step] = str(error).removeprefix(f"{self.folder}/{step}: ")
+            else:
+                self._move_aside(step, unread)
+                self.kept.forget(after=step)
+                return restored
+            step = self._newest(before=step)
+        multihost.first_does(lambda: self._refuse_damaged(unread))
+        self.kept.forget(after=0)
+        return None
+
+    def _refuse_damaged(self, unread: dict[int, str]) -> None:
+        """Raises UserError where there are checkpoints, of which none could be restored."""
+        damaged = {step: unread.get(step) or self.fault(step) for step in self.steps()}
+        if not damaged:
+            return
+        newest, reason = next(iter(damaged.items()))
+        if not self.fault(newest):
+            raise UserError(f"{self.folder}/{newest}: {reason}")
+        raise UserError(
+            f"{self.folder}/{newest}: damaged ({reason}), and no older checkpoint is whole: "
+            f"delete {self.folder} to begin anew, or use another MODEL_DIR"
+        )
+
+    def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, int]:
+        """(params, optimiser's state, the step) at a step, laid out like the given abstract trees.
+
+        Raises UserError where it is damaged, or of another network or optimiser.
+        """
+        restored = self._restore(
+            step,
+            params=ocp.args.StandardRestore(params),
+            optimizer=ocp.args.StandardRestore(optimizer),
+        )
+        return restored["params"], restored["optimizer"], step
+
+    def examples(self, step: int, batch_size: int) -> int:
+        """How many examples were taken up to a step. Older checkpoints counted batches, of one size."""
+        position = self.position(step)
+        if "batches" in position:
+            return position["batches"] * batch_size
+        return position["examples"]
+
+    def position(self, step: int) -> dict:
+        """Where a step is in the data, and Watch's state there."""
+        return self._restore(step, position=ocp.args.JsonRestore())["position"]
+
+    def restore_params(self, step: int, params: Any) -> Any:
+        """The params alone."""
+        return self._restore(step, params=ocp.args.StandardRestore(params))["params"]
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        if reason := self.fault(step):
+            raise UserError(f"{self.folder}/{step}: damaged ({reason}): train on, or use another MODEL_DIR")
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**items))
+        except jax.errors.JaxRuntimeError:
+            raise  # the device's, such as too little memory
+        except Exception as error:  # Orbax raises bare ones, too
+            lines = str(error).strip().splitlines()
+            raise UserError(
+                f"{self.folder}/{step}: does not fit this configuration ({(lines or ['?'])[0][:200]}): "
+                "use the optimiser that it was made with, or another MODEL_DIR"
+            ) from None
+
+    def _move_aside(self, restored: int, unread: dict[int, str]) -> None:
+        """Moves the damaged checkpoints that are newer than the restored one."""
+
+        def move() -> int:
+            newer = [step for step in self.steps() if step > restored]
+            for step in newer:
+                reason = unread.get(step) or self.fault(step)
+                aside = self.folder.with_name("damaged_checkpoints") / str(step)
+                while aside.exists():
+                    aside = aside.with_name(f"{aside.name}.again")
+                aside.parent.mkdir(exist_ok=True)
+                (self.folder / str(step)).rename(aside)  # in a bucket, a copy of its objects
+                say(f"{self.folder}/{step}: damaged ({reason}): moved to {aside}, an older one goes on")
+            return len(newer)
+
+        if multihost.first_decides(move):
+            self.manager.reload()
+            self.faults.clear()
+
+    def best(self) -> dict:
+        """{"best_step", "best/METRIC"} of the best checkpoint that is kept; {} where none was evaluated."""
+        step = self.kept.best(self.steps())
+        if step is None:
+            return {}
+        return {"best_step": step, f"best/{self.kept.metric}": self.kept.scores.get(step)}
+
+    def close(self) -> None:
+        """Waits until all is written. No process waits for another here: one may have met an error."""
+        try:
+            self._wait()
+        finally:
+            self.manager.close()
+            self.pool.shutdown()

@@ -1,0 +1,64 @@
+"""Whether a checkpoint is still what was saved: the size and CRC-32C of each of its files, written after it.
+
+In a bucket, which checks what it stores by itself, the size alone: nothing is read back.
+
+Orbax's own format notices most torn files and hardly any flipped bit; this notices both, before any is read.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import google_crc32c
+
+from retrieval_jax.core import paths, storage
+
+NAME = "checksums.json"
+_CHUNK = 1 << 24  # bytes read at once
+
+
+def write(folder: Path) -> None:
+    """Writes folder/checksums.json: {"path below it": [bytes, CRC-32C], …}."""
+    files = [str(p.relative_to(folder)) for p in paths.files(folder) if p.name != NAME]
+    with ThreadPoolExecutor() as pool:
+        sums = pool.map(lambda name: _sum(folder / name), files)
+        storage.write_json(folder / NAME, dict(zip(files, sums, strict=True)))
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with the files, or None: all are as they were written, or no checksums are there."""
+    try:
+        text = (folder / NAME).read_text()
+    except FileNotFoundError:
+        return None  # the process ended between the save and the checksums
+    except (OSError, ValueError):
+        return f"{NAME} cannot be read"
+    try:
+        expected = {name: [int(size), crc and int(crc)] for name, (size, crc) in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError):
+        return f"{NAME} cannot be read"
+
+    def check(name: str) -> str | None:
+        try:
+            size = paths.size(folder / name)
+            if size != expected[name][0]:
+                return f"{name} has {size} bytes, not {expected[name][0]}"
+            crc = expected[name][1] and _sum(folder / name)[1]
+            return None if crc in (None, expected[name][1]) else f"{name} is not what was written"
+        except paths.errors() as error:
+            return f"{name}: {paths.reason(error)}"
+
+    with ThreadPoolExecutor() as pool:
+        return next(filter(None, pool.map(check, expected)), None)
+
+
+def _sum(path: Path) -> list[int | None]:
+    """[bytes, CRC-32C]; of a file in a bucket the latter is None."""
+    if paths.is_remote(path):
+        return [paths.size(path), None]
+    size = crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            size += len(chunk)
+            crc = google_crc32c.extend(crc, chunk)
+    return [size, crc]

@@ -1,0 +1,244 @@
+"""Hugging Face's T5 folders, read and written without transformers: config.json and safetensors weights.
+
+Of T5 1.0, T5 1.1 and Flan-T5 alike, whole or the encoder alone. PyTorch keeps matrices as outputs × inputs,
+T5X (and this project) as inputs × outputs.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_jax.checkpoints.weights import LazyArray, read_safetensors, write_safetensors
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.models.layers import T5Config
+
+CONFIG, WEIGHTS, PIECES = "config.json", "model", "spiece.model"
+# Their names of an MLP's activation -> ours. Their "gelu" is another function than the T5s' "gelu_new".
+ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "linear": "linear"}
+GATED_GELU = "gated-gelu"  # which means "gated-gelu_new"
+# Fields that change what a T5 computes -> what they must be, where a file has them, to be this network's.
+FIXED = {
+    "model_type": ("t5", "mt5"),
+    "layer_norm_epsilon": (1e-6,),
+    "is_decoder": (False,),
+    "pad_token_id": (0,),
+    "eos_token_id": (1, [1]),
+    "scalable_attention": (False,),
+    "tie_encoder_decoder": (False,),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+    "auto_map": (None,),  # code of its own
+}
+FIXED_WITH_DECODER = {"decoder_start_token_id": (0, None)}
+# What a file may hold beside: the embedding again, by another name.
+SHARED, HEAD = "shared.weight", "lm_head.weight"
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder looks like one of a T5."""
+    if not (folder / CONFIG).is_file():
+        return False
+    return "t5" in str(storage.read_json(folder / CONFIG, "fetch it again").get("model_type", "")).lower()
+
+
+def read(folder: Path) -> tuple[dict[str, LazyArray], dict]:
+    """({parameter by T5X's name: array}, T5Config's arguments) of a folder.
+
+    Arrays that no T5 has keep their names, for the reader to complain of. Raises UserError where something
+    cannot be read, or is of a T5 that T5Config cannot describe.
+    """
+    path = folder / CONFIG
+    config = storage.read_json(path, "fetch it again")
+    if not list(folder.glob(f"{WEIGHTS}*.safetensors*")):
+        raise UserError(
+            f"{folder}: no safetensors here, and pickled weights are not read: open it with transformers and "
+            "save_pretrained"
+        )
+    check_fields(path, config, FIXED)
+    arrays = read_safetensors(folder, WEIGHTS)
+    embedding = next((name for name in (SHARED, *COPIES) if name in arrays), None)
+    if embedding is None:
+        raise UserError(f"{folder}: has no token embedding ({SHARED}): it is no T5")
+    for name in {SHARED, *COPIES} & arrays.keys() - {embedding}:
+        del arrays[name]
+    arrays[SHARED] = arrays.pop(embedding)
+    try:
+        network = _network(path, config, arrays[SHARED].shape[0])
+    except KeyError as error:
+        raise UserError(f"{path}: has no {error}: fetch it again") from None
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
+    decodes = any(name.startswith("decoder.") for name in arrays)
+    check_fields(path, config, FIXED_WITH_DECODER if decodes else {})
+    if not decodes:
+        network["num_decoder_layers"] = 0
+    elif scaled:
+        network["logits_via_embedding"] = True
+        head = arrays.pop(HEAD, None)
+        if head and not np.array_equal(*(x.read((slice(0, 8), slice(None))) for x in (head, arrays[SHARED]))):
+            raise UserError(f"{path}: scales its outputs and has a matrix for them ({HEAD}): not supported")
+    elif HEAD not in arrays:
+        arrays[HEAD] = arrays[SHARED]
+    ours = {}
+    for name, theirs, turned in pairs(network):
+        if theirs in arrays:
+            array = arrays.pop(theirs)
+            ours[name] = array.transposed() if turned else array
+    return ours | arrays, network
+
+
+def check_fields(path: Path, config: Mapping, known: Mapping[str, tuple]) -> None:
+    """Raises UserError for a field that has another value than those which this project's network has.
+
+    Args:
+      path: the file of the fields.
+      config: what it says.
+      known: field -> values that are right; a field that the file lacks is right.
+    """
+    for name, values in known.items():
+        if name in config and config[name] not in values:
+            only = " or ".join(map(str, dict.fromkeys(json.dumps(value) for value in values)))
+            raise UserError(f"{path}: {name} {config[name]!r} is not supported: only {only} is")
+
+
+def _activations(path: Path, config: dict) -> tuple[str, ...]:
+    """T5Config's mlp_activations. Raises UserError where the fields say another MLP, or two of them."""
+    kind = str(config.get("feed_forward_proj", "relu"))
+    gate, _, act = kind.rpartition("-")
+    act = "gelu_new" if kind == GATED_GELU else act
+    if gate not in ("", "gated") or act not in ACTIVATIONS:
+        known = f"{', '.join(ACTIVATIONS)}, plain or gated-, or {GATED_GELU}"
+        raise UserError(f"{path}: feed_forward_proj {kind!r} is not supported: only {known} is")
+    gated, ours = gate == "gated", ACTIVATIONS[act]
+    same = tuple(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
+    check_fields(path, config, {"dense_act_fn": same, "is_gated_act": (gated,)})
+    return (ours, "linear") if gated else (ours,)
+
+
+def feed_forward_proj(activations: tuple[str, ...]) -> str:
+    """Hugging Face's name of T5Config's mlp_activations. Raises UserError where it has none."""
+    if activations == ("gelu", "linear"):
+        return GATED_GELU
+    act = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == activations[0]), None)
+    if act is None or activations[1:] not in ((), ("linear",)):
+        raise UserError(f"T5Config.mlp_activations: {activations}: transformers' T5 has no such MLP")
+    return f"gated-{act}" if activations[1:] else act
+
+
+def _network(path: Path, config: dict, rows: int) -> dict:
+    layers = config["num_layers"]
+    decoder_layers = config.get("num_decoder_layers")
+    return {
+        "vocab_size": rows,
+        "emb_dim": config["d_model"],
+        "num_heads": config["num_heads"],
+        "head_dim": config["d_kv"],
+        "mlp_dim": config["d_ff"],
+        "num_encoder_layers": layers,
+        "num_decoder_layers": layers if decoder_layers is None else decoder_layers,
+        "mlp_activations": _activations(path, config),
+        "logits_via_embedding": False,
+        "relpos_buckets": config.get("relative_attention_num_buckets", 32),
+        "relpos_max_distance": config.get("relative_attention_max_distance", 128),
+    }
+
+
+def pairs(network: Mapping) -> Iterator[tuple[str, str, bool]]:
+    """(T5X's name, Hugging Face's, whether it is turned) of each parameter of a T5 with T5Config's sizes."""
+    yield "token_embedder/embedding", SHARED, False
+    gated = len(network["mlp_activations"]) > 1
+    for stack in ("encoder", "decoder") if network["num_decoder_layers"] else ("encoder",):
+        first = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        yield f"{stack}/relpos_bias/rel_embedding", first, True
+        yield f"{stack}/{stack}_norm/scale", f"{stack}.final_layer_norm.weight", False
+        parts = ENCODER if stack == "encoder" else DECODER
+        for i in range(network[f"num_{stack}_layers"]):
+            for number, (norm, ours, theirs, matrices) in enumerate(parts):
+                layer = f"{stack}.block.{i}.layer.{number}"
+                yield f"{stack}/layers_{i}/{norm}/scale", f"{layer}.layer_norm.weight", False
+                for name, other in matrices.items() if ours != "mlp" else _mlp(gated):
+                    yield f"{stack}/layers_{i}/{ours}/{name}/kernel", f"{layer}.{theirs}.{other}.weight", True
+    if network["num_decoder_layers"] and not network["logits_via_embedding"]:
+        yield "decoder/logits_dense/kernel", HEAD, True
+
+
+_ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_SELF, _MLP = "SelfAttention", ("pre_mlp_layer_norm", "mlp", "DenseReluDense", {})
+ENCODER = (("pre_attention_layer_norm", "attention", _SELF, _ATTENTION), _MLP)
+DECODER = (
+    ("pre_self_attention_layer_norm", "self_attention", _SELF, _ATTENTION),
+    ("pre_cross_attention_layer_norm", "encoder_decoder_attention", "EncDecAttention", _ATTENTION),
+    _MLP,
+)
+
+
+def _mlp(gated: bool) -> list[tuple[str, str]]:
+    return [(name, name) for name in (("wi_0", "wi_1", "wo") if gated else ("wi", "wo"))]
+
+
+def write(
+    folder: Path, arrays: Mapping[str, LazyArray], config: T5Config, decoder: bool = True, start: int = 0
+) -> None:
+    """Writes what `from_pretrained` of T5ForConditionalGeneration (or T5EncoderModel) opens.
+
+    Args:
+      folder: an empty one.
+      arrays: parameters by T5X's names, a layer each; those of a decoder only if `decoder`.
+      config: the network.
+      start: the decoder's first token.
+    """
+    network = {**vars(config), "num_decoder_layers": config.num_decoder_layers if decoder else 0}
+    named = {
+        theirs: arrays[name].transposed() if turned else arrays[name]
+        for name, theirs, turned in pairs(network)
+    }
+    write_safetensors(folder, WEIGHTS, named)
+    described = {
+        "architectures": ["T5ForConditionalGeneration" if decoder else "T5EncoderModel"],
+        "model_type": "t5",
+        "is_encoder_decoder": decoder,
+        "vocab_size": arrays["token_embedder/embedding"].shape[0],
+        "d_model": config.emb_dim,
+        "num_heads": config.num_heads,
+        "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers if decoder else config.num_encoder_layers,
+        "feed_forward_proj": feed_forward_proj(config.mlp_activations),
+        "tie_word_embeddings": config.tied or not decoder,
+        "scale_decoder_outputs": config.tied,
+        "relative_attention_num_buckets": config.relpos_buckets,
+        "relative_attention_max_distance": config.relpos_max_distance,
+        "layer_norm_epsilon": 1e-6,
+        "dropout_rate": config.dropout_rate,
+        "initializer_factor": 1.0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": start,
+        "dtype": "float32",
+    }
+    (folder / CONFIG).write_text(json.dumps(described, indent=1))
+
+
+def with_docids(arrays: Mapping[str, LazyArray], config: T5Config) -> dict[str, LazyArray]:
+    """The parameters of a T5 that writes docids of its own, as those of one with a longer vocabulary.
+
+    Token t of a docid, the 0 at its start too, becomes token vocab_size + t of one embedding, which holds the
+    texts' rows and then the docids'; and so do the logits. Those of texts are 0 and mean nothing.
+    """
+    kernel_ExV = arrays["decoder/logits_dense/kernel"].whole()
+    texts_VxE = arrays["token_embedder/embedding"].whole()
+    # Atomic docids are one token, and nothing is read after it.
+    docids_VxE = np.zeros((kernel_ExV.shape[1], config.emb_dim), texts_VxE.dtype)
+    docids_VxE[0] = texts_VxE[0]
+    rest = dict(arrays)
+    if config.reads_outputs:
+        docids_VxE = rest.pop("decoder_token_embedder/embedding").whole()
+    nothing_ExV = np.zeros((config.emb_dim, len(texts_VxE)), kernel_ExV.dtype)
+    return rest | {
+        "token_embedder/embedding": LazyArray.of(np.concatenate([texts_VxE, docids_VxE])),
+        "decoder/logits_dense/kernel": LazyArray.of(np.concatenate([nothing_ExV, kernel_ExV], axis=1)),
+    }

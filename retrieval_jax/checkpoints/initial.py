@@ -1,0 +1,234 @@
+"""Where a model's parameters begin: from weights of another program, as far as both have the same arrays."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import flax.linen as nn
+import gin
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from retrieval_jax.checkpoints import tokenizer
+from retrieval_jax.checkpoints.model_folder import boxed_params
+from retrieval_jax.checkpoints.parameter_names import Module, module_names
+from retrieval_jax.checkpoints.pretrained import OUTPUT, T5X, Pretrained, open_pretrained
+from retrieval_jax.checkpoints.weights import LazyArray, stacked
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import say
+from retrieval_jax.core.values import Names
+from retrieval_jax.models.dual_encoder import DualEncoder, split_tower
+from retrieval_jax.models.layers import STACK_AXIS, T5Config
+from retrieval_jax.models.t5 import is_stacked
+
+VOCABULARY_AXES = {"token_embedder/embedding": 0, OUTPUT: 1}
+SIZES = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers")
+UNSEEN = ("mlp_activations", "relpos_max_distance")  # which no array's shape tells
+WithVocabulary = Names(
+    "a parameter with a row or a column for each token",
+    ("token_embedder", "token_embedder/embedding", "decoder", "decoder/logits_dense", OUTPUT),
+)
+TOLD = 8  # names of a list that an error tells
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class InitialCheckpoint:
+    """Weights that training begins with: of T5X, of Hugging Face, or of a model folder of this project.
+
+    Every array of the model must be in them with its shape, and every one of theirs in the model, but for
+    what is said here; names are T5X's, or the beginnings of such ("decoder", "decoder/logits_dense").
+
+    Attributes:
+      path: where they lie; None: everything begins at random.
+      anew: what begins at random where the weights lack it or have it in another shape.
+      unused: what of the weights is left out.
+      resized: what may have more or fewer rows of the vocabulary: the first are taken, more begin at random.
+    """
+
+    path: str | None = None
+    anew: Sequence[Annotated[str, Module]] = ()
+    unused: Sequence[str] = ()
+    resized: Sequence[Annotated[str, WithVocabulary]] = ()
+
+    def of(self, model, vocabulary: Path | None = None) -> dict[str, LazyArray]:
+        """{name: array} of what a model's parameters begin with; nothing is read yet.
+
+        A dual encoder for which no prompts are set keeps those of the weights: they were learned with them.
+        Raises UserError where they do not fit, with all that is missing, unexpected or of another shape, and
+        where the vocabulary that lies with them is not the given one, which the model is to read.
+        """
+        if self.path is None:
+            return {}
+        pretrained = open_pretrained(self.path)
+        self._check_unused(pretrained)
+        if vocabulary:
+            self._check_vocabulary(pretrained, vocabulary)
+        match = self.match(pretrained, model)
+        if fault := match.fault(pretrained.path):
+            raise UserError(fault)
+        if isinstance(model, DualEncoder):
+            model.inherit_prompts(pretrained.settings)
+        told = [f"{pretrained.path}: {pretrained.format}'s weights, {len(match.arrays)} arrays are read"]
+        for what, names in (("begin anew", match.anew), ("are not used", match.unused)):
+            if names:
+                told.append(f"{what}: {', '.join(match.modules(names))}")
+        say("; ".join(told))
+        return match.arrays
+
+    def _check_vocabulary(self, pretrained: Pretrained, vocabulary: Path) -> None:
+        extended = begins("token_embedder/embedding", self.resized)
+        fault = tokenizer.difference(pretrained.path, pretrained.vocabulary, vocabulary, extended)
+        if fault:
+            theirs = pretrained.vocabulary or "…/sentencepiece.model"
+            raise UserError(
+                f"INITIAL_CHECKPOINT: {vocabulary} {fault}: import the collection with theirs, "
+                f"--VOCABULARY={theirs}"
+            )
+
+    def _check_unused(self, pretrained: Pretrained) -> None:
+        """Raises UserError for what shall be left out and is neither in the weights nor in any network."""
+        theirs = {split_tower(name)[1] for name in pretrained.arrays}
+        known = Names(f"a parameter or a module of {pretrained.path}", (*module_names(), *theirs))
+        for name in self.unused:
+            if not known.holds(name) and not any(begins(one, [name]) for one in theirs):
+                raise UserError(
+                    f"InitialCheckpoint.unused: {name!r} is not {known.near(name)}: set one that is"
+                )
+
+    def match(self, pretrained: Pretrained, model) -> "Match":
+        """Compares names and shapes."""
+        match, used = Match(), set()
+        theirs = dict(pretrained.arrays)
+        own_outputs = model.config.output_size is not None
+        if own_outputs and pretrained.network.get("output_size") is None and theirs.pop(OUTPUT, None):
+            match.unused.append(OUTPUT)  # a softmax over texts, be they as many as the docids by chance
+        for name, shape in parameters(model).items():
+            tower, bare = split_tower(name)
+            layers = layer_names(bare, model.config)
+            sources = [f"{tower}{layer}" if f"{tower}{layer}" in theirs else layer for layer in layers]
+            missing = [source for source in sources if source not in theirs]
+            if missing and begins(bare, self.anew):
+                match.anew.append(bare)
+                continue
+            if missing:
+                match.missing += missing
+                continue
+            used |= set(sources)
+            parts = [theirs[source] for source in sources]
+            array = stacked(parts, STACK_AXIS) if is_stacked(tuple(bare.split("/"))) else parts[0]
+            if differ_in_vocabulary(bare, array.shape, shape) and begins(bare, self.resized):
+                axis = VOCABULARY_AXES[bare]
+                array = array.resized(axis, shape[axis])
+            if array.shape == shape:
+                match.arrays[name] = array
+            elif begins(bare, self.anew):
+                match.anew.append(bare)
+            else:
+                match.misshaped.append((bare, array.shape, shape))
+        left = theirs.keys() - used
+        match.unused += sorted(name for name in left if begins(split_tower(name)[1], self.unused))
+        match.unexpected = sorted(left - set(match.unused))
+        sizes = [vars(config) for config in (T5Config(**pretrained.network), model.config)]
+        match.sizes = [
+            f"{name} {sizes[0][name]} ({sizes[1][name]} here)"
+            for name in (*SIZES, *UNSEEN)
+            if sizes[0][name] != sizes[1][name]
+        ]
+        known = pretrained.format != T5X  # whose checkpoints are arrays alone
+        match.other_network = known and any(sizes[0][name] != sizes[1][name] for name in UNSEEN)
+        return match
+
+
+@dataclasses.dataclass
+class Match:
+    """How weights and a model compare: arrays of the model's names, and lists of names."""
+
+    arrays: dict[str, LazyArray] = dataclasses.field(default_factory=dict)
+    anew: list[str] = dataclasses.field(default_factory=list)
+    unused: list[str] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    unexpected: list[str] = dataclasses.field(default_factory=list)
+    misshaped: list[tuple[str, tuple, tuple]] = dataclasses.field(default_factory=list)
+    sizes: list[str] = dataclasses.field(default_factory=list)
+    other_network: bool = False
+
+    def fault(self, path: object, trains: bool = True) -> str | None:
+        """All that does not fit, and how to train all the same, in a line; None where all fits."""
+        lists = {
+            "is of": self.sizes,
+            "lacks": grouped(self.missing),
+            "has besides": grouped(self.unexpected),
+            "has in another shape": grouped(
+                f"{name} ({'×'.join(map(str, theirs))} there, {'×'.join(map(str, ours))} here)"
+                for name, theirs, ours in self.misshaped
+            ),
+        }
+        if not (self.missing or self.unexpected or self.misshaped or self.other_network):
+            return None
+        told = "; ".join(f"{what} {shortened(names)}" for what, names in lists.items() if names)
+        if not trains:
+            return f"{path} {told}: it is another model's; `retrieval-jax train` can begin with a part of it"
+        if self.sizes:
+            return f"INITIAL_CHECKPOINT: {path} {told}: train a model of its sizes (--gin_file=models/…)"
+        resized = [name for name, *shapes in self.misshaped if differ_in_vocabulary(name, *shapes)]
+        new = [*self.missing, *(name for name, *_ in self.misshaped if name not in resized)]
+        mends = {
+            "anew": self.modules(new),
+            "unused": self.modules(self.unexpected),
+            "resized": self.modules(resized),
+        }
+        flags = " ".join(
+            f'--gin.InitialCheckpoint.{option}="{names!r}"' for option, names in mends.items() if names
+        )
+        return f"INITIAL_CHECKPOINT: {path} {told}: accept it by {flags}"
+
+    def modules(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The modules of some arrays: a whole encoder, say, where no array of it is used."""
+        used = {split_tower(name)[1].partition("/")[0] for name in self.arrays}
+
+        def top(name: str) -> str:
+            bare = split_tower(name)[1]
+            first = bare.partition("/")[0]
+            return first if first not in used else bare.rpartition("/")[0] or bare
+
+        return tuple(sorted({top(name) for name in names}))
+
+
+def parameters(model) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of a model's parameters."""
+    made = nn.unbox(boxed_params(model))
+    return {name: x.shape for name, x in flatten_dict(made, sep="/").items()}
+
+
+def differ_in_vocabulary(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    """Whether two shapes of a parameter differ in the size of the vocabulary, and in that alone."""
+    axis = VOCABULARY_AXES.get(name)
+    return theirs != ours and axis is not None and np.delete(theirs, axis) == np.delete(ours, axis)
+
+
+def layer_names(name: str, config: T5Config) -> list[str]:
+    """The parameters, one a layer, that a scanned stack's holds; of another only its name."""
+    parts = name.split("/")
+    if not is_stacked(tuple(parts)):
+        return [name]
+    counts = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    count = counts.get(parts[0], config.pawa_layers)
+    return [f"{parts[0]}/layers_{i}/{'/'.join(parts[2:])}" for i in range(count)]
+
+
+def begins(name: str, beginnings: Sequence[str]) -> bool:
+    """Whether a name is one of them, or lies below one."""
+    return any(name == some or name.startswith(f"{some.rstrip('/')}/") for some in beginnings)
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """The names, layers that differ in their number alone as one."""
+    return list(dict.fromkeys(re.sub(r"/layers_\d+/", "/layers_*/", name) for name in names))
+
+
+def shortened(names: list[str]) -> str:
+    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    return ", ".join(names[:TOLD]) + more

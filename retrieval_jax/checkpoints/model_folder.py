@@ -1,0 +1,228 @@
+"""A model's folder: all that is needed to open it, without gin or TensorFlow.
+
+MODEL_DIR/model.json            what the model is: enough to open it
+MODEL_DIR/sentencepiece.model   its vocabulary
+MODEL_DIR/checkpoints/STEP/     where it is trained: see checkpoints.py
+MODEL_DIR/weights.safetensors   where it is not, but converted or exported: one file, or several and an index
+MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin, settings.json (see settings.py)
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from retrieval_jax.checkpoints import checksums
+from retrieval_jax.checkpoints.checkpoints import Checkpoints
+from retrieval_jax.checkpoints.weights import LazyArray, place, read_ocdbt, read_safetensors
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import say
+from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.mesh import partitioning
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.query_generator import QueryGenerator
+
+Model = GenerativeRetriever | DualEncoder | QueryGenerator
+RETRIEVERS = {cls.__name__: cls for cls in (GenerativeRetriever, DualEncoder, QueryGenerator)}
+DESCRIPTION, VOCABULARY, GIN, WEIGHTS = "model.json", "sentencepiece.model", "config.gin", "weights"
+MEND = "train it with `retrieval-jax train`, or check MODEL_DIR"
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenModel:
+    """A trained model, ready to search with: enough for any searcher, without gin or TensorFlow."""
+
+    model: Model
+    params: dict
+    step: int
+    vocabulary: Vocabulary
+    description: dict
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+
+def describe(model: Model, **facts: object) -> dict:
+    """What model.json says: the class, its sizes, and facts such as lengths and the collection."""
+    network = dataclasses.asdict(model.config)
+    del network["remat"]  # how it was trained, not what it is: a run may go on with another
+    network["mlp_activations"] = list(network["mlp_activations"])  # as JSON has it
+    return {
+        "retriever": type(model).__name__,
+        "network": network,
+        "settings": getattr(model, "settings", {}),
+        **facts,
+    }
+
+
+def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> OpenModel:
+    """Opens a model folder at a step (None: its newest checkpoint), on a mesh (None: on one device)."""
+    folder = paths.of(model_dir)
+    description = read_description(folder)
+    model = RETRIEVERS[description["retriever"]](
+        T5Config(**description["network"]), None, **description["settings"]
+    )
+    mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "model"))
+    if has_weights(folder):
+        _, step = description_and_step(folder, step)
+        params = placed(read_safetensors(folder, WEIGHTS), model, mesh)
+    else:
+        checkpoints, step = _checkpoint(folder, step)
+        params = checkpoints.restore_params(step, abstract_params(model, mesh))
+        checkpoints.close()
+    check_finite(folder, params)
+    vocabulary = Vocabulary(folder / VOCABULARY, description.get("symbols"))
+    return OpenModel(model, params, step, vocabulary, description)
+
+
+def check_finite(folder: Path, params: dict) -> None:
+    """Raises UserError, with the name of the array, where a parameter has an infinity or NaN.
+
+    A search with such weights would rank by comparisons with NaN, all of which are false.
+    """
+    finite = {name: _all_finite(x) for name, x in flatten_dict(params, sep="/").items()}
+    bad = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
+    if bad:
+        more = f", and {len(bad) - 1} arrays more" if len(bad) > 1 else ""
+        raise UserError(
+            f"{folder}: {bad[0]} has an infinity or NaN{more}: train it again, or copy its weights again"
+        )
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    """Whether every number of an array is finite; each device looks at its own part."""
+    return jnp.all(jnp.isfinite(x))
+
+
+def read_description(folder: Path) -> dict:
+    """What model.json says. UserError where there is none."""
+    return storage.read_json(folder / DESCRIPTION, MEND)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether its weights were converted or exported, not trained there."""
+    return any(folder.glob(f"{WEIGHTS}.safetensors*"))
+
+
+def model_checksum(model_dir: str | Path, step: int, description: dict) -> str | None:
+    """A fingerprint of all that a model's answers depend on: weights, network, settings, lengths, vocabulary.
+
+    It stands for the model in the recipes of what is made with it: a folder may be trained anew to the same
+    step.
+
+    Args:
+      model_dir, step: the folder, and which of its checkpoints.
+      description: what its model.json says.
+
+    Returns:
+      The fingerprint; None where the weights of that step are not there.
+    """
+    folder = paths.of(model_dir)
+    saved = folder if has_weights(folder) else folder / "checkpoints" / str(step)
+    if not saved.is_dir():
+        return None
+    weights = sorted(folder.glob(f"{WEIGHTS}*.safetensors*"))
+    if not has_weights(folder):
+        weights = paths.files(saved / "params")
+    names = [str(path.relative_to(saved)) for path in weights]
+    if (saved / checksums.NAME).is_file():  # compared with the files when the model is opened
+        known = json.loads((saved / checksums.NAME).read_text())
+        sums = [str(known.get(name)) for name in names]
+    else:
+        sums = [storage.checksum(path) for path in weights]
+    keys = ("network", "settings", "input_length", "passage_length")
+    facts = {key: description.get(key) for key in keys}
+    facts |= {"symbols": description["symbols"]} if description.get("symbols") else {}
+    settings = json.dumps(facts, sort_keys=True)
+    return storage.digest([*names, *sums, settings, storage.checksum(folder / VOCABULARY)])
+
+
+def model_recipe(model_dir: str | Path, step: int, description: dict) -> dict:
+    """What the recipe of an artefact says of the model that made it: its folder, step and content."""
+    return {
+        "model": str(paths.absolute(model_dir)),
+        "step": step,
+        "checksum": model_checksum(model_dir, step, description),
+    }
+
+
+def description_and_step(folder: Path, step: int | None = None) -> tuple[dict, int]:
+    """(What model.json says, the step that is asked for; None: the newest) of a folder.
+
+    Raises UserError where there is no such checkpoint.
+    """
+    description = read_description(folder)
+    if has_weights(folder):
+        there = description["step"]
+        if step not in (None, there):
+            raise UserError(f"{folder}: its weights are of step {there}, not {step}: leave MODEL_STEP away")
+        return description, there
+    checkpoints, step = _checkpoint(folder, step)
+    checkpoints.close()
+    return description, step
+
+
+def lazy_params(folder: Path) -> tuple[dict, int, dict[str, LazyArray]]:
+    """(what model.json says, the step, the parameters by name) of a folder, at its newest checkpoint."""
+    description, step = description_and_step(folder)
+    if has_weights(folder):
+        return description, step, read_safetensors(folder, WEIGHTS)
+    return description, step, read_ocdbt(paths.absolute(folder) / "checkpoints" / str(step) / "params")
+
+
+def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
+    """The checkpoints, to read from, and the step to read. UserError where there is none."""
+    # Only looks: opening a manager on a folder without checkpoints would make one.
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder}: no checkpoint here yet: {MEND}")
+    checkpoints = Checkpoints(folder, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{folder}: no checkpoint here yet: {MEND}")
+    if step is None:
+        step = checkpoints.latest() or steps[0]
+        if step < steps[0]:
+            reason = checkpoints.fault(steps[0])
+            say(f"{checkpoints.folder}/{steps[0]}: damaged ({reason}): the one of step {step} is taken")
+    if step not in steps:
+        there = ", ".join(map(str, steps))
+        raise UserError(
+            f"{folder}: no checkpoint of step {step} (any more), but of {there}: `retrieval-jax index` takes "
+            "the newest, or that of --MODEL_STEP"
+        )
+    return checkpoints, step
+
+
+def boxed_params(model: Model) -> dict:
+    """Shapes and dtypes of a model's parameters, boxed with the logical names of their axes."""
+    names = ("encoder_input_tokens", "decoder_input_tokens", "left_encoder_input_tokens")
+    shapes = dict.fromkeys(names, (1, 2))
+    return jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
+
+
+def abstract_params(model: Model, mesh: Mesh) -> dict:
+    """Shapes, dtypes and shardings of a model's parameters."""
+    boxed = boxed_params(model)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        nn.unbox(boxed),
+        partitioning.params_shardings(mesh, boxed),
+    )
+
+
+def placed(arrays: Mapping[str, LazyArray], model: Model, mesh: Mesh) -> dict:
+    """A model's parameters on the mesh, from arrays of their names and shapes."""
+    flat = flatten_dict(abstract_params(model, mesh), sep="/")
+    return unflatten_dict({name: place(arrays[name], like) for name, like in flat.items()}, sep="/")

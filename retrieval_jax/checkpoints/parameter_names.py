@@ -1,0 +1,55 @@
+"""The names of parameters of all of this project's networks, for gin parameters that name some of them.
+
+A gin file may be shared by models of which only some have a parameter: a name of any network is right.
+"""
+
+import functools
+import re
+
+import flax.linen as nn
+import gin
+from flax.traverse_util import flatten_dict
+
+from retrieval_jax.checkpoints.model_folder import boxed_params
+from retrieval_jax.core.values import Names
+from retrieval_jax.models.dual_encoder import DualEncoder, split_tower
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+
+
+@functools.cache
+def parameter_names() -> frozenset[str]:
+    """T5X's names of all parameters, without towers; "layers_N" stands for each layer of a stack."""
+    sizes = {"vocab_size": 8, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    sizes |= dict.fromkeys(("emb_dim", "num_heads", "head_dim", "mlp_dim"), 2)
+    docids = {"output_size": 8, "reads_outputs": True, "pawa_layers": 1}
+    recorded = dict(gin.config._OPERATIVE_CONFIG)
+    names = set()
+    for scan in (False, True):
+        for activations in (("gelu", "linear"), ("relu",)):
+            config = T5Config(**sizes, scan_layers=scan, mlp_activations=activations)
+            generative = T5Config(**vars(config) | docids)
+            for model in (GenerativeRetriever(generative), DualEncoder(config, learn_scale=True)):
+                names |= flatten_dict(nn.unbox(boxed_params(model)), sep="/").keys()
+    # These models are of no run: its settings (config.gin, settings.json) must not name them.
+    gin.config._OPERATIVE_CONFIG.clear()
+    gin.config._OPERATIVE_CONFIG.update(recorded)
+    return frozenset(re.sub(r"/layers_\d+/", "/layers_N/", split_tower(name)[1]) for name in names)
+
+
+def module_names() -> set[str]:
+    """The names of all parameters, and those of all modules that they are in: "decoder/logits_dense"."""
+    return {
+        "/".join(parts[:depth])
+        for parts in (name.split("/") for name in parameter_names())
+        for depth in range(1, len(parts) + 1)
+    }
+
+
+def last_names() -> set[str]:
+    """The last and the last but one part of each parameter's name: "logits_dense", "kernel"."""
+    return {part for name in parameter_names() for part in name.split("/")[-2:]}
+
+
+Module = Names("a parameter or of a module of the networks", module_names)
+LastName = Names("a parameter's last module or of its array", last_names)

@@ -1,0 +1,195 @@
+"""Dual encoders as sentence-transformers keeps them, read and written without it.
+
+A folder of modules, each in a folder of its own: a T5's encoder, the mean over the tokens, a matrix without
+bias and, where dot products are cosines, a division by the length. GTR and Sentence-T5 are such.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_jax.checkpoints import hugging_face
+from retrieval_jax.checkpoints.weights import LazyArray, read_safetensors, write_safetensors
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import say
+from retrieval_jax.data.vocabulary import Prompts
+from retrieval_jax.models.layers import T5Config
+
+MODULES, LENGTH = "modules.json", "sentence_bert_config.json"
+PROMPTS = "config_sentence_transformers.json"
+PROJECTION, DENSE = "projection_layer/kernel", "linear.weight"
+_SIDES = {"query": "query_prompt", "document": "passage_prompt"}  # a prompt's name -> DualEncoder's setting
+# What modules may follow the encoder and the mean, in this order.
+_ENDS = ([], ["Dense"], ["Normalize"], ["Dense", "Normalize"])
+_LIBRARY = "sentence_transformers."  # a class of that name elsewhere is code of its own
+# Fields that change the vectors -> what they must be, where a file has them; see hugging_face.check_fields.
+_FIXED = {
+    PROMPTS: {
+        "model_type": ("SentenceTransformer",),
+        "similarity_fn_name": ("dot", "cosine", None),
+        "truncate_dim": (None,),
+    },
+    LENGTH: {
+        "do_lower_case": (False, None),
+        "transformer_task": ("feature-extraction",),
+        "module_output_name": ("token_embeddings",),
+        "processing_kwargs": ({}, None),
+    },
+    "Dense": {
+        "module_input_name": ("sentence_embedding",),
+        "module_output_name": ("sentence_embedding", None),
+    },
+}
+_MEND = "only a T5 encoder, the mean over tokens, a matrix and normalisation are supported"
+
+
+def is_model(folder: Path) -> bool:
+    return (folder / MODULES).is_file()
+
+
+def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
+    """(parameters by T5X's names, T5Config's arguments, facts, the encoder's folder).
+
+    Facts are vector_dim, normalize and, where the folder tells them, length (tokens), query_prompt and
+    passage_prompt. Raises UserError where another kind of encoder is there.
+    """
+    path = folder / MODULES
+    listed = storage.read_json(path, "fetch it again")
+    kinds = [_kind(path, module) for module in listed]
+    modules = [(kind, folder / module["path"]) for kind, module in zip(kinds, listed, strict=True)]
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in _ENDS:
+        raise UserError(f"{path}: modules {', '.join(kinds)}: {_MEND}")
+    _check(folder / PROMPTS, PROMPTS)
+    pooling = storage.read_json(modules[1][1] / "config.json", "fetch it again")
+    if not pools_by_mean(pooling):
+        modes = {key: value for key, value in pooling.items() if key.startswith("pooling_mode") and value}
+        told = ", ".join(f"{key} {value!r}" for key, value in modes.items()) or "no pooling_mode"
+        raise UserError(f"{modules[1][1]}: pools otherwise than by the mean ({told}): {_MEND}")
+    prompts = _prompts(folder)
+    if prompts and pooling.get("include_prompt") is False:
+        raise UserError(f"{modules[1][1]}: include_prompt: leaves the prompt out of the mean: {_MEND}")
+    encoder = modules[0][1]
+    _check(encoder / LENGTH, LENGTH)
+    arrays, network = hugging_face.read(encoder)
+    arrays = {name: array for name, array in arrays.items() if not name.startswith(("decoder", "lm_head"))}
+    network["num_decoder_layers"] = 0
+    dense = [where for kind, where in modules if kind == "Dense"]
+    for where in dense:
+        config = _check(where / "config.json", "Dense")
+        bias, activation = config.get("bias", True), config.get("activation_function", "Tanh")  # its defaults
+        if bias or not (activation or "Identity").endswith("Identity"):
+            told = f"bias {bias!r}, activation_function {activation!r}"
+            raise UserError(f"{where}: has a bias or an activation ({told}): {_MEND}")
+        arrays[PROJECTION] = read_safetensors(where, "model")[DENSE].transposed()
+    if not dense:
+        arrays[PROJECTION] = LazyArray.of(np.eye(network["emb_dim"], dtype=np.float32))
+    # Their search by cosines divides by the length, where no module does.
+    cosine = _check(folder / PROMPTS, PROMPTS).get("similarity_fn_name") == "cosine"
+    normalize = "Normalize" in kinds or cosine
+    facts = {"vector_dim": arrays[PROJECTION].shape[1], "normalize": normalize} | prompts
+    for name, key in ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        if (encoder / name).is_file() and "length" not in facts:
+            length = storage.read_json(encoder / name, "fetch it again").get(key)
+            facts |= (
+                {"length": int(length)} if length and length < 1e6 else {}
+            )  # transformers says 1e30 for none
+    return arrays, network, facts, encoder
+
+
+def _kind(path: Path, module: Mapping) -> str:
+    """The class of a module, with its package where that is not the library's.
+
+    Raises UserError for one that takes arguments of `encode`.
+    """
+    kind = str(module["type"])
+    if module.get("kwargs"):
+        raise UserError(f"{path}: kwargs {module['kwargs']!r} of {kind} are not supported: {_MEND}")
+    return kind.rpartition(".")[2] if kind.startswith(_LIBRARY) else kind
+
+
+def _check(path: Path, kind: str) -> dict:
+    """What a file says ({} where there is none). Raises UserError where that is not done here."""
+    config = storage.read_json(path, "fetch it again") if path.is_file() else {}
+    hugging_face.check_fields(path, config, _FIXED[kind])
+    return config
+
+
+def pools_by_mean(pooling: Mapping) -> bool:
+    """Whether a Pooling module takes the mean over the tokens, and that alone."""
+    older = [key for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
+    if "pooling_mode" in pooling:
+        return pooling["pooling_mode"] in ("mean", ["mean"]) and older in ([], ["pooling_mode_mean_tokens"])
+    said = "pooling_mode_mean_tokens" in pooling  # it is the default
+    return older == ["pooling_mode_mean_tokens"] or (not older and not said)
+
+
+def _prompts(folder: Path) -> dict[str, str]:
+    """{"query_prompt", "passage_prompt"}: what `encode_query` and `encode_document` put before a text.
+
+    These read the prompts of the names "query" and "document", which every SentenceTransformer has, be they
+    empty. So `encode_document` never gets to "passage" and "corpus", the names that it tries next, and
+    neither of them gets to the default prompt.
+    """
+    path = folder / PROMPTS
+    if not path.is_file():
+        return {}
+    config = storage.read_json(path, "fetch it again")
+    prompts = {name: text for name, text in (config.get("prompts") or {}).items() if text}
+    if bad := [name for name, text in prompts.items() if not isinstance(text, str)]:
+        raise UserError(f"{path}: the prompt {bad[0]!r} is no text: fetch it again")
+    default = config.get("default_prompt_name")
+    unread = [name for name in prompts if name in ("passage", "corpus", default) and name not in _SIDES]
+    if unread:
+        say(f"{path}: prompts {', '.join(unread)} are not used, as encode_query and encode_document do not")
+    return {_SIDES[name]: text for name, text in prompts.items() if name in _SIDES}
+
+
+def write(
+    folder: Path,
+    arrays: Mapping[str, LazyArray],
+    config: T5Config,
+    normalize: bool,
+    length: int,
+    prompts: Prompts,
+) -> None:
+    """Writes what SentenceTransformer(folder) opens, but for the tokenizer; see `tokenizer.write`.
+
+    Args:
+      folder: an empty one.
+      arrays: parameters of one tower by T5X's names, a layer each.
+      config, normalize: the tower.
+      length: most tokens of a text.
+      prompts: what `encode_query` and `encode_document` shall put before a text.
+    """
+    hugging_face.write(folder, arrays, config, decoder=False)
+    kernel_ExV = arrays[PROJECTION]
+    width, dimensions = kernel_ExV.shape
+    modules = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    if normalize:
+        modules["3_Normalize"] = "Normalize"
+    for name in modules:
+        (folder / name).mkdir(exist_ok=True)
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules.items())
+    ]
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+    dense = {"in_features": width, "out_features": dimensions, "bias": False}
+    dense["activation_function"] = "torch.nn.modules.linear.Identity"
+    for path, value in {
+        MODULES: listed,
+        PROMPTS: {
+            "model_type": "SentenceTransformer",
+            "prompts": dict(zip(_SIDES, prompts, strict=True)),
+            "default_prompt_name": None,
+            "similarity_fn_name": "dot",
+        },
+        LENGTH: {"max_seq_length": length, "do_lower_case": False},
+        "1_Pooling/config.json": pooling,
+        "2_Dense/config.json": dense,
+    }.items():
+        (folder / path).write_text(json.dumps(value, indent=1))
+    write_safetensors(folder / "2_Dense", "model", {DENSE: kernel_ExV.transposed()})

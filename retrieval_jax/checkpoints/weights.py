@@ -1,0 +1,204 @@
+"""Weights on disk as arrays that are read when they are needed, from safetensors files or by TensorStore.
+
+A model of 11B parameters has 44 GB of them. Whatever file they come from, each device is given its own part,
+read for it alone: no host ever holds more than its devices do.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import jax
+import numpy as np
+import tensorstore
+from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from retrieval_jax.core import paths
+from retrieval_jax.core.errors import UserError
+
+Index = tuple[slice, ...]
+SHARD_BYTES = 5 << 30  # of a file, as in Hugging Face's folders
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyArray:
+    """An array that is not read yet: `read` gives the part of it that a tuple of slices names.
+
+    `real`, where it is given, is (axis, how many along it are the array's): zeros follow.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[Index], np.ndarray]
+    real: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "LazyArray":
+        return cls(array.shape, array.dtype, lambda index: array[index])
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def whole(self) -> np.ndarray:
+        return np.asarray(self.read((slice(None),) * len(self.shape)))
+
+    def transposed(self) -> "LazyArray":
+        """Rows as columns."""
+        return LazyArray(self.shape[::-1], self.dtype, lambda index: self.read(index[::-1]).T)
+
+    def reshaped(self, *shape: int) -> "LazyArray":
+        """Of another shape: all of it is read for any part."""
+        return LazyArray(shape, self.dtype, lambda index: self.whole().reshape(shape)[index])
+
+    def layer(self, number: int, axis: int) -> "LazyArray":
+        """One layer of an array that holds several along an axis."""
+
+        def read(index: Index) -> np.ndarray:
+            return self.read((*index[:axis], slice(number, number + 1), *index[axis:])).squeeze(axis)
+
+        return LazyArray(self.shape[:axis] + self.shape[axis + 1 :], self.dtype, read)
+
+    def resized(self, axis: int, size: int) -> "LazyArray":
+        """The first `size` along an axis; where there are fewer, zeros follow."""
+        own = self.shape[axis]
+
+        def read(index: Index) -> np.ndarray:
+            start, stop, _ = index[axis].indices(size)
+            inside = slice(min(start, own), min(stop, own))
+            part = self.read((*index[:axis], inside, *index[axis + 1 :]))
+            missing = [(0, 0)] * len(self.shape)
+            missing[axis] = (0, stop - start - (inside.stop - inside.start))
+            return np.pad(part, missing)
+
+        shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
+        return LazyArray(shape, self.dtype, read, (axis, own) if own < size else None)
+
+
+def stacked(layers: Sequence[LazyArray], axis: int) -> LazyArray:
+    """Equal arrays as one, along a new axis."""
+    first = layers[0]
+
+    def read(index: Index) -> np.ndarray:
+        rest = index[:axis] + index[axis + 1 :]
+        return np.stack([layer.read(rest) for layer in layers[index[axis]]], axis)
+
+    return LazyArray((*first.shape[:axis], len(layers), *first.shape[axis:]), first.dtype, read)
+
+
+def arrays_of(params: Mapping) -> dict[str, LazyArray]:
+    """A model's parameters by name, fetched from the devices one at a time."""
+    return {
+        name: LazyArray(x.shape, np.dtype(x.dtype), lambda index, x=x: np.asarray(x)[index])
+        for name, x in flatten_dict(params, sep="/").items()
+    }
+
+
+def place(array: LazyArray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """The array on the devices, as `like` has its dtype and sharding; each part is read once."""
+
+    @functools.cache
+    def part(*bounds: tuple[int | None, int | None]) -> np.ndarray:
+        read = array.read(tuple(slice(*some) for some in bounds))
+        return np.asarray(read).astype(like.dtype, copy=False)
+
+    def of_device(index: Index) -> np.ndarray:
+        return part(*((some.start, some.stop) for some in index))
+
+    return jax.make_array_from_callback(array.shape, like.sharding, of_device)
+
+
+def read_tensorstore(spec: dict) -> LazyArray:
+    """The array of a TensorStore specification."""
+    store = tensorstore.open(spec, open=True, read=True).result()
+    return LazyArray(tuple(store.shape), store.dtype.numpy_dtype, lambda index: store[index].read().result())
+
+
+def read_ocdbt(folder: Path, prefix: str = "") -> dict[str, LazyArray]:
+    """The zarr arrays of an OCDBT database, as Orbax writes them, whose keys begin with a prefix.
+
+    Dots become slashes.
+    """
+    base = {"driver": "ocdbt", "base": kvstore(folder)}
+    arrays = {}
+    for key in tensorstore.KvStore.open(base).result().list().result():
+        name, _, last = key.decode().rpartition("/")
+        if name.startswith(prefix) and last in (".zarray", "zarr.json"):
+            driver = "zarr" if last == ".zarray" else "zarr3"
+            spec = {"driver": driver, "kvstore": {**base, "path": f"{name}/"}}
+            arrays[name.removeprefix(prefix).replace(".", "/")] = read_tensorstore(spec)
+    return arrays
+
+
+def kvstore(folder: Path) -> str:
+    """TensorStore's address of a folder."""
+    text = str(folder)
+    return (text if paths.is_remote(text) else f"file://{quote(str(Path(text).resolve()))}") + "/"
+
+
+def read_safetensors(folder: Path, stem: str) -> dict[str, LazyArray]:
+    """The arrays of folder/STEM.safetensors, or of the files that STEM.safetensors.index.json names.
+
+    Raises UserError where one cannot be read.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    files = [folder / f"{stem}.safetensors"]
+    if index.exists():
+        try:
+            files = [
+                folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index}: not an index of safetensors files ({error}): fetch it again") from None
+    arrays: dict[str, LazyArray] = {}
+    for path in files:
+        try:
+            file = safe_open(paths.local(path), framework="numpy")
+            arrays |= {name: _lazy(file, name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read ({error}): fetch it again") from None
+    return arrays
+
+
+def _lazy(file: safe_open, name: str) -> LazyArray:
+    shape = tuple(file.get_slice(name).get_shape())
+    if not shape:
+        scalar = file.get_tensor(name)
+        return LazyArray((), scalar.dtype, lambda _: scalar)
+    dtype = file.get_slice(name)[tuple(slice(0, 0) for _ in shape)].dtype
+    return LazyArray(shape, dtype, lambda index: file.get_slice(name)[index])
+
+
+def write_safetensors(
+    folder: Path, stem: str, arrays: Mapping[str, LazyArray], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes what `read_safetensors` reads; never holds more than one file's arrays."""
+    shards: list[dict[str, LazyArray]] = [{}]
+    room = shard_bytes
+    for name, array in sorted(arrays.items()):
+        if shards[-1] and array.nbytes > room:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = array
+        room -= array.nbytes
+    files = [f"{stem}.safetensors"]
+    if len(shards) > 1:
+        files = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        index = {
+            "metadata": {"total_size": sum(array.nbytes for array in arrays.values())},
+            "weight_map": {name: path for path, shard in zip(files, shards, strict=True) for name in shard},
+        }
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    for path, shard in zip(files, shards, strict=True):
+        # "pt" is what transformers looks for, whoever wrote the file.
+        whole = {name: np.asarray(array.whole(), order="C") for name, array in shard.items()}
+        save_file(whole, folder / path, metadata={"format": "pt"})
+        umask = os.umask(0)
+        os.umask(umask)
+        (folder / path).chmod(0o666 & ~umask)  # it is written for its owner alone

@@ -1,0 +1,241 @@
+"""Gin files and bindings: found in a checkout and in an installed package; errors in one line."""
+
+import contextlib
+import difflib
+import inspect
+import logging
+import re
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import gin
+
+from retrieval_jax.core import values
+from retrieval_jax.core.errors import UserError
+
+# Only plain files: gin's other reader takes `include 'models/tiny.gin'` for a Python package of that name,
+# and fails where the working folder happens to have a folder models/.
+gin.config._FILE_READERS[1:] = []
+
+BASE = "base.gin"  # read first: it defines every macro and wires the verbs to them
+_given: tuple[list[str], list[str]] = ([], [])
+_scopes: list[values.Names] = []
+
+
+def gin_folder() -> Path:
+    """`gin_configs`: beside the package in a checkout, inside it when installed from a wheel."""
+    package = Path(__file__).parent
+    inside = package / "gin_configs"
+    return inside if inside.is_dir() else package.parent / "gin_configs"
+
+
+def macros() -> list[str]:
+    """The names that `--gin.NAME=` may set: those that base.gin defines."""
+    return re.findall(r"^([A-Z_]+) =", (gin_folder() / BASE).read_text(), re.MULTILINE)
+
+
+def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
+    """Reads base.gin, then the files, then the bindings (`NAME=VALUE`), each overriding what was before.
+
+    A macro that takes text takes it bare, too: `COLLECTION=path/to/folder`.
+
+    Raises UserError for a missing file, a name that does not exist, or a value that gin cannot read.
+    """
+    global _given
+    _given = (list(files), list(bindings))
+    gin.clear_config()
+    for folder in (gin_folder().parent, gin_folder()):
+        gin.add_config_file_search_path(str(folder))
+    for file in (BASE, *files):
+        with _one_line(f"--gin_file={file}"):
+            gin.parse_config_file(file)
+    known, texts = macros(), _text_macros()
+    for binding in bindings:
+        name, _, value = (part.strip() for part in binding.partition("="))
+        if name in texts and not re.match(r"""['"%@(]|None$""", value):
+            binding = f"{name}={value!r}"
+        if re.fullmatch(r"\w+", name) and name not in known and not _defined(name):
+            raise UserError(f"--gin.{name}: no such name: {_meant(name, known)}")
+        with _one_line(f"--gin.{binding}"):
+            gin.parse_config(binding)
+    _check_macros(known)
+    _check_scopes()
+    _check_values()
+    _one_number_of_steps()
+
+
+def _text_macros() -> set[str]:
+    """The macros whose value is a text, or None, wherever base.gin gives it to a parameter."""
+    kinds: dict[str, list[bool]] = {}
+    for (_, selector), parameters in gin.config._CONFIG.items():
+        annotations = {} if selector == "gin.macro" else _annotations(gin.config._REGISTRY[selector].wrapped)
+        for parameter, value in parameters.items():
+            if _is_macro(value):
+                kind = annotations.get(parameter)
+                kinds.setdefault("/".join(value.scopes), []).append(str in (kind, *typing.get_args(kind)))
+    return {macro for macro, texts in kinds.items() if all(texts)}
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """The remedy for a name that does not exist."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]}?" if close else f"the names are {', '.join(known)}"
+
+
+def _check_macros(known: Sequence[str]) -> None:
+    """Raises UserError for a `%NAME` that nothing defines, and for a name that nothing uses.
+
+    gin itself tells of the first only when it is used, and never of the second.
+    """
+    used = set()
+    for place, leaf in _leaves():
+        if _is_macro(leaf):
+            used.add(macro := "/".join(leaf.scopes))
+            if not _defined(macro):
+                raise UserError(f"{place}: %{macro}: no such name: {_meant(macro, known)}")
+    for macro, selector in gin.config._CONFIG:
+        if selector == "gin.macro" and macro not in (*known, *used):
+            raise UserError(f"{macro}: no such name: {_meant(macro, known)}")
+
+
+def parameters_of(function: Callable) -> dict:
+    """The parameters that gin would call a function with, given or by default; scopes count."""
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return defaults | gin.get_bindings(function)
+
+
+def declare_scopes(names: values.Names) -> None:
+    """Says which gin scopes a verb enters, so that bindings in any other are told."""
+    _scopes.append(names)
+
+
+def _check_scopes() -> None:
+    """Raises UserError for a binding in a scope that no code enters and no `@SCOPE/…` names."""
+    referred = {scope for _, leaf in _leaves() if not _is_macro(leaf) for scope in leaf.scopes}
+    for scope, parameter in scoped():
+        for part in scope.split("/"):
+            if part not in referred and not any(names.holds(part) for names in _scopes):
+                there = " or ".join(names.near(part) for names in _scopes)
+                raise UserError(f"{parameter}: nothing enters the scope {part!r}: it must be {there}")
+
+
+def scoped() -> list[tuple[str, str]]:
+    """(scope, SCOPE/FUNCTION.PARAMETER) of all bindings that hold in a scope alone."""
+    return [
+        (scope, f"{scope}/{selector.rpartition('.')[2]}.{parameter}")
+        for (scope, selector), parameters in gin.config._CONFIG.items()
+        if scope and not selector.startswith("gin.")
+        for parameter in parameters
+    ]
+
+
+def _leaves() -> Iterator[tuple[str, gin.config.ConfigurableReference]]:
+    """(what it is given to, reference) of every `%NAME` and `@FUNCTION` of the configuration."""
+    for (scope, selector), parameters in gin.config._CONFIG.items():
+        for parameter, value in parameters.items():
+            for leaf in gin.config._iterate_flattened_values(value):
+                if isinstance(leaf, gin.config.ConfigurableReference):
+                    yield (
+                        scope if selector == "gin.macro" else f"{selector.rpartition('.')[2]}.{parameter}",
+                        leaf,
+                    )
+
+
+def _check_values() -> None:
+    """Raises UserError for a value that is not what its parameter's annotation asks for; see values.py."""
+    for (_, selector), parameters in gin.config._CONFIG.items():
+        if selector == "gin.macro":
+            continue
+        annotations = _annotations(gin.config._REGISTRY[selector].wrapped)
+        for parameter, value in parameters.items():
+            place = f"{selector.rpartition('.')[2]}.{parameter}"
+            while _is_macro(value):
+                place = "/".join(value.scopes)
+                value = gin.query_parameter(f"%{place}")
+            misfit = values.misfit(_resolved(value), annotations.get(parameter, typing.Any))
+            if misfit:
+                raise UserError(f"{place}: {misfit.value!r} is not {misfit.wanted}: set one that is")
+
+
+def _resolved(value: object) -> object:
+    """A value with the values of all `%NAME` in it; what a `@FUNCTION` gives is not known yet."""
+    if _is_macro(value):
+        return _resolved(gin.query_parameter(f"%{'/'.join(value.scopes)}"))
+    if isinstance(value, gin.config.ConfigurableReference):
+        return values.ANY
+    if isinstance(value, dict):
+        return {_resolved(key): _resolved(one) for key, one in value.items()}
+    return type(value)(map(_resolved, value)) if isinstance(value, list | tuple) else value
+
+
+def _is_macro(value: object) -> bool:
+    is_reference = isinstance(value, gin.config.ConfigurableReference)
+    return is_reference and value.configurable.selector == "gin.macro"
+
+
+def _annotations(function: Callable) -> dict[str, object]:
+    """The annotations of a function's or a class's parameters, as far as they can be evaluated here."""
+    called = function.__init__ if isinstance(function, type) else function
+    try:
+        return typing.get_type_hints(called, include_extras=True)
+    except NameError:  # of a class that is not imported there
+        return {
+            name: parameter.annotation
+            for name, parameter in inspect.signature(called).parameters.items()
+            if parameter.annotation is not parameter.empty and not isinstance(parameter.annotation, str)
+        }
+
+
+def _one_number_of_steps() -> None:
+    """Makes `train.steps`, where it is set alone, the steps of all that goes by them, as a schedule does."""
+    steps = gin.query_parameter("train.steps")
+    if isinstance(steps, int):
+        gin.parse_config(f"STEPS = {steps}")
+
+
+def given() -> tuple[list[str], list[str]]:
+    """The files and bindings that `configure` was given last."""
+    return _given
+
+
+def _defined(macro: str) -> bool:
+    try:
+        gin.query_parameter(f"%{macro}")
+    except ValueError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def run_file(file: str, *settings: str) -> Iterator[None]:
+    """Inside, a run file and settings hold, below the person's bindings; afterwards what held before."""
+    files, bindings = given()
+    configure([file, *files], [*settings, *bindings])
+    try:
+        yield
+    finally:
+        configure(files, bindings)
+
+
+@contextlib.contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    logging.disable(logging.ERROR)  # gin logs each folder where a file was not found
+    try:
+        yield
+    except OSError as error:
+        there = sorted(str(p.relative_to(gin_folder())) for p in (gin_folder() / "runs").glob("*.gin"))
+        raise UserError(
+            f"{where}: no such file ({str(error).splitlines()[0]}): there are {', '.join(there)}"
+        ) from None
+    except (ValueError, SyntaxError, TypeError, NameError) as error:
+        lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines()]
+        place = re.search(r'In file "([^"]+)", line (\d+)', str(error))
+        where = f"{place[1]}:{place[2]}" if place else where
+        mend = "`retrieval-jax VERB --help` lists the names"
+        if isinstance(error, SyntaxError) or "pars" in lines[0]:
+            mend = "a text needs quotes of its own, as in --gin.make_index.kind=\"'exact'\""
+        raise UserError(f"{where}: {lines[0].rstrip('.')}: {mend}") from None
+    finally:
+        logging.disable(logging.NOTSET)

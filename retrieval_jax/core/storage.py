@@ -1,0 +1,305 @@
+"""What lies on disk is whole or absent: files and folders are written aside and renamed when finished.
+
+In a bucket (gs://…, see paths.py) nothing is renamed. A file is an object there, and so whole or absent by
+itself. A folder is made on this machine, then copied, its manifest last: what a kill leaves has none.
+
+On a disk one process at a time makes a folder NAME: it holds a lock on `.NAME.lock`, fills `.NAME.making`,
+and moves the earlier folder to `.NAME.old` until the new one is in its place. No other file is touched.
+
+A finished folder holds a `manifest.json`: the recipe it was made by (its inputs and settings) and what it
+contains. The same recipe again is not made again; another recipe makes the folder anew.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from retrieval_jax.core import paths
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import say
+
+T = TypeVar("T")
+MANIFEST = "manifest.json"
+
+
+def write_aside(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file whole or not at all; makes missing folders; compresses where the path ends in `.gz`.
+
+    Raises UserError where it cannot be written.
+    """
+    path = paths.of(path)
+    data = gzip.compress(data) if path.suffix == ".gz" else data
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if paths.is_remote(path):
+            path.write_bytes(data)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(data)
+        os.replace(aside, path)
+    except paths.errors() as error:
+        if not paths.is_remote(path):
+            with contextlib.suppress(OSError):
+                aside.unlink()
+        raise UserError(f"{path}: cannot be written ({paths.reason(error)}): choose another path") from None
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    write_aside(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike, mend: str) -> dict:
+    """The JSON object in a file; UserError (with the mend) where it is missing or broken."""
+    try:
+        return json.loads(paths.of(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file: {mend}") from None
+    except paths.errors() as error:
+        raise UserError(f"{path}: cannot be read ({paths.reason(error)}): check the path") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}): {mend}") from None
+
+
+def read_manifest(folder: str | os.PathLike, verb: str) -> dict:
+    """The manifest of a finished folder. `verb` is the one that makes such folders, for the mend."""
+    if not finished(folder):
+        raise UserError(f"{folder}: nothing finished here: make it with `retrieval-jax {verb}`")
+    return read_json(paths.of(folder) / MANIFEST, f"delete the folder, then `retrieval-jax {verb}`")
+
+
+def finished(folder: str | os.PathLike) -> bool:
+    """Whether a finished folder lies there. One that a kill left moved aside is first moved back."""
+    folder = paths.of(folder)
+    if (folder / MANIFEST).is_file():
+        return True
+    if paths.is_remote(folder) or not (_old(folder) / MANIFEST).is_file():
+        return False
+    with contextlib.suppress(OSError, UserError), lock(folder):
+        _move_back(folder)
+    return (folder / MANIFEST).is_file()
+
+
+def holds(folder: str | os.PathLike, recipe: dict) -> bool:
+    """Whether the folder is finished and was made by that recipe."""
+    return finished(folder) and read_manifest(folder, "import")["recipe"] == json.loads(json.dumps(recipe))
+
+
+@contextlib.contextmanager
+def lock(folder: str | os.PathLike) -> Iterator[None]:
+    """Holds the lock of a folder; where another process has it, says so once and waits.
+
+    The system releases it when its process ends, however it ends. In a bucket, and on a file system
+    without locks, there is none. A thread must not take the same lock twice.
+
+    Raises UserError where the lock's file cannot be written.
+    """
+    folder = paths.of(folder)
+    if paths.is_remote(folder):
+        yield
+        return
+    path = folder.with_name(f".{folder.name}.lock")
+    descriptor = _locked(path, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        with contextlib.suppress(OSError):  # a forked child that still has the file must not keep the lock
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _locked(path: Path, folder: Path) -> int:
+    """An open descriptor of the file at `path` that has its lock."""
+    told = False
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}): check the path") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    say(f"{folder}: another process is making it: waiting for that to end")
+                    told = True
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # this file system has no locks
+            return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The holder before removed the file: who waited for that one has the lock of nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)
+
+
+def build(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict]) -> dict:
+    """Gives the manifest of `folder`, which `make` fills unless it already holds the same recipe's work.
+
+    `make` writes into the (empty, local) folder that it is handed and returns what the manifest shall say.
+    A kill leaves at most a hidden folder (in a bucket, files without a manifest), which the next call
+    removes. Of processes that build the same folder at once the second waits, then finds it finished. A
+    folder that no `build` made is never overwritten: UserError.
+    """
+    folder = paths.of(folder)
+    recipe = json.loads(json.dumps(recipe))
+    if holds(folder, recipe):
+        return read_manifest(folder, "import")
+    with lock(folder):
+        if same := _same(folder, recipe):
+            return same
+        aside = folder.with_name(f".{folder.name}.making")
+        remote = paths.is_remote(folder)
+        ours = (folder / MANIFEST).is_file() or (remote and aside.exists())
+        if folder.exists() and not ours:
+            raise UserError(f"{folder}: holds files of something else: name another folder, or delete it")
+        return (_build_remote if remote else _build_local)(folder, aside, recipe, make)
+
+
+def _same(folder: Path, recipe: dict) -> dict | None:
+    """The manifest of a folder whose lock is held, where that recipe made it."""
+    if not paths.is_remote(folder):
+        _move_back(folder)
+    path = folder / MANIFEST
+    manifest = read_manifest(folder, "import") if path.is_file() else None
+    return manifest if manifest and manifest["recipe"] == recipe else None
+
+
+def _old(folder: Path) -> Path:
+    """Where a finished folder lies while another takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _move_back(folder: Path) -> None:
+    """Undoes the first of the two renames, where a kill came before the second."""
+    if not folder.exists() and (_old(folder) / MANIFEST).is_file():
+        _old(folder).rename(folder)
+
+
+def _build_local(folder: Path, aside: Path, recipe: dict, make: Callable[[Path], dict]) -> dict:
+    """`build` on a disk, by the process that has the lock."""
+    paths.remove(aside)
+    paths.remove(_old(folder))
+    try:
+        aside.mkdir()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}): check the path") from None
+    try:
+        manifest = {"recipe": recipe, **json.loads(json.dumps(make(aside)))}
+        write_json(aside / MANIFEST, manifest)
+        if folder.exists():
+            folder.rename(_old(folder))
+        try:
+            aside.rename(folder)
+        except OSError as error:
+            _move_back(folder)
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}): the same command again"
+            ) from None
+        paths.remove(_old(folder))
+    finally:
+        paths.remove(aside)
+    return manifest
+
+
+def _build_remote(folder: Path, mark: Path, recipe: dict, make: Callable[[Path], dict]) -> dict:
+    """`build` in a bucket. The mark tells the next call that files without a manifest are a kill's."""
+    write_aside(mark, b"what lies beside is being made\n")  # fails before the work, if it must
+    with tempfile.TemporaryDirectory(prefix="retrieval_jax.") as scratch:
+        aside = Path(scratch) / folder.name
+        aside.mkdir()
+        try:
+            manifest = {"recipe": recipe, **json.loads(json.dumps(make(aside)))}
+        except BaseException:
+            if not folder.exists() or (folder / MANIFEST).is_file():
+                mark.unlink(missing_ok=True)
+            raise
+        try:
+            (folder / MANIFEST).unlink(missing_ok=True)
+            paths.remove(folder)
+            names = [str(path.relative_to(aside)) for path in paths.files(aside)]
+            paths.copy_files(aside, folder, names, f"send {folder.name}")
+        except paths.errors() as error:
+            raise UserError(f"{folder}: cannot be written ({paths.reason(error)}): check the path") from None
+        write_json(folder / MANIFEST, manifest)
+        mark.unlink(missing_ok=True)
+    return manifest
+
+
+def write_arrays(path: Path, holder: object) -> None:
+    """Writes a dataclass whose fields are NumPy arrays to a safetensors file, for `build`'s folders."""
+    from safetensors.numpy import save_file
+
+    save_file({field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}, path)
+
+
+def read_arrays(path: Path, holder: type[T], mend: str) -> T:
+    """The dataclass that `write_arrays` wrote; UserError (with the mend) where the file does not hold it."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return holder(**load_file(paths.local(path)))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): {mend}") from None
+
+
+def digest(parts: Iterable[str | bytes]) -> str:
+    """A short SHA-256 of a sequence of texts or bytes, each with its length."""
+    sha = hashlib.sha256()
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.hexdigest()[:16]
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file's contents."""
+    with paths.local(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_checksums(folder: Path) -> dict[str, str]:
+    """{path below it: SHA-256} of all files but the manifest, to be kept in that."""
+    files = [path for path in paths.files(folder) if path != folder / MANIFEST]
+    with ThreadPoolExecutor() as pool:
+        names = (str(p.relative_to(folder)) for p in files)
+        return dict(zip(names, pool.map(checksum, files), strict=True))
+
+
+def check_files(folder: Path, manifest: dict) -> None:
+    """Raises UserError unless the files are those whose checksums the manifest has, and no others."""
+    there = file_checksums(folder)
+    for name in sorted(there.keys() | manifest["files"].keys()):
+        was, now = manifest["files"].get(name), there.get(name)
+        if was != now:
+            what = "is missing" if now is None else "was added" if was is None else "was changed"
+            raise UserError(f"{folder}: {name} {what} after it was exported: copy or export it again")
+    if manifest.get("seal") != seal(manifest):
+        raise UserError(f"{folder}: {MANIFEST} was changed after it was exported: copy or export it again")
+
+
+def seal(manifest: dict) -> str:
+    """A digest of all else that a manifest says."""
+    rest = {key: value for key, value in manifest.items() if key != "seal"}
+    return digest([json.dumps(rest, sort_keys=True)])
+
+
+def hash_fraction(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone: for splits that never move."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") / 2**64

@@ -1,0 +1,285 @@
+"""Texts to vectors by a dual encoder, and the vectors of a collection's passages, made once and kept.
+
+    embeddings/NAME/vectors.npy    float32 N×E, in the collection's order
+    embeddings/NAME/ids.arrow      passage ids by row
+    embeddings/NAME/texts.npy      uint64 by row, a digest of the passage's text
+    embeddings/NAME.unfinished/    while they are made: a file for each part, written whole or not at all
+
+After a kill the same command goes on from the parts that are finished. Where the same model's vectors of an
+earlier state of the collection are there, only passages that are new or changed are encoded.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from retrieval_jax.checkpoints.model_folder import OpenModel, model_recipe
+from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import bar, say
+from retrieval_jax.core.workspace import Work
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.vocabulary import Vocabulary, round_up
+from retrieval_jax.mesh import multihost
+
+PART = 4096  # passages a part: at most so many are lost by a kill
+_TEXTS_A_SHARD = 64  # encoded at once by each device that has a share of a batch
+
+Encode = Callable[[list[str], Callable[[int], None]], np.ndarray]
+"""Texts -> a vector each; its second argument is told how many more are done."""
+
+
+class TextEncoder:
+    """Texts to float32 vectors, by a dual encoder's `encode_queries` or `encode_passages`.
+
+    `vocabulary` puts the model's prompt before each text: see `Vocabulary.with_prompt`. `params` may be
+    replaced between calls. `mesh`: where `params` lie; None for one device. `batch_size` is rounded up to
+    share over its `data`.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[dict, jax.Array], jax.Array],
+        params: dict,
+        vocabulary: Vocabulary,
+        length: int,
+        batch_size: int = 64,
+        mesh: Mesh | None = None,
+    ):
+        self.params, self.mesh = params, mesh
+        self.vocabulary, self.length = vocabulary, length
+        self.batch_size = round_up(batch_size, mesh.shape["data"] if mesh else 1)
+        # The vectors go to every device, so that each process of a mesh of several reads them whole.
+        self._encode = jax.jit(encode, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None)
+
+    def __call__(self, texts: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
+        """Vectors, len(texts) × vector_dim; `advance` is told how many more texts are done."""
+        vectors, running = [], None
+        for batch in self._batches(texts):
+            # The next batch is tokenised and under way before the last one's vectors are waited for.
+            previous, running = running, batch
+            if previous:
+                vectors.append(self._fetch(*previous, advance))
+        if running:
+            vectors.append(self._fetch(*running, advance))
+        return np.concatenate(vectors)
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[int, jax.Array]]:
+        for first in range(0, len(texts), self.batch_size):
+            some = list(texts[first : first + self.batch_size])
+            tokens = self.vocabulary.batch(some + [""] * (self.batch_size - len(some)), self.length)
+            if self.mesh:
+                tokens = multihost.placed(self.mesh, tokens, "data")
+            yield len(some), self._encode(self.params, tokens)
+
+    def _fetch(self, count: int, vectors: jax.Array, advance: Callable[[int], None] | None) -> np.ndarray:
+        found = np.asarray(vectors)[:count]
+        if advance:
+            advance(count)
+        return found
+
+
+def passage_encoder(opened: OpenModel, mesh: Mesh) -> TextEncoder:
+    """The encoder of passages of a dual encoder that was opened on a mesh."""
+    length, size = opened.description["passage_length"], _TEXTS_A_SHARD * mesh.shape["data"]
+    vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.passage)
+    return TextEncoder(opened.model.encode_passages, opened.params, vocabulary, length, size, mesh)
+
+
+def query_encoder(opened: OpenModel, mesh: Mesh | None = None) -> TextEncoder:
+    """The same of queries."""
+    length = opened.description["input_length"]
+    vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.query)
+    return TextEncoder(opened.model.encode_queries, opened.params, vocabulary, length, 32, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """A finished folder. By row: vectors float32 N×E (mapped into memory), ids, uint64 digests of texts."""
+
+    folder: Path
+    vectors_NxE: np.ndarray
+    ids: pa.Array
+    texts_N: np.ndarray
+    manifest: dict
+
+    @classmethod
+    def open(cls, folder: Path) -> "Embeddings":
+        """Raises UserError where they cannot be read."""
+        manifest = storage.read_manifest(folder, "index")
+        try:
+            vectors, texts = (
+                np.load(paths.local(folder / f"{name}.npy"), mmap_mode="r") for name in ("vectors", "texts")
+            )
+            ids = arrow_ids.read(folder / "ids.arrow")
+        except (OSError, EOFError, ValueError) as error:
+            raise UserError(f"{folder}: cannot be read ({error}): delete it, it is made again") from None
+        if not len(vectors) == len(texts) == len(ids):
+            raise UserError(f"{folder}: its files differ in length: delete it, it is made again")
+        return cls(folder, vectors, ids, texts, manifest)
+
+
+def encode_by_model(
+    model_dir: str | Path, opened: OpenModel, mesh: Mesh, work: Work, collection: Collection
+) -> Embeddings:
+    """`encode_collection` by a dual encoder that was opened on a mesh of this process's devices."""
+    model = model_recipe(model_dir, opened.step, opened.description)
+    folder = work.embeddings(paths.absolute(model_dir).name)
+    return encode_collection(folder, model, collection, lambda: passage_encoder(opened, mesh))
+
+
+def encode_collection(
+    folder: Path, model: dict, collection: Collection, make_encode: Callable[[], Encode]
+) -> Embeddings:
+    """The vectors of all passages, from `folder`, where they are made unless they are there.
+
+    Of several processes each encodes its share, on its own devices. All must call it.
+
+    Args:
+      folder: where they lie, an embeddings/NAME.
+      model: says which model's they are, for the recipe.
+      make_encode: opens the model.
+
+    Raises UserError where a vector is not finite, or the disk is full; what was finished is kept.
+    """
+    recipe = model | {"collection": collection.fingerprint}
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    if multihost.agreed(storage.holds(folder, recipe)):
+        return Embeddings.open(folder)
+    # The first process's lock keeps out other commands; the rest of this one wait for it in `agreed`.
+    with storage.lock(unfinished) if multihost.is_first() else contextlib.nullcontext():
+        if multihost.agreed(storage.holds(folder, recipe)):  # another command made it meanwhile
+            return Embeddings.open(folder)
+        parts = [unfinished / f"{number:05}.npz" for number in range(-(-collection.passage_count // PART))]
+        encode = make_encode()
+        multihost.first_does(lambda: _begin(unfinished, recipe | {"part": PART}, parts))
+        _encode_parts(parts, folder, model, collection, encode)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("every part is there")
+        multihost.first_does(
+            lambda: storage.build(folder, recipe, lambda aside: _join(aside, folder, parts, collection))
+        )
+        multihost.first_does(lambda: paths.remove(unfinished))
+    return Embeddings.open(folder)
+
+
+def _begin(unfinished: Path, recipe: dict, parts: Sequence[Path]) -> None:
+    """Makes the folder of the parts, unless it holds parts of the same recipe."""
+    path = unfinished / "recipe.json"
+    if path.exists() and storage.read_json(path, f"delete {unfinished}") == recipe:
+        finished = sum(part.exists() for part in parts)
+        say(f"{unfinished}: going on, {finished} of {len(parts)} parts are finished")
+        return
+    paths.remove(unfinished)
+    storage.write_json(path, recipe)
+
+
+def _encode_parts(
+    parts: Sequence[Path], folder: Path, model: dict, collection: Collection, encode: Encode
+) -> None:
+    """Encodes this process's missing parts."""
+
+    def rows(number: int) -> range:
+        return range(number * PART, min((number + 1) * PART, collection.passage_count))
+
+    share = range(jax.process_index(), len(parts), jax.process_count())
+    missing = [number for number in share if not parts[number].exists()]
+    if not missing:
+        return
+    earlier = _earlier(folder, model)
+    earlier_row_N = arrow_ids.rows(earlier.ids, collection.ids) if earlier else None
+    total, left = (sum(len(rows(number)) for number in numbers) for numbers in (share, missing))
+    with bar("encoding passages", total, total - left) as advance:
+        for number in missing:
+            passages = collection.some(rows(number))
+            texts_N = digests(passage.full_text for passage in passages)
+            kept = np.zeros(len(passages), bool)
+            if earlier:
+                row_N = earlier_row_N[rows(number)]
+                kept = (row_N >= 0) & (earlier.texts_N[row_N] == texts_N)
+            new = np.flatnonzero(~kept)
+            advance(len(passages) - len(new))
+            if len(new):
+                encoded = np.asarray(encode([passages[i].full_text for i in new], advance), np.float32)
+                check_finite(encoded, folder, [rows(number)[i] for i in new])
+            width = encoded.shape[1] if len(new) else earlier.vectors_NxE.shape[1]
+            vectors = np.empty((len(passages), width), np.float32)
+            if len(new):
+                vectors[new] = encoded
+            if earlier:
+                vectors[kept] = earlier.vectors_NxE[row_N[kept]]
+            part = io.BytesIO()
+            np.savez(part, vectors=vectors, texts=texts_N, encoded=len(new))
+            storage.write_aside(parts[number], part.getvalue())
+
+
+def _earlier(folder: Path, model: dict) -> Embeddings | None:
+    """The same model's vectors of an earlier state of the collection, where they are there."""
+    try:
+        earlier = Embeddings.open(folder)
+    except UserError:
+        return None
+    recipe = {key: value for key, value in earlier.manifest["recipe"].items() if key != "collection"}
+    return earlier if recipe == model else None
+
+
+def _join(aside: Path, folder: Path, parts: Sequence[Path], collection: Collection) -> dict:
+    """One file of the parts; gives what the manifest says."""
+    texts, sha, encoded, width = [], hashlib.sha256(), 0, None
+    with (aside / "vectors.npy").open("wb") as file:
+        for path in parts:
+            try:
+                with np.load(io.BytesIO(path.read_bytes())) as part:
+                    vectors = part["vectors"]
+                    texts.append(part["texts"])
+                    encoded += int(part["encoded"])
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                raise UserError(
+                    f"{path}: cannot be read ({error}): delete it, then the same command goes on"
+                ) from None
+            if width is None:
+                width = vectors.shape[1]
+                shape = (collection.passage_count, width)
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            sha.update(vectors.data)
+            try:
+                file.write(vectors.data)
+            except OSError as error:
+                raise UserError(
+                    f"{folder}: cannot be written ({error.strerror}): make room, the same command goes on"
+                ) from None
+    np.save(aside / "texts.npy", np.concatenate(texts))
+    arrow_ids.write(aside / "ids.arrow", collection.ids)
+    count = collection.passage_count
+    if encoded < count:
+        say(f"{folder}: {encoded} passages encoded, {count - encoded} as they were in an earlier collection")
+    return {
+        "passages": count,
+        "dimensions": width,
+        "encoded": encoded,
+        "fingerprint": sha.hexdigest()[:16],
+    }
+
+
+def digests(texts: Iterator[str]) -> np.ndarray:
+    """uint64, a digest of each text."""
+    return np.frombuffer(b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts), "<u8")
+
+
+def check_finite(vectors_NxE: np.ndarray, where: object, rows: Sequence[int]) -> None:
+    """Raises UserError, with the row (one of `rows`), where a vector has an infinity or NaN."""
+    bad = ~np.isfinite(vectors_NxE).all(-1)
+    if bad.any():
+        row = rows[int(bad.argmax())]
+        raise UserError(f"{where}: the vector of row {row} has an infinity or NaN: encode it again")

@@ -1,0 +1,167 @@
+"""From examples to a model's batches: shuffled, mixed, shared between hosts, and found again by one integer.
+
+Grain does the work: example n of a mixture is a function of n and the seed (its task by a fixed interleaving,
+its number by a permutation that differs in each epoch), so that a resumed run seeks instead of skipping, and
+a host reads only its own rows. Nothing here imports TensorFlow.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.examples.packing import Tally, pack_rows, row_lengths
+from retrieval_jax.examples.targets import DocidTargets, Features, PassageTargets, Targets, pad
+
+Batch = dict[str, np.ndarray]
+Numbered = Callable[[int, np.random.Generator], Features]  # with a length
+Mixture = Mapping[str, tuple[Numbered, float]]  # task -> (its examples, its share)
+Stages = Sequence[tuple[int | None, Mixture]]
+T = TypeVar("T")
+
+
+def encoder_decoder(features: Batch) -> Batch:
+    """As seqio's EncDecFeatureConverter: the decoder reads the targets one position late, begun with 0."""
+    targets = features["targets"]
+    shifted = np.zeros_like(targets)
+    shifted[:, 1:] = targets[:, :-1]
+    return {
+        "encoder_input_tokens": features["inputs"],
+        "decoder_target_tokens": targets,
+        "decoder_input_tokens": shifted,
+        "decoder_loss_weights": (targets > 0).astype(np.int32),
+    }
+
+
+def dual_encoder(features: Batch) -> Batch:
+    """Queries B×S, candidates B×G×P, their rows and grades B×G, and known B×K (see PassageTargets)."""
+    rows, group = features["passage"].shape
+    return {
+        "left_encoder_input_tokens": features["inputs"],
+        "right_encoder_input_tokens": features["targets"].reshape(rows, group, -1),
+        "passage": features["passage"],
+        "grade": features["grade"],
+        "known": features["known"],
+    }
+
+
+def batches(
+    stages: Stages,
+    targets: Targets,
+    drop_rates: Mapping[str, float],
+    batch_size: int,
+    seed: int,
+    position: int = 0,
+    rows: Sequence[int] | None = None,
+    pack: int = 1,
+) -> Iterator[Batch]:
+    """Batches of int32 arrays, from the given position on; endless where the last stage is.
+
+    Args:
+      stages: (batches, mixture) one after the other, a curriculum; None batches never end.
+      targets: what the examples are answered with.
+      drop_rates: task -> the probability that a token of its input is left out, anew in each epoch.
+      batch_size: examples of all hosts together.
+      seed: of order and draws.
+      position: examples that came before, of all hosts together. A curriculum counts them in batches of this
+        size.
+      rows: which rows of each batch to give, ascending (another host gives the others); None: all.
+      pack: how many examples share a row, see packing.py; each host packs its own. 1: a row for each.
+    """
+    import grain  # seconds
+
+    to_batch = dual_encoder if isinstance(targets, PassageTargets) else encoder_decoder
+    tally = Tally()
+    own = np.arange(batch_size) if rows is None else np.asarray(rows)
+
+    if pack > 1 and not isinstance(targets, DocidTargets):
+        raise UserError(f"TrainingData.pack: {pack}: only queries with their docids are packed: set it to 1")
+    if len(own) % pack:
+        raise UserError(f"TrainingData.pack: {pack} does not divide the batch of {len(own)}: change one")
+
+    def collate(examples: Sequence[Features]) -> Batch:
+        if pack == 1:
+            return to_batch(pad(examples, targets.features))
+        lengths = row_lengths(targets.features, pack, targets.mean_length)
+        return pack_rows(examples, targets.features, len(examples) // pack, lengths, tally)
+
+    def reader(task: str, examples: Numbered) -> Numbered:
+        return _reader(examples, drop_rates.get(task, 0.0))
+
+    first, position = _stage(stages, batch_size, position)
+    for number in range(first, len(stages)):
+        count, mixture = stages[number]
+        mixed = _mixed(number, mixture, seed, reader)
+
+        def pick(i: int, mixed=mixed, position=position) -> Features:
+            batch, row = divmod(i, len(own))
+            return mixed[position + batch * batch_size + int(own[row])]
+
+        left = 1 << 40 if count is None else -(-(count * batch_size - position) // batch_size)
+        length = left * len(own)
+        some = grain.MapDataset.range(length).map(pick).batch(len(own), batch_fn=collate)
+        # One thread: the processor's cores are for the training step.
+        yield from some.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
+        # What the last batch took of the next stage, after other sizes of batches.
+        position = 0 if count is None else position + (left - count) * batch_size
+
+
+def examples_of(
+    stages: Stages,
+    batch_size: int,
+    seed: int,
+    position: int,
+    tell: Callable[[str, int, np.random.Generator], T],
+) -> list[T]:
+    """`tell(task, number, rng)` of each example of the batch after `position` others, row by row.
+
+    `rng` draws what it drew when the batch was made. Nothing else is read.
+    """
+    number, position = _stage(stages, batch_size, position)
+
+    def teller(task: str, _: Numbered) -> Callable[[int, np.random.Generator], T]:
+        return lambda i, rng: tell(task, int(i), rng)
+
+    mixed = _mixed(number, stages[number][1], seed, teller)
+    return [mixed[position + row] for row in range(batch_size)]
+
+
+def _stage(stages: Stages, batch_size: int, position: int) -> tuple[int, int]:
+    """(which stage a position is in, examples of that stage before it); (how many, 0) after the last."""
+    for number, (count, _) in enumerate(stages):
+        if count is None or position < count * batch_size:
+            return number, position
+        position -= count * batch_size
+    return len(stages), 0
+
+
+def _mixed(number: int, mixture: Mixture, seed: int, make: Callable[[str, Numbered], Callable]):
+    """The endless sequence of a stage's examples: `make(task, its examples)` is called for each one."""
+    import grain
+
+    parts = [
+        grain.MapDataset.range(len(examples))
+        .seed(zlib.crc32(f"{seed} {number} {name}".encode()))
+        .shuffle()
+        .repeat()
+        .random_map(make(name, examples))
+        for name, (examples, _) in mixture.items()
+    ]
+    shares = [share for _, share in mixture.values()]
+    return grain.MapDataset.mix(parts, shares) if len(parts) > 1 else parts[0]
+
+
+def _reader(examples: Numbered, drop_rate: float) -> Numbered:
+    def read(i: int, rng: np.random.Generator) -> Features:
+        features = examples(int(i), rng)
+        return {**features, "inputs": drop(features["inputs"], drop_rate, rng)} if drop_rate else features
+
+    return read
+
+
+def drop(tokens: Sequence[int], rate: float, rng: np.random.Generator) -> Sequence[int]:
+    """Leaves out each token with probability `rate`, but never all: it reads more like a query then."""
+    kept = [token for token, x in zip(tokens, rng.random(len(tokens)), strict=True) if x >= rate]
+    return kept or tokens

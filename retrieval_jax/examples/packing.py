@@ -1,0 +1,108 @@
+"""Several short examples in one row of a batch, where padding would be most of it.
+
+A row holds the inputs of a few examples one behind the other, and their targets likewise; segment ids keep
+them apart (see models/t5.py), so each is read and answered as if it were alone. Which rows a batch's examples
+go to depends on these examples only: batch n remains a function of n.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from retrieval_jax.core.progress import say
+from retrieval_jax.examples.targets import Feature, Features, trim
+
+Batch = dict[str, np.ndarray]
+
+
+class Tally:
+    """Counts examples that packing leaves out or cuts, and tells of them after 10, 100, 1,000, … batches."""
+
+    def __init__(self):
+        self.batches = self.examples = self.left_out = self.cut = 0
+        self.next_told = 10
+
+    def add(self, examples: int, left_out: int, cut: int) -> None:
+        """Takes the counts of a batch."""
+        self.batches += 1
+        self.examples += examples
+        self.left_out += left_out
+        self.cut += cut
+        if self.batches == self.next_told:
+            self.next_told *= 10
+            if self.left_out or self.cut:
+                say(
+                    f"packing left out {self.left_out:,} and cut {self.cut:,} of {self.examples:,} examples: "
+                    "fewer do with a smaller TrainingData.pack"
+                )
+
+
+def row_lengths(features: Mapping[str, Feature], pack: int, mean_target: float) -> tuple[int, int]:
+    """Tokens of a row's inputs and targets, for `pack` examples: an example's longest input, and for targets
+    their mean length with an eighth to spare (a multiple of 8), but at least the longest."""
+    targets = -(-int(pack * mean_target * 1.125) // 8) * 8
+    return features["inputs"].length, max(targets, features["targets"].length)
+
+
+def pack_rows(
+    examples: Sequence[Features],
+    features: Mapping[str, Feature],
+    rows: int,
+    lengths: tuple[int, int],
+    tally: Tally | None = None,
+) -> Batch:
+    """A batch of `rows` rows, of the examples' inputs and targets.
+
+    The longest inputs go first, each to the row with most room left (of those with room for its target). An
+    input that is longer than this room is cut to it, and an example for which no row has two tokens of room
+    is left out: neither happens where rows are as many as the mean lengths ask for, and a little more. The
+    `tally` counts both.
+
+    Gives int32 arrays: encoder_input_tokens and encoder_segment_ids rows × lengths[0]; decoder_input_tokens,
+    decoder_target_tokens, decoder_loss_weights, decoder_segment_ids and decoder_positions rows × lengths[1].
+    """
+    trimmed = [
+        (trim(e["inputs"], features["inputs"]), trim(e["targets"], features["targets"])) for e in examples
+    ]
+    batch = {
+        name: np.zeros((rows, length), np.int32)
+        for side, length in zip(("encoder", "decoder"), lengths, strict=True)
+        for name in NAMES[side]
+    }
+    used = np.zeros((rows, 2), int)
+    count = np.zeros(rows, int)
+    cut = 0
+    for inputs, targets in sorted(trimmed, key=lambda pair: -len(pair[0])):
+        room = np.where(lengths[1] - used[:, 1] >= len(targets), lengths[0] - used[:, 0], 0)
+        row = int(room.argmax())
+        if room[row] < min(2, len(inputs)):
+            continue
+        if len(inputs) > room[row]:
+            inputs = [*inputs[: room[row] - 1], inputs[-1]]
+            cut += 1
+        count[row] += 1
+        at = slice(used[row, 0], used[row, 0] + len(inputs))
+        batch["encoder_input_tokens"][row, at] = inputs
+        batch["encoder_segment_ids"][row, at] = count[row]
+        at = slice(used[row, 1], used[row, 1] + len(targets))
+        batch["decoder_target_tokens"][row, at] = targets
+        batch["decoder_input_tokens"][row, at] = [0, *targets[:-1]]
+        batch["decoder_loss_weights"][row, at] = 1
+        batch["decoder_segment_ids"][row, at] = count[row]
+        batch["decoder_positions"][row, at] = np.arange(len(targets))
+        used[row] += (len(inputs), len(targets))
+    if tally:
+        tally.add(len(examples), len(examples) - int(count.sum()), cut)
+    return batch
+
+
+NAMES = {  # of the arrays of a packed batch, by the side of the model that reads them
+    "encoder": ("encoder_input_tokens", "encoder_segment_ids"),
+    "decoder": (
+        "decoder_input_tokens",
+        "decoder_target_tokens",
+        "decoder_loss_weights",
+        "decoder_segment_ids",
+        "decoder_positions",
+    ),
+}

@@ -1,0 +1,204 @@
+"""Examples as seqio tasks and mixtures, for T5X and for seqio's Beam job. Imports TensorFlow.
+
+    COLLECTION.KIND.TASK    msmarco.naive.d2q, squad_dev.passages.labelled, tldr.query.doc2query, …
+    COLLECTION.KIND.queries splits train, dev, test: labelled queries, each once, in their order
+    COLLECTION.KIND.ROW     msmarco.naive.3b, …: the mixtures of the generative-retrieval paper
+
+KIND is what the targets are: a kind of docids, `passages` for dual encoders, `query` for query generators.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from retrieval_jax.core import paths
+from retrieval_jax.core.workspace import Work
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.examples.examples import ROWS, Examples
+from retrieval_jax.examples.targets import Feature, Features
+from retrieval_jax.examples.training_data import TrainingData
+
+SHARD = 100_000  # examples a shard of the cache
+SHUFFLE_BUFFER = 1 << 14
+
+
+class ExampleSource(seqio.DataSource):
+    """Numbered examples as a seqio source of one split, train; a shard is a range of numbers."""
+
+    def __init__(self, examples: Examples):
+        self.examples = examples
+        super().__init__(["train"], {"train": len(examples)})
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> list[str]:
+        """Names of the shards."""
+        return [str(shard) for shard in range(-(-len(self.examples) // SHARD))]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """int32 features, untrimmed and without ends, and `example`, their number."""
+        shard = shard_info or seqio.ShardInfo(0, 1)
+        count = len(self.examples)
+        first, end = (count * i // shard.num_shards for i in (shard.index, shard.index + 1))
+
+        def generate() -> Iterator[Features]:
+            order = np.arange(first, end)
+            if shuffle:
+                np.random.default_rng(seed).shuffle(order)
+            for i in order.tolist():
+                # What is drawn (candidates of a dual encoder) is drawn once: a cache holds one epoch.
+                yield {**self.examples(i, np.random.default_rng(i)), "example": i}
+
+        features = self.examples.targets.features
+        signature = {name: tf.TensorSpec([None], tf.int32) for name in features}
+        signature["example"] = tf.TensorSpec([], tf.int64)
+        return tf.data.Dataset.from_generator(generate, output_signature=signature).repeat(num_epochs)
+
+
+class QuerySource(seqio.DataSource):
+    """Queries of splits as a seqio source: each query's features, its id and its text."""
+
+    def __init__(self, splits: Mapping[str, tuple[Examples, Sequence[Query]]]):
+        self.members = splits
+        super().__init__([*splits], {split: len(queries) for split, (_, queries) in splits.items()})
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> list[str]:
+        """One shard."""
+        return [split]
+
+    def get_dataset(
+        self,
+        split: str,
+        shuffle: bool = False,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """int32 features, untrimmed and without ends; `query`, the id; `query_pretokenized`, the text.
+
+        In the split's order; of shard i of n, queries i, i + n, ….
+        """
+        examples, queries = self.members[split]
+        shard = shard_info or seqio.ShardInfo(0, 1)
+
+        def generate() -> Iterator[Features]:
+            for i in range(shard.index, len(queries), shard.num_shards):
+                features = examples(i, np.random.default_rng(i))
+                yield {**features, "query": queries[i].id, "query_pretokenized": queries[i].text}
+
+        signature = {name: tf.TensorSpec([None], tf.int32) for name in examples.targets.features}
+        signature |= {name: tf.TensorSpec([], tf.string) for name in ("query", "query_pretokenized")}
+        return tf.data.Dataset.from_generator(generate, output_signature=signature).repeat(num_epochs)
+
+
+def register(
+    prefix: str,
+    members: Mapping[str, Examples],
+    rows: Mapping[str, Mapping[str, float]],
+    vocabulary: Vocabulary,
+) -> None:
+    """Registers tasks and mixtures with seqio, again if need be.
+
+    Args:
+      prefix: COLLECTION.KIND.
+      members: task -> its examples.
+      rows: mixture -> {task: its share}.
+      vocabulary: of the text features.
+    """
+    for task, examples in members.items():
+        seqio.TaskRegistry.remove(f"{prefix}.{task}")
+        seqio.TaskRegistry.add(
+            f"{prefix}.{task}",
+            source=ExampleSource(examples),
+            preprocessors=[seqio.CacheDatasetPlaceholder(), seqio.preprocessors.append_eos_after_trim],
+            output_features=_features(examples, vocabulary),
+            shuffle_buffer_size=SHUFFLE_BUFFER,
+        )
+    for row, shares in rows.items():
+        seqio.MixtureRegistry.remove(f"{prefix}.{row}")
+        seqio.MixtureRegistry.add(
+            f"{prefix}.{row}", [(f"{prefix}.{t}", share) for t, share in shares.items()]
+        )
+
+
+def register_queries(
+    prefix: str,
+    splits: Mapping[str, tuple[Examples, Sequence[Query]]],
+    vocabulary: Vocabulary,
+    metrics: Sequence[Callable] = (),
+) -> str:
+    """Registers the task PREFIX.queries of these splits, again if need be; its name.
+
+    `metrics` are seqio's metric functions, whose targets are the queries' ids.
+    """
+    name = f"{prefix}.queries"
+    seqio.TaskRegistry.remove(name)
+    seqio.TaskRegistry.add(
+        name,
+        source=QuerySource(splits),
+        preprocessors=[seqio.preprocessors.append_eos_after_trim],
+        output_features=_features(next(iter(splits.values()))[0], vocabulary),
+        metric_fns=[*metrics],
+        postprocess_fn=lambda output, example, is_target: example["query"].decode() if is_target else output,
+    )
+    return name
+
+
+def register_all(work_dir: str | Path, data: TrainingData) -> list[str]:
+    """Registers every task and every row of the paper that a work folder has the examples for; their names.
+
+    For a module that is T5X's `MIXTURE_OR_TASK_MODULE`; the gin files of gin_configs/t5x/ need none. `data`
+    gives the lengths and the name of the synthetic queries; its rates are not looked at.
+    """
+    work = Work(paths.of(work_dir))
+    collection = Collection(work.collection)
+    tables = [
+        DocidTable.open(path.parent) for path in sorted((work.folder / "docids").glob("*/manifest.json"))
+    ]
+    names = []
+    for answer, table in [("passages", None), ("query", None), *(("docids", table) for table in tables)]:
+        opened = data.of(work, collection, answer, table)
+        tasks = ["doc2query"] if answer == "query" else ["firstp", "daq", "labelled", *opened.labels]
+        tasks += ["d2q"] if opened.synthetic and answer != "query" else []
+        members = {task: opened.computed(task) for task in tasks}
+        members = {task: examples for task, examples in members.items() if len(examples)}
+        rows = {
+            row: {t: len(members[t]) for t in of} for row, of in ROWS.items() if members.keys() >= set(of)
+        }
+        register(opened.prefix, members, rows, opened.vocabulary)
+        names += [f"{opened.prefix}.{name}" for name in (*members, *rows)]
+    return names
+
+
+def _features(examples: Examples, vocabulary: Vocabulary) -> dict[str, seqio.Feature]:
+    return {
+        name: seqio.Feature(_vocabulary(feature, vocabulary), add_eos=feature.add_eos)
+        for name, feature in examples.targets.features.items()
+    }
+
+
+def _vocabulary(feature: Feature, vocabulary: Vocabulary) -> seqio.Vocabulary:
+    if feature.add_eos:  # text, in pieces
+        return seqio.SentencePieceVocabulary(str(vocabulary.path))
+    return seqio.PassThroughVocabulary(feature.size)

@@ -1,0 +1,147 @@
+"""Several processes as one run: how they meet, which rows each reads, and what only the first one does.
+
+Every process runs the same program on its own devices; together these make the mesh. A pod's hosts are such
+processes, and so are two on one machine that are told each other's address.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+
+import gin
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.mesh import partitioning
+
+VERBS = ("train", "generate-queries", "index")
+
+
+@gin.configurable("multihost", denylist=["verb"])
+def join(
+    verb: str,
+    on: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Meets the other processes of the run, before anything touches a device; alone unless asked.
+
+    Args:
+      verb: what they shall do, one of VERBS.
+      on: to meet where the platform knows the others (TPU pods, GKE, SLURM): no more is needed there.
+      coordinator: else HOST:PORT of the first process (or the environment's JAX_COORDINATOR_ADDRESS).
+      processes, process: how many there are, and which one this is, from 0 (or the environment's
+        JAX_NUM_PROCESSES and JAX_PROCESS_ID).
+
+    Raises UserError where they cannot meet.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if not (on or coordinator):
+        return
+    if verb not in VERBS:
+        raise UserError(
+            f"{verb}: runs in one process, only {', '.join(VERBS)} in several: leave multihost.* and "
+            "JAX_COORDINATOR_ADDRESS away"
+        )
+    if processes is None:
+        processes = _number("JAX_NUM_PROCESSES")
+    if process is None:
+        process = _number("JAX_PROCESS_ID")
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (ValueError, RuntimeError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or ["?"])[0][:200]
+        raise UserError(
+            f"multihost: {reason}: away from TPU pods, GKE and SLURM, give JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from None
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable)
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        raise UserError(f"{variable}: {text!r} is not a number: set it to one") from None
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def agreed(value: int) -> int:
+    """The first process's value, on all of them. All must call it."""
+    if not jax.distributed.is_initialized():
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def first_decides(what: Callable[[], int]) -> int:
+    """The number that a function gives on the first process, on all of them; only the first one calls it.
+
+    All must call this. Whatever error the first process meets, it raises; the others raise UserError.
+    """
+    value, failure = 0, None
+    if is_first():
+        try:
+            value = what()
+        except Exception as error:  # of any kind: the others must not be left waiting
+            failure = error
+    if agreed(failure is None):
+        return agreed(value)
+    raise failure or UserError("process 0 met an error, which it tells: mend that, and start all again")
+
+
+def first_does(what: Callable[[], object]) -> None:
+    """Calls a function on the first process while the others wait; see `first_decides` for its errors."""
+
+    def do() -> int:
+        what()
+        return 0
+
+    first_decides(do)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Which rows of a batch this process's devices hold, ascending. Raises UserError for unequal shares.
+
+    Processes that hold the same shards of `data` (a model over several hosts) read the same rows.
+    """
+    shards = mesh.shape["data"]
+    if batch_size % shards:
+        raise UserError(
+            f"train.batch_size: {batch_size} does not divide over the mesh's {shards} shards of data: "
+            f"set a multiple of {shards}"
+        )
+    places = partitioning.batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in places.values()]))
+
+
+def global_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Arrays of the whole batch over all processes, of which each gives its own rows."""
+    return jax.make_array_from_process_local_data(partitioning.batch_sharding(mesh), dict(batch))
+
+
+def placed(mesh: Mesh, tree: object, *axes: str | None) -> object:
+    """Arrays that every process has whole, laid over the mesh's axes; nothing is sent between processes."""
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def one(x: np.ndarray) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(one, tree)
+
+
+def global_shapes(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, tuple]:
+    """The shapes of those arrays."""
+    shards = mesh.shape["data"]
+    own = len(local_rows(mesh, shards))
+    return {name: (len(x) * shards // own, *x.shape[1:]) for name, x in batch.items()}

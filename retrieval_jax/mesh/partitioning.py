@@ -1,0 +1,105 @@
+"""One mesh with axes `data` and `model`; arrays are placed by the logical names of their axes."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import flax.linen as nn
+import gin
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.values import Names, Positive
+
+LOGICAL_AXES = ("batch", "vocab", "mlp", "heads", "joined_kv", "pawa", "embed", "layers", "relpos_buckets")
+MESH_AXES = ("data", "model")
+LogicalAxis = Annotated[str, Names("a logical axis", LOGICAL_AXES)]
+MeshAxis = Annotated[str, Names("an axis of the mesh", MESH_AXES)]
+Rules = Sequence[tuple[LogicalAxis, MeshAxis | tuple[MeshAxis, ...] | None]]
+
+
+@gin.configurable
+def make_mesh(model_parallelism: Positive = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices (None: all) as a data × model mesh; `model_parallelism` of them share a copy of the weights."""
+    devices = np.array(jax.devices() if devices is None else devices)
+    if devices.size % model_parallelism:
+        raise UserError(
+            f"make_mesh.model_parallelism: {model_parallelism} does not divide {devices.size} devices: "
+            "set one that does"
+        )
+    return Mesh(devices.reshape(-1, model_parallelism), MESH_AXES)
+
+
+@gin.configurable
+def axis_rules(
+    rules: Rules = (
+        ("batch", "data"),
+        ("vocab", "model"),
+        ("mlp", "model"),
+        ("heads", "model"),
+        ("joined_kv", "model"),
+        ("pawa", "model"),
+        ("embed", None),
+        ("layers", None),
+        ("relpos_buckets", None),
+    ),
+) -> Rules:
+    """Logical axis -> the mesh axis or axes it lies over, None for none: T5X's default rules.
+
+    In an array, an earlier rule has the mesh axis if two ask for the same. gin_configs/sharding/ has others.
+    """
+    return rules
+
+
+@contextlib.contextmanager
+def on(mesh: Mesh) -> Iterator[None]:
+    """Inside, what is traced may say by logical names how its arrays lie on the mesh."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(tuple(axis_rules())):
+        yield
+
+
+def params_shardings(mesh: Mesh, boxed_params: dict) -> dict:
+    """A NamedSharding for each parameter of a tree that is boxed with logical axis names."""
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed_params), mesh, tuple(axis_rules()))
+
+
+def like_params(mesh: Mesh, tree: object, params: dict, shardings: dict) -> object:
+    """Shardings for an optimiser's state; see `specs_like_params`."""
+    specs = specs_like_params(tree, params, jax.tree.map(lambda sharding: sharding.spec, shardings))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def specs_like_params(tree: object, params: dict, specs: dict) -> object:
+    """PartitionSpecs for an optimiser's state: a leaf with a parameter's name and shape has that one's.
+
+    One that lacks a single axis of the parameter's (Adafactor's factored moments) lies as the others do. All
+    else (counts) is small, and on every device.
+    """
+    known = {
+        jax.tree_util.keystr(path): (leaf.shape, spec)
+        for (path, leaf), spec in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs), strict=True
+        )
+    }
+
+    def like(path, leaf) -> PartitionSpec:
+        for i in range(len(path)):
+            shape, spec = known.get(jax.tree_util.keystr(path[i:]), (None, None))
+            if shape is None:
+                continue
+            if shape == leaf.shape:
+                return spec
+            axes = (*spec, *[None] * (len(shape) - len(spec)))
+            for axis in range(len(shape)):
+                if leaf.shape == shape[:axis] + shape[axis + 1 :]:
+                    return PartitionSpec(*axes[:axis], *axes[axis + 1 :])
+        return PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(like, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over `data`."""
+    return NamedSharding(mesh, PartitionSpec("data"))

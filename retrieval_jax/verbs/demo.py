@@ -1,0 +1,69 @@
+"""The verb `demo`: the main job, end to end. Each step is skipped where its work is already there."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import gin
+
+from retrieval_jax.core import configuration
+from retrieval_jax.core.progress import say
+from retrieval_jax.core.values import Names, Positive
+from retrieval_jax.core.workspace import Work
+from retrieval_jax.docids.make import KIND, make_docids
+from retrieval_jax.search.index import make_index
+from retrieval_jax.training.train import train
+from retrieval_jax.verbs.evaluate import evaluate
+from retrieval_jax.verbs.importing import import_collection
+from retrieval_jax.verbs.search import search
+
+DUAL_ENCODER = "dual_encoder"
+MODEL = Names("a model that demo trains", (*KIND.known, DUAL_ENCODER))
+configuration.declare_scopes(MODEL)
+
+
+@gin.configurable
+def demo(
+    source: str,
+    work_dir: str | None = None,
+    split: str = "test",
+    generative: Sequence[Annotated[str, KIND]] = ("atomic", "naive"),
+    dense: Sequence[Annotated[str, Names("a dense searcher", ("exact", "scann"))]] = ("exact", "scann"),
+    steps: Mapping[Annotated[str, MODEL], Positive] | None = None,
+) -> dict:
+    """Imports, trains, indexes, searches and reports.
+
+    Args:
+      source, work_dir: the collection, and where its work lies.
+      split: the queries to answer.
+      generative: docid kinds to train a generative retriever for. Those that cluster vectors take the dual
+        encoder's.
+      dense: searchers to build over the dual encoder's vectors; none trains no dual encoder.
+      steps: model -> training steps, for those that shall not have STEPS; a given --gin.STEPS is for all.
+    """
+    work = Work.of(source, work_dir)
+    say(f"1/5 import → {work.collection}")
+    import_collection()
+    methods = [(kind, "generative", work.model(kind)) for kind in generative]
+    methods += [(kind, kind, work.model(DUAL_ENCODER)) for kind in dense]
+    models = [*([DUAL_ENCODER] if dense else []), *generative]
+    say("2/5 docids and training")
+    trained = {}
+    for name in models:
+        # As `retrieval-jax train` would with these.
+        file = "runs/naive.gin" if name in generative else f"runs/{name}.gin"
+        settings = [f"DOCIDS = {name!r}"] if name in generative else []
+        settings += [f"STEPS = {steps[name]}"] if steps and name in steps else []
+        # In the model's own scope: --gin.naive/train.batch_size=64 is for naive alone.
+        with configuration.run_file(file, *settings), gin.config_scope(name):
+            if name in generative:
+                make_docids()
+            trained[name] = train(model_dir=str(work.model(name)))
+    say("3/5 index")
+    for name, kind, model in methods:
+        make_index(kind=kind, name=name, model_dir=str(model))
+    make_index(model_dir=None)
+    say("4/5 search")
+    for name in (*(name for name, _, _ in methods), "bm25"):
+        search(name=name, split=split)
+    say("5/5 evaluate")
+    return {"models": trained} | evaluate(split=split)

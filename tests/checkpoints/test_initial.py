@@ -1,0 +1,259 @@
+"""Where training begins: what fits is taken, what does not is listed, and a part is taken when it is said."""
+
+import ast
+import dataclasses
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from model_folders import GOLDENS, SHAPES, flat, random_params, write_model_folder
+from sentencepiece import sentencepiece_model_pb2
+
+from retrieval_jax.checkpoints.initial import InitialCheckpoint
+from retrieval_jax.checkpoints.model_folder import open_model
+from retrieval_jax.checkpoints.pretrained import open_pretrained
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.vocabulary import learn
+from retrieval_jax.mesh import partitioning
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.training.optimizers import adafactor, learning_rate
+from retrieval_jax.training.step import abstract_state, initial_state
+
+T5_1_1 = GOLDENS / "t5_1_1"
+NETWORK = open_pretrained(T5_1_1).network
+CONFIG = T5Config(**NETWORK)
+OUTPUT = "decoder/logits_dense/kernel"
+
+
+def begun(model, given: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    """The parameters of the state that training begins with."""
+    model.optimizer_def = adafactor(learning_rate(1e-3, 10))
+    mesh = partitioning.make_mesh()
+    abstract = abstract_state(model, mesh, SHAPES)
+    state = initial_state(model, abstract, SHAPES, seed, given)
+    assert int(state.step) == 0
+    return flat(state.params)
+
+
+def test_all_of_it():
+    given = InitialCheckpoint(str(T5_1_1)).of(GenerativeRetriever(CONFIG))
+    params = begun(GenerativeRetriever(CONFIG), given)
+    theirs = open_pretrained(T5_1_1).arrays
+    assert params.keys() == theirs.keys()
+    for name, array in params.items():
+        assert array.dtype == np.float32  # of float16 files
+        np.testing.assert_array_equal(array, theirs[name].whole().astype(np.float32))
+
+
+def test_nothing_begins_as_ever():
+    random = begun(GenerativeRetriever(CONFIG), {})
+    again = begun(GenerativeRetriever(CONFIG), InitialCheckpoint().of(GenerativeRetriever(CONFIG)))
+    for name in random:
+        np.testing.assert_array_equal(random[name], again[name])
+
+
+def test_what_does_not_fit_is_listed():
+    model = GenerativeRetriever(dataclasses.replace(CONFIG, num_decoder_layers=4, mlp_dim=21))
+    with pytest.raises(UserError) as raised:
+        InitialCheckpoint(str(T5_1_1)).of(model)
+    told = str(raised.value)
+    assert "\n" not in told
+    assert "lacks decoder/layers_*/encoder_decoder_attention/key/kernel" in told
+    assert "encoder/layers_*/mlp/wi_0/kernel (16×20 there, 16×21 here)" in told
+    assert "is of mlp_dim 20 (21 here)" in told
+    smaller = GenerativeRetriever(dataclasses.replace(CONFIG, num_encoder_layers=1))
+    with pytest.raises(UserError, match=r"has besides encoder/layers_\*/attention/key/kernel"):
+        InitialCheckpoint(str(T5_1_1)).of(smaller)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (
+            {"mlp_activations": ("relu", "linear")},
+            r"mlp_activations \('gelu', 'linear'\) \(\('relu', 'linear'",
+        ),
+        ({"relpos_max_distance": 64}, r"relpos_max_distance 128 \(64 here\)"),
+    ],
+)
+def test_a_network_of_the_same_shapes_that_computes_otherwise_is_refused(other: dict, told: str):
+    with pytest.raises(UserError, match=f"is of {told}"):
+        InitialCheckpoint(str(T5_1_1)).of(GenerativeRetriever(dataclasses.replace(CONFIG, **other)))
+
+
+def test_the_flags_that_an_error_names_are_enough():
+    """From a plain T5 to a dual encoder, and to docids of its own: copied from the line, they go on."""
+    dual_encoder = DualEncoder(dataclasses.replace(CONFIG, num_decoder_layers=0), vector_dim=5)
+    generative = GenerativeRetriever(dataclasses.replace(CONFIG, output_size=9, reads_outputs=True))
+    for model, new in (
+        (dual_encoder, ("projection_layer",)),
+        (generative, ("decoder_token_embedder", OUTPUT)),
+    ):
+        with pytest.raises(UserError) as raised:
+            InitialCheckpoint(str(T5_1_1), anew=()).of(model)
+        flags = re.findall(r'--gin\.InitialCheckpoint\.(\w+)="([^"]+)"', str(raised.value))
+        options = {"anew": (), **{name: ast.literal_eval(value) for name, value in flags}}
+        given = InitialCheckpoint(str(T5_1_1), **options).of(model)
+        assert "token_embedder/embedding" in given
+        assert not any(name.startswith(new) for name in given)
+
+
+def test_docids_of_their_own_begin_anew():
+    """The texts' softmax is not theirs, be there as many of both by chance."""
+    config = dataclasses.replace(CONFIG, output_size=CONFIG.vocab_size, reads_outputs=True)
+    anew = ("decoder/logits_dense", "decoder_token_embedder")
+    initial = InitialCheckpoint(str(T5_1_1), anew=anew)
+    match = initial.match(open_pretrained(T5_1_1), GenerativeRetriever(config))
+    assert set(match.anew) == {OUTPUT, "decoder_token_embedder/embedding"}
+    assert match.unused == [OUTPUT]
+    random = begun(GenerativeRetriever(config), {})
+    params = begun(GenerativeRetriever(config), initial.of(GenerativeRetriever(config)))
+    np.testing.assert_array_equal(params[OUTPUT], random[OUTPUT])
+    assert np.abs(params["encoder/encoder_norm/scale"] - random["encoder/encoder_norm/scale"]).max() > 0.1
+
+
+@pytest.mark.parametrize("rows", [40, 64])
+def test_a_longer_or_shorter_vocabulary(rows):
+    config = dataclasses.replace(CONFIG, vocab_size=rows)
+    with pytest.raises(UserError, match=rf"token_embedder/embedding \(50×16 there, {rows}×16 here\)"):
+        InitialCheckpoint(str(T5_1_1)).of(GenerativeRetriever(config))
+    resized = ("token_embedder", "decoder/logits_dense")
+    given = InitialCheckpoint(str(T5_1_1), resized=resized).of(GenerativeRetriever(config))
+    params, random = begun(GenerativeRetriever(config), given), begun(GenerativeRetriever(config), {})
+    theirs = open_pretrained(T5_1_1).arrays
+    for name, axis in (("token_embedder/embedding", 0), (OUTPUT, 1)):
+        ours, new = np.moveaxis(params[name], axis, 0), np.moveaxis(random[name], axis, 0)
+        np.testing.assert_array_equal(ours[:50], np.moveaxis(theirs[name].whole(), axis, 0)[:rows])
+        np.testing.assert_array_equal(ours[50:], new[50:])
+
+
+def test_a_name_to_leave_out_that_is_in_no_weights_is_refused():
+    config = dataclasses.replace(CONFIG, num_decoder_layers=0)
+    options = {"anew": ("projection_layer",), "unused": ("decodr",)}
+    with pytest.raises(UserError, match=r"InitialCheckpoint.unused: 'decodr' is not .* as decoder or "):
+        InitialCheckpoint(str(T5_1_1), **options).of(DualEncoder(config, vector_dim=5))
+    # A name that other weights have is right: gin files are shared.
+    given = InitialCheckpoint(str(T5_1_1), unused=("pawa_decoder", "decoder/layers_0")).of(
+        GenerativeRetriever(CONFIG)
+    )
+    assert given
+
+
+def test_both_towers_begin_as_the_one():
+    config = dataclasses.replace(CONFIG, num_decoder_layers=0, scan_layers=True)
+    model = DualEncoder(config, vector_dim=5, shared_towers=False, learn_scale=True)
+    options = {"anew": ("projection_layer", "log_scale"), "unused": ("decoder",)}
+    params = begun(model, InitialCheckpoint(str(T5_1_1), **options).of(model))
+    theirs = open_pretrained(T5_1_1).arrays
+    for tower in ("left_tower", "right_tower"):
+        stack = params[f"{tower}/encoder/encoder/mlp/wo/kernel"]
+        for i in range(2):
+            np.testing.assert_array_equal(stack[i], theirs[f"encoder/layers_{i}/mlp/wo/kernel"].whole())
+    assert params["log_scale"] == 0
+
+
+def test_of_our_own_models(tmp_path, collection):
+    """A scanned model goes on as one that is not, and a dual encoder's towers as they are."""
+    config = T5Config(1152, 16, 2, 8, 20, 2, 2, scan_layers=True)
+    model = GenerativeRetriever(config)
+    write_model_folder(tmp_path / "a", model, random_params(model), collection)
+    assert open_model(tmp_path / "a").step == 7
+    other = GenerativeRetriever(dataclasses.replace(config, scan_layers=False))
+    given = InitialCheckpoint(str(tmp_path / "a")).of(other)
+    stack = flat(open_model(tmp_path / "a").params)["decoder/decoder/mlp/wi_0/kernel"]
+    np.testing.assert_array_equal(given["decoder/layers_1/mlp/wi_0/kernel"].whole(), stack[1])
+    towers = DualEncoder(dataclasses.replace(config, num_decoder_layers=0), vector_dim=4, shared_towers=False)
+    params = random_params(towers)
+    params["right_tower"] = jax.tree.map(lambda x: 2 * x, params["right_tower"])
+    write_model_folder(tmp_path / "b", towers, params, collection)
+    given = InitialCheckpoint(str(tmp_path / "b")).of(towers)
+    for name, array in flatten_dict(params, sep="/").items():
+        np.testing.assert_array_equal(given[name].whole(), array)
+
+
+def test_weights_of_another_vocabulary_are_refused(tmp_path, collection):
+    """Their own pieces are compared, by content; sentinels may be among them, and `resized` allows more."""
+    config = T5Config(1152, 16, 2, 8, 20, 1, 0)
+    model = DualEncoder(config, vector_dim=4)
+    write_model_folder(tmp_path / "own", model, random_params(model), collection)
+    initial, ours = InitialCheckpoint(str(tmp_path / "own")), tmp_path / "own" / "sentencepiece.model"
+    pieces = collection.vocabulary_path
+    assert initial.of(model, pieces)
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(pieces.read_bytes())
+    proto.pieces.add(piece="<extra_id_0>", score=0, type=4)
+    ours.write_bytes(proto.SerializeToString())
+    assert initial.of(model, pieces)
+    proto.pieces.add(piece="more", score=-9)
+    ours.write_bytes(proto.SerializeToString())
+    with pytest.raises(
+        UserError, match=f"{pieces} is another vocabulary than that of {initial.path}, which has"
+    ):
+        initial.of(model, pieces)
+    assert dataclasses.replace(initial, resized=("token_embedder",)).of(model, pieces)
+    proto.pieces[9].piece = "other"
+    ours.write_bytes(proto.SerializeToString())
+    for resized in ((), ("token_embedder",)):
+        with pytest.raises(UserError, match=rf"whose piece 9 is 'other', not .* --VOCABULARY={ours}"):
+            dataclasses.replace(initial, resized=resized).of(model, pieces)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(pieces.read_bytes())
+    proto.normalizer_spec.precompiled_charsmap = b""
+    ours.write_bytes(proto.SerializeToString())
+    with pytest.raises(UserError, match="another vocabulary"):
+        initial.of(model, pieces)
+
+
+def test_a_tokenizer_without_a_sentencepiece_model_is_compared_too(tmp_path, collection):
+    folder = shutil.copytree(GOLDENS / "gtr", tmp_path / "gtr")
+    pieces = shutil.move(folder / "spiece.model", tmp_path / "theirs.model")
+    network = open_pretrained(folder).network
+    model = DualEncoder(T5Config(**network), vector_dim=9)
+    initial = InitialCheckpoint(str(folder))
+    assert initial.of(model, pieces)
+    with pytest.raises(UserError, match=f"is another vocabulary than that of {folder}, whose piece"):
+        initial.of(model, collection.vocabulary_path)
+    (folder / "tokenizer.json").unlink()
+    assert initial.of(model, collection.vocabulary_path)  # nothing tells
+
+
+def test_a_run_begins_with_it(cli, work, arguments, tmp_path, collection):
+    """By the command: its first loss is another than from random weights; other weights are refused."""
+    assert cli("docids", *arguments)[0] == 0
+    sizes = (64, 2, 32, 64, 1, 1)
+    model = GenerativeRetriever(T5Config(1152, *sizes, dropout_rate=0.0))
+    params = random_params(model)
+    write_model_folder(tmp_path / "given", model, params, collection)
+    folder = tmp_path / "trained"
+    flags = [*arguments, f"--gin.MODEL_DIR='{folder}'", "--gin.STEPS=1", "--gin.train.log_every=1"]
+    flags += ["--gin.T5Config.dropout_rate=0.0"]
+    given = f"--gin.INITIAL_CHECKPOINT='{tmp_path / 'given'}'"
+    status, _, err = cli("train", *flags, given)
+    assert status == 0, err
+    assert f"{tmp_path / 'given'}: retrieval_jax's weights, 29 arrays are read" in err
+    points = [json.loads(line) for line in (folder / "learning_curve.jsonl").read_text().splitlines()]
+    loss = points[0]["loss"]
+    status, *_ = cli("train", *flags, f"--gin.MODEL_DIR='{tmp_path / 'random'}'")
+    points = [
+        json.loads(line) for line in (tmp_path / "random" / "learning_curve.jsonl").read_text().splitlines()
+    ]
+    assert abs(points[0]["loss"] - loss) > 0.01
+    learn(["an altogether different text of few words"] * 9, 60, tmp_path / "given" / "sentencepiece.model")
+    status, _, err = cli("train", *flags, given, f"--gin.MODEL_DIR='{tmp_path / 'other'}'")
+    assert status == 2
+    assert "is another vocabulary than that of" in err
+    assert not (tmp_path / "other").exists()
+    assert open_pretrained(folder).step == 1
+    status, _, err = cli("train", *flags)
+    assert status == 2
+    assert "initial_checkpoint is" in err
+    wrong = f"--gin.INITIAL_CHECKPOINT='{tmp_path / 'nothing'}'"
+    status, _, err = cli("train", *flags, wrong, f"--gin.MODEL_DIR='{tmp_path / 'other'}'")
+    assert status == 2
+    assert "there is no such file or folder" in err
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,70 @@
+"""Where things lie: names, and sources of one name."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from reading import error_of
+
+from retrieval_jax.checkpoints.checkpoints import Checkpoints
+from retrieval_jax.checkpoints.weights import read_ocdbt
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.workspace import Work, source_path
+from retrieval_jax.verbs.evaluate import run_paths
+
+
+def test_two_sources_of_one_name_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    work = Work.of("a/data", None)
+    storage.build(work.collection, {}, lambda folder: {"source_path": source_path("a/data")})
+    assert Work.of(f"{tmp_path}/a/data", None) == work
+    message = error_of(lambda: Work.of("b/data", None))
+    assert f"holds the collection of {tmp_path}/a/data, not of {tmp_path}/b/data" in message
+    assert "--WORK_DIR=work/data_2" in message
+    assert Work.of("b/data", "work/data") == work
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a b", "qrels", "a\n", "é", "a.unfinished"])
+def test_a_name_that_is_no_files_name_is_refused(name: str):
+    work = Work(Path("work"))
+    named = (work.searcher, work.synthetic, work.negatives, work.model, work.docids, work.export)
+    for place in (*named, lambda name: work.run(name, "test")):
+        with pytest.raises(Exception, match="cannot be the name of an artefact"):
+            place(name)
+
+
+def test_a_name_may_have_dots():
+    assert Work(Path("w")).run("bm25.v2", "test") == Path("w/runs/bm25.v2.test.trec")
+
+
+def test_evaluate_tells_runs_with_dots_apart(tmp_path: Path):
+    work = Work(tmp_path)
+    expected = {name: work.run(name, "test") for name in ("bm25", "bm25.v2", "bm25.v3")}
+    for path in (*expected.values(), work.qrels("test"), work.run("other", "dev")):
+        storage.write_aside(path, b"")
+    assert run_paths(work, "test") == expected
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Work.of("~/data", "~/w").folder == tmp_path / "w"
+    assert paths.absolute("~/x") == tmp_path / "x"
+    assert paths.of("~x") == Path("~x")
+
+
+@pytest.mark.parametrize("name", ["a#b", "a%20b", "a|b", "a b", "~x", "é日本", "a]b"])
+def test_checkpoints_below_odd_names_are_restored(tmp_path: Path, name: str):
+    tree = {"w": jnp.arange(4.0)}
+    saved = Checkpoints(tmp_path / name)
+    saved.save(1, tree, tree)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    assert saved.restore_params(1, like)["w"].tolist() == [0, 1, 2, 3]
+    saved.close()
+    arrays = read_ocdbt(tmp_path / name / "checkpoints" / "1" / "params")
+    assert arrays["w"].whole().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a\\b", "a*b", "a?b"])
+def test_names_that_are_glob_patterns_are_refused_before_training(tmp_path: Path, name: str):
+    assert "checkpoints cannot lie below a folder with" in error_of(lambda: Checkpoints(tmp_path / name))

@@ -1,0 +1,156 @@
+"""A collection's vectors: made once, in parts that survive a kill, by several processes, and kept."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.records import Collection
+from retrieval_jax.embeddings import encoding
+from retrieval_jax.embeddings.encoding import encode_collection
+
+MODEL = {"model": "letters"}
+
+# Encodes by counting letters, in parts of 16; killed where it would encode the third part's passages.
+SCRIPT = """
+import os, signal, sys
+import numpy as np
+from retrieval_jax.data.records import Collection
+from retrieval_jax.embeddings import encoding
+from retrieval_jax.mesh import multihost
+
+multihost.join("index")
+encoding.PART = 16
+calls = 0
+
+def encode(texts, advance):
+    global calls
+    calls += 1
+    if sys.argv[3] == "killed" and calls == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    advance(len(texts))
+    return np.array([[text.count(letter) for letter in "aeiou"] for text in texts], np.float32)
+
+collection, folder = Collection(sys.argv[1]), encoding.Path(sys.argv[2])
+found = encoding.encode_collection(folder, {"model": "letters"}, collection, lambda: encode)
+print(calls, found.vectors_NxE.shape[0])
+"""
+
+
+def letters(texts: list[str]) -> np.ndarray:
+    return np.array([[text.count(letter) for letter in "aeiou"] for text in texts], np.float32)
+
+
+class Encoder:
+    """Counts letters, and what it is asked for."""
+
+    def __init__(self):
+        self.texts: list[str] = []
+
+    def __call__(self, texts, advance):
+        self.texts += texts
+        advance(len(texts))
+        return letters(texts)
+
+
+def all_texts(collection: Collection) -> list[str]:
+    return [passage.full_text for passage in collection.passages()]
+
+
+def test_a_killed_encoding_goes_on_where_it_was(collection: Collection, tmp_path, python, monkeypatch):
+    folder = tmp_path / "letters"
+    result = python(SCRIPT, collection.folder, folder, "killed")
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert not folder.exists()
+    monkeypatch.setattr(encoding, "PART", 16)
+    encoder, texts = Encoder(), all_texts(collection)
+    found = encode_collection(folder, MODEL, collection, lambda: encoder)
+    assert encoder.texts == texts[32:]
+    np.testing.assert_array_equal(found.vectors_NxE, letters(texts))
+    assert found.ids.equals(collection.ids)
+    assert [path.name for path in tmp_path.iterdir()] == ["letters"]
+
+    again = encode_collection(folder, MODEL, collection, Encoder)
+    assert again.manifest == found.manifest
+    # Another model's are made anew, and not taken for parts of this one's.
+    other = Encoder()
+    encode_collection(folder, {"model": "other"}, collection, lambda: other)
+    assert other.texts == texts
+
+
+def test_bad_vectors_are_told_and_what_was_before_is_kept(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "PART", 16)
+    folder, texts = tmp_path / "letters", all_texts(collection)
+
+    def spoilt(some, advance):
+        vectors = letters(some)
+        if texts[20] in some:
+            vectors[some.index(texts[20]), 3] = np.nan
+        return vectors
+
+    with pytest.raises(UserError, match="letters: the vector of row 20 has an infinity or NaN"):
+        encode_collection(folder, MODEL, collection, lambda: spoilt)
+    encoder = Encoder()
+    encode_collection(folder, MODEL, collection, lambda: encoder)
+    assert encoder.texts == texts[16:]
+
+
+def test_a_part_that_was_torn_is_named(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "PART", 16)
+    folder = tmp_path / "letters"
+    unfinished = tmp_path / "letters.unfinished"
+
+    def torn(some, advance):
+        part = unfinished / "00000.npz"
+        if part.exists():
+            part.write_bytes(part.read_bytes()[:100])
+        return letters(some)
+
+    with pytest.raises(UserError, match=r"letters.unfinished/00000.npz: cannot be read .*delete it"):
+        encode_collection(folder, MODEL, collection, lambda: torn)
+    (unfinished / "00000.npz").unlink()
+    encoder = Encoder()
+    encode_collection(folder, MODEL, collection, lambda: encoder)
+    assert encoder.texts == all_texts(collection)[:16]
+
+
+def test_only_what_is_new_is_encoded(collection, grown: Collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "PART", 16)
+    folder = tmp_path / "letters"
+    encode_collection(folder, MODEL, collection, Encoder)
+    encoder = Encoder()
+    found = encode_collection(folder, MODEL, grown, lambda: encoder)
+    known = set(all_texts(collection))
+    texts = all_texts(grown)
+    assert encoder.texts == [text for text in texts if text not in known]
+    assert len(encoder.texts) == 2  # one that is new, one that was changed
+    np.testing.assert_array_equal(found.vectors_NxE, letters(texts))
+    assert storage.read_manifest(folder, "index")["encoded"] == 2
+
+
+def test_two_processes_share_the_work(collection, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    folder, running = tmp_path / "letters", []
+    for process in range(2):
+        environment = os.environ | {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(process),
+        }
+        command = [sys.executable, "-c", SCRIPT, str(collection.folder), str(folder), "whole"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        running.append(subprocess.Popen(command, env=environment, **pipes))
+    outputs = [process.communicate(timeout=100) for process in running]
+    count = collection.passage_count
+    calls = [int(out.splitlines()[-1].split()[0]) for out, _ in outputs]  # after Gloo's own lines
+    assert sum(calls) == -(-count // 16), outputs
+    assert abs(calls[0] - calls[1]) <= 1
+    np.testing.assert_array_equal(np.load(folder / "vectors.npy"), letters(all_texts(collection)))

@@ -1,0 +1,116 @@
+"""The verb `evaluate`, on runs of other tools: what the field's evaluators say of the published qrels."""
+
+from pathlib import Path
+
+import ir_measures
+import pytest
+from ir_measures import RR, R, nDCG
+from reading import write
+
+from retrieval_jax.core.workspace import Work
+from retrieval_jax.evaluation.trec import read_qrels
+from retrieval_jax.search.index import make_index
+from retrieval_jax.verbs.evaluate import evaluate
+from retrieval_jax.verbs.importing import import_collection
+from retrieval_jax.verbs.search import search
+
+WORDS = ["marble", "falcon", "thunder", "candle", "meadow", "lantern"]
+
+
+def collection(folder: Path, files: dict[str, str], **settings) -> tuple[str, str, Work]:
+    """A collection of these files; (its source, its work folder, the same as a Work)."""
+    source, work = str(write(folder / "docs", files)), str(folder / "work")
+    import_collection(source, work, vocab_size=40, **settings)
+    return source, work, Work.of(source, work)
+
+
+def add_run(work: Work, lines: str) -> None:
+    path = work.run("theirs", "test")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(f"{line} tag\n" for line in lines.splitlines()))
+
+
+def expected(qrels: str, run: str, rel: int = 1) -> dict[str, float]:
+    """By ir_measures from the files' texts alone, over all judged queries."""
+    rows = [line.split("\t") for line in qrels.splitlines()]
+    judged = [ir_measures.Qrel(query, passage, int(grade)) for query, passage, grade in rows]
+    ranked = [
+        ir_measures.ScoredDoc(query, passage, float(score))
+        for query, _, passage, _, score in (line.split() for line in run.splitlines())
+    ]
+    measures = {"MRR@10": RR(rel=rel) @ 10, "Recall@10": R(rel=rel) @ 10, "nDCG@10": nDCG @ 10}
+    means = ir_measures.calc_aggregate(measures.values(), judged, ranked)
+    return {name: means[measure] for name, measure in measures.items()}
+
+
+DOCS = "".join(f"d{i}\t\t{word} text\n" for i, word in enumerate(WORDS))
+
+
+@pytest.mark.parametrize("threshold", [1, 2, 3])
+def test_grades_have_a_threshold_and_queries_without_relevant_passages_count(tmp_path, capsys, threshold):
+    qrels = "q1\td0\t1\nq1\td1\t3\nq1\td2\t2\nq2\td3\t1\nq2\td4\t0\nq3\td5\t0\n"
+    run = "q1 Q0 d0 1 3\nq1 Q0 d2 2 2\nq1 Q0 d1 3 1\nq2 Q0 d3 1 1\nq3 Q0 d5 1 2\nq3 Q0 d0 2 1\n"
+    files = {
+        "docs.tsv": DOCS,
+        "queries.test.tsv": "q1\tmarble?\nq2\tcandle?\nq3\tlantern?\n",
+        "qrels.test.tsv": qrels,
+    }
+    source, folder, work = collection(tmp_path, files)
+    assert "test: 1 of 3 judged queries have no relevant passage: they count 0" in capsys.readouterr().err
+    add_run(work, run)
+    told = evaluate(source, folder, relevant_from=threshold)
+    metrics = told["metrics"]["theirs"]
+    reference = expected(qrels, run, threshold)
+    assert {name: metrics[name] for name in reference} == pytest.approx(reference)
+    report = Path(told["report"]).read_text()
+    assert ("relevant from grade" in report) == (threshold > 1)
+    without = {1: 1, 2: 2, 3: 2}[threshold]
+    assert f"<dt>none relevant</dt><dd>{without}</dd>" in report
+
+
+def test_positives_that_cannot_be_found_stay_in_the_mean(tmp_path):
+    qrels = "q1\td0\t1\nq1\tgone\t2\nq2\tgone\t1\nq3\td3\t1\n"
+    run = "q1 Q0 d0 1 2\nq1 Q0 d1 2 1\nq2 Q0 d2 1 1\nq3 Q0 d3 1 1\n"
+    files = {
+        "docs.tsv": DOCS + "gone\tno text\n",
+        "queries.test.tsv": "q1\tmarble?\nq2\tcandle?\nq3\tlantern?\n",
+        "qrels.test.tsv": qrels,
+    }
+    source, folder, work = collection(tmp_path, files, on_error="skip")
+    add_run(work, run)
+    metrics = evaluate(source, folder)["metrics"]["theirs"]
+    assert metrics["MRR@10"] == pytest.approx(2 / 3)
+    assert metrics["Recall@10"] == pytest.approx((1 / 2 + 0 + 1) / 3)
+    reference = expected(qrels, run)
+    assert {name: metrics[name] for name in reference} == pytest.approx(reference)
+
+
+def test_a_query_that_is_a_passage_is_left_out_of_its_own_results(tmp_path):
+    """As BEIR does it; but not where a query and an unrelated passage only share their number."""
+    texts = {
+        "a1": "marble harbour",
+        "a2": "marble harbour bay",
+        "a3": "falcon anchor",
+        "a4": "falcon anchor pier",
+    }
+    queries = {"a1": texts["a1"], "a3": texts["a3"], "a4": "harbour?"}
+    files = {
+        "docs.tsv": "".join(f"{key}\t\t{text}\n" for key, text in texts.items()),
+        "queries.test.tsv": "".join(f"{key}\t{text}\n" for key, text in queries.items()),
+        "qrels.test.tsv": "a1\ta2\t1\na3\ta4\t1\na4\ta1\t1\n",
+    }
+    source, folder, work = collection(tmp_path, files)
+    make_index(source, folder, kind="bm25")
+    search(source, folder, k=1)
+    run = [line.split() for line in work.run("bm25", "test").read_text().splitlines()]
+    assert [(query, passage) for query, _, passage, *_ in run] == [
+        *[("a1", "a1"), ("a1", "a2")],  # one more than K, of which the first does not count
+        *[("a3", "a3"), ("a3", "a4")],
+        ("a4", "a1"),
+    ]
+    told = evaluate(source, folder)
+    assert told["metrics"]["bm25"]["Hits@1"] == 1.0
+    assert "<dt>left out of their own results</dt><dd>2</dd>" in Path(told["report"]).read_text()
+    kept = evaluate(source, folder, ignore_identical_ids=False)
+    assert kept["metrics"]["bm25"]["Hits@1"] == pytest.approx(1 / 3)
+    assert read_qrels(work.qrels("test")) == {"a1": {"a2": 1}, "a3": {"a4": 1}, "a4": {"a1": 1}}

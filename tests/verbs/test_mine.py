@@ -1,0 +1,83 @@
+"""Mined hard negatives: what a searcher finds and is wrong, written as qrels, and trained on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.workspace import Work
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.mined import MinedNegatives
+from retrieval_jax.data.records import Collection
+from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.search.searcher import Searcher
+from retrieval_jax.verbs.mine import negatives_of
+
+DEPTH, MOST, SKIP = 12, 3, 1
+
+
+def mine(cli, arguments, *bindings: str) -> tuple[int, dict | None, str]:
+    settings = [f"--gin.mine.{name}={value}" for name, value in (("depth", DEPTH), ("most", MOST))]
+    return cli("mine", *arguments, *settings, *bindings)
+
+
+def test_they_are_the_best_of_the_searcher_without_the_positives(
+    work: Work, collection: Collection, arguments, cli
+):
+    assert cli("index", *arguments)[0] == 0
+    status, told, _ = mine(cli, arguments, f"--gin.mine.skip={SKIP}")
+    assert status == 0
+    path = work.negatives("bm25") / "qrels.train.tsv"
+    assert told["made"] == str(path)
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    assert told["negatives"] == len(lines) > 0
+    assert {grade for _, _, grade in lines} == {"0"}
+
+    searcher, queries = Searcher.open(work.searcher("bm25")), collection.queries("train")
+    for query in queries:
+        (ranking,) = searcher.search([query.text], DEPTH)
+        wrong = [p for p, _ in ranking[SKIP:] if p not in query.positives]
+        assert [p for q, p, _ in lines if q == query.id] == wrong[:MOST]
+    found = MinedNegatives(work.negatives("bm25")).of_queries(collection)
+    assert found == {q: tuple(p for other, p, _ in lines if other == q) for q, _, _ in lines}
+
+    # They are the labelled queries' negatives in training, with the collection's own.
+    data = TrainingData(mined="bm25", positives=1, negatives=2).of(work, collection, "passages", None)
+    examples = data.computed("labelled")
+    ids = [p.id for p in collection.passages()]
+    for i, query in enumerate(queries):
+        features = examples(i, np.random.default_rng(0))
+        assert features["grade"][0] > 0
+        rows = [row for row, grade in zip(features["passage"], features["grade"], strict=True) if grade == 0]
+        assert {ids[row] for row in rows} <= {*found.get(query.id, ()), *query.negatives}
+        assert len(rows) == min(2, len({*found.get(query.id, ()), *query.negatives}))
+    assert examples.task.queries[0].positives == queries[0].positives
+
+    altered = path.read_text()[:-4]
+    path.write_text(altered)
+    with pytest.raises(UserError, match=r"qrels.train.tsv: missing or altered: make it again"):
+        TrainingData(mined="bm25").of(work, collection, "passages", None).computed("labelled")
+
+
+def test_a_margin_leaves_out_what_scores_like_a_positive():
+    query = Query("q", "text", {"right": 1, "also": 1})
+    ranking = [("a", 9.0), ("right", 8.0), ("b", 7.5), ("also", 7.0), ("c", 6.0), ("d", 2.0)]
+    assert negatives_of(query, ranking, 10, 0, None) == ["a", "b", "c", "d"]
+    assert negatives_of(query, ranking, 2, 1, None) == ["b", "c"]
+    assert negatives_of(query, ranking, 10, 0, 1.0) == ["c", "d"]
+    assert negatives_of(query, ranking, 10, 0, 0.0) == ["b", "c", "d"]
+    assert negatives_of(query, ranking, 10, 3, 1.0) == ["c", "d"]  # the positive counts, though skipped
+    assert negatives_of(Query("q", "text", {"z": 1}), ranking, 10, 0, 1.0) == []
+    assert negatives_of(Query("q", "text", {"z": 1}), ranking, 10, 0, None) == [p for p, _ in ranking]
+
+
+def test_bad_settings_and_missing_negatives_are_told(
+    work: Work, collection: Collection, arguments, cli, tmp_path: Path
+):
+    status, _, error = mine(cli, arguments, f"--gin.mine.skip={DEPTH}")
+    assert status == 2
+    assert "skip less than depth" in error
+    data = TrainingData(mined="nothing").of(work, collection, "passages", None)
+    with pytest.raises(UserError, match="nothing: nothing finished here: make it with `retrieval-jax mine`"):
+        data.computed("labelled")

@@ -1,0 +1,315 @@
+"""Preflight: what is assumed without data, against real tables and batches; real compilations of both kinds.
+
+On eight simulated CPU devices everything but the compiler is what a TPU slice gets. Where libtpu is installed
+(the extra "tpu"), its compiler is asked too.
+"""
+
+import dataclasses
+import glob
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import gin
+import numpy as np
+import pytest
+
+from retrieval_jax import main
+from retrieval_jax.core import configuration
+from retrieval_jax.core.configuration import gin_folder
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.decoding.trie import build_trie
+from retrieval_jax.docids import residual
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.examples.batches import batches
+from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.mesh.hardware import CHIPS, GIB, chip_of, slice_of
+from retrieval_jax.training.aot import Fit, needed
+from retrieval_jax.training.shapes import batch_shapes, docid_shape, trie_shape
+from retrieval_jax.verbs.preflight import configured, preflight
+
+NO_LIBTPU = "libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'"
+
+
+@pytest.fixture(autouse=True)
+def _gin_is_left_as_it_was():
+    yield
+    gin.clear_config()
+
+
+def test_without_libtpu_one_line_says_how_to_get_it(cli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)  # as if it were not installed
+    status, _, err = cli("preflight", "--gin.TOPOLOGY='v4:2x2x1'")
+    assert status == 2
+    assert err.splitlines() == [
+        "retrieval-jax: preflight: libtpu, the TPU's compiler, is not installed: "
+        "pip install 'retrieval_jax[tpu]' (in a checkout: pip install -e '.[tpu]')"
+    ]
+
+
+def test_one_line_says_that_the_compiler_died(cli, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
+    monkeypatch.setattr("retrieval_jax.verbs.preflight._prepare", signal.raise_signal)
+    monkeypatch.setattr(configuration, "given", lambda: [signal.SIGSEGV])
+    status, _, err = cli("preflight", "--gin.TOPOLOGY='v4:2x2x1'")
+    assert status == 2
+    assert err.splitlines() == [
+        "retrieval-jax: preflight: the TPU's compiler itself broke down on v4:2x2x1 (signal SIGSEGV): "
+        "set another preflight.optimization (None is its default effort), or another topology"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("topology", "mend"),
+    [("v9:2x2", "v4:2x2x1 … 8x8x8"), ("v5e:3x3", "v5e:2x2, v5e:2x4"), ("v4", "v4:2x2x1")],
+)
+def test_an_unknown_slice_names_those_that_there_are(topology: str, mend: str):
+    with pytest.raises(UserError, match=f"TOPOLOGY: no slice '{topology}'.*{mend}"):
+        preflight(topology)
+
+
+def test_chips_are_known_by_what_jax_calls_them():
+    assert [chip_of(kind).name for kind in ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite")] == [*CHIPS]
+    assert chip_of("NVIDIA H100 80GB HBM3").flops == 989e12
+    assert chip_of("NVIDIA A100-SXM4-40GB").name == "a100"
+    assert chip_of("cpu") is None
+
+
+def test_every_gin_file_of_a_slice_says_what_it_is():
+    files = sorted((gin_folder() / "tpu").glob("*.gin"))
+    assert {file.stem.split("_")[0] for file in files} == set(CHIPS)
+    for file in files:
+        text = file.read_text()
+        topology = re.search("^TOPOLOGY = '(.*)'$", text, re.MULTILINE)[1]
+        chip, shape = slice_of(topology)
+        assert file.stem == topology.replace(":", "_")
+        chips = math.prod(map(int, shape.split("x")))
+        assert f" {chips} chip" in text
+        assert f"{chip.hbm / GIB:.2f} GiB" in text
+        assert chips % int(re.search(r"parallelism = (\d+)", text)[1]) == 0
+
+
+def test_assumed_docids_are_no_smaller_than_real_ones(arguments, work, cli):
+    for kind in ("atomic", "naive_digits"):
+        assert cli("docids", *arguments, f"--gin.DOCIDS='{kind}'")[0] == 0
+        table = DocidTable.open(work.docids(kind))
+        shape = docid_shape(kind, len(table.passage_ids), vocab_size=1024)
+        assert shape.output_size == table.output_size
+        assert shape.length == table.length
+        assert shape.own_vocabulary == table.own_vocabulary
+
+
+@pytest.mark.parametrize(("levels", "size"), [(4, 16), (8, 256)])
+def test_an_assumed_trie_has_the_arrays_of_a_real_one_and_no_fewer_bytes(levels: int, size: int):
+    rng, count = np.random.default_rng(0), 5000
+    codes = rng.integers(0, size, (count, levels)).astype(np.uint8)
+    numbers = residual.numbers(codes, codes[:0], np.zeros(0, np.int64))
+    tokens_NxL = residual.tokens(codes, numbers, 1, size)
+    shape = docid_shape(f"rq_{levels}x{size}", count, 1024)
+    assert (shape.length, shape.output_size) == (levels + 1, residual.output_size(levels + 1, size))
+    real, _ = build_trie(tokens_NxL)
+    assumed = trie_shape(shape, count)
+    assert assumed.length == real.length
+    for name in ("token_LxS", "symbol_E", "degree_E", "child_E", "tails", "root_degree"):
+        a, b = getattr(assumed, name), getattr(real, name)
+        assert np.can_cast(b.dtype, a.dtype), name  # fewer children need fewer bytes
+        assert a.ndim == b.ndim, name
+        assert a.size >= b.size, name
+    assert all(a >= b for a, b in zip(assumed.fanouts, real.fanouts, strict=True))
+
+
+def test_batches_have_the_shapes_that_are_compiled(arguments, work, collection, cli):
+    assert cli("docids", *arguments, "--gin.DOCIDS='naive'")[0] == 0
+    table = DocidTable.open(work.docids("naive"))
+    data = TrainingData({"labelled": 1.0}, input_length=12, passage_length=20, positives=2, negatives=1)
+    for answer in ("docids", "passages", "query"):
+        rates = {"doc2query": 1.0} if answer == "query" else data.rates
+        some = TrainingData(**{**vars(data), "rates": rates}).of(
+            work, collection, answer, table if answer == "docids" else None
+        )
+        batch = next(batches(some.stages(), some.targets, {}, 4, seed=0))
+        assert {name: x.shape for name, x in batch.items()} == batch_shapes(answer, data, 4, table.length)
+        assert {x.dtype for x in batch.values()} == {np.dtype(np.int32)}
+
+
+def test_the_collection_and_its_docids_are_used_where_they_are(arguments, work, cli):
+    assert cli("docids", *arguments, "--gin.DOCIDS='naive'")[0] == 0
+    _, files, bindings, _ = main.parse(["train", "--gin_file=runs/naive.gin", *arguments])
+    configuration.configure(files, bindings)
+    real = configured(search=False, passages=None, vocab_size=None)
+    table = DocidTable.open(work.docids("naive"))
+    assert real.shapes["decoder_target_tokens"] == (32, table.length)
+    assert real.facts["collection"] == str(work.collection)
+    assert real.facts["passages"] == len(table.passage_ids)
+    assumed = configured(search=False, passages=10**6, vocab_size=None)
+    assert assumed.facts["collection"] == "assumed"
+    assert assumed.model.config.vocab_size == 32_128
+
+
+def test_the_verdict_compares_the_peak_with_the_memory():
+    fit = Fit(4 * GIB, {"parameters": GIB}, 3 * GIB, flops=0, compiled=True)
+    assert fit.verdict == "fits: 3.00 of 4.00 GiB a chip, 1.00 to spare"
+    large = dataclasses.replace(fit, peak=6 * GIB)
+    assert not large.fits
+    assert large.verdict == "does not fit: 6.00 of 4.00 GiB a chip, 2.00 too many"
+
+
+def test_what_the_compiler_says_is_read():
+    used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 28.37G of 15.75G hbm. Exceeded …"
+    assert needed(used, 0) == int(28.37 * GIB)
+    temporaries = "Ran out of memory on HBM, the total memory required for HLO temporaries (512.00M) exceeds"
+    assert needed(temporaries, GIB) == 1.5 * GIB
+    assert needed("no number", 7) == 7
+
+
+ON_CPUS = """
+import importlib, json
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from retrieval_jax.core import configuration
+from retrieval_jax import main
+from retrieval_jax.training import aot
+from retrieval_jax.verbs import preflight as p
+from retrieval_jax.mesh.hardware import CHIPS
+from retrieval_jax.mesh.partitioning import make_mesh
+
+def run(mesh, *bindings, search=False, hbm=2**40, file="runs/naive.gin"):
+    configuration.configure([file], ["T5Config.num_heads = 2", "TrainingData.input_length = 16", *bindings])
+    job = p.configured(search, 100_000, 1024)
+    fit = job.fit("cpu", mesh, hbm)
+    return p.summary(job, fit, CHIPS["v4"], mesh.size) | {"held": fit.held, "peak": fit.peak}
+
+for module in (*(module for module, _ in main.VERBS.values()), *main.CONFIGURABLE):
+    importlib.import_module(module)
+one, two = make_mesh(1), make_mesh(2)
+whole = run(one)
+told = {
+    "whole": whole,
+    "halves": run(two),
+    "skips": run(one, "Watch.on_spike = 'skip'"),
+    "small": run(one, hbm=2**10),
+    "atomic search": run(two, search=True, file="runs/atomic.gin"),
+    "rq search": run(two, "DOCIDS = 'rq_4x32'", search=True),
+}
+try:
+    run(make_mesh(8))
+except aot.DoesNotDivide as error:
+    told["eighths"] = str(error)
+print(json.dumps(told))
+"""
+
+
+def test_a_real_compilation_on_eight_cpus():
+    script = [sys.executable, "-c", ON_CPUS]
+    result = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    whole, halves = told["whole"], told["halves"]
+    # Parameters of 256 wide with 2 heads: embedding and softmax, an encoder layer, a decoder layer.
+    E, J, F, V = 256, 2 * 64, 256, 1024
+    matrices = 2 * V * E + (4 * E * J + 3 * E * F) + (8 * E * J + 3 * E * F)
+    rest = 2 * 2 * 32 + 7 * E  # position biases, norms
+    # AdamW keeps two moments; and the three counts and the rate of its parts.
+    assert whole["held"]["parameters"] == 4 * (matrices + rest)
+    assert 0 < whole["held"]["optimizer"] - 2 * whole["held"]["parameters"] < 64
+    assert whole["held"]["batch"] == 4 * (128 // 8) * (16 + 3 * 6)
+    assert halves["held"]["parameters"] == 2 * matrices + 4 * (rest - 32 * 2)
+    assert whole["fits"]
+    assert whole["peak"] > sum(whole["held"].values())
+    assert whole["flops_per_step"] == whole["model_flops_per_step"] == halves["flops_per_step"]
+    assert halves["peak"] < whole["peak"]
+    assert told["skips"]["peak"] > whole["peak"]  # its gradients are all there before any is used
+    assert told["skips"]["held"] == whole["held"]
+    assert not told["small"]["fits"]
+    assert "parameters, optimizer, batch alone take" in told["small"]["verdict"]
+    assert told["small"]["compile_seconds"] == 0
+    for kind in ("atomic", "rq"):
+        search = told[f"{kind} search"]
+        assert search["fits"]
+        assert search["gib_per_chip"].keys() == {"parameters", "batch", "docids", "temporaries"}
+        assert "least_days" not in search
+    assert "does not divide" in told["eighths"]
+
+
+ON_TPUS = """
+import contextlib, io, json
+from retrieval_jax.core import configuration
+from retrieval_jax import main
+from retrieval_jax.verbs.preflight import on_slice, try_slice
+tiny = ["T5Config.num_heads=4", "TrainingData.input_length=16", "preflight.vocab_size=1024"]
+files = ["runs/naive.gin", "tpu/v4_2x2x1.gin"]
+out = io.StringIO()
+with contextlib.redirect_stdout(out):
+    bindings = [*tiny, "preflight.price=1e6"]
+    arguments = [*(f"--gin_file={file}" for file in files), *(f"--gin.{binding}" for binding in bindings)]
+    assert main.main(["preflight", "--json", *arguments]) == 0
+told = {"v4": json.loads(out.getvalue())}
+configuration.configure(files[:1], [*tiny, "make_mesh.model_parallelism=2"])
+told["v5e"], _ = on_slice("v5e:2x2", (False, 1000, 1024), 1)
+configuration.configure(files[:1], [*tiny, "train.batch_size=300_000"])
+told["large batch"], _ = on_slice("v5e:1x1", (False, 1001, 1024), 1)
+configuration.configure(files[:1], [*tiny, "make_mesh.model_parallelism=2"])
+told["large vocabulary"] = try_slice("v5e:1x1", (False, 1000, 10_000_000), 1)
+print(json.dumps(told))
+"""
+
+
+def test_the_tpu_compiler_on_two_generations():
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
+    script = [sys.executable, "-c", ON_TPUS]
+    result = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    v4, v5e, large = told["v4"], told["v5e"], told["large batch"]
+    assert (v4["topology"], v5e["topology"]) == ("v4:2x2x1", "v5e:2x2")
+    assert (v4["mesh"], v5e["mesh"]) == ("data 1 × model 4", "data 2 × model 2")
+    assert (v4["hbm_gib"], v5e["hbm_gib"]) == (30.75, 15.75)
+    for fitting in (v4, v5e):
+        assert fitting["fits"]
+        assert 0 < fitting["gib_per_chip"]["parameters"] < fitting["peak_gib"] < 1
+        assert fitting["flops_per_step"] == fitting["model_flops_per_step"]
+    assert v4["least_cost"] == pytest.approx(v4["least_days"] * 24 * 4 * 1e6, abs=0.01)
+    assert v4["smallest"] == "v4:2x2x1"
+    assert v4["slices"] == {"v4:2x2x1": {key: v4[key] for key in ("mesh", "fits", "peak_gib")}}
+    assert not large["fits"]
+    assert large["peak_gib"] > large["hbm_gib"]
+    assert "too many" in large["verdict"]
+    larger = told["large vocabulary"]
+    assert not larger["fits"]
+    assert larger["mesh"] == "data 1 × model 1"
+    # Embedding and softmax of 256 wide, and two moments of each, are too large before any compiling.
+    assert larger["peak_gib"] == pytest.approx(3 * 2 * 4 * 256 * 10_000_000 / GIB, rel=0.01)
+    # Nothing but our own lines, with the seconds that compiling took.
+    assert all(re.match(r"v\de:|v4:", line) for line in result.stderr.splitlines()), result.stderr
+
+
+@pytest.mark.skipif(bool(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")), reason="there may be a TPU")
+def test_without_a_tpu_libtpu_neither_hinders_nor_tells():
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
+    script = "from retrieval_jax.core.progress import quiet_libraries as q; q(); import jax; jax.devices()"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_PLATFORMS", "TPU_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stderr == ""
+
+
+def test_every_topology_is_one_that_the_compiler_knows():
+    pytest.importorskip("libtpu", reason=NO_LIBTPU)
+    script = """
+import math
+from retrieval_jax.mesh.hardware import CHIPS, chip_of
+from retrieval_jax.training.aot import devices_of, reach_compiler
+reach_compiler()
+for chip in CHIPS.values():
+    for shape in chip.topologies:
+        devices = devices_of(f"{chip.name}:{shape}")
+        assert len(devices) == math.prod(map(int, shape.split("x"))), shape
+        assert chip_of(devices[0].device_kind) == chip
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
