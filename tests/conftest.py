@@ -1,12 +1,21 @@
 """A small real collection, imported once, and the command line as a function."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Many tests compile the same small step; each program is compiled once, for subprocesses too.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import gin
 import pytest
@@ -18,6 +27,17 @@ from retrieval_jax.data.sources.python_docs import python_docs
 from retrieval_jax.main import main
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_bindings_in_this_module() -> None:
+    """A verb that ran in another test left the optimiser's settings behind."""
+    gin.clear_config()
+
+
+@pytest.fixture(autouse=True)
+def no_bindings() -> None:
+    gin.clear_config()
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +97,33 @@ def work(arguments: list[str]) -> Work:
 @pytest.fixture(scope="session")
 def collection(work: Work) -> Collection:
     return Collection(work.collection)
+
+
+@pytest.fixture(scope="session")
+def grown_source(source: Path, tmp_path_factory) -> Path:
+    """The small collection later: a passage is gone, one is new, one has another text."""
+    folder = tmp_path_factory.mktemp("sources") / "grown"
+    folder.mkdir()
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    lines = (folder / "docs.tsv").read_text().splitlines(keepends=True)
+    gone = lines.pop(3).split("\t")[0]
+    lines[10] = lines[10].rstrip("\n") + " And a sentence that was not here before.\n"
+    new = "one.more\tprogress\tA progress bar that shows how long a task still takes.\n"
+    (folder / "docs.tsv").write_text("".join([new, *lines]))
+    for file in folder.glob("qrels.*.tsv"):
+        kept = [line for line in file.read_text().splitlines(keepends=True) if f"\t{gone}\t" not in line]
+        file.write_text("".join(kept))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grown(work: Work, arguments: list[str], grown_source: Path, tmp_path_factory) -> Collection:
+    folder = tmp_path_factory.mktemp("grown_work") / "work"
+    vocabulary = f"--gin.VOCABULARY='{work.collection / 'sentencepiece.model'}'"
+    here = [f"--gin.COLLECTION='{grown_source}'", f"--gin.WORK_DIR='{folder}'", vocabulary]
+    assert main(["import", *here, "--json"]) == 0
+    return Collection(folder / "collection")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval_jax.evaluation.report import read_curve
+from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.mesh import multihost
 
 LOWER_IS_BETTER = ("loss",)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import math
 import os
 import re
@@ -14,8 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retrieval_jax.core import paths
-from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.storage import write_aside
 
 
@@ -72,31 +69,6 @@ PANELS = {
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without those lost on white or black.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _INK = "#123456"  # stands for the page's text colour until the figure is in the page
-
-
-def read_curve(path: str | os.PathLike) -> list[dict]:
-    """Reads a JSON-lines file of a curve's points, one object per line.
-
-    A last line that a killed process left unfinished is ignored; an unreadable file or any other line that is
-    not a JSON object raises UserError.
-    """
-    try:
-        lines = paths.of(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): train the model first") from None
-    points = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            point = json.loads(line)
-        except ValueError:  # also bytes that are not UTF-8
-            point = None
-        if isinstance(point, dict):
-            points.append(point)
-        elif number < len(lines):  # only a line without its newline can be unfinished
-            raise UserError(f"{path}:{number}: not a JSON object: delete this line")
-    return points
 
 
 def print_table(rows: Sequence[MethodRow], console: Console) -> None:

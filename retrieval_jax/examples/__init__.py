@@ -1,0 +1,1 @@
+"""Training examples: tasks, mixtures, what a text is answered with, batches, packing, and the cache."""

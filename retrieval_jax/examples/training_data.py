@@ -16,10 +16,10 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts, Vocabulary
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.examples.cached import CachedExamples
 from retrieval_jax.examples.examples import ROWS, TASKS, Examples, Inputs, mixture
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, Targets
 from retrieval_jax.examples.tasks import LabelledGroups
-from retrieval_jax.verbs.cache import CachedExamples
 
 Task = Annotated[str, Names("a task", TASKS)]
 Rates = Annotated[str, Names("a row of the paper", tuple(ROWS))] | Mapping[Task, NonNegativeFloat]

@@ -1,0 +1,1 @@
+"""The protocol `Searcher` and every searcher: generative, exact, ScaNN and BM25."""

@@ -1,5 +1,6 @@
 """The fifth noun: the searcher. All that evaluation, reports and servers know of a retriever."""
 
+import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +10,13 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
 from retrieval_jax.data.records import Collection
 
+SEARCHERS = {
+    "generative": "retrieval_jax.search.generative:GenerativeSearcher",
+    "exact": "retrieval_jax.search.dense:ExactSearcher",
+    "scann": "retrieval_jax.search.dense:ScannSearcher",
+    "bm25": "retrieval_jax.search.bm25:BM25Searcher",
+}
+"""Kind of searcher -> MODULE:CLASS, whose `open(folder)` opens it. No other kind's module is imported."""
 BATCH = 32  # queries that are searched for at once
 Ranking = list[tuple[str, float]]
 """(passage id, score), best first, each passage once."""
@@ -89,14 +97,5 @@ def _open(folder: Path) -> Searcher:
         folder = paths.local(folder)
         storage.check_files(folder, manifest)
     check_model(folder, manifest)
-    if kind == "bm25":
-        from retrieval_jax.search.bm25 import BM25Searcher
-
-        return BM25Searcher.open(folder)
-    if kind == "generative":
-        from retrieval_jax.search.generative import GenerativeSearcher
-
-        return GenerativeSearcher.open(folder)
-    from retrieval_jax.search.dense import DENSE
-
-    return DENSE[kind].open(folder)
+    module, _, name = SEARCHERS[kind].partition(":")
+    return getattr(importlib.import_module(module), name).open(folder)

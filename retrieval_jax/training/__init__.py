@@ -1,0 +1,1 @@
+"""The trainer: its loop, step, optimisers and evaluators, and what watches over a run."""

@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.core import paths
 from retrieval_jax.core.storage import write_aside
-from retrieval_jax.evaluation.report import read_curve
 from retrieval_jax.mesh import multihost
 
 WRITTEN_EVERY = 30  # seconds, in a bucket

@@ -11,10 +11,10 @@ import numpy as np
 import optax
 
 from retrieval_jax.checkpoints import checkpoints
+from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core.errors import Preempted
 from retrieval_jax.core.progress import bar, say
-from retrieval_jax.evaluation.report import read_curve
 from retrieval_jax.examples.batches import Batch
 from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.training.clock import Clock, Profiler

@@ -1,0 +1,5 @@
+"""What `retrieval-jax VERB` runs: one module a verb.
+
+Verbs alone bring gin's values, the workspace and the mesh together, and pass them on.
+No other package imports one.
+"""

@@ -1,12 +1,4 @@
-"""The verb `cache`: tokenised examples on disk, written by seqio's Beam job.
-
-    cache/COLLECTION.KIND.TASK/train.tfrecord-00000-of-00064, info.train.json, stats.train.json, COMPLETED
-    cache/COLLECTION.KIND.TASK/places.npy    int64, examples × 2: example -> file and byte
-
-The folders are seqio's own: `seqio.add_global_cache_dirs(["…/cache"])` makes any seqio or T5X program read
-them. `places.npy` is for the trainer here, which reads example i in whatever order: it finds the same
-examples under the same numbers with and without a cache.
-"""
+"""The verb `cache`: tokenised examples on disk, written by seqio's Beam job; see examples/cached.py."""
 
 import functools
 import os
@@ -17,47 +9,13 @@ from pathlib import Path
 import gin
 import numpy as np
 
-from retrieval_jax.core import paths, storage
+from retrieval_jax.core import storage
 from retrieval_jax.core.progress import say
 from retrieval_jax.core.workspace import Work
 from retrieval_jax.data import parallel
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
-
-PLACES = "places.npy"
-
-
-class CachedExamples:
-    """A task's examples from its cache. See examples.Examples."""
-
-    def __init__(self, folder: Path):
-        folder = paths.local(folder)
-        self.files = sorted(folder.glob("train.tfrecord-*"))
-        self.places_Nx2 = np.load(folder / PLACES, mmap_mode="r")
-
-    @classmethod
-    def find(cls, folder: Path, recipe: dict) -> "CachedExamples | None":
-        """The cache in a folder, if it is finished and was made by that recipe."""
-        return cls(folder) if storage.holds(folder, recipe) else None
-
-    def __len__(self) -> int:
-        return len(self.places_Nx2)
-
-    def __call__(self, i: int, rng: np.random.Generator) -> dict[str, Sequence[int]]:
-        file, start = self.places_Nx2[i].tolist()
-        (length,) = struct.unpack("<Q", os.pread(self._open[file], 8, start))
-        return _features(os.pread(self._open[file], length, start + 12))  # after the length and its checksum
-
-    @functools.cached_property
-    def _open(self) -> list[int]:
-        return [os.open(file, os.O_RDONLY) for file in self.files]
-
-
-def _features(record: bytes) -> dict[str, Sequence[int]]:
-    from tensorflow_datasets.proto import tf_example_pb2  # TensorFlow's, without TensorFlow
-
-    features = tf_example_pb2.Example.FromString(record).features.feature
-    return {name: feature.int64_list.value for name, feature in features.items()}
+from retrieval_jax.examples.cached import PLACES, features_of
 
 
 def _records(file: Path) -> Iterator[tuple[int, bytes]]:
@@ -129,7 +87,7 @@ def _make(opened, task: str, beam_options: Sequence[str], folder: Path) -> dict:
     places_Nx2 = np.full((count, 2), -1, np.int64)
     for number, file in enumerate(sorted(folder.glob("train.tfrecord-*"))):
         for start, record in _records(file):
-            places_Nx2[_features(record)["example"][0]] = number, start
+            places_Nx2[features_of(record)["example"][0]] = number, start
     assert (places_Nx2 >= 0).all(), f"{folder}: the Beam job lost examples"
     np.save(folder / PLACES, places_Nx2)
     (folder / "COMPLETED").touch()  # seqio's mark

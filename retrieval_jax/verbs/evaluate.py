@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gin
 
+from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import console, say
@@ -78,7 +79,7 @@ def evaluate(
     storage.write_json(work.metrics, metrics)
 
     curves = [
-        report.Curve(path.parent.name, report.read_curve(path))
+        report.Curve(path.parent.name, read_curve(path))
         for path in sorted((work.folder / "models").glob("*/learning_curve.jsonl"))
     ]
     counts = {f"{name} queries": count for name, count in collection.query_counts.items()}

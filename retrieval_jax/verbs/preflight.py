@@ -17,7 +17,6 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.main import configure_verbs
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.hardware import GIB, Chip, slice_of
 from retrieval_jax.search.index import make_index
@@ -28,6 +27,7 @@ from retrieval_jax.training.shapes import DocidShape, batch_shapes, docid_shape,
 from retrieval_jax.training.train import make_model, train
 from retrieval_jax.training.watch import Watch
 from retrieval_jax.verbs.search import search as search_verb
+from retrieval_jax.verbs.table import configure_verbs
 
 MS_MARCO, T5_VOCABULARY = 8_841_823, 32_128  # what is assumed where there is no collection
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_train import CONFIG, SHAPES, batches, retriever
+from tiny_training import CONFIG, SHAPES, batches, retriever
 
 from retrieval_jax.checkpoints import checkpoints, checksums, model_folder
 from retrieval_jax.checkpoints.kept import Kept

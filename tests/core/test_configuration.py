@@ -11,7 +11,6 @@ import pytest
 from retrieval_jax.core import configuration
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.examples.training_data import TrainingData
-from retrieval_jax.main import CONFIGURABLE, VERBS
 from retrieval_jax.models.contrastive import info_nce
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -20,6 +19,7 @@ from retrieval_jax.models.t5 import T5
 from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.shapes import docid_shape
 from retrieval_jax.training.train import make_model
+from retrieval_jax.verbs.table import CONFIGURABLE, VERBS
 
 FOLDER = configuration.gin_folder()
 # Those of t5x/ are for T5X's command line: tests/interop/test_t5x.py.

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.evaluation.report import (
     PANELS,
@@ -15,7 +16,6 @@ from retrieval_jax.evaluation.report import (
     SideBySide,
     format_count,
     print_table,
-    read_curve,
     write_report,
 )
 

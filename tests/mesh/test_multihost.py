@@ -12,8 +12,7 @@ from pathlib import Path
 
 import gin
 import pytest
-from test_train import batches, curve, retriever
-from test_watch import SKIPS, poisoned, spiky
+from tiny_training import SKIPS, batches, curve, poisoned, retriever, spiky
 
 from retrieval_jax.checkpoints import checksums
 from retrieval_jax.core.errors import UserError
@@ -30,7 +29,7 @@ jax.config.update("jax_num_cpu_devices", devices)
 sys.path.insert(0, here)
 import pytest
 from retrieval_jax.core.errors import UserError
-from test_train import batches, retriever
+from tiny_training import batches, retriever
 from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.training.loop import fit
 
@@ -77,7 +76,7 @@ def free_address() -> str:
 def start(devices: int, processes: int, folder: Path, work: list) -> list[subprocess.Popen]:
     """Processes that do some work: (model parallelism, folder to go on from, folder, steps) each."""
     address = free_address()
-    argv = [sys.executable, "-c", SCRIPT, str(devices), str(folder), str(Path(__file__).parent)]
+    argv = [sys.executable, "-c", SCRIPT, str(devices), str(folder), str(Path(__file__).parents[1])]
     started = []
     for process in range(processes):
         env = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -233,8 +232,8 @@ jax.config.update("jax_num_cpu_devices", 1)
 sys.path.insert(0, sys.argv[2])
 import gin
 import numpy as np
-from test_train import batches, retriever
-from test_watch import SKIPS, poisoned, spiky
+from tiny_training import batches, retriever
+from tiny_training import SKIPS, poisoned, spiky
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.mesh import multihost
@@ -290,7 +289,7 @@ def test_the_first_process_decides_where_to_go_on_whatever_the_others_see(tmp_pa
     for process in range(2):
         env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address}
         env |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(process)}
-        argv = [sys.executable, "-c", LAGGING, str(tmp_path), str(Path(__file__).parent), newest]
+        argv = [sys.executable, "-c", LAGGING, str(tmp_path), str(Path(__file__).parents[1]), newest]
         started.append(subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True))
     try:
         told = [process.communicate(timeout=120)[1] for process in started]

@@ -18,13 +18,14 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.examples import ROWS as MIXTURES
 from retrieval_jax.examples.training_data import TrainingData
-from retrieval_jax.main import CONFIGURABLE, VERBS, main
+from retrieval_jax.main import main
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.hardware import slice_of
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training.step import TrainState, abstract_state, make_train_step
 from retrieval_jax.training.train import make_model
+from retrieval_jax.verbs.table import CONFIGURABLE, VERBS
 
 FOLDER = configuration.gin_folder() / "papers"
 ROWS = sorted(str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.gin"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from test_train import batches, curve, retriever
+from tiny_training import batches, curve, retriever
 
 from retrieval_jax.mesh import hardware
 from retrieval_jax.training.loop import fit

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gin
 import pytest
-from test_train import curve
+from tiny_training import curve
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError

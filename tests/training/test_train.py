@@ -1,49 +1,22 @@
 """The trainer: resuming, and what it refuses."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
+from tiny_training import CONFIG, SHAPES, batches, curve, retriever
 
 from retrieval_jax.checkpoints import checkpoints, model_folder
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 from retrieval_jax.training.train import prepare_folder
-
-CONFIG = T5Config(64, 16, 2, 8, 32, 1, 1, dropout_rate=0.1)
-SHAPES = {"encoder_input_tokens": (8, 6), "decoder_input_tokens": (8, 3)}
-
-
-def batches(position: int) -> Iterator[dict[str, np.ndarray]]:
-    """Random examples, a function of the position alone."""
-    while True:
-        rng = np.random.default_rng(position)
-        inputs, targets = rng.integers(1, 64, (8, 6)), rng.integers(1, 64, (8, 3))
-        yield {
-            "encoder_input_tokens": inputs.astype(np.int32),
-            "decoder_target_tokens": targets.astype(np.int32),
-            "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :3].astype(np.int32),
-            "decoder_loss_weights": np.ones((8, 3), np.int32),
-        }
-        position += 1
-
-
-def retriever(make=adamw) -> GenerativeRetriever:
-    return GenerativeRetriever(CONFIG, make(optax.constant_schedule(1e-2)))
-
-
-def curve(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "learning_curve.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("make", [adamw, adafactor])

@@ -12,47 +12,16 @@ from pathlib import Path
 
 import gin
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from test_train import CONFIG, SHAPES, batches, curve, retriever
+from tiny_training import SHAPES, SKIPS, batches, curve, poisoned, retriever, spiky
 
 from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.core.errors import Diverged, Preempted, UserError
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training.loop import fit
-from retrieval_jax.training.optimizers import adamw
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 from retrieval_jax.training.watch import Watch
-
-SKIPS = {"Watch.on_spike": "skip", "Watch.window": 2, "Watch.most_skipped": 1}
-
-
-class Poisoned(GenerativeRetriever):
-    """Its loss (1, 2) or only its gradient (3) goes wrong where a batch says so, alike in all rows."""
-
-    def loss_fn(self, params, batch, dropout_rng):
-        loss, metrics = super().loss_fn(params, batch, dropout_rng)
-        leaf = params["decoder"]["logits_dense"]["kernel"][0, 0]
-        wrong = jnp.array([0.0, 7.0, jnp.nan, 0.0])[batch["poison"][0]]
-        steep = jax.lax.cond(batch["poison"][0] == 3, lambda x: jnp.sqrt(0 * x), lambda x: 0 * x, leaf)
-        total, count = metrics["loss"]
-        return loss + wrong + steep, {**metrics, "loss": (total + wrong * count, count)}
-
-
-def spiky() -> Poisoned:
-    return Poisoned(CONFIG, adamw(optax.constant_schedule(1e-2)))
-
-
-def poisoned(
-    position: int, at: int, poison: int, until: int | None = None
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of which those of the steps `at` to `until` (None: `at` alone) are poisoned."""
-    for number, batch in enumerate(batches(position), start=position + 1):
-        bad = at <= number <= (until or at)
-        yield {**batch, "poison": np.full(8, poison if bad else 0, np.int32)}
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.examples import seqio_tasks
 from retrieval_jax.examples.batches import batches
+from retrieval_jax.examples.cached import CachedExamples
 from retrieval_jax.examples.targets import pad
 from retrieval_jax.examples.training_data import OpenData, TrainingData
 from retrieval_jax.main import main
-from retrieval_jax.verbs.cache import CachedExamples
 
 DATA = TrainingData({"firstp": 1, "daq": 1, "labelled": 2}, chunk_length=12, chunks=2, input_length=10)
 

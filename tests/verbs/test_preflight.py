@@ -183,7 +183,7 @@ def run(mesh, *bindings, search=False, hbm=2**40, file="runs/naive.gin"):
     fit = job.fit("cpu", mesh, hbm)
     return p.summary(job, fit, CHIPS["v4"], mesh.size) | {"held": fit.held, "peak": fit.peak}
 
-for module in (*(module for module, _ in main.VERBS.values()), *main.CONFIGURABLE):
+for module in (*(module for module, _ in table.VERBS.values()), *table.CONFIGURABLE):
     importlib.import_module(module)
 one, two = make_mesh(1), make_mesh(2)
 whole = run(one)

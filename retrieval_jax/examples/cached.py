@@ -1,0 +1,55 @@
+"""Tokenised examples on disk, which the verb `cache` writes by seqio's Beam job.
+
+    cache/COLLECTION.KIND.TASK/train.tfrecord-00000-of-00064, info.train.json, stats.train.json, COMPLETED
+    cache/COLLECTION.KIND.TASK/places.npy    int64, examples × 2: example -> file and byte
+
+The folders are seqio's own: `seqio.add_global_cache_dirs(["…/cache"])` makes any seqio or T5X program read
+them. `places.npy` is for the trainer here, which reads example i in whatever order: it finds the same
+examples under the same numbers with and without a cache.
+"""
+
+import functools
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_jax.core import paths, storage
+
+PLACES = "places.npy"
+
+
+class CachedExamples:
+    """A task's examples from its cache. See examples.Examples."""
+
+    def __init__(self, folder: Path):
+        folder = paths.local(folder)
+        self.files = sorted(folder.glob("train.tfrecord-*"))
+        self.places_Nx2 = np.load(folder / PLACES, mmap_mode="r")
+
+    @classmethod
+    def find(cls, folder: Path, recipe: dict) -> "CachedExamples | None":
+        """The cache in a folder, if it is finished and was made by that recipe."""
+        return cls(folder) if storage.holds(folder, recipe) else None
+
+    def __len__(self) -> int:
+        return len(self.places_Nx2)
+
+    def __call__(self, i: int, rng: np.random.Generator) -> dict[str, Sequence[int]]:
+        file, start = self.places_Nx2[i].tolist()
+        (length,) = struct.unpack("<Q", os.pread(self._open[file], 8, start))
+        # The record follows its length and that length's checksum.
+        return features_of(os.pread(self._open[file], length, start + 12))
+
+    @functools.cached_property
+    def _open(self) -> list[int]:
+        return [os.open(file, os.O_RDONLY) for file in self.files]
+
+
+def features_of(record: bytes) -> dict[str, Sequence[int]]:
+    from tensorflow_datasets.proto import tf_example_pb2  # TensorFlow's, without TensorFlow
+
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    return {name: feature.int64_list.value for name, feature in features.items()}

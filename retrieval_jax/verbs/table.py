@@ -1,0 +1,41 @@
+"""The list of verbs, and what gin configures before one of them runs. Nothing heavy is imported here."""
+
+import importlib
+
+VERBS = {
+    "demo": ("retrieval_jax.verbs.demo", "demo"),
+    "import": ("retrieval_jax.verbs.importing", "import_collection"),
+    "docids": ("retrieval_jax.docids.make", "make_docids"),
+    "cache": ("retrieval_jax.verbs.cache", "cache"),
+    "preflight": ("retrieval_jax.verbs.preflight", "preflight"),
+    "train": ("retrieval_jax.training.train", "train"),
+    "convert": ("retrieval_jax.interop.convert", "convert"),
+    "generate-queries": ("retrieval_jax.verbs.generating", "generate_queries"),
+    "mine": ("retrieval_jax.verbs.mine", "mine"),
+    "index": ("retrieval_jax.search.index", "make_index"),
+    "search": ("retrieval_jax.verbs.search", "search"),
+    "evaluate": ("retrieval_jax.verbs.evaluate", "evaluate"),
+    "export": ("retrieval_jax.interop.export", "export"),
+}
+# Where no --gin_file is given.
+DEFAULT_FILES = {"demo": ["runs/demo.gin"], "preflight": ["runs/naive.gin"], "train": ["runs/naive.gin"]}
+# Modules whose gin names a configuration file may mention, whichever verb runs.
+CONFIGURABLE = (
+    "retrieval_jax.examples.training_data",
+    "retrieval_jax.models.contrastive",
+    "retrieval_jax.training.optimizers",
+    "retrieval_jax.training.evaluate",
+)
+
+
+def configure_verbs(files: list[str], bindings: list[str]) -> None:
+    """Imports all that gin may name, and configures it."""
+    from retrieval_jax.core.progress import quiet_libraries
+
+    quiet_libraries()
+    from retrieval_jax.core import configuration
+
+    modules = [module for module, _ in VERBS.values()]
+    for module in (*modules, *CONFIGURABLE):
+        importlib.import_module(module)
+    configuration.configure(files, bindings)

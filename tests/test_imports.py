@@ -1,0 +1,53 @@
+"""Imports point one way: a package imports only packages above it in this list, and no files form a cycle."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ORDER = (
+    *("core", "data", "mesh", "decoding", "models", "checkpoints", "embeddings", "docids", "examples"),
+    *("search", "evaluation", "training", "interop", "verbs", "main"),
+)
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "retrieval_jax").rglob("*.py"))
+}
+
+
+def imports(module: str) -> set[str]:
+    """The files of the package that a file imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}:{node.lineno}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name in FILES and name.count(".")} - {module}
+
+
+def package(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("module", [name for name in FILES if name.count(".")])
+def test_a_file_imports_only_packages_above_its_own(module: str):
+    place = ORDER.index(package(module))
+    below = {name for name in imports(module) if ORDER.index(package(name)) > place}
+    assert not below, f"{module} may not import {', '.join(sorted(below))}"
+
+
+def test_no_files_import_each_other():
+    graph = {module: imports(module) for module in FILES if module.count(".")}
+    # A file that is imported from a package's folder imports the package's docstring, too: that is no cycle.
+    packages = {f"retrieval_jax.{name}" for name in ORDER}
+    graph = {module: found - packages for module, found in graph.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the files of the cycle
+
+
+def test_every_package_says_what_is_in_it():
+    for name in ORDER[:-1]:
+        assert ast.get_docstring(ast.parse(FILES[f"retrieval_jax.{name}"].read_text()))
