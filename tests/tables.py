@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from retrieval_jax.data.records import Collection
-from retrieval_jax.docids.make import BY_ID, Job
+from retrieval_jax.docids.kinds import BY_ID, Job
 from retrieval_jax.docids.table import DocidTable
 
 

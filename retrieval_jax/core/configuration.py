@@ -25,7 +25,7 @@ _scopes: list[values.Names] = []
 
 def gin_folder() -> Path:
     """`gin_configs`: beside the package in a checkout, inside it when installed from a wheel."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "gin_configs"
     return inside if inside.is_dir() else package.parent / "gin_configs"
 

@@ -87,7 +87,7 @@ from retrieval_jax.examples import seqio_tasks
 from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.search.generative import GenerativeSearcher
-from retrieval_jax.training.train import check_inputs, make_model, open_data
+from retrieval_jax.training.run import check_inputs, make_model, open_data
 
 Batch = Mapping[str, jax.Array]
 

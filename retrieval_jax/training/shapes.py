@@ -8,7 +8,7 @@ import numpy as np
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie, edge_dtypes
 from retrieval_jax.docids import residual, semantic
-from retrieval_jax.docids.make import maker_of
+from retrieval_jax.docids.kinds import maker_of
 from retrieval_jax.examples import packing
 from retrieval_jax.examples.targets import Feature
 from retrieval_jax.examples.training_data import TrainingData

@@ -9,12 +9,13 @@ from retrieval_jax.core import configuration
 from retrieval_jax.core.progress import say
 from retrieval_jax.core.values import Names, Positive
 from retrieval_jax.core.workspace import Work
-from retrieval_jax.docids.make import KIND, make_docids
-from retrieval_jax.search.index import make_index
-from retrieval_jax.training.train import train
+from retrieval_jax.docids.kinds import KIND
+from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
+from retrieval_jax.verbs.index import make_index
 from retrieval_jax.verbs.search import search
+from retrieval_jax.verbs.train import train
 
 DUAL_ENCODER = "dual_encoder"
 MODEL = Names("a model that demo trains", (*KIND.known, DUAL_ENCODER))

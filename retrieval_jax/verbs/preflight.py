@@ -19,15 +19,16 @@ from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.hardware import GIB, Chip, slice_of
-from retrieval_jax.search.index import make_index
 from retrieval_jax.training.aot import DoesNotDivide, Fit, Job, devices_of, mesh_name, reach_compiler
 from retrieval_jax.training.child import Child, Died
 from retrieval_jax.training.flops import model_flops
+from retrieval_jax.training.run import make_model
 from retrieval_jax.training.shapes import DocidShape, batch_shapes, docid_shape, trie_shape
-from retrieval_jax.training.train import make_model, train
 from retrieval_jax.training.watch import Watch
+from retrieval_jax.verbs.index import make_index
 from retrieval_jax.verbs.search import search as search_verb
 from retrieval_jax.verbs.table import configure_verbs
+from retrieval_jax.verbs.train import train
 
 MS_MARCO, T5_VOCABULARY = 8_841_823, 32_128  # what is assumed where there is no collection
 

@@ -5,17 +5,17 @@ import importlib
 VERBS = {
     "demo": ("retrieval_jax.verbs.demo", "demo"),
     "import": ("retrieval_jax.verbs.importing", "import_collection"),
-    "docids": ("retrieval_jax.docids.make", "make_docids"),
+    "docids": ("retrieval_jax.verbs.docids", "make_docids"),
     "cache": ("retrieval_jax.verbs.cache", "cache"),
     "preflight": ("retrieval_jax.verbs.preflight", "preflight"),
-    "train": ("retrieval_jax.training.train", "train"),
-    "convert": ("retrieval_jax.interop.convert", "convert"),
+    "train": ("retrieval_jax.verbs.train", "train"),
+    "convert": ("retrieval_jax.verbs.convert", "convert"),
     "generate-queries": ("retrieval_jax.verbs.generating", "generate_queries"),
     "mine": ("retrieval_jax.verbs.mine", "mine"),
-    "index": ("retrieval_jax.search.index", "make_index"),
+    "index": ("retrieval_jax.verbs.index", "make_index"),
     "search": ("retrieval_jax.verbs.search", "search"),
     "evaluate": ("retrieval_jax.verbs.evaluate", "evaluate"),
-    "export": ("retrieval_jax.interop.export", "export"),
+    "export": ("retrieval_jax.verbs.export", "export"),
 }
 # Where no --gin_file is given.
 DEFAULT_FILES = {"demo": ["runs/demo.gin"], "preflight": ["runs/naive.gin"], "train": ["runs/naive.gin"]}

@@ -19,13 +19,13 @@ from retrieval_jax.core.workspace import Work
 from retrieval_jax.embeddings.encoding import TextEncoder, passage_encoder, query_encoder
 from retrieval_jax.embeddings.sources import open_embeddings
 from retrieval_jax.examples.training_data import TrainingData
-from retrieval_jax.interop.convert import convert
-from retrieval_jax.interop.export import export
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.evaluate import DevQueries
-from retrieval_jax.training.train import open_data
+from retrieval_jax.training.run import open_data
+from retrieval_jax.verbs.convert import convert
+from retrieval_jax.verbs.export import export
 
 TEXTS = ["Smooth a noisy signal.", "adam with Weight decay", "x", "a longer text than any of the others " * 9]
 TEXTS += ["a </s> b<pad> c", "<extra_id_3>", "<unk> and <s> ", "adam</s>"]  # which are text, not symbols

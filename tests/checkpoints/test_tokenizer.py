@@ -16,8 +16,8 @@ from retrieval_jax.checkpoints.model_folder import open_model
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import EOS, PAD_SYMBOL, Vocabulary
 from retrieval_jax.embeddings.encoding import query_encoder
-from retrieval_jax.interop.convert import convert
-from retrieval_jax.interop.export import export
+from retrieval_jax.verbs.convert import convert
+from retrieval_jax.verbs.export import export
 
 SYMBOLS = ["</s>", "<pad>", "<unk>", "<s>", "<extra_id_3>", "<extra_id_99>", "<", ">", "/s>", "pad"]
 OTHERS = [

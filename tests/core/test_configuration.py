@@ -17,8 +17,8 @@ from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.t5 import T5
 from retrieval_jax.training.optimizers import adafactor, adamw
+from retrieval_jax.training.run import make_model
 from retrieval_jax.training.shapes import docid_shape
-from retrieval_jax.training.train import make_model
 from retrieval_jax.verbs.table import CONFIGURABLE, VERBS
 
 FOLDER = configuration.gin_folder()

@@ -178,7 +178,7 @@ def test_a_kill_before_the_manifest_is_in_the_bucket(bucket: Bucket):
 
     storage.build(target, {"a": 1}, make("old"))
     make_new = "lambda folder: (folder / 'new').write_text('new') and {}"
-    code = f"from retrieval_jax import storage; storage.build({str(target)!r}, {{'a': 2}}, {make_new})"
+    code = f"from retrieval_jax.core import storage; storage.build({str(target)!r}, {{'a': 2}}, {make_new})"
     bucket.kill_at("thing/manifest.json", [sys.executable, "-c", code])
     assert names(target) == ["new"]
     for recipe in ({"a": 1}, {"a": 2}):

@@ -11,8 +11,8 @@ from retrieval_jax.data import copies
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.examples.training_data import TrainingData
-from retrieval_jax.search.index import make_index
 from retrieval_jax.verbs.importing import import_collection
+from retrieval_jax.verbs.index import make_index
 from retrieval_jax.verbs.mine import mine, negatives_of
 
 WORDS = [

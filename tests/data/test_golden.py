@@ -11,10 +11,10 @@ import seqio
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
-from retrieval_jax.docids.make import make_docids
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.tasks import PADDING
 from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.generating import generate_queries
 from retrieval_jax.verbs.importing import import_collection
 

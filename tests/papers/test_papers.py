@@ -23,8 +23,8 @@ from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.hardware import slice_of
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.training.run import make_model
 from retrieval_jax.training.step import TrainState, abstract_state, make_train_step
-from retrieval_jax.training.train import make_model
 from retrieval_jax.verbs.table import CONFIGURABLE, VERBS
 
 FOLDER = configuration.gin_folder() / "papers"

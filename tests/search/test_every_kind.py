@@ -10,7 +10,7 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.generative import GenerativeSearcher
-from retrieval_jax.training.train import docid_softmax
+from retrieval_jax.training.run import docid_softmax
 
 KINDS = {
     "atomic": [],

@@ -14,7 +14,7 @@ from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.search.searcher import Searcher
-from retrieval_jax.training.train import docid_softmax
+from retrieval_jax.training.run import docid_softmax
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.evaluate import DevQueries
-from retrieval_jax.training.train import describe_batch
+from retrieval_jax.verbs.train import describe_batch
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training.loop import fit
 from retrieval_jax.training.optimizers import adafactor, adamw
+from retrieval_jax.training.run import prepare_folder
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
-from retrieval_jax.training.train import prepare_folder
 
 
 @pytest.mark.parametrize("make", [adamw, adafactor])

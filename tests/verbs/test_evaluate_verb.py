@@ -9,9 +9,9 @@ from reading import write
 
 from retrieval_jax.core.workspace import Work
 from retrieval_jax.evaluation.trec import read_qrels
-from retrieval_jax.search.index import make_index
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
+from retrieval_jax.verbs.index import make_index
 from retrieval_jax.verbs.search import search
 
 WORDS = ["marble", "falcon", "thunder", "candle", "meadow", "lantern"]

@@ -171,9 +171,8 @@ import importlib, json
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 from retrieval_jax.core import configuration
-from retrieval_jax import main
 from retrieval_jax.training import aot
-from retrieval_jax.verbs import preflight as p
+from retrieval_jax.verbs import preflight as p, table
 from retrieval_jax.mesh.hardware import CHIPS
 from retrieval_jax.mesh.partitioning import make_mesh
 

@@ -19,7 +19,7 @@ from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.searcher import Searcher
-from retrieval_jax.training.train import docid_softmax
+from retrieval_jax.training.run import docid_softmax
 
 CONFIG = T5Config(1152, 16, 2, 8, 20, 1, 1, scan_layers=True)
 QUERIES = ["smooth a noisy signal", "Adam with weight decay", "print a table"]
@@ -200,7 +200,7 @@ def test_programs_run_without_this_package(cli, work, arguments, searchers, tmp_
 def test_t5x_and_hugging_face_of_a_searcher(cli, work, arguments, searchers, tmp_path):
     from retrieval_jax.checkpoints.model_folder import open_model
     from retrieval_jax.checkpoints.pretrained import open_pretrained
-    from retrieval_jax.interop.export import layers_of
+    from retrieval_jax.verbs.export import layers_of
 
     params = layers_of(open_model(searchers / "naive").params)
     for format in ("t5x", "huggingface"):

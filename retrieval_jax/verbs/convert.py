@@ -17,7 +17,7 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training.train import docid_softmax
+from retrieval_jax.training.run import docid_softmax
 
 LENGTHS = {"input_length": 64, "passage_length": 256}  # tokens, where nothing says how many
 

@@ -15,9 +15,10 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, learn
-from retrieval_jax.docids import make, residual, semantic
-from retrieval_jax.docids.make import make_docids
+from retrieval_jax.docids import kinds, residual, semantic
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.verbs import docids as docids_verb
+from retrieval_jax.verbs.docids import make_docids
 
 
 def docids_of(table: DocidTable) -> dict[str, tuple[int, ...]]:
@@ -120,7 +121,7 @@ def test_each_kind_by_the_verb(cli, arguments, work, vectors, kind, settings, fi
 
 
 def test_what_docids_depend_on_makes_them_anew(cli, arguments, work, vectors, monkeypatch):
-    monkeypatch.setattr(make.quality, "plot", lambda *_: None)  # takes half a second
+    monkeypatch.setattr(docids_verb.quality, "plot", lambda *_: None)  # takes half a second
 
     def recipe(*bindings: str) -> dict:
         given = ["--gin.DOCIDS='semantic'", f"--gin.EMBEDDINGS={vectors!r}", *bindings]
@@ -168,31 +169,31 @@ def test_docids_that_a_model_writes_are_replaced_only_if_told_to(cli, arguments,
         paths.remove(model)
 
 
-def job_of(ids: list[str], path: Path) -> make.Job:
+def job_of(ids: list[str], path: Path) -> kinds.Job:
     """What `naive` needs of a collection, with a vocabulary that was learned on other ids."""
     learn(["alpha beta gamma delta", "abcdefghijklmnopqrstuvwxyz 0123456789"], 60, path)
     collection = types.SimpleNamespace(
         ids=arrow_ids.array(ids), vocabulary_path=path, passage_count=len(ids), fingerprint=""
     )
-    return make.Job(collection)
+    return kinds.Job(collection)
 
 
 def test_ids_that_are_alike_for_lack_of_a_character_are_an_error(tmp_path):
     path = tmp_path / "pieces.model"
     with pytest.raises(UserError) as caught:
-        make.naive(job_of(["a{1", "a}1", "a~1", "b{1", "c1", "d2"], path))
+        kinds.naive(job_of(["a{1", "a}1", "a~1", "b{1", "c1", "d2"], path))
     assert "cannot write 4 of the ids, and 3 passages would share a docid" in str(caught.value)
     assert "as 'a{1' and 'a}1'" in str(caught.value)
-    tokens = make.naive(job_of(["a{1", "b{1", "c1", "C1"], path)).tokens_NxL  # unknown, but told apart
+    tokens = kinds.naive(job_of(["a{1", "b{1", "c1", "C1"], path)).tokens_NxL  # unknown, but told apart
     assert len(np.unique(tokens, axis=0)) == 3  # and C1 is c1 where case is folded
 
 
 def test_one_long_id_is_told_of(tmp_path, capsys):
-    make.naive(job_of(["a1", "b2", "c3", "z" * 1500], tmp_path / "pieces.model"))
+    kinds.naive(job_of(["a1", "b2", "c3", "z" * 1500], tmp_path / "pieces.model"))
     said = capsys.readouterr().err
     assert "docids/naive: the docid of passage 'zzzz" in said
     assert "are usual: all targets are padded to that" in said
-    make.naive(job_of(["a1", "b2", "c3"], tmp_path / "pieces.model"))
+    kinds.naive(job_of(["a1", "b2", "c3"], tmp_path / "pieces.model"))
     assert "usual" not in capsys.readouterr().err
 
 
@@ -215,8 +216,8 @@ class Growing:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
         self.folder = folder
-        monkeypatch.setattr(make, "Collection", lambda _: self.state)
-        monkeypatch.setattr(make.quality, "plot", lambda *_: None)  # takes half a second
+        monkeypatch.setattr(docids_verb, "Collection", lambda _: self.state)
+        monkeypatch.setattr(docids_verb.quality, "plot", lambda *_: None)  # takes half a second
 
     def make(self, kind: str, ids: list[str], dimensions: int = 8, **more) -> tuple[dict, dict, dict]:
         """(what the verb gave, docid by passage id, manifest)."""

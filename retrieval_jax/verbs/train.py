@@ -1,8 +1,6 @@
 """The verb `train`: examples become a checkpoint. Reads from top to bottom as the story of a run."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import gin
 import numpy as np
@@ -10,22 +8,22 @@ import optax
 
 from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
-from retrieval_jax.core import paths, storage
+from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import NonNegativeFloat, Positive
 from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import NO_PROMPTS, Vocabulary
+from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import Batch
 from retrieval_jax.examples.batches import batches as make_batches
 from retrieval_jax.examples.batches import examples_of as told_examples
 from retrieval_jax.examples.training_data import OpenData, TrainingData
 from retrieval_jax.mesh import multihost, partitioning
-from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training import settings
 from retrieval_jax.training.evaluate import SHOWN, DevLoss, DevQueries
 from retrieval_jax.training.loop import fit
+from retrieval_jax.training.run import check_inputs, make_model, open_data, prepare_folder, run_settings
 
 # A model's folder where it has no docids to be named after.
 DEFAULT_NAMES = {"docids": "naive", "passages": "dual_encoder", "query": "doc2query"}
@@ -156,71 +154,3 @@ def describe_batch(examples: OpenData, batch_size: int, seed: int, position: int
         return {"task": name, "number": number, "text": text, "passages": ids}
 
     return told_examples(examples.stages(), batch_size, seed, position, tell)
-
-
-def make_model(retriever: type, optimizer: Callable, vocab_size: int, table: DocidTable | None):
-    """The model that gin configures, for a text vocabulary and the docids that it writes, if it does."""
-    return retriever(T5Config(vocab_size, **(docid_softmax(table) if table else {})), optimizer())
-
-
-def open_data(data: TrainingData, work: Work, collection: Collection, model, table: DocidTable | None):
-    """The examples of a collection for a model, with the model's prompts, if it has any."""
-    return data.of(work, collection, model.answer, table, getattr(model, "prompts", NO_PROMPTS))
-
-
-def docid_softmax(table: DocidTable) -> dict:
-    """The sizes of a T5 that writes a table's docids; its decoder reads them only if they go on."""
-    own = table.own_vocabulary
-    return {"output_size": table.output_size if own else None, "reads_outputs": own and table.length > 1}
-
-
-def run_settings(retriever: type, examples: OpenData, steps: int, batch_size: int, seed: int) -> dict:
-    """What changes what a run learns, and model.json does not tell: see settings.py."""
-    data = dataclasses.asdict(examples.settings)
-    # By content, whatever their names are.
-    inputs = {"synthetic": examples.synthetic, "mined": examples.mined}
-    data |= {name: made.fingerprint if made else None for name, made in inputs.items()}
-    return {
-        "train.batch_size": batch_size,
-        "train.seed": seed,
-        **{f"TrainingData.{name}": value for name, value in data.items()},
-        **settings.step_settings(retriever),
-        **settings.learning_settings(steps),
-    }
-
-
-def check_inputs(folder: Path, retriever: type, collection: Collection, table: DocidTable | None) -> None:
-    """Raises UserError where model, docids and collection do not belong together."""
-    reads_docids = retriever.answer == "docids"
-    if reads_docids and table is None:
-        raise UserError(f"{folder}: a {retriever.family} retriever needs docids: --DOCIDS=naive")
-    if not reads_docids and table is not None:
-        raise UserError(f"{folder}: a {retriever.family} writes no docids: --DOCIDS=None")
-    if table and table.collection != collection.fingerprint:
-        raise UserError(
-            f"docids/{table.kind}: of another collection than {collection.folder}: `retrieval-jax docids`"
-        )
-    vocabulary = table and table.vocabulary
-    if vocabulary and vocabulary != Vocabulary(collection.vocabulary_path).checksum:
-        raise UserError(
-            f"docids/{table.kind}: written in another vocabulary than {collection.vocabulary_path}: "
-            "`retrieval-jax docids` makes them anew"
-        )
-
-
-def prepare_folder(folder: Path, description: dict, collection: Collection) -> None:
-    """Writes what the model is; raises UserError where the folder already holds another model."""
-    path = folder / model_folder.DESCRIPTION
-    if path.exists():
-        there = storage.read_json(path, "delete the folder")
-        for key, value in description.items():
-            if there.get(key) != value:
-                raise UserError(
-                    f"{path}: {key} is {there.get(key)!r} there and {value!r} here: "
-                    "another model was trained in this folder; name another MODEL_DIR, or delete it"
-                )
-        return
-    if not paths.is_remote(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    paths.copy(collection.vocabulary_path, folder / model_folder.VOCABULARY)
-    storage.write_json(path, description)
