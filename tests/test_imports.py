@@ -51,3 +51,20 @@ def test_no_files_import_each_other():
 def test_every_package_says_what_is_in_it():
     for name in ORDER[:-1]:
         assert ast.get_docstring(ast.parse(FILES[f"retrieval_jax.{name}"].read_text()))
+
+
+def test_verbs_alone_ask_gin_for_the_mesh():
+    """Below them, a mesh is an argument."""
+    for module, path in FILES.items():
+        if (
+            module.count(".")
+            and package(module) not in ("verbs", "main")
+            and module != "retrieval_jax.mesh.partitioning"
+        ):
+            asked = [
+                node.lineno
+                for node in ast.walk(ast.parse(path.read_text()))
+                if (isinstance(node, ast.Attribute) and node.attr == "make_mesh")
+                or (isinstance(node, ast.alias) and node.name == "make_mesh")
+            ]
+            assert not asked, f"{module}:{asked[0]}"

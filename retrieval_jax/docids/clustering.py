@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from retrieval_jax.data.vocabulary import round_up
-from retrieval_jax.mesh.partitioning import batch_sharding, make_mesh
+from retrieval_jax.mesh.partitioning import all_devices, batch_sharding
 
 BLOCK = 1 << 14  # rows at once of a large set
 SMALL = (128, 512, 2048, 8192)  # sizes that small sets are padded to: a program each
@@ -172,7 +172,7 @@ def fit(
     k-means++, then Lloyd's iterations. K is below k where there are fewer distinct vectors. Above a million
     rows they are fitted on 100,000 (Pradeep et al. 2023). `note` is told the iteration.
     """
-    mesh = mesh or make_mesh()
+    mesh = mesh or all_devices()
     rows = np.arange(len(vectors)) if rows is None else rows
     if len(rows) > WHOLE:
         rows = sample(rows, max(SAMPLE, 64 * k), seed)
@@ -209,7 +209,7 @@ def assign(
     mesh: Mesh | None = None,
 ) -> np.ndarray:
     """The nearest centroid of each vector at `rows` (None: all), in the smallest unsigned type; streaming."""
-    mesh = mesh or make_mesh()
+    mesh = mesh or all_devices()
     rows = np.arange(len(vectors)) if rows is None else rows
     codes = np.empty(len(rows), np.min_scalar_type(len(centroids_KxE) - 1))
     used = np.ones(len(centroids_KxE), bool)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jax.sharding import Mesh
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
@@ -41,13 +42,17 @@ class Earlier:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What docids are made of. `vectors` (N×E) and `settings` are there for the clustered kinds."""
+    """What docids are made of. `vectors` (N×E) and `settings` are there for the clustered kinds.
+
+    Clusters are computed on the `mesh` (None: on all devices).
+    """
 
     collection: Collection
     earlier: Earlier | None = None
     vectors: np.ndarray | None = None
     settings: semantic.Settings | residual.Settings | None = None
     seed: int = 0
+    mesh: Mesh | None = None
 
     @functools.cached_property
     def earlier_rows(self) -> np.ndarray:
@@ -207,7 +212,7 @@ def _semantic(job: Job, two_d: bool) -> Made:
         leaves = tree.descend(job.vectors, job.rows)
     else:
         settings = job.settings
-        tree, leaves = semantic.grow(job.vectors, settings, job.seed)
+        tree, leaves = semantic.grow(job.vectors, settings, job.seed, job.mesh)
     tokens_NxL = semantic.tokens(tree, leaves, tree.take_numbers(leaves), settings.branches, two_d)
     size = functools.partial(semantic.output_size, branches=settings.branches, two_d=two_d)
     facts = {"settings": dataclasses.asdict(settings), "clusters": len(tree.next_M)}
@@ -223,9 +228,9 @@ def _residual(job: Job, levels: int, size: int) -> Made:
         old = residual.codes(job.earlier.table.tokens_NxL, levels, size)
     else:
         settings = job.settings
-        books = residual.fit(job.vectors, levels, size, job.seed)
+        books = residual.fit(job.vectors, levels, size, job.seed, job.mesh)
         old = None
-    codes, errors = books.encode(job.vectors, job.rows)
+    codes, errors = books.encode(job.vectors, job.rows, job.mesh)
     numbers = residual.numbers(codes, *(old or (codes[:0], np.zeros(0, np.int64))))
     if old:
         digits = job.earlier.table.length - levels

@@ -16,7 +16,7 @@ from retrieval_jax.core.progress import bar
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.order import order
 from retrieval_jax.docids import clustering
-from retrieval_jax.mesh.partitioning import make_mesh
+from retrieval_jax.mesh.partitioning import all_devices
 
 FILE = "codebooks.safetensors"
 
@@ -58,7 +58,7 @@ class Codebooks:
           (codes N×L of the smallest unsigned type; float64 L+1: the mean squared norm of the vectors, then of
           what is left of them after each level).
         """
-        mesh = mesh or make_mesh()
+        mesh = mesh or all_devices()
         rows = np.arange(len(vectors)) if rows is None else rows
         levels, size, _ = self.vectors_LxVxE.shape
         codes = np.empty((len(rows), levels), np.min_scalar_type(size - 1))
@@ -104,7 +104,7 @@ def fit(vectors: np.ndarray, levels: int, size: int, seed: int, mesh: Mesh | Non
 
     In memory are the vectors (N×E) that they are fitted on: all up to a million, a sample above.
     """
-    mesh = mesh or make_mesh()
+    mesh = mesh or all_devices()
     rows = np.arange(len(vectors))
     if len(rows) > clustering.WHOLE:
         rows = clustering.sample(rows, max(clustering.SAMPLE, 64 * size), seed)

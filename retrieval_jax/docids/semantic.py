@@ -12,7 +12,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
 from retrieval_jax.data.vocabulary import EOS, round_up
 from retrieval_jax.docids import clustering
-from retrieval_jax.mesh.partitioning import make_mesh
+from retrieval_jax.mesh.partitioning import all_devices
 
 FILE = "clusters.safetensors"
 
@@ -193,7 +193,7 @@ def grow(
 
     A cluster of more than `leaf_size` rows is split into up to `branches`, unless all its vectors are alike.
     """
-    growing = _Growing(vectors, settings, seed, mesh or make_mesh())
+    growing = _Growing(vectors, settings, seed, mesh or all_devices())
     growing.grow()
     return growing.finish()
 

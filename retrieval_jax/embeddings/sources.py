@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from jax.sharding import Mesh
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
@@ -23,14 +24,16 @@ from retrieval_jax.embeddings.encoding import (
     encode_by_model,
     encode_collection,
 )
-from retrieval_jax.mesh import partitioning
+from retrieval_jax.mesh.partitioning import all_devices
 
 SENTENCE_TRANSFORMERS = "sentence-transformers:"
 _BLOCK = 1 << 24  # bytes looked at, at once
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
-def open_embeddings(where: str, work: Work, collection: Collection) -> tuple[np.ndarray, str]:
+def open_embeddings(
+    where: str, work: Work, collection: Collection, mesh: Mesh | None = None
+) -> tuple[np.ndarray, str]:
     """The passages' vectors, float32 N×E in the collection's order, memory-mapped; and their fingerprint.
 
     Args:
@@ -39,6 +42,7 @@ def open_embeddings(where: str, work: Work, collection: Collection) -> tuple[np.
         of which "NAME@REVISION" names one state.
       work: what must be encoded, or turned to float32, is kept in its embeddings/NAME.
       collection: the passages.
+      mesh: what a dual encoder runs on; None: all devices.
 
     Raises UserError where the vectors cannot be read, are not as many as the passages, or not all finite.
     """
@@ -47,7 +51,7 @@ def open_embeddings(where: str, work: Work, collection: Collection) -> tuple[np.
         return made.vectors_NxE, made.manifest["fingerprint"]
     path = paths.of(where)
     if (path / "model.json").is_file():
-        made = _dual_encoder(path, work, collection)
+        made = _dual_encoder(path, work, collection, mesh or all_devices())
         return made.vectors_NxE, made.manifest["fingerprint"]
     if path.suffix not in (".npy", ".safetensors") or not path.is_file():
         raise UserError(
@@ -139,10 +143,9 @@ def _as_float32(folder: Path, file: str, vectors_NxE: np.ndarray, collection: Co
     return np.load(paths.local(folder / "vectors.npy"), mmap_mode="r")
 
 
-def _dual_encoder(folder: Path, work: Work, collection: Collection) -> Embeddings:
+def _dual_encoder(folder: Path, work: Work, collection: Collection, mesh: Mesh) -> Embeddings:
     from retrieval_jax.checkpoints.model_folder import open_model
 
-    mesh = partitioning.make_mesh()
     opened = open_model(folder, mesh=mesh)
     if opened.model.family != "dual encoder":
         raise UserError(f"EMBEDDINGS: {folder}: holds a {opened.model.family} model: name a dual encoder's")

@@ -20,8 +20,7 @@ MeshAxis = Annotated[str, Names("an axis of the mesh", MESH_AXES)]
 Rules = Sequence[tuple[LogicalAxis, MeshAxis | tuple[MeshAxis, ...] | None]]
 
 
-@gin.configurable
-def make_mesh(model_parallelism: Positive = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def all_devices(model_parallelism: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Devices (None: all) as a data × model mesh; `model_parallelism` of them share a copy of the weights."""
     devices = np.array(jax.devices() if devices is None else devices)
     if devices.size % model_parallelism:
@@ -30,6 +29,12 @@ def make_mesh(model_parallelism: Positive = 1, devices: Sequence[jax.Device] | N
             "set one that does"
         )
     return Mesh(devices.reshape(-1, model_parallelism), MESH_AXES)
+
+
+@gin.configurable
+def make_mesh(model_parallelism: Positive = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """`all_devices` as gin sets them. Verbs call this, and hand the mesh to all that compute on it."""
+    return all_devices(model_parallelism, devices)
 
 
 @gin.configurable

@@ -50,8 +50,8 @@ class BM25Searcher:
         arrow_ids.write(folder / "ids.arrow", ids)
 
     @classmethod
-    def open(cls, folder: Path) -> "BM25Searcher":
-        """Opens a folder that `index` made."""
+    def open(cls, folder: Path, make_mesh: object = None) -> "BM25Searcher":
+        """Opens a folder that `index` made. It needs no device; `make_mesh` is not called."""
         folder = paths.local(folder)
         index = bm25s.BM25.load(folder / "bm25")
         return cls(index, arrow_ids.read(folder / "ids.arrow"))

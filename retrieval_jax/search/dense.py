@@ -7,7 +7,7 @@ A searcher's folder holds, beside its manifest, passage ids by row (ids.arrow), 
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import say
 from retrieval_jax.embeddings.encoding import Embeddings, TextEncoder, query_encoder
-from retrieval_jax.mesh import partitioning
+from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.search.scann_index import ScannIndex, difference
 from retrieval_jax.search.searcher import Ranking
@@ -58,11 +58,11 @@ class ExactSearcher:
         return {}
 
     @classmethod
-    def open(cls, folder: Path) -> "ExactSearcher":
-        """Opens a folder that `index` made, on all devices at hand."""
+    def open(cls, folder: Path, make_mesh: Callable[[], Mesh] | None = None) -> "ExactSearcher":
+        """Opens a folder that `index` made, on a mesh."""
         _, encoder, folder = _open(folder)
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-        return cls(encoder, vectors, arrow_ids.read(folder / "ids.arrow"), partitioning.make_mesh())
+        return cls(encoder, vectors, arrow_ids.read(folder / "ids.arrow"), (make_mesh or all_devices)())
 
 
 class ScannSearcher:
@@ -98,8 +98,8 @@ class ScannSearcher:
         return index.write(folder) | told
 
     @classmethod
-    def open(cls, folder: Path) -> "ScannSearcher":
-        """Opens a folder that `index` made."""
+    def open(cls, folder: Path, make_mesh: object = None) -> "ScannSearcher":
+        """Opens a folder that `index` made. ScaNN runs on the processor; `make_mesh` is not called."""
         manifest, encoder, folder = _open(folder)
         return cls(encoder, ScannIndex.open(folder, manifest), manifest["dimensions"])
 

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +15,8 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.mesh import multihost, partitioning
+from retrieval_jax.mesh import multihost
+from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.search.searcher import Ranking
 
@@ -132,14 +133,14 @@ class GenerativeSearcher:
         return len(found & wanted) / len(wanted)
 
     @classmethod
-    def open(cls, folder: Path) -> "GenerativeSearcher":
-        """Opens a folder that `index` made, on all devices at hand."""
+    def open(cls, folder: Path, make_mesh: Callable[[], Mesh] | None = None) -> "GenerativeSearcher":
+        """Opens a folder that `index` made, on a mesh."""
         manifest = storage.read_manifest(folder, "index")
         table = DocidTable.open(paths.join(folder, manifest["docids"]))
         if table.fingerprint() != manifest["docids_fingerprint"]:
             docids = paths.join(folder, manifest["docids"])
             raise UserError(f"{docids}: not the docids that {folder} was made of: `retrieval-jax index`")
-        mesh = partitioning.make_mesh()
+        mesh = (make_mesh or all_devices)()
         opened = open_model(paths.join(folder, manifest["model"]), manifest["step"], mesh)
         return cls(
             opened.model,

@@ -1,7 +1,7 @@
 """The fifth noun: the searcher. All that evaluation, reports and servers know of a retriever."""
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -37,12 +37,16 @@ class Searcher(Protocol):
         ...
 
     @staticmethod
-    def open(folder: str | Path) -> "Searcher":
+    def open(folder: str | Path, make_mesh: Callable | None = None) -> "Searcher":
         """Opens what `retrieval-jax index` or `export` made, without gin, TensorFlow or the collection.
+
+        Args:
+          folder: the searcher's.
+          make_mesh: gives the mesh (jax.sharding.Mesh) that it runs on, if it runs on one; None: all devices.
 
         Raises UserError where files are missing, or were changed after they were made.
         """
-        return _open(paths.of(folder))
+        return _open(paths.of(folder), make_mesh)
 
 
 def rankings(searcher: Searcher, queries: Sequence[str], k: int, what: str) -> Iterator[Ranking]:
@@ -90,7 +94,7 @@ def check_model(folder: Path, manifest: dict) -> None:
         )
 
 
-def _open(folder: Path) -> Searcher:
+def _open(folder: Path, make_mesh: Callable | None) -> Searcher:
     manifest = storage.read_manifest(folder, "index")
     kind = manifest["kind"]
     if "files" in manifest:  # it was exported, and may have come from elsewhere
@@ -98,4 +102,4 @@ def _open(folder: Path) -> Searcher:
         storage.check_files(folder, manifest)
     check_model(folder, manifest)
     module, _, name = SEARCHERS[kind].partition(":")
-    return getattr(importlib.import_module(module), name).open(folder)
+    return getattr(importlib.import_module(module), name).open(folder, make_mesh)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import gin
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.core.values import Natural, Positive
@@ -16,7 +17,8 @@ from retrieval_jax.examples.batches import encoder_decoder
 from retrieval_jax.examples.examples import Examples
 from retrieval_jax.examples.targets import QueryTargets, pad
 from retrieval_jax.examples.tasks import LabelledPairs
-from retrieval_jax.mesh import multihost, partitioning
+from retrieval_jax.mesh import multihost
+from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.search.searcher import Searcher
 
 SHOWN = ("Hits@1", "Hits@10", "MRR@10")
@@ -35,6 +37,7 @@ class DevQueries:
       collection, table, vocabulary, input_length, passage_length: as in training.
       most: dev queries to search for, chosen by a hash of the id.
       beams: of a generative search.
+      mesh: what it runs on; None: all devices.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class DevQueries:
         passage_length: int,
         most: Natural = 256,
         beams: Positive = 10,
+        mesh: Mesh | None = None,
     ):
         queries = collection.queries("dev") if collection.query_counts.get("dev") else []
         self.queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:most]
@@ -57,7 +61,7 @@ class DevQueries:
         self.table, self.samples = table, []
         if not self.queries:
             return
-        mesh = partitioning.make_mesh()
+        mesh = mesh or all_devices()
         self.searcher: Callable[[dict], Searcher]
         if table:
             from retrieval_jax.search.generative import GenerativeSearcher
@@ -115,9 +119,17 @@ class DevLoss:
       model: a QueryGenerator.
       collection, targets: as in training.
       most: pairs of a passage and a dev query, the collection's first.
+      mesh: what it runs on; None: all devices.
     """
 
-    def __init__(self, model, collection: Collection, targets: QueryTargets, most: int = 256):
+    def __init__(
+        self,
+        model,
+        collection: Collection,
+        targets: QueryTargets,
+        most: int = 256,
+        mesh: Mesh | None = None,
+    ):
         queries = collection.queries("dev") if collection.query_counts.get("dev") else []
         pairs = LabelledPairs(collection, targets.vocabulary, queries)
         examples = Examples(pairs, targets)
@@ -125,7 +137,7 @@ class DevLoss:
         features = [examples(i, rng) for i in range(min(len(examples), most))]
         self.batch = None
         if features:
-            mesh = partitioning.make_mesh()
+            mesh = mesh or all_devices()
             batch = encoder_decoder(pad(features, targets.features))
             missing = round_up(len(features), mesh.shape["data"]) - len(features)  # rows without weight
             padded = {name: np.pad(x, ((0, missing), (0, 0))) for name, x in batch.items()}

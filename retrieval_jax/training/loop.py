@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.checkpoints.learning_curve import read_curve
@@ -41,6 +42,7 @@ def fit(
     batch_size: int = 1,
     keep: int = 2,
     keep_best: str | None = "MRR@10",
+    mesh: Mesh | None = None,
 ) -> dict:
     """The loop: any model with T5X's interface, any batches (a function of the position in the data).
 
@@ -54,6 +56,7 @@ def fit(
       batch_size: examples that a step moves the position by.
       keep: how many of the newest checkpoints stay.
       keep_best: the dev metric by which the best one stays beside them; see Kept.
+      mesh: what it runs on; None: all devices.
 
     Gives {"step", "minutes", "input_wait", **the last dev metrics, **Checkpoints.best()}. Raises UserError
     where the numbers go wrong, and Preempted, with all saved, after SIGTERM.
@@ -66,7 +69,7 @@ def fit(
         saved.close()
         return done | saved.best()
 
-    mesh = partitioning.make_mesh()
+    mesh = mesh or partitioning.all_devices()
     begun = (start, saved.examples(start, batch_size) if start else 0)  # a step and its position
 
     def position(step: int) -> int:

@@ -14,6 +14,7 @@ from retrieval_jax.docids import quality
 from retrieval_jax.docids.kinds import Earlier, Job, maker_of
 from retrieval_jax.docids.table import VERSION
 from retrieval_jax.embeddings.sources import SENTENCE_TRANSFORMERS, open_embeddings
+from retrieval_jax.mesh.partitioning import make_mesh
 
 
 @gin.configurable
@@ -54,8 +55,9 @@ def make_docids(
     if kind == "naive":
         recipe |= {"vocabulary": Vocabulary(collection.vocabulary_path).checksum}
     settings, vectors, earlier = settings_class and settings_class(), None, None
+    mesh = make_mesh() if settings_class else None
     if embeddings:
-        vectors, fingerprint = open_embeddings(embeddings, work, collection)
+        vectors, fingerprint = open_embeddings(embeddings, work, collection, mesh)
         recipe |= {"embeddings": fingerprint, "seed": seed}
     if extends:
         earlier = Earlier.open(extends, kind)
@@ -67,7 +69,7 @@ def make_docids(
             recipe = earlier.manifest["recipe"]  # extended in its place, by an earlier call
     elif settings:
         recipe |= {"settings": dataclasses.asdict(settings)}
-    job = Job(collection, earlier, vectors, settings, seed % (1 << 32))
+    job = Job(collection, earlier, vectors, settings, seed % (1 << 32), mesh)
 
     def build(aside: Path) -> dict:
         made = make(job)

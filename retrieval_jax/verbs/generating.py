@@ -24,6 +24,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import Parts
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.mesh import partitioning
+from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.search.searcher import Searcher, searcher_manifest
 from retrieval_jax.verbs.search import BATCH
@@ -243,7 +244,7 @@ class RoundTrip:
     def __init__(self, work: Work, collection: Collection, name: str, k: int):
         folder = work.searcher(name)
         self.recipe = {"searcher": searcher_manifest(folder, collection)["recipe"], "k": k}
-        self.k, self.searcher = k, Searcher.open(folder)
+        self.k, self.searcher = k, Searcher.open(folder, make_mesh)
 
     def keep(self, passage_ids: Sequence[str], queries: Sequence[Sequence[str]]) -> list[list[str]]:
         """For each passage, those of its queries that find it."""

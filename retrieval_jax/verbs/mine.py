@@ -13,6 +13,7 @@ from retrieval_jax.data import mined
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
+from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.search.searcher import Ranking, Searcher, rankings, searcher_manifest
 
 
@@ -60,7 +61,7 @@ def mine(
 
     def make(aside: Path) -> dict:
         texts = [query.text for query in queries]
-        found = rankings(Searcher.open(folder), texts, depth, f"mine with {searcher}")
+        found = rankings(Searcher.open(folder, make_mesh), texts, depth, f"mine with {searcher}")
         return mined.write(
             aside,
             (

@@ -11,6 +11,7 @@ from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation.trec import write_qrels, write_run
+from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.search.searcher import BATCH, Searcher, rankings, searcher_manifest
 
 
@@ -51,7 +52,7 @@ def search(
     # Of a query that is a passage one more is sought, as evaluations leave the passage itself out.
     themselves = collection.among_passages(queries)
     sought = k + bool(themselves)
-    searcher = Searcher.open(folder)
+    searcher = Searcher.open(folder, make_mesh)
     searcher.search(texts[:BATCH], sought)  # compiles; people wait for that once, not for every query
     began = time.monotonic()
     found = list(rankings(searcher, texts, sought, f"search {name}"))
@@ -75,7 +76,7 @@ def search(
 
 def answer(collection: Collection, folder: Path, query: str, k: int) -> dict:
     """The passages that a searcher finds for one query, with their texts."""
-    (ranking,) = Searcher.open(folder).search([query], k)
+    (ranking,) = Searcher.open(folder, make_mesh).search([query], k)
     if not ranking:
         say(f"{folder.name}: no passage was found for {query!r}")
     passages = collection.some(collection.rows([pid for pid, _ in ranking]).tolist())

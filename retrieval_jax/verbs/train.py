@@ -109,7 +109,8 @@ def train(
     multihost.first_does(prepare)
     if not multihost.is_first():
         prepare()  # sees what the first one wrote, and compares
-    rows = multihost.local_rows(partitioning.make_mesh(), batch_size)
+    mesh = partitioning.make_mesh()
+    rows = multihost.local_rows(mesh, batch_size)
 
     def batches(position: int) -> Iterator[Batch]:
         return make_batches(
@@ -117,26 +118,28 @@ def train(
         )
 
     if retriever.answer == "query":
-        dev = DevLoss(model, collection, examples.targets)
+        dev = DevLoss(model, collection, examples.targets, mesh=mesh)
     else:
-        dev = DevQueries(model, collection, table, vocabulary, data.input_length, data.passage_length)
+        lengths = data.input_length, data.passage_length
+        dev = DevQueries(model, collection, table, vocabulary, *lengths, mesh=mesh)
     made = fit(
         model,
         batches,
         dev,
         folder,
-        steps,
-        seed,
-        eval_every,
-        save_every,
-        max_minutes,
-        log_every,
+        steps=steps,
+        seed=seed,
+        eval_every=eval_every,
+        save_every=save_every,
+        max_minutes=max_minutes,
+        log_every=log_every,
         examples_of=lambda position: describe_batch(examples, batch_size, seed, position),
         profile=profile,
         given=given,
         batch_size=batch_size,
         keep=keep,
         keep_best=keep_best,
+        mesh=mesh,
     )
     return {"model": str(folder)} | made
 

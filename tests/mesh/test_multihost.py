@@ -46,7 +46,8 @@ for model_parallelism, source, target, steps in work:
         for batch in batches(position):
             yield {name: x[rows] for name, x in batch.items()}
 
-    fit(retriever(), own, lambda params: {}, folder / target, steps, log_every=1)
+    mesh = partitioning.make_mesh()
+    fit(retriever(), own, lambda params: {}, folder / target, steps, log_every=1, mesh=mesh)
     multihost.first_does(lambda: (folder / target / "done").touch())
     print(json.dumps(rows.tolist()), flush=True)
 
