@@ -68,3 +68,22 @@ def test_verbs_alone_ask_gin_for_the_mesh():
                 or (isinstance(node, ast.alias) and node.name == "make_mesh")
             ]
             assert not asked, f"{module}:{asked[0]}"
+
+
+# What gin was told is read by the configuration itself, where a run's settings are compared, and where a
+# network is made that must leave no trace in them.
+READ_GIN = ("core.configuration", "training.settings", "checkpoints.parameter_names")
+
+
+def test_libraries_use_gin_for_decorating_alone():
+    for module, path in FILES.items():
+        name = module.removeprefix("retrieval_jax.")
+        if name.startswith("verbs.") or name in READ_GIN:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "gin"
+            ):
+                assert node.attr in ("configurable", "REQUIRED"), f"{module}:{node.lineno}: gin.{node.attr}"

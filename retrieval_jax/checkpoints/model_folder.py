@@ -8,6 +8,7 @@ MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin, settings.json
 """
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ from retrieval_jax.models.query_generator import QueryGenerator
 Model = GenerativeRetriever | DualEncoder | QueryGenerator
 RETRIEVERS = {cls.__name__: cls for cls in (GenerativeRetriever, DualEncoder, QueryGenerator)}
 DESCRIPTION, VOCABULARY, GIN, WEIGHTS = "model.json", "sentencepiece.model", "config.gin", "weights"
+FORMAT = 1  # of model.json
 MEND = "train it with `retrieval-jax train`, or check MODEL_DIR"
 
 
@@ -59,6 +61,7 @@ def describe(model: Model, **facts: object) -> dict:
     del network["remat"]  # how it was trained, not what it is: a run may go on with another
     network["mlp_activations"] = list(network["mlp_activations"])  # as JSON has it
     return {
+        "format": FORMAT,
         "retriever": type(model).__name__,
         "network": network,
         "settings": getattr(model, "settings", {}),
@@ -70,9 +73,7 @@ def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None
     """Opens a model folder at a step (None: its newest checkpoint), on a mesh (None: on one device)."""
     folder = paths.of(model_dir)
     description = read_description(folder)
-    model = RETRIEVERS[description["retriever"]](
-        T5Config(**description["network"]), None, **description["settings"]
-    )
+    model = saved_model(description)
     mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "model"))
     if has_weights(folder):
         _, step = description_and_step(folder, step)
@@ -84,6 +85,19 @@ def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None
     check_finite(folder, params)
     vocabulary = Vocabulary(folder / VOCABULARY, description.get("symbols"))
     return OpenModel(model, params, step, vocabulary, description)
+
+
+def saved_model(description: dict) -> Model:
+    """The model that a model.json describes, whatever gin is told meanwhile."""
+    retriever = RETRIEVERS[description["retriever"]]
+    config = T5Config(**{**_defaults(T5Config), **description["network"]})
+    return retriever(config, None, **{**_defaults(retriever), **description["settings"]})
+
+
+def _defaults(function: type) -> dict:
+    """The defaults of a class's parameters: given in a call, gin cannot replace them."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "optimizer_def"}
 
 
 def check_finite(folder: Path, params: dict) -> None:
@@ -107,8 +121,24 @@ def _all_finite(x: jax.Array) -> jax.Array:
 
 
 def read_description(folder: Path) -> dict:
-    """What model.json says. UserError where there is none."""
-    return storage.read_json(folder / DESCRIPTION, MEND)
+    """What model.json says.
+
+    Raises UserError where there is none, and where a later version wrote what this one would not follow.
+    """
+    path = folder / DESCRIPTION
+    description = storage.read_json(path, MEND)
+    later = "upgrade retrieval_jax, or train the model again"
+    if description.get("format", FORMAT) > FORMAT:
+        raise UserError(
+            f"{path}: of format {description['format']}, and {FORMAT} is the last known here: {later}"
+        )
+    retriever = RETRIEVERS.get(description["retriever"])
+    if retriever is None:
+        raise UserError(f"{path}: no retriever {description['retriever']!r} is known here: {later}")
+    for key, known in (("network", T5Config), ("settings", retriever)):
+        if unknown := description[key].keys() - inspect.signature(known).parameters.keys():
+            raise UserError(f"{path}: {key}: {', '.join(sorted(unknown))} is not known here: {later}")
+    return description
 
 
 def has_weights(folder: Path) -> bool:

@@ -1,0 +1,63 @@
+"""A model folder is opened from what was saved with it, or refused in one line."""
+
+import json
+from pathlib import Path
+
+import gin
+import pytest
+from model_folders import random_params, write_model_folder
+
+from retrieval_jax.checkpoints.model_folder import DESCRIPTION, open_model
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.records import Collection
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+
+SIZES = (1024, 16, 2, 8, 32, 1, 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, collection: Collection) -> Path:
+    model = DualEncoder(T5Config(*SIZES), None, vector_dim=8, scale=20.0)
+    write_model_folder(tmp_path / "model", model, random_params(model), collection)
+    return tmp_path / "model"
+
+
+def test_gin_changes_nothing_of_a_saved_model(folder: Path, tmp_path: Path, collection: Collection):
+    generative = GenerativeRetriever(T5Config(*SIZES), None)
+    write_model_folder(tmp_path / "other", generative, random_params(generative), collection)
+    with gin.unlock_config():
+        for name, value in {
+            "T5Config.dropout_rate": 0.5,
+            "T5Config.remat": "full",
+            "T5Config.emb_dim": 64,
+            "DualEncoder.scale": 1.0,
+            "DualEncoder.bidirectional": False,
+            "GenerativeRetriever.consistency": 1.0,
+            "GenerativeRetriever.logits_at_once": 10,
+        }.items():
+            gin.bind_parameter(name, value)
+    opened = open_model(folder).model
+    assert (opened.scale, opened.bidirectional) == (20.0, True)
+    assert opened.config == T5Config(*SIZES, dropout_rate=0.1, remat="none")
+    other = open_model(tmp_path / "other").model
+    assert (other.consistency, other.logits_at_once) == (0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "of format 2, and 1 is the last known here: upgrade"),
+        ({"retriever": "Oracle"}, "no retriever 'Oracle' is known here"),
+        ({"settings": {"vector_dim": 8, "telepathy": 1}}, "settings: telepathy is not known here"),
+        ({"network": {"vocab_size": 8, "quantum": 1}}, "network: quantum is not known here"),
+    ],
+)
+def test_what_a_later_version_wrote_is_one_line(folder: Path, change: dict, message: str):
+    path = folder / DESCRIPTION
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message) as error:
+        open_model(folder)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
