@@ -70,9 +70,9 @@ def test_verbs_alone_ask_gin_for_the_mesh():
             assert not asked, f"{module}:{asked[0]}"
 
 
-# What gin was told is read by the configuration itself, where a run's settings are compared, and where a
-# network is made that must leave no trace in them.
-READ_GIN = ("core.configuration", "training.settings", "checkpoints.parameter_names")
+# What gin was told is read by the configuration itself, by T5X's own command, where a run's settings are
+# compared, and where networks are made that must leave no trace in them.
+READ_GIN = ("core.configuration", "training.settings", "checkpoints.parameter_names", "interop.t5x")
 
 
 def test_libraries_use_gin_for_decorating_alone():
