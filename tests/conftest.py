@@ -4,8 +4,10 @@ import atexit
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -124,6 +126,17 @@ def grown(work: Work, arguments: list[str], grown_source: Path, tmp_path_factory
     here = [f"--gin.COLLECTION='{grown_source}'", f"--gin.WORK_DIR='{folder}'", vocabulary]
     assert main(["import", *here, "--json"]) == 0
     return Collection(folder / "collection")
+
+
+@pytest.fixture
+def python() -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a script in a new process."""
+
+    def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run
 
 
 @pytest.fixture

@@ -82,6 +82,7 @@ Natural = Annotated[int, Within(0)]
 PositiveFloat = Annotated[float, Within(0, open=True)]
 NonNegativeFloat = Annotated[float, Within(0)]
 Share = Annotated[float, Within(0, 1)]
+Seed = Annotated[int, Within(0, (1 << 32) - 1)]  # what every generator of random numbers takes
 
 KINDS = {
     int: "a whole number",

@@ -87,9 +87,12 @@ class EncoderDecoder:
             method="hidden",
         )
 
-    def logits(self, params: dict, batch: Batch) -> jax.Array:
-        """Float32 logits B×T×V without dropout, of products that round nothing; see `exact_products`."""
-        x_BxTxE = self.hidden(params, batch)
+    def logits(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
+        """Float32 logits B×T×V for search and scoring, of products that round nothing; see `exact_products`.
+
+        With dropout where a key is given.
+        """
+        x_BxTxE = self.hidden(params, batch, dropout_rng)
         with exact_products():
             return self._logits(params, x_BxTxE)
 

@@ -7,6 +7,7 @@ import gin
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.values import Seed
 from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -24,7 +25,7 @@ def make_docids(
     kind: str | None = "naive",
     embeddings: str | None = None,
     extends: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     force: bool = False,
 ) -> dict:
     """Makes the docid table of a collection that was imported, and reports how good the docids are.

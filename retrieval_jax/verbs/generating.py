@@ -16,7 +16,7 @@ from retrieval_jax.checkpoints.model_folder import model_recipe, open_model
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, say
-from retrieval_jax.core.values import Positive, PositiveFloat
+from retrieval_jax.core.values import Positive, PositiveFloat, Seed
 from retrieval_jax.core.workspace import UNFINISHED, Work
 from retrieval_jax.data import synthetic
 from retrieval_jax.data.predictions import Advance, open_predictions
@@ -53,7 +53,7 @@ def generate_queries(
     count: Positive = 10,
     temperature: PositiveFloat = 1.0,
     top_k: Positive = 10,
-    seed: int = 0,
+    seed: Seed = 0,
     batch_size: Positive = 32,
     filter_searcher: str | None = None,
     filter_k: Positive = 10,

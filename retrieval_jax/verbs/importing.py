@@ -13,7 +13,7 @@ import numpy as np
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import say
-from retrieval_jax.core.values import Positive, Share
+from retrieval_jax.core.values import Positive, Seed, Share
 from retrieval_jax.core.workspace import Work, source_path
 from retrieval_jax.data import copies, parallel, subsets, vocabulary
 from retrieval_jax.data.collection import Query
@@ -37,7 +37,7 @@ def import_collection(
     held_out: Share = 0.05,
     on_error: str = "fail",
     subset: Positive | None = None,
-    subset_seed: int = 0,
+    subset_seed: Seed = 0,
     shard_bytes: Positive = 32 << 20,
     beam_options: tuple[str, ...] = (),
     docs_size: Positive = 5000,

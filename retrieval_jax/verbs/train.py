@@ -10,7 +10,7 @@ from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import NonNegativeFloat, Positive
+from retrieval_jax.core.values import NonNegativeFloat, Positive, Seed
 from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -41,7 +41,7 @@ def train(
     docids: str | None = None,
     steps: Positive = 1000,
     batch_size: Positive = 128,
-    seed: int = 0,
+    seed: Seed = 0,
     eval_every: Positive = 500,
     save_every: Positive = 500,
     keep: Positive = 2,

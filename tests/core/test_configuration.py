@@ -123,6 +123,8 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
         ("STEPS=0", "STEPS: 0 is not a whole number of at least 1"),
         ("search.split=3", "search.split: 3 is not a text, in quotes of its own"),
         ("SEED=0.5", "SEED: 0.5 is not a whole number"),
+        ("SEED=-1", "SEED: -1 is not a whole number of at least 0 and at most 4294967295"),
+        ("SEED=99999999999999999999", "SEED: 99999999999999999999 is not a whole number of at least 0"),
         ("train.batch_size=0", "train.batch_size: 0 is not a whole number of at least 1"),
         ("train.max_minutes='5'", "train.max_minutes: '5' is not a number of at least 0 or None"),
         (

@@ -1,7 +1,5 @@
 """The vectors of passages without a model, and scripts in processes of their own."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,14 +28,3 @@ def embeddings_of(folder: Path, vectors: np.ndarray, ids: list[str], texts: np.n
 @pytest.fixture
 def embeddings() -> Callable[..., Embeddings]:
     return embeddings_of
-
-
-@pytest.fixture
-def python() -> Callable[..., subprocess.CompletedProcess]:
-    """Runs a script in a new process."""
-
-    def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", script, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    return run
