@@ -1,1 +1,1 @@
-"""Weights on disk: Orbax, safetensors and model folders; reading those of T5X and of Hugging Face."""
+"""Weights on disk: Orbax, safetensors and model folders; reading and writing those of others."""

@@ -1,1 +1,1 @@
-"""Writing for others: T5X, Hugging Face, sentence-transformers, StableHLO; running under T5X's train."""
+"""StableHLO, and running under T5X's own train, eval and infer."""
