@@ -166,15 +166,16 @@ tell_costs() {
 
 # Builds the wheel of the commit that is checked out, in BUILD. Its version ends in +gCOMMIT.
 build_wheel() {
-  local shipped=(retrieval_jax gin_configs setup.py pyproject.toml) changed
-  changed=$(git -C "$ROOT" status --porcelain -- "${shipped[@]}")
+  local code=(retrieval_jax gin_configs setup.py pyproject.toml) changed
+  local pages=(MANIFEST.in README.md LICENSE CITATION.cff CHANGELOG.md) # which setup.py reads
+  changed=$(git -C "$ROOT" status --porcelain -- "${code[@]}")
   changed=$(head -n 1 <<<"$changed" | cut -c 4-)
   [[ -z $changed ]] || refuse "$changed: not committed: commit what shall run, or stash it"
   COMMIT=$(git -C "$ROOT" rev-parse --short=12 HEAD)
   BUILD=$ROOT/build/tpu/$COMMIT
   run rm -rf "$BUILD"
   run mkdir -p "$BUILD/source" "$BUILD/code"
-  run git -C "$ROOT" archive "--output=$BUILD/source.tar" "$COMMIT" "${shipped[@]}"
+  run git -C "$ROOT" archive "--output=$BUILD/source.tar" "$COMMIT" "${code[@]}" "${pages[@]}"
   run tar -x -C "$BUILD/source" -f "$BUILD/source.tar"
   write "[egg_info]
 tag_build = +g$COMMIT" "$BUILD/source/setup.cfg"

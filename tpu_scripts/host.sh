@@ -121,8 +121,9 @@ await() {
   done
 }
 
-# The exit status of bad input, but only because another host was not there in time.
-met_nobody() { tail -n 2 "$log" | grep -q '^retrieval-jax: multihost:'; }
+# The exit status of bad input, but only because another host was not there in time, or met an error that it tells
+# itself: if that one is final, its host says so to all.
+met_nobody() { tail -n 2 "$log" | grep -qE '^retrieval-jax: (multihost:|process 0 met an error)'; }
 
 end() {
   echo "$1" >"$job/.ended.$HOSTNAME"

@@ -1,5 +1,6 @@
 """Gin files and bindings: found in a checkout and in an installed package; errors in one line."""
 
+import ast
 import contextlib
 import difflib
 import inspect
@@ -53,7 +54,7 @@ def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
     known, texts = macros(), _text_macros()
     for binding in bindings:
         name, _, value = (part.strip() for part in binding.partition("="))
-        if name in texts and not re.match(r"""['"%@(]|None$""", value):
+        if name in texts and not _is_literal(value):
             binding = f"{name}={value!r}"
         if re.fullmatch(r"\w+", name) and name not in known and not _defined(name):
             raise UserError(f"--gin.{name}: no such name: {_meant(name, known)}")
@@ -63,6 +64,17 @@ def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
     _check_scopes()
     _check_values()
     _one_number_of_steps()
+
+
+def _is_literal(value: str) -> bool:
+    """Whether a text on the command line is meant as gin's: in quotes, None, a macro, or some of these."""
+    if re.fullmatch(r"%[A-Z_]+", value):
+        return True
+    try:
+        literal = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return False
+    return literal is None or isinstance(literal, str | tuple | list)
 
 
 def _text_macros() -> set[str]:

@@ -7,11 +7,15 @@ Two texts are the same where they differ in white space alone.
 
 import collections
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from retrieval_jax.core.progress import say
 from retrieval_jax.data.collection import Passage, Query
+
+MOST_OTHERS = 64  # a log of clicks may have one query thousands of times, each with another passage
 
 
 def normal(text: str) -> str:
@@ -46,17 +50,21 @@ class KnownAnswers:
     """The passages that answer a query, as far as some queries tell: its positives, and then others.
 
     The others are the positives of queries with the same text (as people and a language model judged them
-    under two ids), and the passage that the query itself is, under the same id.
+    under two ids; at most MOST_OTHERS, the first ones), and the passage that the query itself is, under the
+    same id.
     """
 
     def __init__(self, queries: Iterable[Query]):
         positives: dict[bytes, list[Mapping[str, int]]] = collections.defaultdict(list)
         for query in queries:
-            positives[digest(query.text)].append(query.positives)
-        self.of_text = {key: some for key, some in positives.items() if len(some) > 1}
+            if query.text.strip():
+                positives[digest(query.text)].append(query.positives)
+        repeated = {key: some for key, some in positives.items() if len(some) > 1}
+        self.of_text = {key: [*dict.fromkeys(itertools.chain(*some))] for key, some in repeated.items()}
+        if cut := sum(len(some) > MOST_OTHERS for some in self.of_text.values()):
+            say(f"{cut:,} texts of train queries have over {MOST_OTHERS} positives: the first are known")
 
     def others(self, query: Query) -> Sequence[str]:
         """Ids of the passages that are not among the query's own positives; some may not exist."""
-        shared = self.of_text.get(digest(query.text), ())
-        found = dict.fromkeys((query.id, *(passage for some in shared for passage in some)))
-        return [passage for passage in found if passage not in query.positives]
+        shared = self.of_text.get(digest(query.text), ())[:MOST_OTHERS]
+        return [passage for passage in dict.fromkeys((query.id, *shared)) if passage not in query.positives]

@@ -279,7 +279,11 @@ class Collection:
         return dict(zip(copy, first, strict=True))
 
     def among_passages(self, queries: Sequence[Query]) -> set[str]:
-        """Ids of the queries that are passages, of that id and with that text (as in ArguAna and Quora)."""
+        """Ids of the queries that are passages, of that id and with that text (as in ArguAna and Quora).
+
+        A query that shall find the passage of its id (a title, say, or a sentence of it) is none of them.
+        """
+        queries = [query for query in queries if query.id not in query.relevant]
         rows = self.rows([query.id for query in queries])
         there = np.flatnonzero(rows >= 0).tolist()
         return {

@@ -10,6 +10,7 @@ import gin
 import numpy as np
 
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import say
 from retrieval_jax.core.workspace import Work
 from retrieval_jax.data import parallel
@@ -46,6 +47,8 @@ def cache(
       answer: docids; or passages (for a dual encoder) or query (for a query generator).
       beam_options: flags for Beam, such as ('--runner=DataflowRunner', '--project=…'); the default runs here.
     """
+    if answer == "docids" and not docids:
+        raise UserError("cache: docids of no kind: --DOCIDS=naive, or --gin.cache.answer=\"'passages'\"")
     work = Work.of(source, work_dir)
     parallel.check(beam_options, work.folder)
     collection = Collection(work.collection)

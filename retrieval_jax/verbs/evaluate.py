@@ -70,7 +70,7 @@ def evaluate(
         if k < min(DEEPEST, collection.passage_count):
             say(f"{name}: {k} passages a query: measures that look further take the others for not found")
     queries = collection.queries(split)
-    qrels = {query.id: query.judgements for query in queries}
+    qrels = {query.id: query.relevant for query in queries}
     themselves = collection.among_passages(queries) if ignore_identical_ids else set()
     runs = {name: without_themselves(read_run(path), themselves) for name, path in paths.items()}
     rows = [method_row(name, score(qrels, run, relevant_from), facts[name]) for name, run in runs.items()]

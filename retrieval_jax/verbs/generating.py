@@ -244,7 +244,8 @@ class RoundTrip:
     def __init__(self, work: Work, collection: Collection, name: str, k: int):
         folder = work.searcher(name)
         self.recipe = {"searcher": searcher_manifest(folder, collection)["recipe"], "k": k}
-        self.k, self.searcher = k, Searcher.open(folder, make_mesh)
+        self.k = k
+        self.searcher = Searcher.open(folder, lambda: make_mesh().local_mesh)  # hosts work on their own
 
     def keep(self, passage_ids: Sequence[str], queries: Sequence[Sequence[str]]) -> list[list[str]]:
         """For each passage, those of its queries that find it."""

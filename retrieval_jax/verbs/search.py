@@ -66,7 +66,7 @@ def search(
         took["recall"] = round(searcher.measured_recall(texts[:BATCH], k), 4)
     if took["fewer_than_k"]:
         say(f"{name}: fewer than {k} passages for {took['fewer_than_k']} of {len(queries)} queries")
-    write_qrels(work.qrels(split), {q.id: q.judgements for q in queries})
+    write_qrels(work.qrels(split), {q.id: q.relevant or q.judgements for q in queries})
     facts.unlink(missing_ok=True)  # never the facts of another run
     write_run(path, {q.id: ranking for q, ranking in zip(queries, found, strict=True)}, name)
     known = {"kind": manifest["kind"], "parameters": manifest["parameters"], "took": took}

@@ -1,5 +1,6 @@
 """The verb `train`: examples become a checkpoint. Reads from top to bottom as the story of a run."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import gin
@@ -18,6 +19,7 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import Batch
 from retrieval_jax.examples.batches import batches as make_batches
 from retrieval_jax.examples.batches import examples_of as told_examples
+from retrieval_jax.examples.tasks import Task
 from retrieval_jax.examples.training_data import OpenData, TrainingData
 from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.training import settings
@@ -133,7 +135,7 @@ def train(
         save_every=save_every,
         max_minutes=max_minutes,
         log_every=log_every,
-        examples_of=lambda position: describe_batch(examples, batch_size, seed, position),
+        examples_of=functools.partial(describe_batch, examples, batch_size, seed, tasks={}),
         profile=profile,
         given=given,
         batch_size=batch_size,
@@ -144,9 +146,14 @@ def train(
     return {"model": str(folder)} | made
 
 
-def describe_batch(examples: OpenData, batch_size: int, seed: int, position: int) -> list[dict]:
-    """The examples of the batch after `position` examples: task, number, the text, and its passages' ids."""
-    tasks = {}
+def describe_batch(
+    examples: OpenData, batch_size: int, seed: int, position: int, tasks: dict[str, Task] | None = None
+) -> list[dict]:
+    """The examples of the batch after `position` examples: task, number, the text, and its passages' ids.
+
+    `tasks` keeps the tasks from one call to the next: making them reads all train queries.
+    """
+    tasks = {} if tasks is None else tasks
 
     def tell(name: str, number: int, rng: np.random.Generator) -> dict:
         if name not in tasks:

@@ -239,6 +239,11 @@ def test_a_value_that_can_be_is_taken(binding: str):
         ("QUERY=42", "42"),  # it takes text
         ("QUERY=", ""),
         ("QUERY=a = b", "a = b"),
+        ("QUERY=(un)supervised learning", "(un)supervised learning"),
+        ('QUERY="exact phrase" search', '"exact phrase" search'),
+        ("QUERY=%d format", "%d format"),
+        ("QUERY=@property decorator", "@property decorator"),
+        ("QUERY=it's", "it's"),
         ("WORK_DIR=gs://bucket/name", "gs://bucket/name"),
         ("MODEL_DIR=None", None),
         ("QUERY=None of them", "None of them"),

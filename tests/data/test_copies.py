@@ -115,3 +115,22 @@ def test_a_copy_of_a_positive_sets_the_margin():
         "other",
         "far",
     ]
+
+
+def test_a_query_that_shall_find_its_own_passage_is_not_left_out(tmp_path):
+    """Titles as queries, under the ids of their passages: without those every metric would be 0."""
+    files = {"queries.test.tsv": "p0\tthe marble harbour\n", "qrels.test.tsv": "p0\tp0\t1\n"}
+    write(tmp_path / "docs", {"docs.tsv": SOURCE["docs.tsv"]} | files)
+    import_collection(str(tmp_path / "docs"), str(tmp_path / "work"), vocab_size=60)
+    collection = Collection(Work.of(str(tmp_path / "docs"), str(tmp_path / "work")).collection)
+    assert collection.among_passages(collection.queries("test")) == set()
+
+
+def test_a_text_asked_very_often_has_a_bounded_number_of_answers(capsys):
+    queries = [Query(f"q{i}", "one  text" if i % 2 else "one text", {f"p{i}": 1}) for i in range(5000)]
+    answers = copies.KnownAnswers([*queries, *(Query(f"e{i}", " ", {"x": 1}) for i in range(9))])
+    assert "have over 64 positives" in " ".join(capsys.readouterr().err.split())
+    others = [answers.others(query) for query in queries]
+    assert max(map(len, others)) == copies.MOST_OTHERS + 1
+    assert others[3000] == ["q3000", *(f"p{i}" for i in range(64))]
+    assert answers.others(Query("e0", "", {"x": 1})) == ["e0"]

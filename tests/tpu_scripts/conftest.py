@@ -12,7 +12,9 @@ from recorded import SCRIPTS, STUB, Cloud
 def cloud(tmp_path: Path) -> Cloud:
     checkout = tmp_path / "checkout"
     shutil.copytree(SCRIPTS, checkout / "tpu_scripts")
-    for name in ("retrieval_jax/__init__.py", "gin_configs/runs/naive.gin", "setup.py", "pyproject.toml"):
+    pages = ("MANIFEST.in", "README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md")
+    code = ("retrieval_jax/__init__.py", "gin_configs/runs/naive.gin", "setup.py", "pyproject.toml")
+    for name in (*code, *pages):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).touch()
     (checkout / ".gitignore").write_text("build/\n")

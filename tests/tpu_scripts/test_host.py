@@ -127,8 +127,14 @@ def test_numbers_that_went_wrong_are_not_tried_again_and_the_log_tells_what_help
     assert told[-1].endswith("--gin.Watch.on_spike=\"'skip'\" leaves such updates out and goes on")
 
 
-def test_hosts_that_did_not_meet_try_again(host: Host):
-    line = "retrieval-jax: multihost: DEADLINE_EXCEEDED: Barrier timed out"
+@pytest.mark.parametrize(
+    "line",
+    [
+        "retrieval-jax: multihost: DEADLINE_EXCEEDED: Barrier timed out",
+        "retrieval-jax: process 0 met an error, which it tells: mend that, and start all again",
+    ],
+)
+def test_hosts_that_did_not_meet_try_again(host: Host, line: str):
     host.program(
         "retrieval-jax", f'echo >>"$RUNS"; (($(wc -l <"$RUNS") > 1)) || {{ echo "{line}"; exit 2; }}'
     )

@@ -93,3 +93,14 @@ def test_slices_are_those_of_the_gin_files(path):
     )
     assert told.stdout.strip() == hosts
     assert re.search(rf"`tpu/{path.name}`.*`{accelerator}`", (SCRIPTS / "README.md").read_text())
+
+
+def test_what_is_shipped_can_be_built():
+    """setup.py reads the pages that the archive of a job must then hold."""
+    text = (SCRIPTS / "common.sh").read_text()
+    shipped = " ".join(re.findall(r"(?:code|pages)=\(([^)]*)\)", text)).split()
+    root = SCRIPTS.parent
+    assert all((root / name).exists() for name in shipped)
+    for page, licence in re.findall(r'with_name\("([^"]+)"\)|"(LICENSE)"', (root / "setup.py").read_text()):
+        assert (page or licence) in shipped
+    assert {*(root / "MANIFEST.in").read_text().split()} - {"graft", "include"} <= {*shipped}
