@@ -27,6 +27,8 @@ class Query:
       negatives: ids of passages known to be irrelevant, hardest first where the source orders them.
       label: who judged: "human", "llm", or "" where the source does not say.
       missing: the same as `positives`, of passages that are not in the collection (`ON_ERROR='skip'`).
+      is_passage: whether it is itself a passage, of that id and with that text (as in ArguAna and Quora), so
+        that evaluations leave this one out of its results; not where it shall find it.
     """
 
     id: str
@@ -35,6 +37,7 @@ class Query:
     negatives: tuple[str, ...] = ()
     label: str = ""
     missing: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    is_passage: bool = False
 
     @property
     def relevant(self) -> dict[str, int]:

@@ -50,8 +50,7 @@ class KnownAnswers:
     """The passages that answer a query, as far as some queries tell: its positives, and then others.
 
     The others are the positives of queries with the same text (as people and a language model judged them
-    under two ids; at most MOST_OTHERS, the first ones), and the passage that the query itself is, under the
-    same id.
+    under two ids; at most MOST_OTHERS, the first ones), and the passage that the query itself is.
     """
 
     def __init__(self, queries: Iterable[Query]):
@@ -65,6 +64,7 @@ class KnownAnswers:
             say(f"{cut:,} texts of train queries have over {MOST_OTHERS} positives: the first are known")
 
     def others(self, query: Query) -> Sequence[str]:
-        """Ids of the passages that are not among the query's own positives; some may not exist."""
+        """Ids of the passages that are not among the query's own positives."""
         shared = self.of_text.get(digest(query.text), ())[:MOST_OTHERS]
-        return [passage for passage in dict.fromkeys((query.id, *shared)) if passage not in query.positives]
+        own = [query.id] if query.is_passage else []
+        return [passage for passage in dict.fromkeys([*own, *shared]) if passage not in query.positives]

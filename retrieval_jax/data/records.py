@@ -6,7 +6,7 @@
     collection/sentencepiece.model
     collection/NAME/passages/1.0.0/     split train: id, title, text
     collection/NAME/queries/1.0.0/      splits train, dev, test: id, text, passage_ids, grades,
-                                        negatives, label, missing_ids, missing_grades
+                                        negatives, label, missing_ids, missing_grades, is_passage
 
 Any TFDS program reads the records; here they are read without TensorFlow.
 """
@@ -199,6 +199,21 @@ def _passage_records(shard: Callable[[], Iterable[Passage]]) -> Iterator[dict]:
     return ({"id": p.id, "title": p.title, "text": p.text} for p in shard())
 
 
+def mark_passages(folder: Path, name: str, ids: pa.Array, queries: Sequence[Query]) -> list[Query]:
+    """The queries, with those marked that are passages; see `Query`. The passages are written already."""
+    there = np.flatnonzero(arrow_ids.rows(ids, [query.id for query in queries]) >= 0).tolist()
+    there = [i for i in there if queries[i].id not in queries[i].relevant]
+    rows = arrow_ids.rows(ids, [queries[i].id for i in there]).tolist()
+    records, marked = Records(folder, name, "passages", "train") if there else None, [*queries]
+    for first in range(0, len(there), _BATCH):
+        some = records.some(rows[first : first + _BATCH])
+        for i, record in zip(there[first : first + _BATCH], some, strict=True):
+            passage = Passage(*(_text(record, key) for key in _PASSAGE))
+            if copies.same_text(queries[i], passage):
+                marked[i] = dataclasses.replace(queries[i], is_passage=True)
+    return marked
+
+
 def write_queries(folder: Path, name: str, queries: Mapping[str, Sequence[Query]]) -> None:
     """Writes the TFDS dataset NAME/queries (split -> queries), in the order given."""
     import tensorflow_datasets as tfds
@@ -207,6 +222,7 @@ def write_queries(folder: Path, name: str, queries: Mapping[str, Sequence[Query]
     texts, grades = tfds.features.Sequence(text), tfds.features.Sequence(np.int32)
     features = {"id": text, "text": text, "passage_ids": texts, "grades": grades}
     features |= {"negatives": texts, "label": text, "missing_ids": texts, "missing_grades": grades}
+    features |= {"is_passage": tfds.features.Scalar(np.int32)}
     records = {
         split: [
             functools.partial(map, _query_record, some[first : first + _QUERIES])
@@ -227,6 +243,7 @@ def _query_record(query: Query) -> dict:
         "label": query.label,
         "missing_ids": list(query.missing),
         "missing_grades": list(query.missing.values()),
+        "is_passage": int(query.is_passage),
     }
 
 
@@ -278,25 +295,6 @@ class Collection:
         copy, first = (self.ids.take(pa.array(rows)).to_pylist() for rows in self._copies.T)
         return dict(zip(copy, first, strict=True))
 
-    def among_passages(self, queries: Sequence[Query]) -> set[str]:
-        """Ids of the queries that are passages, of that id and with that text (as in ArguAna and Quora).
-
-        A query that shall find the passage of its id (a title, say, or a sentence of it) is none of them.
-        """
-        queries = [query for query in queries if query.id not in query.relevant]
-        rows = self.rows([query.id for query in queries])
-        there = np.flatnonzero(rows >= 0).tolist()
-        return {
-            queries[i].id
-            for first in range(0, len(there), _BATCH)
-            for i, passage in zip(
-                there[first : first + _BATCH],
-                self.some(rows[there[first : first + _BATCH]].tolist()),
-                strict=True,
-            )
-            if copies.same_text(queries[i], passage)
-        }
-
     @functools.cached_property
     def _passages(self) -> Records:
         return Records(self.folder, self.name, "passages", "train")
@@ -345,6 +343,7 @@ def _query(record: Mapping) -> Query:
         tuple(_texts(record, "negatives")),
         _text(record, "label"),
         _grades(record, "missing_ids", "missing_grades"),
+        any(record["is_passage"].int64_list.value),
     )
 
 

@@ -55,9 +55,8 @@ class DevQueries:
         queries = collection.queries("dev") if collection.query_counts.get("dev") else []
         self.queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:most]
         self.qrels = {q.id: q.relevant for q in self.queries}
-        self.themselves = collection.among_passages(
-            self.queries
-        )  # left out of their results, as in `evaluate`
+        # Left out of their own results, as in `evaluate`.
+        self.themselves = {query.id for query in self.queries if query.is_passage}
         self.table, self.samples = table, []
         if not self.queries:
             return

@@ -71,7 +71,7 @@ def evaluate(
             say(f"{name}: {k} passages a query: measures that look further take the others for not found")
     queries = collection.queries(split)
     qrels = {query.id: query.relevant for query in queries}
-    themselves = collection.among_passages(queries) if ignore_identical_ids else set()
+    themselves = {query.id for query in queries if query.is_passage and ignore_identical_ids}
     runs = {name: without_themselves(read_run(path), themselves) for name, path in paths.items()}
     rows = [method_row(name, score(qrels, run, relevant_from), facts[name]) for name, run in runs.items()]
     rows.sort(key=lambda row: (row.family, row.name))

@@ -17,7 +17,7 @@ from retrieval_jax.core.values import Positive, Seed, Share
 from retrieval_jax.core.workspace import Work, source_path
 from retrieval_jax.data import copies, parallel, subsets, vocabulary
 from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import write_passages, write_queries
+from retrieval_jax.data.records import mark_passages, write_passages, write_queries
 from retrieval_jax.data.sources import from_packages
 from retrieval_jax.data.sources.folders import Source
 from retrieval_jax.data.sources.layouts import open_source
@@ -99,6 +99,9 @@ def import_collection(
         write_passages(folder, opened.name, passages.shards(), beam_options)
         arrow_ids.write(folder / "ids.arrow", passages.ids)
         np.save(folder / "copies.npy", same := copies.pairs(passages.digests))
+        queries = {
+            split: mark_passages(folder, opened.name, passages.ids, some) for split, some in queries.items()
+        }
         write_queries(folder, opened.name, queries)
         _vocabulary(folder / "sentencepiece.model", vocabulary_path, vocab_size, passages, queries)
         shutil.rmtree(scratch, ignore_errors=True)

@@ -33,7 +33,7 @@ def mine(
     Train with them by --NEGATIVES=NAME and --gin.TrainingData.negatives=7. To refresh them between
     rounds, mine again with an index of the model that they trained, under the same name or another. What is
     known to answer a query is never its negative: its positives and those of queries with the same text, all
-    passages that have the text of one of these, and the passage that has the query's own id.
+    passages that have the text of one of these, and the passage that the query itself is.
 
     Args:
       source, work_dir: the collection, and where its work lies.

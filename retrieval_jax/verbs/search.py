@@ -50,7 +50,7 @@ def search(
     queries = collection.queries(split)
     texts = [q.text for q in queries]
     # Of a query that is a passage one more is sought, as evaluations leave the passage itself out.
-    themselves = collection.among_passages(queries)
+    themselves = {query.id for query in queries if query.is_passage}
     sought = k + bool(themselves)
     searcher = Searcher.open(folder, make_mesh)
     searcher.search(texts[:BATCH], sought)  # compiles; people wait for that once, not for every query

@@ -68,7 +68,7 @@ def test_the_collection_knows_its_copies(work: Work):
     collection = Collection(work.collection)
     assert collection.first_copies(np.arange(-1, 9)).tolist() == [-1, 0, 1, 2, 3, 4, 5, 0, 1, 2]
     assert collection.first_ids == {"c0": "p0", "c1": "p1", "c2": "p2"}
-    assert collection.among_passages(collection.queries("train")) == {"p4"}
+    assert [query.id for query in collection.queries("train") if query.is_passage] == ["p4"]
 
 
 def test_they_are_no_negatives_in_a_batch(work: Work):
@@ -123,7 +123,7 @@ def test_a_query_that_shall_find_its_own_passage_is_not_left_out(tmp_path):
     write(tmp_path / "docs", {"docs.tsv": SOURCE["docs.tsv"]} | files)
     import_collection(str(tmp_path / "docs"), str(tmp_path / "work"), vocab_size=60)
     collection = Collection(Work.of(str(tmp_path / "docs"), str(tmp_path / "work")).collection)
-    assert collection.among_passages(collection.queries("test")) == set()
+    assert not any(query.is_passage for query in collection.queries("test"))
 
 
 def test_a_text_asked_very_often_has_a_bounded_number_of_answers(capsys):
@@ -131,6 +131,7 @@ def test_a_text_asked_very_often_has_a_bounded_number_of_answers(capsys):
     answers = copies.KnownAnswers([*queries, *(Query(f"e{i}", " ", {"x": 1}) for i in range(9))])
     assert "have over 64 positives" in " ".join(capsys.readouterr().err.split())
     others = [answers.others(query) for query in queries]
-    assert max(map(len, others)) == copies.MOST_OTHERS + 1
-    assert others[3000] == ["q3000", *(f"p{i}" for i in range(64))]
-    assert answers.others(Query("e0", "", {"x": 1})) == ["e0"]
+    assert max(map(len, others)) == copies.MOST_OTHERS
+    assert others[3000] == [f"p{i}" for i in range(64)]
+    assert answers.others(Query("e0", "", {"x": 1})) == []
+    assert answers.others(Query("p7", "a passage", {"x": 1}, is_passage=True)) == ["p7"]
