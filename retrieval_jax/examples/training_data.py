@@ -3,10 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import gin
 
+from retrieval_jax.core import storage
+from retrieval_jax.core.progress import say
 from retrieval_jax.core.values import Names, Natural, NonNegativeFloat, Positive, Share
 from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.collection import Query
@@ -172,7 +175,11 @@ class OpenData:
     def examples(self, task: str) -> Examples | CachedExamples:
         """A task's examples: from the cache where they are in it, else made as they are asked for."""
         folder = self.work.cache(f"{self.prefix}.{task}")
-        return CachedExamples.find(folder, self.recipe(task)) or self.computed(task)
+        if cached := CachedExamples.find(folder, self.recipe(task)):
+            return cached
+        if storage.finished(folder):
+            _tell_unread(folder)
+        return self.computed(task)
 
     def shares(self, rates: Rates) -> Mapping[str, tuple[Examples | CachedExamples, float]]:
         """Task -> (its examples, its share)."""
@@ -192,3 +199,9 @@ class OpenData:
                 self._inputs.task(task)
         stages = [(steps, self.shares(rates)) for steps, rates in self.settings.curriculum]
         return [*stages, (None, self.shares(self.settings.rates))]
+
+
+@functools.cache
+def _tell_unread(folder: Path) -> None:
+    """Says it once for each folder."""
+    say(f"{folder}: of other settings than this run's, so it is not read: `retrieval-jax cache`")

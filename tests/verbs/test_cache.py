@@ -75,7 +75,7 @@ def test_shards_are_parts_of_the_whole(opened: OpenData):
 
 
 def test_a_cache_holds_the_same_examples_under_the_same_numbers(
-    arguments: list[str], work: Work, collection: Collection
+    arguments: list[str], work: Work, collection: Collection, capsys
 ):
     assert main(["docids", *arguments]) == 0
     settings = [
@@ -106,7 +106,11 @@ def test_a_cache_holds_the_same_examples_under_the_same_numbers(
 
     # Other settings do not take it for theirs, and seqio reads it.
     other = TrainingData(DATA.rates, chunk_length=13, chunks=2).of(work, collection, "docids", opened.table)
-    assert not isinstance(other.examples("firstp"), CachedExamples)
+    capsys.readouterr()
+    for _ in range(2):
+        assert not isinstance(other.examples("firstp"), CachedExamples)
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("of other settings than this run's, so it is not read") == 1
     register(opened)
     seqio.add_global_cache_dirs([str(work.cache(""))])
     mixture = seqio.get_mixture_or_task(f"{opened.prefix}.all")
