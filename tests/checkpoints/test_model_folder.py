@@ -6,13 +6,17 @@ from pathlib import Path
 import gin
 import pytest
 from model_folders import random_params, write_model_folder
+from tiny_training import batches, retriever
 
-from retrieval_jax.checkpoints.model_folder import DESCRIPTION, open_model
+from retrieval_jax.checkpoints import checksums
+from retrieval_jax.checkpoints.model_folder import DESCRIPTION, describe, description_and_step, open_model
+from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.training.loop import fit
 
 SIZES = (1024, 16, 2, 8, 32, 1, 1)
 
@@ -61,3 +65,15 @@ def test_what_a_later_version_wrote_is_one_line(folder: Path, change: dict, mess
         open_model(folder)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_step_that_is_about_to_be_sealed_is_not_taken_yet(tmp_path: Path):
+    """A training that runs writes a step's checksums last; what is made of the model is known by them."""
+    fit(retriever(), batches, lambda params: {}, tmp_path, steps=4, save_every=2)
+    storage.write_json(tmp_path / DESCRIPTION, describe(retriever()))
+    assert description_and_step(tmp_path)[1] == 4
+    (tmp_path / "checkpoints" / "4" / checksums.NAME).unlink()
+    assert description_and_step(tmp_path)[1] == 2
+    assert description_and_step(tmp_path, 4)[1] == 4  # asked for by name
+    (tmp_path / "checkpoints" / "2" / checksums.NAME).unlink()
+    assert description_and_step(tmp_path)[1] == 4  # as of versions that wrote none
