@@ -16,7 +16,6 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
@@ -74,7 +73,7 @@ def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None
     folder = paths.of(model_dir)
     description = read_description(folder)
     model = saved_model(description)
-    mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "model"))
+    mesh = mesh or partitioning.all_devices(devices=jax.local_devices()[:1])
     if has_weights(folder):
         _, step = description_and_step(folder, step)
         params = placed(read_safetensors(folder, WEIGHTS), model, mesh)

@@ -201,9 +201,9 @@ def _passage_records(shard: Callable[[], Iterable[Passage]]) -> Iterator[dict]:
 
 def mark_passages(folder: Path, name: str, ids: pa.Array, queries: Sequence[Query]) -> list[Query]:
     """The queries, with those marked that are passages; see `Query`. The passages are written already."""
-    there = np.flatnonzero(arrow_ids.rows(ids, [query.id for query in queries]) >= 0).tolist()
-    there = [i for i in there if queries[i].id not in queries[i].relevant]
-    rows = arrow_ids.rows(ids, [queries[i].id for i in there]).tolist()
+    row_of_query = arrow_ids.rows(ids, [query.id for query in queries]).tolist()
+    there = [i for i, q in enumerate(queries) if row_of_query[i] >= 0 and q.id not in q.relevant]
+    rows = [row_of_query[i] for i in there]
     records, marked = Records(folder, name, "passages", "train") if there else None, [*queries]
     for first in range(0, len(there), _BATCH):
         some = records.some(rows[first : first + _BATCH])

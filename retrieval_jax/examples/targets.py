@@ -107,12 +107,12 @@ class PassageTargets:
         return {
             "inputs": example.tokens,
             "targets": tokens.ravel().tolist(),
-            "passage": [*self._texts(example.rows), *missing],
+            "passage": [*self._first_copies(example.rows), *missing],
             "grade": [*example.grades, *missing],
-            "known": [*self._texts(example.known), *[PADDING] * (self.known - len(example.known))],
+            "known": [*self._first_copies(example.known), *[PADDING] * (self.known - len(example.known))],
         }
 
-    def _texts(self, rows: Sequence[int]) -> list[int]:
+    def _first_copies(self, rows: Sequence[int]) -> list[int]:
         return self.collection.first_copies(np.array(rows, np.int64)).tolist()
 
 

@@ -129,7 +129,7 @@ class LabelledGroups:
         self.positives, self.negatives = positives, negatives
         ids = [(*q.positives, *answers.others(q), *q.negatives) for q in queries]
         self.rows = collection.rows(itertools.chain.from_iterable(ids))
-        self.texts = collection.first_copies(self.rows)
+        self.first_rows = collection.first_copies(self.rows)  # a row a text
         self.starts = np.concatenate([[0], np.cumsum([len(some) for some in ids], dtype=np.int64)])
 
     def __len__(self) -> int:
@@ -137,10 +137,14 @@ class LabelledGroups:
 
     def __call__(self, i: int, rng: np.random.Generator) -> Example:
         query = self.queries[i]
-        rows, texts = (some[self.starts[i] : self.starts[i + 1]].tolist() for some in (self.rows, self.texts))
+        rows, first_rows = (
+            some[self.starts[i] : self.starts[i + 1]].tolist() for some in (self.rows, self.first_rows)
+        )
         good, bad = len(query.positives), len(rows) - len(query.negatives)
-        answers = {*texts[:bad]}
-        negatives = [row for row, text in zip(rows[bad:], texts[bad:], strict=True) if text not in answers]
+        answers = {*first_rows[:bad]}
+        negatives = [
+            row for row, first in zip(rows[bad:], first_rows[bad:], strict=True) if first not in answers
+        ]
         drawn = _draw(rng, good, self.positives)
         chosen = [negatives[n] for n in _draw(rng, len(negatives), self.negatives)]
         grades = [*query.positives.values()]

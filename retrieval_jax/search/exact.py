@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from retrieval_jax.mesh.partitioning import all_devices
+
 _SCORES = 1 << 27  # float32 dot products that are held at once, by each device
 
 
@@ -52,7 +54,7 @@ class ExactSearch:
     """The nearest of all vectors by dot product, on all devices of a mesh (None: on one)."""
 
     def __init__(self, vectors_NxE: np.ndarray, mesh: Mesh | None = None):
-        self.mesh = mesh or Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "model"))
+        self.mesh = mesh or all_devices(devices=jax.local_devices()[:1])
         self.count, self.dimensions = vectors_NxE.shape
         shape = (-(-self.count // self.mesh.size) * self.mesh.size, self.dimensions)
 

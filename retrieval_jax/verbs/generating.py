@@ -184,7 +184,7 @@ class Sampler:
         batch_size: int,
         step: int | None = None,
     ):
-        mesh = partitioning.make_mesh().local_mesh  # hosts work on their own
+        mesh = make_mesh().local_mesh  # hosts work on their own
         opened = open_model(model_dir, step, mesh)
         if not isinstance(opened.model, QueryGenerator):
             raise UserError(
