@@ -26,6 +26,13 @@ _RUN_MEND = "correct this line, or write the run again with `retrieval-jax searc
 _QRELS_MEND = "correct this line"
 
 
+def without_themselves(run: Run, queries: set[str]) -> Run:
+    """Returns the run in which some queries, which are passages, do not find the passage of their own id."""
+    return run | {
+        query: [result for result in run[query] if result[0] != query] for query in run.keys() & queries
+    }
+
+
 def write_run(path: str | os.PathLike, run: Run, tag: str) -> None:
     """Writes lines `qid Q0 docid rank score tag`, ranks from 1; a query without results writes none.
 

@@ -13,6 +13,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import score
+from retrieval_jax.evaluation.trec import without_themselves
 from retrieval_jax.examples.batches import encoder_decoder
 from retrieval_jax.examples.examples import Examples
 from retrieval_jax.examples.targets import QueryTargets, pad
@@ -88,19 +89,17 @@ class DevQueries:
         if not self.queries:
             return {}
         searched = self.searcher(params).search([q.text for q in self.queries], 10 + bool(self.themselves))
-        found = [
-            [r for r in ranking if r[0] != query.id or query.id not in self.themselves][:10]
-            for query, ranking in zip(self.queries, searched, strict=True)
-        ]
+        run = {query.id: ranking for query, ranking in zip(self.queries, searched, strict=True)}
+        run = {query: ranking[:10] for query, ranking in without_themselves(run, self.themselves).items()}
         self.samples = [
             {
                 "query": query.text,
                 "right": [self._passage(one) for one in query.positives],
-                "found": [self._passage(one) | {"score": round(s, 4)} for one, s in ranking[:5]],
+                "found": [self._passage(one) | {"score": round(s, 4)} for one, s in run[query.id][:5]],
             }
-            for query, ranking in zip(self.queries[:SAMPLES], found, strict=False)
+            for query in self.queries[:SAMPLES]
         ]
-        metrics = score(self.qrels, {q.id: r for q, r in zip(self.queries, found, strict=True)})
+        metrics = score(self.qrels, run)
         return {name: metrics[name] for name in SHOWN}
 
     def _passage(self, passage_id: str) -> dict:

@@ -19,7 +19,7 @@ from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import report
 from retrieval_jax.evaluation.metrics import METRICS, score
-from retrieval_jax.evaluation.trec import Run, read_run
+from retrieval_jax.evaluation.trec import Run, read_run, without_themselves
 
 FAMILIES = {"generative": "generative", "exact": "dual encoder", "scann": "dual encoder", "bm25": "lexical"}
 DEEPEST = max(int(name.partition("@")[2]) for name in METRICS)  # rank that a measure looks at
@@ -135,13 +135,6 @@ def method_row(name: str, metrics: dict[str, float], facts: dict | None) -> repo
         return report.MethodRow(name, "other", metrics, None, None)
     took, family = facts["took"], FAMILIES[facts["kind"]]
     return report.MethodRow(name, family, metrics, took["ms_per_query"], facts["parameters"])
-
-
-def without_themselves(run: Run, queries: set[str]) -> Run:
-    """The run without the passages that some queries are (those of the same id)."""
-    return run | {
-        query: [result for result in run[query] if result[0] != query] for query in run.keys() & queries
-    }
 
 
 def side_by_side(
