@@ -30,7 +30,7 @@ LOGITS_A_CALL = 1 << 21  # 8 MB: more where one step reads more
 
 def network(output_size: int, width: int = 64, layers: int = 2) -> T5Config:
     sizes = width, width // 16, 16, 2 * width, layers, layers
-    return T5Config(T5_SIZE, *sizes, output_size=output_size, reads_outputs=True)
+    return T5Config(T5_SIZE, *sizes, output_size=output_size, separate_target_embedding=True)
 
 
 def medians(runs: Sequence[Callable], repetitions: int, warm_up: int = 1, pause: float = 0) -> list[float]:
@@ -210,7 +210,16 @@ def measure_whole(
 def measure_base(trie: Trie, output_size: int, repetitions: int, batch_size: int = 64) -> dict:
     """T5 1.1 Base in bfloat16: milliseconds a query, and the constraint's share of a search's time."""
     config = T5Config(
-        T5_SIZE, 768, 12, 64, 2048, 12, 12, dtype="bfloat16", output_size=output_size, reads_outputs=True
+        T5_SIZE,
+        768,
+        12,
+        64,
+        2048,
+        12,
+        12,
+        dtype="bfloat16",
+        output_size=output_size,
+        separate_target_embedding=True,
     )
     trie = jax.device_put(trie)
     steps, *_ = measure_steps(trie, output_size, batch_size, repetitions)

@@ -235,7 +235,7 @@ def with_docids(arrays: Mapping[str, LazyArray], config: T5Config) -> dict[str, 
     docids_VxE = np.zeros((kernel_ExV.shape[1], config.emb_dim), texts_VxE.dtype)
     docids_VxE[0] = texts_VxE[0]
     rest = dict(arrays)
-    if config.reads_outputs:
+    if config.separate_target_embedding:
         docids_VxE = rest.pop("decoder_token_embedder/embedding").whole()
     nothing_ExV = np.zeros((config.emb_dim, len(texts_VxE)), kernel_ExV.dtype)
     return rest | {

@@ -126,7 +126,7 @@ def network_of(path: Path, arrays: Mapping[str, LazyArray]) -> dict:
         for stack in _LAYERS
     }
     outputs = arrays[OUTPUT].shape[1] if OUTPUT in arrays else None
-    reads_outputs = "decoder_token_embedder/embedding" in arrays
+    separate_target_embedding = "decoder_token_embedder/embedding" in arrays
     gated = "encoder/layers_0/mlp/wi_0/kernel" in arrays
     return {
         "vocab_size": rows,
@@ -138,7 +138,7 @@ def network_of(path: Path, arrays: Mapping[str, LazyArray]) -> dict:
         "num_decoder_layers": len(layers["decoder"]),
         "mlp_activations": ("gelu", "linear") if gated else ("relu",),
         "logits_via_embedding": bool(layers["decoder"]) and outputs is None,
-        "output_size": outputs if outputs != rows or reads_outputs else None,
-        "reads_outputs": reads_outputs,
+        "output_size": outputs if outputs != rows or separate_target_embedding else None,
+        "separate_target_embedding": separate_target_embedding,
         "relpos_buckets": buckets,
     }

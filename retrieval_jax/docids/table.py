@@ -49,7 +49,7 @@ class DocidTable:
         return self.tokens_NxL.shape[1]
 
     @property
-    def own_vocabulary(self) -> bool:
+    def has_docid_vocab(self) -> bool:
         """Whether the tokens are the docids' own, not pieces of the text vocabulary."""
         return self.kind != "naive"
 

@@ -37,9 +37,9 @@ REMAT_POLICIES = {
 class T5Config:
     """Sizes of a T5. One gin file a size in `gin_configs/models/`.
 
-    `output_size` is the width of the decoder's softmax: the text vocabulary (None), or the docids'. Where the
-    decoder `reads_outputs`, it has an embedding of its own for such tokens; otherwise it reads the encoder's,
-    as T5 does. `dtype` is the computation's; parameters are always float32.
+    `output_size` is the width of the decoder's softmax: the text vocabulary (None), or the docids'. With
+    `separate_target_embedding` the decoder embeds target tokens by a table of its own of `output_size` rows;
+    otherwise it shares the encoder's, as T5 does. `dtype` is that of the computation; parameters are float32.
 
     `embedding_init_std` and `branch_init_scale` say how parameters begin, for training from scratch: the
     embedding's standard deviation, and the variance, relative to T5's, of the matrices by which
@@ -70,7 +70,7 @@ class T5Config:
     embedding_init_std: float = 1.0
     branch_init_scale: float = 1.0
     output_size: int | None = None
-    reads_outputs: bool = False
+    separate_target_embedding: bool = False
     scan_layers: bool = False
     remat: str = "none"
     pawa_layers: Natural = 0

@@ -170,7 +170,7 @@ class T5(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.token_embedder = TokenEmbedder(c, c.vocab_size)
-        if c.reads_outputs:
+        if c.separate_target_embedding:
             self.decoder_token_embedder = TokenEmbedder(c, c.output_size)
         self.encoder = Encoder(c)
         self.decoder = Decoder(c, c.num_decoder_layers)
@@ -179,7 +179,9 @@ class T5(nn.Module):
             self.pawa_adaptor = PawaAdaptor(c)
 
     def _embed_targets(self, tokens: jax.Array) -> jax.Array:
-        embedder = self.decoder_token_embedder if self.config.reads_outputs else self.token_embedder
+        embedder = (
+            self.decoder_token_embedder if self.config.separate_target_embedding else self.token_embedder
+        )
         return embedder(tokens)
 
     def encode(

@@ -28,8 +28,11 @@ def open_data(data: TrainingData, work: Work, collection: Collection, model, tab
 
 def docid_softmax(table: DocidTable) -> dict:
     """The sizes of a T5 that writes a table's docids; its decoder reads them only if they go on."""
-    own = table.own_vocabulary
-    return {"output_size": table.output_size if own else None, "reads_outputs": own and table.length > 1}
+    own = table.has_docid_vocab
+    return {
+        "output_size": table.output_size if own else None,
+        "separate_target_embedding": own and table.length > 1,
+    }
 
 
 def run_settings(retriever: type, examples: OpenData, steps: int, batch_size: int, seed: int) -> dict:

@@ -24,7 +24,7 @@ class DocidShape(NamedTuple):
 
     length: int
     output_size: int
-    own_vocabulary: bool
+    has_docid_vocab: bool
     symbols: int
 
 

@@ -80,7 +80,7 @@ def test_written_and_read_again(tmp_path, kind, scan):
 def test_docids_lengthen_the_vocabulary():
     """Docid tokens moved behind the texts' write the same docids with the same logits."""
     for reads in (False, True):
-        config = dataclasses.replace(ONE_LAYER, output_size=12, reads_outputs=reads)
+        config = dataclasses.replace(ONE_LAYER, output_size=12, separate_target_embedding=reads)
         model = GenerativeRetriever(config)
         params = random_params(model)
         longer = hugging_face.with_docids(arrays_of(params), config)
@@ -229,7 +229,7 @@ def test_transformers_in_bfloat16(transformers, tmp_path):
 
 
 def test_transformers_writes_docids(transformers, tmp_path):
-    config = dataclasses.replace(ONE_LAYER, output_size=12, reads_outputs=True)
+    config = dataclasses.replace(ONE_LAYER, output_size=12, separate_target_embedding=True)
     model = GenerativeRetriever(config)
     params = random_params(model)
     longer = hugging_face.with_docids(arrays_of(params), config)

@@ -90,7 +90,9 @@ def test_a_network_of_the_same_shapes_that_computes_otherwise_is_refused(other: 
 def test_the_flags_that_an_error_names_are_enough():
     """From a plain T5 to a dual encoder, and to docids of its own: copied from the line, they go on."""
     dual_encoder = DualEncoder(dataclasses.replace(CONFIG, num_decoder_layers=0), vector_dim=5)
-    generative = GenerativeRetriever(dataclasses.replace(CONFIG, output_size=9, reads_outputs=True))
+    generative = GenerativeRetriever(
+        dataclasses.replace(CONFIG, output_size=9, separate_target_embedding=True)
+    )
     for model, new in (
         (dual_encoder, ("projection_layer",)),
         (generative, ("decoder_token_embedder", OUTPUT)),
@@ -106,7 +108,7 @@ def test_the_flags_that_an_error_names_are_enough():
 
 def test_docids_of_their_own_begin_anew():
     """The texts' softmax is not theirs, be there as many of both by chance."""
-    config = dataclasses.replace(CONFIG, output_size=CONFIG.vocab_size, reads_outputs=True)
+    config = dataclasses.replace(CONFIG, output_size=CONFIG.vocab_size, separate_target_embedding=True)
     anew = ("decoder/logits_dense", "decoder_token_embedder")
     initial = InitialCheckpoint(str(T5_1_1), anew=anew)
     match = initial.match(open_pretrained(T5_1_1), GenerativeRetriever(config))

@@ -17,7 +17,7 @@ from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.training.settings import learning_settings
 
 CONFIG = T5Config(64, 8, 2, 4, 8, 2, 2)
-DOCIDS = {"output_size": 9, "reads_outputs": True, "pawa_layers": 2}
+DOCIDS = {"output_size": 9, "separate_target_embedding": True, "pawa_layers": 2}
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -65,7 +65,9 @@ def test_a_table_comes_back_as_it_was_written(ids, length, kind, output, ancesto
 
 
 def test_only_naive_docids_are_text():
-    owns = {kind: table_of([[1]], ["a"], kind).own_vocabulary for kind in ("naive", "atomic", "naive_digits")}
+    owns = {
+        kind: table_of([[1]], ["a"], kind).has_docid_vocab for kind in ("naive", "atomic", "naive_digits")
+    }
     assert owns == {"naive": False, "atomic": True, "naive_digits": True}
 
 

@@ -27,7 +27,7 @@ CONFIG = T5Config(
     num_encoder_layers=2,
     num_decoder_layers=2,
     output_size=24,
-    reads_outputs=True,
+    separate_target_embedding=True,
 )
 PAWA = dataclasses.replace(CONFIG, pawa_layers=2)
 SHAPES = {"encoder_input_tokens": (4, 9), "decoder_input_tokens": (4, 5)}

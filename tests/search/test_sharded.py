@@ -44,7 +44,8 @@ def most_gathered(searcher):
 
 for kind, tokens in kinds.items():
     table = DocidTable(kind, tokens, arrow_ids.array(map(str, range(N))), OUTPUTS, "")
-    config = T5Config(128, 32, 8, 8, 64, 1, 1, output_size=OUTPUTS, reads_outputs=kind != "atomic")
+    sizes = {"output_size": OUTPUTS, "separate_target_embedding": kind != "atomic"}
+    config = T5Config(128, 32, 8, 8, 64, 1, 1, **sizes)
     model = GenerativeRetriever(config)
     shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, tokens.shape[1])}
     boxed = model.get_initial_variables(jax.random.key(0), shapes)["params"]

@@ -16,7 +16,7 @@ from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.flops import jaxpr_flops, matmul_flops, model_flops
 from retrieval_jax.training.step import abstract_state, make_train_step
 
-CONFIG = T5Config(256, 64, 2, 32, 96, 2, 3, dropout_rate=0.1, output_size=384, reads_outputs=True)
+CONFIG = T5Config(256, 64, 2, 32, 96, 2, 3, dropout_rate=0.1, output_size=384, separate_target_embedding=True)
 B, S, T = 8, 12, 5
 SHAPES = {"encoder_input_tokens": (B, S)} | {
     f"decoder_{name}": (B, T) for name in ("input_tokens", "target_tokens", "loss_weights")

@@ -29,7 +29,7 @@ SIZES = {
     "num_encoder_layers": 2,
     "num_decoder_layers": 2,
     "output_size": 128,
-    "reads_outputs": True,
+    "separate_target_embedding": True,
 }
 SHAPES = {"encoder_input_tokens": (8, 6), "decoder_input_tokens": (8, 3)}
 STEPS = 2

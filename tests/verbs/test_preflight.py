@@ -100,7 +100,7 @@ def test_assumed_docids_are_no_smaller_than_real_ones(arguments, work, cli):
         shape = docid_shape(kind, len(table.passage_ids), vocab_size=1024)
         assert shape.output_size == table.output_size
         assert shape.length == table.length
-        assert shape.own_vocabulary == table.own_vocabulary
+        assert shape.has_docid_vocab == table.has_docid_vocab
 
 
 @pytest.mark.parametrize(("levels", "size"), [(4, 16), (8, 256)])
