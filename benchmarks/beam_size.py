@@ -36,10 +36,10 @@ from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.evaluation.metrics import score
+from retrieval_jax.evaluation.metrics import compute_metrics
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.search.generative import GenerativeSearcher
-from retrieval_jax.search.searcher import Ranking
+from retrieval_jax.search.searcher import RankedList
 
 KINDS = ("atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_8x256")
 BEAMS = (1, 5, 10, 20, 40, 100, 200)
@@ -83,7 +83,7 @@ def measure(searching: GenerativeSearcher, queries: Sequence[Query]) -> tuple[fl
     found = searching.search(texts, SHOWN)
     took = 1000 * (time.perf_counter() - began) / len(texts)
     qrels = {query.id: query.positives for query in queries}
-    return score(qrels, {q.id: r for q, r in zip(queries, found, strict=True)})["MRR@10"], took
+    return compute_metrics(qrels, {q.id: r for q, r in zip(queries, found, strict=True)})["MRR@10"], took
 
 
 def ceiling(work: Work, kind: str, queries: Sequence[Query], beams: int, most: int) -> dict:
@@ -100,7 +100,7 @@ def ceiling(work: Work, kind: str, queries: Sequence[Query], beams: int, most: i
         for query in left:
             tokens = searching.vocabulary.batch([query.text], searching.input_length)
             rows, aux = decode(searching.params, {"encoder_input_tokens": tokens}, trie=searching.trie)
-            ranking = searching.ranking(np.asarray(rows[0]), np.asarray(aux["scores"][0]).tolist())
+            ranking = searching.ranked_list(np.asarray(rows[0]), np.asarray(aux["scores"][0]).tolist())
             found[query.id] = ranking[:SHOWN]
             if ranking[:SHOWN][-1][1] <= float(aux["bound"][0]):
                 uncertain.append(query)
@@ -111,10 +111,10 @@ def ceiling(work: Work, kind: str, queries: Sequence[Query], beams: int, most: i
         searching = searcher(work, kind, 1, 1)
         found |= {query.id: rank_all(searching, query.text) for query in left}
     qrels = {query.id: query.positives for query in queries}
-    return {"MRR@10": score(qrels, found)["MRR@10"], "every_docid": len(left)}
+    return {"MRR@10": compute_metrics(qrels, found)["MRR@10"], "every_docid": len(left)}
 
 
-def rank_all(searching: GenerativeSearcher, query: str) -> Ranking:
+def rank_all(searching: GenerativeSearcher, query: str) -> RankedList:
     """The ten passages of highest log-probability of all; no search, each docid is read to its end."""
     inputs_1xS = searching.vocabulary.batch([query], searching.input_length)
     tokens_NxL = np.asarray(searching.table.tokens_NxL, np.int32)

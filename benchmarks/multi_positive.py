@@ -70,7 +70,7 @@ def import_collection(source: Path, work: Work) -> None:
     here = f"--gin.COLLECTION={str(source)!r}", f"--gin.WORK_DIR={str(work.folder)!r}"
     run("import", *here, "--gin.import_collection.vocab_size=8192")
     run("index", *here)
-    run("mine", *here, "--gin.mine.depth=40", "--gin.mine.most=20")
+    run("mine", *here, "--gin.mine.depth=40", "--gin.mine.negatives_per_query=20")
 
 
 def lemmas(source: Path, folder: Path) -> Path:

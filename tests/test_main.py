@@ -271,7 +271,7 @@ def test_fewer_passages_than_asked_for_are_told(demo: Work, arguments: list[str]
 def test_an_approximate_search_tells_its_recall(demo: Work, arguments: list[str], cli):
     name = "--gin.make_index.name='approximate'"
     model = f"--gin.MODEL_DIR='{demo.model('atomic')}'"
-    assert cli("index", *arguments, model, name, "--gin.make_index.recall=0.9")[0] == 0
+    assert cli("index", *arguments, model, name, "--gin.make_index.recall_target=0.9")[0] == 0
     status, made, _ = cli(
         "search", *arguments, "--gin.SEARCHER='approximate'", "--gin.SPLIT='dev'", "--gin.K=9"
     )

@@ -17,7 +17,7 @@ METRICS: dict[str, ir_measures.Measure] = {
 (as in trec_eval, not 2^grade - 1); to the others, which are binary, a passage is relevant from a grade on."""
 
 
-def score(qrels: Qrels, run: Run, relevant_from: int = 1) -> dict[str, float]:
+def compute_metrics(qrels: Qrels, run: Run, min_relevant_grade: int = 1) -> dict[str, float]:
     """Returns each metric of METRICS, in [0, 1], as the mean over all queries of `qrels`.
 
     A query that is missing from the run, or has an empty list, or has no relevant passage, counts 0; a query
@@ -26,7 +26,7 @@ def score(qrels: Qrels, run: Run, relevant_from: int = 1) -> dict[str, float]:
 
     Args:
       qrels, run: the judgements and the results.
-      relevant_from: the least grade that is relevant to the binary measures (2 on TREC's Deep Learning
+      min_relevant_grade: the least grade that is relevant to the binary measures (2 on TREC's Deep Learning
         tracks, as trec_eval's `-l 2`).
 
     Raises ValueError where `qrels` is empty or a list holds a passage twice.
@@ -36,7 +36,7 @@ def score(qrels: Qrels, run: Run, relevant_from: int = 1) -> dict[str, float]:
     ranking = {qid: _descending(qid, run.get(qid, [])) for qid in qrels}
     measures = {}
     for name, measure in METRICS.items():
-        graded = measure if measure is nDCG else measure(rel=relevant_from)
+        graded = measure if measure is nDCG else measure(rel=min_relevant_grade)
         measures[name] = graded @ int(name.partition("@")[2])
     means = ir_measures.calc_aggregate(measures.values(), qrels, ranking)
     return {name: float(means[measure]) for name, measure in measures.items()}

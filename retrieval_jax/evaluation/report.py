@@ -32,7 +32,7 @@ class MethodRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
+class TrainingCurve:
     """A model's training: points with "step", "minutes", and "loss" and/or "dev/<metric>" (see PANELS)."""
 
     name: str
@@ -40,7 +40,7 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class PassageSnippet:
     """A passage as the page shows it; `relevant` where it is judged so for the query at hand."""
 
     passage_id: str
@@ -50,12 +50,12 @@ class Shown:
 
 
 @dataclasses.dataclass(frozen=True)
-class SideBySide:
+class QueryComparison:
     """A query, its relevant passages, and per method its top passages, best first."""
 
     query: str
-    relevant: list[Shown]
-    results: dict[str, list[Shown]]
+    relevant: list[PassageSnippet]
+    results: dict[str, list[PassageSnippet]]
 
 
 PANELS = {
@@ -93,8 +93,8 @@ def write_report(
     title: str,
     collection: dict[str, object],
     rows: Sequence[MethodRow],
-    curves: Sequence[Curve],
-    examples: Sequence[SideBySide],
+    curves: Sequence[TrainingCurve],
+    examples: Sequence[QueryComparison],
     footer: dict[str, str],
 ) -> None:
     """Writes the page: one HTML file without scripts or external resources, whole or not at all.
@@ -180,7 +180,7 @@ def _results(rows: Sequence[MethodRow]) -> str:
     )
 
 
-def _curves(curves: Sequence[Curve]) -> str:
+def _curves(curves: Sequence[TrainingCurve]) -> str:
     panels = "".join(_panel(curves, key) for key in PANELS)
     if not panels:
         return ""
@@ -194,7 +194,7 @@ def _curves(curves: Sequence[Curve]) -> str:
     )
 
 
-def _panel(curves: Sequence[Curve], key: str) -> str:
+def _panel(curves: Sequence[TrainingCurve], key: str) -> str:
     """One panel as inline SVG, in the page's font and text colour; "" where no curve has such points."""
     lines = [
         [(p["minutes"], p[key]) for p in curve.points if None not in (p.get("minutes"), p.get(key))]
@@ -235,7 +235,7 @@ def _panel(curves: Sequence[Curve], key: str) -> str:
     return drawing.replace("<svg", named, 1).replace(_INK, "currentColor")
 
 
-def _example(example: SideBySide) -> str:
+def _example(example: QueryComparison) -> str:
     relevant = "".join(f"<li>{_passage(shown)}</li>" for shown in example.relevant)
     methods = "".join(_ranking(name, shown) for name, shown in example.results.items())
     return (
@@ -245,7 +245,7 @@ def _example(example: SideBySide) -> str:
     )
 
 
-def _ranking(name: str, results: Sequence[Shown]) -> str:
+def _ranking(name: str, results: Sequence[PassageSnippet]) -> str:
     found = next((f"relevant at {i}" for i, shown in enumerate(results, 1) if shown.relevant), None)
     note = found or (f"none relevant in {len(results)}" if results else "no result")
     items = "".join(
@@ -255,7 +255,7 @@ def _ranking(name: str, results: Sequence[Shown]) -> str:
     return f"<div><h4>{escape(name)} <small>{note}</small></h4><ol>{items}</ol></div>"
 
 
-def _passage(shown: Shown) -> str:
+def _passage(shown: PassageSnippet) -> str:
     return (
         f"<div><b>{escape(shown.title)}</b> <code>{escape(shown.passage_id)}</code>"
         f"<p>{escape(shown.snippet)}</p></div>"

@@ -26,7 +26,7 @@ _RUN_MEND = "correct this line, or write the run again with `retrieval-jax searc
 _QRELS_MEND = "correct this line"
 
 
-def without_themselves(run: Run, queries: set[str]) -> Run:
+def drop_identical_ids(run: Run, queries: set[str]) -> Run:
     """Returns the run in which some queries, which are passages, do not find the passage of their own id."""
     return run | {
         query: [result for result in run[query] if result[0] != query] for query in run.keys() & queries

@@ -82,7 +82,7 @@ from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.evaluation.metrics import score
+from retrieval_jax.evaluation.metrics import compute_metrics
 from retrieval_jax.examples import seqio_tasks
 from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.mesh import partitioning
@@ -324,10 +324,10 @@ def queries_task(model: Model) -> str:
         targets: Sequence[str], predictions: Sequence[Sequence[int]], aux_values: Mapping
     ) -> dict[str, float]:
         run = {
-            query: model.searcher.ranking(np.asarray(found), scores)
+            query: model.searcher.ranked_list(np.asarray(found), scores)
             for query, found, scores in zip(targets, predictions, aux_values["scores"], strict=True)
         }
-        return score({query: qrels[query] for query in targets}, run)
+        return compute_metrics({query: qrels[query] for query in targets}, run)
 
     return seqio_tasks.register_queries(
         model.examples.prefix, splits, model.examples.vocabulary, [retrieval] if model.searcher else []
@@ -354,7 +354,7 @@ def write_predictions(
     found, aux = inferences
     with tf.io.gfile.GFile(path, "w") as file:
         for query, docids, scores in zip(task_ds.as_numpy_iterator(), found, aux["scores"], strict=True):
-            ranking = model.searcher.ranking(np.asarray(docids), scores)
+            ranking = model.searcher.ranked_list(np.asarray(docids), scores)
             line = {
                 "id": query["query"].decode(),
                 "query": query["query_pretokenized"].decode(),

@@ -11,7 +11,7 @@ import pyarrow as pa
 from retrieval_jax.core import arrow_ids, paths
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.vocabulary import valid_text
-from retrieval_jax.search.searcher import Ranking
+from retrieval_jax.search.searcher import RankedList
 
 logging.getLogger("bm25s").setLevel(logging.ERROR)  # it sets itself to DEBUG when imported
 
@@ -24,7 +24,7 @@ class BM25Searcher:
     def __init__(self, index: bm25s.BM25, passage_ids: Sequence[str]):
         self.index, self.passage_ids = index, arrow_ids.array(passage_ids)
 
-    def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
+    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See Searcher. Passages without a word of the query are left out."""
         if not queries:
             return []

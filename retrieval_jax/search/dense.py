@@ -23,7 +23,7 @@ from retrieval_jax.embeddings.encoding import Embeddings, TextEncoder, query_enc
 from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.search.scann_index import ScannIndex, difference
-from retrieval_jax.search.searcher import Ranking
+from retrieval_jax.search.searcher import RankedList
 
 
 class ExactSearcher:
@@ -42,7 +42,7 @@ class ExactSearcher:
         self.exact = ExactSearch(vectors_NxE, mesh)
         self.passage_ids = arrow_ids.array(passage_ids)
 
-    def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
+    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See Searcher. Scores are dot products."""
         if not queries:
             return []
@@ -73,7 +73,7 @@ class ScannSearcher:
     def __init__(self, encoder: TextEncoder, index: ScannIndex, dimensions: int):
         self.encoder, self.index, self.dimensions = encoder, index, dimensions
 
-    def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
+    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See Searcher. Scores are (approximate) dot products."""
         if not queries:
             return []
@@ -181,7 +181,7 @@ def _link(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _rankings(rows: np.ndarray, scores: np.ndarray, passage_ids: pa.Array) -> list[Ranking]:
+def _rankings(rows: np.ndarray, scores: np.ndarray, passage_ids: pa.Array) -> list[RankedList]:
     # ScaNN fills up short rows with NaN scores, and leaves the order of equal ones to chance.
     rankings = []
     for pair in zip(rows.tolist(), scores.tolist(), strict=True):

@@ -18,7 +18,7 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.search.searcher import Ranking
+from retrieval_jax.search.searcher import RankedList
 
 
 class GenerativeSearcher:
@@ -31,7 +31,8 @@ class GenerativeSearcher:
       beams: beams of the search; a search finds at most so many docids. Without effect on atomic docids.
       batch_size: queries decoded at once, rounded up to share them over the mesh's `data`.
       mesh: where `params` lie; None for one device. The docids are on every device.
-      recall: of atomic docids: None for the exact top-k, else that of an approximate one; see `top_docids`.
+      recall_target: of atomic docids: None for the exact top-k, else that of an approximate one; see
+        `top_docids`.
 
     Raises UserError where the docids cannot be written by the model, or one is the beginning of another.
     """
@@ -46,7 +47,7 @@ class GenerativeSearcher:
         beams: int = 40,
         batch_size: int = 32,
         mesh: Mesh | None = None,
-        recall: float | None = None,
+        recall_target: float | None = None,
     ):
         self.model, self.params, self.mesh = model, params, mesh
         self.vocabulary = vocabulary
@@ -60,7 +61,7 @@ class GenerativeSearcher:
         self._whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
         decode = functools.partial(model.predict_batch_with_aux, beams=beams, mesh=mesh)
         self._decode = jax.jit(decode, out_shardings=self._whole)
-        self._rank = self._compiled_rank(recall)
+        self._rank = self._compiled_rank(recall_target)
 
     def replace(self, table: DocidTable) -> None:
         """Searches another state of the docids from now on: passages added or removed.
@@ -84,11 +85,11 @@ class GenerativeSearcher:
             raise UserError(f"docids/{table.kind}: {error}: `retrieval-jax docids` makes them anew") from None
         self.trie = self.place(trie)
         # Passages whose docid an earlier row has too: (those rows, ascending; the passages' own).
-        twins = np.flatnonzero(first_N != rows)
-        by_first = np.argsort(first_N[twins], kind="stable")
-        self.twins = first_N[twins][by_first], twins[by_first]
+        duplicates = np.flatnonzero(first_N != rows)
+        by_first = np.argsort(first_N[duplicates], kind="stable")
+        self.duplicates = first_N[duplicates][by_first], duplicates[by_first]
 
-    def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
+    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See Searcher. Scores are log-probabilities; passages that share a docid tie, in row order."""
         results = []
         for first in range(0, len(queries), self.batch_size):
@@ -101,31 +102,32 @@ class GenerativeSearcher:
             else:
                 found, aux = self._decode(self.params, batch, trie=self.trie)
             pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
-            results += [self.ranking(docids, scores)[:k] for docids, scores in [*pairs][: len(some)]]
+            results += [self.ranked_list(docids, scores)[:k] for docids, scores in [*pairs][: len(some)]]
         return results
 
-    def ranking(self, docids: np.ndarray, scores: Sequence[float]) -> Ranking:
+    def ranked_list(self, docids: np.ndarray, scores: Sequence[float]) -> RankedList:
         """The passages of docids (tokens if atomic, else rows); negative ones, which are last, name none."""
         docids = docids[docids >= 0]
         if self.atomic:
             rows = [[row] for row in self.row_of_V[docids].tolist()]
         else:
-            firsts, twins = self.twins
+            firsts, duplicates = self.duplicates
             begin, end = (np.searchsorted(firsts, docids, side).tolist() for side in ("left", "right"))
             rows = [
-                [row, *twins[a:b].tolist()] for row, a, b in zip(docids.tolist(), begin, end, strict=True)
+                [row, *duplicates[a:b].tolist()]
+                for row, a, b in zip(docids.tolist(), begin, end, strict=True)
             ]
         ids = self.table.passage_ids
         return [(ids[row].as_py(), score) for some, score in zip(rows, scores, strict=False) for row in some]
 
-    def _compiled_rank(self, recall: float | None):
-        rank = functools.partial(self.model.rank_atomic, mesh=self.mesh, recall=recall)
+    def _compiled_rank(self, recall_target: float | None):
+        rank = functools.partial(self.model.rank_atomic, mesh=self.mesh, recall=recall_target)
         return jax.jit(rank, static_argnums=3, out_shardings=self._whole)
 
     def measured_recall(self, queries: Sequence[str], k: int) -> float:
-        """The share of the exact best k passages that an approximate search (see `recall`) finds."""
+        """The share of the exact best k passages that an approximate search (see `recall_target`) finds."""
         exact = copy.copy(self)
-        exact._rank = self._compiled_rank(recall=None)
+        exact._rank = self._compiled_rank(recall_target=None)
         found, wanted = (
             {(nth, passage) for nth, ranking in enumerate(rankings) for passage, _ in ranking}
             for rankings in (self.search(queries, k), exact.search(queries, k))
@@ -151,7 +153,7 @@ class GenerativeSearcher:
             manifest["beams"],
             manifest["batch_size"],
             mesh,
-            manifest["recall"],
+            manifest["recall_target"],
         )
 
 

@@ -17,15 +17,15 @@ SEARCHERS = {
     "bm25": "retrieval_jax.search.bm25:BM25Searcher",
 }
 """Kind of searcher -> MODULE:CLASS, whose `open(folder)` opens it. No other kind's module is imported."""
-BATCH = 32  # queries that are searched for at once
-Ranking = list[tuple[str, float]]
+BATCH_SIZE = 32  # queries that are searched for at once
+RankedList = list[tuple[str, float]]
 """(passage id, score), best first, each passage once."""
 
 
 class Searcher(Protocol):
     """Finds passages. Four kinds: generative, exact and ScaNN (dense), BM25."""
 
-    def search(self, queries: Sequence[str], k: int) -> list[Ranking]:
+    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """The best k passages of each query (fewer where there are fewer). Any number of queries, also none.
 
         Equal scores are in the order of the passages in the collection, for any `k`, batch and number of
@@ -49,11 +49,11 @@ class Searcher(Protocol):
         return _open(paths.of(folder), make_mesh)
 
 
-def rankings(searcher: Searcher, queries: Sequence[str], k: int, what: str) -> Iterator[Ranking]:
-    """Each query's ranking, found for BATCH queries at a time, with a progress bar of that name."""
+def search_in_batches(searcher: Searcher, queries: Sequence[str], k: int, what: str) -> Iterator[RankedList]:
+    """Each query's ranking, found for BATCH_SIZE queries at a time, with a progress bar of that name."""
     with bar(what, len(queries)) as advance:
-        for first in range(0, len(queries), BATCH):
-            found = searcher.search(queries[first : first + BATCH], k)
+        for first in range(0, len(queries), BATCH_SIZE):
+            found = searcher.search(queries[first : first + BATCH_SIZE], k)
             yield from found
             advance(len(found))
 

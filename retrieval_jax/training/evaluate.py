@@ -12,8 +12,8 @@ from retrieval_jax.core.values import Natural, Positive
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.evaluation.metrics import score
-from retrieval_jax.evaluation.trec import without_themselves
+from retrieval_jax.evaluation.metrics import compute_metrics
+from retrieval_jax.evaluation.trec import drop_identical_ids
 from retrieval_jax.examples.batches import encoder_decoder
 from retrieval_jax.examples.examples import Examples
 from retrieval_jax.examples.targets import QueryTargets, pad
@@ -90,7 +90,7 @@ class DevQueries:
             return {}
         searched = self.searcher(params).search([q.text for q in self.queries], 10 + bool(self.themselves))
         run = {query.id: ranking for query, ranking in zip(self.queries, searched, strict=True)}
-        run = {query: ranking[:10] for query, ranking in without_themselves(run, self.themselves).items()}
+        run = {query: ranking[:10] for query, ranking in drop_identical_ids(run, self.themselves).items()}
         self.samples = [
             {
                 "query": query.text,
@@ -99,7 +99,7 @@ class DevQueries:
             }
             for query in self.queries[:SAMPLES]
         ]
-        metrics = score(self.qrels, run)
+        metrics = compute_metrics(self.qrels, run)
         return {name: metrics[name] for name in SHOWN}
 
     def _passage(self, passage_id: str) -> dict:

@@ -18,8 +18,8 @@ from retrieval_jax.core.workspace import Work
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import report
-from retrieval_jax.evaluation.metrics import METRICS, score
-from retrieval_jax.evaluation.trec import Run, read_run, without_themselves
+from retrieval_jax.evaluation.metrics import METRICS, compute_metrics
+from retrieval_jax.evaluation.trec import Run, drop_identical_ids, read_run
 
 FAMILIES = {"generative": "generative", "exact": "dual encoder", "scann": "dual encoder", "bm25": "lexical"}
 DEEPEST = max(int(name.partition("@")[2]) for name in METRICS)  # rank that a measure looks at
@@ -30,10 +30,10 @@ def evaluate(
     source: str,
     work_dir: str | None = None,
     split: str = "test",
-    relevant_from: Positive = 1,
+    min_relevant_grade: Positive = 1,
     ignore_identical_ids: bool = True,
-    examples: Natural = 4,
-    shown: Natural = 3,
+    example_queries: Natural = 4,
+    passages_per_example: Natural = 3,
 ) -> dict:
     """Scores every run of a split; writes metrics.json and report.html into the work folder.
 
@@ -43,11 +43,12 @@ def evaluate(
     Args:
       source, work_dir: the collection, and where its work lies.
       split: the queries that were answered.
-      relevant_from: the least grade that is relevant to the binary measures (TREC's Deep Learning tracks: 2).
+      min_relevant_grade: the least grade that is relevant to the binary measures (2 on the Deep Learning
+        tracks of TREC).
       ignore_identical_ids: a query that is a passage (the same id and words, as in ArguAna and Quora) is left
         out of its own results, as BEIR does.
-      examples: queries shown side by side in the report, chosen by a hash of the id.
-      shown: passages of each method shown for such a query.
+      example_queries: queries shown side by side in the report, chosen by a hash of the id.
+      passages_per_example: passages of each method shown for such a query.
     """
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
@@ -72,20 +73,26 @@ def evaluate(
     queries = collection.queries(split)
     qrels = {query.id: query.relevant for query in queries}
     themselves = {query.id for query in queries if query.is_passage and ignore_identical_ids}
-    runs = {name: without_themselves(read_run(path), themselves) for name, path in paths.items()}
-    rows = [method_row(name, score(qrels, run, relevant_from), facts[name]) for name, run in runs.items()]
+    runs = {name: drop_identical_ids(read_run(path), themselves) for name, path in paths.items()}
+    rows = [
+        method_row(name, compute_metrics(qrels, run, min_relevant_grade), facts[name])
+        for name, run in runs.items()
+    ]
     rows.sort(key=lambda row: (row.family, row.name))
     metrics = {row.name: row.metrics for row in rows}
     storage.write_json(work.metrics, metrics)
 
     curves = [
-        report.Curve(path.parent.name, read_curve(path))
+        report.TrainingCurve(path.parent.name, read_curve(path))
         for path in sorted((work.folder / "models").glob("*/learning_curve.jsonl"))
     ]
     counts = {f"{name} queries": count for name, count in collection.query_counts.items()}
     for number, what in (
-        (relevant_from if relevant_from > 1 else 0, "relevant from grade"),
-        (sum(max(grades.values(), default=0) < relevant_from for grades in qrels.values()), "none relevant"),
+        (min_relevant_grade if min_relevant_grade > 1 else 0, "relevant from grade"),
+        (
+            sum(max(grades.values(), default=0) < min_relevant_grade for grades in qrels.values()),
+            "none relevant",
+        ),
         (len(themselves), "left out of their own results"),
     ):
         if number:
@@ -97,7 +104,9 @@ def evaluate(
         collection={"passages": collection.passage_count, **counts},
         rows=rows,
         curves=[curve for curve in curves if curve.points],
-        examples=side_by_side(collection, queries, runs, relevant_from, examples, shown),
+        examples=side_by_side(
+            collection, queries, runs, min_relevant_grade, example_queries, passages_per_example
+        ),
         footer=footer(),
     )
     report.print_table(rows, console)
@@ -133,18 +142,18 @@ def method_row(name: str, metrics: dict[str, float], facts: dict | None) -> repo
     """The row of a run in the table; of another tool's run only the metrics are known."""
     if facts is None:
         return report.MethodRow(name, "other", metrics, None, None)
-    took, family = facts["took"], FAMILIES[facts["kind"]]
-    return report.MethodRow(name, family, metrics, took["ms_per_query"], facts["parameters"])
+    summary, family = facts["summary"], FAMILIES[facts["kind"]]
+    return report.MethodRow(name, family, metrics, summary["ms_per_query"], facts["parameters"])
 
 
 def side_by_side(
     collection: Collection,
     queries: Sequence[Query],
     runs: dict[str, Run],
-    relevant_from: int,
+    min_relevant_grade: int,
     examples: int,
     shown: int,
-) -> list[report.SideBySide]:
+) -> list[report.QueryComparison]:
     """A few queries with the first passages of every method."""
     queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:examples]
     ids = {pid for query in queries for pid in query.positives}
@@ -152,18 +161,18 @@ def side_by_side(
     rows = collection.rows(sorted(ids))
     passages = {p.id: p for p in collection.some(rows[rows >= 0].tolist())}
 
-    def show(pid: str, relevant: bool) -> report.Shown:
+    def show(pid: str, relevant: bool) -> report.PassageSnippet:
         if pid not in passages:  # another tool's run may be of more passages
-            return report.Shown(pid, "", "not in this collection", relevant)
-        return report.Shown(pid, passages[pid].title, passages[pid].text[:200], relevant)
+            return report.PassageSnippet(pid, "", "not in this collection", relevant)
+        return report.PassageSnippet(pid, passages[pid].title, passages[pid].text[:200], relevant)
 
     return [
-        report.SideBySide(
+        report.QueryComparison(
             query.text,
-            [show(pid, True) for pid, grade in query.positives.items() if grade >= relevant_from],
+            [show(pid, True) for pid, grade in query.positives.items() if grade >= min_relevant_grade],
             {
                 name: [
-                    show(pid, query.positives.get(pid, 0) >= relevant_from)
+                    show(pid, query.positives.get(pid, 0) >= min_relevant_grade)
                     for pid, _ in run.get(query.id, [])[:shown]
                 ]
                 for name, run in runs.items()

@@ -26,8 +26,7 @@ from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.models.query_generator import QueryGenerator
-from retrieval_jax.search.searcher import Searcher, searcher_manifest
-from retrieval_jax.verbs.search import BATCH
+from retrieval_jax.search.searcher import BATCH_SIZE, Searcher, searcher_manifest
 
 
 class Origin(Protocol):
@@ -251,8 +250,8 @@ class RoundTrip:
         """For each passage, those of its queries that find it."""
         kept: list[list[str]] = [[] for _ in queries]
         asked = [(row, query) for row, some in enumerate(queries) for query in some]
-        for first in range(0, len(asked), BATCH):
-            some = asked[first : first + BATCH]
+        for first in range(0, len(asked), BATCH_SIZE):
+            some = asked[first : first + BATCH_SIZE]
             rankings = self.searcher.search([query for _, query in some], self.k)
             for (row, query), ranking in zip(some, rankings, strict=True):
                 if any(found == passage_ids[row] for found, _ in ranking):

@@ -34,7 +34,7 @@ def make_index(
     name: str | None = None,
     beams: Positive = 40,
     batch_size: Positive = 32,
-    recall: Share | None = None,
+    recall_target: Share | None = None,
     expansion: str | None = None,
     step: Positive | None = None,
 ) -> dict:
@@ -47,7 +47,8 @@ def make_index(
       name: the searcher's name; None is the kind of docids, or the kind (bm25_EXPANSION with an expansion).
       beams: most docids that a generative search finds.
       batch_size: queries that a generative search decodes at once.
-      recall: of a search with atomic docids: None is exact, 0.95 (say) an approximate top-k of that recall.
+      recall_target: of a search with atomic docids: None is exact, 0.95 (say) an approximate top-k of that
+        recall.
       expansion: name of the synthetic queries that BM25 shall read as if they were in the passages.
       step: which of the model's checkpoints (--MODEL_STEP); None is the newest.
     """
@@ -83,7 +84,12 @@ def make_index(
         )
     docids = work.docids(opened.description["docids"])
     fingerprint = check_docids(opened, collection, docids, model_dir)
-    settings = {"beams": beams, "batch_size": batch_size, "recall": recall, "docids_fingerprint": fingerprint}
+    settings = {
+        "beams": beams,
+        "batch_size": batch_size,
+        "recall_target": recall_target,
+        "docids_fingerprint": fingerprint,
+    }
     facts |= {"docids": paths.relative(docids, folder)} | settings
     recipe |= settings
     return _build(folder, kind, opened.parameter_count, collection, recipe, lambda _: facts)

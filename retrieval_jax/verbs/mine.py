@@ -14,7 +14,7 @@ from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
 from retrieval_jax.mesh.partitioning import make_mesh
-from retrieval_jax.search.searcher import Ranking, Searcher, rankings, searcher_manifest
+from retrieval_jax.search.searcher import RankedList, Searcher, search_in_batches, searcher_manifest
 
 
 @gin.configurable
@@ -24,8 +24,8 @@ def mine(
     searcher: str = "bm25",
     name: str | None = None,
     depth: int = 100,
-    most: int = 30,
-    skip: int = 0,
+    negatives_per_query: int = 30,
+    skip_top: int = 0,
     margin: float | None = None,
 ) -> dict:
     """Writes negatives/NAME/qrels.train.tsv: hard negatives of the train queries, for a dual encoder.
@@ -40,20 +40,23 @@ def mine(
       searcher: one of searchers/: BM25, or a checkpoint's.
       name: of the negatives; None is the searcher's.
       depth: passages to look at, a query.
-      most: negatives to keep, a query, hardest first.
-      skip: passages to leave out at the top, which are most likely to be unlabelled positives.
+      negatives_per_query: negatives to keep, a query, hardest first.
+      skip_top: passages to leave out at the top, which are most likely to be unlabelled positives.
       margin: for unlabelled positives too: a negative must score lower than the query's best positive by so
         much. A query whose positives are not among those looked at then has no negatives. None: no limit.
     """
-    if most < 1 or not 0 <= skip < depth:
-        raise UserError(f"mine: most {most}, skip {skip}, depth {depth}: skip less than depth, keep some")
+    if negatives_per_query < 1 or not 0 <= skip_top < depth:
+        raise UserError(
+            f"mine: depth {depth}, skip_top {skip_top}, negatives_per_query {negatives_per_query}: skip less "
+            "than depth, keep some"
+        )
     work = Work.of(source, work_dir)
     collection = Collection(work.collection)
     folder = work.searcher(searcher)
     recipe = {
         "collection": collection.fingerprint,
         "searcher": searcher_manifest(folder, collection)["recipe"],
-        "settings": [depth, most, skip, margin],
+        "settings": [depth, negatives_per_query, skip_top, margin],
     }
     queries = collection.queries("train")
     answers, copies = KnownAnswers(queries), collection.first_ids
@@ -61,11 +64,16 @@ def mine(
 
     def make(aside: Path) -> dict:
         texts = [query.text for query in queries]
-        found = rankings(Searcher.open(folder, make_mesh), texts, depth, f"mine with {searcher}")
+        found = search_in_batches(Searcher.open(folder, make_mesh), texts, depth, f"mine with {searcher}")
         return mined.write(
             aside,
             (
-                (query.id, negatives_of(query, ranking, most, skip, margin, answers.others(query), copies))
+                (
+                    query.id,
+                    choose_negatives(
+                        query, ranking, negatives_per_query, skip_top, margin, answers.others(query), copies
+                    ),
+                )
                 for query, ranking in zip(queries, found, strict=True)
             ),
         )
@@ -75,11 +83,11 @@ def mine(
     return {"made": str(out / mined.FILE)} | {key: manifest[key] for key in told}
 
 
-def negatives_of(
+def choose_negatives(
     query: Query,
-    ranking: Ranking,
-    most: int,
-    skip: int,
+    ranking: RankedList,
+    negatives_per_query: int,
+    skip_top: int,
     margin: float | None,
     others: Sequence[str] = (),
     copies: Mapping[str, str] = types.MappingProxyType({}),
@@ -88,7 +96,7 @@ def negatives_of(
 
     Args:
       query, ranking: the query and what was found for it.
-      most, skip, margin: as in `mine`.
+      negatives_per_query, skip_top, margin: as in `mine`.
       others: passages that answer the query besides its positives; see `KnownAnswers`.
       copies: a passage whose text stands before -> the first one of that text.
     """
@@ -98,5 +106,5 @@ def negatives_of(
     limit = float("inf")
     if margin is not None:
         limit = max((s for _, text, s in first if text in positives), default=float("-inf")) - margin
-    wrong = [passage for passage, text, score in first[skip:] if text not in answers and score <= limit]
-    return wrong[:most]
+    wrong = [passage for passage, text, score in first[skip_top:] if text not in answers and score <= limit]
+    return wrong[:negatives_per_query]

@@ -128,8 +128,8 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
         ("train.batch_size=0", "train.batch_size: 0 is not a whole number of at least 1"),
         ("train.max_minutes='5'", "train.max_minutes: '5' is not a number of at least 0 or None"),
         (
-            "make_index.recall=1.5",
-            "make_index.recall: 1.5 is not a number of at least 0 and at most 1",
+            "make_index.recall_target=1.5",
+            "make_index.recall_target: 1.5 is not a number of at least 0 and at most 1",
         ),
         ("make_index.beams=None", "make_index.beams: None is not a whole number"),
         ("naive/train.eval_every=-1", "train.eval_every: -1 is not a whole number"),

@@ -313,7 +313,7 @@ def searcher(vocabulary, kind, tokens, output_size=VOCABULARY, recall=None):
     table = DocidTable(kind, tokens, ids, output_size, "")
     model, params = random_t5(layers=1)
     return GenerativeSearcher(
-        model, params, table, vocabulary, input_length=6, beams=4, batch_size=2, recall=recall
+        model, params, table, vocabulary, input_length=6, beams=4, batch_size=2, recall_target=recall
     )
 
 

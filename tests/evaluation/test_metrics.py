@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax.evaluation.metrics import METRICS, score
+from retrieval_jax.evaluation.metrics import METRICS, compute_metrics
 
 QIDS = st.sampled_from(["q1", "q2", "q3", "q4"])
 PIDS = st.sampled_from([f"p{i}" for i in range(24)])
@@ -46,7 +46,7 @@ def reference(qrels, run, threshold=1):
 def test_equals_the_definitions_whatever_the_scores(qrels, rankings, value, threshold):
     # Ties, differences below float32's and even ascending scores: the list's order is the ranking.
     run = {qid: [(pid, value(i)) for i, pid in enumerate(pids)] for qid, pids in rankings.items()}
-    scores = score(qrels, run, threshold)
+    scores = compute_metrics(qrels, run, threshold)
     assert list(scores) == list(METRICS)
     assert scores == pytest.approx(reference(qrels, run, threshold))
 
@@ -56,29 +56,29 @@ def test_cut_offs(name):
     # Random lists rarely have their first relevant passage just at a cut-off, so each is tried here.
     cut = int(name.split("@")[1])
     run = {"q": [(f"p{rank}", 0.0) for rank in range(1, 121)]}
-    assert score({"q": {f"p{cut}": 1}}, run)[name] > 0
-    assert score({"q": {f"p{cut + 1}": 1}}, run)[name] == 0
+    assert compute_metrics({"q": {f"p{cut}": 1}}, run)[name] > 0
+    assert compute_metrics({"q": {f"p{cut + 1}": 1}}, run)[name] == 0
 
 
 def test_missing_and_empty_queries_count_zero():
     qrels = {"hit": {"p": 1}, "missing": {"p": 1}, "empty": {"p": 1}, "nothing relevant": {"p": 0}}
-    scores = score(qrels, {"hit": [("p", 1.0)], "empty": [], "nothing relevant": [("p", 1.0)]})
+    scores = compute_metrics(qrels, {"hit": [("p", 1.0)], "empty": [], "nothing relevant": [("p", 1.0)]})
     assert scores == dict.fromkeys(METRICS, 0.25)
-    assert score(qrels, {}) == dict.fromkeys(METRICS, 0.0)
+    assert compute_metrics(qrels, {}) == dict.fromkeys(METRICS, 0.0)
 
 
 def test_ndcg_takes_the_grade_as_the_gain():
     # (1/log2(2) + 3/log2(3)) / (3/log2(2) + 1/log2(3)), worked out by hand.
-    assert score({"q": {"a": 3, "b": 1}}, {"q": [("b", 2.0), ("a", 1.0)]})["nDCG@10"] == pytest.approx(
-        0.796707, abs=1e-6
-    )
+    assert compute_metrics({"q": {"a": 3, "b": 1}}, {"q": [("b", 2.0), ("a", 1.0)]})[
+        "nDCG@10"
+    ] == pytest.approx(0.796707, abs=1e-6)
 
 
 def test_undefined_inputs_are_refused():
     with pytest.raises(ValueError, match="no judged query"):
-        score({}, {})
+        compute_metrics({}, {})
     with pytest.raises(ValueError, match="'q': a passage is ranked twice"):
-        score({"q": {"a": 1}}, {"q": [("a", 2.0), ("a", 1.0)]})
+        compute_metrics({"q": {"a": 1}}, {"q": [("a", 2.0), ("a", 1.0)]})
 
 
 def test_imports_nothing_heavy():

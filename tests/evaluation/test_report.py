@@ -10,10 +10,10 @@ from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.evaluation.report import (
     PANELS,
-    Curve,
     MethodRow,
-    Shown,
-    SideBySide,
+    PassageSnippet,
+    QueryComparison,
+    TrainingCurve,
     format_count,
     print_table,
     write_report,
@@ -66,19 +66,21 @@ def row(name, parameters=None, **metrics):
 
 
 def curve(name, *keys):
-    return Curve(name, [{"step": i, "minutes": i / 2} | dict.fromkeys(keys, 1 / (i + 1)) for i in range(20)])
+    return TrainingCurve(
+        name, [{"step": i, "minutes": i / 2} | dict.fromkeys(keys, 1 / (i + 1)) for i in range(20)]
+    )
 
 
 def test_every_text_is_escaped_and_shown(tmp_path):
-    shown = [Shown(EVIL, EVIL, EVIL, True)]
+    shown = [PassageSnippet(EVIL, EVIL, EVIL, True)]
     page = Page(
         report(
             tmp_path,
             title=EVIL,
             collection={EVIL: EVIL},
             rows=[MethodRow(EVIL, EVIL, {EVIL: 0.5}, 1.0, 7)],
-            curves=[Curve(EVIL, [{"step": 1, "minutes": 1.0, "loss": 2.0}])],
-            examples=[SideBySide(EVIL, shown, {EVIL: shown})],
+            curves=[TrainingCurve(EVIL, [{"step": 1, "minutes": 1.0, "loss": 2.0}])],
+            examples=[QueryComparison(EVIL, shown, {EVIL: shown})],
             footer={EVIL: EVIL},
         )
     )
@@ -126,10 +128,12 @@ def test_the_best_values_are_bold_where_they_print_alike(tmp_path):
 
 
 def test_only_panels_with_points_are_drawn(tmp_path):
-    broken = Curve("late", [{"step": 1, "loss": 1.0}, {"step": 2, "minutes": 1.0, "loss": None}])
-    nan = Curve("nan", [{"step": 1, "minutes": 1.0, "loss": float("nan")}])
+    broken = TrainingCurve("late", [{"step": 1, "loss": 1.0}, {"step": 2, "minutes": 1.0, "loss": None}])
+    nan = TrainingCurve("nan", [{"step": 1, "minutes": 1.0, "loss": float("nan")}])
     page = Page(
-        report(tmp_path, curves=[curve("atomic", "loss", "dev/MRR@10"), Curve("new", []), broken, nan])
+        report(
+            tmp_path, curves=[curve("atomic", "loss", "dev/MRR@10"), TrainingCurve("new", []), broken, nan]
+        )
     )
     assert [svg["aria-label"].split(" (")[0] for svg in page.all("svg")] == ["Training loss", "MRR@10 on dev"]
     assert {"training time (minutes)", "nats", "mean reciprocal rank"} <= set(page.texts("text"))
@@ -142,7 +146,7 @@ def test_only_panels_with_points_are_drawn(tmp_path):
 )
 def test_the_loss_axis_has_numbers_for_any_losses(tmp_path, losses):
     points = [{"step": i, "minutes": float(i), "loss": loss} for i, loss in enumerate(losses)]
-    page = Page(report(tmp_path, curves=[Curve("naive", points)]))
+    page = Page(report(tmp_path, curves=[TrainingCurve("naive", points)]))
     labels = page.texts("text")
     ticks = labels[labels.index("training time (minutes)") + 1 : labels.index("nats")]
     assert len(ticks) >= 3
@@ -150,16 +154,16 @@ def test_the_loss_axis_has_numbers_for_any_losses(tmp_path, losses):
 
 
 def test_a_single_point_is_visible_and_a_loss_of_zero_is_drawn(tmp_path):
-    one = Curve("one", [{"step": 1, "minutes": 1.0, "loss": 0.0}])
+    one = TrainingCurve("one", [{"step": 1, "minutes": 1.0, "loss": 0.0}])
     # A marker is an SVG <use> in the line's colour; ticks are black or the page's ink.
     uses = Page(report(tmp_path, curves=[one])).all("use")
     assert any("#0072b2" in use.get("style", "") for use in uses)
 
 
 def test_relevant_passages_stand_out_per_method(tmp_path):
-    good, bad = Shown("p1", "Good", "g", True), Shown("p2", "Bad", "b", False)
+    good, bad = PassageSnippet("p1", "Good", "g", True), PassageSnippet("p2", "Bad", "b", False)
     results = {"exact": [bad, good], "bm25": [bad], "atomic": []}
-    page = Page(report(tmp_path, examples=[SideBySide("why?", [good], results)]))
+    page = Page(report(tmp_path, examples=[QueryComparison("why?", [good], results)]))
     assert page.texts("h4") == ["exact relevant at 2", "bm25 none relevant in 1", "atomic no result"]
     assert page.texts("li", **{"class": "relevant"}) == ["2Good p1g"]
     assert page.texts("summary") == ["1 relevant passage"]

@@ -58,7 +58,7 @@ def test_grades_have_a_threshold_and_queries_without_relevant_passages_count(tmp
     source, folder, work = collection(tmp_path, files)
     assert "test: 1 of 3 judged queries have no relevant passage: they count 0" in capsys.readouterr().err
     add_run(work, run)
-    told = evaluate(source, folder, relevant_from=threshold)
+    told = evaluate(source, folder, min_relevant_grade=threshold)
     metrics = told["metrics"]["theirs"]
     reference = expected(qrels, run, threshold)
     assert {name: metrics[name] for name in reference} == pytest.approx(reference)

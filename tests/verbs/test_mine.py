@@ -12,13 +12,15 @@ from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.search.searcher import Searcher
-from retrieval_jax.verbs.mine import negatives_of
+from retrieval_jax.verbs.mine import choose_negatives
 
 DEPTH, MOST, SKIP = 12, 3, 1
 
 
 def mine(cli, arguments, *bindings: str) -> tuple[int, dict | None, str]:
-    settings = [f"--gin.mine.{name}={value}" for name, value in (("depth", DEPTH), ("most", MOST))]
+    settings = [
+        f"--gin.mine.{name}={value}" for name, value in (("depth", DEPTH), ("negatives_per_query", MOST))
+    ]
     return cli("mine", *arguments, *settings, *bindings)
 
 
@@ -26,7 +28,7 @@ def test_they_are_the_best_of_the_searcher_without_the_positives(
     work: Work, collection: Collection, arguments, cli
 ):
     assert cli("index", *arguments)[0] == 0
-    status, told, _ = mine(cli, arguments, f"--gin.mine.skip={SKIP}")
+    status, told, _ = mine(cli, arguments, f"--gin.mine.skip_top={SKIP}")
     assert status == 0
     path = work.negatives("bm25") / "qrels.train.tsv"
     assert told["made"] == str(path)
@@ -63,19 +65,19 @@ def test_they_are_the_best_of_the_searcher_without_the_positives(
 def test_a_margin_leaves_out_what_scores_like_a_positive():
     query = Query("q", "text", {"right": 1, "also": 1})
     ranking = [("a", 9.0), ("right", 8.0), ("b", 7.5), ("also", 7.0), ("c", 6.0), ("d", 2.0)]
-    assert negatives_of(query, ranking, 10, 0, None) == ["a", "b", "c", "d"]
-    assert negatives_of(query, ranking, 2, 1, None) == ["b", "c"]
-    assert negatives_of(query, ranking, 10, 0, 1.0) == ["c", "d"]
-    assert negatives_of(query, ranking, 10, 0, 0.0) == ["b", "c", "d"]
-    assert negatives_of(query, ranking, 10, 3, 1.0) == ["c", "d"]  # the positive counts, though skipped
-    assert negatives_of(Query("q", "text", {"z": 1}), ranking, 10, 0, 1.0) == []
-    assert negatives_of(Query("q", "text", {"z": 1}), ranking, 10, 0, None) == [p for p, _ in ranking]
+    assert choose_negatives(query, ranking, 10, 0, None) == ["a", "b", "c", "d"]
+    assert choose_negatives(query, ranking, 2, 1, None) == ["b", "c"]
+    assert choose_negatives(query, ranking, 10, 0, 1.0) == ["c", "d"]
+    assert choose_negatives(query, ranking, 10, 0, 0.0) == ["b", "c", "d"]
+    assert choose_negatives(query, ranking, 10, 3, 1.0) == ["c", "d"]  # the positive counts, though skipped
+    assert choose_negatives(Query("q", "text", {"z": 1}), ranking, 10, 0, 1.0) == []
+    assert choose_negatives(Query("q", "text", {"z": 1}), ranking, 10, 0, None) == [p for p, _ in ranking]
 
 
 def test_bad_settings_and_missing_negatives_are_told(
     work: Work, collection: Collection, arguments, cli, tmp_path: Path
 ):
-    status, _, error = mine(cli, arguments, f"--gin.mine.skip={DEPTH}")
+    status, _, error = mine(cli, arguments, f"--gin.mine.skip_top={DEPTH}")
     assert status == 2
     assert "skip less than depth" in error
     data = TrainingData(mined="nothing").of(work, collection, "passages", None)
