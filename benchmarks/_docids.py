@@ -92,7 +92,7 @@ def clustered(count: int, two_d: bool) -> Docids:
     rng, settings = np.random.default_rng(0), semantic.Settings()
     sizes, children, level = [np.array([count])], [], np.array([count])
     while len(level):
-        parts = rng.multinomial(level, rng.dirichlet(np.full(settings.branches, 2.0), len(level)))
+        parts = rng.multinomial(level, rng.dirichlet(np.full(settings.clusters_per_node, 2.0), len(level)))
         parts[level <= settings.leaf_size] = 0
         children.append((parts > 0).sum(1))
         level = parts[parts > 0]
@@ -103,9 +103,11 @@ def clustered(count: int, two_d: bool) -> Docids:
     leaf_M = np.flatnonzero(children_M == 0)
     # Neighbours in a cluster are not neighbours in the collection.
     leaves = rng.permutation(np.repeat(leaf_M, size_M[leaf_M]).astype(np.int32))
-    tokens_NxL = semantic.tokens(tree, leaves, tree.take_numbers(leaves), settings.branches, two_d)
-    size = semantic.output_size(tokens_NxL.shape[1], settings.branches, two_d)
-    return Docids(tokens_NxL, size, settings.branches * two_d)
+    tokens_NxL = semantic.tokens(
+        tree, leaves, tree.take_leaf_indices(leaves), settings.clusters_per_node, two_d
+    )
+    size = semantic.output_size(tokens_NxL.shape[1], settings.clusters_per_node, two_d)
+    return Docids(tokens_NxL, size, settings.clusters_per_node * two_d)
 
 
 def quantised(count: int, levels: int, size: int, skewed: bool = False) -> Docids:

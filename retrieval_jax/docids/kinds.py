@@ -100,9 +100,9 @@ def atomic(job: Job) -> Made:
 
     New passages take the next tokens; those of passages that went are not given again.
     """
-    numbers, taken = _numbers(job)
+    numbers, assigned = _numbers(job)
     tokens_Nx1 = (numbers + 1).astype(np.int32)[:, None]
-    return Made(tokens_Nx1, lambda _: round_up(taken + 1, 128), {"taken": taken})
+    return Made(tokens_Nx1, lambda _: round_up(assigned + 1, 128), {"assigned": assigned})
 
 
 def naive(job: Job) -> Made:
@@ -164,8 +164,8 @@ def naive_digits(job: Job) -> Made:
     if ids:
         texts, facts = job.collection.ids.take(pa.array(job.rows)), {"ids": True}
     else:
-        numbers, taken = _numbers(job)
-        texts, facts = arrow_ids.array(pa.array(numbers)), {"ids": False, "taken": taken}
+        numbers, assigned = _numbers(job)
+        texts, facts = arrow_ids.array(pa.array(numbers)), {"ids": False, "assigned": assigned}
 
     def parts() -> Iterable[np.ndarray]:
         for some in _batches(texts):
@@ -181,8 +181,8 @@ def naive_digits(job: Job) -> Made:
 
 def _numbers(job: Job) -> tuple[np.ndarray, int]:
     """(numbers of the passages that need one, how many numbers were then ever given)."""
-    taken = job.earlier.manifest["taken"] if job.earlier else 0
-    return np.arange(taken, taken + len(job.rows)), taken + len(job.rows)
+    assigned = job.earlier.manifest["assigned"] if job.earlier else 0
+    return np.arange(assigned, assigned + len(job.rows)), assigned + len(job.rows)
 
 
 def _batches(ids: pa.Array) -> Iterable[list[str]]:
@@ -213,9 +213,11 @@ def _semantic(job: Job, two_d: bool) -> Made:
     else:
         settings = job.settings
         tree, leaves = semantic.grow(job.vectors, settings, job.seed, job.mesh)
-    tokens_NxL = semantic.tokens(tree, leaves, tree.take_numbers(leaves), settings.branches, two_d)
-    size = functools.partial(semantic.output_size, branches=settings.branches, two_d=two_d)
-    facts = {"settings": dataclasses.asdict(settings), "clusters": len(tree.next_M)}
+    tokens_NxL = semantic.tokens(
+        tree, leaves, tree.take_leaf_indices(leaves), settings.clusters_per_node, two_d
+    )
+    size = functools.partial(semantic.output_size, base=settings.clusters_per_node, two_d=two_d)
+    facts = {"settings": dataclasses.asdict(settings), "clusters": len(tree.next_index_M)}
     return Made(tokens_NxL, size, facts, tree.write)
 
 
@@ -245,7 +247,7 @@ def _residual(job: Job, levels: int, size: int) -> Made:
         "settings": dataclasses.asdict(settings),
         "codes": books.sizes_L.tolist(),
         "reconstruction_error": (errors[1:] / max(errors[0], 1e-30)).tolist(),
-        "sharing": sharing,
+        "collisions": sharing,
     }
     tokens_NxL = residual.tokens(codes, np.minimum(numbers, last), digits, size)
     return Made(tokens_NxL, functools.partial(residual.output_size, size=size), facts, books.write)

@@ -23,12 +23,12 @@ def report(
     """Measures a table, and where vectors are given how it agrees with them. Gives plain JSON types.
 
     A node is a prefix of docids, its depth the tokens of that prefix. Each distinct docid counts once, except
-    in "sharing" and "neighbours", which count passages.
+    in "collisions" and "neighbours", which count passages.
 
       kind, passages, distinct: the docids' kind, how many passages there are, how many different docids.
-      sharing: passages whose docid another has too, and the largest group with one docid.
+      collisions: passages whose docid another has too, and the largest group with one docid.
       length: min, mean, max tokens of a docid.
-      unique: mean, max tokens (at least one) by which a docid has become the only one that begins so.
+      tokens_to_uniqueness: mean, max length (at least one) of the shortest prefix that no other docid has.
       fanout: for each depth with such nodes, the nodes with two or more docids, and the mean and max of their
         children (different next tokens).
       leaves: a leaf is a node under which docids become unique by one more token, its size how many do. So
@@ -42,7 +42,7 @@ def report(
         to the passages at random; and the ratio of the two means (None where the latter is 0).
 
     Args:
-      table: docids of which none is the beginning of another (`write` sees to it).
+      table: docids of which none is a prefix of another (`write` sees to it).
       vectors_NxE: any float type, row by row as the table's passages; may be mapped from a file.
       seed: chooses the queries.
 
@@ -65,9 +65,9 @@ def report(
         "kind": table.kind,
         "passages": N,
         "distinct": len(new),
-        "sharing": {"passages": int(group_D[group_D > 1].sum()), "largest": int(group_D.max())},
+        "collisions": {"passages": int(group_D[group_D > 1].sum()), "largest": int(group_D.max())},
         "length": {"min": int(length_D.min()), "mean": float(length_D.mean()), "max": int(length_D.max())},
-        "unique": {"mean": float(unique_D.mean()), "max": int(unique_D.max())},
+        "tokens_to_uniqueness": {"mean": float(unique_D.mean()), "max": int(unique_D.max())},
         "fanout": fanout,
         "leaves": leaves,
         "entropy": _entropy(tokens_NxL, np.sort(rows_N[new])),
@@ -231,7 +231,7 @@ def _draw_fanout(axes, report: dict) -> None:
     axes.set_xlim(-0.3, max(depths, default=0) + 0.3)
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.legend(frameon=False)
-    unique = report["unique"]["mean"]
+    unique = report["tokens_to_uniqueness"]["mean"]
     axes.set_title(f"Fan-out: a docid is unique after {unique:.1f} tokens", loc="left", fontsize="medium")
 
 

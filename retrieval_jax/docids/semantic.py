@@ -22,11 +22,11 @@ FILE = "clusters.safetensors"
 class Settings:
     """How the tree is grown: children of a cluster, and passages that a leaf may hold."""
 
-    branches: int = 10
+    clusters_per_node: int = 10
     leaf_size: int = 100
 
     def __post_init__(self):
-        for name, least in (("branches", 2), ("leaf_size", 1)):
+        for name, least in (("clusters_per_node", 2), ("leaf_size", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"semantic.{name}: {getattr(self, name)} is too few: set at least {least}")
 
@@ -38,13 +38,13 @@ class Tree:
     Attributes:
       centroids_MxE: float32; the root's is zero.
       first_child_M, children_M: int32; a node's digit d leads to first_child + d; a leaf has no children.
-      next_M: int32; the number that the next passage of a leaf takes.
+      next_index_M: int32; the number that the next passage of a leaf takes.
     """
 
     centroids_MxE: np.ndarray
     first_child_M: np.ndarray
     children_M: np.ndarray
-    next_M: np.ndarray
+    next_index_M: np.ndarray
 
     def paths(self) -> tuple[np.ndarray, np.ndarray]:
         """(digits on the way to each node, nodes × depth, padded with 0; depth of each node)."""
@@ -81,14 +81,14 @@ class Tree:
                 advance(len(node_B))
         return leaves
 
-    def take_numbers(self, leaves: np.ndarray) -> np.ndarray:
+    def take_leaf_indices(self, leaves: np.ndarray) -> np.ndarray:
         """int64: for each passage, in row order, the next number of its leaf, which is then taken."""
         order = np.argsort(leaves, kind="stable")
-        counts = np.bincount(leaves, minlength=len(self.next_M))
+        counts = np.bincount(leaves, minlength=len(self.next_index_M))
         numbers = np.empty(len(leaves), np.int64)
         numbers[order] = np.arange(len(leaves)) - np.repeat(np.cumsum(counts) - counts, counts)
-        numbers += self.next_M[leaves]
-        self.next_M = (self.next_M + counts).astype(np.int32)
+        numbers += self.next_index_M[leaves]
+        self.next_index_M = (self.next_index_M + counts).astype(np.int32)
         return numbers
 
     def write(self, folder: Path) -> None:
@@ -159,7 +159,7 @@ class _Growing:
                 level += self.split(node, *self.cluster(node, vectors, place[self.rows(node)], advance))
             sets = [place[self.rows(node)] for node in small]
             spans = [self.spans[node] for node in small]
-            done = clustering.fit_many(vectors, sets, spans, settings.branches, self.seed, self.mesh)
+            done = clustering.fit_many(vectors, sets, spans, settings.clusters_per_node, self.seed, self.mesh)
             for which, centroids, codes in done:
                 children = self.split(small[which], centroids, codes)
                 advance(self.size(small[which]) - sum(map(self.size, children)))
@@ -171,7 +171,7 @@ class _Growing:
         def note(text):
             advance(0, note=f"{len(rows):,} rows, {text}")
 
-        centroids = clustering.fit(vectors, self.settings.branches, seed, rows, self.mesh, note)
+        centroids = clustering.fit(vectors, self.settings.clusters_per_node, seed, rows, self.mesh, note)
         return centroids, clustering.assign(vectors, centroids, rows, self.mesh)
 
     def finish(self) -> tuple[Tree, np.ndarray]:
@@ -191,7 +191,8 @@ def grow(
 ) -> tuple[Tree, np.ndarray]:
     """Recursive k-means of the vectors (N×E, maybe memory-mapped): (the tree, int32 leaf of each row).
 
-    A cluster of more than `leaf_size` rows is split into up to `branches`, unless all its vectors are alike.
+    A cluster of more than `leaf_size` rows is split into up to `clusters_per_node` clusters, unless all its
+    vectors are equal.
     """
     growing = _Growing(vectors, settings, seed, mesh or all_devices())
     growing.grow()
@@ -207,29 +208,29 @@ def count_digits(numbers: np.ndarray, base: int) -> np.ndarray:
     return counts
 
 
-def tokens(tree: Tree, leaves: np.ndarray, numbers: np.ndarray, branches: int, two_d: bool) -> np.ndarray:
-    """Docids, N×L, of passages by leaf and number in it: digits of the path, of the number, end, padding.
+def tokens(tree: Tree, leaves: np.ndarray, leaf_index_N: np.ndarray, base: int, two_d: bool) -> np.ndarray:
+    """Docids, N×L, of passages by leaf and index within it: digits of the path, of the index, end, padding.
 
     A digit d is the token 2 + d, or with `two_d` (NCI, Wang et al. 2022, section 3.2) 2 + position·k + d.
     """
     paths_MxD, depth_M = tree.paths()
-    count_N = count_digits(numbers, branches)
+    count_N = count_digits(leaf_index_N, base)
     length = int((depth_M[leaves] + count_N).max(initial=0)) + 1
-    docids = np.zeros((len(leaves), length), np.min_scalar_type(1 + branches * (length if two_d else 1)))
+    docids = np.zeros((len(leaves), length), np.min_scalar_type(1 + base * (length if two_d else 1)))
     for first in range(0, len(leaves), 1 << 18):
         some = slice(first, first + (1 << 18))
         leaf, out = leaves[some], docids[some]
         depth_B, count_B = depth_M[leaf], count_N[some]
         for position in range(length):
-            place = position - depth_B  # in the number, whose first digit is the most significant
-            digit = numbers[some] // branches ** np.clip(count_B - 1 - place, 0, count_B - 1) % branches
+            place = position - depth_B  # in the index, whose first digit is the most significant
+            digit = leaf_index_N[some] // base ** np.clip(count_B - 1 - place, 0, count_B - 1) % base
             if position < paths_MxD.shape[1]:
                 digit = np.where(place < 0, paths_MxD[leaf, position], digit)
-            token = 2 + digit + (position * branches if two_d else 0)
+            token = 2 + digit + (position * base if two_d else 0)
             out[:, position] = np.where(place < count_B, token, np.where(place == count_B, EOS, 0))
     return docids
 
 
-def output_size(length: int, branches: int, two_d: bool) -> int:
+def output_size(length: int, base: int, two_d: bool) -> int:
     """Width of the softmax for docids of up to `length` tokens."""
-    return round_up(2 + branches * (length if two_d else 1), 128)
+    return round_up(2 + base * (length if two_d else 1), 128)

@@ -104,7 +104,7 @@ class DocidTable:
     def check(self) -> None:
         """UserError unless every docid has tokens, all from 1 to output_size - 1, and zeros only after it.
 
-        Quick: `open` calls it. Whether a docid is the beginning of another takes sorting: `write` finds it.
+        Quick: `open` calls it. Whether a docid is a prefix of another takes sorting: `write` finds it.
         """
         limit = self.output_size - 1
         for rows in blocks(len(self.tokens_NxL)):
@@ -135,10 +135,10 @@ class DocidTable:
     def write(self, folder: Path) -> dict:
         """Writes the table into a folder; gives what its manifest shall say.
 
-        Raises UserError where `check` does, and where a docid is the beginning of another.
+        Raises UserError where `check` does, and where a docid is a prefix of another.
         """
         self.check()
-        self._check_beginnings()
+        self._check_prefixes()
         dtype = _smallest_dtype(self.output_size)
         np.save(folder / "tokens.npy", self.tokens_NxL.astype(dtype, copy=False))
         arrow_ids.write(folder / "ids.arrow", self.passage_ids)
@@ -155,8 +155,8 @@ class DocidTable:
             "vocabulary": self.vocabulary,
         }
 
-    def _check_beginnings(self) -> None:
-        """UserError where one docid is the beginning of another."""
+    def _check_prefixes(self) -> None:
+        """UserError where one docid is a prefix of another."""
         rows_N, shared_N = self.ordered
         new = np.flatnonzero(shared_N < self.length)[1:]  # where another docid than the one before comes
         # One that begins any other begins the next: it has ended where that differs from it.
@@ -166,8 +166,8 @@ class DocidTable:
             short, long = self.tokens_NxL[rows_N[at - 1 : at + 1]]
             a, b = (self.passage_ids[row].as_py() for row in rows_N[at - 1 : at + 1].tolist())
             raise UserError(
-                f"docids/{self.kind}: {short[short > 0].tolist()}, docid of passage {a!r}, is the "
-                f"beginning of {long[long > 0].tolist()}, docid of passage {b!r}: "
+                f"docids/{self.kind}: {short[short > 0].tolist()}, docid of passage {a!r}, is a "
+                f"prefix of {long[long > 0].tolist()}, docid of passage {b!r}: "
                 "end all with a token used for that alone"
             )
 

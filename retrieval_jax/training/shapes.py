@@ -49,7 +49,7 @@ def docid_shape(kind: str, passages: int, vocab_size: int) -> DocidShape:
         return DocidShape(digits + 1, 128, True, 1 + 10)
     settings, options = settings_class(), make.keywords
     if settings_class is semantic.Settings:
-        k = settings.branches
+        k = settings.clusters_per_node
         depth = residual.digits_needed(-(-passages // settings.leaf_size) - 1, k)
         length = 2 * depth + residual.digits_needed(settings.leaf_size - 1, k) + 1
         return DocidShape(length, semantic.output_size(length, k, options["two_d"]), True, 1 + k)

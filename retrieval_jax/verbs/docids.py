@@ -84,7 +84,15 @@ def make_docids(
     if not force and not storage.holds(folder, recipe) and earlier is None:
         check_unused(folder, work)
     manifest = storage.build(folder, recipe, build)
-    told = ("kind", "passages", "length", "distinct", "unique", "like_neighbours", "extension")
+    told = (
+        "kind",
+        "passages",
+        "length",
+        "distinct",
+        "tokens_to_uniqueness",
+        "neighbour_prefix_overlap",
+        "extension",
+    )
     return {"docids": str(folder), **{key: manifest[key] for key in told if key in manifest}}
 
 
@@ -105,9 +113,9 @@ def check_unused(folder: Path, work: Work) -> None:
 
 def _figures(job: Job, report: dict) -> dict:
     """What the manifest says of quality (tokens until unique; how much neighbours share, against chance)."""
-    figures = {"unique": report["unique"]["mean"]}
+    figures = {"tokens_to_uniqueness": report["tokens_to_uniqueness"]["mean"]}
     if "neighbours" in report:
-        figures["like_neighbours"] = report["neighbours"]["ratio"]
+        figures["neighbour_prefix_overlap"] = report["neighbours"]["ratio"]
     if job.earlier:
         kept = job.collection.passage_count - len(job.rows)
         removed = len(job.earlier.table.passage_ids) - kept

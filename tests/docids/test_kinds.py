@@ -88,7 +88,7 @@ def test_a_table_on_disk_is_the_one_that_was_made(collection: Collection, source
         "passages": collection.passage_count,
         "length": table.length,
         "distinct": table.count_distinct(),
-        "unique": report["unique"]["mean"],
+        "tokens_to_uniqueness": report["tokens_to_uniqueness"]["mean"],
     }
     assert table.collection == collection.fingerprint
     assert np.array_equal(table.tokens_NxL, KINDS["naive"](collection).tokens_NxL)
@@ -113,7 +113,7 @@ def test_each_kind_by_the_verb(cli, arguments, work, vectors, kind, settings, fi
     assert table.kind == made["kind"] == kind
     assert made["distinct"] == made["passages"] == len(set(docids_of(table).values()))
     assert table.output_size == output_size
-    assert "like_neighbours" in made
+    assert "neighbour_prefix_overlap" in made
     assert fitted is None or (work.docids(kind) / fitted).is_file()
     time = (work.docids(kind) / "tokens.npy").stat().st_mtime_ns
     assert cli("docids", *arguments, *bindings)[1] == made
@@ -133,7 +133,7 @@ def test_what_docids_depend_on_makes_them_anew(cli, arguments, work, vectors, mo
         recipe(*change)["fingerprint"]
         for change in (
             ["--gin.semantic.leaf_size=20"],
-            ["--gin.semantic.leaf_size=20", "--gin.semantic.branches=5"],
+            ["--gin.semantic.leaf_size=20", "--gin.semantic.clusters_per_node=5"],
             ["--gin.semantic.leaf_size=20", "--gin.SEED=1"],
         )
     }
@@ -141,7 +141,7 @@ def test_what_docids_depend_on_makes_them_anew(cli, arguments, work, vectors, mo
     fingerprints.add(recipe("--gin.semantic.leaf_size=20")["fingerprint"])
     assert len(fingerprints) == 4
     assert first["fingerprint"] not in fingerprints
-    assert first["settings"] == {"branches": 10, "leaf_size": 100}
+    assert first["settings"] == {"clusters_per_node": 10, "leaf_size": 100}
 
 
 def test_docids_that_a_model_writes_are_replaced_only_if_told_to(cli, arguments, work, vectors):
@@ -203,7 +203,7 @@ def test_bad_requests_are_told(cli, arguments, vectors, tmp_path, monkeypatch):
         (["DOCIDS='rq_8x1'"], "no kind 'rq_8x1': choose one of atomic, naive, naive_digits, semantic, "),
         (["DOCIDS='semantic'"], "cluster the passages' vectors: train a dual encoder"),
         (["DOCIDS='naive'", f"EXTENDS={str(tmp_path)!r}"], "nothing finished here"),
-        (["DOCIDS='semantic'", f"EMBEDDINGS={vectors!r}", "semantic.branches=1"], "set at least 2"),
+        (["DOCIDS='semantic'", f"EMBEDDINGS={vectors!r}", "semantic.clusters_per_node=1"], "set at least 2"),
         (["DOCIDS='rq_2x8'", f"EMBEDDINGS={vectors!r}", "residual.shared_codes='x'"], "no way 'x'"),
     ):
         status, _, told = cli("docids", *arguments, *(f"--gin.{binding}" for binding in bindings))
@@ -288,17 +288,17 @@ def test_passages_with_the_same_codes(growing: Growing, way: str):
     if way == "list":
         assert made["length"] == 1
         assert manifest["distinct"] == 4
-        assert manifest["sharing"] == 296
+        assert manifest["collisions"] == 296
     else:
         assert made["length"] == 5  # of 300 in four clusters, at least 75 have the same code: four digits
         assert manifest["distinct"] == 300
-        assert manifest["sharing"] == 0
+        assert manifest["collisions"] == 0
     many = [*OLD, *(f"b{row}" for row in range(1000, 2200))]
     grown, new, manifest = growing.make("rq_1x4", many, extends=made["docids"])
     assert grown["length"] == made["length"]
     assert {key: new[key] for key in OLD} == old
     # Four digits of base 4 tell 256 passages of a code apart; what comes after shares the last number.
-    assert manifest["sharing"] == (1200 if way == "list" else 1500 - manifest["distinct"])
+    assert manifest["collisions"] == (1200 if way == "list" else 1500 - manifest["distinct"])
     assert manifest["distinct"] == (4 if way == "list" else 1024)
 
 

@@ -18,7 +18,7 @@ from retrieval_jax.docids.quality import nearest, plot, report
 from retrieval_jax.docids.table import DocidTable
 
 END = 5
-# Few tokens, so that much is shared; an end of its own, so that none is the beginning of another.
+# Few tokens, so that much is shared; an end of its own, so that none is a prefix of another.
 DOCIDS = st.lists(
     st.lists(st.integers(1, END - 1), max_size=4).map(lambda docid: (*docid, END)), min_size=1, max_size=40
 )
@@ -48,7 +48,7 @@ def test_the_tree(docids, dtype):
     different = list(groups)
     assert (found["passages"], found["distinct"]) == (len(docids), len(different))
     shared = [docid for docid in docids if groups[docid] > 1]
-    assert found["sharing"] == {"passages": len(shared), "largest": max(groups.values())}
+    assert found["collisions"] == {"passages": len(shared), "largest": max(groups.values())}
     lengths = [len(docid) for docid in different]
     assert found["length"] == {
         "min": min(lengths),
@@ -60,7 +60,7 @@ def test_the_tree(docids, dtype):
         docid: next(n for n in range(1, len(docid) + 1) if len(below(different, docid[:n])) == 1)
         for docid in different
     }
-    assert found["unique"] == {
+    assert found["tokens_to_uniqueness"] == {
         "mean": pytest.approx(statistics.mean(unique.values())),
         "max": max(unique.values()),
     }
@@ -174,7 +174,7 @@ def test_nearest_in_blocks(block, tmp_path):
 def test_one_passage_alone_has_no_neighbours():
     found = report(table_of([(3, END)]), np.ones((1, 2)))
     assert "neighbours" not in found
-    assert (found["unique"], found["fanout"]) == ({"mean": 1, "max": 1}, [])
+    assert (found["tokens_to_uniqueness"], found["fanout"]) == ({"mean": 1, "max": 1}, [])
     assert found["leaves"] == {
         "leaves": 1,
         "mean": 1,

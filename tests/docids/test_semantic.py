@@ -16,26 +16,26 @@ def vectors_of(count: int, seed: int = 0, dimensions: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, dimensions)).astype(np.float32)
 
 
-def docids(vectors: np.ndarray, branches: int, leaf_size: int, two_d: bool = False, seed: int = 0):
+def docids(vectors: np.ndarray, clusters_per_node: int, leaf_size: int, two_d: bool = False, seed: int = 0):
     """(tree, leaf of each row, docids as lists of tokens without padding)."""
-    tree, leaves = semantic.grow(vectors, Settings(branches, leaf_size), seed)
-    tokens = semantic.tokens(tree, leaves, tree.take_numbers(leaves), branches, two_d)
+    tree, leaves = semantic.grow(vectors, Settings(clusters_per_node, leaf_size), seed)
+    tokens = semantic.tokens(tree, leaves, tree.take_leaf_indices(leaves), clusters_per_node, two_d)
     return tree, leaves, [row[row > 0].tolist() for row in tokens]
 
 
 @given(st.integers(1, 128), st.sampled_from([2, 10]), st.integers(1, 60), st.integers(0, 2**31))
 @settings(deadline=None, max_examples=20)
-def test_invariants(count: int, branches: int, leaf_size: int, seed: int):
-    tree, leaves, found = docids(vectors_of(count, seed), branches, leaf_size)
+def test_invariants(count: int, clusters_per_node: int, leaf_size: int, seed: int):
+    tree, leaves, found = docids(vectors_of(count, seed), clusters_per_node, leaf_size)
     assert len({tuple(docid) for docid in found}) == count
     texts = sorted(bytes(docid) for docid in found)
     assert not any(b.startswith(a) for a, b in itertools.pairwise(texts))  # no prefix of another
-    assert all(docid[-1] == 1 and all(2 <= t < 2 + branches for t in docid[:-1]) for docid in found)
+    assert all(docid[-1] == 1 and all(2 <= t < 2 + clusters_per_node for t in docid[:-1]) for docid in found)
     assert np.bincount(leaves).max() <= leaf_size
     assert (tree.children_M[leaves] == 0).all()
-    assert (tree.children_M <= branches).all()
+    assert (tree.children_M <= clusters_per_node).all()
     assert (tree.children_M != 1).all()
-    assert tree.next_M.sum() == count
+    assert tree.next_index_M.sum() == count
 
 
 def test_a_docid_is_the_path_then_the_number_in_row_order():
@@ -109,14 +109,14 @@ def test_new_passages_descend_the_tree_and_take_the_next_numbers(tmp_path):
     tree, leaves, found = docids(vectors, 10, 20)
     tree.write(tmp_path)
     again = Tree.open(tmp_path)
-    assert np.array_equal(again.next_M, np.bincount(leaves, minlength=len(tree.next_M)))
+    assert np.array_equal(again.next_index_M, np.bincount(leaves, minlength=len(tree.next_index_M)))
     added = np.concatenate([vectors[:100], vectors_of(100, seed=9)])
     leaf = again.descend(added, np.arange(200))
     assert np.array_equal(leaf[:100], leaves[:100])
-    tokens = semantic.tokens(again, leaf, again.take_numbers(leaf), 10, False)
+    tokens = semantic.tokens(again, leaf, again.take_leaf_indices(leaf), 10, False)
     new = [tuple(row[row > 0].tolist()) for row in tokens]
     assert len({*new, *map(tuple, found)}) == 500
-    assert again.next_M.sum() == 500
+    assert again.next_index_M.sum() == 500
 
 
 def test_broken_trees_and_settings_are_told(tmp_path):
@@ -125,8 +125,8 @@ def test_broken_trees_and_settings_are_told(tmp_path):
     (tmp_path / semantic.FILE).write_bytes(b"no")
     with pytest.raises(UserError, match=r"cannot be read.*without EXTENDS"):
         Tree.open(tmp_path)
-    with pytest.raises(UserError, match=r"semantic\.branches: 1 is too few"):
-        Settings(branches=1)
+    with pytest.raises(UserError, match=r"semantic\.clusters_per_node: 1 is too few"):
+        Settings(clusters_per_node=1)
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20), st.integers(2, 12))

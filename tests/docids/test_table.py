@@ -180,19 +180,19 @@ def test_broken_docids_on_disk_are_refused(folder):
         DocidTable.open(folder)
 
 
-def test_the_beginning_of_another_docid_is_refused(tmp_path):
+def test_a_prefix_of_another_docid_is_refused(tmp_path):
     tokens = [[9, 1, 0, 0], [3, 4, 5, 6], [3, 4, 0, 0], [2, 3, 4, 0]]
     with pytest.raises(UserError) as error:
         write(tmp_path / "semantic", table_of(tokens, ["a", "b", "c", "d"], "semantic"))
     assert str(error.value) == (
-        "docids/semantic: [3, 4], docid of passage 'c', is the beginning of [3, 4, 5, 6], "
+        "docids/semantic: [3, 4], docid of passage 'c', is a prefix of [3, 4, 5, 6], "
         "docid of passage 'b': end all with a token used for that alone"
     )
 
 
 @given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=8))
 @settings(deadline=None)
-def test_beginnings_are_refused_wherever_there_are_any(docids):
+def test_prefixes_are_refused_wherever_there_are_any(docids):
     tokens = np.array([[*docid, *[0] * (4 - len(docid))] for docid in docids])
     table = table_of(tokens, map(str, range(len(docids))), "semantic")
     pairs = {

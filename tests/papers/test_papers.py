@@ -133,7 +133,7 @@ def test_generative_rows_have_the_papers_settings(row: str):
     assert bool(binding("GenerativeRetriever", "consistency")) == bool(consistency)
     assert bool(of("%EMBEDDINGS")) == docids.startswith("semantic")
     if docids.startswith("semantic"):
-        assert (of("semantic.branches"), of("semantic.leaf_size")) == (10, 100)
+        assert (of("semantic.clusters_per_node"), of("semantic.leaf_size")) == (10, 100)
 
     data = TrainingData()
     assert (data.input_length, data.chunk_length, data.chunks) == (length, 64, 10)
@@ -225,7 +225,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "SUBSET": None,
         "SPLIT": "test",
         "generate_queries.predictions": str(predictions),
-        "semantic.branches": 2,
+        "semantic.clusters_per_node": 2,
         "semantic.leaf_size": 2,
         "make_mesh.model_parallelism": 1,
         "train.batch_size": 4,

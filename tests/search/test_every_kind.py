@@ -16,8 +16,8 @@ KINDS = {
     "atomic": [],
     "naive": [],
     "naive_digits": [],
-    "semantic": ["--gin.semantic.leaf_size=5", "--gin.semantic.branches=4"],
-    "semantic_2d": ["--gin.semantic.leaf_size=5", "--gin.semantic.branches=4"],
+    "semantic": ["--gin.semantic.leaf_size=5", "--gin.semantic.clusters_per_node=4"],
+    "semantic_2d": ["--gin.semantic.leaf_size=5", "--gin.semantic.clusters_per_node=4"],
     "rq_3x4": [],
     "rq_2x4": ["--gin.residual.shared_codes='list'"],
 }
