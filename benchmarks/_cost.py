@@ -14,7 +14,7 @@ from _docids import T5_SIZE
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import Beams, expand
 from retrieval_jax.decoding.trie import Trie
@@ -263,6 +263,6 @@ def measure_atomic(count: int, output_size: int, batches: Sequence[int], repetit
         runs = [functools.partial(search, logits, real_V, k=BEAMS)]
         runs += [functools.partial(way, logits) for way in (plain, all_real)]
         ours, *theirs = medians(runs, repetitions)
-        say(f"atomic, batch {batch_size}: {ours:.0f} ms; {theirs[1]:.0f} ms if all outputs were docids")
+        log(f"atomic, batch {batch_size}: {ours:.0f} ms; {theirs[1]:.0f} ms if all outputs were docids")
         times[batch_size] = [ours, theirs[0]]
     return times

@@ -31,8 +31,8 @@ from rich.table import Table
 
 from retrieval_jax.checkpoints.model_folder import open_model
 from retrieval_jax.core import storage
-from retrieval_jax.core.progress import say
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.progress import log
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
@@ -48,7 +48,7 @@ DOCIDS_AT_ONCE = 256  # their keys and values stay in the cache
 SHOWN = 10  # passages of a query that count
 
 
-def train(work: Work, here: list[str], kinds: Sequence[str], steps: int, minutes: float) -> dict:
+def train(work: Workspace, here: list[str], kinds: Sequence[str], steps: int, minutes: float) -> dict:
     """Everything up to the trained models: name -> what training came to."""
     run("import", *here)
     limits = [f"--STEPS={steps}", f"--gin.train.max_minutes={minutes}", "--gin.train.eval_every=1000000"]
@@ -65,7 +65,7 @@ def train(work: Work, here: list[str], kinds: Sequence[str], steps: int, minutes
     return trained
 
 
-def searcher(work: Work, kind: str, beams: int, batch_size: int) -> GenerativeSearcher:
+def searcher(work: Workspace, kind: str, beams: int, batch_size: int) -> GenerativeSearcher:
     """The trained retriever of a kind."""
     opened = open_model(work.model(kind))
     table = DocidTable.open(work.docids(kind))
@@ -86,7 +86,7 @@ def measure(searching: GenerativeSearcher, queries: Sequence[Query]) -> tuple[fl
     return compute_metrics(qrels, {q.id: r for q, r in zip(queries, found, strict=True)})["MRR@10"], took
 
 
-def ceiling(work: Work, kind: str, queries: Sequence[Query], beams: int, most: int) -> dict:
+def ceiling(work: Workspace, kind: str, queries: Sequence[Query], beams: int, most: int) -> dict:
     """What scoring every docid would find: MRR@10, and for how many queries every docid was scored.
 
     A query's beam grows, from `beams` to `most`, until its first ten passages lie above the search's bound;
@@ -104,10 +104,10 @@ def ceiling(work: Work, kind: str, queries: Sequence[Query], beams: int, most: i
             found[query.id] = ranking[:SHOWN]
             if ranking[:SHOWN][-1][1] <= float(aux["bound"][0]):
                 uncertain.append(query)
-        say(f"{kind}, {beams:,} beams: {len(left) - len(uncertain)} of {len(left)} queries are certain")
+        log(f"{kind}, {beams:,} beams: {len(left) - len(uncertain)} of {len(left)} queries are certain")
         left, beams = uncertain, GROWTH * beams
     if left:
-        say(f"{kind}: every docid for {len(left)} queries")
+        log(f"{kind}: every docid for {len(left)} queries")
         searching = searcher(work, kind, 1, 1)
         found |= {query.id: rank_all(searching, query.text) for query in left}
     qrels = {query.id: query.positives for query in queries}
@@ -162,7 +162,7 @@ def main() -> None:
     )
     parser.add_argument("--most", type=int, default=5_000, help="beams of the ceiling's search, at most")
     args, bindings = parse(parser)
-    work = Work(args.work)
+    work = Workspace(args.work)
     here = [f"--gin.COLLECTION={args.collection!r}", f"--gin.WORK_DIR={str(args.work)!r}"]
     here += [f"--gin.{binding}" for binding in bindings]
     trained = train(work, here, args.kinds, args.steps, args.minutes)
@@ -177,14 +177,14 @@ def main() -> None:
         for beams in [largest] if kind == "atomic" else args.beams:
             mrr, took = measure(searcher(work, kind, beams, 16), queries)
             figures["by_beams"][beams] = {"MRR@10": mrr, "ms": took}
-            say(f"{kind}, {beams} beams: MRR@10 {mrr:.3f}, {took:.1f} ms")
+            log(f"{kind}, {beams} beams: MRR@10 {mrr:.3f}, {took:.1f} ms")
         figures["largest_on_some"], _ = measure(searcher(work, kind, largest, 16), some)
         if kind == "atomic":  # whose search scores every docid
             scored = {"MRR@10": figures["largest_on_some"], "every_docid": len(some)}
         else:
             scored = ceiling(work, kind, some, largest, min(args.most, collection.passage_count))
         figures["all_docids"] = scored
-        say(f"{kind}, all docids: MRR@10 {scored['MRR@10']:.3f}")
+        log(f"{kind}, all docids: MRR@10 {scored['MRR@10']:.3f}")
 
     columns = ["docids", "steps", *(f"{b} beams" for b in args.beams), f"{len(some)} queries", "all docids"]
     table = Table(*columns, title=f"{collection.name}: MRR@10 (milliseconds a query)")

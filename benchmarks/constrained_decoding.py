@@ -50,7 +50,7 @@ from _cost import (
 from rich.console import Console
 from rich.table import Table
 
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import EOS, round_up
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.mesh.partitioning import make_mesh
@@ -230,7 +230,7 @@ def run_kinds(options: argparse.Namespace, count: int, repetitions: int, console
     for kind, make in makers.items():
         if options.only == "hf" or kind not in chosen:
             continue
-        say(f"{kind}: {count:,} docids")
+        log(f"{kind}: {count:,} docids")
         docids = make(count)
         if options.only in ("cost", "base"):
             trie, _ = build_trie(docids.tokens_NxL)

@@ -19,14 +19,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
 
 BATCH, LENGTH = 128, 64
 
 
-def ours(work: Work, collection: Collection, table: DocidTable) -> Iterator[dict]:
+def ours(work: Workspace, collection: Collection, table: DocidTable) -> Iterator[dict]:
     from retrieval_jax.examples.batches import batches
     from retrieval_jax.examples.training_data import TrainingData
 
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=30.0)
     args = parser.parse_args()
-    work = Work(args.work)
+    work = Workspace(args.work)
     collection, table = Collection(work.collection), DocidTable.open(work.docids("naive"))
 
     began = time.perf_counter()

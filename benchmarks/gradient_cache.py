@@ -29,7 +29,7 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.contrastive import joint_lh
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small batch, and two rounds")
     args = parser.parse_args()
-    say(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}")
+    log(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}")
     memory = compare_memory(128)
     rows, chunk_size, rounds = (64, 16, 2) if args.quick else (256, 32, 7)
     taken, flops, difference = compare_time(rows, chunk_size, rounds)

@@ -37,8 +37,8 @@ from rich.console import Console
 from rich.table import Table
 
 from retrieval_jax.core import storage
-from retrieval_jax.core.progress import bar, say
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.progress import bar, log
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -63,7 +63,7 @@ LENGTHS = 16, 48  # tokens of a query, of a passage
 METRICS = {"MRR@10": RR @ 10, "Recall@100": R @ 100}
 
 
-def import_collection(source: Path, work: Work) -> None:
+def import_collection(source: Path, work: Workspace) -> None:
     """Imports a folder, and mines BM25's negatives of its train queries."""
     if list(source.glob("queries.lemmas*")):
         source = lemmas(source, work.folder / "source" / source.name)
@@ -106,7 +106,7 @@ class Data:
     qrels: dict[str, dict[str, int]]
 
     @classmethod
-    def read(cls, work: Work) -> "Data":
+    def read(cls, work: Workspace) -> "Data":
         collection = Collection(work.collection)
         vocabulary = Vocabulary(collection.vocabulary_path)
         train, test = collection.queries("train"), collection.queries("test")
@@ -296,11 +296,11 @@ def main() -> None:
         args.steps, args.seeds = 20, 1
     told = {}
     for source in args.collections:
-        work = Work(args.work / source.name)
+        work = Workspace(args.work / source.name)
         import_collection(source, work)
         data = Data.read(work)
         several = np.mean([len(labels) > 1 for labels in data.labels])
-        say(
+        log(
             f"{source.name}: {len(data.ids):,} passages, {len(data.labels):,} train queries, {several:.0%} "
             f"of them with several positives, {len(data.qrels):,} test queries"
         )

@@ -23,7 +23,7 @@ from _verbs import parse, run
 from preflight import TOLD
 
 from retrieval_jax.core import configuration
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.main import configure_verbs
 from retrieval_jax.verbs.preflight import configured
 
@@ -101,7 +101,7 @@ def main() -> None:
         if first in kept:
             told.append(kept[first])
             continue
-        say(f"{number} of {len(found)}: {first} …")
+        log(f"{number} of {len(found)}: {first} …")
         made = {"rows": [row for row, _ in rows]}
         try:
             answer = ask(first, bindings)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from _verbs import parse, run
 
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 
 TOLD = ("mesh", "fits", "peak_gib", "hbm_gib", "flops_per_step", "least_ms_per_step", "compile_seconds")
 RECIPE = (
@@ -94,7 +94,7 @@ def main() -> None:
         if any(word in f"{name} {topology}" for word in args.only)
     ]
     for number, (name, files, bindings, parallelism, topology) in enumerate(chosen, 1):
-        say(f"{number} of {len(chosen)}: {name} on {topology} …")
+        log(f"{number} of {len(chosen)}: {name} on {topology} …")
         began = time.monotonic()
         made = {"name": name, "topology": topology}
         made |= row(files, (*bindings, *added), parallelism, topology)
@@ -103,7 +103,7 @@ def main() -> None:
         if args.out:
             with args.out.open("a") as out:
                 out.write(line + "\n")
-        say(f"{number} of {len(chosen)}: {time.monotonic() - began:.0f} s")
+        log(f"{number} of {len(chosen)}: {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

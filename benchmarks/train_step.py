@@ -40,7 +40,7 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.examples.batches import encoder_decoder
 from retrieval_jax.examples.packing import pack_rows, row_lengths
 from retrieval_jax.examples.targets import Feature, pad
@@ -142,7 +142,7 @@ def compare(steps: int, rounds: int, sizes: list[str]) -> dict[str, dict[str, fl
                     run(config, clock, steps, Path(scratch))
                 rates[name].append(clock.steps_per_second())
                 processor[name].append(clock.processor_seconds())
-                say(f"{size}, round {number + 1}: {name} {rates[name][-1]:.2f} steps/s")
+                log(f"{size}, round {number + 1}: {name} {rates[name][-1]:.2f} steps/s")
                 jax.clear_caches()
         for name in runners:
             over = statistics.median(a / b for a, b in zip(rates["trainer"], rates[name], strict=True))
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    say(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, JAX {jax.__version__}")
+    log(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, JAX {jax.__version__}")
     steps, rounds, sizes = (20, 1, ["tiny"]) if args.quick else (args.steps, args.rounds, [*SIZES])
     ratios = compare(steps, rounds, sizes)
     packed = packed_over_padded()

@@ -82,8 +82,8 @@ def disk_error(error: BaseException) -> str | None:
             what = next((text for text in texts if text in str(seen)), None)
         if what:
             where = os.fsdecode(path) if isinstance(path, str | bytes) else "a file of this command"
-            mend = "free some space" if what in texts[:2] else "check its permissions"
-            return f"{where}: cannot be used ({what}): {mend}, or another WORK_DIR; then the same command"
+            hint = "free some space" if what in texts[:2] else "check its permissions"
+            return f"{where}: cannot be used ({what}): {hint}, or another WORK_DIR; then the same command"
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -92,13 +92,13 @@ def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
     """Configures and runs a verb; gives what it made (None where another process of a training tells)."""
     configure_verbs(files or DEFAULT_FILES.get(verb, []), bindings)
     from retrieval_jax.core import configuration
-    from retrieval_jax.core.progress import console, say
+    from retrieval_jax.core.progress import console, log
     from retrieval_jax.mesh import multihost
 
     multihost.join(verb)
     console.quiet = silent = verb == "train" and not multihost.is_first()
     if verb != "demo" and not silent and (scoped := configuration.scoped()):
-        say(f"{', '.join(name for _, name in scoped)}: without effect here: `demo` alone enters gin scopes")
+        log(f"{', '.join(name for _, name in scoped)}: without effect here: `demo` alone enters gin scopes")
     module, function = VERBS[verb]
     made = getattr(importlib.import_module(module), function)()
     return None if silent else made

@@ -23,7 +23,7 @@ import gin
 import pytest
 from gcs import Bucket
 
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources.python_docs import python_docs
 from retrieval_jax.main import main
@@ -90,14 +90,14 @@ def arguments(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
 
 
 @pytest.fixture(scope="session")
-def work(arguments: list[str]) -> Work:
+def work(arguments: list[str]) -> Workspace:
     """The work folder of the small collection, with the collection imported."""
     assert main(["import", *arguments, "--json"]) == 0
-    return Work(Path(arguments[1].split("=", 1)[1].strip("'")))
+    return Workspace(Path(arguments[1].split("=", 1)[1].strip("'")))
 
 
 @pytest.fixture(scope="session")
-def collection(work: Work) -> Collection:
+def collection(work: Workspace) -> Collection:
     return Collection(work.collection)
 
 
@@ -120,7 +120,7 @@ def grown_source(source: Path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def grown(work: Work, arguments: list[str], grown_source: Path, tmp_path_factory) -> Collection:
+def grown(work: Workspace, arguments: list[str], grown_source: Path, tmp_path_factory) -> Collection:
     folder = tmp_path_factory.mktemp("grown_work") / "work"
     vocabulary = f"--gin.VOCABULARY='{work.collection / 'sentencepiece.model'}'"
     here = [f"--gin.COLLECTION='{grown_source}'", f"--gin.WORK_DIR='{folder}'", vocabulary]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.main import VERBS, disk_error, main, parse
 
 METHODS = {"atomic", "naive", "semantic", "exact", "scann", "bm25"}
@@ -16,13 +16,13 @@ TRAINED = ["--gin.SPLIT='train'", "--gin.demo.generative=('atomic', 'naive', 'se
 
 
 @pytest.fixture(scope="module")
-def demo(arguments: list[str], work: Work) -> Work:
+def demo(arguments: list[str], work: Workspace) -> Workspace:
     """The main job, done once for this module."""
     assert main(["demo", *arguments, *TRAINED]) == 0
     return work
 
 
-def test_demo_makes_everything_and_learns(demo: Work):
+def test_demo_makes_everything_and_learns(demo: Workspace):
     metrics = json.loads(demo.metrics.read_text())
     assert set(metrics) == METHODS
     for name in METHODS:
@@ -44,7 +44,7 @@ def test_demo_makes_everything_and_learns(demo: Work):
     assert not re.search(r"""(src|href)=["']?http""", page)  # a single file
 
 
-def test_demo_again_makes_nothing_again(demo: Work, arguments: list[str], cli):
+def test_demo_again_makes_nothing_again(demo: Workspace, arguments: list[str], cli):
     def made() -> dict[Path, int]:
         kept = [
             demo.collection,
@@ -62,7 +62,7 @@ def test_demo_again_makes_nothing_again(demo: Work, arguments: list[str], cli):
     assert result["models"]["naive"]["step"] == 60
 
 
-def test_each_verb_alone_tells_what_it_made(demo: Work, arguments: list[str], cli):
+def test_each_verb_alone_tells_what_it_made(demo: Workspace, arguments: list[str], cli):
     model = f"--gin.MODEL_DIR='{demo.model('atomic')}'"
     for verb, extra, keys in (
         ("import", [], {"collection", "name", "passages", "queries"}),
@@ -77,7 +77,7 @@ def test_each_verb_alone_tells_what_it_made(demo: Work, arguments: list[str], cl
         assert keys <= set(result), verb
 
 
-def test_a_question_is_answered_with_passages(demo: Work, arguments: list[str], cli):
+def test_a_question_is_answered_with_passages(demo: Workspace, arguments: list[str], cli):
     question = "--gin.QUERY='Adam optimizer with weight decay'"
     status, result, _ = cli("search", *arguments, "--gin.SEARCHER='bm25'", question, "--gin.K=3")
     assert status == 0
@@ -86,7 +86,7 @@ def test_a_question_is_answered_with_passages(demo: Work, arguments: list[str], 
 
 
 @pytest.mark.parametrize("searcher", sorted(METHODS))
-def test_searching_does_not_import_tensorflow(demo: Work, arguments: list[str], searcher: str):
+def test_searching_does_not_import_tensorflow(demo: Workspace, arguments: list[str], searcher: str):
     """In a new process: what a person waits for when searching a model that exists."""
     argv = ["search", *arguments, f"--gin.SEARCHER='{searcher}'", "--gin.QUERY='a progress bar'"]
     script = (
@@ -163,7 +163,7 @@ def test_arguments():
         (["evaluate", "--gin.SPLIT='exam'"], ["exam", "retrieval-jax search"]),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(demo: Work, arguments: list[str], cli, argv, words):
+def test_bad_input_is_one_line_and_status_2(demo: Workspace, arguments: list[str], cli, argv, words):
     before = sorted(demo.folder.rglob("*"))
     given = {a.split("=")[0] for a in argv}
     status, result, err = cli(argv[0], *(a for a in arguments if a.split("=")[0] not in given), *argv[1:])
@@ -177,7 +177,7 @@ def test_bad_input_is_one_line_and_status_2(demo: Work, arguments: list[str], cl
     assert not Path("new_model").exists()
 
 
-def test_a_scope_of_demo_is_told_where_nothing_enters_it(demo: Work, arguments: list[str], cli):
+def test_a_scope_of_demo_is_told_where_nothing_enters_it(demo: Workspace, arguments: list[str], cli):
     scoped = ["--gin.naive/train.steps=3", "--gin.train.batch_size=32"]
     status, _, err = cli("evaluate", *arguments, *scoped)
     assert status == 0
@@ -198,7 +198,7 @@ def test_a_broken_source_leaves_nothing_behind(tmp_path: Path, source: Path, cli
     assert not list((tmp_path / "work").iterdir())
 
 
-def test_another_collections_model_is_refused(demo: Work, tmp_path: Path, source: Path, arguments, cli):
+def test_another_collections_model_is_refused(demo: Workspace, tmp_path: Path, source: Path, arguments, cli):
     other = tmp_path / "other"
     other.mkdir()
     for file in source.iterdir():
@@ -215,7 +215,7 @@ def test_another_collections_model_is_refused(demo: Work, tmp_path: Path, source
 
 
 def test_passages_that_came_later_are_found_by_the_model_of_before(
-    demo: Work, tmp_path, source, arguments, cli
+    demo: Workspace, tmp_path, source, arguments, cli
 ):
     grown = tmp_path / "grown"
     grown.mkdir()
@@ -248,7 +248,7 @@ def test_passages_that_came_later_are_found_by_the_model_of_before(
     assert gone not in passages
 
 
-def test_docids_changed_after_the_index_are_refused(demo: Work, arguments: list[str], cli):
+def test_docids_changed_after_the_index_are_refused(demo: Workspace, arguments: list[str], cli):
     other = ["--gin.DOCIDS='semantic'", "--gin.semantic.leaf_size=7"]
     query = ["--gin.SEARCHER='semantic'", "--gin.QUERY='a progress bar'"]
     assert cli("docids", *arguments, *other)[0] == 0
@@ -260,7 +260,7 @@ def test_docids_changed_after_the_index_are_refused(demo: Work, arguments: list[
     assert cli("search", *arguments, *query)[0] == 0
 
 
-def test_fewer_passages_than_asked_for_are_told(demo: Work, arguments: list[str], cli):
+def test_fewer_passages_than_asked_for_are_told(demo: Workspace, arguments: list[str], cli):
     """Ten beams (see `arguments`) find ten passages."""
     status, made, err = cli("search", *arguments, "--gin.SEARCHER='naive'", "--gin.SPLIT='dev'", "--gin.K=20")
     assert status == 0
@@ -268,7 +268,7 @@ def test_fewer_passages_than_asked_for_are_told(demo: Work, arguments: list[str]
     assert "naive: fewer than 20 passages for 10 of 10 queries" in err
 
 
-def test_an_approximate_search_tells_its_recall(demo: Work, arguments: list[str], cli):
+def test_an_approximate_search_tells_its_recall(demo: Workspace, arguments: list[str], cli):
     name = "--gin.make_index.name='approximate'"
     model = f"--gin.MODEL_DIR='{demo.model('atomic')}'"
     assert cli("index", *arguments, model, name, "--gin.make_index.recall_target=0.9")[0] == 0

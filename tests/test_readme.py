@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -18,7 +18,9 @@ def test_its_links_lead_somewhere():
             assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
 
 
-def test_its_python_runs(work: Work, arguments, cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_its_python_runs(
+    work: Workspace, arguments, cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
     assert cli("index", *arguments)[0] == 0
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "python_docs").symlink_to(work.folder)

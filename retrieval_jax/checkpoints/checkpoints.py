@@ -16,7 +16,7 @@ from retrieval_jax.checkpoints import checksums
 from retrieval_jax.checkpoints.kept import Kept
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.mesh import multihost
 
 
@@ -230,12 +230,12 @@ class Checkpoints:
             newer = [step for step in self.steps() if step > restored]
             for step in newer:
                 reason = unread.get(step) or self.fault(step)
-                aside = self.folder.with_name("damaged_checkpoints") / str(step)
-                while aside.exists():
-                    aside = aside.with_name(f"{aside.name}.again")
-                aside.parent.mkdir(exist_ok=True)
-                (self.folder / str(step)).rename(aside)  # in a bucket, a copy of its objects
-                say(f"{self.folder}/{step}: damaged ({reason}): moved to {aside}, an older one goes on")
+                moved = self.folder.with_name("damaged_checkpoints") / str(step)
+                while moved.exists():
+                    moved = moved.with_name(f"{moved.name}.again")
+                moved.parent.mkdir(exist_ok=True)
+                (self.folder / str(step)).rename(moved)  # in a bucket, a copy of its objects
+                log(f"{self.folder}/{step}: damaged ({reason}): moved to {moved}, an older one goes on")
             return len(newer)
 
         if multihost.first_decides(move):

@@ -45,8 +45,8 @@ def fault(folder: Path) -> str | None:
                 return f"{name} has {size} bytes, not {expected[name][0]}"
             crc = expected[name][1] and _sum(folder / name)[1]
             return None if crc in (None, expected[name][1]) else f"{name} is not what was written"
-        except paths.errors() as error:
-            return f"{name}: {paths.reason(error)}"
+        except paths.io_errors() as error:
+            return f"{name}: {paths.error_text(error)}"
 
     with ThreadPoolExecutor() as pool:
         return next(filter(None, pool.map(check, expected)), None)

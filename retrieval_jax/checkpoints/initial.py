@@ -17,7 +17,7 @@ from retrieval_jax.checkpoints.parameter_names import Module, module_names
 from retrieval_jax.checkpoints.pretrained import OUTPUT, T5X, Pretrained, open_pretrained
 from retrieval_jax.checkpoints.weights import LazyArray, stacked
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names
 from retrieval_jax.models.dual_encoder import DualEncoder, split_tower
 from retrieval_jax.models.layers import STACK_AXIS, T5Config
@@ -75,7 +75,7 @@ class InitialCheckpoint:
         for what, names in (("begin anew", match.anew), ("are not used", match.unused)):
             if names:
                 told.append(f"{what}: {', '.join(match.modules(names))}")
-        say("; ".join(told))
+        log("; ".join(told))
         return match.arrays
 
     def _check_vocabulary(self, pretrained: Pretrained, vocabulary: Path) -> None:

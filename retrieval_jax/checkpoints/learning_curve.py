@@ -14,7 +14,7 @@ def read_curve(path: str | os.PathLike) -> list[dict]:
     not a JSON object raises UserError.
     """
     try:
-        lines = paths.of(path).read_bytes().split(b"\n")
+        lines = paths.as_path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): train the model first") from None
     points = []

@@ -24,7 +24,7 @@ from retrieval_jax.checkpoints.checkpoints import Checkpoints
 from retrieval_jax.checkpoints.weights import LazyArray, place, read_ocdbt, read_safetensors
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -70,7 +70,7 @@ def describe(model: Model, **facts: object) -> dict:
 
 def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> OpenModel:
     """Opens a model folder at a step (None: its newest checkpoint), on a mesh (None: on one device)."""
-    folder = paths.of(model_dir)
+    folder = paths.as_path(model_dir)
     description = read_description(folder)
     model = saved_model(description)
     mesh = mesh or partitioning.all_devices(devices=jax.local_devices()[:1])
@@ -158,7 +158,7 @@ def model_checksum(model_dir: str | Path, step: int, description: dict) -> str |
     Returns:
       The fingerprint; None where the weights of that step are not there.
     """
-    folder = paths.of(model_dir)
+    folder = paths.as_path(model_dir)
     saved = folder if has_weights(folder) else folder / "checkpoints" / str(step)
     if not saved.is_dir():
         return None
@@ -228,7 +228,7 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
             step = next((s for s in sealed if not checkpoints.fault(s)), step)
         if step < steps[0]:
             reason = checkpoints.fault(steps[0])
-            say(f"{checkpoints.folder}/{steps[0]}: damaged ({reason}): the one of step {step} is taken")
+            log(f"{checkpoints.folder}/{steps[0]}: damaged ({reason}): the one of step {step} is taken")
     if step not in steps:
         there = ", ".join(map(str, steps))
         raise UserError(

@@ -14,7 +14,7 @@ from retrieval_jax.checkpoints import hugging_face
 from retrieval_jax.checkpoints.weights import LazyArray, read_safetensors, write_safetensors
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import Prompts
 from retrieval_jax.models.layers import T5Config
 
@@ -143,7 +143,7 @@ def _prompts(folder: Path) -> dict[str, str]:
     default = config.get("default_prompt_name")
     unread = [name for name in prompts if name in ("passage", "corpus", default) and name not in _SIDES]
     if unread:
-        say(f"{path}: prompts {', '.join(unread)} are not used, as encode_query and encode_document do not")
+        log(f"{path}: prompts {', '.join(unread)} are not used, as encode_query and encode_document do not")
     return {_SIDES[name]: text for name, text in prompts.items() if name in _SIDES}
 
 

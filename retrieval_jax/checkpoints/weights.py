@@ -159,7 +159,7 @@ def read_safetensors(folder: Path, stem: str) -> dict[str, LazyArray]:
     arrays: dict[str, LazyArray] = {}
     for path in files:
         try:
-            file = safe_open(paths.local(path), framework="numpy")
+            file = safe_open(paths.ensure_local(path), framework="numpy")
             arrays |= {name: _lazy(file, name) for name in file.keys()}  # noqa: SIM118, it is no mapping
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be read ({error}): fetch it again") from None

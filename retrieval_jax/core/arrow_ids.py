@@ -28,7 +28,7 @@ def write(path: Path, ids: Iterable[str] | pa.Array) -> None:
 
 def read(path: Path) -> pa.LargeStringArray:
     """Ids that `write` wrote, mapped into memory. Raises OSError or ValueError where they cannot be read."""
-    with pa.memory_map(str(paths.local(path))) as file:
+    with pa.memory_map(str(paths.ensure_local(path))) as file:
         return pa.ipc.open_file(file).get_batch(0).column("id")
 
 

@@ -245,9 +245,9 @@ def _one_line(where: str) -> Iterator[None]:
         lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines()]
         place = re.search(r'In file "([^"]+)", line (\d+)', str(error))
         where = f"{place[1]}:{place[2]}" if place else where
-        mend = "`retrieval-jax VERB --help` lists the names"
+        hint = "`retrieval-jax VERB --help` lists the names"
         if isinstance(error, SyntaxError) or "pars" in lines[0]:
-            mend = "a text needs quotes of its own, as in --gin.make_index.kind=\"'exact'\""
-        raise UserError(f"{where}: {lines[0].rstrip('.')}: {mend}") from None
+            hint = "a text needs quotes of its own, as in --gin.make_index.kind=\"'exact'\""
+        raise UserError(f"{where}: {lines[0].rstrip('.')}: {hint}") from None
     finally:
         logging.disable(logging.NOTSET)

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input: one line that names the file, the line and the mend.
+    """Bad input: one line that names the file, the line and the hint.
 
     The command line prints it without a traceback and exits with status 2.
     """

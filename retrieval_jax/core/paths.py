@@ -2,7 +2,8 @@
 
 A local path is pathlib's. A remote one is etils', which has pathlib's interface and asks TensorFlow's file
 layer. A bucket holds whole objects, written at once: none is appended to, renamed at no cost, or mapped into
-memory. What must be mapped, or is read by a library that knows no gs://, is first copied here: `local`.
+memory. What must be mapped, or is read by a library that knows no gs://, is first copied here by
+`ensure_local`.
 
 RETRIEVAL_JAX_CACHE (else ~/.cache/retrieval_jax) is where such copies lie.
 """
@@ -37,7 +38,7 @@ def is_remote(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(SCHEME)
 
 
-def of(path: str | os.PathLike) -> Path:
+def as_path(path: str | os.PathLike) -> Path:
     """The path that a text names. Raises UserError for a scheme other than gs://."""
     text = os.fspath(path)
     if not is_remote(text):
@@ -59,10 +60,10 @@ def has_client() -> bool:
 
 def absolute(path: str | os.PathLike) -> Path:
     """The path from the root, without links; a remote one is whole as it is."""
-    return of(path) if is_remote(path) else of(path).resolve()
+    return as_path(path) if is_remote(path) else as_path(path).resolve()
 
 
-def local_only(path: str | os.PathLike, what: str) -> None:
+def require_local(path: str | os.PathLike, what: str) -> None:
     """Raises UserError for a remote path of something that is only read from a disk."""
     if is_remote(path):
         raise UserError(
@@ -79,33 +80,33 @@ def relative(path: str | os.PathLike, folder: str | os.PathLike) -> str:
 
 def join(folder: str | os.PathLike, way: str) -> Path:
     """Where `way` leads from a folder. Buckets know no "..": it is worked out here."""
-    folder = of(folder)
+    folder = as_path(folder)
     if is_remote(way) or (is_remote(folder) and os.path.isabs(way)):
-        return of(way)
+        return as_path(way)
     if is_remote(folder):
-        return of(SCHEME + posixpath.normpath(f"{str(folder).removeprefix(SCHEME)}/{way}"))
+        return as_path(SCHEME + posixpath.normpath(f"{str(folder).removeprefix(SCHEME)}/{way}"))
     return folder / way
 
 
-def errors() -> tuple[type[Exception], ...]:
+def io_errors() -> tuple[type[Exception], ...]:
     """What reading and writing may raise: OSError, and TensorFlow's own where it is loaded."""
     tf = sys.modules.get("tensorflow")
     return (OSError, tf.errors.OpError) if tf else (OSError,)
 
 
-def reason(error: Exception) -> str:
-    """What an error of `errors` says, in a line."""
+def error_text(error: Exception) -> str:
+    """What an error of `io_errors` says, in a line."""
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
     return text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
 
 
-def check(path: Path) -> None:
+def check_bucket(path: Path) -> None:
     """Raises UserError where a path is remote, and its bucket cannot be read."""
     try:
         _ = is_remote(path) and path.exists()
-    except errors() as error:
-        mend = "check its name, and your credentials (`gcloud auth application-default login`)"
-        raise UserError(f"{path}: cannot be read ({reason(error)}): {mend}") from None
+    except io_errors() as error:
+        hint = "check its name, and your credentials (`gcloud auth application-default login`)"
+        raise UserError(f"{path}: cannot be read ({error_text(error)}): {hint}") from None
 
 
 def size(path: Path) -> int:
@@ -157,13 +158,13 @@ def copy_files(source: Path, target: Path, names: Sequence[str], what: str) -> N
         all_of_them(advance)
 
 
-def local(path: str | os.PathLike) -> Path:
+def ensure_local(path: str | os.PathLike) -> Path:
     """A local path as it is; of a remote file or folder a copy on this machine, made unless it is there.
 
     A copy is known by its files' names, sizes and times, so a change is seen; the earlier copy then goes.
     Raises FileNotFoundError where there is nothing, UserError where it cannot be copied.
     """
-    path = of(path)
+    path = as_path(path)
     if not is_remote(path):
         return path
     try:
@@ -173,19 +174,19 @@ def local(path: str | os.PathLike) -> Path:
         if not kept.exists():
             home.mkdir(parents=True, exist_ok=True)
             earlier = [folder for folder in home.iterdir() if not folder.name.startswith(".")]
-            aside = Path(tempfile.mkdtemp(dir=home, prefix="."))
-            copy_files(parent, aside, [name for name, *_ in state], f"fetch {path.name}")
+            tmp = Path(tempfile.mkdtemp(dir=home, prefix="."))
+            copy_files(parent, tmp, [name for name, *_ in state], f"fetch {path.name}")
             if _state(path)[1] != state:
                 raise UserError(f"{path}: was changed while it was copied: the same command again")
             with contextlib.suppress(OSError):  # another process may have been as quick
-                aside.rename(kept.parent)
-            for folder in (aside, *earlier):
+                tmp.rename(kept.parent)
+            for folder in (tmp, *earlier):
                 remove(folder)
     except FileNotFoundError:
         raise
-    except errors() as error:
+    except io_errors() as error:
         raise UserError(
-            f"{path}: cannot be copied to {cache_folder()} ({reason(error)}): try again"
+            f"{path}: cannot be copied to {cache_folder()} ({error_text(error)}): try again"
         ) from None
     return kept
 

@@ -79,7 +79,7 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
             advance()
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line for the person, on stderr (stdout is for results)."""
     console.print(text, markup=False, soft_wrap=True)
 

@@ -25,60 +25,62 @@ from typing import TypeVar
 
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
 
 
-def write_aside(path: str | os.PathLike, data: bytes) -> None:
+def atomic_write(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file whole or not at all; makes missing folders; compresses where the path ends in `.gz`.
 
     Raises UserError where it cannot be written.
     """
-    path = paths.of(path)
+    path = paths.as_path(path)
     data = gzip.compress(data) if path.suffix == ".gz" else data
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    tmp = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if paths.is_remote(path):
             path.write_bytes(data)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        os.replace(aside, path)
-    except paths.errors() as error:
+        tmp.write_bytes(data)
+        os.replace(tmp, path)
+    except paths.io_errors() as error:
         if not paths.is_remote(path):
             with contextlib.suppress(OSError):
-                aside.unlink()
-        raise UserError(f"{path}: cannot be written ({paths.reason(error)}): choose another path") from None
+                tmp.unlink()
+        raise UserError(
+            f"{path}: cannot be written ({paths.error_text(error)}): choose another path"
+        ) from None
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
-    write_aside(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic_write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: str | os.PathLike, mend: str) -> dict:
-    """The JSON object in a file; UserError (with the mend) where it is missing or broken."""
+def read_json(path: str | os.PathLike, hint: str) -> dict:
+    """The JSON object in a file; UserError (with the hint) where it is missing or broken."""
     try:
-        return json.loads(paths.of(path).read_text())
+        return json.loads(paths.as_path(path).read_text())
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file: {mend}") from None
-    except paths.errors() as error:
-        raise UserError(f"{path}: cannot be read ({paths.reason(error)}): check the path") from None
+        raise UserError(f"{path}: there is no such file: {hint}") from None
+    except paths.io_errors() as error:
+        raise UserError(f"{path}: cannot be read ({paths.error_text(error)}): check the path") from None
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}): {mend}") from None
+        raise UserError(f"{path}: not JSON ({error}): {hint}") from None
 
 
 def read_manifest(folder: str | os.PathLike, verb: str) -> dict:
-    """The manifest of a finished folder. `verb` is the one that makes such folders, for the mend."""
+    """The manifest of a finished folder. `verb` is the one that makes such folders, for the hint."""
     if not finished(folder):
         raise UserError(f"{folder}: nothing finished here: make it with `retrieval-jax {verb}`")
-    return read_json(paths.of(folder) / MANIFEST, f"delete the folder, then `retrieval-jax {verb}`")
+    return read_json(paths.as_path(folder) / MANIFEST, f"delete the folder, then `retrieval-jax {verb}`")
 
 
 def finished(folder: str | os.PathLike) -> bool:
     """Whether a finished folder lies there. One that a kill left moved aside is first moved back."""
-    folder = paths.of(folder)
+    folder = paths.as_path(folder)
     if (folder / MANIFEST).is_file():
         return True
     if paths.is_remote(folder) or not (_old(folder) / MANIFEST).is_file():
@@ -88,7 +90,7 @@ def finished(folder: str | os.PathLike) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def holds(folder: str | os.PathLike, recipe: dict) -> bool:
+def is_up_to_date(folder: str | os.PathLike, recipe: dict) -> bool:
     """Whether the folder is finished and was made by that recipe."""
     return finished(folder) and read_manifest(folder, "import")["recipe"] == json.loads(json.dumps(recipe))
 
@@ -102,7 +104,7 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
 
     Raises UserError where the lock's file cannot be written.
     """
-    folder = paths.of(folder)
+    folder = paths.as_path(folder)
     if paths.is_remote(folder):
         yield
         return
@@ -132,7 +134,7 @@ def _locked(path: Path, folder: Path) -> int:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not told:
-                    say(f"{folder}: another process is making it: waiting for that to end")
+                    log(f"{folder}: another process is making it: waiting for that to end")
                     told = True
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:  # this file system has no locks
@@ -147,27 +149,27 @@ def _locked(path: Path, folder: Path) -> int:
         os.close(descriptor)
 
 
-def build(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict]) -> dict:
+def build_once(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict]) -> dict:
     """Gives the manifest of `folder`, which `make` fills unless it already holds the same recipe's work.
 
     `make` writes into the (empty, local) folder that it is handed and returns what the manifest shall say.
     A kill leaves at most a hidden folder (in a bucket, files without a manifest), which the next call
     removes. Of processes that build the same folder at once the second waits, then finds it finished. A
-    folder that no `build` made is never overwritten: UserError.
+    folder that no `build_once` made is never overwritten: UserError.
     """
-    folder = paths.of(folder)
+    folder = paths.as_path(folder)
     recipe = json.loads(json.dumps(recipe))
-    if holds(folder, recipe):
+    if is_up_to_date(folder, recipe):
         return read_manifest(folder, "import")
     with lock(folder):
         if same := _same(folder, recipe):
             return same
-        aside = folder.with_name(f".{folder.name}.making")
+        tmp = folder.with_name(f".{folder.name}.making")
         remote = paths.is_remote(folder)
-        ours = (folder / MANIFEST).is_file() or (remote and aside.exists())
+        ours = (folder / MANIFEST).is_file() or (remote and tmp.exists())
         if folder.exists() and not ours:
             raise UserError(f"{folder}: holds files of something else: name another folder, or delete it")
-        return (_build_remote if remote else _build_local)(folder, aside, recipe, make)
+        return (_build_remote if remote else _build_local)(folder, tmp, recipe, make)
 
 
 def _same(folder: Path, recipe: dict) -> dict | None:
@@ -190,21 +192,21 @@ def _move_back(folder: Path) -> None:
         _old(folder).rename(folder)
 
 
-def _build_local(folder: Path, aside: Path, recipe: dict, make: Callable[[Path], dict]) -> dict:
-    """`build` on a disk, by the process that has the lock."""
-    paths.remove(aside)
+def _build_local(folder: Path, tmp: Path, recipe: dict, make: Callable[[Path], dict]) -> dict:
+    """`build_once` on a disk, by the process that has the lock."""
+    paths.remove(tmp)
     paths.remove(_old(folder))
     try:
-        aside.mkdir()
+        tmp.mkdir()
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}): check the path") from None
     try:
-        manifest = {"recipe": recipe, **json.loads(json.dumps(make(aside)))}
-        write_json(aside / MANIFEST, manifest)
+        manifest = {"recipe": recipe, **json.loads(json.dumps(make(tmp)))}
+        write_json(tmp / MANIFEST, manifest)
         if folder.exists():
             folder.rename(_old(folder))
         try:
-            aside.rename(folder)
+            tmp.rename(folder)
         except OSError as error:
             _move_back(folder)
             raise UserError(
@@ -212,18 +214,18 @@ def _build_local(folder: Path, aside: Path, recipe: dict, make: Callable[[Path],
             ) from None
         paths.remove(_old(folder))
     finally:
-        paths.remove(aside)
+        paths.remove(tmp)
     return manifest
 
 
 def _build_remote(folder: Path, mark: Path, recipe: dict, make: Callable[[Path], dict]) -> dict:
-    """`build` in a bucket. The mark tells the next call that files without a manifest are a kill's."""
-    write_aside(mark, b"what lies beside is being made\n")  # fails before the work, if it must
+    """`build_once` in a bucket. The mark tells the next call that files without a manifest are a kill's."""
+    atomic_write(mark, b"what lies beside is being made\n")  # fails before the work, if it must
     with tempfile.TemporaryDirectory(prefix="retrieval_jax.") as scratch:
-        aside = Path(scratch) / folder.name
-        aside.mkdir()
+        tmp = Path(scratch) / folder.name
+        tmp.mkdir()
         try:
-            manifest = {"recipe": recipe, **json.loads(json.dumps(make(aside)))}
+            manifest = {"recipe": recipe, **json.loads(json.dumps(make(tmp)))}
         except BaseException:
             if not folder.exists() or (folder / MANIFEST).is_file():
                 mark.unlink(missing_ok=True)
@@ -231,31 +233,33 @@ def _build_remote(folder: Path, mark: Path, recipe: dict, make: Callable[[Path],
         try:
             (folder / MANIFEST).unlink(missing_ok=True)
             paths.remove(folder)
-            names = [str(path.relative_to(aside)) for path in paths.files(aside)]
-            paths.copy_files(aside, folder, names, f"send {folder.name}")
-        except paths.errors() as error:
-            raise UserError(f"{folder}: cannot be written ({paths.reason(error)}): check the path") from None
+            names = [str(path.relative_to(tmp)) for path in paths.files(tmp)]
+            paths.copy_files(tmp, folder, names, f"send {folder.name}")
+        except paths.io_errors() as error:
+            raise UserError(
+                f"{folder}: cannot be written ({paths.error_text(error)}): check the path"
+            ) from None
         write_json(folder / MANIFEST, manifest)
         mark.unlink(missing_ok=True)
     return manifest
 
 
 def write_arrays(path: Path, holder: object) -> None:
-    """Writes a dataclass whose fields are NumPy arrays to a safetensors file, for `build`'s folders."""
+    """Writes a dataclass whose fields are NumPy arrays to a safetensors file, for `build_once`'s folders."""
     from safetensors.numpy import save_file
 
     save_file({field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}, path)
 
 
-def read_arrays(path: Path, holder: type[T], mend: str) -> T:
-    """The dataclass that `write_arrays` wrote; UserError (with the mend) where the file does not hold it."""
+def read_arrays(path: Path, holder: type[T], hint: str) -> T:
+    """The dataclass that `write_arrays` wrote; UserError (with the hint) where the file does not hold it."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
-        return holder(**load_file(paths.local(path)))
+        return holder(**load_file(paths.ensure_local(path)))
     except (OSError, SafetensorError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): {mend}") from None
+        raise UserError(f"{path}: cannot be read ({error}): {hint}") from None
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
@@ -270,7 +274,7 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 def checksum(path: Path) -> str:
     """The SHA-256 of a file's contents."""
-    with paths.local(path).open("rb") as file:
+    with paths.ensure_local(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -290,13 +294,13 @@ def check_files(folder: Path, manifest: dict) -> None:
         if was != now:
             what = "is missing" if now is None else "was added" if was is None else "was changed"
             raise UserError(f"{folder}: {name} {what} after it was exported: copy or export it again")
-    if manifest.get("seal") != seal(manifest):
+    if manifest.get("manifest_digest") != manifest_digest(manifest):
         raise UserError(f"{folder}: {MANIFEST} was changed after it was exported: copy or export it again")
 
 
-def seal(manifest: dict) -> str:
+def manifest_digest(manifest: dict) -> str:
     """A digest of all else that a manifest says."""
-    rest = {key: value for key, value in manifest.items() if key != "seal"}
+    rest = {key: value for key, value in manifest.items() if key != "manifest_digest"}
     return digest([json.dumps(rest, sort_keys=True)])
 
 

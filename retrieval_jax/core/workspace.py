@@ -11,7 +11,7 @@ UNFINISHED = ".unfinished"  # ends the name of a folder in which synthetic queri
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Workspace:
     """The paths under a work folder.
 
     collection/ · embeddings/NAME/ · docids/KIND/ · cache/TASK/ (examples) · models/NAME/ (checkpoints) ·
@@ -22,15 +22,15 @@ class Work:
     folder: Path
 
     @classmethod
-    def of(cls, collection: str, work_dir: str | None) -> "Work":
+    def for_source(cls, collection: str, work_dir: str | None) -> "Workspace":
         """The given folder (local or gs://…), or `work/NAME` with the name of the collection's source.
 
         Raises UserError where `work/NAME` holds the collection of another source of that name.
         """
         # A folder's last part is its name; the parts of ir_datasets:beir/scifact/test name it together.
         name = re.sub("[:/,]", "_", collection) if ":" in collection else paths.absolute(collection).name
-        folder = paths.of(work_dir) if work_dir else Path("work") / name
-        paths.check(folder)
+        folder = paths.as_path(work_dir) if work_dir else Path("work") / name
+        paths.check_bucket(folder)
         work = cls(folder)
         if not work_dir and storage.finished(work.collection):
             held = storage.read_manifest(work.collection, "import").get("source_path")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.data.collection import Passage, Query
 
 MOST_OTHERS = 64  # a log of clicks may have one query thousands of times, each with another passage
@@ -61,7 +61,7 @@ class KnownAnswers:
         repeated = {key: some for key, some in positives.items() if len(some) > 1}
         self.of_text = {key: [*dict.fromkeys(itertools.chain(*some))] for key, some in repeated.items()}
         if cut := sum(len(some) > MOST_OTHERS for some in self.of_text.values()):
-            say(f"{cut:,} texts of train queries have over {MOST_OTHERS} positives: the first are known")
+            log(f"{cut:,} texts of train queries have over {MOST_OTHERS} positives: the first are known")
 
     def others(self, query: Query) -> Sequence[str]:
         """Ids of the passages that are not among the query's own positives."""

@@ -22,22 +22,22 @@ class MinedNegatives:
     """A finished `negatives/NAME` folder. `fingerprint`: of the file."""
 
     def __init__(self, folder: str | Path):
-        self.folder = paths.of(folder)
+        self.folder = paths.as_path(folder)
         manifest = storage.read_manifest(folder, VERB)
         self.collection: str = manifest["recipe"]["collection"]
         self.fingerprint: str = manifest["fingerprint"]
 
     def of_queries(self, collection: Collection) -> dict[str, tuple[str, ...]]:
         """Query id -> ids of its negatives. UserError where they are another collection's, or damaged."""
-        mend = f"make it again with `retrieval-jax {VERB}`"
+        hint = f"make it again with `retrieval-jax {VERB}`"
         if self.collection != collection.fingerprint:
             raise UserError(
-                f"{self.folder}: of another collection (or an earlier one) than {collection.folder}: {mend}"
+                f"{self.folder}: of another collection (or an earlier one) than {collection.folder}: {hint}"
             )
         path = self.folder / FILE
         if not path.is_file() or storage.checksum(path) != self.fingerprint:
-            raise UserError(f"{path}: missing or altered: {mend}")
-        path = paths.local(path)
+            raise UserError(f"{path}: missing or altered: {hint}")
+        path = paths.ensure_local(path)
         found: dict[str, list[str]] = {}
         fields = ("query", "passage", "grade")
         for _, (query, passage, _) in lines.parsed(path, lambda x: lines.columns(x, fields), lines.Faults()):

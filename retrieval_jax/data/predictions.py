@@ -7,7 +7,7 @@ They come in two forms, and any file may be compressed (`.gz`):
                         piece 3); a line may hold several queries with tabs between them
     NAME.jsonl          {"id": passage id, "predicted_queries": [...]}, in any order
 
-What is wrong is a `UserError`: `FILE:LINE: what: mend`.
+What is wrong is a `UserError`: `FILE:LINE: what: hint`.
 """
 
 import gzip
@@ -54,7 +54,7 @@ class TextPredictions:
 
         All samples are read side by side, so that no more than a part is held.
         """
-        mend = f"give one line for each of the {parts.passages} passages, in their order"
+        hint = f"give one line for each of the {parts.passages} passages, in their order"
         streams = [itertools.chain.from_iterable(map(_lines, pieces)) for pieces in self.samples.values()]
         at = 0
         for number in numbers:
@@ -64,7 +64,7 @@ class TextPredictions:
                 wanted = [text for _, _, text in itertools.islice(stream, rows.start - at, rows.stop - at)]
                 if len(wanted) < len(rows):
                     last = sum(1 for _ in _lines(pieces[-1]))
-                    raise _fault(pieces[-1], last, "the lines end here, before the passages do", mend)
+                    raise _fault(pieces[-1], last, "the lines end here, before the passages do", hint)
                 for some, text in zip(made, wanted, strict=True):
                     some += text.split("\t")
             at = rows.stop
@@ -72,7 +72,7 @@ class TextPredictions:
             yield made
         for stream in streams:
             if extra := next(itertools.islice(stream, parts.passages - at, None), None):
-                raise _fault(extra[0], extra[1], "there are more lines than passages", mend)
+                raise _fault(extra[0], extra[1], "there are more lines than passages", hint)
 
 
 class JsonPredictions:
@@ -83,7 +83,7 @@ class JsonPredictions:
 
     def prepare(self, collection: Collection, parts: Parts) -> None:
         """Copies each line to a file of its part, once."""
-        storage.build(parts.folder / "sorted", {}, lambda aside: self._sort(aside, collection, parts))
+        storage.build_once(parts.folder / "sorted", {}, lambda tmp: self._sort(tmp, collection, parts))
 
     def _sort(self, folder: Path, collection: Collection, parts: Parts) -> dict:
         lines = itertools.chain.from_iterable(map(_predictions, self.files))
@@ -119,7 +119,7 @@ class JsonPredictions:
 
 def open_predictions(path: str | Path) -> TextPredictions | JsonPredictions:
     """Finds the files of predictions in a folder; their contents are checked later, as they are read."""
-    paths.local_only(path, "predictions")
+    paths.require_local(path, "predictions")
     folder = Path(path)
     if not folder.is_dir():
         raise _fault(folder, None, "there is no such folder", "check the path")
@@ -142,8 +142,8 @@ def _predictions(path: Path) -> Iterator[tuple[Path, int, str, list[str]]]:
             "".join([key, *queries]).encode()  # half of a surrogate pair is no text
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
-            mend = 'write {"id": …, "predicted_queries": […]}'
-            raise _fault(path, line, f"the JSON is wrong ({reason})", mend) from None
+            hint = 'write {"id": …, "predicted_queries": […]}'
+            raise _fault(path, line, f"the JSON is wrong ({reason})", hint) from None
         yield path, line, key, queries
 
 
@@ -160,5 +160,5 @@ def _lines(path: Path) -> Iterator[tuple[Path, int, str]]:
         raise _fault(path, line + 1, f"the file is unreadable here ({error})", "restore it") from None
 
 
-def _fault(path: Path, line: int | None, what: str, mend: str) -> UserError:
-    return UserError(error_text(path, line, what, mend))
+def _fault(path: Path, line: int | None, what: str, hint: str) -> UserError:
+    return UserError(error_text(path, line, what, hint))

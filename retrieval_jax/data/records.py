@@ -111,12 +111,12 @@ def _write_shard(shard: _Shard) -> None:
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     serializer = ExampleSerializer(shard.features.get_serialized_info())
-    aside = shard.path.with_name(f".{shard.path.name}")
-    writer = ArrayRecordWriter(str(aside), "group_size:1")  # each record can be read alone
+    tmp = shard.path.with_name(f".{shard.path.name}")
+    writer = ArrayRecordWriter(str(tmp), "group_size:1")  # each record can be read alone
     for record in shard.records():
         writer.write(serializer.serialize_example(shard.features.encode_example(record)))
     writer.close()
-    aside.rename(shard.path)
+    tmp.rename(shard.path)
 
 
 def _count(path: Path) -> int:
@@ -169,7 +169,7 @@ class Records:
 
         if file not in self._readers:
             options = "readahead_buffer_size:0,max_parallelism:0"
-            path = paths.local(self._files[file])  # this reader knows no buckets
+            path = paths.ensure_local(self._files[file])  # this reader knows no buckets
             self._readers[file] = ArrayRecordReader(str(path), options)
         reader = self._readers[file]
         if len(positions) > _FEW:
@@ -251,7 +251,7 @@ class Collection:
     """A finished `collection` folder, opened for reading."""
 
     def __init__(self, folder: str | Path):
-        self.folder = paths.of(folder)
+        self.folder = paths.as_path(folder)
         manifest = storage.read_manifest(folder, "import")
         self.name: str = manifest["name"]
         self.fingerprint: str = manifest["fingerprint"]
@@ -265,8 +265,8 @@ class Collection:
         try:
             return arrow_ids.read(self.folder / "ids.arrow")
         except (OSError, ValueError) as error:
-            mend = "delete the folder, then `retrieval-jax import`"
-            raise UserError(f"{self.folder / 'ids.arrow'}: cannot be read ({error}): {mend}") from None
+            hint = "delete the folder, then `retrieval-jax import`"
+            raise UserError(f"{self.folder / 'ids.arrow'}: cannot be read ({error}): {hint}") from None
 
     def rows(self, passage_ids: Iterable[str] | pa.Array) -> np.ndarray:
         """int64, the row of each id; -1 where there is no such passage. Made for many ids at once."""
@@ -276,10 +276,10 @@ class Collection:
     def _copies(self) -> np.ndarray:
         """Int64 C×2, by row: a passage, and the first one with the same text."""
         try:
-            return np.load(paths.local(self.folder / "copies.npy"))
+            return np.load(paths.ensure_local(self.folder / "copies.npy"))
         except (OSError, ValueError) as error:
-            mend = "delete the folder, then `retrieval-jax import`"
-            raise UserError(f"{self.folder / 'copies.npy'}: cannot be read ({error}): {mend}") from None
+            hint = "delete the folder, then `retrieval-jax import`"
+            raise UserError(f"{self.folder / 'copies.npy'}: cannot be read ({error}): {hint}") from None
 
     def first_copies(self, rows: np.ndarray) -> np.ndarray:
         """For each row (-1: none) the first row whose passage has the same text."""

@@ -34,7 +34,7 @@ class SyntheticQueries:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = paths.of(folder)
+        self.folder = paths.as_path(folder)
         manifest = storage.read_manifest(folder, VERB)
         self.fingerprint: str = manifest["fingerprint"]
         self.collection: str = manifest["recipe"]["collection"]
@@ -45,10 +45,10 @@ class SyntheticQueries:
     def counts(self) -> np.ndarray:
         """int32, passages: how many queries each has; mapped into memory."""
         try:
-            return np.load(paths.local(self.folder / "counts.npy"), mmap_mode="r")
+            return np.load(paths.ensure_local(self.folder / "counts.npy"), mmap_mode="r")
         except (OSError, EOFError, ValueError) as error:
-            mend = f"delete the folder, then `retrieval-jax {VERB}`"
-            raise UserError(f"{self.folder}: cannot be read ({error}): {mend}") from None
+            hint = f"delete the folder, then `retrieval-jax {VERB}`"
+            raise UserError(f"{self.folder}: cannot be read ({error}): {hint}") from None
 
     @functools.cached_property
     def _records(self) -> Records:
@@ -105,7 +105,7 @@ class Parts:
     def write(self, number: int, lines: Iterable[dict]) -> None:
         """Writes a part whole or not at all: each passage's queries, and how many were made and distinct."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        storage.write_aside(self.path(number), text.encode())
+        storage.atomic_write(self.path(number), text.encode())
 
     def read(self, numbers: Iterable[int]) -> Iterator[dict]:
         """The lines of these parts."""
@@ -122,7 +122,7 @@ def join(folder: Path, collection: Collection, parts: Parts) -> dict:
     """Joins the parts into the dataset, in `folder`; gives what its manifest shall say."""
     import tensorflow_datasets as tfds
 
-    parts = dataclasses.replace(parts, folder=paths.local(parts.folder))
+    parts = dataclasses.replace(parts, folder=paths.ensure_local(parts.folder))
     counts = np.zeros(parts.passages, np.int32)
     totals = {"made": 0, "distinct": 0}
 

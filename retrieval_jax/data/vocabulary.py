@@ -47,7 +47,7 @@ class Vocabulary:
     """
 
     def __init__(self, path: str | Path, symbols: Mapping[str, int] | None = None):
-        self.path, self.prompt, self.symbols = paths.of(path), "", symbols or {}
+        self.path, self.prompt, self.symbols = paths.as_path(path), "", symbols or {}
         self._names = re.compile(f"({'|'.join(map(re.escape, self.symbols))})")
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())

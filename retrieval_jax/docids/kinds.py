@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import bar, say
+from retrieval_jax.core.progress import bar, log
 from retrieval_jax.core.values import Names
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
@@ -37,7 +37,7 @@ class Earlier:
         table = DocidTable.open(folder)
         if table.kind != kind:
             raise UserError(f"EXTENDS: {folder}: holds {table.kind} docids: name a table of {kind} docids")
-        return cls(paths.of(folder), storage.read_manifest(folder, "docids"), table)
+        return cls(paths.as_path(folder), storage.read_manifest(folder, "docids"), table)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _warn_of_long_docid(tokens_NxL: np.ndarray, ids: pa.Array) -> None:
     longest, usual = int(lengths.max(initial=0)), int(np.median(lengths)) if len(lengths) else 0
     if longest > max(LONG, 4 * usual):
         row = int(lengths.argmax())
-        say(
+        log(
             f"docids/naive: the docid of passage {ids[row].as_py()[:40]!r} has {longest} tokens, and {usual} "
             "are usual: all targets are padded to that, so training is slower; a shorter id would mend it"
         )
@@ -242,7 +242,7 @@ def _residual(job: Job, levels: int, size: int) -> Made:
     last = size**digits - 1
     sharing = int((numbers > last).sum())
     if sharing and settings.shared_codes == "token":
-        say(f"{sharing} new passages share a docid: the table that is extended has no numbers left for them")
+        log(f"{sharing} new passages share a docid: the table that is extended has no numbers left for them")
     facts = {
         "settings": dataclasses.asdict(settings),
         "codes": books.sizes_L.tolist(),

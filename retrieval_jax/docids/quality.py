@@ -9,7 +9,7 @@ import numpy as np
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
-from retrieval_jax.core.storage import write_aside
+from retrieval_jax.core.storage import atomic_write
 from retrieval_jax.docids.table import DocidTable, blocks
 
 
@@ -217,7 +217,7 @@ def plot(report: dict, path: str | os.PathLike) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    write_aside(path, png.getvalue())
+    atomic_write(path, png.getvalue())
 
 
 def _draw_fanout(axes, report: dict) -> None:

@@ -177,16 +177,16 @@ class DocidTable:
 
         Raises UserError where it is of another version, files and manifest do not match, or `check` does.
         """
-        folder = paths.of(folder)
+        folder = paths.as_path(folder)
         manifest = storage.read_manifest(folder, "docids")
-        mend = "make it again: delete the folder, then `retrieval-jax docids`"
+        hint = "make it again: delete the folder, then `retrieval-jax docids`"
         if manifest.get("version") != VERSION:
-            raise UserError(f"{folder}: a docid table made by another version of this program: {mend}")
+            raise UserError(f"{folder}: a docid table made by another version of this program: {hint}")
         try:
-            tokens = np.load(paths.local(folder / "tokens.npy"), mmap_mode="r")
+            tokens = np.load(paths.ensure_local(folder / "tokens.npy"), mmap_mode="r")
             ids = arrow_ids.read(folder / "ids.arrow")
         except (OSError, EOFError, ValueError) as error:
-            raise UserError(f"{folder}: a docid table that cannot be read ({error}): {mend}") from None
+            raise UserError(f"{folder}: a docid table that cannot be read ({error}): {hint}") from None
         table = cls(
             manifest["kind"],
             tokens,
@@ -197,7 +197,7 @@ class DocidTable:
             manifest.get("vocabulary"),
         )
         if len(tokens) != len(ids) or table.fingerprint() != manifest["fingerprint"]:
-            raise UserError(f"{folder}: its files were changed after they were made: {mend}")
+            raise UserError(f"{folder}: its files were changed after they were made: {hint}")
         table.check()
         return table
 

@@ -26,8 +26,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retrieval_jax.checkpoints.model_folder import OpenModel, model_recipe
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import bar, say
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.progress import bar, log
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.mesh import multihost
@@ -119,7 +119,8 @@ class Embeddings:
         manifest = storage.read_manifest(folder, "index")
         try:
             vectors, texts = (
-                np.load(paths.local(folder / f"{name}.npy"), mmap_mode="r") for name in ("vectors", "texts")
+                np.load(paths.ensure_local(folder / f"{name}.npy"), mmap_mode="r")
+                for name in ("vectors", "texts")
             )
             ids = arrow_ids.read(folder / "ids.arrow")
         except (OSError, EOFError, ValueError) as error:
@@ -130,7 +131,7 @@ class Embeddings:
 
 
 def encode_by_model(
-    model_dir: str | Path, opened: OpenModel, mesh: Mesh, work: Work, collection: Collection
+    model_dir: str | Path, opened: OpenModel, mesh: Mesh, work: Workspace, collection: Collection
 ) -> Embeddings:
     """`encode_collection` by a dual encoder that was opened on a mesh of this process's devices."""
     model = model_recipe(model_dir, opened.step, opened.description)
@@ -154,11 +155,11 @@ def encode_collection(
     """
     recipe = model | {"collection": collection.fingerprint}
     unfinished = folder.with_name(f"{folder.name}.unfinished")
-    if multihost.agreed(storage.holds(folder, recipe)):
+    if multihost.agreed(storage.is_up_to_date(folder, recipe)):
         return Embeddings.open(folder)
     # The first process's lock keeps out other commands; the rest of this one wait for it in `agreed`.
     with storage.lock(unfinished) if multihost.is_first() else contextlib.nullcontext():
-        if multihost.agreed(storage.holds(folder, recipe)):  # another command made it meanwhile
+        if multihost.agreed(storage.is_up_to_date(folder, recipe)):  # another command made it meanwhile
             return Embeddings.open(folder)
         parts = [unfinished / f"{number:05}.npz" for number in range(-(-collection.passage_count // PART))]
         encode = make_encode()
@@ -167,7 +168,7 @@ def encode_collection(
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("every part is there")
         multihost.first_does(
-            lambda: storage.build(folder, recipe, lambda aside: _join(aside, folder, parts, collection))
+            lambda: storage.build_once(folder, recipe, lambda tmp: _join(tmp, folder, parts, collection))
         )
         multihost.first_does(lambda: paths.remove(unfinished))
     return Embeddings.open(folder)
@@ -178,7 +179,7 @@ def _begin(unfinished: Path, recipe: dict, parts: Sequence[Path]) -> None:
     path = unfinished / "recipe.json"
     if path.exists() and storage.read_json(path, f"delete {unfinished}") == recipe:
         finished = sum(part.exists() for part in parts)
-        say(f"{unfinished}: going on, {finished} of {len(parts)} parts are finished")
+        log(f"{unfinished}: going on, {finished} of {len(parts)} parts are finished")
         return
     paths.remove(unfinished)
     storage.write_json(path, recipe)
@@ -220,7 +221,7 @@ def _encode_parts(
                 vectors[kept] = earlier.vectors_NxE[row_N[kept]]
             part = io.BytesIO()
             np.savez(part, vectors=vectors, texts=texts_N, encoded=len(new))
-            storage.write_aside(parts[number], part.getvalue())
+            storage.atomic_write(parts[number], part.getvalue())
 
 
 def _earlier(folder: Path, model: dict) -> Embeddings | None:
@@ -233,10 +234,10 @@ def _earlier(folder: Path, model: dict) -> Embeddings | None:
     return earlier if recipe == model else None
 
 
-def _join(aside: Path, folder: Path, parts: Sequence[Path], collection: Collection) -> dict:
+def _join(tmp: Path, folder: Path, parts: Sequence[Path], collection: Collection) -> dict:
     """One file of the parts; gives what the manifest says."""
     texts, sha, encoded, width = [], hashlib.sha256(), 0, None
-    with (aside / "vectors.npy").open("wb") as file:
+    with (tmp / "vectors.npy").open("wb") as file:
         for path in parts:
             try:
                 with np.load(io.BytesIO(path.read_bytes())) as part:
@@ -259,11 +260,11 @@ def _join(aside: Path, folder: Path, parts: Sequence[Path], collection: Collecti
                 raise UserError(
                     f"{folder}: cannot be written ({error.strerror}): make room, the same command goes on"
                 ) from None
-    np.save(aside / "texts.npy", np.concatenate(texts))
-    arrow_ids.write(aside / "ids.arrow", collection.ids)
+    np.save(tmp / "texts.npy", np.concatenate(texts))
+    arrow_ids.write(tmp / "ids.arrow", collection.ids)
     count = collection.passage_count
     if encoded < count:
-        say(f"{folder}: {encoded} passages encoded, {count - encoded} as they were in an earlier collection")
+        log(f"{folder}: {encoded} passages encoded, {count - encoded} as they were in an earlier collection")
     return {
         "passages": count,
         "dimensions": width,

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings.encoding import (
     Embeddings,
@@ -32,7 +32,7 @@ _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dt
 
 
 def open_embeddings(
-    where: str, work: Work, collection: Collection, mesh: Mesh | None = None
+    where: str, work: Workspace, collection: Collection, mesh: Mesh | None = None
 ) -> tuple[np.ndarray, str]:
     """The passages' vectors, float32 N×E in the collection's order, memory-mapped; and their fingerprint.
 
@@ -49,7 +49,7 @@ def open_embeddings(
     if where.startswith(SENTENCE_TRANSFORMERS):
         made = _sentence_transformer(where.removeprefix(SENTENCE_TRANSFORMERS), work, collection)
         return made.vectors_NxE, made.manifest["fingerprint"]
-    path = paths.of(where)
+    path = paths.as_path(where)
     if (path / "model.json").is_file():
         made = _dual_encoder(path, work, collection, mesh or all_devices())
         return made.vectors_NxE, made.manifest["fingerprint"]
@@ -58,7 +58,7 @@ def open_embeddings(
             f"EMBEDDINGS: {where}: neither a .npy or .safetensors file that exists, nor a model's folder, "
             f"nor {SENTENCE_TRANSFORMERS}NAME: name one of these"
         )
-    path = paths.local(path)
+    path = paths.ensure_local(path)
     vectors = _map_npy(path) if path.suffix == ".npy" else _map_safetensors(path)
     if vectors.ndim != 2 or len(vectors) != collection.passage_count:
         raise UserError(
@@ -129,8 +129,8 @@ def _checked(where: Path, blocks: Iterable[np.ndarray], sha: "hashlib._Hash") ->
 def _as_float32(folder: Path, file: str, vectors_NxE: np.ndarray, collection: Collection) -> np.ndarray:
     """The same vectors in float32, by way of a folder; `file` is their fingerprint."""
 
-    def make(aside: Path) -> dict:
-        out = np.lib.format.open_memmap(aside / "vectors.npy", "w+", np.float32, vectors_NxE.shape)
+    def make(tmp: Path) -> dict:
+        out = np.lib.format.open_memmap(tmp / "vectors.npy", "w+", np.float32, vectors_NxE.shape)
         first = 0
         for block in _blocks(vectors_NxE):
             out[first : first + len(block)] = block
@@ -139,11 +139,11 @@ def _as_float32(folder: Path, file: str, vectors_NxE: np.ndarray, collection: Co
         out.flush()
         return {"passages": first, "dimensions": out.shape[1]}
 
-    storage.build(folder, {"file": file, "collection": collection.fingerprint}, make)
-    return np.load(paths.local(folder / "vectors.npy"), mmap_mode="r")
+    storage.build_once(folder, {"file": file, "collection": collection.fingerprint}, make)
+    return np.load(paths.ensure_local(folder / "vectors.npy"), mmap_mode="r")
 
 
-def _dual_encoder(folder: Path, work: Work, collection: Collection, mesh: Mesh) -> Embeddings:
+def _dual_encoder(folder: Path, work: Workspace, collection: Collection, mesh: Mesh) -> Embeddings:
     from retrieval_jax.checkpoints.model_folder import open_model
 
     opened = open_model(folder, mesh=mesh)
@@ -152,8 +152,8 @@ def _dual_encoder(folder: Path, work: Work, collection: Collection, mesh: Mesh) 
     return encode_by_model(folder, opened, mesh, work, collection)
 
 
-def _sentence_transformer(name: str, work: Work, collection: Collection) -> Embeddings:
-    of_folder = paths.of(name).is_dir()
+def _sentence_transformer(name: str, work: Workspace, collection: Collection) -> Embeddings:
+    of_folder = paths.as_path(name).is_dir()
     model_name, _, revision = (name, "", "") if of_folder else name.partition("@")
 
     def make_encode() -> Encode:
@@ -187,6 +187,6 @@ def _sentence_transformer(name: str, work: Work, collection: Collection) -> Embe
     folder = work.embeddings(re.sub(r"[/\\:]", "_", name))
     recipe = {"sentence_transformer": name, "encodes": "document"}
     if of_folder:  # its content; a name on the hub, with or without a revision, stands for itself
-        checksums = storage.file_checksums(paths.of(name))
+        checksums = storage.file_checksums(paths.as_path(name))
         recipe["checksum"] = storage.digest(itertools.chain(*sorted(checksums.items())))
     return encode_collection(folder, recipe, collection, make_encode)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retrieval_jax.core.storage import write_aside
+from retrieval_jax.core.storage import atomic_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def write_report(
         footer=_pairs(footer),
     )
     # Texts from the web hold halves of surrogate pairs, which UTF-8 cannot: "?" instead.
-    write_aside(path, page.encode("utf-8", "replace"))
+    atomic_write(path, page.encode("utf-8", "replace"))
 
 
 def format_count(number: int | None) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.storage import write_aside
+from retrieval_jax.core.storage import atomic_write
 
 Run = dict[str, list[tuple[str, float]]]
 """Query id -> ranked (passage id, score), best first, each passage once."""
@@ -62,7 +62,7 @@ def write_run(path: str | os.PathLike, run: Run, tag: str) -> None:
             f"{qid} Q0 {pid} {rank} {score!r} {tag}\n"
             for rank, ((pid, _), score) in enumerate(zip(results, scores, strict=True), start=1)
         ]
-    write_aside(path, "".join(lines).encode())
+    atomic_write(path, "".join(lines).encode())
 
 
 def read_run(path: str | os.PathLike) -> Run:
@@ -71,7 +71,7 @@ def read_run(path: str | os.PathLike) -> Run:
     As trec_eval does, this ignores the rank column (BEIR writes 0 in every line) and the lines' order, holds
     scores as float32, and breaks ties by docid, the greater first. In what `write_run` writes no scores tie.
 
-    Raises UserError, one line with file, line and mend, for a file that cannot be read and for a line with
+    Raises UserError, one line with file, line and hint, for a file that cannot be read and for a line with
     the wrong number of columns, a rank or score that is not a number, or a passage seen before.
     """
     found: dict[str, dict[str, float]] = {}
@@ -101,13 +101,13 @@ def write_qrels(path: str | os.PathLike, qrels: Qrels) -> None:
         for pid, grade in grades.items():
             _check_word(path, "passage id", pid)
             lines.append(f"{qid} 0 {pid} {int(grade)}\n")
-    write_aside(path, "".join(lines).encode())
+    atomic_write(path, "".join(lines).encode())
 
 
 def read_qrels(path: str | os.PathLike) -> Qrels:
     """Reads qrels (plain or `.gz`) in the file's order.
 
-    Raises UserError, one line with file, line and mend, for a file that cannot be read and for a line with
+    Raises UserError, one line with file, line and hint, for a file that cannot be read and for a line with
     the wrong number of columns, a grade that is not a whole number, or a passage judged before.
     """
     qrels: Qrels = {}
@@ -135,23 +135,23 @@ def _strictly_decreasing(path: str | os.PathLike, qid: str, scores: list[float])
 
 
 def _rows(
-    path: str | os.PathLike, kind: str, columns: tuple[str, ...], mend: str
+    path: str | os.PathLike, kind: str, columns: tuple[str, ...], hint: str
 ) -> Iterator[tuple[str, list[str]]]:
     """Yields ("file:line", fields) of each line that is not blank, with the right number of fields."""
     opener = gzip.open if Path(path).suffix == ".gz" else open
     try:
-        with opener(paths.local(path), "rb") as file:
+        with opener(paths.ensure_local(path), "rb") as file:
             # Bytes, line by line, so that a decoding error knows its line.
             for number, line in enumerate(file, start=1):
                 where = f"{path}:{number}"
                 try:
                     fields = line.decode("utf-8").removeprefix("\ufeff").split()
                 except UnicodeDecodeError:
-                    raise UserError(f"{where}: not UTF-8 text: {mend}") from None
+                    raise UserError(f"{where}: not UTF-8 text: {hint}") from None
                 if fields and len(fields) != len(columns):
                     raise UserError(
                         f"{where}: {len(fields)} columns where a {kind} has {len(columns)} "
-                        f"({' '.join(columns)}): {mend}"
+                        f"({' '.join(columns)}): {hint}"
                     )
                 if fields:
                     yield where, fields
@@ -161,19 +161,19 @@ def _rows(
         raise UserError(f"{path}: cannot be read ({error}): check the path of the {kind}") from None
 
 
-def _number(kind: type[_N], text: str, where: str, column: str, expected: str, mend: str) -> _N:
+def _number(kind: type[_N], text: str, where: str, column: str, expected: str, hint: str) -> _N:
     try:
         number = kind(text) if text.isascii() and "_" not in text else None  # Python's own ways to write them
     except ValueError:
         number = None
     if number is None or not math.isfinite(number):
-        raise UserError(f"{where}: {column} {text!r} is not {expected}: {mend}")
+        raise UserError(f"{where}: {column} {text!r} is not {expected}: {hint}")
     return number
 
 
-def _check_new(pid: str, seen: Set[str], qid: str, where: str, mend: str) -> None:
+def _check_new(pid: str, seen: Set[str], qid: str, where: str, hint: str) -> None:
     if pid in seen:
-        raise UserError(f"{where}: passage {pid!r} a second time for query {qid!r}: {mend}")
+        raise UserError(f"{where}: passage {pid!r} a second time for query {qid!r}: {hint}")
 
 
 def _check_word(path: str | os.PathLike, what: str, word: str) -> None:

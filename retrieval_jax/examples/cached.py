@@ -25,14 +25,14 @@ class CachedExamples:
     """A task's examples from its cache. See examples.Examples."""
 
     def __init__(self, folder: Path):
-        folder = paths.local(folder)
+        folder = paths.ensure_local(folder)
         self.files = sorted(folder.glob("train.tfrecord-*"))
         self.places_Nx2 = np.load(folder / PLACES, mmap_mode="r")
 
     @classmethod
     def find(cls, folder: Path, recipe: dict) -> "CachedExamples | None":
         """The cache in a folder, if it is finished and was made by that recipe."""
-        return cls(folder) if storage.holds(folder, recipe) else None
+        return cls(folder) if storage.is_up_to_date(folder, recipe) else None
 
     def __len__(self) -> int:
         return len(self.places_Nx2)

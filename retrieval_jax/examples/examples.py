@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sized
 import numpy as np
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
@@ -152,7 +152,7 @@ def mixture(
         if len(examples)
     }
     if weights and (empty := [name for name in names if name not in weights]):
-        say(f"{', '.join(empty)}: no examples, so left out of the mixture (TrainingData.rates)")
+        log(f"{', '.join(empty)}: no examples, so left out of the mixture (TrainingData.rates)")
     if not weights:
         raise UserError("no task has both a rate and examples: set --gin.train.rates")
     return {name: (made[name], weight / sum(weights.values())) for name, weight in weights.items()}

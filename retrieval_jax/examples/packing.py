@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.examples.targets import Feature, Features, trim
 
 Batch = dict[str, np.ndarray]
@@ -31,7 +31,7 @@ class Tally:
         if self.batches == self.next_told:
             self.next_told *= 10
             if self.left_out or self.cut:
-                say(
+                log(
                     f"packing left out {self.left_out:,} and cut {self.cut:,} of {self.examples:,} examples: "
                     "fewer do with a smaller TrainingData.pack"
                 )

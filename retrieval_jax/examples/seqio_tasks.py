@@ -15,7 +15,7 @@ import seqio
 import tensorflow as tf
 
 from retrieval_jax.core import paths
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -171,7 +171,7 @@ def register_all(work_dir: str | Path, data: TrainingData) -> list[str]:
     For a module that is T5X's `MIXTURE_OR_TASK_MODULE`; the gin files of gin_configs/t5x/ need none. `data`
     gives the lengths and the name of the synthetic queries; its rates are not looked at.
     """
-    work = Work(paths.of(work_dir))
+    work = Workspace(paths.as_path(work_dir))
     collection = Collection(work.collection)
     tables = [
         DocidTable.open(path.parent) for path in sorted((work.folder / "docids").glob("*/manifest.json"))

@@ -9,9 +9,9 @@ from typing import Annotated
 import gin
 
 from retrieval_jax.core import storage
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, Natural, NonNegativeFloat, Positive, Share
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.mined import MinedNegatives
@@ -62,7 +62,7 @@ class TrainingData:
 
     def of(
         self,
-        work: Work,
+        work: Workspace,
         collection: Collection,
         answer: str,
         table: DocidTable | None,
@@ -80,7 +80,7 @@ class OpenData:
     """Examples of a collection. See TrainingData."""
 
     settings: TrainingData
-    work: Work
+    work: Workspace
     collection: Collection
     answer: str
     table: DocidTable | None
@@ -204,4 +204,4 @@ class OpenData:
 @functools.cache
 def _tell_unread(folder: Path) -> None:
     """Says it once for each folder."""
-    say(f"{folder}: of other settings than this run's, so it is not read: `retrieval-jax cache`")
+    log(f"{folder}: of other settings than this run's, so it is not read: `retrieval-jax cache`")

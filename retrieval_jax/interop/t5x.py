@@ -78,7 +78,7 @@ from jax.interpreters import pxla
 from jax.sharding import NamedSharding
 from t5x import checkpoints, infer, models, optimizers
 
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
@@ -124,7 +124,7 @@ class Model(models.BaseModel):
             raise UserError(
                 "Model.beams: not in training, whose checkpoints would hold the docids: use t5x.eval"
             )
-        self.work = Work(paths.of(work_dir))
+        self.work = Workspace(paths.as_path(work_dir))
         collection = Collection(self.work.collection)
         table = DocidTable.open(self.work.docids(docids)) if docids else None
         check_inputs(self.work.folder, retriever, collection, table)

@@ -52,7 +52,7 @@ class BM25Searcher:
     @classmethod
     def open(cls, folder: Path, make_mesh: object = None) -> "BM25Searcher":
         """Opens a folder that `index` made. It needs no device; `make_mesh` is not called."""
-        folder = paths.local(folder)
+        folder = paths.ensure_local(folder)
         index = bm25s.BM25.load(folder / "bm25")
         return cls(index, arrow_ids.read(folder / "ids.arrow"))
 

@@ -18,7 +18,7 @@ from retrieval_jax.checkpoints import checksums
 from retrieval_jax.checkpoints.model_folder import open_model
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.embeddings.encoding import Embeddings, TextEncoder, query_encoder
 from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.search.exact import ExactSearch
@@ -54,7 +54,7 @@ class ExactSearcher:
     def write_index(folder: Path, embeddings: Embeddings, earlier: Path | None, queries_BxE: object) -> dict:
         """Nothing but the vectors; gives what the manifest says of it."""
         for name in ("vectors.npy", "ids.arrow", "texts.npy"):
-            _link(paths.local(embeddings.folder / name), folder / name)
+            _link(paths.ensure_local(embeddings.folder / name), folder / name)
         return {}
 
     @classmethod
@@ -117,12 +117,12 @@ def write(folder: Path, kind: str, embeddings: Embeddings, earlier: Path, querie
       queries_BxE: vectors of queries, to measure an approximate search with.
     """
     if storage.finished(earlier):
-        earlier = paths.local(earlier)
+        earlier = paths.ensure_local(earlier)
     facts = {"passages": len(embeddings.ids), "dimensions": embeddings.vectors_NxE.shape[1]}
     if known := _passages_of(earlier, kind, embeddings):
         gone, new = difference(*known, embeddings)
         facts |= {"added": len(new), "removed": len(gone)}
-        say(f"{earlier}: {len(new)} passages added or changed, {len(gone)} removed or changed")
+        log(f"{earlier}: {len(new)} passages added or changed, {len(gone)} removed or changed")
     facts |= DENSE[kind].write_index(folder, embeddings, earlier if known else None, queries_BxE)
     checksums.write(folder)
     return facts
@@ -158,12 +158,12 @@ def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
     All that is searched is then known to be what was made.
     """
     manifest = storage.read_manifest(folder, "index")
-    mend = "delete it, then `retrieval-jax index`"
+    hint = "delete it, then `retrieval-jax index`"
     if not (folder / checksums.NAME).is_file():
-        raise UserError(f"{folder}: {checksums.NAME} is missing: {mend}")
-    files = paths.local(folder)
+        raise UserError(f"{folder}: {checksums.NAME} is missing: {hint}")
+    files = paths.ensure_local(folder)
     if reason := checksums.fault(files):
-        raise UserError(f"{folder}: damaged ({reason}): {mend}")
+        raise UserError(f"{folder}: damaged ({reason}): {hint}")
     model = paths.join(folder, manifest["model"])
     if not model.is_dir():
         raise UserError(

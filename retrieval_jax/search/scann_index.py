@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.embeddings.encoding import Embeddings
 from retrieval_jax.search.exact import ExactSearch
 
@@ -109,7 +109,7 @@ class ScannIndex:
         """Of all vectors, by `settings`."""
         count = len(embeddings.ids)
         chosen = settings(count)
-        say(f"scann: building an index of {count:,} vectors")
+        log(f"scann: building an index of {count:,} vectors")
         searcher = build(embeddings.vectors_NxE, **chosen)
         return cls(searcher, embeddings.ids, np.array(embeddings.texts_N), chosen, count)
 
@@ -186,7 +186,7 @@ class ScannIndex:
                     break
         way = f"quantised, re-ordering {self.settings['reorder']}" if self.settings else "searched exactly"
         way += f", {self.leaves} of {most} leaves" if most else ""
-        say(
+        log(
             f"scann: recall@10 {told['recall_at_10']:.4f}, recall@100 {told['recall_at_100']:.4f} "
             f"against exact search for {len(queries_BxE)} queries ({way})"
         )

@@ -46,7 +46,7 @@ class Searcher(Protocol):
 
         Raises UserError where files are missing, or were changed after they were made.
         """
-        return _open(paths.of(folder), make_mesh)
+        return _open(paths.as_path(folder), make_mesh)
 
 
 def search_in_batches(searcher: Searcher, queries: Sequence[str], k: int, what: str) -> Iterator[RankedList]:
@@ -98,7 +98,7 @@ def _open(folder: Path, make_mesh: Callable | None) -> Searcher:
     manifest = storage.read_manifest(folder, "index")
     kind = manifest["kind"]
     if "files" in manifest:  # it was exported, and may have come from elsewhere
-        folder = paths.local(folder)
+        folder = paths.ensure_local(folder)
         storage.check_files(folder, manifest)
     check_model(folder, manifest)
     module, _, name = SEARCHERS[kind].partition(":")

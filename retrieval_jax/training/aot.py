@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import NO_TPU, say
+from retrieval_jax.core.progress import NO_TPU, log
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.mesh import partitioning
@@ -101,7 +101,7 @@ class Job:
         fit = Fit(hbm, held, sum(held.values()), jaxpr_flops(traced.jaxpr, trips))
         if fit.peak > hbm:
             return fit
-        say(
+        log(
             f"{where}: compiling the {self.facts['program']} of {self.facts['model']} for {mesh_name(mesh)} …"
         )
         began = time.monotonic()
@@ -117,7 +117,7 @@ class Job:
                 raise
             fit = dataclasses.replace(fit, peak=needed(str(error), fit.peak), exhausted=True)
         fit = dataclasses.replace(fit, seconds=time.monotonic() - began)
-        say(f"{where}: {fit.verdict}, after {fit.seconds:.0f} s of compiling")
+        log(f"{where}: {fit.verdict}, after {fit.seconds:.0f} s of compiling")
         return fit
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.core import paths
-from retrieval_jax.core.storage import write_aside
+from retrieval_jax.core.storage import atomic_write
 from retrieval_jax.mesh import multihost
 
 WRITTEN_EVERY = 30  # seconds, in a bucket
@@ -35,7 +35,7 @@ class _Lines:
     def flush(self) -> None:
         """What was added is in the file from here on, whatever ends the process."""
         if self.file is None:
-            write_aside(self.path, "".join(self.lines).encode())
+            atomic_write(self.path, "".join(self.lines).encode())
             self.written = time.monotonic()
 
     def close(self) -> None:

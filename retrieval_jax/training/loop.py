@@ -15,7 +15,7 @@ from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core.errors import Preempted
-from retrieval_jax.core.progress import bar, say
+from retrieval_jax.core.progress import bar, log
 from retrieval_jax.examples.batches import Batch
 from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.training.clock import Clock, Profiler
@@ -86,7 +86,7 @@ def fit(
             begun = (step, saved.examples(step, batch_size))
             data = batches(position(step))
             batch = next(data)
-        say(f"{folder}: going on from step {step}")
+        log(f"{folder}: going on from step {step}")
     else:
         state, step = initial_state(model, abstract, shapes, seed, given), 0
     watch = Watch(
@@ -165,11 +165,11 @@ def fit(
     if preempted:
         raise Preempted(f"{folder}: told to end; step {step} of {steps} is saved: the same command goes on")
     if step < steps:
-        say(f"{folder}: stopped at step {step} of {steps}, after {max_minutes} minutes (train.max_minutes)")
+        log(f"{folder}: stopped at step {step} of {steps}, after {max_minutes} minutes (train.max_minutes)")
     multihost.first_does(lambda: None)  # has written the curve
     best = saved.best()
     if (best_step := best.get("best_step", step)) != step:
-        say(f"{folder}: step {best_step} was the best on dev: --MODEL_STEP={best_step} takes that one")
+        log(f"{folder}: step {best_step} was the best on dev: --MODEL_STEP={best_step} takes that one")
     return summary(folder, step) | best
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Vocabulary
 from retrieval_jax.docids.table import DocidTable
@@ -21,7 +21,7 @@ def make_model(retriever: type, optimizer: Callable, vocab_size: int, table: Doc
     return retriever(T5Config(vocab_size, **(docid_softmax(table) if table else {})), optimizer())
 
 
-def open_data(data: TrainingData, work: Work, collection: Collection, model, table: DocidTable | None):
+def open_data(data: TrainingData, work: Workspace, collection: Collection, model, table: DocidTable | None):
     """The examples of a collection for a model, with the model's prompts, if it has any."""
     return data.of(work, collection, model.answer, table, getattr(model, "prompts", NO_PROMPTS))
 

@@ -14,7 +14,7 @@ import gin
 from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.core import configuration, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.mesh import multihost
 from retrieval_jax.training.step import make_train_step
 
@@ -92,7 +92,7 @@ def keep(folder: Path, settings: dict, on_change: str) -> None:
                 "were, name another MODEL_DIR, or go on all the same with --gin.train.on_change=\"'accept'\""
             )
         if changed and multihost.is_first():
-            say(f"{folder}: going on with other settings: {'; '.join(changed.values())}")
+            log(f"{folder}: going on with other settings: {'; '.join(changed.values())}")
     if multihost.is_first():
         (folder / model_folder.GIN).write_text(gin.operative_config_str())
         storage.write_json(path, settings)

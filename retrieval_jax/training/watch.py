@@ -14,7 +14,7 @@ import jax
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import Diverged, UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Positive
 from retrieval_jax.mesh import multihost
 from retrieval_jax.training import settings
@@ -111,7 +111,7 @@ class Watch:
                 if self.on_spike == "stop":
                     raise self._stop(step, what)
                 if not before:  # once for steps in a row
-                    say(f"{self.folder}: {what}: going on (Watch.on_spike)")
+                    log(f"{self.folder}: {what}: going on (Watch.on_spike)")
         self.losses.append((step, loss))
 
     def _skip(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -127,7 +127,7 @@ class Watch:
         if len(self.skipped) > self.most_skipped:
             count = f"{len(self.skipped)} of the last {self.window} updates were skipped (Watch.most_skipped)"
             raise self._stop(step, f"{what}, and {count}")
-        say(f"{self.folder}: {what}{self._tell_batch(step, what)}: this update is skipped (Watch.on_spike)")
+        log(f"{self.folder}: {what}{self._tell_batch(step, what)}: this update is skipped (Watch.on_spike)")
 
     def state(self) -> dict:
         """What a checkpoint keeps, so that a run that goes on is watched as if it had not been stopped."""
@@ -144,18 +144,18 @@ class Watch:
         self.found |= metrics.get("Hits@10", 1.0) > 0
         if step >= self.found_by and not self.found:
             self.found = True
-            say(
+            log(
                 f"{self.folder}: no dev query found its passage by step {step}: usually the learning rate is "
                 "too low or too high, the loss does not fall, or no task of the mixture looks like the dev "
                 "queries (TrainingData.rates)"
             )
 
     def _stop(self, step: int, what: str) -> Diverged:
-        mend = "lower the learning rate"
+        hint = "lower the learning rate"
         if not self.skips:
-            mend += ", or leave such updates out with --gin.Watch.on_spike=\"'skip'\""
+            hint += ", or leave such updates out with --gin.Watch.on_spike=\"'skip'\""
         where = self._tell_batch(step, what)
-        return Diverged(f"{self.folder}: {what}{where}: {mend}; the checkpoint before it is kept")
+        return Diverged(f"{self.folder}: {what}{where}: {hint}; the checkpoint before it is kept")
 
     def _tell_batch(self, step: int, what: str) -> str:
         """Writes the examples of a step's batch to bad_batch_STEP.json; gives what is told of them."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.progress import log
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import parallel
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
@@ -49,7 +49,7 @@ def cache(
     """
     if answer == "docids" and not docids:
         raise UserError("cache: docids of no kind: --DOCIDS=naive, or --gin.cache.answer=\"'passages'\"")
-    work = Work.of(source, work_dir)
+    work = Workspace.for_source(source, work_dir)
     parallel.check(beam_options, work.folder)
     collection = Collection(work.collection)
     table = DocidTable.open(work.docids(docids)) if answer == "docids" else None
@@ -58,9 +58,9 @@ def cache(
     made = {}
     for task in sorted(tasks):
         name = f"{opened.prefix}.{task}"
-        say(f"cache {name}")
+        log(f"cache {name}")
         make = functools.partial(_make, opened, task, beam_options)
-        made[name] = storage.build(work.cache(name), opened.recipe(task), make)["examples"]
+        made[name] = storage.build_once(work.cache(name), opened.recipe(task), make)["examples"]
     return {"cache": str(work.cache("")), "examples": made}
 
 

@@ -12,7 +12,7 @@ from retrieval_jax.checkpoints.pretrained import Pretrained, content, open_pretr
 from retrieval_jax.checkpoints.weights import write_safetensors
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -53,10 +53,10 @@ def convert(
     if checkpoint is None:
         raise UserError("convert: no weights are named: --INITIAL_CHECKPOINT=path")
     pretrained = open_pretrained(checkpoint)
-    work = Work.of(source, work_dir)
+    work = Workspace.for_source(source, work_dir)
     retriever = retriever or _retriever(pretrained)
     table = DocidTable.open(work.docids(docids)) if retriever.answer == "docids" else None
-    pieces = paths.of(vocabulary) if vocabulary else pretrained.vocabulary
+    pieces = paths.as_path(vocabulary) if vocabulary else pretrained.vocabulary
     check_vocabulary(pretrained, pieces)
     symbols = {} if vocabulary else dict(pretrained.symbols)
     if vocabulary is None and pretrained.format in ("Hugging Face", "sentence-transformers"):
@@ -88,19 +88,19 @@ def convert(
         **({"symbols": symbols} if symbols else {}),
     )
 
-    def make(aside: Path) -> dict:
-        write_safetensors(aside, model_folder.WEIGHTS, match.arrays)
-        paths.copy(pieces, aside / model_folder.VOCABULARY)
-        storage.write_json(aside / model_folder.DESCRIPTION, description)
+    def make(tmp: Path) -> dict:
+        write_safetensors(tmp, model_folder.WEIGHTS, match.arrays)
+        paths.copy(pieces, tmp / model_folder.VOCABULARY)
+        storage.write_json(tmp / model_folder.DESCRIPTION, description)
         return {"parameters": sum(math.prod(array.shape) for array in match.arrays.values())}
 
-    folder = paths.of(model_dir) if model_dir else work.model(paths.absolute(checkpoint).name)
+    folder = paths.as_path(model_dir) if model_dir else work.model(paths.absolute(checkpoint).name)
     recipe = {
         "checkpoint": str(paths.absolute(checkpoint)),
         "content": content(pretrained),
         "vocabulary": Vocabulary(pieces).checksum,
     }
-    made = storage.build(folder, recipe | description, make)
+    made = storage.build_once(folder, recipe | description, make)
     return {
         "model": str(folder),
         "format": pretrained.format,

@@ -6,9 +6,9 @@ from typing import Annotated
 import gin
 
 from retrieval_jax.core import configuration
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, Positive
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.docids.kinds import KIND
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
@@ -41,13 +41,13 @@ def demo(
       dense: searchers to build over the dual encoder's vectors; none trains no dual encoder.
       steps: model -> training steps, for those that shall not have STEPS; a given --gin.STEPS is for all.
     """
-    work = Work.of(source, work_dir)
-    say(f"1/5 import → {work.collection}")
+    work = Workspace.for_source(source, work_dir)
+    log(f"1/5 import → {work.collection}")
     import_collection()
     methods = [(kind, "generative", work.model(kind)) for kind in generative]
     methods += [(kind, kind, work.model(DUAL_ENCODER)) for kind in dense]
     models = [*([DUAL_ENCODER] if dense else []), *generative]
-    say("2/5 docids and training")
+    log("2/5 docids and training")
     trained = {}
     for name in models:
         # As `retrieval-jax train` would with these.
@@ -59,12 +59,12 @@ def demo(
             if name in generative:
                 make_docids()
             trained[name] = train(model_dir=str(work.model(name)))
-    say("3/5 index")
+    log("3/5 index")
     for name, kind, model in methods:
         make_index(kind=kind, name=name, model_dir=str(model))
     make_index(model_dir=None)
-    say("4/5 search")
+    log("4/5 search")
     for name in (*(name for name, _, _ in methods), "bm25"):
         search(name=name, split=split)
-    say("5/5 evaluate")
+    log("5/5 evaluate")
     return {"models": trained} | evaluate(split=split)

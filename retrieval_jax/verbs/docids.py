@@ -8,7 +8,7 @@ import gin
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Seed
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids import quality
@@ -42,10 +42,10 @@ def make_docids(
       force: whether a table may be replaced that a trained model of the work folder writes.
     """
     make, settings_class = maker_of(kind)
-    work = Work.of(source, work_dir)
+    work = Workspace.for_source(source, work_dir)
     if settings_class and not embeddings:
         embeddings = str(work.model("dual_encoder"))
-        if not (paths.of(embeddings) / "checkpoints").is_dir():
+        if not (paths.as_path(embeddings) / "checkpoints").is_dir():
             raise UserError(
                 f"DOCIDS: {kind} docids cluster the passages' vectors: train a dual encoder "
                 f"(`retrieval-jax train --gin_file=runs/dual_encoder.gin` makes {embeddings}), or name "
@@ -72,18 +72,18 @@ def make_docids(
         recipe |= {"settings": dataclasses.asdict(settings)}
     job = Job(collection, earlier, vectors, settings, seed % (1 << 32), mesh)
 
-    def build(aside: Path) -> dict:
+    def build(tmp: Path) -> dict:
         made = make(job)
         table = job.table(kind, made)
-        made.write(aside)
+        made.write(tmp)
         report = quality.report(table, vectors, seed=job.seed)
-        storage.write_json(aside / "quality.json", report)
-        quality.plot(report, aside / "quality.png")
-        return table.write(aside) | made.facts | _figures(job, report)
+        storage.write_json(tmp / "quality.json", report)
+        quality.plot(report, tmp / "quality.png")
+        return table.write(tmp) | made.facts | _figures(job, report)
 
-    if not force and not storage.holds(folder, recipe) and earlier is None:
+    if not force and not storage.is_up_to_date(folder, recipe) and earlier is None:
         check_unused(folder, work)
-    manifest = storage.build(folder, recipe, build)
+    manifest = storage.build_once(folder, recipe, build)
     told = (
         "kind",
         "passages",
@@ -96,7 +96,7 @@ def make_docids(
     return {"docids": str(folder), **{key: manifest[key] for key in told if key in manifest}}
 
 
-def check_unused(folder: Path, work: Work) -> None:
+def check_unused(folder: Path, work: Workspace) -> None:
     """Raises UserError where a model of the work folder was trained to write the docids in a folder."""
     if not storage.finished(folder):
         return

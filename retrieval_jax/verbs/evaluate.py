@@ -12,9 +12,9 @@ import gin
 from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import console, say
+from retrieval_jax.core.progress import console, log
 from retrieval_jax.core.values import Natural, Positive
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import report
@@ -50,7 +50,7 @@ def evaluate(
       example_queries: queries shown side by side in the report, chosen by a hash of the id.
       passages_per_example: passages of each method shown for such a query.
     """
-    work = Work.of(source, work_dir)
+    work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
     paths = run_paths(work, split)
     if not paths:
@@ -60,7 +60,7 @@ def evaluate(
     facts = {name: run_facts(path) for name, path in paths.items()}
     for name, known in facts.items():
         if known and (reason := stale(known["recipe"], work.searcher(name), collection)):
-            say(f"{paths.pop(name)}: left out, {reason}: `retrieval-jax search` makes it again")
+            log(f"{paths.pop(name)}: left out, {reason}: `retrieval-jax search` makes it again")
     if not paths:
         raise UserError(
             f"{work.folder}/runs: every run of split {split!r} is of an earlier collection or searcher: "
@@ -69,7 +69,7 @@ def evaluate(
     for name in paths:
         k = ((facts[name] or {}).get("recipe") or {}).get("k", DEEPEST)
         if k < min(DEEPEST, collection.passage_count):
-            say(f"{name}: {k} passages a query: measures that look further take the others for not found")
+            log(f"{name}: {k} passages a query: measures that look further take the others for not found")
     queries = collection.queries(split)
     qrels = {query.id: query.relevant for query in queries}
     themselves = {query.id for query in queries if query.is_passage and ignore_identical_ids}
@@ -97,7 +97,7 @@ def evaluate(
     ):
         if number:
             counts[what] = number
-            say(f"{split}: {what}: {number:,}")
+            log(f"{split}: {what}: {number:,}")
     report.write_report(
         work.report,
         title=collection.name,
@@ -113,7 +113,7 @@ def evaluate(
     return {"report": str(work.report), "metrics_file": str(work.metrics), "metrics": metrics}
 
 
-def run_paths(work: Work, split: str) -> dict[str, Path]:
+def run_paths(work: Workspace, split: str) -> dict[str, Path]:
     """The files of a split's runs by the searchers' names, which may have dots."""
     end = f".{split}.trec"
     found = {path.name.removesuffix(end): path for path in (work.folder / "runs").glob(f"*{end}")}

@@ -19,7 +19,7 @@ from retrieval_jax.checkpoints.weights import LazyArray, arrays_of, write_safete
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Positive
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.interop import stablehlo
@@ -77,10 +77,10 @@ def export(
     """
     if format not in WRITERS:
         raise UserError(f"export.format: no format {format!r}: {', '.join(WRITERS)}")
-    work = Work.of(source, work_dir)
+    work = Workspace.for_source(source, work_dir)
     if model_dir:
-        description, step = model_folder.description_and_step(paths.of(model_dir), step)
-        subject = Subject(paths.of(model_dir), step)
+        description, step = model_folder.description_and_step(paths.as_path(model_dir), step)
+        subject = Subject(paths.as_path(model_dir), step)
         name = paths.absolute(model_dir).name
         recipe = model_folder.model_recipe(model_dir, step, description)
     else:
@@ -89,21 +89,23 @@ def export(
         model = paths.join(folder, manifest["model"]) if "model" in manifest else None
         subject = Subject(model, manifest.get("step"), folder, manifest)
         recipe = manifest["recipe"] | {"metrics": _metrics(work, name)}
-    output = paths.of(output) if output else work.export(name if format == "searcher" else f"{name}.{format}")
+    output = (
+        paths.as_path(output) if output else work.export(name if format == "searcher" else f"{name}.{format}")
+    )
 
     recipe |= {"format": format}
 
-    def make(aside: Path) -> dict:
-        facts = WRITERS[format](aside, subject)
-        facts |= {"files": storage.file_checksums(aside)}
-        return facts | {"seal": storage.seal({"recipe": recipe, **facts})}
+    def make(tmp: Path) -> dict:
+        facts = WRITERS[format](tmp, subject)
+        facts |= {"files": storage.file_checksums(tmp)}
+        return facts | {"manifest_digest": storage.manifest_digest({"recipe": recipe, **facts})}
 
-    made = storage.build(output, recipe, make)
+    made = storage.build_once(output, recipe, make)
     size = sum(map(paths.size, paths.files(output)))
     return {"export": str(output), "format": format, "files": len(made["files"]), "bytes": size}
 
 
-def _metrics(work: Work, name: str) -> dict | None:
+def _metrics(work: Workspace, name: str) -> dict | None:
     """What `evaluate` found of a searcher."""
     if not work.metrics.is_file():
         return None
@@ -115,7 +117,10 @@ def write_searcher(folder: Path, subject: Subject) -> dict:
     if subject.searcher is None:
         raise UserError(f"{subject.model_dir}: no searcher: name one by --gin.SEARCHER, without MODEL_DIR")
     shutil.copytree(
-        paths.local(subject.searcher), folder, ignore=lambda *_: (storage.MANIFEST,), dirs_exist_ok=True
+        paths.ensure_local(subject.searcher),
+        folder,
+        ignore=lambda *_: (storage.MANIFEST,),
+        dirs_exist_ok=True,
     )
     facts = {key: value for key, value in subject.manifest.items() if key not in ("recipe", "files")}
     if subject.model_dir:
@@ -124,7 +129,7 @@ def write_searcher(folder: Path, subject: Subject) -> dict:
     if subject.docids:
         facts[DOCIDS] = DOCIDS
         DocidTable.open(subject.docids)  # raises where it is not whole
-        shutil.copytree(paths.local(subject.docids), folder / DOCIDS)
+        shutil.copytree(paths.ensure_local(subject.docids), folder / DOCIDS)
     return facts
 
 
@@ -159,7 +164,7 @@ def write_hugging_face(folder: Path, subject: Subject) -> dict:
     hugging_face.write(folder, arrays, config, start=start)
     tokenizer.write(folder, opened.vocabulary, opened.description.get("input_length"))
     if subject.docids:
-        shutil.copytree(paths.local(subject.docids), folder / DOCIDS)
+        shutil.copytree(paths.ensure_local(subject.docids), folder / DOCIDS)
     return {"docid_tokens_from": start if config.output_size is not None else None}
 
 

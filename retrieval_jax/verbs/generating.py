@@ -15,9 +15,9 @@ from jax.experimental import multihost_utils
 from retrieval_jax.checkpoints.model_folder import model_recipe, open_model
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import bar, say
+from retrieval_jax.core.progress import bar, log
 from retrieval_jax.core.values import Positive, PositiveFloat, Seed
-from retrieval_jax.core.workspace import UNFINISHED, Work
+from retrieval_jax.core.workspace import UNFINISHED, Workspace
 from retrieval_jax.data import synthetic
 from retrieval_jax.data.predictions import Advance, open_predictions
 from retrieval_jax.data.records import Collection
@@ -77,7 +77,7 @@ def generate_queries(
       part_size: passages a part: at most so many are lost when it is killed.
       step: which of the query generator's checkpoints (--MODEL_STEP); None is the newest.
     """
-    work = Work.of(source, work_dir)
+    work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
     settings = {"count": count, "part_size": part_size}
     if predictions:
@@ -97,7 +97,7 @@ def generate_queries(
     # The first process's lock keeps out other commands; the rest of this one wait for it in `_meet`.
     with storage.lock(parts.folder) if first else contextlib.nullcontext():
         _meet("the lock is held")
-        if not storage.holds(folder, recipe):
+        if not storage.is_up_to_date(folder, recipe):
             if first:
                 begin(parts, recipe)
                 origin.prepare(collection, parts)
@@ -105,7 +105,7 @@ def generate_queries(
             make_parts(collection, parts, origin, found_by, count, name)
             _meet("all parts are there")
             if first:
-                storage.build(folder, recipe, lambda aside: synthetic.join(aside, collection, parts))
+                storage.build_once(folder, recipe, lambda tmp: synthetic.join(tmp, collection, parts))
             _meet("the parts are joined")
         if first and begun(parts, recipe):
             paths.remove(parts.folder)
@@ -124,7 +124,7 @@ def begin(parts: Parts, recipe: dict) -> None:
     """Makes the folder of the parts, unless it holds parts of the same recipe."""
     if begun(parts, recipe):
         left = len(parts.missing(0, 1))
-        say(f"{parts.folder}: going on, {parts.count - left} of {parts.count} parts are finished")
+        log(f"{parts.folder}: going on, {parts.count - left} of {parts.count} parts are finished")
         return
     paths.remove(parts.folder)
     storage.write_json(parts.folder / "recipe.json", recipe)
@@ -240,7 +240,7 @@ class Sampler:
 class RoundTrip:
     """Keeps the queries for which a searcher finds their own passage (Alberti et al. 2019, for retrieval)."""
 
-    def __init__(self, work: Work, collection: Collection, name: str, k: int):
+    def __init__(self, work: Workspace, collection: Collection, name: str, k: int):
         folder = work.searcher(name)
         self.recipe = {"searcher": searcher_manifest(folder, collection)["recipe"], "k": k}
         self.k = k

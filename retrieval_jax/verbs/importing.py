@@ -12,9 +12,9 @@ import numpy as np
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Positive, Seed, Share
-from retrieval_jax.core.workspace import Work, source_path
+from retrieval_jax.core.workspace import Workspace, source_path
 from retrieval_jax.data import copies, parallel, subsets, vocabulary
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import mark_passages, write_passages, write_queries
@@ -63,7 +63,7 @@ def import_collection(
     """
     if on_error not in ("fail", "skip"):
         raise UserError(f"ON_ERROR: no way {on_error!r} to treat bad lines: choose 'fail' or 'skip'")
-    path = Work.of(source, work_dir).collection
+    path = Workspace.for_source(source, work_dir).collection
     parallel.check(beam_options, path)
     opened = _open(source, docs_size, docs_packages)
     # Size and time of the files stand for their contents. The embedded collection has no files: once made,
@@ -116,7 +116,7 @@ def import_collection(
             "records": {str(file.relative_to(folder)): checksums[file] for file in records},
         }
 
-    manifest = storage.build(path, recipe, make)
+    manifest = storage.build_once(path, recipe, make)
     shown = ("name", "passages", "copies", "queries", "skipped", "without_positives", "subset")
     return {"collection": str(path), **{key: manifest[key] for key in shown if manifest.get(key)}}
 
@@ -126,8 +126,8 @@ def _open(source: str, docs_size: int, docs_packages: tuple[str, ...]) -> Source
         return from_packages.python_docs_source(docs_size, docs_packages)
     if source.startswith(from_packages.IR_DATASETS):
         return from_packages.ir_datasets_source(source.removeprefix(from_packages.IR_DATASETS))
-    paths.local_only(source, "a source")
-    return open_source(paths.of(source))
+    paths.require_local(source, "a source")
+    return open_source(paths.as_path(source))
 
 
 def answerable(queries: Mapping[str, list[Query]]) -> tuple[dict[str, list[Query]], dict[str, int]]:
@@ -140,7 +140,7 @@ def answerable(queries: Mapping[str, list[Query]]) -> tuple[dict[str, list[Query
     counts = {split: count for split, count in counts.items() if count}
     for split, count in counts.items():
         what = "left out" if split == "train" else "they count 0 in evaluations"
-        say(f"{split}: {count:,} of {len(queries[split]):,} judged queries have no relevant passage: {what}")
+        log(f"{split}: {count:,} of {len(queries[split]):,} judged queries have no relevant passage: {what}")
     kept = {
         split: [query for query in some if query.positives or split != "train"]
         for split, some in queries.items()
@@ -177,9 +177,9 @@ def _vocabulary(
     """Copies the vocabulary that was given, or learns one."""
     if given:
         vocabulary.Vocabulary(given)  # says what is wrong with it, if anything
-        paths.copy(paths.of(given), path)
+        paths.copy(paths.as_path(given), path)
         return
-    say(f"learning a vocabulary of {size} pieces")
+    log(f"learning a vocabulary of {size} pieces")
     # Of a large collection, neither the queries nor the ids crowd out the texts.
     train = itertools.islice((q.text for q in queries.get("train", [])), vocabulary.MOST // 4)
     ids = passages.ids[: vocabulary.MOST // 4].to_pylist()

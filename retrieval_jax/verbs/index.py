@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from retrieval_jax.checkpoints.model_folder import OpenModel, model_recipe, open_model
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say, track
+from retrieval_jax.core.progress import log, track
 from retrieval_jax.core.values import Positive, Share
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.docids.table import DocidTable
@@ -56,7 +56,7 @@ def make_index(
         raise UserError(f"make_index.kind: no kind {kind!r}: choose one of {', '.join(KINDS)}")
     if expansion and model_dir:
         raise UserError("make_index.expansion: only BM25 reads it: set MODEL_DIR=None")
-    work = Work.of(source, work_dir)
+    work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
     if model_dir is None:
         if kind not in (None, "bm25"):
@@ -80,7 +80,12 @@ def make_index(
             recipe["scann"] = scann_index.settings(collection.passage_count)
         make = _dense(folder, kind, recipe, model_dir, opened, mesh, work, collection)
         return _build(
-            folder, kind, opened.parameter_count, collection, recipe, lambda aside: facts | make(aside)
+            folder,
+            kind,
+            opened.parameter_count,
+            collection,
+            recipe,
+            lambda tmp: facts | make(tmp),
         )
     docids = work.docids(opened.description["docids"])
     fingerprint = check_docids(opened, collection, docids, model_dir)
@@ -105,7 +110,7 @@ def _build(
 ) -> dict:
     known = {"kind": kind, "parameters": parameters}
     recipe = _recipe(kind, collection, recipe)
-    multihost.first_does(lambda: storage.build(folder, recipe, lambda aside: known | make(aside)))
+    multihost.first_does(lambda: storage.build_once(folder, recipe, lambda tmp: known | make(tmp)))
     manifest = storage.read_manifest(folder, "index")
     return {"searcher": str(folder), **known, **{key: manifest[key] for key in TOLD if key in manifest}}
 
@@ -114,7 +119,7 @@ def _recipe(kind: str, collection: Collection, recipe: dict) -> dict:
     return {"kind": kind, "collection": collection.fingerprint, **recipe}
 
 
-def _bm25(work: Work, collection: Collection, name: str | None, expansion: str | None) -> dict:
+def _bm25(work: Workspace, collection: Collection, name: str | None, expansion: str | None) -> dict:
     passages, recipe = collection.passages, {}
     if expansion:
         queries = SyntheticQueries(work.synthetic(expansion))
@@ -122,10 +127,10 @@ def _bm25(work: Work, collection: Collection, name: str | None, expansion: str |
         passages = functools.partial(queries.expanded, collection)
         recipe = {"expansion": queries.fingerprint}
 
-    def make(aside: Path) -> dict:
+    def make(tmp: Path) -> dict:
         from retrieval_jax.search.bm25 import BM25Searcher
 
-        BM25Searcher.write(aside, track(passages(), "BM25", collection.passage_count))
+        BM25Searcher.write(tmp, track(passages(), "BM25", collection.passage_count))
         return {}
 
     folder = work.searcher(name or (f"bm25_{expansion}" if expansion else "bm25"))
@@ -139,18 +144,18 @@ def _dense(
     model_dir: str,
     opened: OpenModel,
     mesh: Mesh,
-    work: Work,
+    work: Workspace,
     collection: Collection,
 ) -> Callable[[Path], dict]:
     """Encodes the collection, unless the searcher is there; gives what writes it."""
-    if multihost.agreed(storage.holds(folder, _recipe(kind, collection, recipe))):
+    if multihost.agreed(storage.is_up_to_date(folder, _recipe(kind, collection, recipe))):
         return dict  # is not called
     if opened.description["collection"] not in (None, collection.fingerprint):
         trained_on = opened.description["collection_name"]
-        say(f"{model_dir}: trained on another collection ({trained_on}, or an earlier version) than this one")
+        log(f"{model_dir}: trained on another collection ({trained_on}, or an earlier version) than this one")
     embeddings = encode_by_model(model_dir, opened, mesh, work, collection)
     queries = query_encoder(opened, mesh)(_some_queries(collection))
-    return lambda aside: dense.write(aside, kind, embeddings, folder, queries)
+    return lambda tmp: dense.write(tmp, kind, embeddings, folder, queries)
 
 
 def _some_queries(collection: Collection) -> list[str]:

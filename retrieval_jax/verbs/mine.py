@@ -8,7 +8,7 @@ import gin
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import mined
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
@@ -50,7 +50,7 @@ def mine(
             f"mine: depth {depth}, skip_top {skip_top}, negatives_per_query {negatives_per_query}: skip less "
             "than depth, keep some"
         )
-    work = Work.of(source, work_dir)
+    work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
     folder = work.searcher(searcher)
     recipe = {
@@ -62,11 +62,11 @@ def mine(
     answers, copies = KnownAnswers(queries), collection.first_ids
     out = work.negatives(name or searcher)
 
-    def make(aside: Path) -> dict:
+    def make(tmp: Path) -> dict:
         texts = [query.text for query in queries]
         found = search_in_batches(Searcher.open(folder, make_mesh), texts, depth, f"mine with {searcher}")
         return mined.write(
-            aside,
+            tmp,
             (
                 (
                     query.id,
@@ -78,7 +78,7 @@ def mine(
             ),
         )
 
-    manifest = storage.build(out, recipe, make)
+    manifest = storage.build_once(out, recipe, make)
     told = ("queries", "with_negatives", "negatives")
     return {"made": str(out / mined.FILE)} | {key: manifest[key] for key in told}
 

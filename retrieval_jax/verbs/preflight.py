@@ -12,7 +12,7 @@ import jax
 
 from retrieval_jax.core import configuration, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.decoding.trie import build_trie
@@ -187,15 +187,15 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
             raise UserError(f"train.{name}: not set: name a run, as --gin_file=runs/naive.gin")
     retriever, data, kind = settings["retriever"], settings["data"], settings["docids"]
     if (retriever.answer == "docids") != bool(kind):
-        mend = "--DOCIDS=naive" if retriever.answer == "docids" else "--gin.train.docids=None"
-        raise UserError(f"train.docids: {kind!r} does not go with a {retriever.family}: {mend}")
+        hint = "--DOCIDS=naive" if retriever.answer == "docids" else "--gin.train.docids=None"
+        raise UserError(f"train.docids: {kind!r} does not go with a {retriever.family}: {hint}")
     if search and retriever.answer != "docids":
         raise UserError(f"preflight.search: a {retriever.family} writes no docids: leave it out")
     for name, value in (("passages", passages), ("vocab_size", vocab_size)):
         if value is not None and value < 1:
             raise UserError(f"preflight.{name}: {value} is too few: set at least 1")
 
-    work = Work.of(settings["source"], settings["work_dir"])
+    work = Workspace.for_source(settings["source"], settings["work_dir"])
     assumed = passages is not None or vocab_size is not None
     collection = None
     if not assumed and storage.finished(work.collection):

@@ -6,9 +6,9 @@ from pathlib import Path
 import gin
 
 from retrieval_jax.core import storage
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Positive
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation.trec import write_qrels, write_run
 from retrieval_jax.mesh.partitioning import make_mesh
@@ -33,7 +33,7 @@ def search(
       k: passages a query.
       query: a question to answer instead.
     """
-    work = Work.of(source, work_dir)
+    work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
     folder = work.searcher(name)
     manifest = searcher_manifest(folder, collection)
@@ -65,7 +65,7 @@ def search(
     if manifest.get("recall_target"):
         summary["recall"] = round(searcher.measured_recall(texts[:BATCH_SIZE], k), 4)
     if summary["fewer_than_k"]:
-        say(f"{name}: fewer than {k} passages for {summary['fewer_than_k']} of {len(queries)} queries")
+        log(f"{name}: fewer than {k} passages for {summary['fewer_than_k']} of {len(queries)} queries")
     write_qrels(work.qrels(split), {q.id: q.relevant or q.judgements for q in queries})
     facts.unlink(missing_ok=True)  # never the facts of another run
     write_run(path, {q.id: ranking for q, ranking in zip(queries, found, strict=True)}, name)
@@ -78,7 +78,7 @@ def search_one(collection: Collection, folder: Path, query: str, k: int) -> dict
     """The passages that a searcher finds for one query, with their texts."""
     (ranking,) = Searcher.open(folder, make_mesh).search([query], k)
     if not ranking:
-        say(f"{folder.name}: no passage was found for {query!r}")
+        log(f"{folder.name}: no passage was found for {query!r}")
     passages = collection.some(collection.rows([pid for pid, _ in ranking]).tolist())
     return {
         "query": query,

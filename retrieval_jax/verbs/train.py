@@ -12,7 +12,7 @@ from retrieval_jax.checkpoints.initial import InitialCheckpoint
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import NonNegativeFloat, Positive, Seed
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
@@ -81,10 +81,10 @@ def train(
     """
     if keep_best not in (None, *SHOWN, "loss"):
         raise UserError(f"train.keep_best: no metric {keep_best!r}: {', '.join(SHOWN)}, loss or None")
-    work = Work.of(source, work_dir)
+    work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
     table = DocidTable.open(work.docids(docids)) if docids else None
-    folder = paths.of(model_dir) if model_dir else work.model(docids or DEFAULT_NAMES[retriever.answer])
+    folder = paths.as_path(model_dir) if model_dir else work.model(docids or DEFAULT_NAMES[retriever.answer])
     check_inputs(folder, retriever, collection, table)
 
     vocabulary = Vocabulary(collection.vocabulary_path)

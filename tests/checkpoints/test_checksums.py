@@ -29,7 +29,7 @@ def test_a_flipped_bit_on_a_disk(saved: Path):
 
 @pytest.mark.parametrize("written", ["disk", "bucket"])
 def test_copied_to_a_bucket_and_back(bucket: Bucket, saved: Path, written: str):
-    remote = paths.of(f"gs://bucket/checksums/{written}")
+    remote = paths.as_path(f"gs://bucket/checksums/{written}")
     if written == "disk":
         checksums.write(saved)
     names = [str(path.relative_to(saved)) for path in paths.files(saved)]
@@ -38,7 +38,7 @@ def test_copied_to_a_bucket_and_back(bucket: Bucket, saved: Path, written: str):
         checksums.write(remote)
     assert (remote / checksums.NAME).is_file()
     assert checksums.fault(remote) is None
-    assert checksums.fault(paths.local(remote)) is None
+    assert checksums.fault(paths.ensure_local(remote)) is None
     (remote / "params/d/0").write_bytes(b"weigh")
     assert checksums.fault(remote) == "params/d/0 has 5 bytes, not 7"
     (remote / "params/d/0").unlink()

@@ -15,7 +15,7 @@ from retrieval_jax.checkpoints.model_folder import model_checksum, open_model
 from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.checkpoints.weights import arrays_of
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.embeddings.encoding import TextEncoder, passage_encoder, query_encoder
 from retrieval_jax.embeddings.sources import open_embeddings
 from retrieval_jax.examples.training_data import TrainingData
@@ -212,7 +212,7 @@ def test_prompts_are_those_of_encode_query_and_encode_document(prompts, default,
 def test_embeddings_of_a_folder_have_the_prompt_of_documents(tmp_path, collection):
     library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
     folder = with_prompts(tmp_path / "theirs", PROMPTS)
-    found, _ = open_embeddings(f"sentence-transformers:{folder}", Work(tmp_path / "work"), collection)
+    found, _ = open_embeddings(f"sentence-transformers:{folder}", Workspace(tmp_path / "work"), collection)
     texts = [passage.full_text for passage in collection.passages()]
     expected = library.SentenceTransformer(str(folder)).encode_document(texts)
     np.testing.assert_allclose(found, expected, atol=1e-5)

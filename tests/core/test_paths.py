@@ -26,29 +26,29 @@ def test_a_way_leads_back(path: str, folder: str, way: str):
 
 
 def test_what_a_path_is(tmp_path: Path):
-    assert paths.of(str(tmp_path)) == tmp_path
-    assert isinstance(paths.of(tmp_path), Path)
-    assert str(paths.of("gs://bucket/a") / "b" / "c.npy") == "gs://bucket/a/b/c.npy"
+    assert paths.as_path(str(tmp_path)) == tmp_path
+    assert isinstance(paths.as_path(tmp_path), Path)
+    assert str(paths.as_path("gs://bucket/a") / "b" / "c.npy") == "gs://bucket/a/b/c.npy"
     assert str(paths.absolute("gs://bucket/a")) == "gs://bucket/a"
-    assert paths.local(tmp_path / "none") == tmp_path / "none"  # nothing to copy, and nothing is looked at
+    assert paths.ensure_local(tmp_path / "none") == tmp_path / "none"  # and nothing is looked at
     assert "s3://bucket/x: neither a local path nor one of gs://" in error_of(
-        lambda: paths.of("s3://bucket/x")
+        lambda: paths.as_path("s3://bucket/x")
     )
-    assert "must lie on a local disk" in error_of(lambda: paths.local_only("gs://bucket/tsv", "a source"))
+    assert "must lie on a local disk" in error_of(lambda: paths.require_local("gs://bucket/tsv", "a source"))
 
 
 def test_a_file_is_copied_once_and_again_when_it_changed(bucket: Bucket, tmp_path: Path):
-    remote = paths.of("gs://bucket/test_paths/file.txt")
+    remote = paths.as_path("gs://bucket/test_paths/file.txt")
     with pytest.raises(FileNotFoundError):
-        paths.local(remote)
+        paths.ensure_local(remote)
     remote.write_text("one")
-    copy = paths.local(remote)
+    copy = paths.ensure_local(remote)
     assert (copy.name, copy.read_text()) == ("file.txt", "one")
     assert copy.is_relative_to(tmp_path / "cache")
     inode = copy.stat().st_ino
-    assert paths.local(str(remote)).stat().st_ino == inode
+    assert paths.ensure_local(str(remote)).stat().st_ino == inode
     remote.write_text("two")  # as many bytes
-    assert paths.local(remote).read_text() == "two"
+    assert paths.ensure_local(remote).read_text() == "two"
     assert not copy.exists()
 
 
@@ -57,11 +57,11 @@ def test_a_folder_is_copied_whole(bucket: Bucket, tmp_path: Path):
     for name in names:
         (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "here" / name).write_text("" if name == "empty" else name)
-    remote = paths.of("gs://bucket/test_paths/folder")
+    remote = paths.as_path("gs://bucket/test_paths/folder")
     paths.copy_files(tmp_path / "here", remote, names, "send")
     assert [str(path.relative_to(remote)) for path in paths.files(remote)] == sorted(names)
     assert len(bucket.objects("test_paths/folder/")) == len(names)
-    copy = paths.local(remote)
+    copy = paths.ensure_local(remote)
     assert {str(path.relative_to(copy)): path.read_text() for path in paths.files(copy)} == {
         name: "" if name == "empty" else name for name in names
     }
@@ -72,7 +72,7 @@ def test_a_folder_is_copied_whole(bucket: Bucket, tmp_path: Path):
 
 
 def test_a_bucket_that_may_not_be_read_is_told_in_a_line(bucket: Bucket):
-    paths.check(paths.of("gs://bucket/not/there/yet"))
-    message = error_of(lambda: paths.check(paths.of("gs://forbidden/work")))
+    paths.check_bucket(paths.as_path("gs://bucket/not/there/yet"))
+    message = error_of(lambda: paths.check_bucket(paths.as_path("gs://forbidden/work")))
     assert "gs://forbidden/work: cannot be read" in message
     assert "credentials" in message

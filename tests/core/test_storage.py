@@ -22,7 +22,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         (tmp_path / "place").mkdir()
         return tmp_path / "place"
     request.getfixturevalue("bucket")
-    return paths.of(f"gs://bucket/{request.node.originalname}")
+    return paths.as_path(f"gs://bucket/{request.node.originalname}")
 
 
 def names(folder: Path) -> list[str]:
@@ -38,9 +38,9 @@ def test_same_recipe_is_made_once_and_another_anew(place: Path):
         return {"count": len(calls)}
 
     target = place / "deep" / "thing"
-    assert storage.build(target, {"a": (1, 2)}, make) == {"recipe": {"a": [1, 2]}, "count": 1}
-    assert storage.build(target, {"a": [1, 2]}, make)["count"] == 1
-    assert storage.build(target, {"a": [3]}, make)["count"] == 2
+    assert storage.build_once(target, {"a": (1, 2)}, make) == {"recipe": {"a": [1, 2]}, "count": 1}
+    assert storage.build_once(target, {"a": [1, 2]}, make)["count"] == 1
+    assert storage.build_once(target, {"a": [3]}, make)["count"] == 2
     assert (target / "data2").read_text() == "2"
     assert names(place) == ["deep/thing/data2", "deep/thing/manifest.json"]  # nothing else left
 
@@ -52,11 +52,11 @@ def test_a_failure_leaves_nothing_and_keeps_the_old(place: Path):
 
     target = place / "thing"
     with pytest.raises(UserError):
-        storage.build(target, {"a": 1}, fail)
+        storage.build_once(target, {"a": 1}, fail)
     assert not names(place)
-    storage.build(target, {"a": 1}, lambda folder: {"ok": True})
+    storage.build_once(target, {"a": 1}, lambda folder: {"ok": True})
     with pytest.raises(UserError):
-        storage.build(target, {"a": 2}, fail)
+        storage.build_once(target, {"a": 2}, fail)
     assert storage.read_manifest(target, "x")["ok"]
     assert names(place) == ["thing/manifest.json"]
 
@@ -67,7 +67,7 @@ def test_what_a_kill_leaves_is_never_read_and_is_removed(tmp_path: Path):
     (left / storage.MANIFEST).write_text("{}")
     with pytest.raises(UserError, match=r"nothing finished here.*retrieval-jax x"):
         storage.read_manifest(tmp_path / "thing", "x")
-    storage.build(tmp_path / "thing", {}, lambda folder: {"files": len(list(folder.iterdir()))})
+    storage.build_once(tmp_path / "thing", {}, lambda folder: {"files": len(list(folder.iterdir()))})
     assert storage.read_manifest(tmp_path / "thing", "x")["files"] == 0
     assert not left.exists()
 
@@ -82,7 +82,7 @@ def make(folder):
     time.sleep(float(sys.argv[3]))
     return {"by": sys.argv[2]}
 
-print(storage.build(sys.argv[1], {"a": int(sys.argv[4])}, make)["by"])
+print(storage.build_once(sys.argv[1], {"a": int(sys.argv[4])}, make)["by"])
 """
 
 
@@ -118,21 +118,21 @@ def test_a_kill_releases_the_lock(tmp_path: Path):
     wait_for(tmp_path / ".thing.making" / "by")
     killed.kill()
     killed.communicate()
-    assert storage.build(tmp_path / "thing", {"a": 1}, lambda folder: {"by": "next"})["by"] == "next"
+    assert storage.build_once(tmp_path / "thing", {"a": 1}, lambda folder: {"by": "next"})["by"] == "next"
     assert names(tmp_path) == ["thing/manifest.json"]
 
 
 def test_a_kill_between_the_two_renames_keeps_the_old(tmp_path: Path):
     target = tmp_path / "thing"
-    storage.build(target, {"a": 1}, lambda folder: {"by": "old"})
+    storage.build_once(target, {"a": 1}, lambda folder: {"by": "old"})
     die = "Path.rename = lambda a, b: os.kill(os.getpid(), 9) if 'making' in a.name else os.rename(a, b)\n"
     killed = start(target, "new", 0, 2, BUILD.replace("print", die + "print"))
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
     assert not target.exists()
     assert storage.read_manifest(target, "x")["by"] == "old"
-    assert storage.holds(target, {"a": 1})
-    storage.build(target, {"a": 2}, lambda folder: {"by": "newer"})
+    assert storage.is_up_to_date(target, {"a": 1})
+    storage.build_once(target, {"a": 2}, lambda folder: {"by": "newer"})
     assert names(tmp_path) == ["thing/manifest.json"]
 
 
@@ -140,7 +140,7 @@ def test_where_the_new_cannot_be_moved_in_the_old_is_moved_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     target, rename = tmp_path / "thing", Path.rename
-    storage.build(target, {"a": 1}, lambda folder: {"by": "old"})
+    storage.build_once(target, {"a": 1}, lambda folder: {"by": "old"})
 
     def fails(source: Path, to: Path) -> Path:
         if source.name == ".thing.making":
@@ -149,7 +149,7 @@ def test_where_the_new_cannot_be_moved_in_the_old_is_moved_back(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", fails)
-        message = error_of(lambda: storage.build(target, {"a": 2}, lambda folder: {"by": "new"}))
+        message = error_of(lambda: storage.build_once(target, {"a": 2}, lambda folder: {"by": "new"}))
     assert message == f"{target}: cannot be written (Permission denied): the same command again"
     assert storage.read_manifest(target, "x")["by"] == "old"
     assert names(tmp_path) == ["thing/manifest.json"]
@@ -158,16 +158,16 @@ def test_where_the_new_cannot_be_moved_in_the_old_is_moved_back(
 def test_no_other_artefact_is_touched(tmp_path: Path):
     """A hidden neighbour whose name begins like the lock's is another export."""
     for name in (".thing.huggingface", ".thing.old.2", "[t]hing"):
-        storage.build(tmp_path / name, {}, lambda folder: {"kept": True})
-    storage.build(tmp_path / "thing", {"a": 1}, lambda folder: {})
-    storage.build(tmp_path / "thing", {"a": 2}, lambda folder: {})
+        storage.build_once(tmp_path / name, {}, lambda folder: {"kept": True})
+    storage.build_once(tmp_path / "thing", {"a": 1}, lambda folder: {})
+    storage.build_once(tmp_path / "thing", {"a": 2}, lambda folder: {})
     for name in (".thing.huggingface", ".thing.old.2", "[t]hing"):
         assert storage.read_manifest(tmp_path / name, "x")["kept"]
 
 
 def test_a_kill_before_the_manifest_is_in_the_bucket(bucket: Bucket):
     """Neither what was there nor what was to come is read; the next call removes both."""
-    target = paths.of("gs://bucket/killed/thing")
+    target = paths.as_path("gs://bucket/killed/thing")
 
     def make(name: str):
         def write(folder: Path) -> dict:
@@ -176,39 +176,41 @@ def test_a_kill_before_the_manifest_is_in_the_bucket(bucket: Bucket):
 
         return write
 
-    storage.build(target, {"a": 1}, make("old"))
+    storage.build_once(target, {"a": 1}, make("old"))
     make_new = "lambda folder: (folder / 'new').write_text('new') and {}"
-    code = f"from retrieval_jax.core import storage; storage.build({str(target)!r}, {{'a': 2}}, {make_new})"
+    code = (
+        f"from retrieval_jax.core import storage; storage.build_once({str(target)!r}, {{'a': 2}}, {make_new})"
+    )
     bucket.kill_at("thing/manifest.json", [sys.executable, "-c", code])
     assert names(target) == ["new"]
     for recipe in ({"a": 1}, {"a": 2}):
-        assert not storage.holds(target, recipe)
+        assert not storage.is_up_to_date(target, recipe)
     assert "nothing finished here" in error_of(lambda: storage.read_manifest(target, "x"))
 
     def fail(folder: Path) -> dict:
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        storage.build(target, {"a": 3}, fail)
-    storage.build(target, {"a": 3}, make("newer"))
+        storage.build_once(target, {"a": 3}, fail)
+    storage.build_once(target, {"a": 3}, make("newer"))
     assert sorted(bucket.objects("killed/")) == ["killed/thing/manifest.json", "killed/thing/newer"]
 
 
 def test_a_persons_folder_is_never_overwritten(place: Path):
-    storage.write_aside(place / "thing" / "thesis.tex", b"years")
+    storage.atomic_write(place / "thing" / "thesis.tex", b"years")
     with pytest.raises(UserError, match="holds files of something else"):
-        storage.build(place / "thing", {}, lambda folder: {})
+        storage.build_once(place / "thing", {}, lambda folder: {})
     assert (place / "thing" / "thesis.tex").read_text() == "years"
 
 
 def test_files_are_written_whole(place: Path):
     storage.write_json(place / "a" / "facts.json", {"é": [1]})
     assert storage.read_json(place / "a" / "facts.json", "…") == {"é": [1]}
-    storage.write_aside(place / "a" / "run.gz", b"text")
+    storage.atomic_write(place / "a" / "run.gz", b"text")
     assert gzip.decompress((place / "a" / "run.gz").read_bytes()) == b"text"
     assert names(place) == ["a/facts.json", "a/run.gz"]
-    mend = "make it"
-    assert error_of(lambda: storage.read_json(place / "none", mend)).endswith(
+    hint = "make it"
+    assert error_of(lambda: storage.read_json(place / "none", hint)).endswith(
         "there is no such file: make it"
     )
 
@@ -217,7 +219,7 @@ def test_a_bucket_that_is_not_there_is_told_before_the_work(bucket: Bucket):
     def never(folder: Path) -> dict:
         raise AssertionError("the work was done")
 
-    message = error_of(lambda: storage.build("gs://missing/work/thing", {}, never))
+    message = error_of(lambda: storage.build_once("gs://missing/work/thing", {}, never))
     assert "gs://missing/work/.thing.making: cannot be written" in message
 
 

@@ -10,24 +10,24 @@ from reading import error_of
 from retrieval_jax.checkpoints.checkpoints import Checkpoints
 from retrieval_jax.checkpoints.weights import read_ocdbt
 from retrieval_jax.core import paths, storage
-from retrieval_jax.core.workspace import Work, source_path
+from retrieval_jax.core.workspace import Workspace, source_path
 from retrieval_jax.verbs.evaluate import run_paths
 
 
 def test_two_sources_of_one_name_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    work = Work.of("a/data", None)
-    storage.build(work.collection, {}, lambda folder: {"source_path": source_path("a/data")})
-    assert Work.of(f"{tmp_path}/a/data", None) == work
-    message = error_of(lambda: Work.of("b/data", None))
+    work = Workspace.for_source("a/data", None)
+    storage.build_once(work.collection, {}, lambda folder: {"source_path": source_path("a/data")})
+    assert Workspace.for_source(f"{tmp_path}/a/data", None) == work
+    message = error_of(lambda: Workspace.for_source("b/data", None))
     assert f"holds the collection of {tmp_path}/a/data, not of {tmp_path}/b/data" in message
     assert "--WORK_DIR=work/data_2" in message
-    assert Work.of("b/data", "work/data") == work
+    assert Workspace.for_source("b/data", "work/data") == work
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a b", "qrels", "a\n", "é", "a.unfinished"])
 def test_a_name_that_is_no_files_name_is_refused(name: str):
-    work = Work(Path("work"))
+    work = Workspace(Path("work"))
     named = (work.searcher, work.synthetic, work.negatives, work.model, work.docids, work.export)
     for place in (*named, lambda name: work.run(name, "test")):
         with pytest.raises(Exception, match="cannot be the name of an artefact"):
@@ -35,22 +35,22 @@ def test_a_name_that_is_no_files_name_is_refused(name: str):
 
 
 def test_a_name_may_have_dots():
-    assert Work(Path("w")).run("bm25.v2", "test") == Path("w/runs/bm25.v2.test.trec")
+    assert Workspace(Path("w")).run("bm25.v2", "test") == Path("w/runs/bm25.v2.test.trec")
 
 
 def test_evaluate_tells_runs_with_dots_apart(tmp_path: Path):
-    work = Work(tmp_path)
+    work = Workspace(tmp_path)
     expected = {name: work.run(name, "test") for name in ("bm25", "bm25.v2", "bm25.v3")}
     for path in (*expected.values(), work.qrels("test"), work.run("other", "dev")):
-        storage.write_aside(path, b"")
+        storage.atomic_write(path, b"")
     assert run_paths(work, "test") == expected
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Work.of("~/data", "~/w").folder == tmp_path / "w"
+    assert Workspace.for_source("~/data", "~/w").folder == tmp_path / "w"
     assert paths.absolute("~/x") == tmp_path / "x"
-    assert paths.of("~x") == Path("~x")
+    assert paths.as_path("~x") == Path("~x")
 
 
 @pytest.mark.parametrize("name", ["a#b", "a%20b", "a|b", "a b", "~x", "é日本", "a]b"])

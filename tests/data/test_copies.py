@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading import write
 
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import copies
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.records import Collection
@@ -38,12 +38,12 @@ SOURCE = {
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("copies")
     write(folder / "docs", SOURCE)
     told = import_collection(str(folder / "docs"), str(folder / "work"), vocab_size=60, held_out=0.0)
     assert told["copies"] == 3
-    return Work.of(str(folder / "docs"), str(folder / "work"))
+    return Workspace.for_source(str(folder / "docs"), str(folder / "work"))
 
 
 @given(st.lists(st.sampled_from(["a b", " a  b", "a\tb\n", "c", "c ", "C", "d\u00a0e", "d e"])))
@@ -64,14 +64,14 @@ def test_a_query_is_a_passage_by_its_words():
     assert not copies.same_text(Query("x", "words", {}), Passage("x", "a title alone", ""))
 
 
-def test_the_collection_knows_its_copies(work: Work):
+def test_the_collection_knows_its_copies(work: Workspace):
     collection = Collection(work.collection)
     assert collection.first_copies(np.arange(-1, 9)).tolist() == [-1, 0, 1, 2, 3, 4, 5, 0, 1, 2]
     assert collection.first_ids == {"c0": "p0", "c1": "p1", "c2": "p2"}
     assert [query.id for query in collection.queries("train") if query.is_passage] == ["p4"]
 
 
-def test_they_are_no_negatives_in_a_batch(work: Work):
+def test_they_are_no_negatives_in_a_batch(work: Workspace):
     """Whatever the negatives: each candidate that answers a query is a positive or is told as known."""
     collection = Collection(work.collection)
     data = TrainingData(positives=1, negatives=9).of(work, collection, "passages", None)
@@ -91,7 +91,7 @@ def test_they_are_no_negatives_in_a_batch(work: Work):
     np.testing.assert_array_equal(np.array(examples(2, rng)["targets"])[:128], written)
 
 
-def test_they_are_not_mined(work: Work):
+def test_they_are_not_mined(work: Workspace):
     source, folder = Collection(work.collection).folder.parent.parent / "docs", work.folder
     make_index(str(source), str(folder), kind="bm25")
     mine(str(source), str(folder), depth=9)
@@ -122,7 +122,7 @@ def test_a_query_that_shall_find_its_own_passage_is_not_left_out(tmp_path):
     files = {"queries.test.tsv": "p0\tthe marble harbour\n", "qrels.test.tsv": "p0\tp0\t1\n"}
     write(tmp_path / "docs", {"docs.tsv": SOURCE["docs.tsv"]} | files)
     import_collection(str(tmp_path / "docs"), str(tmp_path / "work"), vocab_size=60)
-    collection = Collection(Work.of(str(tmp_path / "docs"), str(tmp_path / "work")).collection)
+    collection = Collection(Workspace.for_source(str(tmp_path / "docs"), str(tmp_path / "work")).collection)
     assert not any(query.is_passage for query in collection.queries("test"))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import seqio
 
 from retrieval_jax.core import storage
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.tasks import PADDING
@@ -33,7 +33,7 @@ DATA = TrainingData(
 
 def decoded(folder: Path) -> str:
     """All examples of all tasks, a paragraph each."""
-    work, source = Work(folder / "library"), str(LIBRARY)
+    work, source = Workspace(folder / "library"), str(LIBRARY)
     # The vocabulary is kept with the texts: releases of SentencePiece learn other pieces.
     vocabulary = str(LIBRARY / "sentencepiece.model")
     import_collection(source=source, work_dir=str(work.folder), vocabulary_path=vocabulary)
@@ -41,7 +41,7 @@ def decoded(folder: Path) -> str:
     predictions = folder / "predictions"
     for sample, words in (("000", "what is a good"), ("001", "how to do")):
         lines = "".join(f"{words} {p.title or 'bike chain'}\n" for p in collection.passages())
-        storage.write_aside(predictions / f"predicted_queries_sample{sample}.txt", lines.encode())
+        storage.atomic_write(predictions / f"predicted_queries_sample{sample}.txt", lines.encode())
     generate_queries(source=source, work_dir=str(work.folder), predictions=str(predictions))
     paragraphs = []
     for kind in ("atomic", "naive", None):

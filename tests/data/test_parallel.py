@@ -30,7 +30,7 @@ def test_a_killed_worker_is_told():
 
 
 def test_a_beam_runner_elsewhere_cannot_write_for_a_bucket(tmp_path: Path):
-    bucket = paths.of("gs://bucket/work")
+    bucket = paths.as_path("gs://bucket/work")
     with pytest.raises(UserError, match="DataflowRunner's workers write to a file system that they share"):
         parallel.check(("--project=p", "--runner=DataflowRunner"), bucket)
     parallel.check(("--runner=DirectRunner", "--direct_num_workers=2"), bucket)

@@ -29,7 +29,7 @@ def made(collection: Collection, tmp_path_factory: pytest.TempPathFactory) -> Pa
             number, ({"queries": queries_of(row), "made": 4, "distinct": 3} for row in parts.rows(number))
         )
     recipe = {"collection": collection.fingerprint}
-    storage.build(folder / "q", recipe, lambda aside: synthetic.join(aside, collection, parts))
+    storage.build_once(folder / "q", recipe, lambda tmp: synthetic.join(tmp, collection, parts))
     return folder / "q"
 
 

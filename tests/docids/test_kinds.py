@@ -12,7 +12,7 @@ from tables import KINDS
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, learn
 from retrieval_jax.docids import kinds, residual, semantic
@@ -198,7 +198,7 @@ def test_one_long_id_is_told_of(tmp_path, capsys):
 
 
 def test_bad_requests_are_told(cli, arguments, vectors, tmp_path, monkeypatch):
-    monkeypatch.setattr(Work, "model", lambda _, name: tmp_path / name)  # no dual encoder was trained
+    monkeypatch.setattr(Workspace, "model", lambda _, name: tmp_path / name)  # no dual encoder was trained
     for bindings, what in (
         (["DOCIDS='rq_8x1'"], "no kind 'rq_8x1': choose one of atomic, naive, naive_digits, semantic, "),
         (["DOCIDS='semantic'"], "cluster the passages' vectors: train a dual encoder"),

@@ -22,7 +22,7 @@ def table_of(tokens, ids, kind="naive", output_size=128, dtype=np.int32, ancesto
 
 
 def write(folder, table):
-    storage.build(folder, {"kind": table.kind, "collection": table.collection}, table.write)
+    storage.build_once(folder, {"kind": table.kind, "collection": table.collection}, table.write)
 
 
 @pytest.fixture

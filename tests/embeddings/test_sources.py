@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings import encoding
 from retrieval_jax.embeddings import sources as embeddings
@@ -20,8 +20,8 @@ from retrieval_jax.embeddings.sources import open_embeddings
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Work:
-    return Work(tmp_path / "work")
+def here(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "work")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_safetensors_file_is_mapped(vectors, here, collection, tmp_path):
     assert np.array_equal(found, vectors)
 
 
-def refuses(where: Path | str, here: Work, collection: Collection, what: str) -> None:
+def refuses(where: Path | str, here: Workspace, collection: Collection, what: str) -> None:
     with pytest.raises(UserError, match=what) as error:
         open_embeddings(str(where), here, collection)
     assert "\n" not in str(error.value)

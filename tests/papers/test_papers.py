@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax.core import configuration
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
@@ -262,7 +262,7 @@ def shrunken(row: str, library: list[str]):
     own = ["T5Config.pawa_layers=1"] if binding("T5Config", "pawa_layers") else []
     own += ["DualEncoder.chunk_size=4"] if binding("DualEncoder", "chunk_size") else []
     of = configured(row, *library, *own)
-    work = Work(Path(of("%WORK_DIR")))
+    work = Workspace(Path(of("%WORK_DIR")))
     collection = Collection(work.collection)
     kind = binding("train", "docids")
     table = DocidTable.open(work.docids(kind)) if kind else None

@@ -13,7 +13,7 @@ import pytest
 from retrieval_jax.checkpoints import checkpoints, checksums, model_folder
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.embeddings import encoding
@@ -50,7 +50,7 @@ def save(folder: Path, params: dict) -> None:
 
 
 @pytest.fixture
-def index(arguments, cli, model: Path, tmp_path: Path, work: Work):
+def index(arguments, cli, model: Path, tmp_path: Path, work: Workspace):
     """`index(kind)` runs the verb in a work folder of the test's own."""
     folder = tmp_path / "work"
     shutil.copytree(work.collection, folder / "collection")
@@ -73,7 +73,7 @@ def test_both_kinds_share_the_vectors_and_tell_what_they_hold(
     monkeypatch.setattr(encoding, "_encode_parts", None)  # not again
     status, _, err = index("exact")
     assert status == 0, err
-    work = Work(tmp_path / "work")
+    work = Workspace(tmp_path / "work")
     for kind in ("scann", "exact"):
         manifest = storage.read_manifest(work.searcher(kind), "index")
         assert manifest["passages"] == collection.passage_count
@@ -90,7 +90,7 @@ def test_both_kinds_share_the_vectors_and_tell_what_they_hold(
 
 
 def test_a_searcher_follows_its_collection(index, grown: Collection, collection, grown_source, tmp_path, cli):
-    work = Work(tmp_path / "work")
+    work = Workspace(tmp_path / "work")
     for kind in ("scann", "exact"):
         assert index(kind)[0] == 0
     shutil.rmtree(work.collection)
@@ -118,7 +118,7 @@ def test_a_searcher_follows_its_collection(index, grown: Collection, collection,
 
 
 def test_damage_is_named_before_searching(index, tmp_path: Path, cli, arguments):
-    work = Work(tmp_path / "work")
+    work = Workspace(tmp_path / "work")
     assert index("scann")[0] == 0
     assert index("exact")[0] == 0
     rest = [a for a in arguments if "WORK_DIR" not in a]
@@ -161,7 +161,7 @@ def test_damage_is_named_before_searching(index, tmp_path: Path, cli, arguments)
 
 
 def test_a_moved_searcher_and_another_model_are_named(index, model: Path, tmp_path: Path):
-    work = Work(tmp_path / "work")
+    work = Workspace(tmp_path / "work")
     assert index("scann")[0] == 0
     moved = work.searcher("scann").rename(tmp_path / "alone")
     with pytest.raises(UserError, match=r"alone: its model is not at .*move both together"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.search.searcher import Searcher
 
@@ -13,7 +13,7 @@ WORD = "zyzzyva"  # in no passage
 EXPANSION = "--gin.make_index.expansion='words'"
 
 
-def generate(work: Work, collection: Collection, arguments, cli, folder: Path, row: int) -> None:
+def generate(work: Workspace, collection: Collection, arguments, cli, folder: Path, row: int) -> None:
     """One passage alone gets a generated query, with a word of its own."""
     record = {"id": collection.passage(row).id, "predicted_queries": [f"what is {WORD}"]}
     (folder / "predictions.jsonl").write_text(json.dumps(record))
@@ -22,7 +22,7 @@ def generate(work: Work, collection: Collection, arguments, cli, folder: Path, r
 
 
 @pytest.fixture
-def expanded(work: Work, collection: Collection, arguments, cli, tmp_path: Path) -> Path:
+def expanded(work: Workspace, collection: Collection, arguments, cli, tmp_path: Path) -> Path:
     generate(work, collection, arguments, cli, tmp_path, 42)
     status, result, _ = cli("index", *arguments, EXPANSION)
     assert status == 0
@@ -31,7 +31,7 @@ def expanded(work: Work, collection: Collection, arguments, cli, tmp_path: Path)
 
 
 def test_a_word_of_a_generated_query_finds_its_passage(
-    work: Work, collection: Collection, arguments, cli, expanded: Path, tmp_path: Path
+    work: Workspace, collection: Collection, arguments, cli, expanded: Path, tmp_path: Path
 ):
     assert cli("index", *arguments)[0] == 0
     plain, searcher = Searcher.open(work.searcher("bm25")), Searcher.open(expanded)
@@ -48,7 +48,7 @@ def test_a_word_of_a_generated_query_finds_its_passage(
     assert [passage for passage, _ in ranking] == [collection.passage(5).id]
 
 
-def test_it_is_searched_and_reported_like_the_others(work: Work, arguments, cli, expanded: Path):
+def test_it_is_searched_and_reported_like_the_others(work: Workspace, arguments, cli, expanded: Path):
     assert cli("search", *arguments, "--gin.SEARCHER='bm25_words'")[0] == 0
     status, result, _ = cli("evaluate", *arguments)
     assert status == 0
@@ -65,7 +65,7 @@ def test_it_is_searched_and_reported_like_the_others(work: Work, arguments, cli,
         ("--gin.MODEL_DIR='models/naive'", ["make_index.expansion", "MODEL_DIR=None"]),
     ],
 )
-def test_an_expansion_that_cannot_be(work: Work, arguments, cli, binding: str, words: list[str]):
+def test_an_expansion_that_cannot_be(work: Workspace, arguments, cli, binding: str, words: list[str]):
     status, _, err = cli("index", *arguments, EXPANSION, binding)
     assert status == 2
     for word in words:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from retrieval_jax.checkpoints.model_folder import open_model
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 
 LIBRARY = Path(__file__).parents[1] / "data" / "library"
@@ -37,7 +37,7 @@ def test_a_curriculum_with_mined_negatives(cli, tmp_path: Path):
     status, made, error = cli("train", *files, *here, *(f"--gin.{setting}" for setting in settings))
     assert status == 0, error
     assert made["step"] == 4
-    folder = Work(tmp_path).model("dual_encoder")
+    folder = Workspace(tmp_path).model("dual_encoder")
     points = [json.loads(line) for line in (folder / "learning_curve.jsonl").read_text().splitlines()]
     losses = [point["loss"] for point in points if "loss" in point]
     assert len(losses) == 4
@@ -49,7 +49,7 @@ def test_a_curriculum_with_mined_negatives(cli, tmp_path: Path):
         "index", *here[:2], f"--gin.MODEL_DIR='{folder}'", "--gin.make_index.kind='exact'"
     )
     assert status == 0, error
-    query = Collection(Work(tmp_path).collection).queries("test")[0]
+    query = Collection(Workspace(tmp_path).collection).queries("test")[0]
     status, found, error = cli("search", *here[:2], "--gin.SEARCHER='exact'", f"--gin.QUERY={query.text!r}")
     assert status == 0, error
     assert found["passages"]

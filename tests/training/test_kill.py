@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax.checkpoints import model_folder
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 
 STEPS = 240
 IN_BACKGROUND = """
@@ -43,7 +43,7 @@ def killed_in_a_save(process: subprocess.Popen, folder: Path) -> bool:
 
 @pytest.mark.slow
 def test_a_training_killed_again_and_again_ends_as_if_it_had_not_been(
-    work: Work, arguments: list[str], cli, tmp_path
+    work: Workspace, arguments: list[str], cli, tmp_path
 ):
     assert cli("docids", *arguments)[0] == 0
 

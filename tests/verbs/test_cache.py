@@ -8,7 +8,7 @@ import pytest
 import seqio
 from tables import KINDS
 
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.examples import seqio_tasks
 from retrieval_jax.examples.batches import batches
@@ -21,7 +21,7 @@ DATA = TrainingData({"firstp": 1, "daq": 1, "labelled": 2}, chunk_length=12, chu
 
 
 @pytest.fixture(scope="module", params=["docids", "passages", "query"])
-def opened(request, work: Work, collection: Collection) -> OpenData:
+def opened(request, work: Workspace, collection: Collection) -> OpenData:
     table = KINDS["naive"](collection) if request.param == "docids" else None
     data = DATA
     if request.param == "query":
@@ -50,7 +50,7 @@ def test_seqio_trims_and_ends_examples_as_the_trainer_does(opened: OpenData):
                 assert not row[len(example[name]) :].any()
 
 
-def test_seqios_own_tokeniser_gives_the_same_tokens(collection: Collection, work: Work):
+def test_seqios_own_tokeniser_gives_the_same_tokens(collection: Collection, work: Workspace):
     opened = DATA.of(work, collection, "passages", None)
     feature = seqio.Feature(seqio.SentencePieceVocabulary(str(collection.vocabulary_path)))
     queries = [q.text for q in collection.queries("train")]
@@ -75,7 +75,7 @@ def test_shards_are_parts_of_the_whole(opened: OpenData):
 
 
 def test_a_cache_holds_the_same_examples_under_the_same_numbers(
-    arguments: list[str], work: Work, collection: Collection, capsys
+    arguments: list[str], work: Workspace, collection: Collection, capsys
 ):
     assert main(["docids", *arguments]) == 0
     settings = [

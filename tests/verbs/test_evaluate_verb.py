@@ -7,7 +7,7 @@ import pytest
 from ir_measures import RR, R, nDCG
 from reading import write
 
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.evaluation.trec import read_qrels
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
@@ -17,14 +17,14 @@ from retrieval_jax.verbs.search import search
 WORDS = ["marble", "falcon", "thunder", "candle", "meadow", "lantern"]
 
 
-def collection(folder: Path, files: dict[str, str], **settings) -> tuple[str, str, Work]:
-    """A collection of these files; (its source, its work folder, the same as a Work)."""
+def collection(folder: Path, files: dict[str, str], **settings) -> tuple[str, str, Workspace]:
+    """A collection of these files; (its source, its work folder, the same as a Workspace)."""
     source, work = str(write(folder / "docs", files)), str(folder / "work")
     import_collection(source, work, vocab_size=40, **settings)
-    return source, work, Work.of(source, work)
+    return source, work, Workspace.for_source(source, work)
 
 
-def add_run(work: Work, lines: str) -> None:
+def add_run(work: Workspace, lines: str) -> None:
     path = work.run("theirs", "test")
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(f"{line} tag\n" for line in lines.splitlines()))

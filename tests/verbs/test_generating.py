@@ -18,7 +18,7 @@ import pytest
 
 from retrieval_jax.checkpoints import checkpoints, model_folder
 from retrieval_jax.core import storage
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -51,12 +51,12 @@ def settings(**values) -> list[str]:
     return [f"--gin.generate_queries.{name}={value!r}" for name, value in values.items()]
 
 
-def everything(work: Work, name: str, collection: Collection) -> list[list[str]]:
+def everything(work: Workspace, name: str, collection: Collection) -> list[list[str]]:
     return SyntheticQueries(work.synthetic(name)).some(range(collection.passage_count))
 
 
 @pytest.fixture(scope="module")
-def sampled(work: Work, collection: Collection, arguments, generator) -> list[list[str]]:
+def sampled(work: Workspace, collection: Collection, arguments, generator) -> list[list[str]]:
     """What an uninterrupted run makes."""
     from retrieval_jax.main import main
 
@@ -65,7 +65,9 @@ def sampled(work: Work, collection: Collection, arguments, generator) -> list[li
     return everything(work, "whole", collection)
 
 
-def test_every_passage_gets_its_own_queries_without_repetitions(sampled, work: Work, collection: Collection):
+def test_every_passage_gets_its_own_queries_without_repetitions(
+    sampled, work: Workspace, collection: Collection
+):
     queries = SyntheticQueries(work.synthetic("whole"))
     manifest = json.loads((queries.folder / "manifest.json").read_text())
     assert manifest["made"] == 4 * collection.passage_count
@@ -105,7 +107,7 @@ def test_again_it_makes_nothing_and_other_settings_make_others(
 
 
 def test_killed_and_started_again_it_has_neither_duplicates_nor_holes(
-    sampled, work: Work, collection: Collection, arguments, generator, cli
+    sampled, work: Workspace, collection: Collection, arguments, generator, cli
 ):
     argv = ["generate-queries", *arguments, generator, *settings(name="killed", count=4, part_size=2)]
     argv += settings(batch_size=2)
@@ -141,7 +143,7 @@ sys.exit(main(sys.argv[4:]))
 
 
 def test_two_hosts_with_two_devices_each_share_the_work(
-    sampled, work: Work, collection: Collection, arguments, generator
+    sampled, work: Workspace, collection: Collection, arguments, generator
 ):
     argv = ["generate-queries", *arguments, generator, *settings(name="hosts", count=4, part_size=8)]
     with socket.socket() as free:
@@ -204,7 +206,7 @@ def generate(cli, arguments, predictions: Path, **values) -> tuple[int, dict | N
     return cli("generate-queries", *arguments, *chosen)
 
 
-def test_files_with_a_line_a_passage(work: Work, collection: Collection, arguments, predictions, cli):
+def test_files_with_a_line_a_passage(work: Workspace, collection: Collection, arguments, predictions, cli):
     count = collection.passage_count
     sample_files(predictions, count, samples=12, pieces=3)
     (predictions / "predicted_queries_topk_sample999.txt").write_text("Two\there\n" + "TWO \n" * (count - 1))
@@ -224,7 +226,7 @@ def test_files_with_a_line_a_passage(work: Work, collection: Collection, argumen
     ]
 
 
-def test_files_with_an_object_a_passage(work: Work, collection: Collection, arguments, predictions, cli):
+def test_files_with_an_object_a_passage(work: Workspace, collection: Collection, arguments, predictions, cli):
     order = np.random.default_rng(0).permutation(collection.passage_count - 1).tolist()  # one has none
     objects = [
         {"id": collection.passage(row).id, "predicted_queries": [f"of {row}", f"OF {row}", "x"]}
@@ -260,7 +262,7 @@ def test_files_with_an_object_a_passage(work: Work, collection: Collection, argu
     ],
 )
 def test_what_is_wrong_with_predictions_is_told_with_its_place(
-    collection: Collection, work: Work, arguments, predictions, cli, files, words
+    collection: Collection, work: Workspace, arguments, predictions, cli, files, words
 ):
     assert collection.passage_count == 100
     for name, content in files.items():
@@ -277,7 +279,7 @@ def test_what_is_wrong_with_predictions_is_told_with_its_place(
 
 
 def test_a_query_that_does_not_find_its_passage_is_left_out(
-    work: Work, collection: Collection, arguments, predictions, cli
+    work: Workspace, collection: Collection, arguments, predictions, cli
 ):
     count = collection.passage_count
     assert cli("index", *arguments)[0] == 0
@@ -299,7 +301,7 @@ def test_a_query_that_does_not_find_its_passage_is_left_out(
     assert everywhere["queries"] > result["queries"]  # another recipe is made anew
 
 
-def test_what_cannot_be_sampled_from_is_told(arguments, generator, work: Work, tmp_path: Path, cli):
+def test_what_cannot_be_sampled_from_is_told(arguments, generator, work: Workspace, tmp_path: Path, cli):
     other = tmp_path / "retriever"
     shutil.copytree(generator.split("=")[1].strip("'"), other)
     description = (other / "model.json").read_text().replace("QueryGenerator", "GenerativeRetriever")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.workspace import Work
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.records import Collection
@@ -25,7 +25,7 @@ def mine(cli, arguments, *bindings: str) -> tuple[int, dict | None, str]:
 
 
 def test_they_are_the_best_of_the_searcher_without_the_positives(
-    work: Work, collection: Collection, arguments, cli
+    work: Workspace, collection: Collection, arguments, cli
 ):
     assert cli("index", *arguments)[0] == 0
     status, told, _ = mine(cli, arguments, f"--gin.mine.skip_top={SKIP}")
@@ -75,7 +75,7 @@ def test_a_margin_leaves_out_what_scores_like_a_positive():
 
 
 def test_bad_settings_and_missing_negatives_are_told(
-    work: Work, collection: Collection, arguments, cli, tmp_path: Path
+    work: Workspace, collection: Collection, arguments, cli, tmp_path: Path
 ):
     status, _, error = mine(cli, arguments, f"--gin.mine.skip_top={DEPTH}")
     assert status == 2

@@ -64,11 +64,11 @@ def test_one_line_says_that_the_compiler_died(cli, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("topology", "mend"),
+    ("topology", "hint"),
     [("v9:2x2", "v4:2x2x1 … 8x8x8"), ("v5e:3x3", "v5e:2x2, v5e:2x4"), ("v4", "v4:2x2x1")],
 )
-def test_an_unknown_slice_names_those_that_there_are(topology: str, mend: str):
-    with pytest.raises(UserError, match=f"TOPOLOGY: no slice '{topology}'.*{mend}"):
+def test_an_unknown_slice_names_those_that_there_are(topology: str, hint: str):
+    with pytest.raises(UserError, match=f"TOPOLOGY: no slice '{topology}'.*{hint}"):
         preflight(topology)
 
 

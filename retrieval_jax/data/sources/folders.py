@@ -43,9 +43,9 @@ def folder_name(folder: Path) -> str:
     return dataset_name(os.path.basename(os.path.abspath(folder)))
 
 
-def fault(path: Path, what: str, mend: str) -> UserError:
+def fault(path: Path, what: str, hint: str) -> UserError:
     """The error for a file or a folder as a whole."""
-    return UserError(error_text(path, None, what, mend))
+    return UserError(error_text(path, None, what, hint))
 
 
 def find_file(folder: Path, name: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say, track
+from retrieval_jax.core.progress import log, track
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.folders import Source, dataset_name
 from retrieval_jax.data.sources.judged import Rows
@@ -32,7 +32,7 @@ def python_docs_source(size: int, packages: tuple[str, ...]) -> Source:
         return "train" if fraction < 0.8 else "dev" if fraction < 0.9 else "test"
 
     def write(folder: Path) -> None:
-        say("reading the docstrings of the installed packages (half a minute)")
+        log("reading the docstrings of the installed packages (half a minute)")
         passages, queries = python_docs(size, packages=packages)
         _write(
             folder,
@@ -53,8 +53,8 @@ def ir_datasets_source(ids: str) -> Source:
     try:
         import ir_datasets
     except ImportError:
-        mend = "pip install 'retrieval_jax[ir_datasets]'"
-        raise UserError(f"{IR_DATASETS}{ids}: the package ir_datasets is not installed: {mend}") from None
+        hint = "pip install 'retrieval_jax[ir_datasets]'"
+        raise UserError(f"{IR_DATASETS}{ids}: the package ir_datasets is not installed: {hint}") from None
     names = ids.split(",")
     with _readable(ids):
         datasets = {name: ir_datasets.load(name) for name in names}
@@ -64,8 +64,8 @@ def ir_datasets_source(ids: str) -> Source:
     (corpus,) = corpora
     for name, dataset in datasets.items():
         if not (dataset.has_docs() and dataset.has_queries() and dataset.has_qrels()):
-            mend = "name one that has all three, e.g. msmarco-passage/train"
-            raise UserError(f"{IR_DATASETS}{name}: it lacks passages, queries or qrels: {mend}")
+            hint = "name one that has all three, e.g. msmarco-passage/train"
+            raise UserError(f"{IR_DATASETS}{name}: it lacks passages, queries or qrels: {hint}")
 
     def write(folder: Path) -> None:
         with _readable(ids):
@@ -95,8 +95,8 @@ def _readable(ids: str) -> Iterator[None]:
         raise UserError(f"{IR_DATASETS}{ids}: no such dataset: see https://ir-datasets.com") from None
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        mend = "check the network, or what ir_datasets printed above"
-        raise UserError(f"{IR_DATASETS}{ids}: cannot be had ({reason}): {mend}") from error
+        hint = "check the network, or what ir_datasets printed above"
+        raise UserError(f"{IR_DATASETS}{ids}: cannot be had ({reason}): {hint}") from error
 
 
 def _passage(doc) -> Passage:

@@ -66,8 +66,8 @@ def _qrels(split: Split, faults: Faults) -> Iterator[Qrel]:
             yield line, query, passage, int(grade)
         else:
             what = f"the grade {grade[:80]!r} is not a whole number"
-            mend = f"write 1 or more if the passage is relevant (a header must be {', '.join(HEADER)})"
-            faults.add(Fault(path, line, "bad grade", what, mend))
+            hint = f"write 1 or more if the passage is relevant (a header must be {', '.join(HEADER)})"
+            faults.add(Fault(path, line, "bad grade", what, hint))
 
 
 def _texts(
@@ -104,14 +104,14 @@ def _join(path: Path, qrels: list[Qrel], texts: dict[str, str], rows: Rows, faul
     grades: dict[str, dict[str, int]] = {}
     missing: dict[str, dict[str, int]] = {}
     for (line, query, passage, grade), is_known in zip(qrels, known.tolist(), strict=True):
-        mend = "add it, or remove this line"
+        hint = "add it, or remove this line"
         if query not in texts:
-            faults.add(Fault(path, line, "unknown query", f"query {query[:80]!r} is unknown", mend))
+            faults.add(Fault(path, line, "unknown query", f"query {query[:80]!r} is unknown", hint))
         elif not is_known:
             unknown = missing.setdefault(query, {})
             if grade > 0:
                 unknown[passage] = grade
-            faults.add(Fault(path, line, "unknown passage", f"passage {passage[:80]!r} is unknown", mend))
+            faults.add(Fault(path, line, "unknown passage", f"passage {passage[:80]!r} is unknown", hint))
         elif grades.setdefault(query, {}).setdefault(passage, grade) != grade:
             what = "an earlier line has another grade for this pair"
             faults.add(Fault(path, line, "another grade", what, "keep just one"))
@@ -125,6 +125,6 @@ def _join(path: Path, qrels: list[Qrel], texts: dict[str, str], rows: Rows, faul
         queries.append(Query(key, text, positives, negatives, missing=missing.get(key, {})))
     if not any(query.relevant for query in queries):
         faults.stop()
-        mend = "write a qrel with a grade of 1 or more"
-        raise UserError(error_text(path, None, "no query has a positive passage", mend))
+        hint = "write a qrel with a grade of 1 or more"
+        raise UserError(error_text(path, None, "no query has a positive passage", hint))
     return queries

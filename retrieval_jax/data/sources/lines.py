@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import say
+from retrieval_jax.core.progress import log
 
 T = TypeVar("T")
 SHOWN = 3  # lines of a kind that a summary names
@@ -33,29 +33,29 @@ NAMES = {
 
 
 class BadLine(Exception):
-    """A line that cannot be used: a kind (for counts), what is wrong, and the mend."""
+    """A line that cannot be used: a kind (for counts), what is wrong, and the hint."""
 
-    def __init__(self, kind: str, what: str, mend: str):
-        super().__init__(kind, what, mend)
-        self.kind, self.what, self.mend = kind, what, mend
+    def __init__(self, kind: str, what: str, hint: str):
+        super().__init__(kind, what, hint)
+        self.kind, self.what, self.hint = kind, what, hint
 
     def at(self, path: Path, line: int) -> "Fault":
         """It, in its place."""
-        return Fault(path, line, self.kind, self.what, self.mend)
+        return Fault(path, line, self.kind, self.what, self.hint)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A bad line and where it is. `str()` is one line: `FILE:LINE: what: mend`."""
+    """A bad line and where it is. `str()` is one line: `FILE:LINE: what: hint`."""
 
     path: Path
     line: int
     kind: str
     what: str
-    mend: str
+    hint: str
 
     def __str__(self) -> str:
-        return error_text(self.path, self.line, self.what, self.mend)
+        return error_text(self.path, self.line, self.what, self.hint)
 
 
 class Faults:
@@ -92,12 +92,12 @@ class Faults:
         """Says what was left out: for each kind how many lines, and the first few."""
         for kind, count in self.counts.items():
             places = ", ".join(f"{fault.path}:{fault.line}" for fault in self.first[kind])
-            say(f"left out {count:,} × {kind}: {places}{', …' if count > SHOWN else ''}")
+            log(f"left out {count:,} × {kind}: {places}{', …' if count > SHOWN else ''}")
 
 
-def error_text(path: Path, line: int | None, what: str, mend: str) -> str:
+def error_text(path: Path, line: int | None, what: str, hint: str) -> str:
     """One line about a line of a file, or about the file as a whole."""
-    return " ".join(f"{path}{f':{line}' if line else ''}: {what}: {mend}".splitlines())
+    return " ".join(f"{path}{f':{line}' if line else ''}: {what}: {hint}".splitlines())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +205,8 @@ def columns(text: str, fields: Sequence[str]) -> list[str]:
     values = text.split("\t")
     if len(values) != len(fields):
         what = f"{len(values)} tab-separated columns instead of {len(fields)}"
-        mend = f"write {', '.join(fields)}, with no tab or newline inside them"
-        raise BadLine("wrong columns", what, mend)
+        hint = f"write {', '.join(fields)}, with no tab or newline inside them"
+        raise BadLine("wrong columns", what, hint)
     return values
 
 
@@ -277,11 +277,11 @@ class Table:
 def say_header(path: Path, header: str) -> None:
     """Says that line 1 of a file is left out, where it is a header."""
     if header:
-        say(f"{path}:1: a header ({', '.join(header.split())}): left out")
+        log(f"{path}:1: a header ({', '.join(header.split())}): left out")
 
 
 def json_object(text: str, fields: Sequence[str]) -> dict:
-    """The JSON object of a line. Raises BadLine; `fields` are named in its mend."""
+    """The JSON object of a line. Raises BadLine; `fields` are named in its hint."""
     try:
         record = json.loads(text)
         if not isinstance(record, dict):
@@ -296,8 +296,8 @@ def json_object(text: str, fields: Sequence[str]) -> dict:
 
 def bad_json(reason: str, fields: Sequence[str]) -> BadLine:
     """The exception for a JSON line without what it needs."""
-    mend = f"write one JSON object a line, with {', '.join(fields)}"
-    return BadLine("bad JSON", f"the JSON is wrong ({reason})", mend)
+    hint = f"write one JSON object a line, with {', '.join(fields)}"
+    return BadLine("bad JSON", f"the JSON is wrong ({reason})", hint)
 
 
 def string(record: dict, field: str, fields: Sequence[str]) -> str:

@@ -118,8 +118,8 @@ def _record_query(record: dict, label: str) -> Query:
     for passage in _list(record, "positive_passages"):
         grade = passage.get("grade", 1)
         if type(grade) is not int or grade < 1:
-            mend = "write a whole number, 1 or more, or move it to negative_passages"
-            raise BadLine("bad grade", f"the grade {str(grade)[:80]!r} of a positive passage is wrong", mend)
+            hint = "write a whole number, 1 or more, or move it to negative_passages"
+            raise BadLine("bad grade", f"the grade {str(grade)[:80]!r} of a positive passage is wrong", hint)
         positives[sys.intern(string(passage, "docid", _PASSAGE))] = grade
     negatives = (string(passage, "docid", _PASSAGE) for passage in _list(record, "negative_passages"))
     negatives = tuple(dict.fromkeys(map(sys.intern, negatives)))
