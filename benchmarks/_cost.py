@@ -134,11 +134,11 @@ def measure_steps(trie: Trie, output_size: int, batch_size: int, repetitions: in
 def unconstrained_search(module: T5, params: dict, queries_BxS: jax.Array, length: int, by_beam: bool):
     """The most probable sequences of `length` tokens: (tokens B×BEAMS×length, scores B×BEAMS)."""
     apply = functools.partial(module.apply, {"params": params})
-    cross, cache = apply(queries_BxS, 1, length, method="start")
+    cross_kv, cache = apply(queries_BxS, 1, length, method="prefill")
 
     def write(position, carry):
         score, token, kept = carry
-        x_BxKxE, cache = apply(token, position, kept[0], cross, queries_BxS, method="step")
+        x_BxKxE, cache = apply(token, position, kept[0], cross_kv, queries_BxS, method="decode_step")
         logits_BxKxV = apply(x_BxKxE, method="logits")
         score, token, parent = unconstrained_step(score, logits_BxKxV, by_beam)
         cache, written = jax.tree.map(lambda x: jax.vmap(lambda a, i: a[i])(x, parent), (cache, kept[1]))

@@ -129,14 +129,16 @@ def rank_all(searching: GenerativeSearcher, query: str) -> RankedList:
 @functools.partial(jax.jit, static_argnames="model")
 def log_probabilities(model: GenerativeRetriever, params: dict, inputs_1xS, tokens_CxKxL) -> jax.Array:
     """Of docids (padded with 0), K at once: sums of their tokens' log-probabilities, C×K."""
-    apply = functools.partial(model.stepwise.apply, model.stepwise_variables(params))
+    apply = functools.partial(model.decode_module.apply, model.decode_variables(params))
     _, K, L = tokens_CxKxL.shape
-    cross, empty = apply(inputs_1xS, K, L, method="start")
+    cross_kv, empty = apply(inputs_1xS, K, L, method="prefill")
 
     def read(tokens_KxL: jax.Array) -> jax.Array:
         newest_K, total_K, cache = jnp.zeros(K, jnp.int32), jnp.zeros(K), empty
         for position, token_K in enumerate(tokens_KxL.T):
-            x_1xKxE, cache = apply(newest_K[None], position, cache, cross, inputs_1xS, method="step")
+            x_1xKxE, cache = apply(
+                newest_K[None], position, cache, cross_kv, inputs_1xS, method="decode_step"
+            )
             logits_KxV = apply(x_1xKxE, method="logits")[0]
             chosen_K = jnp.take_along_axis(logits_KxV, token_K[:, None], axis=1)[:, 0]
             total_K += jnp.where(token_K > 0, chosen_K - jax.nn.logsumexp(logits_KxV, axis=1), 0.0)

@@ -44,7 +44,7 @@ TINY = T5Config(8192, 256, 4, 64, 1024, 4, 0)
 
 def dual_encoder(config: T5Config, chunk_size: int | None, vector_dim: int = 768) -> DualEncoder:
     optimizer = adafactor(optax.constant_schedule(1e-3))
-    return DualEncoder(config, optimizer, vector_dim, objective=joint_lh, chunk_size=chunk_size)
+    return DualEncoder(config, optimizer, vector_dim, objective=joint_lh, gradcache_chunk_size=chunk_size)
 
 
 def shapes(rows: int, query: int, passage: int) -> dict[str, tuple[int, ...]]:

@@ -6,8 +6,9 @@ log-sum-exp. Each objective reads the scores of a query's own candidates, which 
 LSE_N (see negatives.py), and gives the query's loss in nats: 0 without a positive. With one positive all of
 them are InfoNCE, LSE(s of the positive, s of N) - s of the positive.
 
-`others`: whether the query's other positives are a positive's rivals too (then LSE_N∪P∖i stands for LSE_N).
-The paper's code has it so for JointLH and SumMargLH, and not for LSEPair and Rand1LH.
+With `positives_compete` a query's other positives compete with each positive, as its negatives do:
+LSE_N∪P∖i takes the place of LSE_N. The paper's code does so for JointLH and SumMargLH, and not for LSEPair
+and Rand1LH.
 """
 
 from typing import Protocol
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.models.negatives import NONE
+from retrieval_jax.models.negatives import NEG_INF
 
 
 class Objective(Protocol):
@@ -39,7 +40,7 @@ class Objective(Protocol):
     ) -> jax.Array: ...
 
 
-@gin.configurable(allowlist=["mean", "others"])
+@gin.configurable(allowlist=["mean", "positives_compete"])
 def joint_lh(
     scores_BxG: jax.Array,
     positive_BxG: jax.Array,
@@ -47,37 +48,38 @@ def joint_lh(
     rng: jax.Array | None = None,
     *,
     mean: bool = True,
-    others: bool = True,
+    positives_compete: bool = True,
 ) -> jax.Array:
     """JointLH: Σ_P (LSE_P∪N - s_i), or its mean over P. Every positive shall have probability 1/m."""
-    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, others)
+    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, positives_compete)
     total_B = jnp.sum(jax.nn.softplus(margins_BxG), axis=1)
     return total_B / _count(positive_BxG) if mean else total_B
 
 
-@gin.configurable(allowlist=["others"])
+@gin.configurable(allowlist=["positives_compete"])
 def sum_marg_lh(
     scores_BxG: jax.Array,
     positive_BxG: jax.Array,
     negatives_B: jax.Array,
     rng: jax.Array | None = None,
     *,
-    others: bool = True,
+    positives_compete: bool = True,
 ) -> jax.Array:
     """SumMargLH: LSE_P∪N - LSE_P. The positives together shall have probability 1; one can have it all.
 
-    Without `others` each positive's probability is among itself and N alone, and their mean shall be 1.
+    Without `positives_compete`, each positive's probability is normalised over itself and N alone, and the
+    loss is -log of the mean of these probabilities.
     """
-    if others:
-        positives_B = jax.nn.logsumexp(jnp.where(positive_BxG, scores_BxG, NONE), axis=1)
+    if positives_compete:
+        positives_B = jax.nn.logsumexp(jnp.where(positive_BxG, scores_BxG, NEG_INF), axis=1)
         return jnp.where(jnp.any(positive_BxG, axis=1), jax.nn.softplus(negatives_B - positives_B), 0.0)
-    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, others=False)
-    log_p_BxG = jnp.where(positive_BxG, -jax.nn.softplus(margins_BxG), NONE)
+    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, positives_compete=False)
+    log_p_BxG = jnp.where(positive_BxG, -jax.nn.softplus(margins_BxG), NEG_INF)
     loss_B = jnp.log(_count(positive_BxG)) - jax.nn.logsumexp(log_p_BxG, axis=1)
     return jnp.where(jnp.any(positive_BxG, axis=1), loss_B, 0.0)
 
 
-@gin.configurable(allowlist=["positives", "others"])
+@gin.configurable(allowlist=["positives", "positives_compete"])
 def lse_pair(
     scores_BxG: jax.Array,
     positive_BxG: jax.Array,
@@ -85,37 +87,37 @@ def lse_pair(
     rng: jax.Array | None = None,
     *,
     positives: str = "all",
-    others: bool = False,
+    positives_compete: bool = False,
 ) -> jax.Array:
     """LSEPair: log(1 + Σ_P Σ_N e^(s_n - s_i)), a softened largest margin of a negative over a positive.
 
     `positives`: "all", or one alone: the "min" or the "max" of their scores.
     """
-    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, others)
+    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, positives_compete)
     if positives == "all":
         return jax.nn.softplus(jax.nn.logsumexp(margins_BxG, axis=1))
     if positives not in ("min", "max"):
         raise UserError(f"lse_pair.positives: no {positives!r}: choose 'all', 'min' or 'max'")
-    masked = jnp.where(positive_BxG, scores_BxG, -NONE if positives == "min" else NONE)
+    masked = jnp.where(positive_BxG, scores_BxG, -NEG_INF if positives == "min" else NEG_INF)
     chosen_B = jnp.argmin(masked, axis=1) if positives == "min" else jnp.argmax(masked, axis=1)
     return jax.nn.softplus(_take(margins_BxG, chosen_B))
 
 
-@gin.configurable(allowlist=["others"])
+@gin.configurable(allowlist=["positives_compete"])
 def rand1_lh(
     scores_BxG: jax.Array,
     positive_BxG: jax.Array,
     negatives_B: jax.Array,
     rng: jax.Array | None = None,
     *,
-    others: bool = False,
+    positives_compete: bool = False,
 ) -> jax.Array:
     """Rand1LH: InfoNCE of one positive a query, drawn from P.
 
     Row b has its positive number b + r, counted round and round, so a batch takes first, second, … ones
     equally often; r is drawn from `rng` (in training of the seed and the step). Without one: the mean over P.
     """
-    losses_BxG = jax.nn.softplus(_margins(scores_BxG, positive_BxG, negatives_B, others))
+    losses_BxG = jax.nn.softplus(_margins(scores_BxG, positive_BxG, negatives_B, positives_compete))
     count_B = _count(positive_BxG)
     if rng is None:
         return jnp.sum(losses_BxG, axis=1) / count_B
@@ -125,28 +127,28 @@ def rand1_lh(
     return jnp.sum(jnp.where(drawn_BxG, losses_BxG, 0.0), axis=1)
 
 
-@gin.configurable(allowlist=["others"])
+@gin.configurable(allowlist=["positives_compete"])
 def info_nce(
     scores_BxG: jax.Array,
     positive_BxG: jax.Array,
     negatives_B: jax.Array,
     rng: jax.Array | None = None,
     *,
-    others: bool = False,
+    positives_compete: bool = False,
 ) -> jax.Array:
     """InfoNCE of each query's first positive (van den Oord et al. 2018)."""
-    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, others)
+    margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, positives_compete)
     return jax.nn.softplus(_take(margins_BxG, jnp.argmax(positive_BxG, axis=1)))
 
 
-def _margins(scores_BxG, positive_BxG, negatives_B, others: bool) -> jax.Array:
-    """How far each positive's rivals (their LSE) outscore it; NONE without a positive, or a rival."""
+def _margins(scores_BxG, positive_BxG, negatives_B, positives_compete: bool) -> jax.Array:
+    """How far each positive's rivals (their LSE) outscore it; NEG_INF without a positive, or a rival."""
     rivals_Bx1 = negatives_B[:, None]
-    if others:
+    if positives_compete:
         rival_GxG = ~jnp.eye(scores_BxG.shape[1], dtype=bool)
-        rivals_BxGxG = jnp.where(rival_GxG & positive_BxG[:, None, :], scores_BxG[:, None, :], NONE)
+        rivals_BxGxG = jnp.where(rival_GxG & positive_BxG[:, None, :], scores_BxG[:, None, :], NEG_INF)
         rivals_Bx1 = jnp.logaddexp(rivals_Bx1, jax.nn.logsumexp(rivals_BxGxG, axis=2))
-    return jnp.where(positive_BxG, rivals_Bx1 - scores_BxG, NONE)
+    return jnp.where(positive_BxG, rivals_Bx1 - scores_BxG, NEG_INF)
 
 
 def _count(positive_BxG) -> jax.Array:

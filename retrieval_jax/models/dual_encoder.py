@@ -15,7 +15,7 @@ from retrieval_jax.data.vocabulary import PAD, Prompts
 from retrieval_jax.models.contrastive import Objective, info_nce
 from retrieval_jax.models.generative import Batch, Metrics
 from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
-from retrieval_jax.models.negatives import NONE, batch_negatives, own_negatives
+from retrieval_jax.models.negatives import NEG_INF, batch_negatives, within_group_negatives
 from retrieval_jax.models.softmax import exact_products
 from retrieval_jax.models.t5 import Encoder
 
@@ -81,12 +81,12 @@ class DualEncoder:
       objective: of contrastive.py.
       bidirectional: whether each positive shall also find its query among the batch's (InfoNCE; a query's
         mean over its positives is added), as in GTR. Hard negatives take no part there.
-      in_batch: whether other queries' candidates are negatives.
-      hardest: whether of a query's negatives only the hardest counts.
-      chunk_size: most texts that are encoded at once, for less memory (gradient caching, Gao et al. 2021):
-        each chunk is encoded again for its gradient, by the same dropout, when that of all vectors is known.
-        None: all at once.
-      logits_at_once: about the most scores that a device holds.
+      in_batch_negatives: whether the candidates of the batch's other queries are negatives too.
+      hardest_negative_only: whether only the negative of highest score counts, for each query.
+      gradcache_chunk_size: how many texts the network encodes at a time, to save memory (gradient caching,
+        Gao et al. 2021). When the gradient with respect to all vectors is known, each chunk is encoded again,
+        with the same dropout, for its part of the gradient. None encodes all texts at once.
+      max_logits_per_block: about how many scores a device holds at a time.
       query_prompt, passage_prompt: texts that come before every query and every passage, in training and in
         search ("query: " of E5, say). None: those of the weights that training begins with, if they have any.
     """
@@ -105,23 +105,23 @@ class DualEncoder:
         shared_towers: bool = True,
         objective: Objective = info_nce,
         bidirectional: bool = True,
-        in_batch: bool = True,
-        hardest: bool = False,
-        chunk_size: int | None = None,
-        logits_at_once: int = 1 << 26,
+        in_batch_negatives: bool = True,
+        hardest_negative_only: bool = False,
+        gradcache_chunk_size: int | None = None,
+        max_logits_per_block: int = 1 << 26,
         query_prompt: str | None = None,
         passage_prompt: str | None = None,
     ):
-        if bidirectional and not in_batch:
+        if bidirectional and not in_batch_negatives:
             raise UserError(
-                "DualEncoder.bidirectional: needs other queries: set it or in_batch the other way"
+                "DualEncoder.bidirectional: needs other queries: set it or in_batch_negatives the other way"
             )
         self.config, self.optimizer_def = config, optimizer_def
         self.module = DualEncoderNetwork(config, vector_dim, normalize)
         self.scale, self.learn_scale, self.shared_towers = scale, learn_scale, shared_towers
         self.objective, self.bidirectional = objective, bidirectional
-        self.in_batch, self.hardest = in_batch, hardest
-        self.chunk_size, self.logits_at_once = chunk_size, logits_at_once
+        self.in_batch_negatives, self.hardest_negative_only = in_batch_negatives, hardest_negative_only
+        self.gradcache_chunk_size, self.max_logits_per_block = gradcache_chunk_size, max_logits_per_block
         self._prompts = {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
 
     @property
@@ -203,13 +203,13 @@ class DualEncoder:
             "be,bge->bg", queries_BxE, passages_MxE.reshape(B, G, -1), precision=jax.lax.Precision.HIGHEST
         )
         passage_BxG, positive_BxG, known_BxK = _candidates(batch)
-        if self.in_batch:
-            static = self.hardest, self.logits_at_once
+        if self.in_batch_negatives:
+            static = self.hardest_negative_only, self.max_logits_per_block
             negatives = batch_negatives(
                 queries_BxE, passages_MxE, known_BxK, passage_BxG.reshape(B * G), *static
             )
         else:
-            negatives = own_negatives(scores_BxG, known_BxK, passage_BxG, self.hardest)
+            negatives = within_group_negatives(scores_BxG, known_BxK, passage_BxG, self.hardest_negative_only)
 
         losses_B = self.objective(scores_BxG, positive_BxG, negatives.of_queries, drawn)
         if self.bidirectional:
@@ -218,7 +218,7 @@ class DualEncoder:
             losses_B += jnp.sum(jnp.where(positive_BxG, to_query_BxG, 0.0), axis=1) / positives_B
 
         answered_B = jnp.any(positive_BxG, axis=1)
-        best_B = jnp.max(jnp.where(positive_BxG, scores_BxG, NONE), axis=1)
+        best_B = jnp.max(jnp.where(positive_BxG, scores_BxG, NEG_INF), axis=1)
         right = jnp.sum(answered_B & (best_B >= negatives.largest))
         total, rows = jnp.sum(losses_B), jnp.sum(answered_B).astype(jnp.float32)
         return total / jnp.maximum(rows, 1.0), {"loss": (total, rows), "accuracy": (right, rows)}
@@ -234,17 +234,17 @@ class DualEncoder:
     def _in_chunks(
         self, encode: Callable, params: dict, tokens_NxS: jax.Array, rng: jax.Array | None
     ) -> jax.Array:
-        """Vectors N×E; where there are more than `chunk_size`, of which only one chunk's network is kept.
+        """Encodes texts to vectors N×E, `gradcache_chunk_size` at a time; keeps one chunk's activations.
 
         Chunk i takes texts i, i + chunks, …, so that each device keeps its own.
         """
-        count = -(-len(tokens_NxS) // (self.chunk_size or len(tokens_NxS)))
+        count = -(-len(tokens_NxS) // (self.gradcache_chunk_size or len(tokens_NxS)))
         if count == 1:
             return encode(params, tokens_NxS, rng)
         if len(tokens_NxS) % count:
             raise UserError(
-                f"DualEncoder.chunk_size: {self.chunk_size} does not cut {len(tokens_NxS)} texts into equal "
-                "parts: choose a divisor of the batch"
+                f"DualEncoder.gradcache_chunk_size: {self.gradcache_chunk_size} does not cut "
+                f"{len(tokens_NxS)} texts into equal parts: choose a divisor of the batch"
             )
 
         def encode_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -9,8 +9,8 @@ import optax
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.models.objectives import cross_entropy, divergence
-from retrieval_jax.models.softmax import exact_products, softmax_of_logits, softmax_of_products
+from retrieval_jax.models.objectives import cross_entropy, symmetric_kl
+from retrieval_jax.models.softmax import blockwise_softmax_stats, exact_products, softmax_stats
 from retrieval_jax.models.t5 import T5, Segments, output_kernel, unstack_layers
 
 Batch = Mapping[str, jax.Array]
@@ -30,9 +30,9 @@ class EncoderDecoder:
       optimizer_def: None for a model that does not learn.
       label_smoothing, z_loss: see `cross_entropy`.
       consistency: weight of the consistency loss (R-Drop, as in NCI): each example is read twice, with
-        different dropout, and the two answers shall be alike; see `divergence`.
-      logits_at_once: about the most output logits that a device holds at once; None: all of a batch. See
-        `softmax_of_products`.
+        different dropout, and the two answers shall be alike; see `symmetric_kl`.
+      max_logits_per_block: about how many output logits a device holds at a time; None: those of the whole
+        batch. See `blockwise_softmax_stats`.
     """
 
     def __init__(
@@ -42,17 +42,19 @@ class EncoderDecoder:
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         consistency: float = 0.0,
-        logits_at_once: int | None = None,
+        max_logits_per_block: int | None = None,
     ):
         self.config = config
         self.module = T5(config)
         # Searching steps through a decoder layer by layer, and keeps nothing for a gradient.
-        self.stepwise = T5(dataclasses.replace(config, scan_layers=False, remat="none"))
+        self.decode_module = T5(dataclasses.replace(config, scan_layers=False, remat="none"))
         self.optimizer_def = optimizer_def
         self.label_smoothing, self.z_loss, self.consistency = label_smoothing, z_loss, consistency
-        self.logits_at_once = logits_at_once
-        if consistency and logits_at_once:
-            raise UserError("consistency compares whole softmaxes: set logits_at_once=None, or consistency=0")
+        self.max_logits_per_block = max_logits_per_block
+        if consistency and max_logits_per_block:
+            raise UserError(
+                "consistency compares whole softmaxes: set max_logits_per_block=None, or consistency=0"
+            )
 
     @property
     def FEATURE_CONVERTER_CLS(self):
@@ -68,8 +70,8 @@ class EncoderDecoder:
         targets = jnp.ones(input_shapes["decoder_input_tokens"], jnp.int32)
         return self.module.init(rng, inputs, targets)
 
-    def stepwise_variables(self, params: dict) -> dict:
-        """What `stepwise` is applied to."""
+    def decode_variables(self, params: dict) -> dict:
+        """What `decode_module` is applied to."""
         return {"params": unstack_layers(params) if self.config.scan_layers else params}
 
     def hidden(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
@@ -110,12 +112,12 @@ class EncoderDecoder:
         targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"].astype(jnp.float32)
         x_BxTxE = self.hidden(params, batch, dropout_rng)
         kernel_ExV = output_kernel(self.config, params)
-        if self.logits_at_once is None:
+        if self.max_logits_per_block is None:
             logits_BxTxV = self._logits(params, x_BxTxE)
-            softmax = softmax_of_logits(logits_BxTxV, targets)
+            softmax = softmax_stats(logits_BxTxV, targets)
         else:
             x_NxE = x_BxTxE.reshape(-1, x_BxTxE.shape[-1])
-            flat = softmax_of_products(x_NxE, kernel_ExV, targets.reshape(-1), self.logits_at_once)
+            flat = blockwise_softmax_stats(x_NxE, kernel_ExV, targets.reshape(-1), self.max_logits_per_block)
             softmax = jax.tree.map(lambda x: x.reshape(targets.shape), flat)
         sums_BxT = None
         if self.label_smoothing:  # the sum of all logits, without the logits
@@ -125,7 +127,7 @@ class EncoderDecoder:
         tokens = jnp.sum(weights)
         metrics = {"loss": (jnp.sum(losses_BxT * weights), tokens)}
         if twice:
-            apart_BxT = divergence(logits_BxTxV[::2], logits_BxTxV[1::2])
+            apart_BxT = symmetric_kl(logits_BxTxV[::2], logits_BxTxV[1::2])
             metrics["consistency"] = (jnp.sum(apart_BxT * weights[::2]), tokens / 2)
             metrics["loss"] = (metrics["loss"][0] + 2 * self.consistency * metrics["consistency"][0], tokens)
         right_BxT = (softmax.target >= softmax.largest) * weights

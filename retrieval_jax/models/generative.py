@@ -34,15 +34,17 @@ class GenerativeRetriever(EncoderDecoder):
         Best first, by log-probability, which no docid left out has above the bound; see
         `constrained_beam_search`, also for `mesh`. Cross-attention's keys and values are made once a query.
         """
-        variables, inputs_BxS = self.stepwise_variables(params), batch["encoder_input_tokens"]
-        cross, cache = self.stepwise.apply(variables, inputs_BxS, 1, trie.length, method="start")
+        variables, inputs_BxS = self.decode_variables(params), batch["encoder_input_tokens"]
+        cross_kv, cache = self.decode_module.apply(variables, inputs_BxS, 1, trie.length, method="prefill")
 
         def step(tokens, position, cache, tokens_S):
-            x_BxKxE, cache = self.stepwise.apply(
-                variables, tokens, position, cache, cross, inputs_BxS, method="step"
+            x_BxKxE, cache = self.decode_module.apply(
+                variables, tokens, position, cache, cross_kv, inputs_BxS, method="decode_step"
             )
             with exact_products():
-                return *self.stepwise.apply(variables, x_BxKxE, tokens_S, method="some_logits"), cache
+                return *self.decode_module.apply(
+                    variables, x_BxKxE, tokens_S, method="candidate_logits"
+                ), cache
 
         rows, scores, bound = constrained_beam_search(step, cache, trie, beams, mesh)
         return rows, {"scores": scores, "bound": bound}

@@ -16,7 +16,7 @@ from retrieval_jax.core.values import Natural, Positive, Share
 from retrieval_jax.data.vocabulary import PAD
 
 KeysValues = tuple[jax.Array, jax.Array]
-MASKED = -1e10  # added to attention logits; finite, so that an all-padding row stays finite
+NEG_INF = -1e10  # added to attention logits; finite, so that an all-padding row stays finite
 ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
@@ -178,13 +178,15 @@ class Attention(nn.Module):
         query_BxTxHxD = self._heads(self.query(x_BxTxE))
         logits_BxHxTxS = jnp.einsum("bthd,bshd->bhts", query_BxTxHxD, keys_BxSxHxD)
         # Mask and bias stay apart until here: their sum, BxHxTxS, would be kept for all layers of a scan.
-        masked = jnp.where(mask_BxTxS[:, None], logits_BxHxTxS.astype(jnp.float32) + bias_HxTxS, MASKED)
+        masked = jnp.where(mask_BxTxS[:, None], logits_BxHxTxS.astype(jnp.float32) + bias_HxTxS, NEG_INF)
         weights = jax.nn.softmax(masked, axis=-1)
         weights = self.dropout(weights.astype(self.config.dtype), deterministic)
         mixed_BxTxHxD = jnp.einsum("bhts,bshd->bthd", weights, values_BxSxHxD)
         return self.out(mixed_BxTxHxD.reshape(*mixed_BxTxHxD.shape[:2], -1))
 
-    def attend_own(self, x_BxKxE: jax.Array, keys_values: KeysValues, bias_HxT: jax.Array) -> jax.Array:
+    def decode_self_attention(
+        self, x_BxKxE: jax.Array, keys_values: KeysValues, bias_HxT: jax.Array
+    ) -> jax.Array:
         """Each of K beams attends from its newest token to its own keys, each BxKxHxTxD. Gives BxKxE.
 
         A head's keys lie together: a third of the time, on a CPU, of the same sums with the heads innermost.
@@ -289,9 +291,11 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(c)
         self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
 
-    def _after_self_attention(self, x, cross: KeysValues, cross_mask_BxTxS, deterministic: bool) -> jax.Array:
+    def _after_self_attention(
+        self, x, cross_kv: KeysValues, cross_mask_BxTxS, deterministic: bool
+    ) -> jax.Array:
         h = self.pre_cross_attention_layer_norm(x)
-        attended = self.encoder_decoder_attention(h, cross, cross_mask_BxTxS, deterministic)
+        attended = self.encoder_decoder_attention(h, cross_kv, cross_mask_BxTxS, deterministic)
         x = x + self.dropout(attended, deterministic)
         return x + self.dropout(self.mlp(self.pre_mlp_layer_norm(x), deterministic), deterministic)
 
@@ -310,22 +314,39 @@ class DecoderLayer(nn.Module):
     def cross_keys_values(self, encoded_BxSxE: jax.Array) -> KeysValues:
         return self.encoder_decoder_attention.keys_values(encoded_BxSxE)
 
-    def step(
-        self, x_BxKxE, position, kept: KeysValues, cross: KeysValues, bias_HxT, cross_mask_BxTxS
+    def decode_step(
+        self,
+        x_BxKxE: jax.Array,
+        position: jax.Array | int,
+        kv_cache: KeysValues,
+        cross_kv: KeysValues,
+        bias_HxT: jax.Array,
+        cross_mask_BxTxS: jax.Array,
     ) -> tuple[jax.Array, KeysValues]:
-        """One token for each of K beams; their keys and values go into `kept`, each BxKxHxTxD, at `position`.
+        """Feeds one token of each of K beams through the layer, and adds its keys and values to the cache.
 
-        Self-attention is each beam's own; cross-attention treats the beams as positions, so that they
-        share their query's keys and values without a copy. Gives (BxKxE, `kept` with this token).
+        Each beam's self-attention sees the beam alone. Cross-attention treats beams as positions, so that
+        they share the keys and values of their query without a copy.
+
+        Args:
+          x_BxKxE: the tokens.
+          position: where in the cache their keys and values go.
+          kv_cache: keys and values of the beams' earlier tokens, each B×K×H×T×D.
+          cross_kv: keys and values of the encodings, each B×S×H×D.
+          bias_HxT: added to the logits of self-attention; it also masks later positions.
+          cross_mask_BxTxS: which encodings may be attended to (its T may be 1).
+
+        Returns:
+          (B×K×E; the cache with these tokens).
         """
         h = self.pre_self_attention_layer_norm(x_BxKxE)
-        kept = jax.tree.map(
+        kv_cache = jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, :, :, None], position, axis=3),
-            kept,
+            kv_cache,
             self.self_attention.keys_values(h),
         )
-        x = x_BxKxE + self.self_attention.attend_own(h, kept, bias_HxT)
-        return self._after_self_attention(x, cross, cross_mask_BxTxS, deterministic=True), kept
+        x = x_BxKxE + self.self_attention.decode_self_attention(h, kv_cache, bias_HxT)
+        return self._after_self_attention(x, cross_kv, cross_mask_BxTxS, deterministic=True), kv_cache
 
 
 def run_layers(

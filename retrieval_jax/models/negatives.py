@@ -14,15 +14,15 @@ from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.models.softmax import block_width, mesh_axes, on_shards
 
-NONE = -1e30  # the log of nothing: finite, so that no gradient is NaN
+NEG_INF = -1e30  # the log of nothing: finite, so that no gradient is NaN
 
 
 class Negatives(NamedTuple):
     """Float32.
 
     Attributes:
-      of_queries: B, each query's log-sum-exp of its scores of its negatives, or its largest score alone; NONE
-        without any.
+      of_queries: B, the log-sum-exp of each query's scores of its negatives, or the largest of these scores
+        alone; NEG_INF for a query without negatives.
       of_passages: M, each passage's log-sum-exp of its scores of the queries that it does not answer.
       largest: B, each query's score of its hardest negative; without a gradient.
     """
@@ -37,8 +37,8 @@ def batch_negatives(
     passages_MxE: jax.Array,
     known_BxK: jax.Array,
     passage_M: jax.Array,
-    hardest: bool = False,
-    logits_at_once: int = 1 << 26,
+    hardest_negative_only: bool = False,
+    max_logits_per_block: int = 1 << 26,
 ) -> Negatives:
     """Of scores that are the vectors' dot products.
 
@@ -52,33 +52,37 @@ def batch_negatives(
         nothing but -1 is no query.
       passage_M: int32, which passage it is; -1 is none, and nobody's negative. One that is there several
         times counts several times.
-      hardest: whether of a query's negatives the hardest alone counts (the first, of equals).
-      logits_at_once: about the most scores that a device holds.
+      hardest_negative_only: whether only the negative of highest score counts (the first, if several tie).
+      max_logits_per_block: about how many scores a device holds at a time.
     """
-    static = hardest, logits_at_once, mesh_axes("batch")
+    static = hardest_negative_only, max_logits_per_block, mesh_axes("batch")
     *logs, largest_B = _negatives(*static, queries_BxE, passages_MxE, known_BxK, passage_M)
     return Negatives(*logs, jax.lax.stop_gradient(largest_B))
 
 
-def own_negatives(
-    scores_BxG: jax.Array, known_BxK: jax.Array, passage_BxG: jax.Array, hardest: bool = False
+def within_group_negatives(
+    scores_BxG: jax.Array, known_BxK: jax.Array, passage_BxG: jax.Array, hardest_negative_only: bool = False
 ) -> Negatives:
-    """The same of the query's own candidates alone, whose scores are given; `of_passages` is NONE."""
+    """The same of the query's own candidates alone, whose scores are given; `of_passages` is NEG_INF."""
     answers_BxG = jnp.any(known_BxK[:, :, None] == passage_BxG[:, None, :], axis=1)
-    own_BxG = jnp.where((passage_BxG >= 0) & ~answers_BxG, scores_BxG, NONE)
+    own_BxG = jnp.where((passage_BxG >= 0) & ~answers_BxG, scores_BxG, NEG_INF)
     largest_B = jnp.max(own_BxG, axis=1)
-    of_queries_B = largest_B if hardest else jax.nn.logsumexp(own_BxG, axis=1)
-    return Negatives(of_queries_B, jnp.full(scores_BxG.size, NONE), jax.lax.stop_gradient(largest_B))
+    of_queries_B = largest_B if hardest_negative_only else jax.nn.logsumexp(own_BxG, axis=1)
+    return Negatives(of_queries_B, jnp.full(scores_BxG.size, NEG_INF), jax.lax.stop_gradient(largest_B))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _negatives(hardest, logits_at_once, over, queries_BxE, passages_MxE, known_BxK, passage_M):
-    return _forward(hardest, logits_at_once, over, queries_BxE, passages_MxE, known_BxK, passage_M)[0]
+def _negatives(
+    hardest_negative_only, max_logits_per_block, over, queries_BxE, passages_MxE, known_BxK, passage_M
+):
+    return _forward(
+        hardest_negative_only, max_logits_per_block, over, queries_BxE, passages_MxE, known_BxK, passage_M
+    )[0]
 
 
-def _forward(hardest: bool, logits_at_once: int, over: tuple[str, ...], *arrays):
+def _forward(hardest_negative_only: bool, max_logits_per_block: int, over: tuple[str, ...], *arrays):
     def of_shard(queries_BxE, passages_MxE, known_BxK, passage_M):
-        blocks = _blocks(passages_MxE, passage_M, over, len(queries_BxE), logits_at_once)
+        blocks = _blocks(passages_MxE, passage_M, over, len(queries_BxE), max_logits_per_block)
 
         def add(carry, block):
             largest_B, total_B, hardest_B = carry
@@ -92,13 +96,13 @@ def _forward(hardest: bool, logits_at_once: int, over: tuple[str, ...], *arrays)
             return (larger_B, total_B, hardest_B), (best_C, jnp.sum(jnp.exp(logits_BxC - best_C), axis=0))
 
         B = len(queries_BxE)
-        start = (jnp.full(B, NONE), jnp.zeros(B), jnp.zeros(B, jnp.int32))
+        start = (jnp.full(B, NEG_INF), jnp.zeros(B), jnp.zeros(B, jnp.int32))
         (largest_B, total_B, hardest_B), columns = jax.lax.scan(add, start, blocks)
         largest_M, total_M = (x.reshape(-1) for x in columns)
         if over:
             own_M, largest_M = largest_M, jax.lax.pmax(largest_M, over)
             total_M = jax.lax.psum(total_M * jnp.exp(own_M - largest_M), over)
-        of_queries_B = largest_B if hardest else largest_B + jnp.log(total_B)
+        of_queries_B = largest_B if hardest_negative_only else largest_B + jnp.log(total_B)
         return of_queries_B, largest_M + jnp.log(total_M), largest_B, hardest_B
 
     of_queries_B, of_passages_M, largest_B, hardest_B = on_shards(
@@ -107,13 +111,13 @@ def _forward(hardest: bool, logits_at_once: int, over: tuple[str, ...], *arrays)
     return (of_queries_B, of_passages_M, largest_B), (*arrays, of_queries_B, of_passages_M, hardest_B)
 
 
-def _backward(hardest: bool, logits_at_once: int, over: tuple[str, ...], kept, gradients):
+def _backward(hardest_negative_only: bool, max_logits_per_block: int, over: tuple[str, ...], kept, gradients):
     def of_shard(queries_BxE, passages_MxE, known_BxK, passage_M, log_B, log_M, hardest_B, of_B, of_M):
-        blocks = _blocks(passages_MxE, passage_M, over, len(queries_BxE), logits_at_once)
+        blocks = _blocks(passages_MxE, passage_M, over, len(queries_BxE), max_logits_per_block)
 
         def add(of_queries_BxE, block):
             logits_BxC, there_BxC = _scores(queries_BxE, known_BxK, block)
-            if hardest:
+            if hardest_negative_only:
                 share_BxC = (block.number_C == hardest_B[:, None]).astype(jnp.float32)
             else:
                 share_BxC = jnp.exp(logits_BxC - log_B[:, None])
@@ -146,22 +150,24 @@ class _Block(NamedTuple):
     number_C: jax.Array
 
 
-def _blocks(passages_MxE, passage_M, over: tuple[str, ...], queries: int, logits_at_once: int) -> _Block:
+def _blocks(
+    passages_MxE, passage_M, over: tuple[str, ...], queries: int, max_logits_per_block: int
+) -> _Block:
     """All devices' passages, cut into blocks along a new first axis."""
     if over:
         passages_MxE = jax.lax.all_gather(passages_MxE, over, tiled=True)
         passage_M = jax.lax.all_gather(passage_M, over, tiled=True)
-    width = block_width(queries, len(passage_M), logits_at_once)
+    width = block_width(queries, len(passage_M), max_logits_per_block)
     whole = _Block(passages_MxE, passage_M, jnp.arange(len(passage_M)))
     return jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), whole)
 
 
 def _scores(queries_BxE, known_BxK, block: _Block) -> tuple[jax.Array, jax.Array]:
-    """(scores B×C, NONE of what is no negative; which are negatives)."""
+    """(scores B×C, NEG_INF of what is no negative; which are negatives)."""
     answers_BxC = jnp.any(known_BxK[:, :, None] == block.passage_C, axis=1)
     queries_B = jnp.any(known_BxK >= 0, axis=1)
     there_BxC = queries_B[:, None] & (block.passage_C >= 0) & ~answers_BxC
-    return jnp.where(there_BxC, _dot(queries_BxE, block.passages_CxE.T), NONE), there_BxC
+    return jnp.where(there_BxC, _dot(queries_BxE, block.passages_CxE.T), NEG_INF), there_BxC
 
 
 def _dot(a, b) -> jax.Array:

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retrieval_jax.models.softmax import SoftmaxOfTargets
+from retrieval_jax.models.softmax import SoftmaxStats
 
 
 def cross_entropy(
-    softmax: SoftmaxOfTargets,
+    softmax: SoftmaxStats,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     outputs: int | None = None,
@@ -31,7 +31,7 @@ def cross_entropy(
     return loss + z_loss * jnp.square(softmax.log_z)
 
 
-def divergence(logits_a: jax.Array, logits_b: jax.Array) -> jax.Array:
+def symmetric_kl(logits_a: jax.Array, logits_b: jax.Array) -> jax.Array:
     """½ [KL(a‖b) + KL(b‖a)] in nats, over the last axis of float32 logits (R-Drop, Liang et al. 2021, eq. 2).
 
     It equals ½ Σ (p_a - p_b) (log p_a - log p_b), whose terms are all finite and none negative, where

@@ -28,14 +28,14 @@ class QueryGenerator(EncoderDecoder):
 
         See `sample_top_k`. A passage is encoded once for all its queries.
         """
-        variables = self.stepwise_variables(params)
-        cross, cache = self.stepwise.apply(variables, passages_BxS, count, length, method="start")
+        variables = self.decode_variables(params)
+        cross_kv, cache = self.decode_module.apply(variables, passages_BxS, count, length, method="prefill")
 
         def step(tokens, position, cache):
-            x_BxNxE, cache = self.stepwise.apply(
-                variables, tokens, position, cache, cross, passages_BxS, method="step"
+            x_BxNxE, cache = self.decode_module.apply(
+                variables, tokens, position, cache, cross_kv, passages_BxS, method="decode_step"
             )
-            return self.stepwise.apply(variables, x_BxNxE, method="logits"), cache
+            return self.decode_module.apply(variables, x_BxNxE, method="logits"), cache
 
         return sample_top_k(step, cache, keys_B, count, length, temperature, top_k)
 

@@ -5,7 +5,7 @@ N is any number of tokens, each a vector of E; the softmax has V outputs and its
 Whatever the dtype of the network, this layer reads its input as float32, multiplies it by the float32 kernel
 and adds up in float32, as T5X does: bfloat16 has 8 significant bits, so that of 40 neighbouring logits about
 half are equal. Every logit of this module is made by `logits_of`, so that training (with or without
-`logits_at_once`), search and scoring have the same numbers.
+`max_logits_per_block`), search and scoring have the same numbers.
 """
 
 import functools
@@ -36,7 +36,7 @@ def exact_products() -> AbstractContextManager:
     return jax.default_matmul_precision("highest")
 
 
-def some_logits(
+def candidate_logits(
     x_BxKxE: jax.Array, kernel_ExV: jax.Array, tokens_S: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Float32 (logits BxKxS of some tokens, log-sum-exp BxK of all logits)."""
@@ -78,7 +78,7 @@ def log_z(x_BxKxE: jax.Array, kernel_ExV: jax.Array, blocks: int) -> jax.Array:
     return jax.nn.logsumexp(largest_BxKxG + jnp.log(total_BxKxG), axis=-1)
 
 
-class SoftmaxOfTargets(NamedTuple):
+class SoftmaxStats(NamedTuple):
     """What a cross-entropy needs of a softmax, of each of N tokens (any shape), float32.
 
     Attributes:
@@ -92,18 +92,18 @@ class SoftmaxOfTargets(NamedTuple):
     largest: jax.Array
 
 
-def softmax_of_logits(logits: jax.Array, targets: jax.Array) -> SoftmaxOfTargets:
+def softmax_stats(logits: jax.Array, targets: jax.Array) -> SoftmaxStats:
     """Of float32 logits …×V and int32 targets …"""
     # By comparing, not by a gather: logits that lie over several devices then stay where they are.
     chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
     target = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-    return SoftmaxOfTargets(target, jax.nn.logsumexp(logits, axis=-1), largest)
+    return SoftmaxStats(target, jax.nn.logsumexp(logits, axis=-1), largest)
 
 
-def softmax_of_products(
-    x_NxE: jax.Array, kernel_ExV: jax.Array, targets_N: jax.Array, logits_at_once: int
-) -> SoftmaxOfTargets:
+def blockwise_softmax_stats(
+    x_NxE: jax.Array, kernel_ExV: jax.Array, targets_N: jax.Array, max_logits_per_block: int
+) -> SoftmaxStats:
     """The same of the logits x · kernel, without ever holding all of them, neither here nor backwards.
 
     They are made a block of outputs at a time, and made again for the gradient: one matrix product more than
@@ -115,11 +115,9 @@ def softmax_of_products(
       x_NxE: in any dtype; its gradient has the same.
       kernel_ExV: float32.
       targets_N: int32.
-      logits_at_once: about the most that a device holds.
+      max_logits_per_block: about the most that a device holds.
     """
-    return SoftmaxOfTargets(
-        *_softmax_of_products(logits_at_once, _Places.here(), x_NxE, kernel_ExV, targets_N)
-    )
+    return SoftmaxStats(*_blockwise_stats(max_logits_per_block, _Places.here(), x_NxE, kernel_ExV, targets_N))
 
 
 def mesh_axes(name: str) -> tuple[str, ...]:
@@ -155,11 +153,11 @@ class _Places(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _softmax_of_products(logits_at_once: int, places: _Places, x_NxE, kernel_ExV, targets_N):
-    return _forward(logits_at_once, places, x_NxE, kernel_ExV, targets_N)[0]
+def _blockwise_stats(max_logits_per_block: int, places: _Places, x_NxE, kernel_ExV, targets_N):
+    return _forward(max_logits_per_block, places, x_NxE, kernel_ExV, targets_N)[0]
 
 
-def _forward(logits_at_once: int, places: _Places, x_NxE, kernel_ExV, targets_N):
+def _forward(max_logits_per_block: int, places: _Places, x_NxE, kernel_ExV, targets_N):
     def of_shard(x_NxE, kernel_ExV, targets_N):
         targets_N = _own(targets_N, kernel_ExV, places)
         shape = (len(x_NxE),)
@@ -176,7 +174,7 @@ def _forward(logits_at_once: int, places: _Places, x_NxE, kernel_ExV, targets_N)
                 target_N + jnp.sum(jnp.where(chosen_NxC, logits_NxC, 0.0), axis=1),
             ), None
 
-        width = block_width(len(x_NxE), kernel_ExV.shape[1], logits_at_once)
+        width = block_width(len(x_NxE), kernel_ExV.shape[1], max_logits_per_block)
         start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.zeros(shape))
         firsts = jnp.arange(0, kernel_ExV.shape[1], width)
         (largest_N, total_N, target_N), _ = jax.lax.scan(add, start, firsts)
@@ -191,7 +189,7 @@ def _forward(logits_at_once: int, places: _Places, x_NxE, kernel_ExV, targets_N)
     return result, (x_NxE, kernel_ExV, targets_N, result[1])
 
 
-def _backward(logits_at_once: int, places: _Places, kept, gradients):
+def _backward(max_logits_per_block: int, places: _Places, kept, gradients):
     x_NxE, kernel_ExV, targets_N, log_z_N = kept
 
     def of_shard(x_NxE, kernel_ExV, targets_N, log_z_N, of_target_N, of_log_z_N):
@@ -209,7 +207,7 @@ def _backward(logits_at_once: int, places: _Places, kept, gradients):
                 jax.lax.dynamic_update_slice_in_dim(of_kernel_ExV, of_part_ExC, first, axis=1),
             ), None
 
-        width = block_width(len(x_NxE), kernel_ExV.shape[1], logits_at_once)
+        width = block_width(len(x_NxE), kernel_ExV.shape[1], max_logits_per_block)
         start = (jnp.zeros(x_NxE.shape), jnp.zeros(kernel_ExV.shape))
         (of_x_NxE, of_kernel_ExV), _ = jax.lax.scan(add, start, jnp.arange(0, kernel_ExV.shape[1], width))
         if places.over_V:
@@ -224,7 +222,7 @@ def _backward(logits_at_once: int, places: _Places, kept, gradients):
     return of_x_NxE, of_kernel_ExV, None
 
 
-_softmax_of_products.defvjp(_forward, _backward)
+_blockwise_stats.defvjp(_forward, _backward)
 
 
 def _own(targets_N, kernel_ExV, places: _Places):
@@ -239,7 +237,7 @@ def _block(x_NxE, kernel_ExV, targets_N, first, width: int):
     return logits_NxC, first + jnp.arange(width) == targets_N[:, None], part_ExC
 
 
-def block_width(tokens: int, outputs: int, logits_at_once: int) -> int:
+def block_width(tokens: int, outputs: int, max_logits_per_block: int) -> int:
     """The widest block that divides the outputs and has no more logits than that."""
-    most = max(logits_at_once // tokens, 1)
+    most = max(max_logits_per_block // tokens, 1)
     return max(n for n in range(1, min(most, outputs) + 1) if outputs % n == 0)

@@ -19,7 +19,7 @@ import numpy as np
 
 from retrieval_jax.data.vocabulary import PAD
 from retrieval_jax.models.layers import (
-    MASKED,
+    NEG_INF,
     STACK_AXIS,
     DecoderLayer,
     Dense,
@@ -32,7 +32,7 @@ from retrieval_jax.models.layers import (
     constrain,
     run_layers,
 )
-from retrieval_jax.models.softmax import logits_of, some_logits
+from retrieval_jax.models.softmax import candidate_logits, logits_of
 
 PAWA_TOKENS = 2048
 STACKS = {"encoder": "encoder", "decoder": "decoder", "pawa_decoder": "decoder"}
@@ -98,16 +98,25 @@ class DecoderStack(nn.Module):
     def cross_keys_values(self, encoded_BxSxE: jax.Array) -> list[KeysValues]:
         return [layer.cross_keys_values(encoded_BxSxE) for layer in self.layers]
 
-    def step(self, x_BxKxE, position, cache: list, cross: list, cross_mask_BxTxS) -> tuple[jax.Array, list]:
-        positions = np.arange(cache[0][0].shape[3])
+    def decode_step(
+        self, x_BxKxE, position, kv_cache: list[KeysValues], cross_kv: list[KeysValues], cross_mask_BxTxS
+    ) -> tuple[jax.Array, list[KeysValues]]:
+        """Feeds one token a beam through the layers; see `T5.decode_step`.
+
+        Returns:
+          (the stack's output B×K×E after its last norm; the cache with the token's keys and values).
+        """
+        positions = np.arange(kv_cache[0][0].shape[3])
         bias_HxTxT = self.relpos_bias(positions, positions)
         bias_HxT = jax.lax.dynamic_index_in_dim(bias_HxTxT, position, axis=1, keepdims=False)
-        bias_HxT += jnp.where(positions <= position, 0.0, MASKED)
-        x, longer = x_BxKxE, []
-        for layer, kept, shared in zip(self.layers, cache, cross, strict=True):
-            x, kept = layer.step(x, position, kept, shared, bias_HxT, cross_mask_BxTxS)
-            longer.append(kept)
-        return self.decoder_norm(x), longer
+        bias_HxT += jnp.where(positions <= position, 0.0, NEG_INF)
+        x, new_cache = x_BxKxE, []
+        for layer, layer_cache, layer_cross_kv in zip(self.layers, kv_cache, cross_kv, strict=True):
+            x, layer_cache = layer.decode_step(
+                x, position, layer_cache, layer_cross_kv, bias_HxT, cross_mask_BxTxS
+            )
+            new_cache.append(layer_cache)
+        return self.decoder_norm(x), new_cache
 
 
 class Decoder(DecoderStack):
@@ -224,43 +233,61 @@ class T5(nn.Module):
         """Float32 logits BxTxV; see `hidden`."""
         return self.logits(self.hidden(inputs_BxS, decoder_inputs_BxT, deterministic))
 
-    def start(
+    def prefill(
         self, inputs_BxS: jax.Array, beams: int, length: int
     ) -> tuple[list[KeysValues], list[KeysValues]]:
-        """Encodes queries, for `step` to write up to `length` tokens for each of some beams.
+        """Encodes queries, for `decode_step` to write up to `length` tokens in each of K beams.
 
-        Gives (each decoder layer's cross-attention keys and values, BxSxHxD, made once a query; its empty
-        cache of the beams' own, BxKxTxHxD), the PAWA decoder's layers last.
+        Args:
+          inputs_BxS: int32 tokens, 0 is padding.
+          beams: K, for which the empty cache has room.
+          length: T, how many tokens the cache has room for.
+
+        Returns:
+          (cross_kv: each decoder layer's cross-attention keys and values B×S×H×D, made once a query;
+          kv_cache: each layer's empty self-attention cache B×K×H×T×D). The PAWA decoder's layers come last.
         """
         c = self.config
         encoded = self.encode(inputs_BxS)
-        cross = self.decoder.cross_keys_values(encoded)
+        cross_kv = self.decoder.cross_keys_values(encoded)
         if c.pawa_layers:
-            cross += self.pawa_decoder.cross_keys_values(encoded)
+            cross_kv += self.pawa_decoder.cross_keys_values(encoded)
         empty = jnp.zeros((inputs_BxS.shape[0], beams, c.num_heads, length, c.head_dim), c.dtype)
-        return cross, [(empty, empty)] * len(cross)
+        return cross_kv, [(empty, empty)] * len(cross_kv)
 
-    def step(
+    def decode_step(
         self,
         tokens_BxK: jax.Array,
         position: jax.Array | int,
-        cache: list[KeysValues],
-        cross: list[KeysValues],
+        kv_cache: list[KeysValues],
+        cross_kv: list[KeysValues],
         inputs_BxS: jax.Array,
     ) -> tuple[jax.Array, list[KeysValues]]:
-        """What the decoder makes of K beams whose newest token stands at `position`; and the cache with it.
+        """Feeds the newest token of each of K beams through the decoder.
 
-        Gives BxKxE, from which `logits` or `some_logits` read the next token's. The shapes are those of every
-        position, so a loop around the step compiles it once. A search that re-orders its beams re-orders the
-        cache's second axis.
+        The shapes are the same at every position, so a loop around the step compiles it once. A search that
+        re-orders its beams re-orders the second axis of the cache.
+
+        Args:
+          tokens_BxK: int32, the newest tokens; at position 0 they are 0 (T5's start token).
+          position: of these tokens, from 0; may be traced.
+          kv_cache: keys and values of the tokens before; see `prefill`.
+          cross_kv: keys and values of the queries; see `prefill`.
+          inputs_BxS: the queries' tokens, of which padding is masked.
+
+        Returns:
+          (B×K×E, from which `logits` or `candidate_logits` read the next tokens' logits; the cache with the
+          newest tokens).
         """
         n, mask = self.config.num_decoder_layers, _real(inputs_BxS)
         embedded_BxKxE = self._embed_targets(tokens_BxK)
-        x, cache_of_decoder = self.decoder.step(embedded_BxKxE, position, cache[:n], cross[:n], mask)
+        x, new_cache = self.decoder.decode_step(embedded_BxKxE, position, kv_cache[:n], cross_kv[:n], mask)
         if not self.config.pawa_layers:
-            return self._scaled(x), cache_of_decoder
-        adapting, cache_of_pawa = self.pawa_decoder.step(embedded_BxKxE, position, cache[n:], cross[n:], mask)
-        return self._scaled(self.pawa_adaptor(x, adapting)), cache_of_decoder + cache_of_pawa
+            return self._scaled(x), new_cache
+        adapting, pawa_cache = self.pawa_decoder.decode_step(
+            embedded_BxKxE, position, kv_cache[n:], cross_kv[n:], mask
+        )
+        return self._scaled(self.pawa_adaptor(x, adapting)), new_cache + pawa_cache
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         """T5 1.0's embedding has rows of length about √E, and its softmax reads with them."""
@@ -272,9 +299,9 @@ class T5(nn.Module):
             return self.decoder.logits(x_BxKxE)
         return logits_of(x_BxKxE, self._kernel())
 
-    def some_logits(self, x_BxKxE: jax.Array, tokens_S: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def candidate_logits(self, x_BxKxE: jax.Array, tokens_S: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Float32 (logits BxKxS of some tokens, log-sum-exp BxK of all logits) of what `step` gave."""
-        return some_logits(x_BxKxE, self._kernel(), tokens_S)
+        return candidate_logits(x_BxKxE, self._kernel(), tokens_S)
 
     def _kernel(self) -> jax.Array:
         params = nn.unbox(self.variables["params"])  # while they are made, with their axes' names

@@ -39,14 +39,14 @@ def test_gin_changes_nothing_of_a_saved_model(folder: Path, tmp_path: Path, coll
             "DualEncoder.scale": 1.0,
             "DualEncoder.bidirectional": False,
             "GenerativeRetriever.consistency": 1.0,
-            "GenerativeRetriever.logits_at_once": 10,
+            "GenerativeRetriever.max_logits_per_block": 10,
         }.items():
             gin.bind_parameter(name, value)
     opened = open_model(folder).model
     assert (opened.scale, opened.bidirectional) == (20.0, True)
     assert opened.config == T5Config(*SIZES, dropout_rate=0.1, remat="none")
     other = open_model(tmp_path / "other").model
-    assert (other.consistency, other.logits_at_once) == (0.0, None)
+    assert (other.consistency, other.max_logits_per_block) == (0.0, None)
 
 
 @pytest.mark.parametrize(

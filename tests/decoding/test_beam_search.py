@@ -106,11 +106,11 @@ def search(t5):
     @functools.partial(jax.jit, static_argnames="beams")
     def search(params, trie, queries, beams):
         apply = functools.partial(module.apply, {"params": params})
-        cross, cache = apply(queries, 1, LENGTH, method="start")
+        cross_kv, cache = apply(queries, 1, LENGTH, method="prefill")
 
         def step(tokens, position, cache, some):
-            x, cache = apply(tokens, position, cache, cross, queries, method="step")
-            return *apply(x, some, method="some_logits"), cache
+            x, cache = apply(tokens, position, cache, cross_kv, queries, method="decode_step")
+            return *apply(x, some, method="candidate_logits"), cache
 
         return constrained_beam_search(step, cache, trie, beams)
 

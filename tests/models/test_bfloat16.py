@@ -56,9 +56,9 @@ def reference(model, params, given) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("logits_at_once", [None, B * T * 64])
-def test_loss_and_gradients_of_both_paths(tied: bool, logits_at_once: int | None):
-    model, params = model_and_params(tied, logits_at_once=logits_at_once)
+@pytest.mark.parametrize("max_logits_per_block", [None, B * T * 64])
+def test_loss_and_gradients_of_both_paths(tied: bool, max_logits_per_block: int | None):
+    model, params = model_and_params(tied, max_logits_per_block=max_logits_per_block)
     given = batch()
     x, _, log_probs = reference(model, params, given)
     target = np.take_along_axis(log_probs, given["decoder_target_tokens"][..., None], -1)

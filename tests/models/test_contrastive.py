@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.contrastive import info_nce, joint_lh, lse_pair, rand1_lh, sum_marg_lh
-from retrieval_jax.models.negatives import NONE
+from retrieval_jax.models.negatives import NEG_INF
 
 joint_sum = functools.partial(joint_lh, mean=False)
 OBJECTIVES = {
@@ -95,13 +95,15 @@ def test_worked_examples():
     np.testing.assert_allclose(of_one_query(rand1_lh, pos, neg)[1], [-1 / 6, -1 / 4], rtol=1e-5)
 
 
-@pytest.mark.parametrize("others", [False, True])
-def test_with_one_positive_all_are_info_nce(others: bool):
+@pytest.mark.parametrize("positives_compete", [False, True])
+def test_with_one_positive_all_are_info_nce(positives_compete: bool):
     rng = np.random.default_rng(0)
     pos, neg = rng.normal(size=1), rng.normal(size=5)
     value = lse([*pos, *neg]) - pos[0]
     for name, objective in OBJECTIVES.items():
-        got = of_one_query(functools.partial(objective, others=others), pos, neg, after=2)
+        got = of_one_query(
+            functools.partial(objective, positives_compete=positives_compete), pos, neg, after=2
+        )
         assert got[0] == pytest.approx(value, rel=1e-5), name
 
 
@@ -113,8 +115,8 @@ def test_other_positives_in_and_out_of_the_denominator():
     inside = np.array([lse([*neg, *other]) - s for s, other in zip(pos, rest, strict=True)])
     outside = lse(neg) - pos
 
-    def check(objective, others: bool, expected: float) -> None:
-        got = of_one_query(functools.partial(objective, others=others), pos, neg)[0]
+    def check(objective, positives_compete: bool, expected: float) -> None:
+        got = of_one_query(functools.partial(objective, positives_compete=positives_compete), pos, neg)[0]
         assert got == pytest.approx(expected, rel=1e-4)
 
     check(joint_sum, False, np.log1p(np.exp(outside)).sum())
@@ -132,7 +134,7 @@ def test_nothing_comes_of_no_positive_nor_of_no_negative(name: str):
     def total(scores, negatives, positive):
         return jnp.sum(objective(scores, positive, negatives))
 
-    for negatives, positive in ((2.0, [[False] * 3]), (NONE, [[True, False, False]])):
+    for negatives, positive in ((2.0, [[False] * 3]), (NEG_INF, [[True, False, False]])):
         arguments = scores, jnp.array([negatives]), jnp.array(positive)
         value, gradients = jax.value_and_grad(total, (0, 1))(*arguments)
         assert value == 0

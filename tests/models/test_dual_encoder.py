@@ -27,7 +27,7 @@ OBJECTIVES = {
     "rand1": rand1_lh,
     "info_nce": info_nce,
 }
-# (objective, layers, chunk_size, model parallelism) on 8 devices
+# (objective, layers, gradcache_chunk_size, model parallelism) on 8 devices
 MESHED = (("joint_mean", 1, None, 1), ("joint_mean", 1, 8, 2), ("lse_pair", 0, 8, 1), ("rand1", 0, None, 2))
 
 
@@ -90,7 +90,7 @@ def info_nce_by_hand(model: DualEncoder, params: dict, batch: dict, in_batch: bo
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_the_loss_by_hand(seed: int, in_batch: bool):
     """Duplicates and known positives are no negatives; rows without a positive are left out."""
-    model = network(in_batch=in_batch, bidirectional=in_batch)
+    model = network(in_batch_negatives=in_batch, bidirectional=in_batch)
     params, batch = parameters(model), random_batch(seed)
     batch["grade"][3] = np.minimum(batch["grade"][3], 0)
     loss, metrics = model.eval_fn(params, batch)
@@ -131,13 +131,13 @@ def test_gradient_caching_gives_the_same_gradients(name: str):
     batch, plain = random_batch(), network(objective=OBJECTIVES[name], layers=0)
     params = parameters(plain)
     key = jax.random.key(3) if name == "rand1" else None  # the same draw
-    chunked = network(objective=OBJECTIVES[name], layers=0, chunk_size=2, logits_at_once=16)
+    chunked = network(objective=OBJECTIVES[name], layers=0, gradcache_chunk_size=2, max_logits_per_block=16)
     close(*(value_and_gradients(model, params, batch, key) for model in (chunked, plain)))
 
 
 def test_gradient_caching_draws_the_same_dropout_in_both_passes():
     """As chunks encoded one by one, each with its own key, by plain differentiation."""
-    model, plain = network(0.3, chunk_size=4), network(0.3)
+    model, plain = network(0.3, gradcache_chunk_size=4), network(0.3)
     params, batch, key = parameters(model), random_batch(), jax.random.key(5)
 
     def one_by_one(encode, params, tokens, rng):
@@ -152,8 +152,10 @@ def test_gradient_caching_draws_the_same_dropout_in_both_passes():
 
 
 def test_chunks_must_divide_the_batch():
-    with pytest.raises(UserError, match=r"DualEncoder.chunk_size: 3 does not cut 8 texts into equal parts"):
-        network(chunk_size=3).eval_fn(parameters(network()), random_batch())
+    with pytest.raises(
+        UserError, match=r"DualEncoder.gradcache_chunk_size: 3 does not cut 8 texts into equal parts"
+    ):
+        network(gradcache_chunk_size=3).eval_fn(parameters(network()), random_batch())
 
 
 def test_towers_of_their_own_and_a_learned_temperature():
@@ -210,7 +212,10 @@ def test_raw_dot_products():
 
 def test_the_hardest_negative_alone():
     """Of one query without positives' rivals: softplus of its largest score less the positive's."""
-    model, batch = network(hardest=True, bidirectional=False, in_batch=False), random_batch(2)
+    model, batch = (
+        network(hardest_negative_only=True, bidirectional=False, in_batch_negatives=False),
+        random_batch(2),
+    )
     params = parameters(model)
     batch = {name: x[:1] for name, x in batch.items()} | {
         "passage": np.int32([[1, 2, 3, 4]]),
@@ -223,13 +228,17 @@ def test_the_hardest_negative_alone():
     )
     expected = np.log1p(np.exp(max(scores[1:3]) - scores[0]))
     assert model.eval_fn(params, batch)[0] == pytest.approx(expected, rel=1e-5)
-    model = network(hardest=True, bidirectional=False)
+    model = network(hardest_negative_only=True, bidirectional=False)
     assert model.eval_fn(params, batch)[0] == pytest.approx(expected, rel=1e-5)
 
 
-def meshed(objective: str, layers: int, chunk_size: int | None, parallelism: int) -> tuple:
+def meshed(objective: str, layers: int, gradcache_chunk_size: int | None, parallelism: int) -> tuple:
     """Loss and gradients of a batch of 16 on all devices."""
-    settings = {"objective": OBJECTIVES[objective], "chunk_size": chunk_size, "logits_at_once": 64}
+    settings = {
+        "objective": OBJECTIVES[objective],
+        "gradcache_chunk_size": gradcache_chunk_size,
+        "max_logits_per_block": 64,
+    }
     model = network(layers=layers, **settings)
     mesh = partitioning.make_mesh(parallelism)
     boxed = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), SHAPES)["params"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax.models.negatives import NONE, batch_negatives
+from retrieval_jax.models.negatives import NEG_INF, batch_negatives
 
 
 def drawn(seed: int, B: int = 5, G: int = 2, K: int = 3, distinct: int = 9) -> tuple:
@@ -28,16 +28,16 @@ def brute_force(queries, passages, known, passage, hardest: bool = False) -> tup
                 of_passages[m].append(q @ p)
 
     def log_sum_exp(x: list[float]) -> float:
-        return np.log(np.exp(x).sum()) if x else NONE
+        return np.log(np.exp(x).sum()) if x else NEG_INF
 
-    first = (lambda x: max(x, default=NONE)) if hardest else log_sum_exp
+    first = (lambda x: max(x, default=NEG_INF)) if hardest else log_sum_exp
     return np.array([*map(first, of_queries)]), np.array([*map(log_sum_exp, of_passages)])
 
 
-def of_code(arguments, hardest: bool = False, logits_at_once: int = 1 << 26):
+def of_code(arguments, hardest: bool = False, max_logits_per_block: int = 1 << 26):
     queries, passages, known, passage = arguments
     vectors = jnp.float32(queries), jnp.float32(passages)
-    return batch_negatives(*vectors, jnp.int32(known), jnp.int32(passage), hardest, logits_at_once)
+    return batch_negatives(*vectors, jnp.int32(known), jnp.int32(passage), hardest, max_logits_per_block)
 
 
 @settings(max_examples=40, deadline=None)
@@ -67,11 +67,12 @@ def test_gradients_equal_finite_differences(hardest: bool, at_once: int):
     def total(of_queries, of_passages):
         """Of what there is: nothing's log is left out."""
         parts = [
-            (w * x)[np.asarray(x) > NONE / 2] for w, x in zip(weights, (of_queries, of_passages), strict=True)
+            (w * x)[np.asarray(x) > NEG_INF / 2]
+            for w, x in zip(weights, (of_queries, of_passages), strict=True)
         ]
         return sum(part.sum() for part in parts)
 
-    there = [np.asarray(x) > NONE / 2 for x in brute_force(queries, passages, known, passage)]
+    there = [np.asarray(x) > NEG_INF / 2 for x in brute_force(queries, passages, known, passage)]
 
     def loss(vectors):
         got = of_code((*vectors, known, passage), hardest, at_once)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax.models.objectives import cross_entropy, divergence
-from retrieval_jax.models.softmax import softmax_of_logits
+from retrieval_jax.models.objectives import cross_entropy, symmetric_kl
+from retrieval_jax.models.softmax import softmax_stats
 
 
 def smoothed(logits, target, smoothing, z_loss) -> float:
@@ -24,7 +24,7 @@ def smoothed(logits, target, smoothing, z_loss) -> float:
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 def test_cross_entropy_equals_its_definition(smoothing: float, z_loss: float):
     logits, targets = np.random.default_rng(1).normal(size=(4, 7)), np.array([0, 6, 3, 3])
-    softmax = softmax_of_logits(jnp.array(logits), jnp.array(targets))
+    softmax = softmax_stats(jnp.array(logits), jnp.array(targets))
     losses = cross_entropy(softmax, z_loss, smoothing, 7, jnp.array(logits.sum(1)))
     expected = [smoothed(x, t, smoothing, z_loss) for x, t in zip(logits, targets, strict=True)]
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
@@ -41,13 +41,13 @@ def test_divergence_is_the_mean_of_both_directions(seed: int, spread: float):
     a, b = spread * np.random.default_rng(seed).normal(size=(2, 3, 5))
     p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (a, b))
     expected = (kl(p, q) + kl(q, p)) / 2
-    np.testing.assert_allclose(divergence(jnp.array(a), jnp.array(b)), expected, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(symmetric_kl(jnp.array(a), jnp.array(b)), expected, rtol=2e-3, atol=1e-4)
 
 
 def test_divergence_stays_finite_where_that_of_probabilities_does_not():
     a, b = jnp.array([[300.0, 0.0, -50.0]]), jnp.array([[0.0, 200.0, 40.0]])
     p, q = jax.nn.softmax(a), jax.nn.softmax(b)
     assert not np.isfinite(jnp.sum(p * jnp.log(p / q)))  # as the loss is usually written
-    value, gradient = jax.value_and_grad(lambda a: divergence(a, b)[0])(a)
+    value, gradient = jax.value_and_grad(lambda a: symmetric_kl(a, b)[0])(a)
     assert value == pytest.approx((300 + 200) / 2, rel=1e-6)  # all of p is at 0, all of q at 1
     assert np.isfinite(gradient).all()

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.models.objectives import cross_entropy
 from retrieval_jax.models.softmax import (
-    SoftmaxOfTargets,
+    SoftmaxStats,
+    blockwise_softmax_stats,
+    candidate_logits,
     logits_of,
-    softmax_of_logits,
-    softmax_of_products,
-    some_logits,
+    softmax_stats,
 )
 
 
@@ -38,11 +38,11 @@ def exact(x, kernel, targets, z_loss: float) -> tuple[float, np.ndarray, np.ndar
     return loss, of_logits @ kernel.T, x.T @ of_logits, logits.argmax(1) == targets
 
 
-def blocked(x, kernel, targets, z_loss: float, logits_at_once: int):
-    """The same of softmax_of_products."""
+def blocked(x, kernel, targets, z_loss: float, max_logits_per_block: int):
+    """The same of blockwise_softmax_stats."""
 
     def loss(x, kernel):
-        softmax = softmax_of_products(x, kernel, jnp.array(targets), logits_at_once)
+        softmax = blockwise_softmax_stats(x, kernel, jnp.array(targets), max_logits_per_block)
         return jnp.sum(cross_entropy(softmax, z_loss)), softmax
 
     arguments = jnp.array(x, jnp.float32), jnp.array(kernel, jnp.float32)
@@ -59,10 +59,10 @@ def blocked(x, kernel, targets, z_loss: float, logits_at_once: int):
     st.sampled_from([1, 10, 100, 10**6]),
     st.sampled_from([0.0, 1e-3]),
 )
-def test_blocks_equal_the_whole(seed, N, E, V, logits_at_once, z_loss):
+def test_blocks_equal_the_whole(seed, N, E, V, max_logits_per_block, z_loss):
     x, kernel, targets = examples(seed, N, E, V)
     expected = exact(x, kernel, targets, z_loss)
-    found = blocked(x, kernel, targets, z_loss, logits_at_once)
+    found = blocked(x, kernel, targets, z_loss, max_logits_per_block)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
 
@@ -80,7 +80,7 @@ def test_no_array_of_all_logits_is_made():
     x, kernel, targets = (jnp.array(a) for a in examples(0, N, E, V))
 
     def loss(x, kernel):
-        softmax: SoftmaxOfTargets = softmax_of_products(x, kernel, targets, N * 64)
+        softmax: SoftmaxStats = blockwise_softmax_stats(x, kernel, targets, N * 64)
         return jnp.sum(cross_entropy(softmax))
 
     text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile().as_text()
@@ -96,15 +96,15 @@ def test_of_a_network_in_bfloat16_both_paths_are_float32():
     kernel = jnp.array(kernel / np.sqrt(E), jnp.float32)
     expected = exact(np.asarray(x, np.float64), np.asarray(kernel, np.float64), targets, 1e-3)
 
-    def loss(x, kernel, logits_at_once):
-        if logits_at_once:
-            softmax = softmax_of_products(x, kernel, jnp.array(targets), logits_at_once)
+    def loss(x, kernel, max_logits_per_block):
+        if max_logits_per_block:
+            softmax = blockwise_softmax_stats(x, kernel, jnp.array(targets), max_logits_per_block)
         else:
-            softmax = softmax_of_logits(logits_of(x, kernel), jnp.array(targets))
+            softmax = softmax_stats(logits_of(x, kernel), jnp.array(targets))
         return jnp.sum(cross_entropy(softmax, 1e-3))
 
-    for logits_at_once in (None, N * 64):
-        value, (of_x, of_kernel) = jax.value_and_grad(loss, (0, 1))(x, kernel, logits_at_once)
+    for max_logits_per_block in (None, N * 64):
+        value, (of_x, of_kernel) = jax.value_and_grad(loss, (0, 1))(x, kernel, max_logits_per_block)
         np.testing.assert_allclose(value, expected[0], rtol=1e-6)
         np.testing.assert_allclose(of_kernel, expected[2], atol=1e-5, rtol=1e-4)
         # The gradient that goes on into the network has the network's dtype: 8 significant bits.
@@ -125,7 +125,7 @@ def test_of_a_million_docids_in_bfloat16_the_best_hundred_are_in_order():
     np.testing.assert_array_equal(tokens[0], best)
     np.testing.assert_allclose(scores[0], exactly[best] - log_z, atol=1e-5)
 
-    logits, found_log_z = jax.jit(some_logits)(x, kernel, jnp.array(best))
+    logits, found_log_z = jax.jit(candidate_logits)(x, kernel, jnp.array(best))
     np.testing.assert_allclose(logits[0, 0], exactly[best], atol=1e-5)
     np.testing.assert_allclose(found_log_z[0, 0], log_z, atol=1e-5)
 
@@ -136,7 +136,7 @@ sys.path.insert(0, sys.argv[1])
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from test_softmax import blocked, examples, exact
-from retrieval_jax.models.softmax import softmax_of_products
+from retrieval_jax.models.softmax import blockwise_softmax_stats
 from retrieval_jax.models.objectives import cross_entropy
 from retrieval_jax.mesh import partitioning
 import gin
@@ -150,7 +150,7 @@ for rules in ([("vocab", "model")], [("vocab", ("model", "data"))], [("vocab", N
         mesh = partitioning.make_mesh(parallelism)
 
         def loss(x, kernel):
-            softmax = softmax_of_products(x, kernel, jnp.array(targets), 64)
+            softmax = blockwise_softmax_stats(x, kernel, jnp.array(targets), 64)
             return jnp.sum(cross_entropy(softmax, 1e-3)), softmax
 
         def run(x, kernel):

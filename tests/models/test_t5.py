@@ -128,16 +128,16 @@ def forward(config: T5Config):
 
 @functools.cache
 def stepper(config: T5Config):
-    """T5.start, and T5.step with the logits, jitted."""
+    """T5.prefill, and T5.decode_step with the logits, jitted."""
     model = T5(config)
-    start = jit(lambda v, *args: model.apply(v, *args, method="start"), static_argnums=(2, 3))
+    prefill = jit(lambda v, *args: model.apply(v, *args, method="prefill"), static_argnums=(2, 3))
 
     @jit
     def step(variables, *args):
-        x, cache = model.apply(variables, *args, method="step")
+        x, cache = model.apply(variables, *args, method="decode_step")
         return model.apply(variables, x, method="logits"), cache
 
-    return start, step
+    return prefill, step
 
 
 def random_inputs(rng: np.random.Generator, lengths: tuple[int, ...], vocab_size: int) -> np.ndarray:
@@ -233,14 +233,14 @@ def test_steps_equal_teacher_forcing(config, variables, seed):
     rng = np.random.default_rng(seed)
     inputs = random_inputs(rng, (9, 4, 1), config.vocab_size)
     B = len(inputs)
-    start, step = stepper(config)
-    cross, cache = start(variables, inputs, 1, T)
+    prefill, step = stepper(config)
+    cross_kv, cache = prefill(variables, inputs, 1, T)
     beams_BxKxt = np.zeros((B, 1, 0), int)  # one beam at first, then K that start from it
     for position in range(T):
         shape = (B, beams_BxKxt.shape[1], 1)
         newest = rng.integers(1, config.vocab_size, shape) if position else np.zeros(shape, int)
         beams_BxKxt = np.concatenate([beams_BxKxt, newest], axis=2)
-        logits_BxKxV, cache = step(variables, newest[..., 0], position, cache, cross, inputs)
+        logits_BxKxV, cache = step(variables, newest[..., 0], position, cache, cross_kv, inputs)
 
         padded = np.pad(beams_BxKxt, [(0, 0), (0, K - shape[1]), (0, T - position - 1)])
         repeated = np.repeat(inputs, K, axis=0)
@@ -272,14 +272,14 @@ def test_step_far_from_the_start(golden, config, variables):
             for i in range(config.num_decoder_layers)
         ]
 
-    start, step = stepper(config)
-    cross, cache = start(variables, inputs, 1, position + 1)
+    prefill, step = stepper(config)
+    cross_kv, cache = prefill(variables, inputs, 1, position + 1)
     cache = jax.tree.map(
         lambda empty, a: empty.at[:, 0, :, :position].set(a[:, :position].swapaxes(1, 2)),
         cache,
         passed(variables),
     )
-    logits, _ = step(variables, targets[:, -1:], position, cache, cross, inputs)
+    logits, _ = step(variables, targets[:, -1:], position, cache, cross_kv, inputs)
     np.testing.assert_allclose(logits[:, 0], golden["logits"][:, -1], atol=1e-4, rtol=0)
 
 
@@ -292,7 +292,7 @@ def test_some_logits_are_those_of_the_whole_softmax(outputs):
     kernel = 10 * rng.normal(size=(config.emb_dim, outputs)).astype(np.float32)
     variables = {"params": {"decoder": {"logits_dense": {"kernel": kernel}}}}
     tokens = rng.choice(outputs, 10)
-    logits, log_z = T5(config).apply(variables, x, tokens, method="some_logits")
+    logits, log_z = T5(config).apply(variables, x, tokens, method="candidate_logits")
     exact = x.astype(np.float64) @ kernel
     np.testing.assert_allclose(logits, exact[..., tokens], atol=1e-3)
     np.testing.assert_allclose(log_z, np.log(np.exp(exact).sum(-1)), rtol=1e-5)

@@ -228,8 +228,8 @@ def test_consistency_is_the_divergence_of_two_readings():
     assert metrics["consistency"][0] / metrics["consistency"][1] == pytest.approx(apart, rel=1e-3)
     assert loss == pytest.approx(nll + 3 * apart, rel=1e-4)
     assert metrics["loss"][0] / metrics["loss"][1] == pytest.approx(float(loss), rel=1e-6)
-    with pytest.raises(UserError, match="logits_at_once=None"):
-        GenerativeRetriever(CONFIG, consistency=1.0, logits_at_once=100)
+    with pytest.raises(UserError, match="max_logits_per_block=None"):
+        GenerativeRetriever(CONFIG, consistency=1.0, max_logits_per_block=100)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -237,6 +237,6 @@ def test_a_loss_in_blocks_is_that_of_whole_logits(smoothing: float):
     batch, params = random_batch(), parameters(GenerativeRetriever(CONFIG))
     settings = {"label_smoothing": smoothing, "z_loss": 1e-3}
     whole = GenerativeRetriever(CONFIG, **settings)
-    blocks = GenerativeRetriever(CONFIG, **settings, logits_at_once=100)
+    blocks = GenerativeRetriever(CONFIG, **settings, max_logits_per_block=100)
     close(loss_and_gradients(blocks, params, batch), loss_and_gradients(whole, params, batch))
     close(*(loss_and_metrics(model, params, batch) for model in (blocks, whole)))

@@ -146,7 +146,7 @@ def test_generative_rows_have_the_papers_settings(row: str):
     wide = folder == "msmarco_full" and docids == "atomic"
     check_chips(row, of, 64 if wide else CHIPS[size])
     if wide:
-        assert of("GenerativeRetriever.logits_at_once")
+        assert of("GenerativeRetriever.max_logits_per_block")
     kinds = ["atomic", "naive", "semantic", "semantic_2d"]
     if folder.startswith("msmarco") and size == "base" and examples in MRR and not consistency:
         figures = MRR[examples][[*COLLECTIONS].index(folder)].split()
@@ -260,7 +260,7 @@ def shrunken(row: str, library: list[str]):
     """(model, number -> batch, steps of the stages before the last) of a row on the library."""
     of = configured(row)
     own = ["T5Config.pawa_layers=1"] if binding("T5Config", "pawa_layers") else []
-    own += ["DualEncoder.chunk_size=4"] if binding("DualEncoder", "chunk_size") else []
+    own += ["DualEncoder.gradcache_chunk_size=4"] if binding("DualEncoder", "gradcache_chunk_size") else []
     of = configured(row, *library, *own)
     work = Workspace(Path(of("%WORK_DIR")))
     collection = Collection(work.collection)
@@ -281,7 +281,7 @@ def shrunken(row: str, library: list[str]):
 
 def program(model, batch: dict) -> tuple:
     """What a training step is compiled from: rows that agree in it need only one compilation."""
-    plain = {k: v for k, v in vars(model).items() if k not in ("module", "stepwise", "optimizer_def")}
+    plain = {k: v for k, v in vars(model).items() if k not in ("module", "decode_module", "optimizer_def")}
     facts = sorted((k, getattr(v, "__name__", str(v))) for k, v in plain.items())
     shapes = sorted((name, x.shape) for name, x in batch.items())
     return type(model).__name__, str(getattr(model, "settings", "")), tuple(facts), tuple(shapes)

@@ -29,7 +29,7 @@ def test_a_curriculum_with_mined_negatives(cli, tmp_path: Path):
     ]
     settings += [
         "DualEncoder.objective=@lse_pair",
-        "DualEncoder.chunk_size=8",
+        "DualEncoder.gradcache_chunk_size=8",
         "DualEncoder.learn_scale=True",
     ]
     settings += ["DualEncoder.shared_towers=False", "TrainingData.passage_length=16"]

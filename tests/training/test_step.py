@@ -193,7 +193,7 @@ def layouts() -> dict:
         if file:
             gin.add_config_file_search_path(str(configuration.gin_folder()))
             gin.parse_config_file(file)
-        settings = {"logits_at_once": 64} if "wide" in name else {}
+        settings = {"max_logits_per_block": 64} if "wide" in name else {}
         told, state = run(make, settings, parallelism, scan_layers=True, remat="full")
         found[f"{name} {make.__name__}"] = (
             [metrics["loss"] for metrics in told],
