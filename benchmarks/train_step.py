@@ -4,8 +4,8 @@
 
 The same sizes, batches and optimiser (Adafactor, dropout 0.1) for all three:
 
-- trainer: `fit`, all that a training run does at each step (metrics, guards, learning curve, progress) and at
-  its end (a checkpoint, which is not in the time);
+- trainer: `train_loop`, all that a training run does at each step (metrics, guards, learning curve, progress)
+  and at its end (a checkpoint, which is not in the time);
 - plain: `jax.jit` of the loss's gradient and the optimiser's update, called in a loop that looks at each loss
   one step late; on the same network and the same step's dropout key;
 - t5x: T5X's Trainer over its own network, where T5X can be imported (its checkout and what it needs, on
@@ -47,7 +47,7 @@ from retrieval_jax.examples.targets import Feature, pad
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training.loop import fit
+from retrieval_jax.training.loop import train_loop
 from retrieval_jax.training.optimizers import adafactor
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 
@@ -97,7 +97,7 @@ def random_batches(config: T5Config, rows: int, length: int, target: int) -> lis
 
 def trainer(config: T5Config, clock: Clock, steps: int, scratch: Path) -> None:
     model = GenerativeRetriever(config, adafactor(optax.constant_schedule(RATE)))
-    fit(model, lambda _: clock, lambda _: {}, scratch, steps, eval_every=steps, save_every=steps)
+    train_loop(model, lambda _: clock, lambda _: {}, scratch, steps, eval_every=steps, save_every=steps)
 
 
 def plain(config: T5Config, clock: Clock, steps: int, scratch: Path) -> None:

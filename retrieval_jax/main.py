@@ -37,9 +37,9 @@ train, generate-queries or index on several hosts: the same command on each, the
   --gin.multihost.on=True                                     on a TPU pod, GKE or SLURM: no more is needed
   JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 retrieval-jax train …    elsewhere
 
-exit status: 0; 2 for bad input, told in one line; 3 where a training's numbers went wrong (Watch.on_spike);
-130 after Ctrl-C; 143 after SIGTERM in training, when the running step has ended and is saved: the same
-command goes on
+exit status: 0; 2 for bad input, told in one line; 3 where a training's numbers went wrong
+(LossSpikeGuard.on_spike); 130 after Ctrl-C; 143 after SIGTERM in training, when the running step has ended
+and is saved: the same command goes on
 """
 
 

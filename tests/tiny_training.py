@@ -39,7 +39,7 @@ def curve(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "learning_curve.jsonl").read_text().splitlines()]
 
 
-SKIPS = {"Watch.on_spike": "skip", "Watch.window": 2, "Watch.most_skipped": 1}
+SKIPS = {"LossSpikeGuard.on_spike": "skip", "LossSpikeGuard.window": 2, "LossSpikeGuard.max_skipped": 1}
 
 
 class Poisoned(GenerativeRetriever):

@@ -16,7 +16,7 @@ SOON=${SOON:-600}          # … this many seconds, after which the job is given
 COPY_EVERY=${COPY_EVERY:-60}
 GCSFUSE=3.7.2
 PYTHON=$HOME/retrieval-jax
-ADVICE="--gin.Watch.on_spike=\"'skip'\" leaves such updates out and goes on"
+ADVICE="--gin.LossSpikeGuard.on_spike=\"'skip'\" leaves such updates out and goes on"
 
 install() {
   local bucket=$1 name=$2 options

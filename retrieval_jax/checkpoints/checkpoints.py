@@ -1,6 +1,7 @@
 """The fourth noun: checkpoints, through Orbax, which writes each one aside and renames it.
 
-MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data, and Watch's state), checksums.json
+MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data, and the
+                                LossSpikeGuard's state), checksums.json
 
 What else lies in a model's folder: see model_folder.py.
 """
@@ -113,7 +114,7 @@ class Checkpoints:
     ) -> None:
         """Saves after `step` steps, for which so many examples were taken (None: one a step).
 
-        `watch` is Watch's state.
+        `watch` is LossSpikeGuard's state.
         """
         if multihost.agreed(step == self.manager.latest_step()):
             return
@@ -202,7 +203,7 @@ class Checkpoints:
         return position["examples"]
 
     def position(self, step: int) -> dict:
-        """Where a step is in the data, and Watch's state there."""
+        """Where a step is in the data, and LossSpikeGuard's state there."""
         return self._restore(step, position=ocp.args.JsonRestore())["position"]
 
     def restore_params(self, step: int, params: Any) -> Any:

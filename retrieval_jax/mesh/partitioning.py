@@ -59,7 +59,7 @@ def axis_rules(
 
 
 @contextlib.contextmanager
-def on(mesh: Mesh) -> Iterator[None]:
+def mesh_context(mesh: Mesh) -> Iterator[None]:
     """Inside, what is traced may say by logical names how its arrays lie on the mesh."""
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(tuple(axis_rules())):
         yield

@@ -43,7 +43,7 @@ def batch_negatives(
     """Of scores that are the vectors' dot products.
 
     They are made a block of passages at a time, and made again for the gradient, so that all B×M of them
-    never exist. On a mesh (see `training.partitioning.on`) each device scores its own queries against the
+    never exist. On a mesh (see `mesh_context`) each device scores its own queries against the
     passages of all devices, whose vectors are gathered.
 
     Args:

@@ -107,7 +107,7 @@ def blockwise_softmax_stats(
     """The same of the logits x · kernel, without ever holding all of them, neither here nor backwards.
 
     They are made a block of outputs at a time, and made again for the gradient: one matrix product more than
-    with all in memory. On a mesh (see `training.partitioning.on`) each device makes those of its own part of
+    with all in memory. On a mesh (see `mesh_context`) each device makes those of its own part of
     the kernel, which stays where it lies; where outputs lie over `data` too, the tokens are gathered, which
     are few. What is summed over devices is three numbers a token, and N×E for the gradient.
 
@@ -121,7 +121,7 @@ def blockwise_softmax_stats(
 
 
 def mesh_axes(name: str) -> tuple[str, ...]:
-    """Axes of the mesh, if there is one, over which a logical axis lies; see `training.partitioning.on`."""
+    """Axes of the mesh, if there is one, over which a logical axis lies; see `mesh_context`."""
     if jax.sharding.get_abstract_mesh().empty:
         return ()
     found = nn.logical_to_mesh_axes((name,))[0]

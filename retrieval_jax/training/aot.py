@@ -27,7 +27,7 @@ STACK_SIZE = f"--fibers_default_thread_stack_size={1 << 20}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Job:
+class Program:
     """A program of a configuration, to be compiled for any mesh.
 
     Attributes:
@@ -48,7 +48,7 @@ class Job:
     trie: Trie | None = None
     skips: bool = False
 
-    def given(self, mesh: Mesh) -> dict:
+    def arguments(self, mesh: Mesh) -> dict:
         """What the program is given: name -> tree of shapes with their shardings, in its order."""
         abstract = _state(self, mesh)
         rows = partitioning.batch_sharding(mesh)
@@ -69,9 +69,9 @@ class Job:
         docids = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), docids)
         return {"parameters": abstract.params, "batch": batch, "docids": docids}
 
-    def held(self, mesh: Mesh) -> dict[str, int]:
+    def argument_bytes(self, mesh: Mesh) -> dict[str, int]:
         """Bytes of it on each device. Raises DoesNotDivide."""
-        return {name: bytes_per_device(tree) for name, tree in self.given(mesh).items()}
+        return {name: bytes_per_device(tree) for name, tree in self.arguments(mesh).items()}
 
     def traced(self, mesh: Mesh) -> jax.stages.Traced:
         """The program: the jitted function that is used in earnest, on shapes."""
@@ -79,7 +79,7 @@ class Job:
             state = _state(self, mesh)
             step = make_train_step(self.model, mesh, state, self.seed, skips=self.skips)
             limit = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
-            return step.trace(state, self.given(mesh)["batch"], *[limit] * self.skips)
+            return step.trace(state, self.arguments(mesh)["batch"], *[limit] * self.skips)
 
         def decode(params, batch, docids):
             if self.trie:
@@ -88,19 +88,21 @@ class Job:
                 )
             return self.model.rank_atomic(params, batch, docids, self.beams, mesh)
 
-        return jax.jit(decode).trace(*self.given(mesh).values())
+        return jax.jit(decode).trace(*self.arguments(mesh).values())
 
-    def fit(self, where: str, mesh: Mesh, hbm: float, optimization: int | None = None) -> "Fit":
+    def compile(self, where: str, mesh: Mesh, hbm: float, optimization: int | None = None) -> "MemoryReport":
         """Compiles it for a mesh's devices, unless what it is given exceeds their memory by itself.
 
         Raises DoesNotDivide.
         """
-        held = self.held(mesh)
+        argument_bytes = self.argument_bytes(mesh)
         traced = self.traced(mesh)
         trips = self.trie.length - 1 if self.trie else 1  # of the search's loop, at most
-        fit = Fit(hbm, held, sum(held.values()), jaxpr_flops(traced.jaxpr, trips))
-        if fit.peak > hbm:
-            return fit
+        report = MemoryReport(
+            hbm, argument_bytes, sum(argument_bytes.values()), jaxpr_flops(traced.jaxpr, trips)
+        )
+        if report.peak > hbm:
+            return report
         log(
             f"{where}: compiling the {self.facts['program']} of {self.facts['model']} for {mesh_name(mesh)} …"
         )
@@ -111,28 +113,28 @@ class Job:
             options = {"optimization_level": f"O{optimization}" if by_name else optimization}
         try:
             memory = traced.lower().compile(compiler_options=options).memory_analysis()
-            fit = dataclasses.replace(fit, peak=memory.peak_memory_in_bytes, compiled=True)
+            report = dataclasses.replace(report, peak=memory.peak_memory_in_bytes, compiled=True)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            fit = dataclasses.replace(fit, peak=needed(str(error), fit.peak), exhausted=True)
-        fit = dataclasses.replace(fit, seconds=time.monotonic() - began)
-        log(f"{where}: {fit.verdict}, after {fit.seconds:.0f} s of compiling")
-        return fit
+            report = dataclasses.replace(report, peak=needed(str(error), report.peak), exhausted=True)
+        report = dataclasses.replace(report, seconds=time.monotonic() - began)
+        log(f"{where}: {report.verdict}, after {report.seconds:.0f} s of compiling")
+        return report
 
 
 @functools.lru_cache(1)  # of 11 billion parameters it takes seconds
-def _state(job: Job, mesh: Mesh) -> TrainState:
-    return abstract_state(job.model, mesh, job.shapes)
+def _state(program: Program, mesh: Mesh) -> TrainState:
+    return abstract_state(program.model, mesh, program.shapes)
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class MemoryReport:
     """A program on a device, in bytes.
 
     Attributes:
       hbm: what there is.
-      held: name -> what the program is given takes.
+      argument_bytes: name -> what the program is given takes.
       peak: what it takes at most; at least so much where it does not fit.
       flops: of all devices together.
       compiled: whether it was, to its end.
@@ -141,7 +143,7 @@ class Fit:
     """
 
     hbm: float
-    held: dict[str, int]
+    argument_bytes: dict[str, int]
     peak: int
     flops: int
     compiled: bool = False
@@ -160,7 +162,7 @@ class Fit:
             return f"fits: {peak}, {spare:.2f} to spare"
         if self.compiled or self.exhausted:
             return f"does not fit: {peak}, {-spare:.2f} too many"
-        return f"does not fit: {', '.join(self.held)} alone take {peak}"
+        return f"does not fit: {', '.join(self.argument_bytes)} alone take {peak}"
 
 
 def needed(message: str, at_least: int) -> int:

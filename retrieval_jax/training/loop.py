@@ -18,17 +18,17 @@ from retrieval_jax.core.errors import Preempted
 from retrieval_jax.core.progress import bar, log
 from retrieval_jax.examples.batches import Batch
 from retrieval_jax.mesh import multihost, partitioning
-from retrieval_jax.training.clock import Clock, Profiler
-from retrieval_jax.training.curve import Curve
 from retrieval_jax.training.flops import model_flops
+from retrieval_jax.training.loss_spike_guard import ExamplesOf, LossSpikeGuard, Preemption
+from retrieval_jax.training.metric_writer import MetricWriter
 from retrieval_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
-from retrieval_jax.training.watch import ExamplesOf, Preemption, Watch
+from retrieval_jax.training.throughput import Profiler, ThroughputMeter
 
 
-def fit(
+def train_loop(
     model,
     batches: Callable[[int], Iterator[Batch]],
-    dev: Callable[[dict], dict[str, float]],
+    evaluator: Callable[[dict], dict[str, float]],
     folder: Path,
     steps: int,
     seed: int = 0,
@@ -38,7 +38,7 @@ def fit(
     log_every: int = 10,
     examples_of: ExamplesOf | None = None,
     profile: tuple[int, int] | None = None,
-    given: Mapping[str, LazyArray] | None = None,
+    pretrained_params: Mapping[str, LazyArray] | None = None,
     batch_size: int = 1,
     keep: int = 2,
     keep_best: str | None = "MRR@10",
@@ -49,10 +49,11 @@ def fit(
     Args:
       batches: from a position (examples taken before it) on, gives the rows of each batch that
         this process's devices hold (`multihost.local_rows`).
-      dev: `dev(params)` gives metrics by real searching; `dev.samples`, if there, some of what it found.
+      evaluator: `evaluator(params)` gives metrics by real searching; `evaluator.samples`,
+        if there, some of what it found.
       log_every: steps between two points of the learning curve.
-      examples_of: see Watch; profile: see Profiler.
-      given: parameters to begin with, by name; see `initial_state`.
+      examples_of: see LossSpikeGuard; profile: see Profiler.
+      pretrained_params: parameters to begin with, by name; see `initial_state`.
       batch_size: examples that a step moves the position by.
       keep: how many of the newest checkpoints stay.
       keep_best: the dev metric by which the best one stays beside them; see Kept.
@@ -88,8 +89,8 @@ def fit(
             batch = next(data)
         log(f"{folder}: going on from step {step}")
     else:
-        state, step = initial_state(model, abstract, shapes, seed, given), 0
-    watch = Watch(
+        state, step = initial_state(model, abstract, shapes, seed, pretrained_params), 0
+    watch = LossSpikeGuard(
         folder,
         examples_of and (lambda before: examples_of(position(before))),
         unbounded=not getattr(model.module, "normalize", True),
@@ -99,8 +100,10 @@ def fit(
     step_fn = make_train_step(model, mesh, abstract, seed, skips=watch.skips)
     norm = jax.jit(optax.tree.norm).lower(abstract.params).compile()
 
-    curve = Curve(folder, step)
-    clock = Clock(mesh, curve.minutes_before, max_minutes, functools.partial(model_flops, model, shapes))
+    curve = MetricWriter(folder, step)
+    clock = ThroughputMeter(
+        mesh, curve.minutes_before, max_minutes, functools.partial(model_flops, model, shapes)
+    )
     profiler = Profiler(folder, profile)
     waiting: tuple[int, dict] | None = None  # the last step's number and metrics, still on the device
     taken: list[dict[str, float]] = []  # the metrics since the last point
@@ -115,7 +118,7 @@ def fit(
         closing(profiler),
     ):
 
-        def take_in() -> None:
+        def fetch_metrics() -> None:
             """Fetches the waiting metrics; makes a point of the curve of every `log_every` steps."""
             nonlocal waiting
             if waiting is None:
@@ -136,7 +139,7 @@ def fit(
             limit = [multihost.placed(mesh, np.float32(watch.limit(step + 1)))] if watch.skips else []
             with clock.step(batch):
                 state, metrics = step_fn(state, multihost.global_batch(mesh, batch), *limit)
-                take_in()  # of the step before, while this one runs
+                fetch_metrics()  # of the step before, while this one runs
                 step += 1
                 if step % log_every == 0:  # not at each step: it reads all parameters once more
                     metrics["parameter_norm"] = norm(state.params)
@@ -150,16 +153,16 @@ def fit(
             preempted = preemption.reached(step)
             ends = step >= steps or preempted or clock.is_over(step, log_every)
             if ends or step % save_every == 0:
-                take_in()  # nothing is saved whose numbers went wrong
+                fetch_metrics()  # nothing is saved whose numbers went wrong
                 curve.flush()
                 saved.save(step, state.params, state.optimizer, position(step), watch.state())
             if not preempted and (ends or step % eval_every == 0):
-                on_dev = dev(state.params)
+                on_dev = evaluator(state.params)
                 watch.dev(step, on_dev)
                 saved.kept.add(step, on_dev)
                 found = {f"dev/{name}": value for name, value in on_dev.items()}
                 curve.add(step, clock.minutes, found)
-                curve.add_samples(step, getattr(dev, "samples", ()))
+                curve.add_samples(step, getattr(evaluator, "samples", ()))
                 curve.flush()
 
     if preempted:
@@ -186,7 +189,7 @@ def summary(folder: Path, step: int) -> dict:
     """What training up to `step` came to, as its learning curve tells.
 
     input_wait: share of the steps' time spent waiting for batches (the device may be at work meanwhile);
-    skipped: steps whose updates were left out, if any (see Watch).
+    skipped: steps whose updates were left out, if any (see LossSpikeGuard).
     """
     path = folder / "learning_curve.jsonl"
     points = [p for p in read_curve(path) if p["step"] <= step] if path.exists() else []

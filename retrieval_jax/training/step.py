@@ -48,20 +48,20 @@ def initial_state(
     abstract: TrainState,
     shapes: Mapping[str, tuple],
     seed: int,
-    given: Mapping[str, LazyArray] | None = None,
+    pretrained_params: Mapping[str, LazyArray] | None = None,
 ) -> TrainState:
     """The state before the first step, made where it lies on the mesh: no host ever holds all of it.
 
-    Parameters are those `given` by name (with slashes), and otherwise random.
+    Parameters are `pretrained_params`, by name (with slashes), and otherwise random.
     """
-    given, like = given or {}, flatten_dict(abstract.params, sep="/")
-    read = {name: place(array, like[name]) for name, array in given.items()}
+    pretrained_params, like = pretrained_params or {}, flatten_dict(abstract.params, sep="/")
+    read = {name: place(array, like[name]) for name, array in pretrained_params.items()}
 
     def begin(read: dict[str, jax.Array]) -> TrainState:
         params = flatten_dict(_init(model, shapes, seed).params, sep="/")
         for name, x in read.items():
-            if given[name].real:  # and the rest of it random
-                axis, count = given[name].real
+            if pretrained_params[name].real:  # and the rest of it random
+                axis, count = pretrained_params[name].real
                 x = jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) < count, x, params[name])
             params[name] = x
         params = unflatten_dict(params, sep="/")
@@ -132,7 +132,7 @@ def make_train_step(
     ) -> tuple[TrainState, dict]:
         # A function of the step alone, so a resumed run draws the same dropout.
         key = jax.random.fold_in(jax.random.key(seed, impl=random_bits), state.step)
-        with partitioning.on(mesh):
+        with partitioning.mesh_context(mesh):
             gradients, metrics = (accumulated if microbatches > 1 else gradients_of)(state.params, batch, key)
         updates, optimizer = model.optimizer_def.update(gradients, state.optimizer, state.params)
         told = {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in metrics.items()}

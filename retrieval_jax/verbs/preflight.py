@@ -19,12 +19,19 @@ from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.hardware import GIB, Chip, slice_of
-from retrieval_jax.training.aot import DoesNotDivide, Fit, Job, devices_of, mesh_name, reach_compiler
-from retrieval_jax.training.child import Child, Died
+from retrieval_jax.training.aot import (
+    DoesNotDivide,
+    MemoryReport,
+    Program,
+    devices_of,
+    mesh_name,
+    reach_compiler,
+)
 from retrieval_jax.training.flops import model_flops
+from retrieval_jax.training.loss_spike_guard import LossSpikeGuard
 from retrieval_jax.training.run import make_model
 from retrieval_jax.training.shapes import DocidShape, batch_shapes, docid_shape, trie_shape
-from retrieval_jax.training.watch import Watch
+from retrieval_jax.training.worker_process import WorkerDied, WorkerProcess
 from retrieval_jax.verbs.index import make_index
 from retrieval_jax.verbs.search import search as search_verb
 from retrieval_jax.verbs.table import configure_verbs
@@ -65,10 +72,10 @@ def preflight(
     reach_compiler()
     program = (search, passages, vocab_size)
     # In a process of its own, as the compiler ends that where it fails an assertion of its own.
-    with Child(_prepare, *configuration.given()) as child:
+    with WorkerProcess(_prepare, *configuration.given()) as worker:
         try:
-            told, facts = child(on_slice, topology, program, optimization)
-        except Died as died:
+            told, facts = worker(on_slice, topology, program, optimization)
+        except WorkerDied as died:
             raise UserError(
                 f"preflight: the TPU's compiler itself broke down on {topology} ({died}): set another "
                 "preflight.optimization (None is its default effort), or another topology"
@@ -76,7 +83,7 @@ def preflight(
         if price is not None and "least_days" in told:
             told["least_cost"] = round(told["least_days"] * 24 * told["chips"] * price, 2)
         if smallest:
-            told |= smallest_slice(child, topology, told, program, optimization)
+            told |= smallest_slice(worker, topology, told, program, optimization)
     return told | facts
 
 
@@ -94,41 +101,43 @@ def on_slice(topology: str, program: tuple, optimization: int | None) -> tuple[d
     job, (chip, _) = _job(*program), slice_of(topology)
     mesh = partitioning.make_mesh(devices=devices_of(topology))
     try:
-        fit = job.fit(topology, mesh, chip.hbm, optimization)
+        report = job.compile(topology, mesh, chip.hbm, optimization)
     except DoesNotDivide as error:
         raise UserError(
             f"make_mesh.model_parallelism: on {topology} ({mesh_name(mesh)}) {error}: "
             "set another, or another train.batch_size"
         ) from None
-    told = {"topology": topology, "mesh": mesh_name(mesh)} | summary(job, fit, chip, mesh.size)
+    told = {"topology": topology, "mesh": mesh_name(mesh)} | summary(job, report, chip, mesh.size)
     return told, job.facts
 
 
-def summary(job: Job, fit: Fit, chip: Chip, chips: int) -> dict:
+def summary(job: Program, report: MemoryReport, chip: Chip, chips: int) -> dict:
     """What the verb tells of a program on a slice."""
-    kept = sum(fit.held.values())
+    kept = sum(report.argument_bytes.values())
     # The state is read, and what training changes is written, at least once.
-    changed = fit.held["parameters"] + fit.held["optimizer"] if job.beams is None else 0
+    changed = (
+        report.argument_bytes["parameters"] + report.argument_bytes["optimizer"] if job.beams is None else 0
+    )
     times = {
-        "FLOP/s": 1e3 * fit.flops / (chips * chip.flops),
+        "FLOP/s": 1e3 * report.flops / (chips * chip.flops),
         "memory bandwidth": 1e3 * (kept + changed) / chip.bandwidth,
     }
     bound = max(times, key=times.get)
     temporaries = {}
-    if fit.compiled or fit.exhausted:
-        temporaries = {"temporaries": round((fit.peak - kept) / GIB, 3)}
+    if report.compiled or report.exhausted:
+        temporaries = {"temporaries": round((report.peak - kept) / GIB, 3)}
     told = {
         "chips": chips,
-        "verdict": fit.verdict,
-        "fits": fit.fits,
-        "peak_gib": round(fit.peak / GIB, 3),
-        "hbm_gib": round(fit.hbm / GIB, 3),
-        "gib_per_chip": {name: round(n / GIB, 3) for name, n in fit.held.items()} | temporaries,
-        "flops_per_step": fit.flops,
+        "verdict": report.verdict,
+        "fits": report.fits,
+        "peak_gib": round(report.peak / GIB, 3),
+        "hbm_gib": round(report.hbm / GIB, 3),
+        "gib_per_chip": {name: round(n / GIB, 3) for name, n in report.argument_bytes.items()} | temporaries,
+        "flops_per_step": report.flops,
         "least_ms_per_step": times[bound],
         "bound_by": bound,
         "least_ms": times,
-        "compile_seconds": round(fit.seconds, 1),
+        "compile_seconds": round(report.seconds, 1),
     }
     if job.steps:
         told["model_flops_per_step"] = model_flops(job.model, job.shapes)
@@ -136,7 +145,9 @@ def summary(job: Job, fit: Fit, chip: Chip, chips: int) -> dict:
     return told
 
 
-def smallest_slice(child: Child, topology: str, told: dict, program: tuple, optimization: int | None) -> dict:
+def smallest_slice(
+    worker: WorkerProcess, topology: str, told: dict, program: tuple, optimization: int | None
+) -> dict:
     """The smallest slice of a generation that fits: {"smallest", "slices": name -> what became of it}.
 
     `told` is what `on_slice` tells of one of them. They are compiled from small to large, but none that is
@@ -150,8 +161,8 @@ def smallest_slice(child: Child, topology: str, told: dict, program: tuple, opti
             tried[name] = {key: told[key] for key in ("mesh", "fits", "peak_gib")}
         else:
             try:
-                tried[name] = child(try_slice, name, program, optimization)
-            except Died as died:
+                tried[name] = worker(try_slice, name, program, optimization)
+            except WorkerDied as died:
                 tried[name] = {"fits": False, "why": f"the compiler itself broke down ({died})"}
         if tried[name]["fits"]:
             return {"smallest": name, "slices": tried}
@@ -170,16 +181,16 @@ def try_slice(name: str, program: tuple, optimization: int | None) -> dict:
     mesh = partitioning.make_mesh(math.gcd(parallelism, len(devices)), devices)
     told = {"mesh": mesh_name(mesh), "fits": False}
     try:
-        kept = sum(job.held(mesh).values())
+        kept = sum(job.argument_bytes(mesh).values())
     except DoesNotDivide as error:
         return told | {"why": str(error)}
     if kept > chip.hbm:
         return told | {"peak_gib": round(kept / GIB, 3)}
-    fit = job.fit(name, mesh, chip.hbm, optimization)
-    return told | {"fits": fit.fits, "peak_gib": round(fit.peak / GIB, 3)}
+    report = job.compile(name, mesh, chip.hbm, optimization)
+    return told | {"fits": report.fits, "peak_gib": round(report.peak / GIB, 3)}
 
 
-def configured(search: bool, passages: int | None, vocab_size: int | None) -> Job:
+def configured(search: bool, passages: int | None, vocab_size: int | None) -> Program:
     """The program that the gin configuration describes, made as `train` makes its model."""
     settings = configuration.parameters_of(train)
     for name in ("retriever", "optimizer", "source", "data"):
@@ -236,12 +247,12 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Jo
         facts["docids"] = f"{kind}, {docids.length} tokens, {docids.output_size:,} outputs ({where})"
     steps, skips = (
         None if search else settings["steps"],
-        configuration.parameters_of(Watch).get("on_spike") == "skip",
+        configuration.parameters_of(LossSpikeGuard).get("on_spike") == "skip",
     )
-    return Job(model, shapes, settings["seed"], steps, facts, beams, trie, skips)
+    return Program(model, shapes, settings["seed"], steps, facts, beams, trie, skips)
 
 
 @functools.lru_cache(1)
-def _job(*program) -> Job:
+def _job(*program) -> Program:
     """`configured`, once for all slices."""
     return configured(*program)

@@ -24,7 +24,7 @@ CONFIGURABLE = (
     "retrieval_jax.examples.training_data",
     "retrieval_jax.models.contrastive",
     "retrieval_jax.training.optimizers",
-    "retrieval_jax.training.evaluate",
+    "retrieval_jax.training.evaluators",
 )
 
 

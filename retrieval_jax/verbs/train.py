@@ -23,8 +23,8 @@ from retrieval_jax.examples.tasks import Task
 from retrieval_jax.examples.training_data import OpenData, TrainingData
 from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.training import settings
-from retrieval_jax.training.evaluate import SHOWN, DevLoss, DevQueries
-from retrieval_jax.training.loop import fit
+from retrieval_jax.training.evaluators import METRICS, LossEvaluator, RetrievalEvaluator
+from retrieval_jax.training.loop import train_loop
 from retrieval_jax.training.run import check_inputs, make_model, open_data, prepare_folder, run_settings
 
 # A model's folder where it has no docids to be named after.
@@ -79,8 +79,8 @@ def train(
         microbatches), data, objective or learning rate:
         "refuse", which tells what differs, or "accept", which goes on with the new ones.
     """
-    if keep_best not in (None, *SHOWN, "loss"):
-        raise UserError(f"train.keep_best: no metric {keep_best!r}: {', '.join(SHOWN)}, loss or None")
+    if keep_best not in (None, *METRICS, "loss"):
+        raise UserError(f"train.keep_best: no metric {keep_best!r}: {', '.join(METRICS)}, loss or None")
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
     table = DocidTable.open(work.docids(docids)) if docids else None
@@ -89,7 +89,7 @@ def train(
 
     vocabulary = Vocabulary(collection.vocabulary_path)
     model = make_model(retriever, optimizer, vocabulary.size, table)
-    given = initial.of(model, collection.vocabulary_path)
+    pretrained_params = initial.of(model, collection.vocabulary_path)
     examples = open_data(data, work, collection, model, table)
     description = model_folder.describe(
         model,
@@ -120,14 +120,14 @@ def train(
         )
 
     if retriever.answer == "query":
-        dev = DevLoss(model, collection, examples.targets, mesh=mesh)
+        evaluator = LossEvaluator(model, collection, examples.targets, mesh=mesh)
     else:
         lengths = data.input_length, data.passage_length
-        dev = DevQueries(model, collection, table, vocabulary, *lengths, mesh=mesh)
-    made = fit(
+        evaluator = RetrievalEvaluator(model, collection, table, vocabulary, *lengths, mesh=mesh)
+    made = train_loop(
         model,
         batches,
-        dev,
+        evaluator,
         folder,
         steps=steps,
         seed=seed,
@@ -137,7 +137,7 @@ def train(
         log_every=log_every,
         examples_of=functools.partial(describe_batch, examples, batch_size, seed, tasks={}),
         profile=profile,
-        given=given,
+        pretrained_params=pretrained_params,
         batch_size=batch_size,
         keep=keep,
         keep_best=keep_best,

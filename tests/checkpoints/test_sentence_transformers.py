@@ -22,7 +22,7 @@ from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training.evaluate import DevQueries
+from retrieval_jax.training.evaluators import RetrievalEvaluator
 from retrieval_jax.training.run import open_data
 from retrieval_jax.verbs.convert import convert
 from retrieval_jax.verbs.export import export
@@ -247,7 +247,7 @@ def test_training_goes_on_with_the_prompts_of_its_initial_weights(tmp_path, work
         T5Config(1152, 16, 2, 8, 20, 1, 0), vector_dim=6, query_prompt="a ", passage_prompt="the "
     )
     params = random_params(model)
-    dev = DevQueries(model, collection, None, vocabulary, 24, 32)
+    dev = RetrievalEvaluator(model, collection, None, vocabulary, 24, 32)
     dev(params)
     of_passages, of_queries = (
         TextEncoder(encode, params, vocabulary, length)

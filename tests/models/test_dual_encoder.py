@@ -246,7 +246,7 @@ def meshed(objective: str, layers: int, gradcache_chunk_size: int | None, parall
     batch = jax.device_put(random_batch(B=16), partitioning.batch_sharding(mesh))
 
     def loss(params, batch, key):
-        with partitioning.on(mesh):
+        with partitioning.mesh_context(mesh):
             return model.loss_fn(params, batch, key)[0]
 
     return jax.jit(jax.value_and_grad(loss))(params, batch, jax.random.key(3))

@@ -124,7 +124,7 @@ def test_numbers_that_went_wrong_are_not_tried_again_and_the_log_tells_what_help
     told = host.log().splitlines()
     assert "the loss is nan" in told[1]
     assert "the numbers of the training went wrong" in told[-1]
-    assert told[-1].endswith("--gin.Watch.on_spike=\"'skip'\" leaves such updates out and goes on")
+    assert told[-1].endswith("--gin.LossSpikeGuard.on_spike=\"'skip'\" leaves such updates out and goes on")
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import pytest
 from tiny_training import batches, curve, retriever
 
 from retrieval_jax.mesh import hardware
-from retrieval_jax.training.loop import fit
+from retrieval_jax.training.loop import train_loop
 
 
 class Dev:
-    """Metrics, and samples as DevQueries has them."""
+    """Metrics, and samples as RetrievalEvaluator has them."""
 
     samples = ()
 
@@ -38,7 +38,7 @@ def run(tmp_path_factory) -> tuple[Path, list[int], list[int]]:
 
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:
-        fit(
+        train_loop(
             retriever(),
             counted,
             Dev(),

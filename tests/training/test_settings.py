@@ -39,7 +39,13 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
 
     free = ["--gin.make_train_step.microbatches=2"]
     assert (
-        train(5, *free, "--gin.train.save_every=7", "--gin.T5Config.remat='full'", "--gin.Watch.window=9")[0]
+        train(
+            5,
+            *free,
+            "--gin.train.save_every=7",
+            "--gin.T5Config.remat='full'",
+            "--gin.LossSpikeGuard.window=9",
+        )[0]
         == 0
     )
     assert "STEPS = 5" in (folder / "config.gin").read_text()
@@ -85,7 +91,10 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
     steep = [*other[:4], "--gin.train.on_change='accept'", "--gin.learning_rate.peak=1e38"]
     status, told = train(9, *steep)
     assert status == 3
-    assert "lower the learning rate, or leave such updates out with --gin.Watch.on_spike=\"'skip'\"" in told
+    assert (
+        "lower the learning rate, or leave such updates out with --gin.LossSpikeGuard.on_spike=\"'skip'\""
+        in told
+    )
     assert curve(folder)[-1]["step"] == 6
 
 

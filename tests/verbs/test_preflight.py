@@ -28,7 +28,7 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.mesh.hardware import CHIPS, GIB, chip_of, slice_of
-from retrieval_jax.training.aot import Fit, needed
+from retrieval_jax.training.aot import MemoryReport, needed
 from retrieval_jax.training.shapes import batch_shapes, docid_shape, trie_shape
 from retrieval_jax.verbs.preflight import configured, preflight
 
@@ -151,9 +151,9 @@ def test_the_collection_and_its_docids_are_used_where_they_are(arguments, work, 
 
 
 def test_the_verdict_compares_the_peak_with_the_memory():
-    fit = Fit(4 * GIB, {"parameters": GIB}, 3 * GIB, flops=0, compiled=True)
-    assert fit.verdict == "fits: 3.00 of 4.00 GiB a chip, 1.00 to spare"
-    large = dataclasses.replace(fit, peak=6 * GIB)
+    report = MemoryReport(4 * GIB, {"parameters": GIB}, 3 * GIB, flops=0, compiled=True)
+    assert report.verdict == "fits: 3.00 of 4.00 GiB a chip, 1.00 to spare"
+    large = dataclasses.replace(report, peak=6 * GIB)
     assert not large.fits
     assert large.verdict == "does not fit: 6.00 of 4.00 GiB a chip, 2.00 too many"
 
@@ -179,8 +179,9 @@ from retrieval_jax.mesh.partitioning import make_mesh
 def run(mesh, *bindings, search=False, hbm=2**40, file="runs/naive.gin"):
     configuration.configure([file], ["T5Config.num_heads = 2", "TrainingData.input_length = 16", *bindings])
     job = p.configured(search, 100_000, 1024)
-    fit = job.fit("cpu", mesh, hbm)
-    return p.summary(job, fit, CHIPS["v4"], mesh.size) | {"held": fit.held, "peak": fit.peak}
+    report = job.compile("cpu", mesh, hbm)
+    told = p.summary(job, report, CHIPS["v4"], mesh.size)
+    return told | {"held": report.argument_bytes, "peak": report.peak}
 
 for module in (*(module for module, _ in table.VERBS.values()), *table.CONFIGURABLE):
     importlib.import_module(module)
@@ -189,7 +190,7 @@ whole = run(one)
 told = {
     "whole": whole,
     "halves": run(two),
-    "skips": run(one, "Watch.on_spike = 'skip'"),
+    "skips": run(one, "LossSpikeGuard.on_spike = 'skip'"),
     "small": run(one, hbm=2**10),
     "atomic search": run(two, search=True, file="runs/atomic.gin"),
     "rq search": run(two, "DOCIDS = 'rq_4x32'", search=True),

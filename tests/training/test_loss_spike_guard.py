@@ -19,15 +19,15 @@ from tiny_training import SHAPES, SKIPS, batches, curve, poisoned, retriever, sp
 from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.core.errors import Diverged, Preempted, UserError
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.training.loop import fit
+from retrieval_jax.training.loop import train_loop
+from retrieval_jax.training.loss_spike_guard import LossSpikeGuard
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
-from retrieval_jax.training.watch import Watch
 
 
 @pytest.fixture
 def short_window():
     with gin.unlock_config():
-        gin.bind_parameter("Watch.window", 4)
+        gin.bind_parameter("LossSpikeGuard.window", 4)
     yield
     gin.clear_config()
 
@@ -50,7 +50,7 @@ def test_a_run_that_went_wrong_stops_with_its_examples_and_keeps_the_checkpoint_
         return [{"task": "some", "number": 100 * position + row} for row in range(8)]
 
     with pytest.raises(UserError, match=rf"{told}.*\(some 700, some 701, some 702, …\)") as error:
-        fit(
+        train_loop(
             model,
             functools.partial(poisoned, at=8, poison=poison),
             lambda params: {},
@@ -69,13 +69,13 @@ def test_a_run_that_went_wrong_stops_with_its_examples_and_keeps_the_checkpoint_
 
 
 def test_a_spike_is_measured_from_the_median_and_can_be_switched_off(tmp_path: Path):
-    watch = Watch(tmp_path)
+    watch = LossSpikeGuard(tmp_path)
     for step, loss in enumerate([5.0] * 99 + [1e6]):  # nothing is too high before the window is full
         watch.step(step, {"loss": loss})
     watch.step(100, {"loss": 8.0})
     with pytest.raises(UserError, match=r"the loss is 8.10 at step 101, and 5.00 is usual"):
         watch.step(101, {"loss": 8.1})
-    off = Watch(tmp_path, spike=None)
+    off = LossSpikeGuard(tmp_path, threshold=None)
     for step in range(300):
         off.step(step, {"loss": 1.0 if step < 200 else 1e9})
     with pytest.raises(UserError, match="the loss is inf at step 300"):
@@ -85,18 +85,18 @@ def test_a_spike_is_measured_from_the_median_and_can_be_switched_off(tmp_path: P
 def test_a_spike_may_be_told_of_once_without_an_end_but_what_is_not_finite_ends_the_run(
     tmp_path: Path, capsys
 ):
-    watch = Watch(tmp_path, window=4, unbounded=True)
+    watch = LossSpikeGuard(tmp_path, window=4, unbounded=True)
     for step, loss in enumerate([5.0, 5.0, 5.0, 5.0, 9.0, 9.5, 5.0]):
         watch.step(step, {"loss": loss})
     assert capsys.readouterr().err.count("the loss is 9.00 at step 4, and 5.00 is usual") == 1
     with pytest.raises(UserError, match="the gradient_norm is nan at step 7"):
         watch.step(7, {"loss": 5.0, "gradient_norm": float("nan")})
-    strict = Watch(tmp_path, window=1, unbounded=True, on_spike="stop")
+    strict = LossSpikeGuard(tmp_path, window=1, unbounded=True, on_spike="stop")
     strict.step(1, {"loss": 1.0})
     with pytest.raises(UserError, match=r"the loss is 9.00 at step 2"):
         strict.step(2, {"loss": 9.0})
     with pytest.raises(UserError, match="no choice 'go': stop, warn or skip"):
-        Watch(tmp_path, on_spike="go")
+        LossSpikeGuard(tmp_path, on_spike="go")
 
 
 @pytest.fixture
@@ -123,11 +123,11 @@ def test_a_skipped_update_leaves_the_parameters_of_a_training_that_never_saw_it(
     model = spiky()
     run = {
         "batches": functools.partial(poisoned, at=8, poison=poison),
-        "dev": lambda params: {},
+        "evaluator": lambda params: {},
         "log_every": 2,
         "examples_of": lambda position: [{"task": "some", "number": position}] * 8,
     }
-    made = fit(model, folder=tmp_path / "whole", steps=12, **run)
+    made = train_loop(model, folder=tmp_path / "whole", steps=12, **run)
     assert made["skipped"] == 1
     err = " ".join(capsys.readouterr().err.split())
     assert re.search(
@@ -147,8 +147,8 @@ def test_a_skipped_update_leaves_the_parameters_of_a_training_that_never_saw_it(
         else:
             state, _ = step(state, batch, np.float32(np.inf))
 
-    fit(model, folder=tmp_path / "parts", steps=6, **run)
-    assert fit(model, folder=tmp_path / "parts", steps=12, **run)["skipped"] == 1
+    train_loop(model, folder=tmp_path / "parts", steps=6, **run)
+    assert train_loop(model, folder=tmp_path / "parts", steps=12, **run)["skipped"] == 1
     for name in ("whole", "parts"):
         saved = checkpoints.Checkpoints(tmp_path / name)
         there = saved.restore(12, abstract.params, abstract.optimizer)
@@ -161,18 +161,18 @@ def test_updates_that_are_skipped_again_and_again_end_the_run(tmp_path: Path, sk
     model = spiky()
     bad = functools.partial(poisoned, at=8, poison=2, until=100)
     with pytest.raises(Diverged, match="the loss is nan at step 9, and 2 of the last 2 updates were skipped"):
-        fit(model, bad, lambda params: {}, tmp_path, steps=20, save_every=100, log_every=1)
-    with pytest.raises(UserError, match="most_skipped: 4 of the last 4 steps would never end a run"):
-        Watch(tmp_path, on_spike="skip", window=4, most_skipped=4)
+        train_loop(model, bad, lambda params: {}, tmp_path, steps=20, save_every=100, log_every=1)
+    with pytest.raises(UserError, match="max_skipped: 4 of the last 4 steps would never end a run"):
+        LossSpikeGuard(tmp_path, on_spike="skip", window=4, max_skipped=4)
 
 
 def test_the_limit_is_of_the_losses_before_the_step_before_whatever_is_known(tmp_path: Path):
-    watch = Watch(tmp_path, window=3, on_spike="skip", most_skipped=1)
+    watch = LossSpikeGuard(tmp_path, window=3, on_spike="skip", max_skipped=1)
     for step, loss in enumerate([9.0, 1.0, 2.0, 3.0], start=1):
         watch.step(step, {"loss": loss})
     assert [watch.limit(step) for step in (4, 5, 6)] == [np.inf, 2.0 + 3, 2.0 + 3]
     watch.step(5, {"loss": 30.0, "gradient_norm": 1.0, "skipped": 1.0})  # its loss is no measure
-    again = Watch(tmp_path, window=3, on_spike="skip", most_skipped=1)
+    again = LossSpikeGuard(tmp_path, window=3, on_spike="skip", max_skipped=1)
     again.resume(json.loads(json.dumps(watch.state())))
     for one in (watch, again):
         one.step(6, {"loss": 4.0, "skipped": 0.0})
@@ -180,17 +180,17 @@ def test_the_limit_is_of_the_losses_before_the_step_before_whatever_is_known(tmp
         with pytest.raises(Diverged, match="2 of the last 3 updates were skipped"):
             one.step(7, {"loss": float("inf"), "skipped": 1.0})
     (tmp_path / "settings.json").write_text("other")
-    other = Watch(tmp_path, window=3, on_spike="skip", most_skipped=1)
+    other = LossSpikeGuard(tmp_path, window=3, on_spike="skip", max_skipped=1)
     other.resume(watch.state())
     assert other.limit(8) == np.inf
 
 
 def test_a_run_that_finds_nothing_is_told_of_once(tmp_path: Path, capsys):
-    watch = Watch(tmp_path, found_by=10)
+    watch = LossSpikeGuard(tmp_path, warn_if_zero_hits_after=10)
     for step, hits in ((5, 0.0), (10, 0.0), (15, 0.0)):
         watch.dev(step, {"Hits@10": hits})
     assert capsys.readouterr().err.count("no dev query found its passage by step 10") == 1
-    other = Watch(tmp_path, found_by=10)
+    other = LossSpikeGuard(tmp_path, warn_if_zero_hits_after=10)
     for step, hits in ((5, 0.1), (10, 0.0)):
         other.dev(step, {"Hits@10": hits})
     other.dev(20, {"loss": 3.0})  # a query generator finds nothing, nor need it
@@ -198,7 +198,7 @@ def test_a_run_that_finds_nothing_is_told_of_once(tmp_path: Path, capsys):
 
 
 def test_sigterm_saves_the_running_step_and_the_same_call_goes_on(tmp_path: Path):
-    run = {"dev": lambda params: {}, "steps": 9, "save_every": 100, "log_every": 1}
+    run = {"evaluator": lambda params: {}, "steps": 9, "save_every": 100, "log_every": 1}
 
     def interrupted(position: int) -> Iterator[dict[str, np.ndarray]]:
         for number, batch in enumerate(batches(position), start=position):
@@ -209,13 +209,13 @@ def test_sigterm_saves_the_running_step_and_the_same_call_goes_on(tmp_path: Path
     before = signal.getsignal(signal.SIGTERM)
     folder = tmp_path / "stopped"
     with pytest.raises(Preempted, match=r"step 5 of 9 is saved"):
-        fit(retriever(), interrupted, folder=folder, **run)
+        train_loop(retriever(), interrupted, folder=folder, **run)
     assert signal.getsignal(signal.SIGTERM) is before
     saved = checkpoints.Checkpoints(folder)
     assert saved.latest() == 5
     saved.close()
-    fit(retriever(), batches, folder=folder, **run)
-    fit(retriever(), batches, folder=tmp_path / "whole", **run)
+    train_loop(retriever(), batches, folder=folder, **run)
+    train_loop(retriever(), batches, folder=tmp_path / "whole", **run)
     losses = [[p["loss"] for p in curve(f) if "loss" in p] for f in (folder, tmp_path / "whole")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 9

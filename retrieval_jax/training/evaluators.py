@@ -22,12 +22,12 @@ from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.search.searcher import Searcher
 
-SHOWN = ("Hits@1", "Hits@10", "MRR@10")
+METRICS = ("Hits@1", "Hits@10", "MRR@10")
 SAMPLES = 5  # queries whose findings are kept to be looked at
 
 
-@gin.configurable(allowlist=["most", "beams"])
-class DevQueries:
+@gin.configurable(allowlist=["max_queries", "beams"])
+class RetrievalEvaluator:
     """Called with parameters, gives Hits@1, Hits@10 and MRR@10 of the dev queries ({} without any).
 
     `samples` then tells what was found for the first few: {"query", "right": [passage, …], "found": [passage,
@@ -36,7 +36,7 @@ class DevQueries:
     Args:
       model: a GenerativeRetriever or a DualEncoder.
       collection, table, vocabulary, input_length, passage_length: as in training.
-      most: dev queries to search for, chosen by a hash of the id.
+      max_queries: dev queries to search for, chosen by a hash of the id.
       beams: of a generative search.
       mesh: what it runs on; None: all devices.
     """
@@ -49,12 +49,12 @@ class DevQueries:
         vocabulary: Vocabulary,
         input_length: int,
         passage_length: int,
-        most: Natural = 256,
+        max_queries: Natural = 256,
         beams: Positive = 10,
         mesh: Mesh | None = None,
     ):
         queries = collection.queries("dev") if collection.query_counts.get("dev") else []
-        self.queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:most]
+        self.queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:max_queries]
         self.qrels = {q.id: q.relevant for q in self.queries}
         # Left out of their own results, as in `evaluate`.
         self.themselves = {query.id for query in self.queries if query.is_passage}
@@ -100,7 +100,7 @@ class DevQueries:
             for query in self.queries[:SAMPLES]
         ]
         metrics = compute_metrics(self.qrels, run)
-        return {name: metrics[name] for name in SHOWN}
+        return {name: metrics[name] for name in METRICS}
 
     def _passage(self, passage_id: str) -> dict:
         if not self.table:
@@ -110,13 +110,13 @@ class DevQueries:
         return {"id": passage_id, "docid": docid[docid > 0].tolist()}
 
 
-class DevLoss:
+class LossEvaluator:
     """Called with parameters, gives a query generator's loss (nats a token) on dev queries ({} without any).
 
     Args:
       model: a QueryGenerator.
       collection, targets: as in training.
-      most: pairs of a passage and a dev query, the collection's first.
+      max_queries: pairs of a passage and a dev query, the collection's first.
       mesh: what it runs on; None: all devices.
     """
 
@@ -125,14 +125,14 @@ class DevLoss:
         model,
         collection: Collection,
         targets: QueryTargets,
-        most: int = 256,
+        max_queries: int = 256,
         mesh: Mesh | None = None,
     ):
         queries = collection.queries("dev") if collection.query_counts.get("dev") else []
         pairs = LabelledPairs(collection, targets.vocabulary, queries)
         examples = Examples(pairs, targets)
         rng = np.random.default_rng(0)  # nothing is drawn
-        features = [examples(i, rng) for i in range(min(len(examples), most))]
+        features = [examples(i, rng) for i in range(min(len(examples), max_queries))]
         self.batch = None
         if features:
             mesh = mesh or all_devices()

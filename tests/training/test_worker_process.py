@@ -10,20 +10,20 @@ import pytest
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh.partitioning import make_mesh
-from retrieval_jax.training.child import Child, Died
+from retrieval_jax.training.worker_process import WorkerDied, WorkerProcess
 from retrieval_jax.verbs.preflight import smallest_slice
 
 
 def test_it_answers_dies_and_begins_anew():
-    with Child(sys.setrecursionlimit, 1234) as child:
+    with WorkerProcess(sys.setrecursionlimit, 1234) as child:
         first = child(os.getpid)
         assert first not in (None, os.getpid())
         assert child(math.gcd, 12, 18) == 6
         assert child(sys.getrecursionlimit) == 1234
         for number, name in ((signal.SIGSEGV, "SIGSEGV"), (signal.SIGKILL, "SIGKILL")):
-            with pytest.raises(Died, match=f"signal {name}"):
+            with pytest.raises(WorkerDied, match=f"signal {name}"):
                 child(signal.raise_signal, number)
-        with pytest.raises(Died, match="status 3"):
+        with pytest.raises(WorkerDied, match="status 3"):
             child(os._exit, 3)
         assert child(os.getpid) != first
         assert child(sys.getrecursionlimit) == 1234
@@ -35,8 +35,8 @@ def test_it_answers_dies_and_begins_anew():
 
 PARENT = """
 import os, time
-from retrieval_jax.training.child import Child
-with Child(os.getpid) as child:
+from retrieval_jax.training.worker_process import WorkerProcess
+with WorkerProcess(os.getpid) as child:
     print(child(os.getpid), flush=True)
     child(time.sleep, 600)
 """
@@ -51,7 +51,7 @@ def test_it_ends_with_a_parent_that_is_killed_while_it_works():
 
 def test_the_smallest_slice_is_found_beyond_one_on_which_the_compiler_dies():
     """v5e:2x2 fits too, but kills the process."""
-    with Child(math.sqrt, 4) as process:
+    with WorkerProcess(math.sqrt, 4) as process:
 
         def child(function, name: str, *_):
             if name == "v5e:2x2":

@@ -48,7 +48,7 @@ def _line(one: dict) -> str:
     return json.dumps(one, ensure_ascii=False) + "\n"
 
 
-class Curve:
+class MetricWriter:
     """Appends to learning_curve.jsonl, samples.jsonl and TensorBoard; on a resume forgets what came after.
 
     Of several processes the first one writes.

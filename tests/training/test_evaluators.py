@@ -12,7 +12,7 @@ from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training.evaluate import DevQueries
+from retrieval_jax.training.evaluators import RetrievalEvaluator
 from retrieval_jax.verbs.train import describe_batch
 
 
@@ -34,7 +34,7 @@ def test_samples_tell_what_was_found_for_the_first_dev_queries(collection, table
     model = GenerativeRetriever(T5Config(vocabulary.size, 16, 2, 8, 32, 1, 1))
     shapes = {"encoder_input_tokens": (1, 16), "decoder_input_tokens": (1, table.length)}
     params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)["params"])
-    dev = DevQueries(model, collection, table, vocabulary, 16, 16, beams=4)
+    dev = RetrievalEvaluator(model, collection, table, vocabulary, 16, 16, beams=4)
     assert set(dev(params)) == {"Hits@1", "Hits@10", "MRR@10"}
     assert len(dev.samples) == 5
     positives = {q.text: q.positives for q in collection.queries("dev")}

@@ -14,7 +14,7 @@ from retrieval_jax.core import paths
 from retrieval_jax.mesh import hardware, multihost
 
 
-class Clock:
+class ThroughputMeter:
     """Times the steps between two points of the learning curve.
 
     Args:

@@ -26,8 +26,8 @@ ExamplesOf = Callable[[int], list[dict]]
 ON_SPIKE = ("stop", "warn", "skip")
 
 
-@gin.configurable(allowlist=["spike", "window", "found_by", "on_spike", "most_skipped"])
-class Watch:
+@gin.configurable(allowlist=["threshold", "window", "warn_if_zero_hits_after", "on_spike", "max_skipped"])
+class LossSpikeGuard:
     """Ends a run whose numbers went wrong, before any of it is saved; tells once of one that finds nothing.
 
     With `on_spike="skip"` the updates of single steps are left out instead: the jitted step does that itself
@@ -36,41 +36,41 @@ class Watch:
     Args:
       folder: the model's.
       examples_of: tells a batch's examples, for the file BAD_BATCH.
-      spike: nats by which a loss may exceed the median of the last ones; None: by any number.
+      threshold: nats by which a loss may exceed the median of the last ones; None: by any number.
       window: how many last ones; none is too high before so many steps.
       on_spike: "stop"; or "warn", which tells of a spike and goes on; or "skip", which leaves out the update
         of a step whose loss is a spike, or whose loss or gradient's norm is not finite, tells of it and goes
         on: for runs that nobody attends. None: "warn" where the loss has no natural scale (`unbounded`),
         else "stop". Unless they are skipped, numbers that are not finite end the run.
-      most_skipped: updates that may be left out among the last `window` steps; with more the run ends.
+      max_skipped: updates that may be left out among the last `window` steps; with more the run ends.
       unbounded: whether scores are raw dot products, whose losses rise by many nats in the first steps.
-      found_by: steps after which Hits@10 on dev should no longer be 0.
+      warn_if_zero_hits_after: steps after which Hits@10 on dev should no longer be 0.
     """
 
     def __init__(
         self,
         folder: Path,
         examples_of: ExamplesOf | None = None,
-        spike: float | None = 3.0,
+        threshold: float | None = 3.0,
         window: Positive = 100,
-        found_by: int = 1000,
+        warn_if_zero_hits_after: int = 1000,
         on_spike: str | None = None,
         unbounded: bool = False,
-        most_skipped: Positive = 10,
+        max_skipped: Positive = 10,
     ):
         self.on_spike = on_spike or ("warn" if unbounded else "stop")
         if self.on_spike not in ON_SPIKE:
-            raise UserError(f"Watch.on_spike: no choice {on_spike!r}: stop, warn or skip")
-        if self.skips and most_skipped >= window:
+            raise UserError(f"LossSpikeGuard.on_spike: no choice {on_spike!r}: stop, warn or skip")
+        if self.skips and max_skipped >= window:
             raise UserError(
-                f"Watch.most_skipped: {most_skipped} of the last {window} steps would never end a run: set "
-                "fewer, or a larger Watch.window"
+                f"LossSpikeGuard.max_skipped: {max_skipped} of the last {window} steps would never end a "
+                "run: set fewer, or a larger LossSpikeGuard.window"
             )
         self.folder, self.examples_of = folder, examples_of
-        self.spike, self.window, self.found_by = spike, window, found_by
+        self.threshold, self.window, self.warn_if_zero_hits_after = threshold, window, warn_if_zero_hits_after
         # One more than the window, for `limit`.
         self.losses: collections.deque[tuple[int, float]] = collections.deque(maxlen=window + 1)
-        self.most_skipped, self.skipped = most_skipped, []  # the steps of the last window
+        self.max_skipped, self.skipped = max_skipped, []  # the steps of the last window
         self.spiking = False
         self.found = False  # anything on dev; or it was told
         path = folder / settings.NAME
@@ -92,7 +92,7 @@ class Watch:
         runs. A save fetches them earlier; the limit is the same, so it does not depend on when saves are.
         """
         usual = self._usual(step - 1)
-        return math.inf if usual is None or self.spike is None else usual + self.spike
+        return math.inf if usual is None or self.threshold is None else usual + self.threshold
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes a step's metrics; raises Diverged with the step and its examples if they went wrong."""
@@ -103,15 +103,18 @@ class Watch:
             if not math.isfinite(metrics[name]):
                 raise self._stop(step, f"the {name} is {metrics[name]} at step {step}")
         loss, usual = metrics["loss"], self._usual(step)
-        if not self.skips and self.spike is not None and usual is not None:
-            spiking, before = loss > usual + self.spike, self.spiking
+        if not self.skips and self.threshold is not None and usual is not None:
+            spiking, before = loss > usual + self.threshold, self.spiking
             self.spiking = spiking
             if spiking:
-                what = f"the loss is {loss:.2f} at step {step}, and {usual:.2f} is usual (Watch.spike)"
+                what = (
+                    f"the loss is {loss:.2f} at step {step}, and {usual:.2f} is usual "
+                    "(LossSpikeGuard.threshold)"
+                )
                 if self.on_spike == "stop":
                     raise self._stop(step, what)
                 if not before:  # once for steps in a row
-                    log(f"{self.folder}: {what}: going on (Watch.on_spike)")
+                    log(f"{self.folder}: {what}: going on (LossSpikeGuard.on_spike)")
         self.losses.append((step, loss))
 
     def _skip(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -124,10 +127,16 @@ class Watch:
                 what = f"the {name} is {metrics[name]} at step {step}"
                 break
         self.skipped = [one for one in self.skipped if one > step - self.window] + [step]
-        if len(self.skipped) > self.most_skipped:
-            count = f"{len(self.skipped)} of the last {self.window} updates were skipped (Watch.most_skipped)"
+        if len(self.skipped) > self.max_skipped:
+            count = (
+                f"{len(self.skipped)} of the last {self.window} updates were skipped "
+                "(LossSpikeGuard.max_skipped)"
+            )
             raise self._stop(step, f"{what}, and {count}")
-        log(f"{self.folder}: {what}{self._tell_batch(step, what)}: this update is skipped (Watch.on_spike)")
+        log(
+            f"{self.folder}: {what}{self._tell_batch(step, what)}: this update is skipped "
+            "(LossSpikeGuard.on_spike)"
+        )
 
     def state(self) -> dict:
         """What a checkpoint keeps, so that a run that goes on is watched as if it had not been stopped."""
@@ -142,7 +151,7 @@ class Watch:
     def dev(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes an evaluation's metrics."""
         self.found |= metrics.get("Hits@10", 1.0) > 0
-        if step >= self.found_by and not self.found:
+        if step >= self.warn_if_zero_hits_after and not self.found:
             self.found = True
             log(
                 f"{self.folder}: no dev query found its passage by step {step}: usually the learning rate is "
@@ -153,7 +162,7 @@ class Watch:
     def _stop(self, step: int, what: str) -> Diverged:
         hint = "lower the learning rate"
         if not self.skips:
-            hint += ", or leave such updates out with --gin.Watch.on_spike=\"'skip'\""
+            hint += ", or leave such updates out with --gin.LossSpikeGuard.on_spike=\"'skip'\""
         where = self._tell_batch(step, what)
         return Diverged(f"{self.folder}: {what}{where}: {hint}; the checkpoint before it is kept")
 

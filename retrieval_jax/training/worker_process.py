@@ -14,11 +14,11 @@ from multiprocessing.connection import Connection, Pipe
 from retrieval_jax.core.errors import UserError
 
 
-class Died(Exception):
+class WorkerDied(Exception):
     """The process ended instead of answering; how, in a few words."""
 
 
-class Child:
+class WorkerProcess:
     """Calls functions in a process of its own, one after another; a context manager.
 
     The process begins anew, with nothing of this one's state, at the first call and at the next after a
@@ -35,14 +35,15 @@ class Child:
     def __call__(self, function: Callable, *args) -> object:
         """What a function of an installed module gives there; all of it must be picklable.
 
-        Raises Died, the UserError that it raises, or RuntimeError with the traceback of any other error.
+        Raises WorkerDied, the UserError that it raises, or RuntimeError with the traceback of any other
+        error.
         """
         if self._process is None:
             self._begin()
             self._ask(*self._first)
         return self._ask(function, args)
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> "WorkerProcess":
         return self
 
     def __exit__(self, *_) -> None:
@@ -61,7 +62,9 @@ class Child:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             code = self._process.wait()
             self._end()
-            raise Died(f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}") from None
+            raise WorkerDied(
+                f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+            ) from None
         if error is not None:
             raise error
         return given
