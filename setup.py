@@ -20,7 +20,9 @@ setup(
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
         "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
@@ -50,7 +52,7 @@ setup(
         "pyarrow>=25,<26",
         "rich>=13,<16",
         "safetensors>=0.5,<1",
-        "scann>=1.4.2,<1.5",
+        "scann>=1.4.2,<1.5; sys_platform == 'linux'",  # it has no wheels for others, and no source
         "sentencepiece>=0.2.1,<0.2.3",
         "seqio>=0.0.20,<0.1",
         "tensorflow>=2.20,<2.21",
