@@ -116,8 +116,8 @@ class Data:
             collection.ids.to_pylist(),
             vocabulary.batch(passages, LENGTHS[1]),
             vocabulary.batch([q.text for q in train], LENGTHS[0]),
-            [collection.rows(list(q.positives)).tolist() for q in train],
-            [collection.rows(list(mined.get(q.id, ()))).tolist() for q in train],
+            [collection.find_rows(list(q.positives)).tolist() for q in train],
+            [collection.find_rows(list(mined.get(q.id, ()))).tolist() for q in train],
             vocabulary.batch([q.text for q in test], LENGTHS[0]),
             {q.id: q.positives for q in test},
         )

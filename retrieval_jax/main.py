@@ -34,7 +34,7 @@ WORK_DIR and MODEL_DIR may lie in Google Cloud Storage (training there needs the
   --WORK_DIR=gs://BUCKET/NAME
 
 train, generate-queries or index on several hosts: the same command on each, the work folder shared by all
-  --gin.multihost.on=True                                     on a TPU pod, GKE or SLURM: no more is needed
+  --gin.multihost.enabled=True                 on a TPU pod, GKE or SLURM: no more is needed
   JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 retrieval-jax train …    elsewhere
 
 exit status: 0; 2 for bad input, told in one line; 3 where a training's numbers went wrong
@@ -95,8 +95,8 @@ def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
     from retrieval_jax.core.progress import console, log
     from retrieval_jax.mesh import multihost
 
-    multihost.join(verb)
-    console.quiet = silent = verb == "train" and not multihost.is_first()
+    multihost.initialize(verb)
+    console.quiet = silent = verb == "train" and not multihost.is_process_0()
     if verb != "demo" and not silent and (scoped := configuration.scoped()):
         log(f"{', '.join(name for _, name in scoped)}: without effect here: `demo` alone enters gin scopes")
     module, function = VERBS[verb]

@@ -13,7 +13,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.folders import Source
 from retrieval_jax.data.sources.layouts import open_source
-from retrieval_jax.data.sources.lines import Faults
+from retrieval_jax.data.sources.lines import ErrorLog
 
 
 def write(folder: Path, files: dict[str, str | bytes | None]) -> Path:
@@ -29,16 +29,16 @@ def write(folder: Path, files: dict[str, str | bytes | None]) -> Path:
 
 
 def read(
-    source: Path | Source, faults: Faults | None = None, shard_bytes: int = 1 << 20
+    source: Path | Source, errors: ErrorLog | None = None, shard_bytes: int = 1 << 20
 ) -> tuple[list[Passage], dict[str, list[Query]]]:
     """All passages and queries of a source."""
-    faults = faults or Faults()
+    errors = errors or ErrorLog()
     source = open_source(source) if isinstance(source, Path) else source
     with tempfile.TemporaryDirectory() as scratch:
-        found = source.passages(Path(scratch), faults, shard_bytes)
+        found = source.passages(Path(scratch), errors, shard_bytes)
         passages = [passage for shard in found.shards() for passage in shard()]
         assert found.ids.to_pylist() == [passage.id for passage in passages]
-        return passages, source.queries(functools.partial(arrow_ids.rows, found.ids), faults)
+        return passages, source.queries(functools.partial(arrow_ids.find_rows, found.ids), errors)
 
 
 def error_of(function: Callable[[], object]) -> str:
@@ -51,9 +51,9 @@ def error_of(function: Callable[[], object]) -> str:
     return message
 
 
-def places(faults: Faults, folder: Path) -> dict[str, list[str]]:
+def places(errors: ErrorLog, folder: Path) -> dict[str, list[str]]:
     """Kind -> FILE:LINE of the first bad lines that were left out."""
     return {
         kind: [f"{fault.path.relative_to(folder)}:{fault.line}" for fault in some]
-        for kind, some in faults.first.items()
+        for kind, some in errors.first.items()
     }

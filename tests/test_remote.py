@@ -69,7 +69,7 @@ def machine(bucket: Bucket, arguments: list[str], tmp_path: Path) -> Machine:
 
 def lexical(predictions: Path) -> list[tuple]:
     """All that needs no training."""
-    synthetic = {"generate_queries__predictions": str(predictions), "generate_queries__part_size": 30}
+    synthetic = {"generate_queries__predictions": str(predictions), "generate_queries__shard_size": 30}
     return [
         ("import", {}),
         ("docids", {"DOCIDS": "naive_digits"}),

@@ -228,7 +228,7 @@ upload_job() {
   if (($1 > 1)); then
     [[ " ${SEVERAL_HOSTS[*]} " == *" $verb "* ]] ||
       refuse "$verb: runs in one process, and $ACCELERATOR × $SLICES has $1 hosts: take a slice of one host"
-    [[ $line == *--gin.multihost.on=* ]] || line+=' --gin.multihost.on=True'
+    [[ $line == *--gin.multihost.enabled=* ]] || line+=' --gin.multihost.enabled=True'
   fi
   put "#!/bin/bash
 exec $line" "$FOLDER/job.sh"

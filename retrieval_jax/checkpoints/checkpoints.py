@@ -84,7 +84,7 @@ class Checkpoints:
         """
         if step not in self.faults:
             found = None
-            if self.read_only or multihost.is_first():
+            if self.read_only or multihost.is_process_0():
                 found = checksums.fault(self.folder / str(step))
                 if found is None and step not in self.manager.all_steps():
                     found = "its save did not end"
@@ -106,7 +106,7 @@ class Checkpoints:
             steps = (step for step in self.steps() if before is None or step < before)
             return next((step for step in steps if not self.fault(step)), -1)
 
-        step = newest() if self.read_only else multihost.first_decides(newest)
+        step = newest() if self.read_only else multihost.value_from_process_0(newest)
         return None if step < 0 else step
 
     def save(
@@ -116,9 +116,9 @@ class Checkpoints:
 
         `watch` is LossSpikeGuard's state.
         """
-        if multihost.agreed(step == self.manager.latest_step()):
+        if multihost.broadcast_from_process_0(step == self.manager.latest_step()):
             return
-        multihost.first_does(self._wait)
+        multihost.on_process_0(self._wait)
         self.manager.save(
             step,
             args=ocp.args.Composite(
@@ -130,8 +130,8 @@ class Checkpoints:
             ),
         )
         if not self.in_background:
-            multihost.first_does(lambda: checksums.write(self.folder / str(step)))
-        elif multihost.is_first():
+            multihost.on_process_0(lambda: checksums.write(self.folder / str(step)))
+        elif multihost.is_process_0():
             self.sealing = self.pool.submit(self._seal, step)
 
     def _seal(self, step: int) -> None:
@@ -158,7 +158,7 @@ class Checkpoints:
                 restored = self.restore(step, params, optimizer)
             except UserError as error:
                 # What is as it was saved does not fit, and neither will older ones.
-                if multihost.agreed((self.folder / str(step) / checksums.NAME).exists()):
+                if multihost.broadcast_from_process_0((self.folder / str(step) / checksums.NAME).exists()):
                     raise
                 unread[step] = str(error).removeprefix(f"{self.folder}/{step}: ")
             else:
@@ -166,7 +166,7 @@ class Checkpoints:
                 self.kept.forget(after=step)
                 return restored
             step = self._newest(before=step)
-        multihost.first_does(lambda: self._refuse_damaged(unread))
+        multihost.on_process_0(lambda: self._refuse_damaged(unread))
         self.kept.forget(after=0)
         return None
 
@@ -239,7 +239,7 @@ class Checkpoints:
                 log(f"{self.folder}/{step}: damaged ({reason}): moved to {moved}, an older one goes on")
             return len(newer)
 
-        if multihost.first_decides(move):
+        if multihost.value_from_process_0(move):
             self.manager.reload()
             self.faults.clear()
 

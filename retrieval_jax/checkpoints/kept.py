@@ -45,7 +45,9 @@ class Kept:
         """The best of some steps, on all processes the first one's; None where none was evaluated."""
         scored = [step for step in steps if step in self.scores]
         sign = -1 if self.metric in LOWER_IS_BETTER else 1
-        best = multihost.agreed(max(scored, key=lambda step: (sign * self.scores[step], step), default=-1))
+        best = multihost.broadcast_from_process_0(
+            max(scored, key=lambda step: (sign * self.scores[step], step), default=-1)
+        )
         return None if best < 0 else best
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:

@@ -32,7 +32,7 @@ def read(path: Path) -> pa.LargeStringArray:
         return pa.ipc.open_file(file).get_batch(0).column("id")
 
 
-def rows(ids: pa.Array, wanted: Iterable[str] | pa.Array) -> np.ndarray:
+def find_rows(ids: pa.Array, wanted: Iterable[str] | pa.Array) -> np.ndarray:
     """int64, for each of `wanted` its place in `ids` (which are distinct), or -1 where it is not there."""
     wanted = array(wanted).dictionary_encode()
     # Looking the many up among the few wanted takes less memory than the other way round.

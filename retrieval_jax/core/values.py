@@ -78,10 +78,10 @@ ANY = object()
 """Stands for a value that is not known before it is used, and fits wherever it is."""
 
 Positive = Annotated[int, Within(1)]
-Natural = Annotated[int, Within(0)]
+NonNegative = Annotated[int, Within(0)]
 PositiveFloat = Annotated[float, Within(0, open=True)]
 NonNegativeFloat = Annotated[float, Within(0)]
-Share = Annotated[float, Within(0, 1)]
+Fraction = Annotated[float, Within(0, 1)]
 Seed = Annotated[int, Within(0, (1 << 32) - 1)]  # what every generator of random numbers takes
 
 KINDS = {

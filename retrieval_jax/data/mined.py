@@ -40,7 +40,9 @@ class MinedNegatives:
         path = paths.ensure_local(path)
         found: dict[str, list[str]] = {}
         fields = ("query", "passage", "grade")
-        for _, (query, passage, _) in lines.parsed(path, lambda x: lines.columns(x, fields), lines.Faults()):
+        for _, (query, passage, _) in lines.parsed(
+            path, lambda x: lines.columns(x, fields), lines.ErrorLog()
+        ):
             found.setdefault(query, []).append(passage)
         return {query: tuple(passages) for query, passages in found.items()}
 

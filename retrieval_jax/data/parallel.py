@@ -22,7 +22,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def each(function: Callable[[Job], Result], jobs: Sequence[Job], what: str) -> list[Result]:
+def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], what: str) -> list[Result]:
     """The results of `function` for the jobs, in their order; `what` names the work on the progress bar.
 
     Several jobs run in as many processes as there are cores, so functions, jobs and results are picklable;
@@ -61,7 +61,7 @@ def _end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def check(options: Sequence[str], folder: Path) -> None:
+def check_beam_options(options: Sequence[str], folder: Path) -> None:
     """Raises UserError where a Beam runner's workers elsewhere would make files for a folder in a bucket."""
     runners = [option.partition("=")[2] for option in options if option.startswith("--runner=")]
     if paths.is_remote(folder) and not set(runners) <= {"DirectRunner"}:
@@ -71,7 +71,7 @@ def check(options: Sequence[str], folder: Path) -> None:
         )
 
 
-def on_beam(function: Callable[[Job], object], jobs: Sequence[Job], options: Sequence[str]) -> None:
+def run_on_beam(function: Callable[[Job], object], jobs: Sequence[Job], options: Sequence[str]) -> None:
     """Runs `function` for the jobs on a Beam runner, for what it does, not for what it gives.
 
     `options` are Beam's flags, as in ("--runner=FlinkRunner", …); the workers share this file system.

@@ -24,8 +24,8 @@ from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.sources.lines import error_text, text_of
-from retrieval_jax.data.synthetic import Parts
+from retrieval_jax.data.sources.lines import format_error, text_of
+from retrieval_jax.data.synthetic import QueryShards
 
 Advance = Callable[..., None]  # a progress bar's: (more passages, note="")
 _TEXT = re.compile(r"(?P<sample>.+)\.txt(?P<piece>\d*)(-\d+)?(\.gz)?")
@@ -44,11 +44,11 @@ class TextPredictions:
         self.samples = {name: [file for _, file in sorted(pieces)] for name, pieces in samples.items()}
         self.files = [file for pieces in self.samples.values() for file in pieces]
 
-    def prepare(self, collection: Collection, parts: Parts) -> None:
+    def prepare(self, collection: Collection, parts: QueryShards) -> None:
         """Nothing: the files are in the collection's order."""
 
     def queries(
-        self, collection: Collection, parts: Parts, numbers: Sequence[int], advance: Advance
+        self, collection: Collection, parts: QueryShards, numbers: Sequence[int], advance: Advance
     ) -> Iterator[list[list[str]]]:
         """For each of these parts (ascending) the queries of each of its passages.
 
@@ -64,7 +64,7 @@ class TextPredictions:
                 wanted = [text for _, _, text in itertools.islice(stream, rows.start - at, rows.stop - at)]
                 if len(wanted) < len(rows):
                     last = sum(1 for _ in _lines(pieces[-1]))
-                    raise _fault(pieces[-1], last, "the lines end here, before the passages do", hint)
+                    raise _error(pieces[-1], last, "the lines end here, before the passages do", hint)
                 for some, text in zip(made, wanted, strict=True):
                     some += text.split("\t")
             at = rows.stop
@@ -72,7 +72,7 @@ class TextPredictions:
             yield made
         for stream in streams:
             if extra := next(itertools.islice(stream, parts.passages - at, None), None):
-                raise _fault(extra[0], extra[1], "there are more lines than passages", hint)
+                raise _error(extra[0], extra[1], "there are more lines than passages", hint)
 
 
 class JsonPredictions:
@@ -81,19 +81,19 @@ class JsonPredictions:
     def __init__(self, files: Sequence[Path]):
         self.files = sorted(files)
 
-    def prepare(self, collection: Collection, parts: Parts) -> None:
+    def prepare(self, collection: Collection, parts: QueryShards) -> None:
         """Copies each line to a file of its part, once."""
         storage.build_once(parts.folder / "sorted", {}, lambda tmp: self._sort(tmp, collection, parts))
 
-    def _sort(self, folder: Path, collection: Collection, parts: Parts) -> dict:
+    def _sort(self, folder: Path, collection: Collection, parts: QueryShards) -> dict:
         lines = itertools.chain.from_iterable(map(_predictions, self.files))
         with bar("sorting predictions", parts.passages) as advance:
             while some := list(itertools.islice(lines, _LINES)):
-                rows = collection.rows([key for _, _, key, _ in some])
+                rows = collection.find_rows([key for _, _, key, _ in some])
                 if len(unknown := np.flatnonzero(rows < 0)):
                     path, line, key, _ = some[unknown[0]]
                     what = f"{collection.folder} has no passage {key[:80]!r}"
-                    raise _fault(path, line, what, "import the collection that was predicted for")
+                    raise _error(path, line, what, "import the collection that was predicted for")
                 order = np.argsort(rows, kind="stable").tolist()
                 for number, group in itertools.groupby(order, lambda i: int(rows[i]) // parts.size):  # noqa: B023
                     with (folder / f"{number}.jsonl").open("a") as file:
@@ -102,7 +102,7 @@ class JsonPredictions:
         return {}
 
     def queries(
-        self, collection: Collection, parts: Parts, numbers: Sequence[int], advance: Advance
+        self, collection: Collection, parts: QueryShards, numbers: Sequence[int], advance: Advance
     ) -> Iterator[list[list[str]]]:
         """For each of these parts the queries of each of its passages (none where none were predicted)."""
         for number in numbers:
@@ -122,12 +122,12 @@ def open_predictions(path: str | Path) -> TextPredictions | JsonPredictions:
     paths.require_local(path, "predictions")
     folder = Path(path)
     if not folder.is_dir():
-        raise _fault(folder, None, "there is no such folder", "check the path")
+        raise _error(folder, None, "there is no such folder", "check the path")
     texts = [file for file in folder.iterdir() if _TEXT.fullmatch(file.name)]
     objects = [file for file in folder.iterdir() if _JSON.fullmatch(file.name)]
     if bool(texts) == bool(objects):
         what = "there are .txt and .jsonl files" if texts else "there is no .txt or .jsonl file"
-        raise _fault(folder, None, what, "have predictions of one form here, plain or .gz")
+        raise _error(folder, None, what, "have predictions of one form here, plain or .gz")
     return TextPredictions(texts) if texts else JsonPredictions(objects)
 
 
@@ -143,7 +143,7 @@ def _predictions(path: Path) -> Iterator[tuple[Path, int, str, list[str]]]:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             hint = 'write {"id": …, "predicted_queries": […]}'
-            raise _fault(path, line, f"the JSON is wrong ({reason})", hint) from None
+            raise _error(path, line, f"the JSON is wrong ({reason})", hint) from None
         yield path, line, key, queries
 
 
@@ -155,10 +155,10 @@ def _lines(path: Path) -> Iterator[tuple[Path, int, str]]:
             for line, raw in enumerate(file, start=1):
                 yield path, line, text_of(raw)
     except UnicodeDecodeError as error:
-        raise _fault(path, line, f"the line is not UTF-8 ({error.reason})", "save it as UTF-8") from None
+        raise _error(path, line, f"the line is not UTF-8 ({error.reason})", "save it as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise _fault(path, line + 1, f"the file is unreadable here ({error})", "restore it") from None
+        raise _error(path, line + 1, f"the file is unreadable here ({error})", "restore it") from None
 
 
-def _fault(path: Path, line: int | None, what: str, hint: str) -> UserError:
-    return UserError(error_text(path, line, what, hint))
+def _error(path: Path, line: int | None, what: str, hint: str) -> UserError:
+    return UserError(format_error(path, line, what, hint))

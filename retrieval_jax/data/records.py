@@ -77,9 +77,9 @@ def write_dataset(
     ]
     several = len(shards) > len(splits)
     if several and beam_options:
-        parallel.on_beam(_write_shard, shards, beam_options)
+        parallel.run_on_beam(_write_shard, shards, beam_options)
     elif several:
-        parallel.each(_write_shard, shards, f"writing {config}")
+        parallel.map_jobs(_write_shard, shards, f"writing {config}")
     else:
         for shard in shards:
             _write_shard(shard)
@@ -148,7 +148,7 @@ class Records:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def some(self, rows: Sequence[int]) -> list[Mapping]:
+    def get(self, rows: Sequence[int]) -> list[Mapping]:
         """The features of the records at these rows, by name, as TensorFlow's protocol buffers."""
         from tensorflow_datasets.proto import tf_example_pb2
 
@@ -201,12 +201,12 @@ def _passage_records(shard: Callable[[], Iterable[Passage]]) -> Iterator[dict]:
 
 def mark_passages(folder: Path, name: str, ids: pa.Array, queries: Sequence[Query]) -> list[Query]:
     """The queries, with those marked that are passages; see `Query`. The passages are written already."""
-    row_of_query = arrow_ids.rows(ids, [query.id for query in queries]).tolist()
+    row_of_query = arrow_ids.find_rows(ids, [query.id for query in queries]).tolist()
     there = [i for i, q in enumerate(queries) if row_of_query[i] >= 0 and q.id not in q.relevant]
     rows = [row_of_query[i] for i in there]
     records, marked = Records(folder, name, "passages", "train") if there else None, [*queries]
     for first in range(0, len(there), _BATCH):
-        some = records.some(rows[first : first + _BATCH])
+        some = records.get(rows[first : first + _BATCH])
         for i, record in zip(there[first : first + _BATCH], some, strict=True):
             passage = Passage(*(_text(record, key) for key in _PASSAGE))
             if copies.same_text(queries[i], passage):
@@ -268,9 +268,9 @@ class Collection:
             hint = "delete the folder, then `retrieval-jax import`"
             raise UserError(f"{self.folder / 'ids.arrow'}: cannot be read ({error}): {hint}") from None
 
-    def rows(self, passage_ids: Iterable[str] | pa.Array) -> np.ndarray:
+    def find_rows(self, passage_ids: Iterable[str] | pa.Array) -> np.ndarray:
         """int64, the row of each id; -1 where there is no such passage. Made for many ids at once."""
-        return arrow_ids.rows(self.ids, passage_ids)
+        return arrow_ids.find_rows(self.ids, passage_ids)
 
     @functools.cached_property
     def _copies(self) -> np.ndarray:
@@ -299,18 +299,18 @@ class Collection:
     def _passages(self) -> Records:
         return Records(self.folder, self.name, "passages", "train")
 
-    def some(self, rows: Sequence[int]) -> list[Passage]:
+    def get(self, rows: Sequence[int]) -> list[Passage]:
         """The passages at these rows (0-based, in the source's order), read at once."""
-        return [Passage(*(_text(record, key) for key in _PASSAGE)) for record in self._passages.some(rows)]
+        return [Passage(*(_text(record, key) for key in _PASSAGE)) for record in self._passages.get(rows)]
 
     def passage(self, row: int) -> Passage:
         """The passage at a row."""
-        return self.some([row])[0]
+        return self.get([row])[0]
 
     def passages(self) -> Iterator[Passage]:
         """All passages, by row."""
         for first in range(0, self.passage_count, _BATCH):
-            yield from self.some(range(first, min(first + _BATCH, self.passage_count)))
+            yield from self.get(range(first, min(first + _BATCH, self.passage_count)))
 
     def queries(self, split: str) -> list[Query]:
         """The judged queries of a split. Raises UserError for a split that is not there."""
@@ -323,7 +323,7 @@ class Collection:
         return [
             _query(record)
             for first in range(0, len(records), _BATCH)
-            for record in records.some(range(first, min(first + _BATCH, len(records))))
+            for record in records.get(range(first, min(first + _BATCH, len(records))))
         ]
 
 

@@ -6,10 +6,12 @@ import numpy as np
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Query
-from retrieval_jax.data.sources.judged import Rows
+from retrieval_jax.data.sources.judged import FindRows
 
 
-def choose(count: int, queries: Mapping[str, list[Query]], rows: Rows, size: int, seed: int) -> np.ndarray:
+def choose(
+    count: int, queries: Mapping[str, list[Query]], rows: FindRows, size: int, seed: int
+) -> np.ndarray:
     """int64 rows, ascending: `size` of `count` passages (all, where there are not more).
 
     First every passage that is relevant to a query of a split other than train, then as many as fit of those
@@ -33,7 +35,7 @@ def choose(count: int, queries: Mapping[str, list[Query]], rows: Rows, size: int
     return np.flatnonzero(chosen)
 
 
-def keep(queries: Mapping[str, list[Query]], rows: Rows) -> dict[str, list[Query]]:
+def keep(queries: Mapping[str, list[Query]], rows: FindRows) -> dict[str, list[Query]]:
     """Queries with the positives and negatives that `rows` knows; without train queries that lose every one.
 
     `choose` keeps all that is relevant to the others, of which some may have been judged without a positive.

@@ -54,14 +54,14 @@ class SyntheticQueries:
     def _records(self) -> Records:
         return Records(self.folder, self._name, "synthetic", "train")
 
-    def some(self, rows: Sequence[int]) -> list[list[str]]:
+    def get(self, rows: Sequence[int]) -> list[list[str]]:
         """The queries of the passages at these rows, read at once."""
-        records = self._records.some(rows)
+        records = self._records.get(rows)
         return [[query.decode() for query in record["queries"].bytes_list.value] for record in records]
 
     def queries(self, row: int) -> list[str]:
         """The queries of the passage at a row."""
-        return self.some([row])[0]
+        return self.get([row])[0]
 
     def check(self, collection: Collection) -> None:
         """Raises UserError where these are the queries of another collection."""
@@ -75,12 +75,12 @@ class SyntheticQueries:
         """The collection's passages by row, each text followed by its queries (Nogueira et al. 2019)."""
         for first in range(0, collection.passage_count, size):
             rows = range(first, min(first + size, collection.passage_count))
-            for passage, queries in zip(collection.some(rows), self.some(rows), strict=True):
+            for passage, queries in zip(collection.get(rows), self.get(rows), strict=True):
                 yield Passage(passage.id, passage.title, " ".join([passage.text, *queries]))
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class QueryShards:
     """A folder of unfinished work, and how the passages are parted: each part is a run of `size` rows."""
 
     folder: Path
@@ -118,7 +118,7 @@ class Parts:
         return ({"queries": line["queries"]} for line in self.read(numbers))
 
 
-def join(folder: Path, collection: Collection, parts: Parts) -> dict:
+def join(folder: Path, collection: Collection, parts: QueryShards) -> dict:
     """Joins the parts into the dataset, in `folder`; gives what its manifest shall say."""
     import tensorflow_datasets as tfds
 

@@ -59,7 +59,7 @@ class Job:
         """int64: the row of each passage in the earlier table, -1 where it is not there."""
         if self.earlier is None:
             return np.full(self.collection.passage_count, -1)
-        return arrow_ids.rows(self.earlier.table.passage_ids, self.collection.ids)
+        return arrow_ids.find_rows(self.earlier.table.passage_ids, self.collection.ids)
 
     @functools.cached_property
     def rows(self) -> np.ndarray:

@@ -76,7 +76,7 @@ class DocidTable:
     def without(self, passage_ids: Iterable[str]) -> "DocidTable":
         """The table once these passages are taken away; ids that it lacks are ignored."""
         kept = np.ones(len(self.passage_ids), bool)
-        rows = arrow_ids.rows(self.passage_ids, passage_ids)
+        rows = arrow_ids.find_rows(self.passage_ids, passage_ids)
         kept[rows[rows >= 0]] = False
         return self._descendant(self.tokens_NxL[kept], self.passage_ids.filter(pa.array(kept)))
 
@@ -86,7 +86,7 @@ class DocidTable:
         Raises UserError where a passage is in it already, or as `check` does.
         """
         new = arrow_ids.array(passage_ids)
-        there = np.flatnonzero(arrow_ids.rows(self.passage_ids, new) >= 0)
+        there = np.flatnonzero(arrow_ids.find_rows(self.passage_ids, new) >= 0)
         if len(there):
             raise UserError(
                 f"docids/{self.kind}: has passage {new[int(there[0])].as_py()!r} already: take it away first"

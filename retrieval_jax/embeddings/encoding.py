@@ -2,7 +2,7 @@
 
     embeddings/NAME/vectors.npy    float32 N×E, in the collection's order
     embeddings/NAME/ids.arrow      passage ids by row
-    embeddings/NAME/texts.npy      uint64 by row, a digest of the passage's text
+    embeddings/NAME/text_hashes.npy      uint64 by row, a digest of the passage's text
     embeddings/NAME.unfinished/    while they are made: a file for each part, written whole or not at all
 
 After a kill the same command goes on from the parts that are finished. Where the same model's vectors of an
@@ -79,7 +79,7 @@ class TextEncoder:
             some = list(texts[first : first + self.batch_size])
             tokens = self.vocabulary.batch(some + [""] * (self.batch_size - len(some)), self.length)
             if self.mesh:
-                tokens = multihost.placed(self.mesh, tokens, "data")
+                tokens = multihost.make_global_arrays(self.mesh, tokens, "data")
             yield len(some), self._encode(self.params, tokens)
 
     def _fetch(self, count: int, vectors: jax.Array, advance: Callable[[int], None] | None) -> np.ndarray:
@@ -155,22 +155,24 @@ def encode_collection(
     """
     recipe = model | {"collection": collection.fingerprint}
     unfinished = folder.with_name(f"{folder.name}.unfinished")
-    if multihost.agreed(storage.is_up_to_date(folder, recipe)):
+    if multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe)):
         return Embeddings.open(folder)
-    # The first process's lock keeps out other commands; the rest of this one wait for it in `agreed`.
-    with storage.lock(unfinished) if multihost.is_first() else contextlib.nullcontext():
-        if multihost.agreed(storage.is_up_to_date(folder, recipe)):  # another command made it meanwhile
+    # The first process's lock keeps out other commands; the others wait for it in the broadcast.
+    with storage.lock(unfinished) if multihost.is_process_0() else contextlib.nullcontext():
+        if multihost.broadcast_from_process_0(
+            storage.is_up_to_date(folder, recipe)
+        ):  # another command made it meanwhile
             return Embeddings.open(folder)
         parts = [unfinished / f"{number:05}.npz" for number in range(-(-collection.passage_count // PART))]
         encode = make_encode()
-        multihost.first_does(lambda: _begin(unfinished, recipe | {"part": PART}, parts))
+        multihost.on_process_0(lambda: _begin(unfinished, recipe | {"part": PART}, parts))
         _encode_parts(parts, folder, model, collection, encode)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("every part is there")
-        multihost.first_does(
+        multihost.on_process_0(
             lambda: storage.build_once(folder, recipe, lambda tmp: _join(tmp, folder, parts, collection))
         )
-        multihost.first_does(lambda: paths.remove(unfinished))
+        multihost.on_process_0(lambda: paths.remove(unfinished))
     return Embeddings.open(folder)
 
 
@@ -198,11 +200,11 @@ def _encode_parts(
     if not missing:
         return
     earlier = _earlier(folder, model)
-    earlier_row_N = arrow_ids.rows(earlier.ids, collection.ids) if earlier else None
+    earlier_row_N = arrow_ids.find_rows(earlier.ids, collection.ids) if earlier else None
     total, left = (sum(len(rows(number)) for number in numbers) for numbers in (share, missing))
     with bar("encoding passages", total, total - left) as advance:
         for number in missing:
-            passages = collection.some(rows(number))
+            passages = collection.get(rows(number))
             texts_N = digests(passage.full_text for passage in passages)
             kept = np.zeros(len(passages), bool)
             if earlier:
@@ -260,7 +262,7 @@ def _join(tmp: Path, folder: Path, parts: Sequence[Path], collection: Collection
                 raise UserError(
                     f"{folder}: cannot be written ({error.strerror}): make room, the same command goes on"
                 ) from None
-    np.save(tmp / "texts.npy", np.concatenate(texts))
+    np.save(tmp / "text_hashes.npy", np.concatenate(texts))
     arrow_ids.write(tmp / "ids.arrow", collection.ids)
     count = collection.passage_count
     if encoded < count:

@@ -1,10 +1,10 @@
 """Tokenised examples on disk, which the verb `cache` writes by seqio's Beam job.
 
     cache/COLLECTION.KIND.TASK/train.tfrecord-00000-of-00064, info.train.json, stats.train.json, COMPLETED
-    cache/COLLECTION.KIND.TASK/places.npy    int64, examples × 2: example -> file and byte
+    cache/COLLECTION.KIND.TASK/record_offsets.npy    int64, examples × 2: example -> file and byte
 
 The folders are seqio's own: `seqio.add_global_cache_dirs(["…/cache"])` makes any seqio or T5X program read
-them. `places.npy` is for the trainer here, which reads example i in whatever order: it finds the same
+them. `record_offsets.npy` is for the trainer here, which reads example i in whatever order: it finds the same
 examples under the same numbers with and without a cache.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from retrieval_jax.core import paths, storage
 
-PLACES = "places.npy"
+PLACES = "record_offsets.npy"
 
 
 class CachedExamples:

@@ -101,7 +101,7 @@ class PassageTargets:
 
     def __call__(self, example: Example) -> Features:
         missing = [PADDING] * (self.group - len(example.rows))
-        texts = [p.full_text for p in self.collection.some(example.rows)]
+        texts = [p.full_text for p in self.collection.get(example.rows)]
         tokens = self.vocabulary.batch([*texts, *([""] * len(missing))], self.passage_length)
         tokens[len(texts) :] = 0
         return {

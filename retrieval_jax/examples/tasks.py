@@ -88,7 +88,7 @@ class D2Q:
 
     def __call__(self, i: int, rng: np.random.Generator) -> Example:
         row = int(np.searchsorted(self.ends, i, side="right"))
-        (queries,) = self.queries.some([row])
+        (queries,) = self.queries.get([row])
         return Example(self.vocabulary.encode(queries[i - self.ends[row]]), [row], [1])
 
 
@@ -99,7 +99,7 @@ class LabelledPairs:
         self.vocabulary = vocabulary
         pairs = [(q.text, p, grade) for q in queries for p, grade in q.positives.items()]
         self.texts = [text for text, _, _ in pairs]
-        self.rows = collection.rows([passage for _, passage, _ in pairs])
+        self.rows = collection.find_rows([passage for _, passage, _ in pairs])
         self.grades = [grade for _, _, grade in pairs]
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ class LabelledGroups:
         self.vocabulary, self.queries = vocabulary, queries
         self.positives, self.negatives = positives, negatives
         ids = [(*q.positives, *answers.others(q), *q.negatives) for q in queries]
-        self.rows = collection.rows(itertools.chain.from_iterable(ids))
+        self.rows = collection.find_rows(itertools.chain.from_iterable(ids))
         self.first_rows = collection.first_copies(self.rows)  # a row a text
         self.starts = np.concatenate([[0], np.cumsum([len(some) for some in ids], dtype=np.int64)])
 

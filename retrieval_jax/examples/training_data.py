@@ -10,7 +10,7 @@ import gin
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.progress import log
-from retrieval_jax.core.values import Names, Natural, NonNegativeFloat, Positive, Share
+from retrieval_jax.core.values import Fraction, Names, NonNegative, NonNegativeFloat, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
@@ -54,8 +54,8 @@ class TrainingData:
     chunk_length: Positive = 64
     chunks: Positive = 10
     positives: Positive = 1
-    negatives: Natural = 0
-    drop_rates: Mapping[Task, Share] = dataclasses.field(default_factory=dict)
+    negatives: NonNegative = 0
+    drop_rates: Mapping[Task, Fraction] = dataclasses.field(default_factory=dict)
     synthetic: str | None = None
     mined: str | None = None
     pack: Positive = 1

@@ -53,7 +53,7 @@ _CARDS = (
 )
 
 
-def chip_of(device_kind: str) -> Chip | None:
+def find_chip(device_kind: str) -> Chip | None:
     """The chip that JAX calls so; None for one that is not known (a CPU, say)."""
     for chip in CHIPS.values():
         if device_kind in chip.device_kinds:
@@ -61,7 +61,7 @@ def chip_of(device_kind: str) -> Chip | None:
     return next((card for card in _CARDS if device_kind.startswith(card.device_kinds[0])), None)
 
 
-def slice_of(topology: str) -> tuple[Chip, str]:
+def parse_topology(topology: str) -> tuple[Chip, str]:
     """(chip, shape) of a slice's name, as "v4:4x4x4". UserError for one that does not exist."""
     name, _, shape = topology.partition(":")
     chip = CHIPS.get(name)

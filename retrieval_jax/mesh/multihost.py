@@ -19,38 +19,38 @@ VERBS = ("train", "generate-queries", "index")
 
 
 @gin.configurable("multihost", denylist=["verb"])
-def join(
+def initialize(
     verb: str,
-    on: bool = False,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
+    enabled: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
 ) -> None:
     """Meets the other processes of the run, before anything touches a device; alone unless asked.
 
     Args:
       verb: what they shall do, one of VERBS.
-      on: to meet where the platform knows the others (TPU pods, GKE, SLURM): no more is needed there.
-      coordinator: else HOST:PORT of the first process (or the environment's JAX_COORDINATOR_ADDRESS).
-      processes, process: how many there are, and which one this is, from 0 (or the environment's
+      enabled: to meet where the platform knows the others (TPU pods, GKE, SLURM): no more is needed there.
+      coordinator_address: else HOST:PORT of the first process (or the environment's JAX_COORDINATOR_ADDRESS).
+      num_processes, process_id: how many there are, and which one this is, from 0 (or the environment's
         JAX_NUM_PROCESSES and JAX_PROCESS_ID).
 
     Raises UserError where they cannot meet.
     """
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if not (on or coordinator):
+    coordinator_address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if not (enabled or coordinator_address):
         return
     if verb not in VERBS:
         raise UserError(
             f"{verb}: runs in one process, only {', '.join(VERBS)} in several: leave multihost.* and "
             "JAX_COORDINATOR_ADDRESS away"
         )
-    if processes is None:
-        processes = _number("JAX_NUM_PROCESSES")
-    if process is None:
-        process = _number("JAX_PROCESS_ID")
+    if num_processes is None:
+        num_processes = _number("JAX_NUM_PROCESSES")
+    if process_id is None:
+        process_id = _number("JAX_PROCESS_ID")
     try:
-        jax.distributed.initialize(coordinator, processes, process)
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
     except (ValueError, RuntimeError, TypeError) as error:
         reason = (str(error).strip().splitlines() or ["?"])[0][:200]
         raise UserError(
@@ -67,12 +67,12 @@ def _number(variable: str) -> int | None:
         raise UserError(f"{variable}: {text!r} is not a number: set it to one") from None
 
 
-def is_first() -> bool:
+def is_process_0() -> bool:
     """Whether this is the process that writes what is written once."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def agreed(value: int) -> int:
+def broadcast_from_process_0(value: int) -> int:
     """The first process's value, on all of them. All must call it."""
     if not jax.distributed.is_initialized():
         return value
@@ -81,30 +81,30 @@ def agreed(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def first_decides(what: Callable[[], int]) -> int:
+def value_from_process_0(what: Callable[[], int]) -> int:
     """The number that a function gives on the first process, on all of them; only the first one calls it.
 
     All must call this. Whatever error the first process meets, it raises; the others raise UserError.
     """
     value, failure = 0, None
-    if is_first():
+    if is_process_0():
         try:
             value = what()
         except Exception as error:  # of any kind: the others must not be left waiting
             failure = error
-    if agreed(failure is None):
-        return agreed(value)
+    if broadcast_from_process_0(failure is None):
+        return broadcast_from_process_0(value)
     raise failure or UserError("process 0 met an error, which it tells: mend that, and start all again")
 
 
-def first_does(what: Callable[[], object]) -> None:
-    """Calls a function on the first process while the others wait; see `first_decides` for its errors."""
+def on_process_0(what: Callable[[], object]) -> None:
+    """Calls a function on the first process while the others wait; errors as in `value_from_process_0`."""
 
     def do() -> int:
         what()
         return 0
 
-    first_decides(do)
+    value_from_process_0(do)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
@@ -122,12 +122,12 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in places.values()]))
 
 
-def global_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def make_global_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Arrays of the whole batch over all processes, of which each gives its own rows."""
     return jax.make_array_from_process_local_data(partitioning.batch_sharding(mesh), dict(batch))
 
 
-def placed(mesh: Mesh, tree: object, *axes: str | None) -> object:
+def make_global_arrays(mesh: Mesh, tree: object, *axes: str | None) -> object:
     """Arrays that every process has whole, laid over the mesh's axes; nothing is sent between processes."""
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     if jax.process_count() == 1:
@@ -140,7 +140,7 @@ def placed(mesh: Mesh, tree: object, *axes: str | None) -> object:
     return jax.tree.map(one, tree)
 
 
-def global_shapes(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, tuple]:
+def global_batch_shapes(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, tuple]:
     """The shapes of those arrays."""
     shards = mesh.shape["data"]
     own = len(local_rows(mesh, shards))

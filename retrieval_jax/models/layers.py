@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import Natural, Positive, Share
+from retrieval_jax.core.values import Fraction, NonNegative, Positive
 from retrieval_jax.data.vocabulary import PAD
 
 KeysValues = tuple[jax.Array, jax.Array]
@@ -63,9 +63,9 @@ class T5Config:
     num_heads: Positive
     head_dim: Positive
     mlp_dim: Positive
-    num_encoder_layers: Natural
-    num_decoder_layers: Natural
-    dropout_rate: Share = 0.1
+    num_encoder_layers: NonNegative
+    num_decoder_layers: NonNegative
+    dropout_rate: Fraction = 0.1
     dtype: str = "float32"
     embedding_init_std: float = 1.0
     branch_init_scale: float = 1.0
@@ -73,7 +73,7 @@ class T5Config:
     separate_target_embedding: bool = False
     scan_layers: bool = False
     remat: str = "none"
-    pawa_layers: Natural = 0
+    pawa_layers: NonNegative = 0
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     logits_via_embedding: bool = False
     relpos_buckets: int = 32

@@ -1,7 +1,7 @@
 """Searching by vectors: a dual encoder's passages, exactly (JAX) or approximately (ScaNN).
 
-A searcher's folder holds, beside its manifest, passage ids by row (ids.arrow), digests of their texts by row
-(texts.npy), the vectors (vectors.npy) or ScaNN's files (scann/), and the size and checksum of each file.
+A searcher's folder holds, beside its manifest, passage ids by row (ids.arrow), hashes of their texts by row
+(text_hashes.npy), vectors (vectors.npy) or ScaNN's files (scann/), and each file's size and checksum.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class ExactSearcher:
     @staticmethod
     def write_index(folder: Path, embeddings: Embeddings, earlier: Path | None, queries_BxE: object) -> dict:
         """Nothing but the vectors; gives what the manifest says of it."""
-        for name in ("vectors.npy", "ids.arrow", "texts.npy"):
+        for name in ("vectors.npy", "ids.arrow", "text_hashes.npy"):
             _link(paths.ensure_local(embeddings.folder / name), folder / name)
         return {}
 
@@ -136,7 +136,7 @@ def _passages_of(earlier: Path, kind: str, embeddings: Embeddings) -> tuple[pa.A
     same = recipe["kind"] == kind and recipe.get("checksum") == embeddings.manifest["recipe"]["checksum"]
     if not same or checksums.fault(earlier):
         return None
-    return arrow_ids.read(earlier / "ids.arrow"), np.load(earlier / "texts.npy")
+    return arrow_ids.read(earlier / "ids.arrow"), np.load(earlier / "text_hashes.npy")
 
 
 def checked(queries_BxE: np.ndarray, dimensions: int) -> np.ndarray:

@@ -159,4 +159,4 @@ class GenerativeSearcher:
 
 def _place(mesh: Mesh | None, tree: object, *axes: str) -> object:
     """Arrays on the mesh, their first axis over one of its axes, or (without) alike on every device."""
-    return multihost.placed(mesh, tree, *axes) if mesh else jax.device_put(tree)
+    return multihost.make_global_arrays(mesh, tree, *axes) if mesh else jax.device_put(tree)

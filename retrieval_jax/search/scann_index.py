@@ -2,7 +2,7 @@
 
 scann/          ScaNN's own files, which may be moved
 ids.arrow       passage ids by ScaNN's row
-texts.npy       uint64 by ScaNN's row, a digest of the passage's text
+text_hashes.npy       uint64 by ScaNN's row, a digest of the passage's text
 """
 
 import contextlib
@@ -165,7 +165,7 @@ class ScannIndex:
         """
         exact = ExactSearch(embeddings.vectors_NxE)
         wanted_BxK, _ = exact(queries_BxE, min(100, exact.count))
-        row_N = arrow_ids.rows(embeddings.ids, self.ids)  # of the vectors, by the index's row
+        row_N = arrow_ids.find_rows(embeddings.ids, self.ids)  # of the vectors, by the index's row
 
         def at_leaves(leaves: int | None) -> dict[str, float]:
             self.leaves = leaves
@@ -197,7 +197,7 @@ class ScannIndex:
         (folder / "scann").mkdir()
         self.searcher.serialize(str(folder / "scann"), relative_path=True)
         arrow_ids.write(folder / "ids.arrow", self.ids)
-        np.save(folder / "texts.npy", self.texts_N)
+        np.save(folder / "text_hashes.npy", self.texts_N)
         counts = {name: getattr(self, name) for name in ("trained_on", "changes", "leaves")}
         return {"scann": {"settings": self.settings, **counts}}
 
@@ -210,13 +210,13 @@ class ScannIndex:
             raise UserError(
                 f"{folder}: cannot be read ({error}): delete it, then `retrieval-jax index`"
             ) from None
-        texts_N = np.load(folder / "texts.npy")
+        texts_N = np.load(folder / "text_hashes.npy")
         return cls(searcher, arrow_ids.read(folder / "ids.arrow"), texts_N, **manifest["scann"])
 
 
 def difference(ids: pa.Array, texts_N: np.ndarray, embeddings: Embeddings) -> tuple[np.ndarray, np.ndarray]:
     """(rows of `ids` that embeddings lack, rows of embeddings that `ids` lack); changed texts are in both."""
-    row_N = arrow_ids.rows(ids, embeddings.ids)
+    row_N = arrow_ids.find_rows(ids, embeddings.ids)
     same = (row_N >= 0) & (texts_N[row_N] == embeddings.texts_N)
     gone = np.ones(len(ids), bool)
     gone[row_N[same]] = False

@@ -18,7 +18,7 @@ from retrieval_jax.core.progress import NO_TPU, log
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.mesh.hardware import GIB, slice_of
+from retrieval_jax.mesh.hardware import GIB, parse_topology
 from retrieval_jax.training.flops import jaxpr_flops
 from retrieval_jax.training.step import TrainState, abstract_state, make_train_step
 
@@ -213,7 +213,7 @@ def devices_of(topology: str) -> list[jax.Device]:
     """The devices of a slice that is not there."""
     from jax.experimental import topologies
 
-    chip, shape = slice_of(topology)
+    chip, shape = parse_topology(topology)
     options = {"chip_config_name": chip.config} if chip.config else {}
     if shape == "1x1":
         options["chips_per_host_bounds"] = (1, 1, 1)

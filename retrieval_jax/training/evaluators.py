@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from retrieval_jax.core import arrow_ids, storage
-from retrieval_jax.core.values import Natural, Positive
+from retrieval_jax.core.values import NonNegative, Positive
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.docids.table import DocidTable
@@ -49,7 +49,7 @@ class RetrievalEvaluator:
         vocabulary: Vocabulary,
         input_length: int,
         passage_length: int,
-        max_queries: Natural = 256,
+        max_queries: NonNegative = 256,
         beams: Positive = 10,
         mesh: Mesh | None = None,
     ):
@@ -105,7 +105,7 @@ class RetrievalEvaluator:
     def _passage(self, passage_id: str) -> dict:
         if not self.table:
             return {"id": passage_id}
-        (row,) = arrow_ids.rows(self.table.passage_ids, [passage_id])
+        (row,) = arrow_ids.find_rows(self.table.passage_ids, [passage_id])
         docid = self.table.tokens_NxL[row]
         return {"id": passage_id, "docid": docid[docid > 0].tolist()}
 
@@ -139,7 +139,7 @@ class LossEvaluator:
             batch = encoder_decoder(pad(features, targets.features))
             missing = round_up(len(features), mesh.shape["data"]) - len(features)  # rows without weight
             padded = {name: np.pad(x, ((0, missing), (0, 0))) for name, x in batch.items()}
-            self.batch = multihost.placed(mesh, padded, "data")
+            self.batch = multihost.make_global_arrays(mesh, padded, "data")
         self.eval_fn = jax.jit(model.eval_fn)
 
     def __call__(self, params: dict) -> dict[str, float]:

@@ -66,7 +66,7 @@ def train_loop(
     start = saved.latest() or 0
     done = summary(folder, start)
     out_of_time = max_minutes is not None and done["minutes"] >= max_minutes
-    if multihost.agreed(start >= steps or out_of_time):
+    if multihost.broadcast_from_process_0(start >= steps or out_of_time):
         saved.close()
         return done | saved.best()
 
@@ -78,11 +78,11 @@ def train_loop(
 
     data = batches(position(start))
     batch = next(data)
-    shapes = multihost.global_shapes(mesh, batch)
+    shapes = multihost.global_batch_shapes(mesh, batch)
     abstract = abstract_state(model, mesh, shapes)
     if restored := saved.restore_newest(abstract.params, abstract.optimizer):
         params, optimizer, step = restored
-        state = TrainState(params, optimizer, multihost.placed(mesh, np.int32(step)))
+        state = TrainState(params, optimizer, multihost.make_global_arrays(mesh, np.int32(step)))
         if step != start:
             begun = (step, saved.examples(step, batch_size))
             data = batches(position(step))
@@ -136,9 +136,11 @@ def train_loop(
 
         while not ends:
             profiler.before(step)
-            limit = [multihost.placed(mesh, np.float32(watch.limit(step + 1)))] if watch.skips else []
+            limit = (
+                [multihost.make_global_arrays(mesh, np.float32(watch.limit(step + 1)))] if watch.skips else []
+            )
             with clock.step(batch):
-                state, metrics = step_fn(state, multihost.global_batch(mesh, batch), *limit)
+                state, metrics = step_fn(state, multihost.make_global_batch(mesh, batch), *limit)
                 fetch_metrics()  # of the step before, while this one runs
                 step += 1
                 if step % log_every == 0:  # not at each step: it reads all parameters once more
@@ -169,7 +171,7 @@ def train_loop(
         raise Preempted(f"{folder}: told to end; step {step} of {steps} is saved: the same command goes on")
     if step < steps:
         log(f"{folder}: stopped at step {step} of {steps}, after {max_minutes} minutes (train.max_minutes)")
-    multihost.first_does(lambda: None)  # has written the curve
+    multihost.on_process_0(lambda: None)  # has written the curve
     best = saved.best()
     if (best_step := best.get("best_step", step)) != step:
         log(f"{folder}: step {best_step} was the best on dev: --MODEL_STEP={best_step} takes that one")

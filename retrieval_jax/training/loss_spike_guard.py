@@ -144,7 +144,7 @@ class LossSpikeGuard:
 
     def resume(self, state: Mapping) -> None:
         """Goes on from a `state`, unless other settings were trained with: their losses are no measure."""
-        if multihost.agreed(state.get("settings") == self.settings):
+        if multihost.broadcast_from_process_0(state.get("settings") == self.settings):
             self.losses.extend((step, loss) for step, loss in state.get("losses", ()))
             self.skipped = list(state.get("skipped", ()))
 
@@ -172,7 +172,7 @@ class LossSpikeGuard:
             return ""
         path = self.folder / f"bad_batch_{step}.json"
         rows = self.examples_of(step - 1)
-        if multihost.is_first():
+        if multihost.is_process_0():
             storage.write_json(path, {"step": step, "reason": what, "examples": rows})
         some = ", ".join(f"{row['task']} {row['number']}" for row in rows[:3])
         return f"; its examples ({some}, …) are in {path}"

@@ -56,7 +56,7 @@ class MetricWriter:
 
     def __init__(self, model_dir: Path, step: int):
         """`step`: the checkpoint that training goes on from; later points will be made again."""
-        self.writes = multihost.is_first()
+        self.writes = multihost.is_process_0()
         self.minutes_before = 0.0
         if not self.writes:
             return

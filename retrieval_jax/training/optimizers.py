@@ -10,7 +10,7 @@ import optax
 
 from retrieval_jax.checkpoints.parameter_names import LastName
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import Natural, Positive, PositiveFloat
+from retrieval_jax.core.values import NonNegative, Positive, PositiveFloat
 from retrieval_jax.models.layers import STACK_AXIS
 from retrieval_jax.models.t5 import is_stacked
 
@@ -20,7 +20,7 @@ Multipliers = Mapping[Annotated[str, LastName], float]
 
 @gin.configurable
 def learning_rate(
-    peak: PositiveFloat, steps: Positive, warmup: Natural = 0, decay: str = "constant"
+    peak: PositiveFloat, steps: Positive, warmup: NonNegative = 0, decay: str = "constant"
 ) -> optax.Schedule:
     """Linear warm-up to `peak`, then "constant", or "linear" to 0 at `steps`, or "rsqrt" (1/sqrt(step))."""
     if decay == "linear":

@@ -91,8 +91,8 @@ def keep(folder: Path, settings: dict, on_change: str) -> None:
                 f"{folder}: trained with other settings: {'; '.join(changed.values())}: set them as they "
                 "were, name another MODEL_DIR, or go on all the same with --gin.train.on_change=\"'accept'\""
             )
-        if changed and multihost.is_first():
+        if changed and multihost.is_process_0():
             log(f"{folder}: going on with other settings: {'; '.join(changed.values())}")
-    if multihost.is_first():
+    if multihost.is_process_0():
         (folder / model_folder.GIN).write_text(gin.operative_config_str())
         storage.write_json(path, settings)

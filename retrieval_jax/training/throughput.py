@@ -33,7 +33,7 @@ class ThroughputMeter:
         flops_per_step: Callable[[], float] | None = None,
     ):
         self.before, self.max_minutes = before, max_minutes
-        chip = hardware.chip_of(mesh.devices.flat[0].device_kind)
+        chip = hardware.find_chip(mesh.devices.flat[0].device_kind)
         # Of the devices' peak a second: the part that one step takes.
         self.step_of_peak = flops_per_step() / (chip.flops * mesh.size) if chip and flops_per_step else None
         # Every process counts its own tokens; of the others' it knows only that they are about as many.
@@ -56,7 +56,9 @@ class ThroughputMeter:
             return False
         if jax.process_count() == 1:
             return self.minutes >= self.max_minutes
-        return step % every == 0 and bool(multihost.agreed(self.minutes >= self.max_minutes))
+        return step % every == 0 and bool(
+            multihost.broadcast_from_process_0(self.minutes >= self.max_minutes)
+        )
 
     @contextlib.contextmanager
     def step(self, batch: Mapping[str, np.ndarray]) -> Iterator[None]:
@@ -114,7 +116,7 @@ class Profiler:
 
     def before(self, step: int) -> None:
         """Before the step that comes after `step` steps."""
-        if step == self.first and multihost.is_first():
+        if step == self.first and multihost.is_process_0():
             # XLA's profiler writes to a disk.
             self.scratch = tempfile.TemporaryDirectory() if paths.is_remote(self.folder) else None
             jax.profiler.start_trace(self.scratch.name if self.scratch else str(self.folder))

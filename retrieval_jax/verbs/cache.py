@@ -50,7 +50,7 @@ def cache(
     if answer == "docids" and not docids:
         raise UserError("cache: docids of no kind: --DOCIDS=naive, or --gin.cache.answer=\"'passages'\"")
     work = Workspace.for_source(source, work_dir)
-    parallel.check(beam_options, work.folder)
+    parallel.check_beam_options(beam_options, work.folder)
     collection = Collection(work.collection)
     table = DocidTable.open(work.docids(docids)) if answer == "docids" else None
     opened = data.of(work, collection, answer, table)

@@ -13,7 +13,7 @@ from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import console, log
-from retrieval_jax.core.values import Natural, Positive
+from retrieval_jax.core.values import NonNegative, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
@@ -32,8 +32,8 @@ def evaluate(
     split: str = "test",
     min_relevant_grade: Positive = 1,
     ignore_identical_ids: bool = True,
-    example_queries: Natural = 4,
-    passages_per_example: Natural = 3,
+    example_queries: NonNegative = 4,
+    passages_per_example: NonNegative = 3,
 ) -> dict:
     """Scores every run of a split; writes metrics.json and report.html into the work folder.
 
@@ -158,8 +158,8 @@ def side_by_side(
     queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:examples]
     ids = {pid for query in queries for pid in query.positives}
     ids |= {pid for q in queries for run in runs.values() for pid, _ in run.get(q.id, [])[:shown]}
-    rows = collection.rows(sorted(ids))
-    passages = {p.id: p for p in collection.some(rows[rows >= 0].tolist())}
+    rows = collection.find_rows(sorted(ids))
+    passages = {p.id: p for p in collection.get(rows[rows >= 0].tolist())}
 
     def show(pid: str, relevant: bool) -> report.PassageSnippet:
         if pid not in passages:  # another tool's run may be of more passages

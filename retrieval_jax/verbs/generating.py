@@ -21,7 +21,7 @@ from retrieval_jax.core.workspace import UNFINISHED, Workspace
 from retrieval_jax.data import synthetic
 from retrieval_jax.data.predictions import Advance, open_predictions
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.synthetic import Parts
+from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.partitioning import make_mesh
@@ -29,14 +29,14 @@ from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.search.searcher import BATCH_SIZE, Searcher, searcher_manifest
 
 
-class Origin(Protocol):
+class QuerySource(Protocol):
     """Where queries come from: a model (Sampler), or released files (see predictions.py)."""
 
-    def prepare(self, collection: Collection, parts: Parts) -> None:
+    def prepare(self, collection: Collection, parts: QueryShards) -> None:
         """Called once, on the first host, before parts are made."""
 
     def queries(
-        self, collection: Collection, parts: Parts, numbers: Sequence[int], advance: Advance
+        self, collection: Collection, parts: QueryShards, numbers: Sequence[int], advance: Advance
     ) -> Iterator[list[list[str]]]:
         """For each of these parts (ascending) the queries of each of its passages."""
         ...
@@ -56,7 +56,7 @@ def generate_queries(
     batch_size: Positive = 32,
     filter_searcher: str | None = None,
     filter_k: Positive = 10,
-    part_size: Positive = 1024,
+    shard_size: Positive = 1024,
     step: Positive | None = None,
 ) -> dict:
     """Makes synthetic/NAME: queries for each passage, without repetitions.
@@ -74,25 +74,25 @@ def generate_queries(
       batch_size: passages that a host samples for at once (rounded up to its devices).
       filter_searcher: one of searchers/; only queries for which it finds their own passage are kept.
       filter_k: among so many.
-      part_size: passages a part: at most so many are lost when it is killed.
+      shard_size: passages a part: at most so many are lost when it is killed.
       step: which of the query generator's checkpoints (--MODEL_STEP); None is the newest.
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
-    settings = {"count": count, "part_size": part_size}
+    settings = {"count": count, "shard_size": shard_size}
     if predictions:
-        origin: Origin = open_predictions(predictions)
+        origin: QuerySource = open_predictions(predictions)
         stats = ((file.resolve(), file.stat()) for file in origin.files)
         settings["predictions"] = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     else:
         model_dir = model_dir or work.model("doc2query")
         origin = Sampler(model_dir, count, temperature, top_k, seed, batch_size, step)
         settings |= {"temperature": temperature, "top_k": top_k, "seed": seed, **origin.recipe}
-    found_by = RoundTrip(work, collection, filter_searcher, filter_k) if filter_searcher else None
+    found_by = ConsistencyFilter(work, collection, filter_searcher, filter_k) if filter_searcher else None
     recipe = {"collection": collection.fingerprint, **settings, "filter": found_by and found_by.recipe}
 
     folder = work.synthetic(name)
-    parts = Parts(folder.with_name(f"{name}{UNFINISHED}"), collection.passage_count, part_size)
+    parts = QueryShards(folder.with_name(f"{name}{UNFINISHED}"), collection.passage_count, shard_size)
     first = jax.process_index() == 0
     # The first process's lock keeps out other commands; the rest of this one wait for it in `_meet`.
     with storage.lock(parts.folder) if first else contextlib.nullcontext():
@@ -114,13 +114,13 @@ def generate_queries(
     return {"synthetic": str(folder), **{key: manifest[key] for key in told}}
 
 
-def begun(parts: Parts, recipe: dict) -> bool:
+def begun(parts: QueryShards, recipe: dict) -> bool:
     """Whether there are parts of this recipe."""
     path = parts.folder / "recipe.json"
     return path.exists() and storage.read_json(path, "delete the folder") == json.loads(json.dumps(recipe))
 
 
-def begin(parts: Parts, recipe: dict) -> None:
+def begin(parts: QueryShards, recipe: dict) -> None:
     """Makes the folder of the parts, unless it holds parts of the same recipe."""
     if begun(parts, recipe):
         left = len(parts.missing(0, 1))
@@ -132,9 +132,9 @@ def begin(parts: Parts, recipe: dict) -> None:
 
 def make_parts(
     collection: Collection,
-    parts: Parts,
-    origin: Origin,
-    found_by: "RoundTrip | None",
+    parts: QueryShards,
+    origin: QuerySource,
+    found_by: "ConsistencyFilter | None",
     most: int,
     name: str,
 ) -> None:
@@ -204,11 +204,11 @@ class Sampler:
 
         self.sample = sample
 
-    def prepare(self, collection: Collection, parts: Parts) -> None:
+    def prepare(self, collection: Collection, parts: QueryShards) -> None:
         """Nothing: passages are read as they are sampled for."""
 
     def queries(
-        self, collection: Collection, parts: Parts, numbers: Sequence[int], advance: Advance
+        self, collection: Collection, parts: QueryShards, numbers: Sequence[int], advance: Advance
     ) -> Iterator[list[list[str]]]:
         """For each of these parts, `count` queries for each of its passages."""
         tokens, began = 0, None
@@ -227,7 +227,7 @@ class Sampler:
 
     def _dispatch(self, collection: Collection, rows: range) -> list[tuple[jax.Array, int]]:
         """(samples on their way, how many of them are real) of each batch; the devices work through them."""
-        passages = self.vocabulary.batch([p.full_text for p in collection.some(rows)], self.passage_length)
+        passages = self.vocabulary.batch([p.full_text for p in collection.get(rows)], self.passage_length)
         on_the_way = []
         for first in range(0, len(rows), self.batch_size):
             some = passages[first : first + self.batch_size]
@@ -237,7 +237,7 @@ class Sampler:
         return on_the_way
 
 
-class RoundTrip:
+class ConsistencyFilter:
     """Keeps the queries for which a searcher finds their own passage (Alberti et al. 2019, for retrieval)."""
 
     def __init__(self, work: Workspace, collection: Collection, name: str, k: int):

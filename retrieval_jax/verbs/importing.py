@@ -13,7 +13,7 @@ import numpy as np
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
-from retrieval_jax.core.values import Positive, Seed, Share
+from retrieval_jax.core.values import Fraction, Positive, Seed
 from retrieval_jax.core.workspace import Workspace, source_path
 from retrieval_jax.data import copies, parallel, subsets, vocabulary
 from retrieval_jax.data.collection import Query
@@ -21,7 +21,7 @@ from retrieval_jax.data.records import mark_passages, write_passages, write_quer
 from retrieval_jax.data.sources import from_packages
 from retrieval_jax.data.sources.folders import Source
 from retrieval_jax.data.sources.layouts import open_source
-from retrieval_jax.data.sources.lines import Faults
+from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.data.sources.passages import Passages
 from retrieval_jax.data.sources.python_docs import PACKAGES
 
@@ -34,7 +34,7 @@ def import_collection(
     work_dir: str | None = None,
     vocabulary_path: str | None = None,
     vocab_size: Positive = 8000,
-    held_out: Share = 0.05,
+    held_out: Fraction = 0.05,
     on_error: str = "fail",
     subset: Positive | None = None,
     subset_seed: Seed = 0,
@@ -64,7 +64,7 @@ def import_collection(
     if on_error not in ("fail", "skip"):
         raise UserError(f"ON_ERROR: no way {on_error!r} to treat bad lines: choose 'fail' or 'skip'")
     path = Workspace.for_source(source, work_dir).collection
-    parallel.check(beam_options, path)
+    parallel.check_beam_options(beam_options, path)
     opened = _open(source, docs_size, docs_packages)
     # Size and time of the files stand for their contents. The embedded collection has no files: once made,
     # it stays as it is, also when packages are upgraded.
@@ -80,16 +80,16 @@ def import_collection(
         recipe |= {"docs_size": docs_size, "docs_packages": docs_packages}
 
     def make(folder: Path) -> dict:
-        scratch, faults = folder / "scratch", Faults(skip=on_error == "skip")
-        passages = opened.passages(scratch, faults, shard_bytes)
-        queries = opened.queries(functools.partial(arrow_ids.rows, passages.ids), faults)
-        faults.tell()
+        scratch, errors = folder / "scratch", ErrorLog(skip=on_error == "skip")
+        passages = opened.passages(scratch, errors, shard_bytes)
+        queries = opened.queries(functools.partial(arrow_ids.find_rows, passages.ids), errors)
+        errors.report()
         queries, without_positives = answerable(queries)
         facts = {
             "name": opened.name,
             "source": source,
             "source_path": source_path(source),
-            "skipped": dict(faults.counts),
+            "skipped": dict(errors.counts),
             "without_positives": without_positives,
         }
         queries = with_dev(queries, held_out)
@@ -164,9 +164,9 @@ def _subset(
     passages: Passages, queries: dict[str, list[Query]], size: int, seed: int
 ) -> tuple[Passages, dict[str, list[Query]], dict]:
     """The chosen passages, the queries that they answer, and what the manifest says of both."""
-    rows = functools.partial(arrow_ids.rows, passages.ids)
+    rows = functools.partial(arrow_ids.find_rows, passages.ids)
     chosen = passages.subset(subsets.choose(len(passages.ids), queries, rows, size, seed))
-    kept = subsets.keep(queries, functools.partial(arrow_ids.rows, chosen.ids))
+    kept = subsets.keep(queries, functools.partial(arrow_ids.find_rows, chosen.ids))
     dropped = {split: len(some) - len(kept.get(split, [])) for split, some in queries.items()}
     return chosen, kept, {"of_passages": len(passages.ids), "seed": seed, "dropped_queries": dropped}
 

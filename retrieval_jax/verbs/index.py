@@ -11,7 +11,7 @@ from retrieval_jax.checkpoints.model_folder import OpenModel, model_recipe, open
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log, track
-from retrieval_jax.core.values import Positive, Share
+from retrieval_jax.core.values import Fraction, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
@@ -34,7 +34,7 @@ def make_index(
     name: str | None = None,
     beams: Positive = 40,
     batch_size: Positive = 32,
-    recall_target: Share | None = None,
+    recall_target: Fraction | None = None,
     expansion: str | None = None,
     step: Positive | None = None,
 ) -> dict:
@@ -110,7 +110,7 @@ def _build(
 ) -> dict:
     known = {"kind": kind, "parameters": parameters}
     recipe = _recipe(kind, collection, recipe)
-    multihost.first_does(lambda: storage.build_once(folder, recipe, lambda tmp: known | make(tmp)))
+    multihost.on_process_0(lambda: storage.build_once(folder, recipe, lambda tmp: known | make(tmp)))
     manifest = storage.read_manifest(folder, "index")
     return {"searcher": str(folder), **known, **{key: manifest[key] for key in TOLD if key in manifest}}
 
@@ -148,7 +148,7 @@ def _dense(
     collection: Collection,
 ) -> Callable[[Path], dict]:
     """Encodes the collection, unless the searcher is there; gives what writes it."""
-    if multihost.agreed(storage.is_up_to_date(folder, _recipe(kind, collection, recipe))):
+    if multihost.broadcast_from_process_0(storage.is_up_to_date(folder, _recipe(kind, collection, recipe))):
         return dict  # is not called
     if opened.description["collection"] not in (None, collection.fingerprint):
         trained_on = opened.description["collection_name"]
@@ -165,7 +165,7 @@ def _some_queries(collection: Collection) -> list[str]:
             return [query.text for query in collection.queries(split)[:RECALL_QUERIES]]
     step = max(collection.passage_count // RECALL_QUERIES, 1)
     rows = range(0, collection.passage_count, step)[:RECALL_QUERIES]
-    return [passage.full_text for passage in collection.some(rows)]
+    return [passage.full_text for passage in collection.get(rows)]
 
 
 def check_collection(opened: OpenModel, collection: Collection, model_dir: str | Path) -> None:

@@ -18,7 +18,7 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.mesh.hardware import GIB, Chip, slice_of
+from retrieval_jax.mesh.hardware import GIB, Chip, parse_topology
 from retrieval_jax.training.aot import (
     DoesNotDivide,
     MemoryReport,
@@ -68,7 +68,7 @@ def preflight(
     Times are lower bounds: the matrix products at the chip's published peak, or the state read and written
     once at the bandwidth of its memory, whichever is longer; what chips tell each other is not counted.
     """
-    slice_of(topology)
+    parse_topology(topology)
     reach_compiler()
     program = (search, passages, vocab_size)
     # In a process of its own, as the compiler ends that where it fails an assertion of its own.
@@ -98,7 +98,7 @@ def on_slice(topology: str, program: tuple, optimization: int | None) -> tuple[d
 
     `program` is what `configured` is given.
     """
-    job, (chip, _) = _job(*program), slice_of(topology)
+    job, (chip, _) = _job(*program), parse_topology(topology)
     mesh = partitioning.make_mesh(devices=devices_of(topology))
     try:
         report = job.compile(topology, mesh, chip.hbm, optimization)
@@ -153,7 +153,7 @@ def smallest_slice(
     `told` is what `on_slice` tells of one of them. They are compiled from small to large, but none that is
     smaller than one that does not fit. One on which the compiler breaks down is passed over.
     """
-    chip, shape = slice_of(topology)
+    chip, shape = parse_topology(topology)
     shapes = chip.topologies if told["fits"] else chip.topologies[chip.topologies.index(shape) :]
     tried = {}
     for name in (f"{chip.name}:{shape}" for shape in shapes):
@@ -175,7 +175,7 @@ def try_slice(name: str, program: tuple, optimization: int | None) -> dict:
     Model parallelism stays as it is where it divides the chips; elsewhere it is the greatest number that
     divides both.
     """
-    job, (chip, _) = _job(*program), slice_of(name)
+    job, (chip, _) = _job(*program), parse_topology(name)
     devices = devices_of(name)
     parallelism = configuration.parameters_of(partitioning.make_mesh)["model_parallelism"]
     mesh = partitioning.make_mesh(math.gcd(parallelism, len(devices)), devices)

@@ -79,7 +79,7 @@ def search_one(collection: Collection, folder: Path, query: str, k: int) -> dict
     (ranking,) = Searcher.open(folder, make_mesh).search([query], k)
     if not ranking:
         log(f"{folder.name}: no passage was found for {query!r}")
-    passages = collection.some(collection.rows([pid for pid, _ in ranking]).tolist())
+    passages = collection.get(collection.find_rows([pid for pid, _ in ranking]).tolist())
     return {
         "query": query,
         "passages": [

@@ -108,8 +108,8 @@ def train(
         prepare_folder(folder, description, collection)
         settings.keep(folder, chosen, on_change)
 
-    multihost.first_does(prepare)
-    if not multihost.is_first():
+    multihost.on_process_0(prepare)
+    if not multihost.is_process_0():
         prepare()  # sees what the first one wrote, and compares
     mesh = partitioning.make_mesh()
     rows = multihost.local_rows(mesh, batch_size)

@@ -52,7 +52,7 @@ def test_no_other_name_is_known():
 def test_what_a_misfit_is_of():
     """The part that does not fit is told, not all of the value."""
     known = values.Annotated[str, values.Names("a task", ("daq", "labelled_LABEL"))]
-    shares = str | values.Mapping[known, values.Share]
+    shares = str | values.Mapping[known, values.Fraction]
     assert values.misfit({"daq": 0.5, "labelled_x/y": 1}, shares) is None
     assert values.misfit({"daq": 2}, shares).value == 2
     assert values.misfit({"labelled_": 1}, shares).value == "labelled_"

@@ -239,7 +239,7 @@ def test_training_goes_on_with_the_prompts_of_its_initial_weights(tmp_path, work
         assert examples.computed(task)(3, rng)["inputs"] == [*head, *without]
     made, query = examples.computed("labelled")(0, rng), collection.queries("train")[0]
     assert made["inputs"] == vocabulary.encode(PROMPTS["query"] + query.text)
-    (passage,) = collection.some(made["passage"])
+    (passage,) = collection.get(made["passage"])
     assert made["targets"] == vocabulary.batch([PROMPTS["document"] + passage.full_text], 32)[0].tolist()
 
     # The search for the dev queries in training is the one after it, whose texts have the prompts in them.

@@ -86,7 +86,7 @@ def test_they_are_no_negatives_in_a_batch(work: Workspace):
         assert {*passage[grade > 0], *example["known"]} - {-1} == answers[query.id]
         assert not {*passage[grade == 0]} & answers[query.id]
     # What is read is each passage's own text.
-    row = collection.rows(["c1"])[0]
+    row = collection.find_rows(["c1"])[0]
     written = data.vocabulary.batch([collection.passage(row).full_text], 128)[0]
     np.testing.assert_array_equal(np.array(examples(2, rng)["targets"])[:128], written)
 

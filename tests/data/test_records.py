@@ -50,9 +50,9 @@ def test_passages_come_back_by_row(collection: Collection):
     assert list(collection.passages()) == PASSAGES
     assert collection.passage(1499) == PASSAGES[1499]
     rows = [2999, 0, 9, 10, 9, *range(1490, 1510)]
-    assert collection.some(rows) == [PASSAGES[row] for row in rows]
-    assert collection.some(np.array(rows)) == [PASSAGES[row] for row in rows]
-    assert collection.some([]) == []
+    assert collection.get(rows) == [PASSAGES[row] for row in rows]
+    assert collection.get(np.array(rows)) == [PASSAGES[row] for row in rows]
+    assert collection.get([]) == []
 
 
 def test_queries_come_back_with_negatives_and_label(collection: Collection):
@@ -64,9 +64,9 @@ def test_queries_come_back_with_negatives_and_label(collection: Collection):
 
 def test_ids_are_looked_up(collection: Collection, folder: Path):
     assert collection.ids.to_pylist() == [p.id for p in PASSAGES]
-    assert collection.rows(["p7", "p", "p0", "p7"]).tolist() == [7, -1, 0, 7]
-    assert collection.rows([]).tolist() == []
-    assert collection.rows(collection.ids).tolist() == list(range(3000))
+    assert collection.find_rows(["p7", "p", "p0", "p7"]).tolist() == [7, -1, 0, 7]
+    assert collection.find_rows([]).tolist() == []
+    assert collection.find_rows(collection.ids).tolist() == list(range(3000))
 
 
 def test_missing_ids_are_named(folder: Path, tmp_path: Path):
@@ -98,13 +98,13 @@ def test_any_features_can_be_written(tmp_path: Path):
     records = [{"row": i, "texts": ["x"] * i} for i in range(3)]
     counts = write_dataset(tmp_path, "any", "thing", features, {"train": [lambda: records], "dev": [list]})
     assert counts == {"train": 3, "dev": 0}
-    found = Records(tmp_path, "any", "thing", "train").some(range(3))
+    found = Records(tmp_path, "any", "thing", "train").get(range(3))
     assert [(r["row"].int64_list.value[0], list(r["texts"].bytes_list.value)) for r in found] == [
         (0, []),
         (1, [b"x"]),
         (2, [b"x", b"x"]),
     ]
-    assert Records(tmp_path, "any", "thing", "dev").some([]) == []
+    assert Records(tmp_path, "any", "thing", "dev").get([]) == []
 
 
 def test_a_failing_shard_is_not_there(tmp_path: Path):

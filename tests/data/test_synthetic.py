@@ -12,7 +12,7 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data import synthetic
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.synthetic import Parts, SyntheticQueries
+from retrieval_jax.data.synthetic import QueryShards, SyntheticQueries
 
 
 def queries_of(row: int) -> list[str]:
@@ -23,7 +23,7 @@ def queries_of(row: int) -> list[str]:
 @pytest.fixture(scope="module")
 def made(collection: Collection, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic")
-    parts = Parts(folder / "q.unfinished", collection.passage_count, 7)
+    parts = QueryShards(folder / "q.unfinished", collection.passage_count, 7)
     for number in range(parts.count):
         parts.write(
             number, ({"queries": queries_of(row), "made": 4, "distinct": 3} for row in parts.rows(number))
@@ -36,7 +36,7 @@ def made(collection: Collection, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_queries_come_back_by_row(made: Path, collection: Collection):
     queries = SyntheticQueries(made)
     rows = [5, 0, collection.passage_count - 1, 5]
-    assert queries.some(rows) == [queries_of(row) for row in rows]
+    assert queries.get(rows) == [queries_of(row) for row in rows]
     assert queries.queries(2) == queries_of(2)
     expected = [len(queries_of(row)) for row in range(collection.passage_count)]
     assert queries.counts.dtype == np.int32
@@ -58,19 +58,19 @@ def test_any_tfds_program_reads_them(made: Path, collection: Collection):
 
 def test_several_shards_keep_the_order(collection: Collection, tmp_path: Path, monkeypatch, made: Path):
     monkeypatch.setattr(synthetic, "SHARD", 40)
-    parts = Parts(made.with_name("q.unfinished"), collection.passage_count, 7)
+    parts = QueryShards(made.with_name("q.unfinished"), collection.passage_count, 7)
     (tmp_path / "s").mkdir()
     facts = synthetic.join(tmp_path / "s", collection, parts)
     storage.write_json(tmp_path / "s" / "manifest.json", {"recipe": {"collection": "c"}, **facts})
     queries = SyntheticQueries(tmp_path / "s")
     assert len(list((tmp_path / "s" / collection.name / "synthetic" / "1.0.0").glob("*array_record*"))) > 1
     rows = range(collection.passage_count)
-    assert queries.some(rows) == [queries_of(row) for row in rows]
+    assert queries.get(rows) == [queries_of(row) for row in rows]
     assert queries.fingerprint == SyntheticQueries(made).fingerprint
 
 
 def test_hosts_share_the_parts(tmp_path: Path):
-    parts = Parts(tmp_path, 100, 7)
+    parts = QueryShards(tmp_path, 100, 7)
     assert [row for number in range(parts.count) for row in parts.rows(number)] == list(range(100))
     shares = [parts.missing(host, 4) for host in range(4)]
     assert sorted(number for share in shares for number in share) == list(range(15))

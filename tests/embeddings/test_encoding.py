@@ -25,7 +25,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings import encoding
 from retrieval_jax.mesh import multihost
 
-multihost.join("index")
+multihost.initialize("index")
 encoding.PART = 16
 calls = 0
 

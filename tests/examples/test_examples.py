@@ -106,7 +106,7 @@ def test_groups_hold_some_positives_then_some_negatives(collection: Collection, 
     texts = [collection.passage(0).full_text]
     np.testing.assert_array_equal(features["targets"][1][:12], vocabulary.batch(texts, 12)[0])
     assert not features["targets"][1][12:].any()
-    texts = [p.full_text for p in collection.some(features["passage"][0])]
+    texts = [p.full_text for p in collection.get(features["passage"][0])]
     np.testing.assert_array_equal(features["targets"][0].reshape(3, 12), vocabulary.batch(texts, 12))
 
 

@@ -33,13 +33,13 @@ from tiny_training import batches, retriever
 from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.training.loop import train_loop
 
-multihost.join("train")
+multihost.initialize("train")
 for model_parallelism, source, target, steps in work:
     gin.bind_parameter("make_mesh.model_parallelism", model_parallelism)
     if source:
         while not (folder / source / "done").exists():
             time.sleep(0.1)
-        multihost.first_does(lambda: shutil.copytree(folder / source, folder / target))
+        multihost.on_process_0(lambda: shutil.copytree(folder / source, folder / target))
     rows = multihost.local_rows(partitioning.make_mesh(), 8)
 
     def own(position):
@@ -48,7 +48,7 @@ for model_parallelism, source, target, steps in work:
 
     mesh = partitioning.make_mesh()
     train_loop(retriever(), own, lambda params: {}, folder / target, steps, log_every=1, mesh=mesh)
-    multihost.first_does(lambda: (folder / target / "done").touch())
+    multihost.on_process_0(lambda: (folder / target / "done").touch())
     print(json.dumps(rows.tolist()), flush=True)
 
 # Meshes in other orders: a model over both processes, and a process's shards of data apart from each other.
@@ -59,8 +59,8 @@ if jax.process_count() > 1:
         rows = multihost.local_rows(mesh, 8)
         assert rows.tolist() == [*read]
         whole = np.arange(24).reshape(8, 3)
-        assert multihost.global_shapes(mesh, {"x": whole[rows]}) == {"x": (8, 3)}
-        array = multihost.global_batch(mesh, {"x": whole[rows]})["x"]
+        assert multihost.global_batch_shapes(mesh, {"x": whole[rows]}) == {"x": (8, 3)}
+        array = multihost.make_global_batch(mesh, {"x": whole[rows]})["x"]
         for shard in array.addressable_shards:
             np.testing.assert_array_equal(shard.data, whole[shard.index])
     with pytest.raises(UserError, match="train.batch_size: 12 does not divide over the mesh's 8 shards"):
@@ -111,15 +111,15 @@ def printed(out: str) -> list[str]:
 
 
 def test_joining_is_refused_in_one_line_where_it_cannot_be(monkeypatch):
-    multihost.join("import")  # not asked to: alone
+    multihost.initialize("import")  # not asked to: alone
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", free_address())
     with pytest.raises(UserError, match="import: runs in one process"):
-        multihost.join("import")
+        multihost.initialize("import")
     with pytest.raises(UserError, match=r"multihost: .*JAX_NUM_PROCESSES and JAX_PROCESS_ID"):
-        multihost.join("train")
+        multihost.initialize("train")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES: 'two' is not a number"):
-        multihost.join("train")
+        multihost.initialize("train")
 
 
 def losses(folder: Path) -> list[float]:
@@ -241,7 +241,7 @@ from retrieval_jax.mesh import multihost
 from retrieval_jax.checkpoints.checkpoints import Checkpoints
 from retrieval_jax.training.loop import train_loop
 
-multihost.join("train")
+multihost.initialize("train")
 folder, first = Path(sys.argv[1]), jax.process_index() == 0
 
 def own(position):
@@ -274,7 +274,7 @@ def fails():
     raise ValueError("of no kind that is told")
 
 try:
-    multihost.first_does(fails)
+    multihost.on_process_0(fails)
 except ValueError:
     assert first
 except UserError as error:

@@ -20,7 +20,7 @@ from retrieval_jax.examples.examples import ROWS as MIXTURES
 from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.main import main
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.mesh.hardware import slice_of
+from retrieval_jax.mesh.hardware import parse_topology
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training.run import make_model
@@ -204,7 +204,7 @@ def check_places(row: str, of) -> None:
 
 def check_chips(row: str, of, chips: int) -> None:
     assert f" {chips} TPU v4 chips" in comment(row)
-    chip, shape = slice_of(of("%TOPOLOGY"))
+    chip, shape = parse_topology(of("%TOPOLOGY"))
     assert (chip.name, math.prod(map(int, shape.split("x")))) == ("v4", chips)
     parallelism = of("make_mesh.model_parallelism")
     assert of("train.batch_size") % (chips // parallelism) == 0

@@ -14,13 +14,13 @@ def embeddings_of(folder: Path, vectors: np.ndarray, ids: list[str], texts: np.n
     """What `encode_collection` would give; `texts` are digests, else all texts are alike."""
     folder.mkdir(parents=True)
     np.save(folder / "vectors.npy", vectors)
-    np.save(folder / "texts.npy", np.zeros(len(ids), np.uint64) if texts is None else texts)
+    np.save(folder / "text_hashes.npy", np.zeros(len(ids), np.uint64) if texts is None else texts)
     arrow_ids.write(folder / "ids.arrow", ids)
     return Embeddings(
         folder,
         np.load(folder / "vectors.npy", mmap_mode="r"),
         arrow_ids.read(folder / "ids.arrow"),
-        np.load(folder / "texts.npy"),
+        np.load(folder / "text_hashes.npy"),
         {"recipe": {"checksum": "0"}},
     )
 

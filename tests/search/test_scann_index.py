@@ -24,7 +24,7 @@ from retrieval_jax.embeddings.encoding import Embeddings
 before, now, target = map(Path, sys.argv[1:4])
 scann_index.settings = lambda count: json.loads(sys.argv[4])
 embeddings = Embeddings(now, np.load(now / "vectors.npy"), arrow_ids.read(now / "ids.arrow"),
-                        np.load(now / "texts.npy"), {})
+                        np.load(now / "text_hashes.npy"), {})
 index = scann_index.ScannIndex.open(before, storage.read_manifest(before, "index")).update(embeddings)
 storage.write_json(target / "manifest.json", index.write(target))
 """

@@ -71,7 +71,7 @@ def test_queries_of_a_generator_that_is_another_at_the_same_step_are_made_anew(
         status, _, err = cli(*generate)
         assert status == 0, err
         made = tmp_path / "work/synthetic/doc2query"
-        texts = SyntheticQueries(made).some(range(collection.passage_count))
+        texts = SyntheticQueries(made).get(range(collection.passage_count))
         assert any(texts)
         return texts, (made / "manifest.json").stat().st_mtime_ns
 

@@ -62,7 +62,7 @@ def test_launch_gives_xpk_a_command_without_anything_to_quote(gke: Cloud):
         "--command=exec bash /bucket/jobs/naive-xl/code/host.sh run naive-xl",
         *["--max-restarts=1000", "--termination-grace-period-seconds=300"],
     ]
-    assert gke.written("job.sh").endswith(" --gin.multihost.on=True\n")
+    assert gke.written("job.sh").endswith(" --gin.multihost.enabled=True\n")
 
 
 def test_launch_clears_the_last_job_and_needs_an_image(gke: Cloud):
@@ -79,7 +79,7 @@ def test_launch_clears_the_last_job_and_needs_an_image(gke: Cloud):
 def test_hosts_of_gke_have_four_chips_at_most(gke: Cloud, accelerator: str, several: bool):
     gke.env |= {"ACCELERATOR": accelerator, "SLICES": "1"}
     assert gke.run("gke.sh", "launch", "train")[0] == 0
-    assert ("--gin.multihost.on=True" in gke.written("job.sh")) is several
+    assert ("--gin.multihost.enabled=True" in gke.written("job.sh")) is several
 
 
 def test_watch_until_it_ends_or_its_restarts_are_used_up(gke: Cloud):

@@ -172,7 +172,7 @@ def test_launch_passes_the_command_through_as_it_is(
         check=True,
         capture_output=True,
     )
-    assert json.loads(told.stdout) == argv + ["--gin.multihost.on=True"] * several
+    assert json.loads(told.stdout) == argv + ["--gin.multihost.enabled=True"] * several
 
 
 def test_a_gin_file_of_ones_own_goes_along(cloud: Cloud):

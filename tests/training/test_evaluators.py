@@ -25,7 +25,7 @@ def table(work, arguments) -> DocidTable:
 
 
 def docid(table: DocidTable, passage_id: str) -> list[int]:
-    (row,) = arrow_ids.rows(table.passage_ids, [passage_id])
+    (row,) = arrow_ids.find_rows(table.passage_ids, [passage_id])
     return [token for token in table.tokens_NxL[row].tolist() if token]
 
 

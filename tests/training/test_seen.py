@@ -99,5 +99,5 @@ class Device:
     [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v5p", 459e12), ("NVIDIA H100 80GB HBM3", 989e12)],
 )
 def test_a_chip_is_known_by_the_longest_beginning_of_its_name(kind: str, flops: float):
-    assert hardware.chip_of(kind).flops == flops
-    assert hardware.chip_of(jax.devices("cpu")[0].device_kind) is None
+    assert hardware.find_chip(kind).flops == flops
+    assert hardware.find_chip(jax.devices("cpu")[0].device_kind) is None

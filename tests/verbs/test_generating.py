@@ -52,7 +52,7 @@ def settings(**values) -> list[str]:
 
 
 def everything(work: Workspace, name: str, collection: Collection) -> list[list[str]]:
-    return SyntheticQueries(work.synthetic(name)).some(range(collection.passage_count))
+    return SyntheticQueries(work.synthetic(name)).get(range(collection.passage_count))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def sampled(work: Workspace, collection: Collection, arguments, generator) -> li
     """What an uninterrupted run makes."""
     from retrieval_jax.main import main
 
-    chosen = settings(name="whole", count=4, part_size=8, batch_size=8)
+    chosen = settings(name="whole", count=4, shard_size=8, batch_size=8)
     assert main(["generate-queries", *arguments, generator, *chosen]) == 0
     return everything(work, "whole", collection)
 
@@ -96,11 +96,11 @@ def test_again_it_makes_nothing_and_other_settings_make_others(
 ):
     argv = ["generate-queries", *arguments, generator]
     made = work.synthetic("whole").stat().st_mtime_ns
-    status, result, _ = cli(*argv, *settings(name="whole", count=4, part_size=8, batch_size=5))
+    status, result, _ = cli(*argv, *settings(name="whole", count=4, shard_size=8, batch_size=5))
     assert status == 0
     assert set(result) == {"synthetic", "passages", "made", "distinct", "queries"}
     assert work.synthetic("whole").stat().st_mtime_ns == made
-    assert cli(*argv, *settings(name="other", count=4, part_size=30, batch_size=5))[0] == 0
+    assert cli(*argv, *settings(name="other", count=4, shard_size=30, batch_size=5))[0] == 0
     assert everything(work, "other", collection) == sampled  # neither batches nor parts matter
     assert cli(*argv, *settings(name="other", count=4, seed=1))[0] == 0
     assert everything(work, "other", collection) != sampled
@@ -109,7 +109,7 @@ def test_again_it_makes_nothing_and_other_settings_make_others(
 def test_killed_and_started_again_it_has_neither_duplicates_nor_holes(
     sampled, work: Workspace, collection: Collection, arguments, generator, cli
 ):
-    argv = ["generate-queries", *arguments, generator, *settings(name="killed", count=4, part_size=2)]
+    argv = ["generate-queries", *arguments, generator, *settings(name="killed", count=4, shard_size=2)]
     argv += settings(batch_size=2)
     process = subprocess.Popen([sys.executable, "-m", "retrieval_jax.main", *argv])
     unfinished = work.folder / "synthetic" / "killed.unfinished"
@@ -145,7 +145,7 @@ sys.exit(main(sys.argv[4:]))
 def test_two_hosts_with_two_devices_each_share_the_work(
     sampled, work: Workspace, collection: Collection, arguments, generator
 ):
-    argv = ["generate-queries", *arguments, generator, *settings(name="hosts", count=4, part_size=8)]
+    argv = ["generate-queries", *arguments, generator, *settings(name="hosts", count=4, shard_size=8)]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -202,7 +202,7 @@ def sample_files(folder: Path, count: int, samples: int, pieces: int) -> None:
 
 
 def generate(cli, arguments, predictions: Path, **values) -> tuple[int, dict | None, str]:
-    chosen = settings(predictions=str(predictions), **{"part_size": 16, "count": 40, **values})
+    chosen = settings(predictions=str(predictions), **{"shard_size": 16, "count": 40, **values})
     return cli("generate-queries", *arguments, *chosen)
 
 

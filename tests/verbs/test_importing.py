@@ -90,7 +90,7 @@ def test_the_fingerprint_is_of_the_contents(source: Path, model: str, imported: 
         import_collection(str(folder), str(tmp_path / name / "work"), vocabulary_path=model)
         return Collection(tmp_path / name / "work" / "collection").fingerprint
 
-    first, second = imported.some([0, 1])
+    first, second = imported.get([0, 1])
     query = imported.queries("train")[0]
     prints = [
         fingerprint("text", {"docs.tsv": (first.text[:40], "changed")}),

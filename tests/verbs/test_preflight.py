@@ -27,7 +27,7 @@ from retrieval_jax.docids import residual
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.training_data import TrainingData
-from retrieval_jax.mesh.hardware import CHIPS, GIB, chip_of, slice_of
+from retrieval_jax.mesh.hardware import CHIPS, GIB, find_chip, parse_topology
 from retrieval_jax.training.aot import MemoryReport, needed
 from retrieval_jax.training.shapes import batch_shapes, docid_shape, trie_shape
 from retrieval_jax.verbs.preflight import configured, preflight
@@ -73,10 +73,10 @@ def test_an_unknown_slice_names_those_that_there_are(topology: str, hint: str):
 
 
 def test_chips_are_known_by_what_jax_calls_them():
-    assert [chip_of(kind).name for kind in ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite")] == [*CHIPS]
-    assert chip_of("NVIDIA H100 80GB HBM3").flops == 989e12
-    assert chip_of("NVIDIA A100-SXM4-40GB").name == "a100"
-    assert chip_of("cpu") is None
+    assert [find_chip(kind).name for kind in ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite")] == [*CHIPS]
+    assert find_chip("NVIDIA H100 80GB HBM3").flops == 989e12
+    assert find_chip("NVIDIA A100-SXM4-40GB").name == "a100"
+    assert find_chip("cpu") is None
 
 
 def test_every_gin_file_of_a_slice_says_what_it_is():
@@ -85,7 +85,7 @@ def test_every_gin_file_of_a_slice_says_what_it_is():
     for file in files:
         text = file.read_text()
         topology = re.search("^TOPOLOGY = '(.*)'$", text, re.MULTILINE)[1]
-        chip, shape = slice_of(topology)
+        chip, shape = parse_topology(topology)
         assert file.stem == topology.replace(":", "_")
         chips = math.prod(map(int, shape.split("x")))
         assert f" {chips} chip" in text
@@ -302,14 +302,14 @@ def test_every_topology_is_one_that_the_compiler_knows():
     pytest.importorskip("libtpu", reason=NO_LIBTPU)
     script = """
 import math
-from retrieval_jax.mesh.hardware import CHIPS, chip_of
+from retrieval_jax.mesh.hardware import CHIPS, find_chip
 from retrieval_jax.training.aot import devices_of, reach_compiler
 reach_compiler()
 for chip in CHIPS.values():
     for shape in chip.topologies:
         devices = devices_of(f"{chip.name}:{shape}")
         assert len(devices) == math.prod(map(int, shape.split("x"))), shape
-        assert chip_of(devices[0].device_kind) == chip
+        assert find_chip(devices[0].device_kind) == chip
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.sources.judged import Rows
-from retrieval_jax.data.sources.lines import Faults, error_text, ranges, say_header
+from retrieval_jax.data.sources.judged import FindRows
+from retrieval_jax.data.sources.lines import ErrorLog, format_error, ranges, say_header
 from retrieval_jax.data.sources.passages import Part, Passages, check
 
 _SAME_SPLIT = {"validation": "dev", "valid": "dev", "val": "dev"}
@@ -22,14 +22,14 @@ class Source:
     Attributes:
       name: a dataset name ([a-z][a-z0-9_]*).
       files: all files that are read.
-      passages: (scratch folder, faults, bytes of text in a shard) -> the checked passages.
-      queries: (lookup of passage ids, faults) -> split -> its judged queries.
+      passages: (scratch folder, errors, bytes of text in a shard) -> the checked passages.
+      queries: (lookup of passage ids, errors) -> split -> its judged queries.
     """
 
     name: str
     files: tuple[Path, ...]
-    passages: Callable[[Path, Faults, int], Passages]
-    queries: Callable[[Rows, Faults], dict[str, list[Query]]]
+    passages: Callable[[Path, ErrorLog, int], Passages]
+    queries: Callable[[FindRows, ErrorLog], dict[str, list[Query]]]
 
 
 def dataset_name(text: str) -> str:
@@ -43,9 +43,9 @@ def folder_name(folder: Path) -> str:
     return dataset_name(os.path.basename(os.path.abspath(folder)))
 
 
-def fault(path: Path, what: str, hint: str) -> UserError:
+def source_error(path: Path, what: str, hint: str) -> UserError:
     """The error for a file or a folder as a whole."""
-    return UserError(error_text(path, None, what, hint))
+    return UserError(format_error(path, None, what, hint))
 
 
 def find_file(folder: Path, name: str) -> Path:
@@ -53,7 +53,7 @@ def find_file(folder: Path, name: str) -> Path:
     found = [file for file in (folder / name, folder / f"{name}.gz") if file.exists()]
     if len(found) != 1:
         what = "the file is here both plain and as .gz" if found else "the file is missing, as is its .gz"
-        raise fault(folder / name, what, "keep exactly one of the two")
+        raise source_error(folder / name, what, "keep exactly one of the two")
     return found[0]
 
 
@@ -69,7 +69,7 @@ def find_splits(folder: Path, pattern: str) -> dict[str, tuple[Path, str]]:
         if (name := file.name.removesuffix(".gz")).endswith(after) and len(name) > len(before + after):
             spelling = name[len(before) : len(name) - len(after)]
             if (split := split_name(file, spelling)) in splits:
-                raise fault(file, f"{splits[split][0].name} is split {split!r} too", "keep just one")
+                raise source_error(file, f"{splits[split][0].name} is split {split!r} too", "keep just one")
             splits[split] = file, spelling
     if "dev" not in splits and "dev_small" in splits:
         splits["dev"] = splits.pop("dev_small")
@@ -80,7 +80,7 @@ def split_name(file: Path, spelling: str) -> str:
     """The name of the split that a file's name spells so."""
     split = _SAME_SPLIT.get(spelling, spelling.replace(".", "_"))
     if not re.fullmatch("[A-Za-z0-9_]+", split):
-        raise fault(file, f"{split!r} is no name for a split", "use letters, digits and _ only")
+        raise source_error(file, f"{split!r} is no name for a split", "use letters, digits and _ only")
     return split
 
 
@@ -88,7 +88,7 @@ def line_passages(
     files: Iterable[Path],
     parse: Callable[[str], list[Passage]],
     scratch: Path,
-    faults: Faults,
+    errors: ErrorLog,
     shard_bytes: int,
     repeats: bool = False,
     header: str = "",
@@ -98,9 +98,9 @@ def line_passages(
     for file in files:
         say_header(file, header)
     parts = [
-        Part(some, parse, header) for file in files for some in ranges(file, scratch, faults, shard_bytes)
+        Part(some, parse, header) for file in files for some in ranges(file, scratch, errors, shard_bytes)
     ]
-    passages = check(parts, faults, repeats)
+    passages = check(parts, errors, repeats)
     if not len(passages.ids):
-        raise fault(files[0], "there are no passages (empty collection)", "write one passage a line")
+        raise source_error(files[0], "there are no passages (empty collection)", "write one passage a line")
     return passages

@@ -14,9 +14,9 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log, track
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.folders import Source, dataset_name
-from retrieval_jax.data.sources.judged import Rows
+from retrieval_jax.data.sources.judged import FindRows
 from retrieval_jax.data.sources.layouts import open_source
-from retrieval_jax.data.sources.lines import Faults
+from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.data.sources.passages import Passages
 from retrieval_jax.data.sources.python_docs import python_docs
 
@@ -110,13 +110,13 @@ def _exported(name: str, write: Callable[[Path], None]) -> Source:
     """The source that `write` makes in a folder, when its passages are asked for."""
     folders = []
 
-    def passages(scratch: Path, faults: Faults, shard_bytes: int) -> Passages:
+    def passages(scratch: Path, errors: ErrorLog, shard_bytes: int) -> Passages:
         folders.append(scratch / name)
         write(folders[-1])
-        return open_source(folders[-1]).passages(scratch, faults, shard_bytes)
+        return open_source(folders[-1]).passages(scratch, errors, shard_bytes)
 
-    def queries(rows: Rows, faults: Faults) -> dict[str, list[Query]]:
-        return open_source(folders[-1]).queries(rows, faults)
+    def queries(rows: FindRows, errors: ErrorLog) -> dict[str, list[Query]]:
+        return open_source(folders[-1]).queries(rows, errors)
 
     return Source(name, (), passages, queries)
 

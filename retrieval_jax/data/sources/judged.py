@@ -11,10 +11,10 @@ import numpy as np
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.sources import lines
-from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, error_text
+from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, format_error
 from retrieval_jax.data.sources.passages import check_id
 
-Rows = Callable[[Sequence[str]], np.ndarray]  # passage ids -> their rows, -1 where unknown
+FindRows = Callable[[Sequence[str]], np.ndarray]  # passage ids -> their rows, -1 where unknown
 Qrel = tuple[int, str, str, int]  # line, query, passage, grade
 HEADER = ("query-id", "corpus-id", "score")  # of BEIR's qrels; may be left out
 
@@ -23,7 +23,7 @@ HEADER = ("query-id", "corpus-id", "score")  # of BEIR's qrels; may be left out
 class Split:
     """The files of a split and what their lines hold.
 
-    `parse_query` makes (id, text) of a line and `parse_qrel` (query, passage, grade); both raise BadLine.
+    `parse_query` makes (id, text) of a line and `parse_qrel` (query, passage, grade); both raise ParseError.
     `header` is the first line of the queries, where that is none (see `lines.Table`).
     """
 
@@ -34,32 +34,32 @@ class Split:
     header: str = ""
 
 
-def read(splits: Mapping[str, Split], rows: Rows, faults: Faults) -> dict[str, list[Query]]:
+def read(splits: Mapping[str, Split], rows: FindRows, errors: ErrorLog) -> dict[str, list[Query]]:
     """Split -> its judged queries, in the order of their file.
 
     The texts of other queries do not stay in memory. Splits may share a query, but not an id alone.
     """
-    qrels = {name: list(_qrels(split, faults)) for name, split in splits.items()}
-    faults.stop()
+    qrels = {name: list(_qrels(split, errors)) for name, split in splits.items()}
+    errors.raise_first()
     judged = collections.defaultdict(set)  # a file of queries may serve several splits
     for name, split in splits.items():
         judged[split.queries, split.parse_query, split.header].update(query for _, query, _, _ in qrels[name])
     known: dict[str, str] = {}
     texts = {}
     for (path, parse, header), ids in judged.items():
-        texts[path] = _texts(path, parse, header, ids, known, faults)
-    faults.stop()
+        texts[path] = _texts(path, parse, header, ids, known, errors)
+    errors.raise_first()
     queries = {
-        name: _join(split.qrels, qrels.pop(name), texts[split.queries], rows, faults)
+        name: _join(split.qrels, qrels.pop(name), texts[split.queries], rows, errors)
         for name, split in splits.items()
     }
-    faults.stop()
+    errors.raise_first()
     return queries
 
 
-def _qrels(split: Split, faults: Faults) -> Iterator[Qrel]:
+def _qrels(split: Split, errors: ErrorLog) -> Iterator[Qrel]:
     path = split.qrels
-    for line, (query, passage, grade) in lines.parsed(path, split.parse_qrel, faults):
+    for line, (query, passage, grade) in lines.parsed(path, split.parse_qrel, errors):
         if line == 1 and (query, passage, grade) == HEADER:
             continue
         if re.fullmatch("-?[0-9]{1,9}", grade):
@@ -67,11 +67,11 @@ def _qrels(split: Split, faults: Faults) -> Iterator[Qrel]:
         else:
             what = f"the grade {grade[:80]!r} is not a whole number"
             hint = f"write 1 or more if the passage is relevant (a header must be {', '.join(HEADER)})"
-            faults.add(Fault(path, line, "bad grade", what, hint))
+            errors.add(LineError(path, line, "bad grade", what, hint))
 
 
 def _texts(
-    path: Path, parse: Callable, header: str, wanted: set[str], known: dict[str, str], faults: Faults
+    path: Path, parse: Callable, header: str, wanted: set[str], known: dict[str, str], errors: ErrorLog
 ) -> dict[str, str]:
     """Query id -> text (empty in some real collections) of the wanted ones; `known` are other files' too."""
     seen: set[str] = set()
@@ -81,24 +81,26 @@ def _texts(
         key, text = parse(content)
         check_id(key)
         if key in seen:
-            raise BadLine("duplicate id", f"the id {key!r} was used on an earlier line", "make it unique")
+            raise ParseError("duplicate id", f"the id {key!r} was used on an earlier line", "make it unique")
         seen.add(key)
         if key in wanted and known.setdefault(key, text) != text:
             what = f"query {key!r} has another text in another split"
-            raise BadLine("another text", what, "rename one of them")
+            raise ParseError("another text", what, "rename one of them")
         return key, text
 
     lines.say_header(path, header)
-    for _, (key, text) in lines.parsed(path, query, faults, header):
+    for _, (key, text) in lines.parsed(path, query, errors, header):
         if key in wanted:
             texts[key] = text
     if not seen:
-        faults.stop()
-        raise UserError(error_text(path, None, "there are no queries", "write one query a line"))
+        errors.raise_first()
+        raise UserError(format_error(path, None, "there are no queries", "write one query a line"))
     return texts
 
 
-def _join(path: Path, qrels: list[Qrel], texts: dict[str, str], rows: Rows, faults: Faults) -> list[Query]:
+def _join(
+    path: Path, qrels: list[Qrel], texts: dict[str, str], rows: FindRows, errors: ErrorLog
+) -> list[Query]:
     """The judged queries of a split; passages judged 0 or less are their negatives."""
     known = rows([passage for _, _, passage, _ in qrels]) >= 0
     grades: dict[str, dict[str, int]] = {}
@@ -106,15 +108,15 @@ def _join(path: Path, qrels: list[Qrel], texts: dict[str, str], rows: Rows, faul
     for (line, query, passage, grade), is_known in zip(qrels, known.tolist(), strict=True):
         hint = "add it, or remove this line"
         if query not in texts:
-            faults.add(Fault(path, line, "unknown query", f"query {query[:80]!r} is unknown", hint))
+            errors.add(LineError(path, line, "unknown query", f"query {query[:80]!r} is unknown", hint))
         elif not is_known:
             unknown = missing.setdefault(query, {})
             if grade > 0:
                 unknown[passage] = grade
-            faults.add(Fault(path, line, "unknown passage", f"passage {passage[:80]!r} is unknown", hint))
+            errors.add(LineError(path, line, "unknown passage", f"passage {passage[:80]!r} is unknown", hint))
         elif grades.setdefault(query, {}).setdefault(passage, grade) != grade:
             what = "an earlier line has another grade for this pair"
-            faults.add(Fault(path, line, "another grade", what, "keep just one"))
+            errors.add(LineError(path, line, "another grade", what, "keep just one"))
     queries = []
     for key, text in texts.items():
         if key not in grades and key not in missing:
@@ -124,7 +126,7 @@ def _join(path: Path, qrels: list[Qrel], texts: dict[str, str], rows: Rows, faul
         negatives = tuple(passage for passage, grade in judged.items() if grade <= 0)
         queries.append(Query(key, text, positives, negatives, missing=missing.get(key, {})))
     if not any(query.relevant for query in queries):
-        faults.stop()
+        errors.raise_first()
         hint = "write a qrel with a grade of 1 or more"
-        raise UserError(error_text(path, None, "no query has a positive passage", hint))
+        raise UserError(format_error(path, None, "no query has a positive passage", hint))
     return queries

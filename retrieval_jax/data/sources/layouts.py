@@ -22,14 +22,14 @@ from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.sources import judged, lines, nci, tevatron
 from retrieval_jax.data.sources.folders import (
     Source,
-    fault,
     find_file,
     find_splits,
     folder_name,
     line_passages,
+    source_error,
 )
 from retrieval_jax.data.sources.judged import Split
-from retrieval_jax.data.sources.lines import BadLine, columns, json_object, string
+from retrieval_jax.data.sources.lines import ParseError, columns, json_object, string
 
 _PASSAGE, _QUERY, _QREL = ("_id", "title", "text"), ("_id", "text"), judged.HEADER
 _TREC = ("query", "0", "passage", "grade")
@@ -39,17 +39,17 @@ def open_source(path: str | Path) -> Source:
     """Finds the files of the collection in a folder. Their contents are checked later, as they are read."""
     folder = Path(path)
     if not folder.is_dir():
-        raise fault(folder, "there is no such folder", "check the path")
+        raise source_error(folder, "there is no such folder", "check the path")
     present = {file.name.removesuffix(".gz") for file in folder.iterdir()}
     found = [layout for layout in _LAYOUTS if layout.marker in present]
     if tevatron.is_here(present):  # its corpus.jsonl is not BEIR's
         found = [tevatron, *(layout for layout in found if layout is not _LAYOUTS[0])]
     if len(found) > 1:
         what = f"the files of two layouts are here, {found[0].name} and {found[1].name}"
-        raise fault(folder, what, "keep those of one")
+        raise source_error(folder, what, "keep those of one")
     if not found:
         needs = "; ".join(f"{layout.name} needs {layout.needs}" for layout in _ALL)
-        raise fault(folder, "no layout is here", f"have the files of one, plain or .gz ({needs})")
+        raise source_error(folder, "no layout is here", f"have the files of one, plain or .gz ({needs})")
     return found[0].open_folder(folder)
 
 
@@ -79,7 +79,9 @@ class _Judged:
                 header = parse.header
             splits[split] = Split(queries, qrels, parse, self.parse_qrel, header)
         if not splits:
-            raise fault(folder / self.qrels, "there are no qrels", "add the file of at least one split")
+            raise source_error(
+                folder / self.qrels, "there are no qrels", "add the file of at least one split"
+            )
         others = dict.fromkeys(path for split in splits.values() for path in (split.queries, split.qrels))
         parse, header = _beir_passage, ""
         if self.columns:
@@ -115,7 +117,7 @@ def _trec_qrel(text: str) -> tuple[str, ...]:
     values = text.split()
     if len(values) != len(_TREC):
         what = f"{len(values)} columns instead of {len(_TREC)}"
-        raise BadLine("wrong columns", what, f"write {' '.join(_TREC)} (TREC qrels)")
+        raise ParseError("wrong columns", what, f"write {' '.join(_TREC)} (TREC qrels)")
     query, _, passage, grade = values
     return query, passage, grade
 

@@ -1,8 +1,8 @@
 """Text files by line, however large: exact ranges of lines, and what is wrong with a line.
 
-A parser raises `BadLine`; its reader knows the file and the line, and makes it a `Fault`; `Faults` gathers
-them and stops the import, or leaves the lines out. Nothing is repaired in silence: a collection that lost
-passages still trains, with metrics that are wrong.
+A parser raises `ParseError`; its reader knows the file and the line, and makes it a `LineError`; `ErrorLog`
+gathers them and stops the import, or leaves the lines out. Nothing is repaired in silence: a collection that
+lost passages still trains, with metrics that are wrong.
 """
 
 import collections
@@ -32,20 +32,20 @@ NAMES = {
 }
 
 
-class BadLine(Exception):
+class ParseError(Exception):
     """A line that cannot be used: a kind (for counts), what is wrong, and the hint."""
 
     def __init__(self, kind: str, what: str, hint: str):
         super().__init__(kind, what, hint)
         self.kind, self.what, self.hint = kind, what, hint
 
-    def at(self, path: Path, line: int) -> "Fault":
+    def at(self, path: Path, line: int) -> "LineError":
         """It, in its place."""
-        return Fault(path, line, self.kind, self.what, self.hint)
+        return LineError(path, line, self.kind, self.what, self.hint)
 
 
 @dataclasses.dataclass(frozen=True)
-class Fault:
+class LineError:
     """A bad line and where it is. `str()` is one line: `FILE:LINE: what: hint`."""
 
     path: Path
@@ -55,47 +55,47 @@ class Fault:
     hint: str
 
     def __str__(self) -> str:
-        return error_text(self.path, self.line, self.what, self.hint)
+        return format_error(self.path, self.line, self.what, self.hint)
 
 
-class Faults:
-    """The bad lines of an import. `skip`: they are left out; otherwise `stop` raises the first."""
+class ErrorLog:
+    """The bad lines of an import. `skip`: they are left out; otherwise `raise_first` raises the first."""
 
     def __init__(self, skip: bool = False):
         self.skip = skip
         self.counts: collections.Counter[str] = collections.Counter()
-        self.first: dict[str, list[Fault]] = {}  # kind -> the first few
+        self.first: dict[str, list[LineError]] = {}  # kind -> the first few
 
-    def add(self, fault: Fault) -> None:
+    def add(self, error: LineError) -> None:
         """Notes one."""
-        self.counts[fault.kind] += 1
-        first = self.first.setdefault(fault.kind, [])
+        self.counts[error.kind] += 1
+        first = self.first.setdefault(error.kind, [])
         if len(first) < SHOWN:
-            first.append(fault)
+            first.append(error)
 
-    def merge(self, other: "Faults") -> None:
+    def merge(self, other: "ErrorLog") -> None:
         """Notes what `other` noted, after one's own."""
         self.counts.update(other.counts)
         for kind, some in other.first.items():
             self.first[kind] = (self.first.get(kind, []) + some)[:SHOWN]
 
-    def stop(self) -> None:
+    def raise_first(self) -> None:
         """Raises UserError with the first bad line that was noted, and how many more there are."""
         if self.counts and not self.skip:
-            first = min((some[0] for some in self.first.values()), key=lambda fault: (fault.path, fault.line))
+            first = min((some[0] for some in self.first.values()), key=lambda error: (error.path, error.line))
             more = self.counts - collections.Counter([first.kind])
             listed = ", ".join(f"{count:,} × {kind}" for kind, count in more.items())
             also = f"; there are more: {listed}" if more else ""
             raise UserError(f"{first} (to leave bad lines out: --ON_ERROR=skip{also})")
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Says what was left out: for each kind how many lines, and the first few."""
         for kind, count in self.counts.items():
-            places = ", ".join(f"{fault.path}:{fault.line}" for fault in self.first[kind])
+            places = ", ".join(f"{error.path}:{error.line}" for error in self.first[kind])
             log(f"left out {count:,} × {kind}: {places}{', …' if count > SHOWN else ''}")
 
 
-def error_text(path: Path, line: int | None, what: str, hint: str) -> str:
+def format_error(path: Path, line: int | None, what: str, hint: str) -> str:
     """One line about a line of a file, or about the file as a whole."""
     return " ".join(f"{path}{f':{line}' if line else ''}: {what}: {hint}".splitlines())
 
@@ -119,9 +119,9 @@ class Lines:
             yield from enumerate(itertools.islice(file, self.count), self.first)
 
 
-def ranges(path: Path, scratch: Path, faults: Faults, size: int) -> list[Lines]:
+def ranges(path: Path, scratch: Path, errors: ErrorLog, size: int) -> list[Lines]:
     """The lines of a file in ranges of about `size` bytes. A `.gz` is unpacked into `scratch` first."""
-    plain = _unpack(path, scratch / path.stem, faults) if path.suffix == ".gz" else path
+    plain = _unpack(path, scratch / path.stem, errors) if path.suffix == ".gz" else path
     found: list[Lines] = []
     offset, first = 0, 1
     try:
@@ -132,20 +132,20 @@ def ranges(path: Path, scratch: Path, faults: Faults, size: int) -> list[Lines]:
                 found.append(Lines(path, plain, offset, first, count))
                 offset, first = offset + len(block), first + count
     except OSError as error:
-        raise UserError(error_text(path, 1, f"the file is unreadable ({error})", "restore it")) from None
+        raise UserError(format_error(path, 1, f"the file is unreadable ({error})", "restore it")) from None
     return found
 
 
-def _unpack(path: Path, plain: Path, faults: Faults) -> Path:
+def _unpack(path: Path, plain: Path, errors: ErrorLog) -> Path:
     """Decompresses the whole lines of a .gz."""
     scratch = plain.parent
     scratch.mkdir(parents=True, exist_ok=True)
     with plain.open("wb") as file:
-        file.writelines(raw for _, raw in stream(path, faults))
+        file.writelines(raw for _, raw in stream(path, errors))
     return plain
 
 
-def stream(path: Path, faults: Faults) -> Iterator[tuple[int, bytes]]:
+def stream(path: Path, errors: ErrorLog) -> Iterator[tuple[int, bytes]]:
     """Yields (line number, bytes) of a plain or a .gz file, to the end or to where it is damaged."""
     line = 0
     try:
@@ -154,14 +154,14 @@ def stream(path: Path, faults: Faults) -> Iterator[tuple[int, bytes]]:
                 yield line, raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         what = f"the file is unreadable here ({error})"
-        faults.add(Fault(path, line + 1, "damaged file", what, "restore it"))
+        errors.add(LineError(path, line + 1, "damaged file", what, "restore it"))
     except OSError as error:
         what = f"the file is unreadable here ({error})"
-        raise UserError(error_text(path, line + 1, what, "restore it")) from error
+        raise UserError(format_error(path, line + 1, what, "restore it")) from error
 
 
 def texts(
-    lines: Iterable[tuple[int, bytes]], path: Path, faults: Faults, header: str = ""
+    lines: Iterable[tuple[int, bytes]], path: Path, errors: ErrorLog, header: str = ""
 ) -> Iterator[tuple[int, str]]:
     r"""Yields (line number, text without its line end), without the empty lines and the header on line 1.
 
@@ -173,11 +173,11 @@ def texts(
             text = text_of(raw)
         except UnicodeDecodeError as error:
             what = f"the line is not UTF-8 ({error.reason})"
-            faults.add(Fault(path, line, "not UTF-8", what, "save it as UTF-8"))
+            errors.add(LineError(path, line, "not UTF-8", what, "save it as UTF-8"))
             continue
         if text and text == header:
             if line > 1:
-                faults.add(Fault(path, line, "second header", "the header again", "remove this line"))
+                errors.add(LineError(path, line, "second header", "the header again", "remove this line"))
         elif text:
             yield line, text
 
@@ -188,25 +188,25 @@ def text_of(raw: bytes) -> str:
 
 
 def parsed(
-    path: Path, parse: Callable[[str], T], faults: Faults, header: str = ""
+    path: Path, parse: Callable[[str], T], errors: ErrorLog, header: str = ""
 ) -> Iterator[tuple[int, T]]:
     """Yields (line number, what `parse` makes of the text) of a file; notes the lines that it refuses."""
-    for line, text in texts(stream(path, faults), path, faults, header):
+    for line, text in texts(stream(path, errors), path, errors, header):
         try:
             value = parse(text)
-        except BadLine as bad:
-            faults.add(bad.at(path, line))
+        except ParseError as bad:
+            errors.add(bad.at(path, line))
         else:
             yield line, value
 
 
 def columns(text: str, fields: Sequence[str]) -> list[str]:
-    """The columns of a row without quoting, so they hold no tab. Raises BadLine unless there are as many."""
+    """The columns of a row without quoting, so they hold no tab. Raises ParseError for another number."""
     values = text.split("\t")
     if len(values) != len(fields):
         what = f"{len(values)} tab-separated columns instead of {len(fields)}"
         hint = f"write {', '.join(fields)}, with no tab or newline inside them"
-        raise BadLine("wrong columns", what, hint)
+        raise ParseError("wrong columns", what, hint)
     return values
 
 
@@ -224,7 +224,7 @@ def unquoted(cell: str) -> str:
 def _first(path: Path) -> str:
     """Line 1 of a file; "" where it cannot be read: the file's reader says what is wrong."""
     try:
-        return text_of(next(stream(path, Faults()), (1, b""))[1])
+        return text_of(next(stream(path, ErrorLog()), (1, b""))[1])
     except (UserError, UnicodeDecodeError):
         return ""
 
@@ -281,7 +281,7 @@ def say_header(path: Path, header: str) -> None:
 
 
 def json_object(text: str, fields: Sequence[str]) -> dict:
-    """The JSON object of a line. Raises BadLine; `fields` are named in its hint."""
+    """The JSON object of a line. Raises ParseError; `fields` are named in its hint."""
     try:
         record = json.loads(text)
         if not isinstance(record, dict):
@@ -294,14 +294,14 @@ def json_object(text: str, fields: Sequence[str]) -> dict:
     return record
 
 
-def bad_json(reason: str, fields: Sequence[str]) -> BadLine:
+def bad_json(reason: str, fields: Sequence[str]) -> ParseError:
     """The exception for a JSON line without what it needs."""
     hint = f"write one JSON object a line, with {', '.join(fields)}"
-    return BadLine("bad JSON", f"the JSON is wrong ({reason})", hint)
+    return ParseError("bad JSON", f"the JSON is wrong ({reason})", hint)
 
 
 def string(record: dict, field: str, fields: Sequence[str]) -> str:
-    """The text under a key; a title alone may be left out, or null (as pandas writes it). Raises BadLine."""
+    """The text under a key; a title may be left out, or null (as pandas writes it). Raises ParseError."""
     value = record.get(field)
     if value is None and field == "title":
         return ""

@@ -19,14 +19,14 @@ from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources import lines
 from retrieval_jax.data.sources.folders import (
     Source,
-    fault,
     find_file,
     find_splits,
     folder_name,
     line_passages,
+    source_error,
 )
-from retrieval_jax.data.sources.judged import Rows
-from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, columns, header_of, unquoted
+from retrieval_jax.data.sources.judged import FindRows
+from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, columns, header_of, unquoted
 
 _NQ = ("document", "-", "-", "text", "-", "-", "language")
 _TRIVIA = ("original id", "document", "title", "content", "title + content")
@@ -52,7 +52,9 @@ class _Layout:
         """The source, with the files that are there."""
         passages, splits = find_file(folder, self.marker), self.splits(folder)
         if not splits:
-            raise fault(folder / self.queries, "there are no queries", "add the file of at least one split")
+            raise source_error(
+                folder / self.queries, "there are no queries", "add the file of at least one split"
+            )
         return Source(
             folder_name(folder),
             (passages, *splits.values()),
@@ -63,12 +65,12 @@ class _Layout:
         )
 
 
-def _read(splits: Mapping[str, Path], rows: Rows, faults: Faults) -> dict[str, list[Query]]:
+def _read(splits: Mapping[str, Path], rows: FindRows, errors: ErrorLog) -> dict[str, list[Query]]:
     queries = {}
     for split, path in splits.items():
         header = header_of(path, _QUERY_COLUMNS)
         lines.say_header(path, header)
-        parsed = lines.parsed(path, _query, faults, header)
+        parsed = lines.parsed(path, _query, errors, header)
         found = [(line, text, key) for line, (text, keys) in parsed for key in keys]
         known = rows([key for _, _, key in found]) >= 0
         joined: dict[str, Query] = {}
@@ -79,10 +81,10 @@ def _read(splits: Mapping[str, Path], rows: Rows, faults: Faults) -> dict[str, l
             else:
                 query.missing[key] = 1
                 what = f"document {key[:80]!r} is unknown"
-                faults.add(Fault(path, line, "unknown passage", what, "add it, or remove this line"))
-        faults.stop()
+                errors.add(LineError(path, line, "unknown passage", what, "add it, or remove this line"))
+        errors.raise_first()
         if not joined:
-            raise fault(path, "there are no queries", "write one query a line")
+            raise source_error(path, "there are no queries", "write one query a line")
         queries[split] = list(joined.values())
     return queries
 
@@ -101,7 +103,7 @@ def _query(text: str) -> tuple[str, list[str]]:
     query, *columns = text.split("\t")
     if len(columns) < 3:
         what = f"{len(columns) + 1} tab-separated columns instead of 4 or more"
-        raise BadLine("wrong columns", what, "write query, original id, document, cluster id")
+        raise ParseError("wrong columns", what, "write query, original id, document, cluster id")
     return unquoted(query), columns[1].split(",")
 
 

@@ -17,7 +17,7 @@ from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.data import copies, parallel
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.sources import lines
-from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, Lines
+from retrieval_jax.data.sources.lines import ErrorLog, LineError, Lines, ParseError
 
 _UNSEEN = re.compile(f"[\x00-\x1f\x7f-\x9f{lines.MARK}]")
 
@@ -28,7 +28,7 @@ class Part:
 
     Attributes:
       lines: (line number, bytes) of each line.
-      parse: a line's text -> its passages; raises BadLine.
+      parse: a line's text -> its passages; raises ParseError.
       header: its first line where that is no passage (see `lines.Table`).
       kept: which of the good passages are kept, by their number among them; None is all.
     """
@@ -39,23 +39,23 @@ class Part:
     kept: np.ndarray | None = None
 
     def __call__(self) -> Iterator[Passage]:
-        good = (passage for _, passage in self.good(Faults()))
+        good = (passage for _, passage in self.good(ErrorLog()))
         if self.kept is None:
             return good
         kept = np.zeros(self.kept[-1] + 1 if len(self.kept) else 0, bool)
         kept[self.kept] = True
         return (passage for keep, passage in zip(kept.tolist(), good, strict=False) if keep)
 
-    def good(self, faults: Faults) -> Iterator[tuple[int, Passage]]:
+    def good(self, errors: ErrorLog) -> Iterator[tuple[int, Passage]]:
         """Yields (line number, passage); notes the lines that have none."""
         path = self.lines.path
-        for line, text in lines.texts(self.lines, path, faults, self.header):
+        for line, text in lines.texts(self.lines, path, errors, self.header):
             try:
                 found = self.parse(text)
                 for passage in found:
                     _check_passage(passage)
-            except BadLine as bad:
-                faults.add(bad.at(path, line))
+            except ParseError as bad:
+                errors.add(bad.at(path, line))
             else:
                 for passage in found:
                     yield line, passage
@@ -65,16 +65,18 @@ def _check_passage(passage: Passage) -> None:
     check_id(passage.id)
     if not (passage.text.strip() or passage.title.strip()):
         what = f"passage {passage.id[:80]!r} has neither title nor text"
-        raise BadLine("empty passage", what, "write one, or remove it")
+        raise ParseError("empty passage", what, "write one, or remove it")
 
 
 def check_id(key: str) -> None:
-    """Ids become columns of TREC run files, which whitespace separates. Raises BadLine."""
+    """Ids become columns of TREC run files, which whitespace separates. Raises ParseError."""
     if key.split() != [key]:
-        raise BadLine("bad id", f"the id {key[:80]!r} is empty or has whitespace", "write it without spaces")
+        raise ParseError(
+            "bad id", f"the id {key[:80]!r} is empty or has whitespace", "write it without spaces"
+        )
     if _UNSEEN.search(key):
         what = f"the id {key[:80]!r} has a control character or a byte order mark"
-        raise BadLine("bad id", what, "write it without")
+        raise ParseError("bad id", what, "write it without")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,19 +88,19 @@ class _Checked:
       lines: int64, their line numbers.
       texts: uint32, a check sum of title and text each.
       digests: uint64 N×2, by which passages of the same text are found; see `copies`.
-      faults: its bad lines.
+      errors: its bad lines.
     """
 
     ids: pa.LargeStringArray
     lines: np.ndarray
     texts: np.ndarray
     digests: np.ndarray
-    faults: Faults
+    errors: ErrorLog
 
 
 def _check(part: Part) -> _Checked:
-    ids, numbers, texts, digests, faults = [], [], [], bytearray(), Faults()
-    for line, passage in part.good(faults):
+    ids, numbers, texts, digests, errors = [], [], [], bytearray(), ErrorLog()
+    for line, passage in part.good(errors):
         ids.append(passage.id)
         numbers.append(line)
         texts.append(zlib.crc32(f"{passage.title}\t{passage.text}".encode()))
@@ -108,7 +110,7 @@ def _check(part: Part) -> _Checked:
         np.array(numbers, np.int64),
         np.array(texts, np.uint32),
         np.frombuffer(bytes(digests), np.uint64).reshape(-1, 2),
-        faults,
+        errors,
     )
 
 
@@ -157,17 +159,17 @@ class Passages:
         return shards
 
 
-def check(parts: Sequence[Part], faults: Faults, repeats: bool = False) -> Passages:
-    """Reads all parts for their ids and their bad lines, which are then left out (or raised, see `Faults`).
+def check(parts: Sequence[Part], errors: ErrorLog, repeats: bool = False) -> Passages:
+    """Reads all parts for their ids and their bad lines, which are then left out (or raised, see `ErrorLog`).
 
     Args:
       parts: of the source, in its order.
-      faults: notes the bad lines. A second passage with an id is one, too.
+      errors: notes the bad lines. A second passage with an id is one, too.
       repeats: a passage may stand in several lines, with the same text each time.
     """
-    checked = parallel.each(_check, parts, "checking passages")
+    checked = parallel.map_jobs(_check, parts, "checking passages")
     for found in checked:
-        faults.merge(found.faults)
+        errors.merge(found.errors)
     starts = np.cumsum([0, *(len(found.ids) for found in checked)])
     ids = arrow_ids.array(pa.chunked_array([found.ids for found in checked], pa.large_string()))
     texts = np.concatenate([np.zeros(0, np.uint32), *(found.texts for found in checked)])
@@ -188,8 +190,8 @@ def check(parts: Sequence[Part], faults: Faults, repeats: bool = False) -> Passa
         used = (
             f"passage {key!r} has another text" if repeats else f"the id {key!r} was used on an earlier line"
         )
-        faults.add(Fault(*place(row), kind, f"{used} ({earlier})", "make every id unique"))
+        errors.add(LineError(*place(row), kind, f"{used} ({earlier})", "make every id unique"))
     if len(bad) > lines.SHOWN:
-        faults.counts[kind] += len(bad) - lines.SHOWN
-    faults.stop()
+        errors.counts[kind] += len(bad) - lines.SHOWN
+    errors.raise_first()
     return Passages(ids.filter(pa.array(kept)), texts[kept], digests[kept], parts, kept, starts)

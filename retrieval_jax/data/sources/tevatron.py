@@ -19,14 +19,14 @@ from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources import lines
 from retrieval_jax.data.sources.folders import (
     Source,
-    fault,
     find_file,
     folder_name,
     line_passages,
+    source_error,
     split_name,
 )
-from retrieval_jax.data.sources.judged import Rows
-from retrieval_jax.data.sources.lines import BadLine, Fault, Faults, bad_json, json_object, string
+from retrieval_jax.data.sources.judged import FindRows
+from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, bad_json, json_object, string
 from retrieval_jax.data.sources.passages import check_id
 
 name, needs = "Tevatron", "SPLIT.jsonl"
@@ -69,7 +69,7 @@ def open_folder(folder: Path) -> Source:
 
 
 def _read(
-    files: Mapping[str, Sequence[tuple[Path, str]]], has_corpus: bool, rows: Rows, faults: Faults
+    files: Mapping[str, Sequence[tuple[Path, str]]], has_corpus: bool, rows: FindRows, errors: ErrorLog
 ) -> dict[str, list[Query]]:
     queries = {}
     for split, some in files.items():
@@ -77,23 +77,23 @@ def _read(
         queries[split] = []
         for path, label in some:
             # Without a corpus, what is wrong with a line was noted when its passages were read.
-            noted = faults if has_corpus else Faults()
+            noted = errors if has_corpus else ErrorLog()
             found = list(lines.parsed(path, functools.partial(_query, label), noted))
             known = iter((rows([p for _, q in found for p in (*q.positives, *q.negatives)]) >= 0).tolist())
             for line, query in found:
                 unknown = {p for p in (*query.positives, *query.negatives) if not next(known)}
                 if unknown:
                     what = f"passage {min(unknown)[:80]!r} is unknown"
-                    noted.add(Fault(path, line, "unknown passage", what, f"add it to {_CORPUS}"))
+                    noted.add(LineError(path, line, "unknown passage", what, f"add it to {_CORPUS}"))
                 if query.id in seen:
                     what = f"the query_id {query.id!r} was used on an earlier line of this split"
-                    faults.add(Fault(path, line, "duplicate id", what, "make every id unique"))
+                    errors.add(LineError(path, line, "duplicate id", what, "make every id unique"))
                 else:
                     queries[split].append(_without(query, unknown))
                 seen.add(query.id)
-        faults.stop()
+        errors.raise_first()
         if not any(query.relevant for query in queries[split]):
-            raise fault(some[0][0], "no query has a positive passage", "write one query a line")
+            raise source_error(some[0][0], "no query has a positive passage", "write one query a line")
     return queries
 
 
@@ -119,13 +119,15 @@ def _record_query(record: dict, label: str) -> Query:
         grade = passage.get("grade", 1)
         if type(grade) is not int or grade < 1:
             hint = "write a whole number, 1 or more, or move it to negative_passages"
-            raise BadLine("bad grade", f"the grade {str(grade)[:80]!r} of a positive passage is wrong", hint)
+            raise ParseError(
+                "bad grade", f"the grade {str(grade)[:80]!r} of a positive passage is wrong", hint
+            )
         positives[sys.intern(string(passage, "docid", _PASSAGE))] = grade
     negatives = (string(passage, "docid", _PASSAGE) for passage in _list(record, "negative_passages"))
     negatives = tuple(dict.fromkeys(map(sys.intern, negatives)))
     if both := positives.keys() & set(negatives):
         what = f"passage {min(both)[:80]!r} is positive and negative"
-        raise BadLine("another grade", what, "keep it in one of the two")
+        raise ParseError("another grade", what, "keep it in one of the two")
     own = record.get("label", label)
     if own not in ("", *LABELS):
         raise bad_json(f"the label {str(own)[:80]!r} is none of {', '.join(LABELS)}", _LINE)

@@ -26,8 +26,8 @@ from test_tevatron import LINE, OTHER, PASSAGES, jsonl
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.predictions import open_predictions
-from retrieval_jax.data.sources.lines import Faults
-from retrieval_jax.data.synthetic import Parts
+from retrieval_jax.data.sources.lines import ErrorLog
+from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.evaluation.trec import read_qrels, read_run
 
 CORPUS = jsonl(*({"docid": p.id, "title": p.title, "text": p.text} for p in PASSAGES))
@@ -189,11 +189,11 @@ QUICK = settings(deadline=None, max_examples=250, suppress_health_check=[HealthC
 def test_a_source_is_read_as_it_stands_or_refused_in_a_line(layout, seed):
     dice = random.Random(seed)
     written, contents = damaged(LAYOUTS[layout], dice)
-    faults = Faults(skip=dice.random() < 0.3)
+    errors = ErrorLog(skip=dice.random() < 0.3)
     with tempfile.TemporaryDirectory() as temporary:
         folder = write(Path(temporary), written)
         try:
-            passages, queries = read(folder, faults)
+            passages, queries = read(folder, errors)
         except UserError as error:
             check_error(error, folder)
             return
@@ -201,7 +201,7 @@ def test_a_source_is_read_as_it_stands_or_refused_in_a_line(layout, seed):
     for passage in passages:
         assert any({passage.id, passage.title, passage.text} <= strings for strings in found)
     marker = next((name for name in contents if re.search("corpus|docs|collection|content", name)), None)
-    if marker and not faults.skip:
+    if marker and not errors.skip:
         rows = list(lines_of(contents[marker]))
         headed = rows[0] in HEADED
         assert len(passages) == len(rows) - headed
@@ -210,7 +210,7 @@ def test_a_source_is_read_as_it_stands_or_refused_in_a_line(layout, seed):
         key = set() if layout in ("NQ", "TriviaQA") else {query.id}
         assert any(key | {query.text} <= strings for strings in found)
         assert {*query.positives, *query.negatives} <= known
-    if layout in ("BEIR", "TSV", "MS MARCO") and not faults.skip:
+    if layout in ("BEIR", "TSV", "MS MARCO") and not errors.skip:
         assert judged(queries) == set(qrels(contents, layout))
 
 
@@ -241,7 +241,10 @@ def test_predictions_are_read_as_they_stand_or_refused_in_a_line(form, seed, col
     lines = objects if form == "jsonl" else (f"é {key}\twho?" for key in ids)
     written, contents = damaged({f"sample.{form}": "".join(f"{line}\n" for line in lines)}, dice)
     with tempfile.TemporaryDirectory() as temporary:
-        folder, parts = write(Path(temporary) / "in", written), Parts(Path(temporary) / "parts", len(ids), 40)
+        folder, parts = (
+            write(Path(temporary) / "in", written),
+            QueryShards(Path(temporary) / "parts", len(ids), 40),
+        )
         try:
             opened = open_predictions(folder)
             opened.prepare(collection, parts)

@@ -16,7 +16,7 @@ from reading import error_of, places, read, write
 
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.layouts import open_source
-from retrieval_jax.data.sources.lines import Faults
+from retrieval_jax.data.sources.lines import ErrorLog
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 README = {  # folder -> passages, queries of each split
@@ -122,12 +122,12 @@ def test_large_files_are_read_in_parts_by_several_processes(tmp_path):
     expected = [Passage(*line.replace("\t", "\t\t").split("\t")) for line in lines]
     (folder / "qrels.dev.small.tsv").unlink()
     for shard_bytes in (1 << 20, 4000):
-        faults = Faults(skip=True)
-        passages, queries = read(folder, faults, shard_bytes)
+        errors = ErrorLog(skip=True)
+        passages, queries = read(folder, errors, shard_bytes)
         assert passages == expected
         missing = Query("q2", "what?", {}, missing={"d777": 1})  # of the line that is bad
         assert queries == {"train": [Query("q1", "who?", {"d999": 1}), missing]}
-        assert places(faults, tmp_path) == {
+        assert places(errors, tmp_path) == {
             "wrong columns": ["collection.tsv.gz:334"],
             "duplicate id": ["collection.tsv.gz:778"],
             "empty passage": ["collection.tsv.gz:901"],
@@ -185,7 +185,7 @@ def test_texts_that_csv_quoted_are_read_out_of_their_quotes(tmp_path, ending):
 def test_quotes_of_texts_that_csv_did_not_quote_stay(tmp_path):
     texts = ['"whole"', '"a" and "b"', '"a ""b" c"', 'a ""b""', '"', '""', '"a', '"I" ""b"" "c"']
     docs = "".join(f"d{i}\t\t{text}\n" for i, text in enumerate(texts))
-    passages, _ = read(write(tmp_path, TSV | {"docs.tsv": docs}), Faults(skip=True))
+    passages, _ = read(write(tmp_path, TSV | {"docs.tsv": docs}), ErrorLog(skip=True))
     assert [passage.text for passage in passages] == texts
 
 
@@ -459,11 +459,11 @@ SKIPPED = [  # what replaces a file of TSV, what is noted of it, which passages 
 def test_bad_lines_can_be_left_out(tmp_path, change, noted, passages, train):
     change = {"qrels.val.tsv": "q5\td1\t1\n"} | change
     folder = write(tmp_path, TSV | change)
-    faults = Faults(skip=True)
-    found, queries = read(folder, faults)
+    errors = ErrorLog(skip=True)
+    found, queries = read(folder, errors)
     # Qrels to what was left out are noted, too.
     follow = {"unknown passage", "unknown query"} - set(noted)
-    assert {k: some for k, some in places(faults, tmp_path).items() if k not in follow} == noted
+    assert {k: some for k, some in places(errors, tmp_path).items() if k not in follow} == noted
     assert [passage.id for passage in found] == passages
     assert [query.id for query in queries["train"] if query.positives] == train
     assert [query.id for query in queries["dev"]] == ["q5"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.sources.lines import Fault, Faults, ranges, stream, texts
+from retrieval_jax.data.sources.lines import ErrorLog, LineError, ranges, stream, texts
 
 
 @settings(max_examples=100, deadline=None)
@@ -19,12 +19,12 @@ def test_ranges_are_the_lines_of_the_file(lines, size, compressed):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ("a.txt.gz" if compressed else "a.txt")
         path.write_bytes(gzip.compress(content) if compressed else content)
-        faults = Faults()
-        found = ranges(path, Path(folder) / "scratch", faults, size)
-        assert [pair for part in found for pair in part] == list(stream(path, faults))
+        errors = ErrorLog()
+        found = ranges(path, Path(folder) / "scratch", errors, size)
+        assert [pair for part in found for pair in part] == list(stream(path, errors))
         assert all(part.count > 0 for part in found)
         assert all(part.path == path for part in found)
-        assert not faults.counts
+        assert not errors.counts
     if len(content) > 2 * (size + 12):
         assert len(found) > 1
 
@@ -36,33 +36,33 @@ def test_a_damaged_file_keeps_the_whole_lines_before_the_damage(tmp_path):
     whole = [f"{numbers.random()}\n".encode() for _ in range(20_000)]
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"".join(whole))[:-40_000])
-    faults = Faults(skip=True)
-    parts = ranges(path, tmp_path / "scratch", faults, 1 << 16)
+    errors = ErrorLog(skip=True)
+    parts = ranges(path, tmp_path / "scratch", errors, 1 << 16)
     found = [raw for part in parts for _, raw in part]
     assert 0 < len(found) < 20_000
     assert found == whole[: len(found)]
-    assert faults.counts == {"damaged file": 1}
-    (fault,) = faults.first["damaged file"]
+    assert errors.counts == {"damaged file": 1}
+    (fault,) = errors.first["damaged file"]
     assert fault.line == len(found) + 1
 
 
 def test_lines_that_are_not_utf_8_are_noted():
-    faults = Faults(skip=True)
+    errors = ErrorLog(skip=True)
     lines = [(1, b"\xef\xbb\xbfa\r\n"), (2, b"\xff\n"), (3, b"\n"), (4, "b\u2028c".encode())]
-    assert list(texts(lines, Path("f"), faults)) == [(1, "a"), (4, "b\u2028c")]
-    assert [str(fault) for fault in faults.first["not UTF-8"]] == [
+    assert list(texts(lines, Path("f"), errors)) == [(1, "a"), (4, "b\u2028c")]
+    assert [str(fault) for fault in errors.first["not UTF-8"]] == [
         "f:2: the line is not UTF-8 (invalid start byte): save it as UTF-8"
     ]
 
 
 def test_the_first_bad_line_is_raised_and_the_others_are_counted():
-    faults = Faults()
-    faults.stop()
+    errors = ErrorLog()
+    errors.raise_first()
     for line, kind in ((7, "bad id"), (3, "empty passage"), (9, "bad id")):
-        faults.add(Fault(Path("f"), line, kind, f"wrong {line}", "mend it"))
+        errors.add(LineError(Path("f"), line, kind, f"wrong {line}", "mend it"))
     with pytest.raises(UserError, match=r"^f:3: wrong 3: mend it .*ON_ERROR.*2 × bad id\)$"):
-        faults.stop()
-    skipping = Faults(skip=True)
-    skipping.merge(faults)
-    skipping.stop()
+        errors.raise_first()
+    skipping = ErrorLog(skip=True)
+    skipping.merge(errors)
+    skipping.raise_first()
     assert skipping.counts == {"bad id": 2, "empty passage": 1}

@@ -4,7 +4,7 @@ import pytest
 from reading import error_of, places, read, write
 
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.sources.lines import Faults
+from retrieval_jax.data.sources.lines import ErrorLog
 
 NQ = {
     "NQ_doc_content.tsv": "0\t\t\tThe moon. It is round.\t\t\ten\n1\t\t\tThe sun.\t\t\ten\n",
@@ -75,9 +75,9 @@ def test_passages_that_pandas_quoted(tmp_path):
 def test_bad_lines(tmp_path):
     change = {"dev.tsv": TRIVIA["dev.tsv"] + "no document\nwhere?\t79\t9\t3-9\n"}
     folder = write(tmp_path, TRIVIA | change)
-    faults = Faults(skip=True)
-    _, queries = read(folder, faults)
+    errors = ErrorLog(skip=True)
+    _, queries = read(folder, errors)
     assert [query.text for query in queries["dev"] if query.positives] == ['is "it" hot?']
     assert queries["dev"][-1].missing == {"9": 1}
-    assert places(faults, tmp_path) == {"wrong columns": ["dev.tsv:2"], "unknown passage": ["dev.tsv:3"]}
+    assert places(errors, tmp_path) == {"wrong columns": ["dev.tsv:2"], "unknown passage": ["dev.tsv:3"]}
     assert error_of(lambda: read(folder)).startswith(f"{folder / 'dev.tsv'}:2: 1 tab-separated columns")

@@ -6,7 +6,7 @@ import pytest
 from reading import error_of, places, read, write
 
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.sources.lines import Faults
+from retrieval_jax.data.sources.lines import ErrorLog
 
 A, B, C = ({"docid": key, "title": key.upper(), "text": f"text of {key}"} for key in "abc")
 LINE = {
@@ -77,11 +77,11 @@ def test_bad_lines(tmp_path, line, kind, what):
     message = error_of(lambda: read(folder))
     assert message.startswith(f"{folder / 'train.jsonl'}:2: ")
     assert what in message
-    faults = Faults(skip=True)
-    passages, queries = read(folder, faults)
+    errors = ErrorLog(skip=True)
+    passages, queries = read(folder, errors)
     assert sorted(passages, key=lambda p: p.id) == PASSAGES
     assert queries["train"][0] == Query("1", "who?", {"a": 3, "b": 1}, ("c",))
-    assert places(faults, folder) == {kind: ["train.jsonl:2"]}
+    assert places(errors, folder) == {kind: ["train.jsonl:2"]}
 
 
 def test_unknown_passages_of_a_corpus_are_named(tmp_path):
