@@ -29,7 +29,7 @@ from _verbs import parse, run
 from rich.console import Console
 from rich.table import Table
 
-from retrieval_jax.checkpoints.model_folder import open_model
+from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core import storage
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
@@ -67,7 +67,7 @@ def train(work: Workspace, here: list[str], kinds: Sequence[str], steps: int, mi
 
 def searcher(work: Workspace, kind: str, beams: int, batch_size: int) -> GenerativeSearcher:
     """The trained retriever of a kind."""
-    opened = open_model(work.model(kind))
+    opened = load_model(work.model(kind))
     table = DocidTable.open(work.docids(kind))
     length = opened.description["input_length"]
     return GenerativeSearcher(

@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from retrieval_jax.checkpoints import model_folder
-from retrieval_jax.checkpoints.weights import LazyArray, arrays_of, write_safetensors
+from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays, write_safetensors
 from retrieval_jax.data.records import Collection
 
 GOLDENS = Path(__file__).with_name("interop") / "goldens"
@@ -34,7 +34,7 @@ def write_model_folder(folder: Path, model, params: dict, collection: Collection
     (folder / model_folder.DESCRIPTION).write_text(json.dumps(description))
     shutil.copyfile(collection.vocabulary_path, folder / model_folder.VOCABULARY)
     (folder / model_folder.GIN).write_text("# how it was made\n")
-    write_safetensors(folder, model_folder.WEIGHTS, arrays_of(params))
+    write_safetensors(folder, model_folder.WEIGHTS, lazy_arrays(params))
 
 
 def same(a: dict[str, LazyArray], b: dict[str, LazyArray]) -> None:
@@ -42,7 +42,7 @@ def same(a: dict[str, LazyArray], b: dict[str, LazyArray]) -> None:
     assert a.keys() == b.keys()
     for name in a:
         assert a[name].dtype == b[name].dtype, name
-        np.testing.assert_array_equal(a[name].whole(), b[name].whole(), err_msg=name)
+        np.testing.assert_array_equal(a[name].read(), b[name].read(), err_msg=name)
 
 
 def flat(params: dict) -> dict[str, np.ndarray]:

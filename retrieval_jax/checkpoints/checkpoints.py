@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from retrieval_jax.checkpoints import checksums
-from retrieval_jax.checkpoints.kept import Kept
+from retrieval_jax.checkpoints.retention import RetentionPolicy
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
@@ -36,7 +36,7 @@ class Checkpoints:
     Args:
       model_dir: the model's folder.
       keep: how many of the newest stay.
-      keep_best: the metric of dev whose best one stays beside them; None: no other one. See Kept.
+      keep_best: the metric of dev whose best one stays beside them; None: no other one. See RetentionPolicy.
       read_only: leaves the folder as it is.
     """
 
@@ -58,9 +58,9 @@ class Checkpoints:
         self.in_background = not read_only and in_background()
         self.pool = ThreadPoolExecutor(1)
         self.sealing: Future | None = None
-        self.kept = Kept(self.folder.with_name("learning_curve.jsonl"), keep, keep_best)
+        self.retention = RetentionPolicy(self.folder.with_name("learning_curve.jsonl"), keep, keep_best)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self.kept,
+            preservation_policy=self.retention,
             enable_async_checkpointing=self.in_background,
             cleanup_tmp_directories=not read_only,  # what a kill left of a save
             read_only=read_only,
@@ -70,26 +70,26 @@ class Checkpoints:
             self.folder, options=options, item_names=("params", "optimizer", "position")
         )
         self.read_only = read_only
-        self.faults: dict[int, str | None] = {}  # as far as looked for
+        self.damage: dict[int, str | None] = {}  # as far as looked for
 
     def steps(self) -> list[int]:
         """The steps that have a folder, whole or damaged, newest first."""
         there = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted((int(p.name) for p in there if p.name.isdigit()), reverse=True)
 
-    def fault(self, step: int) -> str | None:
+    def find_damage(self, step: int) -> str | None:
         """What is wrong with a step's files; None if nothing is known to be.
 
         Of processes that train together only the first one looks (see `_newest`).
         """
-        if step not in self.faults:
+        if step not in self.damage:
             found = None
             if self.read_only or multihost.is_process_0():
-                found = checksums.fault(self.folder / str(step))
+                found = checksums.find_damage(self.folder / str(step))
                 if found is None and step not in self.manager.all_steps():
                     found = "its save did not end"
-            self.faults[step] = found
-        return self.faults[step]
+            self.damage[step] = found
+        return self.damage[step]
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint that is not damaged."""
@@ -104,7 +104,7 @@ class Checkpoints:
 
         def newest() -> int:
             steps = (step for step in self.steps() if before is None or step < before)
-            return next((step for step in steps if not self.fault(step)), -1)
+            return next((step for step in steps if not self.find_damage(step)), -1)
 
         step = newest() if self.read_only else multihost.value_from_process_0(newest)
         return None if step < 0 else step
@@ -163,20 +163,20 @@ class Checkpoints:
                 unread[step] = str(error).removeprefix(f"{self.folder}/{step}: ")
             else:
                 self._move_aside(step, unread)
-                self.kept.forget(after=step)
+                self.retention.forget(after=step)
                 return restored
             step = self._newest(before=step)
         multihost.on_process_0(lambda: self._refuse_damaged(unread))
-        self.kept.forget(after=0)
+        self.retention.forget(after=0)
         return None
 
     def _refuse_damaged(self, unread: dict[int, str]) -> None:
         """Raises UserError where there are checkpoints, of which none could be restored."""
-        damaged = {step: unread.get(step) or self.fault(step) for step in self.steps()}
+        damaged = {step: unread.get(step) or self.find_damage(step) for step in self.steps()}
         if not damaged:
             return
         newest, reason = next(iter(damaged.items()))
-        if not self.fault(newest):
+        if not self.find_damage(newest):
             raise UserError(f"{self.folder}/{newest}: {reason}")
         raise UserError(
             f"{self.folder}/{newest}: damaged ({reason}), and no older checkpoint is whole: "
@@ -211,7 +211,7 @@ class Checkpoints:
         return self._restore(step, params=ocp.args.StandardRestore(params))["params"]
 
     def _restore(self, step: int, **items: Any) -> Any:
-        if reason := self.fault(step):
+        if reason := self.find_damage(step):
             raise UserError(f"{self.folder}/{step}: damaged ({reason}): train on, or use another MODEL_DIR")
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**items))
@@ -230,7 +230,7 @@ class Checkpoints:
         def move() -> int:
             newer = [step for step in self.steps() if step > restored]
             for step in newer:
-                reason = unread.get(step) or self.fault(step)
+                reason = unread.get(step) or self.find_damage(step)
                 moved = self.folder.with_name("damaged_checkpoints") / str(step)
                 while moved.exists():
                     moved = moved.with_name(f"{moved.name}.again")
@@ -241,14 +241,14 @@ class Checkpoints:
 
         if multihost.value_from_process_0(move):
             self.manager.reload()
-            self.faults.clear()
+            self.damage.clear()
 
     def best(self) -> dict:
         """{"best_step", "best/METRIC"} of the best checkpoint that is kept; {} where none was evaluated."""
-        step = self.kept.best(self.steps())
+        step = self.retention.best(self.steps())
         if step is None:
             return {}
-        return {"best_step": step, f"best/{self.kept.metric}": self.kept.scores.get(step)}
+        return {"best_step": step, f"best/{self.retention.metric}": self.retention.scores.get(step)}
 
     def close(self) -> None:
         """Waits until all is written. No process waits for another here: one may have met an error."""

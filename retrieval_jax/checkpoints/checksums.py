@@ -25,7 +25,7 @@ def write(folder: Path) -> None:
         storage.write_json(folder / NAME, dict(zip(files, sums, strict=True)))
 
 
-def fault(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """What is wrong with the files, or None: all are as they were written, or no checksums are there."""
     try:
         text = (folder / NAME).read_text()

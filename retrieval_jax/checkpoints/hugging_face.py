@@ -78,7 +78,9 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict]:
     elif scaled:
         network["logits_via_embedding"] = True
         head = arrays.pop(HEAD, None)
-        if head and not np.array_equal(*(x.read((slice(0, 8), slice(None))) for x in (head, arrays[SHARED]))):
+        if head and not np.array_equal(
+            *(x.read_slice((slice(0, 8), slice(None))) for x in (head, arrays[SHARED]))
+        ):
             raise UserError(f"{path}: scales its outputs and has a matrix for them ({HEAD}): not supported")
     elif HEAD not in arrays:
         arrays[HEAD] = arrays[SHARED]
@@ -229,16 +231,18 @@ def with_docids(arrays: Mapping[str, LazyArray], config: T5Config) -> dict[str, 
     Token t of a docid, the 0 at its start too, becomes token vocab_size + t of one embedding, which holds the
     texts' rows and then the docids'; and so do the logits. Those of texts are 0 and mean nothing.
     """
-    kernel_ExV = arrays["decoder/logits_dense/kernel"].whole()
-    texts_VxE = arrays["token_embedder/embedding"].whole()
+    kernel_ExV = arrays["decoder/logits_dense/kernel"].read()
+    texts_VxE = arrays["token_embedder/embedding"].read()
     # Atomic docids are one token, and nothing is read after it.
     docids_VxE = np.zeros((kernel_ExV.shape[1], config.emb_dim), texts_VxE.dtype)
     docids_VxE[0] = texts_VxE[0]
     rest = dict(arrays)
     if config.separate_target_embedding:
-        docids_VxE = rest.pop("decoder_token_embedder/embedding").whole()
+        docids_VxE = rest.pop("decoder_token_embedder/embedding").read()
     nothing_ExV = np.zeros((config.emb_dim, len(texts_VxE)), kernel_ExV.dtype)
     return rest | {
-        "token_embedder/embedding": LazyArray.of(np.concatenate([texts_VxE, docids_VxE])),
-        "decoder/logits_dense/kernel": LazyArray.of(np.concatenate([nothing_ExV, kernel_ExV], axis=1)),
+        "token_embedder/embedding": LazyArray.from_numpy(np.concatenate([texts_VxE, docids_VxE])),
+        "decoder/logits_dense/kernel": LazyArray.from_numpy(
+            np.concatenate([nothing_ExV, kernel_ExV], axis=1)
+        ),
     }

@@ -23,14 +23,14 @@ from retrieval_jax.models.dual_encoder import DualEncoder, split_tower
 from retrieval_jax.models.layers import STACK_AXIS, T5Config
 from retrieval_jax.models.t5 import is_stacked
 
-VOCABULARY_AXES = {"token_embedder/embedding": 0, OUTPUT: 1}
+VOCAB_AXES = {"token_embedder/embedding": 0, OUTPUT: 1}
 SIZES = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers")
 UNSEEN = ("mlp_activations", "relpos_max_distance")  # which no array's shape tells
 WithVocabulary = Names(
     "a parameter with a row or a column for each token",
     ("token_embedder", "token_embedder/embedding", "decoder", "decoder/logits_dense", OUTPUT),
 )
-TOLD = 8  # names of a list that an error tells
+MAX_LISTED = 8  # names of a list that an error tells
 
 
 @gin.configurable
@@ -43,17 +43,18 @@ class InitialCheckpoint:
 
     Attributes:
       path: where they lie; None: everything begins at random.
-      anew: what begins at random where the weights lack it or have it in another shape.
-      unused: what of the weights is left out.
-      resized: what may have more or fewer rows of the vocabulary: the first are taken, more begin at random.
+      missing_ok: parameters that begin at random where the weights lack them or have another shape of them.
+      unexpected_ok: parameters of the weights that the model lacks, and that are left out.
+      resize_vocab: parameters whose axis of the vocabulary may have another size: the first rows are read,
+        and additional ones begin at random.
     """
 
     path: str | None = None
-    anew: Sequence[Annotated[str, Module]] = ()
-    unused: Sequence[str] = ()
-    resized: Sequence[Annotated[str, WithVocabulary]] = ()
+    missing_ok: Sequence[Annotated[str, Module]] = ()
+    unexpected_ok: Sequence[str] = ()
+    resize_vocab: Sequence[Annotated[str, WithVocabulary]] = ()
 
-    def of(self, model, vocabulary: Path | None = None) -> dict[str, LazyArray]:
+    def arrays_for(self, model, vocabulary: Path | None = None) -> dict[str, LazyArray]:
         """{name: array} of what a model's parameters begin with; nothing is read yet.
 
         A dual encoder for which no prompts are set keeps those of the weights: they were learned with them.
@@ -67,24 +68,24 @@ class InitialCheckpoint:
         if vocabulary:
             self._check_vocabulary(pretrained, vocabulary)
         match = self.match(pretrained, model)
-        if fault := match.fault(pretrained.path):
-            raise UserError(fault)
+        if mismatch := match.mismatch(pretrained.path):
+            raise UserError(mismatch)
         if isinstance(model, DualEncoder):
             model.inherit_prompts(pretrained.settings)
         told = [f"{pretrained.path}: {pretrained.format}'s weights, {len(match.arrays)} arrays are read"]
-        for what, names in (("begin anew", match.anew), ("are not used", match.unused)):
+        for what, names in (("begin at random", match.random), ("are not used", match.unused)):
             if names:
                 told.append(f"{what}: {', '.join(match.modules(names))}")
         log("; ".join(told))
         return match.arrays
 
     def _check_vocabulary(self, pretrained: Pretrained, vocabulary: Path) -> None:
-        extended = begins("token_embedder/embedding", self.resized)
-        fault = tokenizer.difference(pretrained.path, pretrained.vocabulary, vocabulary, extended)
-        if fault:
+        extended = has_prefix("token_embedder/embedding", self.resize_vocab)
+        mismatch = tokenizer.difference(pretrained.path, pretrained.vocabulary, vocabulary, extended)
+        if mismatch:
             theirs = pretrained.vocabulary or "…/sentencepiece.model"
             raise UserError(
-                f"INITIAL_CHECKPOINT: {vocabulary} {fault}: import the collection with theirs, "
+                f"INITIAL_CHECKPOINT: {vocabulary} {mismatch}: import the collection with theirs, "
                 f"--VOCABULARY={theirs}"
             )
 
@@ -92,10 +93,10 @@ class InitialCheckpoint:
         """Raises UserError for what shall be left out and is neither in the weights nor in any network."""
         theirs = {split_tower(name)[1] for name in pretrained.arrays}
         known = Names(f"a parameter or a module of {pretrained.path}", (*module_names(), *theirs))
-        for name in self.unused:
-            if not known.holds(name) and not any(begins(one, [name]) for one in theirs):
+        for name in self.unexpected_ok:
+            if not known.holds(name) and not any(has_prefix(one, [name]) for one in theirs):
                 raise UserError(
-                    f"InitialCheckpoint.unused: {name!r} is not {known.near(name)}: set one that is"
+                    f"InitialCheckpoint.unexpected_ok: {name!r} is not {known.near(name)}: set one that is"
                 )
 
     def match(self, pretrained: Pretrained, model) -> "Match":
@@ -110,8 +111,8 @@ class InitialCheckpoint:
             layers = layer_names(bare, model.config)
             sources = [f"{tower}{layer}" if f"{tower}{layer}" in theirs else layer for layer in layers]
             missing = [source for source in sources if source not in theirs]
-            if missing and begins(bare, self.anew):
-                match.anew.append(bare)
+            if missing and has_prefix(bare, self.missing_ok):
+                match.random.append(bare)
                 continue
             if missing:
                 match.missing += missing
@@ -119,17 +120,17 @@ class InitialCheckpoint:
             used |= set(sources)
             parts = [theirs[source] for source in sources]
             array = stacked(parts, STACK_AXIS) if is_stacked(tuple(bare.split("/"))) else parts[0]
-            if differ_in_vocabulary(bare, array.shape, shape) and begins(bare, self.resized):
-                axis = VOCABULARY_AXES[bare]
+            if differ_in_vocabulary(bare, array.shape, shape) and has_prefix(bare, self.resize_vocab):
+                axis = VOCAB_AXES[bare]
                 array = array.resized(axis, shape[axis])
             if array.shape == shape:
                 match.arrays[name] = array
-            elif begins(bare, self.anew):
-                match.anew.append(bare)
+            elif has_prefix(bare, self.missing_ok):
+                match.random.append(bare)
             else:
                 match.misshaped.append((bare, array.shape, shape))
         left = theirs.keys() - used
-        match.unused += sorted(name for name in left if begins(split_tower(name)[1], self.unused))
+        match.unused += sorted(name for name in left if has_prefix(split_tower(name)[1], self.unexpected_ok))
         match.unexpected = sorted(left - set(match.unused))
         sizes = [vars(config) for config in (T5Config(**pretrained.network), model.config)]
         match.sizes = [
@@ -147,7 +148,7 @@ class Match:
     """How weights and a model compare: arrays of the model's names, and lists of names."""
 
     arrays: dict[str, LazyArray] = dataclasses.field(default_factory=dict)
-    anew: list[str] = dataclasses.field(default_factory=list)
+    random: list[str] = dataclasses.field(default_factory=list)
     unused: list[str] = dataclasses.field(default_factory=list)
     missing: list[str] = dataclasses.field(default_factory=list)
     unexpected: list[str] = dataclasses.field(default_factory=list)
@@ -155,7 +156,7 @@ class Match:
     sizes: list[str] = dataclasses.field(default_factory=list)
     other_network: bool = False
 
-    def fault(self, path: object, trains: bool = True) -> str | None:
+    def mismatch(self, path: object, trains: bool = True) -> str | None:
         """All that does not fit, and how to train all the same, in a line; None where all fits."""
         lists = {
             "is of": self.sizes,
@@ -176,9 +177,9 @@ class Match:
         resized = [name for name, *shapes in self.misshaped if differ_in_vocabulary(name, *shapes)]
         new = [*self.missing, *(name for name, *_ in self.misshaped if name not in resized)]
         mends = {
-            "anew": self.modules(new),
-            "unused": self.modules(self.unexpected),
-            "resized": self.modules(resized),
+            "missing_ok": self.modules(new),
+            "unexpected_ok": self.modules(self.unexpected),
+            "resize_vocab": self.modules(resized),
         }
         flags = " ".join(
             f'--gin.InitialCheckpoint.{option}="{names!r}"' for option, names in mends.items() if names
@@ -205,7 +206,7 @@ def parameters(model) -> dict[str, tuple[int, ...]]:
 
 def differ_in_vocabulary(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
     """Whether two shapes of a parameter differ in the size of the vocabulary, and in that alone."""
-    axis = VOCABULARY_AXES.get(name)
+    axis = VOCAB_AXES.get(name)
     return theirs != ours and axis is not None and np.delete(theirs, axis) == np.delete(ours, axis)
 
 
@@ -219,7 +220,7 @@ def layer_names(name: str, config: T5Config) -> list[str]:
     return [f"{parts[0]}/layers_{i}/{'/'.join(parts[2:])}" for i in range(count)]
 
 
-def begins(name: str, beginnings: Sequence[str]) -> bool:
+def has_prefix(name: str, beginnings: Sequence[str]) -> bool:
     """Whether a name is one of them, or lies below one."""
     return any(name == some or name.startswith(f"{some.rstrip('/')}/") for some in beginnings)
 
@@ -230,5 +231,5 @@ def grouped(names: Iterable[str]) -> list[str]:
 
 
 def shortened(names: list[str]) -> str:
-    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
-    return ", ".join(names[:TOLD]) + more
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints import checksums
 from retrieval_jax.checkpoints.checkpoints import Checkpoints
-from retrieval_jax.checkpoints.weights import LazyArray, place, read_ocdbt, read_safetensors
+from retrieval_jax.checkpoints.weights import LazyArray, read_ocdbt, read_safetensors, to_devices
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
@@ -40,7 +40,7 @@ MEND = "train it with `retrieval-jax train`, or check MODEL_DIR"
 
 
 @dataclasses.dataclass(frozen=True)
-class OpenModel:
+class LoadedModel:
     """A trained model, ready to search with: enough for any searcher, without gin or TensorFlow."""
 
     model: Model
@@ -68,25 +68,25 @@ def describe(model: Model, **facts: object) -> dict:
     }
 
 
-def open_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> OpenModel:
+def load_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> LoadedModel:
     """Opens a model folder at a step (None: its newest checkpoint), on a mesh (None: on one device)."""
     folder = paths.as_path(model_dir)
     description = read_description(folder)
-    model = saved_model(description)
+    model = model_from_description(description)
     mesh = mesh or partitioning.all_devices(devices=jax.local_devices()[:1])
     if has_weights(folder):
-        _, step = description_and_step(folder, step)
-        params = placed(read_safetensors(folder, WEIGHTS), model, mesh)
+        _, step = read_description_and_step(folder, step)
+        params = params_to_devices(read_safetensors(folder, WEIGHTS), model, mesh)
     else:
         checkpoints, step = _checkpoint(folder, step)
         params = checkpoints.restore_params(step, abstract_params(model, mesh))
         checkpoints.close()
     check_finite(folder, params)
     vocabulary = Vocabulary(folder / VOCABULARY, description.get("symbols"))
-    return OpenModel(model, params, step, vocabulary, description)
+    return LoadedModel(model, params, step, vocabulary, description)
 
 
-def saved_model(description: dict) -> Model:
+def model_from_description(description: dict) -> Model:
     """The model that a model.json describes, whatever gin is told meanwhile."""
     retriever = RETRIEVERS[description["retriever"]]
     config = T5Config(**{**_defaults(T5Config), **description["network"]})
@@ -187,7 +187,7 @@ def model_recipe(model_dir: str | Path, step: int, description: dict) -> dict:
     }
 
 
-def description_and_step(folder: Path, step: int | None = None) -> tuple[dict, int]:
+def read_description_and_step(folder: Path, step: int | None = None) -> tuple[dict, int]:
     """(What model.json says, the step that is asked for; None: the newest) of a folder.
 
     Raises UserError where there is no such checkpoint.
@@ -205,7 +205,7 @@ def description_and_step(folder: Path, step: int | None = None) -> tuple[dict, i
 
 def lazy_params(folder: Path) -> tuple[dict, int, dict[str, LazyArray]]:
     """(what model.json says, the step, the parameters by name) of a folder, at its newest checkpoint."""
-    description, step = description_and_step(folder)
+    description, step = read_description_and_step(folder)
     if has_weights(folder):
         return description, step, read_safetensors(folder, WEIGHTS)
     return description, step, read_ocdbt(paths.absolute(folder) / "checkpoints" / str(step) / "params")
@@ -225,9 +225,9 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
         if not (checkpoints.folder / str(step) / checksums.NAME).is_file():
             # A training that runs may be about to write them; what is made of its model names them.
             sealed = [s for s in steps if (checkpoints.folder / str(s) / checksums.NAME).is_file()]
-            step = next((s for s in sealed if not checkpoints.fault(s)), step)
+            step = next((s for s in sealed if not checkpoints.find_damage(s)), step)
         if step < steps[0]:
-            reason = checkpoints.fault(steps[0])
+            reason = checkpoints.find_damage(steps[0])
             log(f"{checkpoints.folder}/{steps[0]}: damaged ({reason}): the one of step {step} is taken")
     if step not in steps:
         there = ", ".join(map(str, steps))
@@ -255,7 +255,7 @@ def abstract_params(model: Model, mesh: Mesh) -> dict:
     )
 
 
-def placed(arrays: Mapping[str, LazyArray], model: Model, mesh: Mesh) -> dict:
+def params_to_devices(arrays: Mapping[str, LazyArray], model: Model, mesh: Mesh) -> dict:
     """A model's parameters on the mesh, from arrays of their names and shapes."""
     flat = flatten_dict(abstract_params(model, mesh), sep="/")
-    return unflatten_dict({name: place(arrays[name], like) for name, like in flat.items()}, sep="/")
+    return unflatten_dict({name: to_devices(arrays[name], like) for name, like in flat.items()}, sep="/")

@@ -82,7 +82,7 @@ def open_pretrained(path: str | Path) -> Pretrained:
     raise UserError(f"INITIAL_CHECKPOINT: {path}: none of {FORMATS}: check the path")
 
 
-def content(pretrained: Pretrained) -> str:
+def fingerprint(pretrained: Pretrained) -> str:
     """A fingerprint of all that a model made of these weights depends on: others may come to lie there."""
     path = pretrained.path
     if (path / model_folder.DESCRIPTION).is_file():

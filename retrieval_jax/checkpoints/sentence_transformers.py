@@ -85,7 +85,7 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
             raise UserError(f"{where}: has a bias or an activation ({told}): {_MEND}")
         arrays[PROJECTION] = read_safetensors(where, "model")[DENSE].transposed()
     if not dense:
-        arrays[PROJECTION] = LazyArray.of(np.eye(network["emb_dim"], dtype=np.float32))
+        arrays[PROJECTION] = LazyArray.from_numpy(np.eye(network["emb_dim"], dtype=np.float32))
     # Their search by cosines divides by the length, where no module does.
     cosine = _check(folder / PROMPTS, PROMPTS).get("similarity_fn_name") == "cosine"
     normalize = "Normalize" in kinds or cosine

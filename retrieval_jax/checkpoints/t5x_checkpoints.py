@@ -75,7 +75,7 @@ def _read_legacy(path: Path) -> dict[str, LazyArray]:
             beside = folder / str(where).rstrip("/").rpartition("/")[2]
             array = read_tensorstore({"driver": leaf["driver"], "kvstore": kvstore(beside)})
         else:
-            array = LazyArray.of(np.asarray(leaf))
+            array = LazyArray.from_numpy(np.asarray(leaf))
         arrays[name] = _bfloat16(array)
     return arrays
 
@@ -85,7 +85,7 @@ def _bfloat16(array: LazyArray) -> LazyArray:
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
     if array.dtype != np.uint16:
         return array
-    return LazyArray(array.shape, bfloat16, lambda index: array.read(index).view(bfloat16))
+    return LazyArray(array.shape, bfloat16, lambda index: array.read_slice(index).view(bfloat16))
 
 
 def unscanned(arrays: Mapping[str, LazyArray], axis: int) -> dict[str, LazyArray]:
@@ -104,14 +104,14 @@ def unscanned(arrays: Mapping[str, LazyArray], axis: int) -> dict[str, LazyArray
             separate[name] = _matrix(name, array)
             continue
         if rest == BIAS:
-            biases = array.whole()
+            biases = array.read()
             if (biases != biases.take([0], axis)).any():
                 raise UserError(f"{name}: the layers' differ, and T5 has one for all: train with one")
-            separate[f"{tower}{stack}/{rest}"] = array.layer(0, axis)
+            separate[f"{tower}{stack}/{rest}"] = array.slice_layer(0, axis)
             continue
         for i in range(array.shape[axis]):
             layer = f"{tower}{stack}/layers_{i}/{rest}"
-            separate[layer] = _matrix(layer, array.layer(i, axis))
+            separate[layer] = _matrix(layer, array.slice_layer(i, axis))
     return separate
 
 
@@ -135,7 +135,7 @@ def write(folder: Path, arrays: Mapping[str, LazyArray], step: int) -> None:
     target: dict[str, object] = {}
     for name, array in arrays.items():
         if array.nbytes <= INLINE:
-            target[name] = array.whole()
+            target[name] = array.read()
             continue
         beside = f"target.{name.replace('/', '.')}"
         metadata = {"shape": list(array.shape), "chunks": list(array.shape)}
@@ -143,7 +143,7 @@ def write(folder: Path, arrays: Mapping[str, LazyArray], step: int) -> None:
         spec = {"driver": "zarr", "kvstore": kvstore(folder / beside), "metadata": metadata}
         dtype = tensorstore.dtype(array.dtype)
         store = tensorstore.open(spec, dtype=dtype, shape=array.shape, create=True).result()
-        store.write(array.whole()).result()
+        store.write(array.read()).result()
         place = {"driver": "file", "path": f"{beside}/"}
         target[name] = {"driver": "zarr", "kvstore": place, "metadata": metadata, "dtype": dtype.name}
     state = {"step": np.int32(step)}

@@ -28,40 +28,40 @@ SHARD_BYTES = 5 << 30  # of a file, as in Hugging Face's folders
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array that is not read yet: `read` gives the part of it that a tuple of slices names.
+    """An array that is not read yet: `read_slice` reads the part of it that a tuple of slices names.
 
-    `real`, where it is given, is (axis, how many along it are the array's): zeros follow.
+    `valid_extent`, where it is given, is (axis, how many along it are the array's): zeros follow.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    read: Callable[[Index], np.ndarray]
-    real: tuple[int, int] | None = None
+    read_slice: Callable[[Index], np.ndarray]
+    valid_extent: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, array: np.ndarray) -> "LazyArray":
+    def from_numpy(cls, array: np.ndarray) -> "LazyArray":
         return cls(array.shape, array.dtype, lambda index: array[index])
 
     @property
     def nbytes(self) -> int:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
-    def whole(self) -> np.ndarray:
-        return np.asarray(self.read((slice(None),) * len(self.shape)))
+    def read(self) -> np.ndarray:
+        return np.asarray(self.read_slice((slice(None),) * len(self.shape)))
 
     def transposed(self) -> "LazyArray":
         """Rows as columns."""
-        return LazyArray(self.shape[::-1], self.dtype, lambda index: self.read(index[::-1]).T)
+        return LazyArray(self.shape[::-1], self.dtype, lambda index: self.read_slice(index[::-1]).T)
 
     def reshaped(self, *shape: int) -> "LazyArray":
         """Of another shape: all of it is read for any part."""
-        return LazyArray(shape, self.dtype, lambda index: self.whole().reshape(shape)[index])
+        return LazyArray(shape, self.dtype, lambda index: self.read().reshape(shape)[index])
 
-    def layer(self, number: int, axis: int) -> "LazyArray":
+    def slice_layer(self, number: int, axis: int) -> "LazyArray":
         """One layer of an array that holds several along an axis."""
 
         def read(index: Index) -> np.ndarray:
-            return self.read((*index[:axis], slice(number, number + 1), *index[axis:])).squeeze(axis)
+            return self.read_slice((*index[:axis], slice(number, number + 1), *index[axis:])).squeeze(axis)
 
         return LazyArray(self.shape[:axis] + self.shape[axis + 1 :], self.dtype, read)
 
@@ -72,7 +72,7 @@ class LazyArray:
         def read(index: Index) -> np.ndarray:
             start, stop, _ = index[axis].indices(size)
             inside = slice(min(start, own), min(stop, own))
-            part = self.read((*index[:axis], inside, *index[axis + 1 :]))
+            part = self.read_slice((*index[:axis], inside, *index[axis + 1 :]))
             missing = [(0, 0)] * len(self.shape)
             missing[axis] = (0, stop - start - (inside.stop - inside.start))
             return np.pad(part, missing)
@@ -87,12 +87,12 @@ def stacked(layers: Sequence[LazyArray], axis: int) -> LazyArray:
 
     def read(index: Index) -> np.ndarray:
         rest = index[:axis] + index[axis + 1 :]
-        return np.stack([layer.read(rest) for layer in layers[index[axis]]], axis)
+        return np.stack([layer.read_slice(rest) for layer in layers[index[axis]]], axis)
 
     return LazyArray((*first.shape[:axis], len(layers), *first.shape[axis:]), first.dtype, read)
 
 
-def arrays_of(params: Mapping) -> dict[str, LazyArray]:
+def lazy_arrays(params: Mapping) -> dict[str, LazyArray]:
     """A model's parameters by name, fetched from the devices one at a time."""
     return {
         name: LazyArray(x.shape, np.dtype(x.dtype), lambda index, x=x: np.asarray(x)[index])
@@ -100,12 +100,12 @@ def arrays_of(params: Mapping) -> dict[str, LazyArray]:
     }
 
 
-def place(array: LazyArray, like: jax.ShapeDtypeStruct) -> jax.Array:
+def to_devices(array: LazyArray, like: jax.ShapeDtypeStruct) -> jax.Array:
     """The array on the devices, as `like` has its dtype and sharding; each part is read once."""
 
     @functools.cache
     def part(*bounds: tuple[int | None, int | None]) -> np.ndarray:
-        read = array.read(tuple(slice(*some) for some in bounds))
+        read = array.read_slice(tuple(slice(*some) for some in bounds))
         return np.asarray(read).astype(like.dtype, copy=False)
 
     def of_device(index: Index) -> np.ndarray:
@@ -197,7 +197,7 @@ def write_safetensors(
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
     for path, shard in zip(files, shards, strict=True):
         # "pt" is what transformers looks for, whoever wrote the file.
-        whole = {name: np.asarray(array.whole(), order="C") for name, array in shard.items()}
+        whole = {name: np.asarray(array.read(), order="C") for name, array in shard.items()}
         save_file(whole, folder / path, metadata={"format": "pt"})
         umask = os.umask(0)
         os.umask(umask)

@@ -23,7 +23,7 @@ import pyarrow as pa
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retrieval_jax.checkpoints.model_folder import OpenModel, model_recipe
+from retrieval_jax.checkpoints.model_folder import LoadedModel, model_recipe
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
@@ -89,14 +89,14 @@ class TextEncoder:
         return found
 
 
-def passage_encoder(opened: OpenModel, mesh: Mesh) -> TextEncoder:
+def passage_encoder(opened: LoadedModel, mesh: Mesh) -> TextEncoder:
     """The encoder of passages of a dual encoder that was opened on a mesh."""
     length, size = opened.description["passage_length"], _TEXTS_A_SHARD * mesh.shape["data"]
     vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.passage)
     return TextEncoder(opened.model.encode_passages, opened.params, vocabulary, length, size, mesh)
 
 
-def query_encoder(opened: OpenModel, mesh: Mesh | None = None) -> TextEncoder:
+def query_encoder(opened: LoadedModel, mesh: Mesh | None = None) -> TextEncoder:
     """The same of queries."""
     length = opened.description["input_length"]
     vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.query)
@@ -110,7 +110,7 @@ class Embeddings:
     folder: Path
     vectors_NxE: np.ndarray
     ids: pa.Array
-    texts_N: np.ndarray
+    text_hashes_N: np.ndarray
     manifest: dict
 
     @classmethod
@@ -120,7 +120,7 @@ class Embeddings:
         try:
             vectors, texts = (
                 np.load(paths.ensure_local(folder / f"{name}.npy"), mmap_mode="r")
-                for name in ("vectors", "texts")
+                for name in ("vectors", "text_hashes")
             )
             ids = arrow_ids.read(folder / "ids.arrow")
         except (OSError, EOFError, ValueError) as error:
@@ -131,7 +131,7 @@ class Embeddings:
 
 
 def encode_by_model(
-    model_dir: str | Path, opened: OpenModel, mesh: Mesh, work: Workspace, collection: Collection
+    model_dir: str | Path, opened: LoadedModel, mesh: Mesh, work: Workspace, collection: Collection
 ) -> Embeddings:
     """`encode_collection` by a dual encoder that was opened on a mesh of this process's devices."""
     model = model_recipe(model_dir, opened.step, opened.description)
@@ -205,11 +205,11 @@ def _encode_parts(
     with bar("encoding passages", total, total - left) as advance:
         for number in missing:
             passages = collection.get(rows(number))
-            texts_N = digests(passage.full_text for passage in passages)
+            text_hashes_N = text_hashes(passage.full_text for passage in passages)
             kept = np.zeros(len(passages), bool)
             if earlier:
                 row_N = earlier_row_N[rows(number)]
-                kept = (row_N >= 0) & (earlier.texts_N[row_N] == texts_N)
+                kept = (row_N >= 0) & (earlier.text_hashes_N[row_N] == text_hashes_N)
             new = np.flatnonzero(~kept)
             advance(len(passages) - len(new))
             if len(new):
@@ -222,7 +222,7 @@ def _encode_parts(
             if earlier:
                 vectors[kept] = earlier.vectors_NxE[row_N[kept]]
             part = io.BytesIO()
-            np.savez(part, vectors=vectors, texts=texts_N, encoded=len(new))
+            np.savez(part, vectors=vectors, text_hashes=text_hashes_N, encoded=len(new))
             storage.atomic_write(parts[number], part.getvalue())
 
 
@@ -244,7 +244,7 @@ def _join(tmp: Path, folder: Path, parts: Sequence[Path], collection: Collection
             try:
                 with np.load(io.BytesIO(path.read_bytes())) as part:
                     vectors = part["vectors"]
-                    texts.append(part["texts"])
+                    texts.append(part["text_hashes"])
                     encoded += int(part["encoded"])
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 raise UserError(
@@ -275,7 +275,7 @@ def _join(tmp: Path, folder: Path, parts: Sequence[Path], collection: Collection
     }
 
 
-def digests(texts: Iterator[str]) -> np.ndarray:
+def text_hashes(texts: Iterator[str]) -> np.ndarray:
     """uint64, a digest of each text."""
     return np.frombuffer(b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts), "<u8")
 

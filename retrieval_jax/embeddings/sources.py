@@ -31,7 +31,7 @@ _BLOCK = 1 << 24  # bytes looked at, at once
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
-def open_embeddings(
+def load_embeddings(
     where: str, work: Workspace, collection: Collection, mesh: Mesh | None = None
 ) -> tuple[np.ndarray, str]:
     """The passages' vectors, float32 N×E in the collection's order, memory-mapped; and their fingerprint.
@@ -144,9 +144,9 @@ def _as_float32(folder: Path, file: str, vectors_NxE: np.ndarray, collection: Co
 
 
 def _dual_encoder(folder: Path, work: Workspace, collection: Collection, mesh: Mesh) -> Embeddings:
-    from retrieval_jax.checkpoints.model_folder import open_model
+    from retrieval_jax.checkpoints.model_folder import load_model
 
-    opened = open_model(folder, mesh=mesh)
+    opened = load_model(folder, mesh=mesh)
     if opened.model.family != "dual encoder":
         raise UserError(f"EMBEDDINGS: {folder}: holds a {opened.model.family} model: name a dual encoder's")
     return encode_by_model(folder, opened, mesh, work, collection)

@@ -20,8 +20,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from retrieval_jax.checkpoints.model_folder import OpenModel
-from retrieval_jax.checkpoints.weights import arrays_of, write_safetensors
+from retrieval_jax.checkpoints.model_folder import LoadedModel
+from retrieval_jax.checkpoints.weights import lazy_arrays, write_safetensors
 from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.decoding.trie import Trie, build_trie
@@ -34,7 +34,7 @@ Arrays = Mapping[str, jax.Array]
 K = 100  # passages a query that a search over atomic docids finds
 
 
-def write(folder: Path, opened: OpenModel, table: DocidTable | None, manifest: Mapping) -> dict:
+def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest: Mapping) -> dict:
     """Writes a dual encoder's two encoders, or a generative retriever's search.
 
     - encode_queries.stablehlo, encode_passages.stablehlo: (weights, tokens B×S) -> vectors B×E.
@@ -98,7 +98,7 @@ def _atomic(
 
 def _save(folder: Path, name: str, arrays: Mapping) -> None:
     """One file, so that a program is given it as it was read."""
-    lazy = arrays_of(arrays)
+    lazy = lazy_arrays(arrays)
     write_safetensors(folder, name, lazy, shard_bytes=sum(array.nbytes for array in lazy.values()))
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints import checksums
-from retrieval_jax.checkpoints.model_folder import open_model
+from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
@@ -134,7 +134,7 @@ def _passages_of(earlier: Path, kind: str, embeddings: Embeddings) -> tuple[pa.A
         return None
     recipe = storage.read_manifest(earlier, "index")["recipe"]
     same = recipe["kind"] == kind and recipe.get("checksum") == embeddings.manifest["recipe"]["checksum"]
-    if not same or checksums.fault(earlier):
+    if not same or checksums.find_damage(earlier):
         return None
     return arrow_ids.read(earlier / "ids.arrow"), np.load(earlier / "text_hashes.npy")
 
@@ -162,7 +162,7 @@ def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
     if not (folder / checksums.NAME).is_file():
         raise UserError(f"{folder}: {checksums.NAME} is missing: {hint}")
     files = paths.ensure_local(folder)
-    if reason := checksums.fault(files):
+    if reason := checksums.find_damage(files):
         raise UserError(f"{folder}: damaged ({reason}): {hint}")
     model = paths.join(folder, manifest["model"])
     if not model.is_dir():
@@ -170,7 +170,7 @@ def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
             f"{folder}: its model is not at {paths.absolute(model)}: move both together, or "
             "`retrieval-jax index`"
         )
-    return manifest, query_encoder(open_model(model, manifest["step"])), files
+    return manifest, query_encoder(load_model(model, manifest["step"])), files
 
 
 def _link(source: Path, target: Path) -> None:

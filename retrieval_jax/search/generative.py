@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retrieval_jax.checkpoints.model_folder import open_model
+from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
@@ -143,7 +143,7 @@ class GenerativeSearcher:
             docids = paths.join(folder, manifest["docids"])
             raise UserError(f"{docids}: not the docids that {folder} was made of: `retrieval-jax index`")
         mesh = (make_mesh or all_devices)()
-        opened = open_model(paths.join(folder, manifest["model"]), manifest["step"], mesh)
+        opened = load_model(paths.join(folder, manifest["model"]), manifest["step"], mesh)
         return cls(
             opened.model,
             opened.params,

@@ -98,7 +98,7 @@ class ScannIndex:
 
     searcher: object
     ids: pa.Array
-    texts_N: np.ndarray
+    text_hashes_N: np.ndarray
     settings: dict
     trained_on: int
     changes: int = 0
@@ -111,7 +111,7 @@ class ScannIndex:
         chosen = settings(count)
         log(f"scann: building an index of {count:,} vectors")
         searcher = build(embeddings.vectors_NxE, **chosen)
-        return cls(searcher, embeddings.ids, np.array(embeddings.texts_N), chosen, count)
+        return cls(searcher, embeddings.ids, np.array(embeddings.text_hashes_N), chosen, count)
 
     def update(self, embeddings: Embeddings) -> "ScannIndex":
         """The index of all that embeddings hold; as little as possible is done anew.
@@ -121,7 +121,7 @@ class ScannIndex:
         or the size asks for another kind of index, it is built.
         """
         count = len(embeddings.ids)
-        gone, new = difference(self.ids, self.texts_N, embeddings)
+        gone, new = difference(self.ids, self.text_hashes_N, embeddings)
         chosen = settings(count)
         other_size = chosen.keys() != self.settings.keys() or not 0.5 < count / self.trained_on < 2
         if other_size or len(gone) > len(self.ids) // 2:
@@ -136,9 +136,9 @@ class ScannIndex:
             changing.upsert(list(names), np.ascontiguousarray(embeddings.vectors_NxE[new]), batch_size=256)
         names_N = np.array(changing.docids)
         ids = pa.concat_arrays([self.ids, embeddings.ids.take(new)]).take(names_N)
-        texts_N = np.concatenate([self.texts_N, embeddings.texts_N[new]])[names_N]
+        text_hashes_N = np.concatenate([self.text_hashes_N, embeddings.text_hashes_N[new]])[names_N]
         index = dataclasses.replace(
-            self, searcher=scann_ops().ScannSearcher(changing.searcher), ids=ids, texts_N=texts_N
+            self, searcher=scann_ops().ScannSearcher(changing.searcher), ids=ids, text_hashes_N=text_hashes_N
         )
         if chosen:
             index.settings = self.settings | {"reorder": chosen["reorder"]}
@@ -197,7 +197,7 @@ class ScannIndex:
         (folder / "scann").mkdir()
         self.searcher.serialize(str(folder / "scann"), relative_path=True)
         arrow_ids.write(folder / "ids.arrow", self.ids)
-        np.save(folder / "text_hashes.npy", self.texts_N)
+        np.save(folder / "text_hashes.npy", self.text_hashes_N)
         counts = {name: getattr(self, name) for name in ("trained_on", "changes", "leaves")}
         return {"scann": {"settings": self.settings, **counts}}
 
@@ -210,14 +210,16 @@ class ScannIndex:
             raise UserError(
                 f"{folder}: cannot be read ({error}): delete it, then `retrieval-jax index`"
             ) from None
-        texts_N = np.load(folder / "text_hashes.npy")
-        return cls(searcher, arrow_ids.read(folder / "ids.arrow"), texts_N, **manifest["scann"])
+        text_hashes_N = np.load(folder / "text_hashes.npy")
+        return cls(searcher, arrow_ids.read(folder / "ids.arrow"), text_hashes_N, **manifest["scann"])
 
 
-def difference(ids: pa.Array, texts_N: np.ndarray, embeddings: Embeddings) -> tuple[np.ndarray, np.ndarray]:
+def difference(
+    ids: pa.Array, text_hashes_N: np.ndarray, embeddings: Embeddings
+) -> tuple[np.ndarray, np.ndarray]:
     """(rows of `ids` that embeddings lack, rows of embeddings that `ids` lack); changed texts are in both."""
     row_N = arrow_ids.find_rows(ids, embeddings.ids)
-    same = (row_N >= 0) & (texts_N[row_N] == embeddings.texts_N)
+    same = (row_N >= 0) & (text_hashes_N[row_N] == embeddings.text_hashes_N)
     gone = np.ones(len(ids), bool)
     gone[row_N[same]] = False
     return np.flatnonzero(gone), np.flatnonzero(~same)

@@ -56,7 +56,7 @@ def train_loop(
       pretrained_params: parameters to begin with, by name; see `initial_state`.
       batch_size: examples that a step moves the position by.
       keep: how many of the newest checkpoints stay.
-      keep_best: the dev metric by which the best one stays beside them; see Kept.
+      keep_best: the dev metric by which the best one stays beside them; see RetentionPolicy.
       mesh: what it runs on; None: all devices.
 
     Gives {"step", "minutes", "input_wait", **the last dev metrics, **Checkpoints.best()}. Raises UserError
@@ -161,7 +161,7 @@ def train_loop(
             if not preempted and (ends or step % eval_every == 0):
                 on_dev = evaluator(state.params)
                 watch.dev(step, on_dev)
-                saved.kept.add(step, on_dev)
+                saved.retention.add(step, on_dev)
                 found = {f"dev/{name}": value for name, value in on_dev.items()}
                 curve.add(step, clock.minutes, found)
                 curve.add_samples(step, getattr(evaluator, "samples", ()))

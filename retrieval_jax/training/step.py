@@ -12,7 +12,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retrieval_jax.checkpoints.weights import LazyArray, place
+from retrieval_jax.checkpoints.weights import LazyArray, to_devices
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Positive
 from retrieval_jax.mesh import partitioning
@@ -55,13 +55,13 @@ def initial_state(
     Parameters are `pretrained_params`, by name (with slashes), and otherwise random.
     """
     pretrained_params, like = pretrained_params or {}, flatten_dict(abstract.params, sep="/")
-    read = {name: place(array, like[name]) for name, array in pretrained_params.items()}
+    read = {name: to_devices(array, like[name]) for name, array in pretrained_params.items()}
 
     def begin(read: dict[str, jax.Array]) -> TrainState:
         params = flatten_dict(_init(model, shapes, seed).params, sep="/")
         for name, x in read.items():
-            if pretrained_params[name].real:  # and the rest of it random
-                axis, count = pretrained_params[name].real
+            if pretrained_params[name].valid_extent:  # and the rest of it random
+                axis, count = pretrained_params[name].valid_extent
                 x = jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) < count, x, params[name])
             params[name] = x
         params = unflatten_dict(params, sep="/")

@@ -8,7 +8,7 @@ import gin
 
 from retrieval_jax.checkpoints import model_folder, tokenizer
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
-from retrieval_jax.checkpoints.pretrained import Pretrained, content, open_pretrained
+from retrieval_jax.checkpoints.pretrained import Pretrained, fingerprint, open_pretrained
 from retrieval_jax.checkpoints.weights import write_safetensors
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
@@ -67,9 +67,9 @@ def convert(
     unused = ("decoder",) if retriever is DualEncoder else ()
     # The outputs are what the person says they are.
     pretrained = dataclasses.replace(pretrained, network=network)
-    match = InitialCheckpoint(anew=(), unused=unused, resized=()).match(pretrained, model)
-    if fault := match.fault(pretrained.path, trains=False):
-        raise UserError(fault)
+    match = InitialCheckpoint(missing_ok=(), unexpected_ok=unused, resize_vocab=()).match(pretrained, model)
+    if mismatch := match.mismatch(pretrained.path, trains=False):
+        raise UserError(mismatch)
 
     known = pretrained.length
     lengths = {
@@ -97,7 +97,7 @@ def convert(
     folder = paths.as_path(model_dir) if model_dir else work.model(paths.absolute(checkpoint).name)
     recipe = {
         "checkpoint": str(paths.absolute(checkpoint)),
-        "content": content(pretrained),
+        "fingerprint": fingerprint(pretrained),
         "vocabulary": Vocabulary(pieces).checksum,
     }
     made = storage.build_once(folder, recipe | description, make)
@@ -123,8 +123,8 @@ def check_vocabulary(pretrained: Pretrained, pieces: Path | None) -> None:
     """Raises UserError where there is no vocabulary, or one that is not of the embedding's rows."""
     if pieces is None:
         raise UserError(f"{pretrained.path}: no vocabulary lies with it: --VOCABULARY=…/sentencepiece.model")
-    if fault := tokenizer.difference(pretrained.path, pretrained.vocabulary, pieces):
-        raise UserError(f"VOCABULARY: {pieces} {fault}: leave it out, to take the weights' own")
+    if mismatch := tokenizer.difference(pretrained.path, pretrained.vocabulary, pieces):
+        raise UserError(f"VOCABULARY: {pieces} {mismatch}: leave it out, to take the weights' own")
     count, rows = Vocabulary(pieces).model.vocab_size(), pretrained.network["vocab_size"]
     if count > rows:
         raise UserError(

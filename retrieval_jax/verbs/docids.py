@@ -14,7 +14,7 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids import quality
 from retrieval_jax.docids.kinds import Earlier, Job, maker_of
 from retrieval_jax.docids.table import VERSION
-from retrieval_jax.embeddings.sources import SENTENCE_TRANSFORMERS, open_embeddings
+from retrieval_jax.embeddings.sources import SENTENCE_TRANSFORMERS, load_embeddings
 from retrieval_jax.mesh.partitioning import make_mesh
 
 
@@ -58,7 +58,7 @@ def make_docids(
     settings, vectors, earlier = settings_class and settings_class(), None, None
     mesh = make_mesh() if settings_class else None
     if embeddings:
-        vectors, fingerprint = open_embeddings(embeddings, work, collection, mesh)
+        vectors, fingerprint = load_embeddings(embeddings, work, collection, mesh)
         recipe |= {"embeddings": fingerprint, "seed": seed}
     if extends:
         earlier = Earlier.open(extends, kind)

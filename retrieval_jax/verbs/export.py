@@ -14,8 +14,8 @@ from retrieval_jax.checkpoints import (
     t5x_checkpoints,
     tokenizer,
 )
-from retrieval_jax.checkpoints.model_folder import OpenModel, open_model
-from retrieval_jax.checkpoints.weights import LazyArray, arrays_of, write_safetensors
+from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
+from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays, write_safetensors
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Positive
@@ -39,11 +39,11 @@ class Subject:
     searcher: Path | None = None
     manifest: Mapping = dataclasses.field(default_factory=dict)
 
-    def open(self) -> OpenModel:
+    def open(self) -> LoadedModel:
         """The model. UserError for BM25, which has none."""
         if self.model_dir is None:
             raise UserError(f"{self.searcher}: BM25 has no weights: --gin.export.format=\"'searcher'\"")
-        return open_model(self.model_dir, self.step)
+        return load_model(self.model_dir, self.step)
 
     @property
     def docids(self) -> Path | None:
@@ -79,7 +79,7 @@ def export(
         raise UserError(f"export.format: no format {format!r}: {', '.join(WRITERS)}")
     work = Workspace.for_source(source, work_dir)
     if model_dir:
-        description, step = model_folder.description_and_step(paths.as_path(model_dir), step)
+        description, step = model_folder.read_description_and_step(paths.as_path(model_dir), step)
         subject = Subject(paths.as_path(model_dir), step)
         name = paths.absolute(model_dir).name
         recipe = model_folder.model_recipe(model_dir, step, description)
@@ -133,10 +133,10 @@ def write_searcher(folder: Path, subject: Subject) -> dict:
     return facts
 
 
-def write_model(folder: Path, model_dir: Path, opened: OpenModel) -> None:
+def write_model(folder: Path, model_dir: Path, opened: LoadedModel) -> None:
     """A model folder of weights alone, and the gin that made them."""
     folder.mkdir()
-    write_safetensors(folder, model_folder.WEIGHTS, arrays_of(opened.params))
+    write_safetensors(folder, model_folder.WEIGHTS, lazy_arrays(opened.params))
     storage.write_json(folder / model_folder.DESCRIPTION, opened.description | {"step": opened.step})
     for name in (model_folder.VOCABULARY, model_folder.GIN):
         if (model_dir / name).is_file():
@@ -145,7 +145,7 @@ def write_model(folder: Path, model_dir: Path, opened: OpenModel) -> None:
 
 def layers_of(params: Mapping) -> dict[str, LazyArray]:
     """A model's parameters by name, an array a layer."""
-    return t5x_checkpoints.unscanned(arrays_of(params), STACK_AXIS)
+    return t5x_checkpoints.unscanned(lazy_arrays(params), STACK_AXIS)
 
 
 def write_hugging_face(folder: Path, subject: Subject) -> dict:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from retrieval_jax.checkpoints.model_folder import model_recipe, open_model
+from retrieval_jax.checkpoints.model_folder import load_model, model_recipe
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
@@ -184,7 +184,7 @@ class Sampler:
         step: int | None = None,
     ):
         mesh = make_mesh().local_mesh  # hosts work on their own
-        opened = open_model(model_dir, step, mesh)
+        opened = load_model(model_dir, step, mesh)
         if not isinstance(opened.model, QueryGenerator):
             raise UserError(
                 f"{model_dir}: holds a {opened.model.family} model, not a query generator: "

@@ -7,7 +7,7 @@ from pathlib import Path
 import gin
 from jax.sharding import Mesh
 
-from retrieval_jax.checkpoints.model_folder import OpenModel, model_recipe, open_model
+from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model, model_recipe
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log, track
@@ -64,7 +64,7 @@ def make_index(
         return _bm25(work, collection, name, expansion)
 
     mesh = partitioning.make_mesh().local_mesh  # hosts work on their own
-    opened = open_model(model_dir, step, mesh)
+    opened = load_model(model_dir, step, mesh)
     family = opened.model.family
     if family == "query generator":
         raise UserError(f"{model_dir}: holds a query generator: it is for `retrieval-jax generate-queries`")
@@ -142,7 +142,7 @@ def _dense(
     kind: str,
     recipe: dict,
     model_dir: str,
-    opened: OpenModel,
+    opened: LoadedModel,
     mesh: Mesh,
     work: Workspace,
     collection: Collection,
@@ -168,7 +168,7 @@ def _some_queries(collection: Collection) -> list[str]:
     return [passage.full_text for passage in collection.get(rows)]
 
 
-def check_collection(opened: OpenModel, collection: Collection, model_dir: str | Path) -> None:
+def check_collection(opened: LoadedModel, collection: Collection, model_dir: str | Path) -> None:
     """Raises UserError where a model was trained on another collection."""
     if opened.description["collection"] != collection.fingerprint:
         raise UserError(
@@ -177,7 +177,7 @@ def check_collection(opened: OpenModel, collection: Collection, model_dir: str |
         )
 
 
-def check_docids(opened: OpenModel, collection: Collection, docids: Path, model_dir: str | Path) -> str:
+def check_docids(opened: LoadedModel, collection: Collection, docids: Path, model_dir: str | Path) -> str:
     """The fingerprint of the docids. UserError unless they are those that a model learned, or extend them."""
     if not storage.finished(docids):
         check_collection(opened, collection, model_dir)

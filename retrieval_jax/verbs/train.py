@@ -89,7 +89,7 @@ def train(
 
     vocabulary = Vocabulary(collection.vocabulary_path)
     model = make_model(retriever, optimizer, vocabulary.size, table)
-    pretrained_params = initial.of(model, collection.vocabulary_path)
+    pretrained_params = initial.arrays_for(model, collection.vocabulary_path)
     examples = open_data(data, work, collection, model, table)
     description = model_folder.describe(
         model,

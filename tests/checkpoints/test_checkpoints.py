@@ -11,7 +11,7 @@ import pytest
 from tiny_training import CONFIG, SHAPES, batches, retriever
 
 from retrieval_jax.checkpoints import checkpoints, checksums, model_folder
-from retrieval_jax.checkpoints.kept import Kept
+from retrieval_jax.checkpoints.retention import RetentionPolicy
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
@@ -109,7 +109,7 @@ def test_training_goes_on_from_the_whole_one_and_saves_the_step_again(trained, t
     assert "manifest.ocdbt has" in told
     assert "going on from step 1" in told
     saved = checkpoints.Checkpoints(tmp_path)
-    assert [saved.latest(), saved.fault(2)] == [2, None]
+    assert [saved.latest(), saved.find_damage(2)] == [2, None]
     saved.close()
 
 
@@ -137,21 +137,21 @@ def test_opening_a_model_takes_the_newest_whole_checkpoint_and_refuses_a_damaged
     model = retriever()
     storage.write_json(tmp_path / "model.json", model_folder.describe(model))
     shutil.copyfile(collection.vocabulary_path, tmp_path / "sentencepiece.model")
-    assert model_folder.open_model(tmp_path).step == 2
+    assert model_folder.load_model(tmp_path).step == 2
     flip(tmp_path / "checkpoints" / "2" / "params" / "_sharding")
-    opened = model_folder.open_model(tmp_path)
+    opened = model_folder.load_model(tmp_path)
     assert opened.step == 1
     assert opened.model.config == T5Config(**vars(CONFIG))
     assert same(opened.params, states[1][0])
     assert "the one of step 1 is taken" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"checkpoints/2: damaged \(params/_sharding is not what was written"):
-        model_folder.open_model(tmp_path, step=2)
+        model_folder.load_model(tmp_path, step=2)
     assert (tmp_path / "checkpoints" / "2").exists()  # a reader moves nothing
-    assert model_folder.description_and_step(tmp_path, 1)[1] == 1
+    assert model_folder.read_description_and_step(tmp_path, 1)[1] == 1
     with pytest.raises(
         UserError, match=r"no checkpoint of step 3 \(any more\), but of 2, 1: `retrieval-jax ind"
     ):
-        model_folder.open_model(tmp_path, step=3)
+        model_folder.load_model(tmp_path, step=3)
 
 
 def scripted(metric: str, *scores: float):
@@ -211,7 +211,7 @@ def test_files_that_are_written_while_steps_run_are_what_was_saved(tmp_path: Pat
         first, second = (one.restore(step, abstract.params, abstract.optimizer) for one in saved)
         assert same(first, second)
         assert first[2] == step
-        assert checksums.fault(tmp_path / "background" / "checkpoints" / str(step)) is None
+        assert checksums.find_damage(tmp_path / "background" / "checkpoints" / str(step)) is None
         assert (tmp_path / "background" / "checkpoints" / str(step) / checksums.NAME).exists()
     for one in saved:
         one.close()
@@ -249,7 +249,7 @@ def test_scores_of_steps_that_are_trained_anew_are_forgotten(tmp_path: Path):
     """With other settings what is saved under the same number is another model."""
     curve = tmp_path / "learning_curve.jsonl"
     curve.write_text("".join(f'{{"step": {n}, "minutes": 0, "dev/MRR@10": 0.{n}}}\n' for n in (1, 2, 3)))
-    kept = Kept(curve, 1, "MRR@10")
+    kept = RetentionPolicy(curve, 1, "MRR@10")
     assert kept.best([1, 2, 3, 4]) == 3
     kept.forget(after=1)
     assert kept.best([1, 2, 3, 4]) == 1

@@ -20,11 +20,11 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_a_flipped_bit_on_a_disk(saved: Path):
-    assert checksums.fault(saved) is None  # without checksums nothing is known
+    assert checksums.find_damage(saved) is None  # without checksums nothing is known
     checksums.write(saved)
-    assert checksums.fault(saved) is None
+    assert checksums.find_damage(saved) is None
     (saved / "params/d/0").write_bytes(b"weightt")
-    assert checksums.fault(saved) == "params/d/0 is not what was written"
+    assert checksums.find_damage(saved) == "params/d/0 is not what was written"
 
 
 @pytest.mark.parametrize("written", ["disk", "bucket"])
@@ -37,9 +37,9 @@ def test_copied_to_a_bucket_and_back(bucket: Bucket, saved: Path, written: str):
     if written == "bucket":
         checksums.write(remote)
     assert (remote / checksums.NAME).is_file()
-    assert checksums.fault(remote) is None
-    assert checksums.fault(paths.ensure_local(remote)) is None
+    assert checksums.find_damage(remote) is None
+    assert checksums.find_damage(paths.ensure_local(remote)) is None
     (remote / "params/d/0").write_bytes(b"weigh")
-    assert checksums.fault(remote) == "params/d/0 has 5 bytes, not 7"
+    assert checksums.find_damage(remote) == "params/d/0 has 5 bytes, not 7"
     (remote / "params/d/0").unlink()
-    assert "params/d/0" in checksums.fault(remote)
+    assert "params/d/0" in checksums.find_damage(remote)

@@ -12,9 +12,9 @@ from model_folders import GOLDENS, random_params, same
 
 from retrieval_jax.checkpoints import hugging_face
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
-from retrieval_jax.checkpoints.model_folder import placed
+from retrieval_jax.checkpoints.model_folder import params_to_devices
 from retrieval_jax.checkpoints.pretrained import open_pretrained
-from retrieval_jax.checkpoints.weights import LazyArray, arrays_of
+from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -37,8 +37,8 @@ def opened(folder, **options):
     """The model of a folder with its weights, on one device."""
     network = open_pretrained(folder).network
     model = GenerativeRetriever(T5Config(**network, **options))
-    return model, placed(
-        InitialCheckpoint(str(folder)).of(model), model, make_mesh(devices=jax.devices()[:1])
+    return model, params_to_devices(
+        InitialCheckpoint(str(folder)).arrays_for(model), model, make_mesh(devices=jax.devices()[:1])
     )
 
 
@@ -74,7 +74,7 @@ def test_written_and_read_again(tmp_path, kind, scan):
     hugging_face.write(tmp_path, layers_of(params), config)
     model, again = opened(tmp_path, scan_layers=scan)
     assert model.config == config
-    same(arrays_of(again), arrays_of(params))
+    same(lazy_arrays(again), lazy_arrays(params))
 
 
 def test_docids_lengthen_the_vocabulary():
@@ -83,9 +83,9 @@ def test_docids_lengthen_the_vocabulary():
         config = dataclasses.replace(ONE_LAYER, output_size=12, separate_target_embedding=reads)
         model = GenerativeRetriever(config)
         params = random_params(model)
-        longer = hugging_face.with_docids(arrays_of(params), config)
+        longer = hugging_face.with_docids(lazy_arrays(params), config)
         other = GenerativeRetriever(dataclasses.replace(ONE_LAYER, vocab_size=40 + 12))
-        longer_params = placed(longer, other, make_mesh(devices=jax.devices()[:1]))
+        longer_params = params_to_devices(longer, other, make_mesh(devices=jax.devices()[:1]))
         docids = np.array([[0, 3, 11], [0, 7, 1]]) if reads else np.array([[0], [0]])
         found = logits(other, longer_params, decoder_inputs=docids + 40)
         np.testing.assert_allclose(found[..., 40:], logits(model, params, decoder_inputs=docids), atol=1e-5)
@@ -212,7 +212,7 @@ def test_transformers_opens_ours(transformers, tmp_path, kind, scan):
     # … and what it saves is ours again.
     theirs.save_pretrained(tmp_path / "saved")
     again, saved = opened(tmp_path / "saved", scan_layers=scan)
-    same(arrays_of(saved), arrays_of(params))
+    same(lazy_arrays(saved), lazy_arrays(params))
     assert again.config == dataclasses.replace(config, dropout_rate=again.config.dropout_rate)
 
 
@@ -232,7 +232,7 @@ def test_transformers_writes_docids(transformers, tmp_path):
     config = dataclasses.replace(ONE_LAYER, output_size=12, separate_target_embedding=True)
     model = GenerativeRetriever(config)
     params = random_params(model)
-    longer = hugging_face.with_docids(arrays_of(params), config)
+    longer = hugging_face.with_docids(lazy_arrays(params), config)
     hugging_face.write(tmp_path, longer, config, start=40)
     theirs = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path)
     docids = np.array([[0, 3, 11], [0, 7, 1]])
@@ -251,9 +251,9 @@ def test_goldens_are_what_transformers_gives(transformers):
 
 def test_lazy_arrays_are_read_in_parts():
     """A sharded device reads a part of a turned, stacked array, as of the whole."""
-    arrays = InitialCheckpoint(str(GOLDENS / "t5_1_1")).of(
+    arrays = InitialCheckpoint(str(GOLDENS / "t5_1_1")).arrays_for(
         GenerativeRetriever(T5Config(**open_pretrained(GOLDENS / "t5_1_1").network, scan_layers=True))
     )
     array: LazyArray = arrays["encoder/encoder/mlp/wi_0/kernel"]
     part = (slice(1, 2), slice(3, 9), slice(0, 5))
-    np.testing.assert_array_equal(array.read(part), array.whole()[part])
+    np.testing.assert_array_equal(array.read_slice(part), array.read()[part])

@@ -14,7 +14,7 @@ from model_folders import GOLDENS, SHAPES, flat, random_params, write_model_fold
 from sentencepiece import sentencepiece_model_pb2
 
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
-from retrieval_jax.checkpoints.model_folder import open_model
+from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import learn
@@ -42,18 +42,18 @@ def begun(model, given: dict, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def test_all_of_it():
-    given = InitialCheckpoint(str(T5_1_1)).of(GenerativeRetriever(CONFIG))
+    given = InitialCheckpoint(str(T5_1_1)).arrays_for(GenerativeRetriever(CONFIG))
     params = begun(GenerativeRetriever(CONFIG), given)
     theirs = open_pretrained(T5_1_1).arrays
     assert params.keys() == theirs.keys()
     for name, array in params.items():
         assert array.dtype == np.float32  # of float16 files
-        np.testing.assert_array_equal(array, theirs[name].whole().astype(np.float32))
+        np.testing.assert_array_equal(array, theirs[name].read().astype(np.float32))
 
 
 def test_nothing_begins_as_ever():
     random = begun(GenerativeRetriever(CONFIG), {})
-    again = begun(GenerativeRetriever(CONFIG), InitialCheckpoint().of(GenerativeRetriever(CONFIG)))
+    again = begun(GenerativeRetriever(CONFIG), InitialCheckpoint().arrays_for(GenerativeRetriever(CONFIG)))
     for name in random:
         np.testing.assert_array_equal(random[name], again[name])
 
@@ -61,7 +61,7 @@ def test_nothing_begins_as_ever():
 def test_what_does_not_fit_is_listed():
     model = GenerativeRetriever(dataclasses.replace(CONFIG, num_decoder_layers=4, mlp_dim=21))
     with pytest.raises(UserError) as raised:
-        InitialCheckpoint(str(T5_1_1)).of(model)
+        InitialCheckpoint(str(T5_1_1)).arrays_for(model)
     told = str(raised.value)
     assert "\n" not in told
     assert "lacks decoder/layers_*/encoder_decoder_attention/key/kernel" in told
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_listed():
     assert "is of mlp_dim 20 (21 here)" in told
     smaller = GenerativeRetriever(dataclasses.replace(CONFIG, num_encoder_layers=1))
     with pytest.raises(UserError, match=r"has besides encoder/layers_\*/attention/key/kernel"):
-        InitialCheckpoint(str(T5_1_1)).of(smaller)
+        InitialCheckpoint(str(T5_1_1)).arrays_for(smaller)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_listed():
 )
 def test_a_network_of_the_same_shapes_that_computes_otherwise_is_refused(other: dict, told: str):
     with pytest.raises(UserError, match=f"is of {told}"):
-        InitialCheckpoint(str(T5_1_1)).of(GenerativeRetriever(dataclasses.replace(CONFIG, **other)))
+        InitialCheckpoint(str(T5_1_1)).arrays_for(GenerativeRetriever(dataclasses.replace(CONFIG, **other)))
 
 
 def test_the_flags_that_an_error_names_are_enough():
@@ -98,10 +98,10 @@ def test_the_flags_that_an_error_names_are_enough():
         (generative, ("decoder_token_embedder", OUTPUT)),
     ):
         with pytest.raises(UserError) as raised:
-            InitialCheckpoint(str(T5_1_1), anew=()).of(model)
+            InitialCheckpoint(str(T5_1_1), missing_ok=()).arrays_for(model)
         flags = re.findall(r'--gin\.InitialCheckpoint\.(\w+)="([^"]+)"', str(raised.value))
-        options = {"anew": (), **{name: ast.literal_eval(value) for name, value in flags}}
-        given = InitialCheckpoint(str(T5_1_1), **options).of(model)
+        options = {"missing_ok": (), **{name: ast.literal_eval(value) for name, value in flags}}
+        given = InitialCheckpoint(str(T5_1_1), **options).arrays_for(model)
         assert "token_embedder/embedding" in given
         assert not any(name.startswith(new) for name in given)
 
@@ -109,13 +109,13 @@ def test_the_flags_that_an_error_names_are_enough():
 def test_docids_of_their_own_begin_anew():
     """The texts' softmax is not theirs, be there as many of both by chance."""
     config = dataclasses.replace(CONFIG, output_size=CONFIG.vocab_size, separate_target_embedding=True)
-    anew = ("decoder/logits_dense", "decoder_token_embedder")
-    initial = InitialCheckpoint(str(T5_1_1), anew=anew)
+    missing_ok = ("decoder/logits_dense", "decoder_token_embedder")
+    initial = InitialCheckpoint(str(T5_1_1), missing_ok=missing_ok)
     match = initial.match(open_pretrained(T5_1_1), GenerativeRetriever(config))
-    assert set(match.anew) == {OUTPUT, "decoder_token_embedder/embedding"}
+    assert set(match.random) == {OUTPUT, "decoder_token_embedder/embedding"}
     assert match.unused == [OUTPUT]
     random = begun(GenerativeRetriever(config), {})
-    params = begun(GenerativeRetriever(config), initial.of(GenerativeRetriever(config)))
+    params = begun(GenerativeRetriever(config), initial.arrays_for(GenerativeRetriever(config)))
     np.testing.assert_array_equal(params[OUTPUT], random[OUTPUT])
     assert np.abs(params["encoder/encoder_norm/scale"] - random["encoder/encoder_norm/scale"]).max() > 0.1
 
@@ -124,24 +124,26 @@ def test_docids_of_their_own_begin_anew():
 def test_a_longer_or_shorter_vocabulary(rows):
     config = dataclasses.replace(CONFIG, vocab_size=rows)
     with pytest.raises(UserError, match=rf"token_embedder/embedding \(50×16 there, {rows}×16 here\)"):
-        InitialCheckpoint(str(T5_1_1)).of(GenerativeRetriever(config))
+        InitialCheckpoint(str(T5_1_1)).arrays_for(GenerativeRetriever(config))
     resized = ("token_embedder", "decoder/logits_dense")
-    given = InitialCheckpoint(str(T5_1_1), resized=resized).of(GenerativeRetriever(config))
+    given = InitialCheckpoint(str(T5_1_1), resize_vocab=resized).arrays_for(GenerativeRetriever(config))
     params, random = begun(GenerativeRetriever(config), given), begun(GenerativeRetriever(config), {})
     theirs = open_pretrained(T5_1_1).arrays
     for name, axis in (("token_embedder/embedding", 0), (OUTPUT, 1)):
         ours, new = np.moveaxis(params[name], axis, 0), np.moveaxis(random[name], axis, 0)
-        np.testing.assert_array_equal(ours[:50], np.moveaxis(theirs[name].whole(), axis, 0)[:rows])
+        np.testing.assert_array_equal(ours[:50], np.moveaxis(theirs[name].read(), axis, 0)[:rows])
         np.testing.assert_array_equal(ours[50:], new[50:])
 
 
 def test_a_name_to_leave_out_that_is_in_no_weights_is_refused():
     config = dataclasses.replace(CONFIG, num_decoder_layers=0)
-    options = {"anew": ("projection_layer",), "unused": ("decodr",)}
-    with pytest.raises(UserError, match=r"InitialCheckpoint.unused: 'decodr' is not .* as decoder or "):
-        InitialCheckpoint(str(T5_1_1), **options).of(DualEncoder(config, vector_dim=5))
+    options = {"missing_ok": ("projection_layer",), "unexpected_ok": ("decodr",)}
+    with pytest.raises(
+        UserError, match=r"InitialCheckpoint.unexpected_ok: 'decodr' is not .* as decoder or "
+    ):
+        InitialCheckpoint(str(T5_1_1), **options).arrays_for(DualEncoder(config, vector_dim=5))
     # A name that other weights have is right: gin files are shared.
-    given = InitialCheckpoint(str(T5_1_1), unused=("pawa_decoder", "decoder/layers_0")).of(
+    given = InitialCheckpoint(str(T5_1_1), unexpected_ok=("pawa_decoder", "decoder/layers_0")).arrays_for(
         GenerativeRetriever(CONFIG)
     )
     assert given
@@ -150,13 +152,13 @@ def test_a_name_to_leave_out_that_is_in_no_weights_is_refused():
 def test_both_towers_begin_as_the_one():
     config = dataclasses.replace(CONFIG, num_decoder_layers=0, scan_layers=True)
     model = DualEncoder(config, vector_dim=5, shared_towers=False, learn_scale=True)
-    options = {"anew": ("projection_layer", "log_scale"), "unused": ("decoder",)}
-    params = begun(model, InitialCheckpoint(str(T5_1_1), **options).of(model))
+    options = {"missing_ok": ("projection_layer", "log_scale"), "unexpected_ok": ("decoder",)}
+    params = begun(model, InitialCheckpoint(str(T5_1_1), **options).arrays_for(model))
     theirs = open_pretrained(T5_1_1).arrays
     for tower in ("left_tower", "right_tower"):
         stack = params[f"{tower}/encoder/encoder/mlp/wo/kernel"]
         for i in range(2):
-            np.testing.assert_array_equal(stack[i], theirs[f"encoder/layers_{i}/mlp/wo/kernel"].whole())
+            np.testing.assert_array_equal(stack[i], theirs[f"encoder/layers_{i}/mlp/wo/kernel"].read())
     assert params["log_scale"] == 0
 
 
@@ -165,18 +167,18 @@ def test_of_our_own_models(tmp_path, collection):
     config = T5Config(1152, 16, 2, 8, 20, 2, 2, scan_layers=True)
     model = GenerativeRetriever(config)
     write_model_folder(tmp_path / "a", model, random_params(model), collection)
-    assert open_model(tmp_path / "a").step == 7
+    assert load_model(tmp_path / "a").step == 7
     other = GenerativeRetriever(dataclasses.replace(config, scan_layers=False))
-    given = InitialCheckpoint(str(tmp_path / "a")).of(other)
-    stack = flat(open_model(tmp_path / "a").params)["decoder/decoder/mlp/wi_0/kernel"]
-    np.testing.assert_array_equal(given["decoder/layers_1/mlp/wi_0/kernel"].whole(), stack[1])
+    given = InitialCheckpoint(str(tmp_path / "a")).arrays_for(other)
+    stack = flat(load_model(tmp_path / "a").params)["decoder/decoder/mlp/wi_0/kernel"]
+    np.testing.assert_array_equal(given["decoder/layers_1/mlp/wi_0/kernel"].read(), stack[1])
     towers = DualEncoder(dataclasses.replace(config, num_decoder_layers=0), vector_dim=4, shared_towers=False)
     params = random_params(towers)
     params["right_tower"] = jax.tree.map(lambda x: 2 * x, params["right_tower"])
     write_model_folder(tmp_path / "b", towers, params, collection)
-    given = InitialCheckpoint(str(tmp_path / "b")).of(towers)
+    given = InitialCheckpoint(str(tmp_path / "b")).arrays_for(towers)
     for name, array in flatten_dict(params, sep="/").items():
-        np.testing.assert_array_equal(given[name].whole(), array)
+        np.testing.assert_array_equal(given[name].read(), array)
 
 
 def test_weights_of_another_vocabulary_are_refused(tmp_path, collection):
@@ -186,29 +188,29 @@ def test_weights_of_another_vocabulary_are_refused(tmp_path, collection):
     write_model_folder(tmp_path / "own", model, random_params(model), collection)
     initial, ours = InitialCheckpoint(str(tmp_path / "own")), tmp_path / "own" / "sentencepiece.model"
     pieces = collection.vocabulary_path
-    assert initial.of(model, pieces)
+    assert initial.arrays_for(model, pieces)
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(pieces.read_bytes())
     proto.pieces.add(piece="<extra_id_0>", score=0, type=4)
     ours.write_bytes(proto.SerializeToString())
-    assert initial.of(model, pieces)
+    assert initial.arrays_for(model, pieces)
     proto.pieces.add(piece="more", score=-9)
     ours.write_bytes(proto.SerializeToString())
     with pytest.raises(
         UserError, match=f"{pieces} is another vocabulary than that of {initial.path}, which has"
     ):
-        initial.of(model, pieces)
-    assert dataclasses.replace(initial, resized=("token_embedder",)).of(model, pieces)
+        initial.arrays_for(model, pieces)
+    assert dataclasses.replace(initial, resize_vocab=("token_embedder",)).arrays_for(model, pieces)
     proto.pieces[9].piece = "other"
     ours.write_bytes(proto.SerializeToString())
     for resized in ((), ("token_embedder",)):
         with pytest.raises(UserError, match=rf"whose piece 9 is 'other', not .* --VOCABULARY={ours}"):
-            dataclasses.replace(initial, resized=resized).of(model, pieces)
+            dataclasses.replace(initial, resize_vocab=resized).arrays_for(model, pieces)
     proto = sentencepiece_model_pb2.ModelProto.FromString(pieces.read_bytes())
     proto.normalizer_spec.precompiled_charsmap = b""
     ours.write_bytes(proto.SerializeToString())
     with pytest.raises(UserError, match="another vocabulary"):
-        initial.of(model, pieces)
+        initial.arrays_for(model, pieces)
 
 
 def test_a_tokenizer_without_a_sentencepiece_model_is_compared_too(tmp_path, collection):
@@ -217,11 +219,11 @@ def test_a_tokenizer_without_a_sentencepiece_model_is_compared_too(tmp_path, col
     network = open_pretrained(folder).network
     model = DualEncoder(T5Config(**network), vector_dim=9)
     initial = InitialCheckpoint(str(folder))
-    assert initial.of(model, pieces)
+    assert initial.arrays_for(model, pieces)
     with pytest.raises(UserError, match=f"is another vocabulary than that of {folder}, whose piece"):
-        initial.of(model, collection.vocabulary_path)
+        initial.arrays_for(model, collection.vocabulary_path)
     (folder / "tokenizer.json").unlink()
-    assert initial.of(model, collection.vocabulary_path)  # nothing tells
+    assert initial.arrays_for(model, collection.vocabulary_path)  # nothing tells
 
 
 def test_a_run_begins_with_it(cli, work, arguments, tmp_path, collection):

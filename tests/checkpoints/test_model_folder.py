@@ -9,7 +9,12 @@ from model_folders import random_params, write_model_folder
 from tiny_training import batches, retriever
 
 from retrieval_jax.checkpoints import checksums
-from retrieval_jax.checkpoints.model_folder import DESCRIPTION, describe, description_and_step, open_model
+from retrieval_jax.checkpoints.model_folder import (
+    DESCRIPTION,
+    describe,
+    load_model,
+    read_description_and_step,
+)
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
@@ -42,10 +47,10 @@ def test_gin_changes_nothing_of_a_saved_model(folder: Path, tmp_path: Path, coll
             "GenerativeRetriever.max_logits_per_block": 10,
         }.items():
             gin.bind_parameter(name, value)
-    opened = open_model(folder).model
+    opened = load_model(folder).model
     assert (opened.scale, opened.bidirectional) == (20.0, True)
     assert opened.config == T5Config(*SIZES, dropout_rate=0.1, remat="none")
-    other = open_model(tmp_path / "other").model
+    other = load_model(tmp_path / "other").model
     assert (other.consistency, other.max_logits_per_block) == (0.0, None)
 
 
@@ -62,7 +67,7 @@ def test_what_a_later_version_wrote_is_one_line(folder: Path, change: dict, mess
     path = folder / DESCRIPTION
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message) as error:
-        open_model(folder)
+        load_model(folder)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
@@ -71,9 +76,9 @@ def test_a_step_that_is_about_to_be_sealed_is_not_taken_yet(tmp_path: Path):
     """A training that runs writes a step's checksums last; what is made of the model is known by them."""
     train_loop(retriever(), batches, lambda params: {}, tmp_path, steps=4, save_every=2)
     storage.write_json(tmp_path / DESCRIPTION, describe(retriever()))
-    assert description_and_step(tmp_path)[1] == 4
+    assert read_description_and_step(tmp_path)[1] == 4
     (tmp_path / "checkpoints" / "4" / checksums.NAME).unlink()
-    assert description_and_step(tmp_path)[1] == 2
-    assert description_and_step(tmp_path, 4)[1] == 4  # asked for by name
+    assert read_description_and_step(tmp_path)[1] == 2
+    assert read_description_and_step(tmp_path, 4)[1] == 4  # asked for by name
     (tmp_path / "checkpoints" / "2" / checksums.NAME).unlink()
-    assert description_and_step(tmp_path)[1] == 4  # as of versions that wrote none
+    assert read_description_and_step(tmp_path)[1] == 4  # as of versions that wrote none

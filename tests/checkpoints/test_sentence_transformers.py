@@ -11,13 +11,13 @@ from model_folders import GOLDENS, random_params, same, write_model_folder
 
 from retrieval_jax.checkpoints import sentence_transformers
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
-from retrieval_jax.checkpoints.model_folder import model_checksum, open_model
+from retrieval_jax.checkpoints.model_folder import load_model, model_checksum
 from retrieval_jax.checkpoints.pretrained import open_pretrained
-from retrieval_jax.checkpoints.weights import arrays_of
+from retrieval_jax.checkpoints.weights import lazy_arrays
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.embeddings.encoding import TextEncoder, passage_encoder, query_encoder
-from retrieval_jax.embeddings.sources import open_embeddings
+from retrieval_jax.embeddings.sources import load_embeddings
 from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -43,7 +43,7 @@ def gtr(tmp_path_factory):
 
 def test_vectors_are_theirs(gtr):
     expected = np.load(GOLDENS / "gtr" / "expected.npz")
-    opened = open_model(gtr)
+    opened = load_model(gtr)
     assert opened.description["input_length"] == opened.description["passage_length"] == 12
     found = query_encoder(opened)(expected["texts"].tolist())
     np.testing.assert_allclose(found, expected["vectors"], rtol=0, atol=1e-5)
@@ -132,12 +132,12 @@ def encoders(folder, prompts: dict = PROMPTS):
     """(query encoder, passage encoder, model folder) of what `convert` makes of the golden with prompts."""
     model = folder / "model"
     convert("unused", str(with_prompts(folder / "theirs", prompts)), model_dir=str(model))
-    opened = open_model(model)
+    opened = load_model(model)
     return query_encoder(opened), passage_encoder(opened, partitioning.make_mesh()), model
 
 
 def test_prompts_come_before_queries_and_passages_there_and_back(gtr, tmp_path):
-    plain = query_encoder(open_model(gtr))
+    plain = query_encoder(load_model(gtr))
     texts = ["vectors of queries", "A docid", ""]
     of_queries, of_passages, model = encoders(tmp_path)
     for encode, prompt in ((of_queries, PROMPTS["query"]), (of_passages, PROMPTS["document"])):
@@ -196,7 +196,7 @@ def test_prompts_are_those_of_encode_query_and_encode_document(prompts, default,
         assert (f"prompts {name} are not used" in said) == (name in prompts)
     export("unused", model_dir=model, format="sentence_transformers", output=output)
     texts = ["vectors of queries", "A docid names a passage, and a trie holds all docids.", "x"]
-    opened = open_model(model)
+    opened = load_model(model)
     ours = query_encoder(opened)(texts), passage_encoder(opened, partitioning.make_mesh())(texts)
     for path in (str(folder), output):
         theirs = library.SentenceTransformer(path)
@@ -212,7 +212,7 @@ def test_prompts_are_those_of_encode_query_and_encode_document(prompts, default,
 def test_embeddings_of_a_folder_have_the_prompt_of_documents(tmp_path, collection):
     library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
     folder = with_prompts(tmp_path / "theirs", PROMPTS)
-    found, _ = open_embeddings(f"sentence-transformers:{folder}", Workspace(tmp_path / "work"), collection)
+    found, _ = load_embeddings(f"sentence-transformers:{folder}", Workspace(tmp_path / "work"), collection)
     texts = [passage.full_text for passage in collection.passages()]
     expected = library.SentenceTransformer(str(folder)).encode_document(texts)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -222,10 +222,10 @@ def test_training_goes_on_with_the_prompts_of_its_initial_weights(tmp_path, work
     folder = with_prompts(tmp_path / "theirs", PROMPTS)
     config = T5Config(**open_pretrained(folder).network)
     model = DualEncoder(config, vector_dim=9)
-    params = InitialCheckpoint(str(folder)).of(model)
+    params = InitialCheckpoint(str(folder)).arrays_for(model)
     assert model.settings["query_prompt"] == PROMPTS["query"]
     own = DualEncoder(config, vector_dim=9, query_prompt="", passage_prompt="mine ")
-    InitialCheckpoint(str(folder)).of(own)
+    InitialCheckpoint(str(folder)).arrays_for(own)
     assert own.prompts == ("", "mine ")
 
     data = TrainingData(input_length=24, passage_length=32, chunk_length=8, chunks=2)
@@ -268,7 +268,7 @@ def test_without_a_matrix_vectors_are_the_means(tmp_path):
     path.write_text(json.dumps([m for m in json.loads(path.read_text()) if not m["type"].endswith("Dense")]))
     pretrained = open_pretrained(folder)
     assert pretrained.settings == {"vector_dim": 16, "normalize": True}
-    np.testing.assert_array_equal(pretrained.arrays["projection_layer/kernel"].whole(), np.eye(16))
+    np.testing.assert_array_equal(pretrained.arrays["projection_layer/kernel"].read(), np.eye(16))
 
 
 @pytest.fixture(params=["shared", "separate", "raw"])
@@ -289,11 +289,11 @@ def exported(request, tmp_path, collection):
 
 def test_written_and_read_again(exported):
     folder, towers = exported
-    params = arrays_of(open_model(folder).params)
+    params = lazy_arrays(load_model(folder).params)
     for name, written in zip(("left_tower/", "right_tower/"), towers, strict=True):
         own = {k.removeprefix(name): v for k, v in params.items() if k.startswith(name)} or params
         again = open_pretrained(written)
-        assert again.settings["normalize"] == open_model(folder).model.module.normalize
+        assert again.settings["normalize"] == load_model(folder).model.module.normalize
         if "encoder/encoder/mlp/wo/kernel" not in own:
             same(again.arrays, own)
 
@@ -301,7 +301,7 @@ def test_written_and_read_again(exported):
 def test_sentence_transformers_opens_ours(exported):
     library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
     folder, towers = exported
-    opened = open_model(folder)
+    opened = load_model(folder)
     for tower, encode in zip(
         towers, (opened.model.encode_queries, opened.model.encode_passages), strict=True
     ):

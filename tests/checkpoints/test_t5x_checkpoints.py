@@ -17,7 +17,7 @@ from model_folders import random_params, same
 from retrieval_jax.checkpoints import t5x_checkpoints
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
 from retrieval_jax.checkpoints.pretrained import open_pretrained
-from retrieval_jax.checkpoints.weights import LazyArray, arrays_of
+from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -29,8 +29,8 @@ CONFIG = T5Config(40, 12, 2, 5, 18, 3, 2)
 
 def loaded(model, path: Path, **options: object) -> dict:
     """Parameters that begin as a checkpoint's."""
-    arrays = InitialCheckpoint(str(path), **options).of(model)
-    return unflatten_dict({name: array.whole() for name, array in arrays.items()}, sep="/")
+    arrays = InitialCheckpoint(str(path), **options).arrays_for(model)
+    return unflatten_dict({name: array.read() for name, array in arrays.items()}, sep="/")
 
 
 def nest(arrays: dict) -> dict:
@@ -78,7 +78,7 @@ def test_written_and_read_again(tmp_path, monkeypatch, scan, inline):
     t5x_checkpoints.write(folder, layers_of(params), 7)
     assert (folder / "target.encoder.layers_2.mlp.wo.kernel").is_dir() == (inline == 0)
     again = loaded(model, tmp_path)  # the folder that has checkpoint_7
-    same(arrays_of(again), arrays_of(params))
+    same(lazy_arrays(again), lazy_arrays(params))
     assert open_pretrained(folder).step == 7
 
 
@@ -93,12 +93,12 @@ def test_what_t5x_scans(tmp_path):
             if "relpos_bias" in name:  # in each layer
                 stack, _, bias = name.partition("/")
                 count = getattr(CONFIG, f"num_{stack}_layers")
-                scanned[f"{stack}/{stack}/{bias}"] = np.stack([array.whole()] * count, axis=1)
+                scanned[f"{stack}/{stack}/{bias}"] = np.stack([array.read()] * count, axis=1)
             elif "/layers_" not in name:
-                scanned[name] = array.whole()
+                scanned[name] = array.read()
             continue
         count = getattr(CONFIG, f"num_{stack}_layers")
-        x = np.stack([layers[f"{stack}/layers_{i}/{rest}"].whole() for i in range(count)], axis=1)
+        x = np.stack([layers[f"{stack}/layers_{i}/{rest}"].read() for i in range(count)], axis=1)
         if "attention/" in rest:
             x = (
                 x.reshape(H, D, count, E).transpose(0, 2, 1, 3)
@@ -139,7 +139,7 @@ def test_t5x_restores_ours(t5x, tmp_path):
         t5x_checkpoints.INLINE = before
         restored = checkpoints.load_t5x_checkpoint(str(folder))
         assert restored["state"]["step"] == 4
-        same(arrays_of(restored["target"]), arrays_of(params))
+        same(lazy_arrays(restored["target"]), lazy_arrays(params))
 
 
 def test_the_network_that_t5x_scans(t5x, tmp_path):
@@ -195,7 +195,7 @@ def test_scanned_towers(tmp_path):
     assert "left_tower/encoder/layers_2/mlp/wo/kernel" in separate
     t5x_checkpoints.write(tmp_path, separate, 2)
     assert open_pretrained(tmp_path).settings == {"vector_dim": 4, "shared_towers": False}
-    same(arrays_of(loaded(model, tmp_path)), arrays_of(params))
+    same(lazy_arrays(loaded(model, tmp_path)), lazy_arrays(params))
 
 
 def test_orbaxs_format(tmp_path):
@@ -205,18 +205,21 @@ def test_orbaxs_format(tmp_path):
     checkpointer.close()
     pretrained = open_pretrained(tmp_path)
     assert (pretrained.format, pretrained.step) == ("T5X", 5)
-    same(pretrained.arrays, arrays_of(params))
+    same(pretrained.arrays, lazy_arrays(params))
 
 
 def test_bfloat16_of_version_2(tmp_path):
     """Written as uint16, inline and as zarr; read as what they are."""
     model = GenerativeRetriever(CONFIG)
     params = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), random_params(model))
-    bits = {name: LazyArray.of(array.whole().view(np.uint16)) for name, array in arrays_of(params).items()}
+    bits = {
+        name: LazyArray.from_numpy(array.read().view(np.uint16))
+        for name, array in lazy_arrays(params).items()
+    }
     t5x_checkpoints.write(tmp_path, bits, 1)
     read = t5x_checkpoints.read(tmp_path)
     assert {array.dtype for array in read.values()} == {np.dtype(ml_dtypes.bfloat16)}
-    same(read, arrays_of(params))
+    same(read, lazy_arrays(params))
 
 
 def test_damage_and_other_files(tmp_path, shared):

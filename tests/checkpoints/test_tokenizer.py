@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from model_folders import GOLDENS
 
 from retrieval_jax.checkpoints import tokenizer
-from retrieval_jax.checkpoints.model_folder import open_model
+from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import EOS, PAD_SYMBOL, Vocabulary
 from retrieval_jax.embeddings.encoding import query_encoder
@@ -160,7 +160,7 @@ def test_a_converted_model_gives_the_vectors_of_texts_with_symbols(tmp_path):
     export("unused", model_dir=model, format="sentence_transformers", output=output)
     # transformers makes spaces of line ends and ▁, which the pieces here (without normalisation) do not.
     texts = [text.replace("\n", " ") for text in EXAMPLES if "▁" not in text]
-    found = query_encoder(open_model(model))(texts)
+    found = query_encoder(load_model(model))(texts)
     for folder in (str(GOLDENS / "gtr"), output):
         expected = library.SentenceTransformer(folder).encode_query(texts)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

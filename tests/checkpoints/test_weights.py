@@ -28,14 +28,14 @@ def slices(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[slice, ...]:
 def derived(draw: st.DrawFn) -> tuple[LazyArray, np.ndarray, tuple[slice, ...]]:
     """A lazy array, the same by NumPy, and a part of it."""
     axis, size = draw(st.integers(0, 2)), draw(st.integers(1, 8))
-    lazy, array = LazyArray.of(ARRAY), ARRAY
+    lazy, array = LazyArray.from_numpy(ARRAY), ARRAY
     how = draw(st.sampled_from(["itself", "transposed", "reshaped", "layer", "resized", "stacked"]))
     if how == "transposed":
-        lazy, array = lazy.layer(1, 0).transposed(), array[1].T
+        lazy, array = lazy.slice_layer(1, 0).transposed(), array[1].T
     elif how == "reshaped":
         lazy, array = lazy.reshaped(15, 4), array.reshape(15, 4)
     elif how == "layer":
-        lazy, array = lazy.layer(2, axis), array.take(2, axis)
+        lazy, array = lazy.slice_layer(2, axis), array.take(2, axis)
     elif how == "resized":
         lazy = lazy.resized(axis, size)
         array = array.take(range(min(size, array.shape[axis])), axis)
@@ -43,7 +43,7 @@ def derived(draw: st.DrawFn) -> tuple[LazyArray, np.ndarray, tuple[slice, ...]]:
         missing[axis] = (0, size - array.shape[axis])
         array = np.pad(array, missing)
     elif how == "stacked":
-        lazy, array = stacked([lazy, LazyArray.of(-array)], axis), np.stack([array, -array], axis)
+        lazy, array = stacked([lazy, LazyArray.from_numpy(-array)], axis), np.stack([array, -array], axis)
     return lazy, array, slices(draw, array.shape)
 
 
@@ -52,8 +52,8 @@ def derived(draw: st.DrawFn) -> tuple[LazyArray, np.ndarray, tuple[slice, ...]]:
 def test_any_part_is_numpys(drawn):
     lazy, array, part = drawn
     assert lazy.shape == array.shape
-    np.testing.assert_array_equal(lazy.read(part), array[part])
-    np.testing.assert_array_equal(lazy.whole(), array)
+    np.testing.assert_array_equal(lazy.read_slice(part), array[part])
+    np.testing.assert_array_equal(lazy.read(), array)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int32])
@@ -61,7 +61,7 @@ def test_safetensors_in_one_file_or_several(tmp_path, dtype):
     arrays = {name: (8 * ARRAY[i]).astype(dtype) for i, name in enumerate(["a/b", "c", "d"])}
     arrays["e"] = arrays["c"].T  # not contiguous
     arrays["f"] = np.asarray(3, dtype)
-    lazy = {name: LazyArray.of(array) for name, array in arrays.items()}
+    lazy = {name: LazyArray.from_numpy(array) for name, array in arrays.items()}
     for shard_bytes, files in ((1 << 20, 1), (3 * arrays["c"].nbytes, 2), (1, 5)):
         folder = tmp_path / str(files)
         folder.mkdir()
@@ -71,21 +71,21 @@ def test_safetensors_in_one_file_or_several(tmp_path, dtype):
         assert again.keys() == arrays.keys()
         for name, array in arrays.items():
             assert again[name].dtype == dtype
-            np.testing.assert_array_equal(again[name].whole(), array)
+            np.testing.assert_array_equal(again[name].read(), array)
             assert again[name].shape == array.shape
             if array.shape:
-                np.testing.assert_array_equal(again[name].read((slice(1, 3), slice(2))), array[1:3, :2])
+                np.testing.assert_array_equal(again[name].read_slice((slice(1, 3), slice(2))), array[1:3, :2])
 
 
 def test_files_are_as_others_may_read_them(tmp_path):
-    write_safetensors(tmp_path, "weights", {"a": LazyArray.of(ARRAY)})
+    write_safetensors(tmp_path, "weights", {"a": LazyArray.from_numpy(ARRAY)})
     umask = os.umask(0)
     os.umask(umask)
     assert (tmp_path / "weights.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_a_torn_file_is_named(tmp_path):
-    write_safetensors(tmp_path, "weights", {"a": LazyArray.of(ARRAY)})
+    write_safetensors(tmp_path, "weights", {"a": LazyArray.from_numpy(ARRAY)})
     path = tmp_path / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match=r"weights\.safetensors: cannot be read .*fetch it again"):
@@ -96,7 +96,7 @@ ON_EIGHT = """
 import json
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from retrieval_jax.checkpoints.weights import LazyArray, place
+from retrieval_jax.checkpoints.weights import LazyArray, to_devices
 array = np.arange(32 * 6, dtype=np.float32).reshape(32, 6)
 mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
 told = {}
@@ -106,7 +106,7 @@ for spec in (P("data", "model"), P("model"), P()):
         read.append(array[index].shape)
         return array[index]
     like = jax.ShapeDtypeStruct(array.shape, np.dtype("bfloat16"), sharding=NamedSharding(mesh, spec))
-    placed = place(LazyArray(array.shape, array.dtype, reading), like)
+    placed = to_devices(LazyArray(array.shape, array.dtype, reading), like)
     assert placed.dtype == "bfloat16" and (np.asarray(placed) == array.astype("bfloat16")).all()
     told[str(spec)] = read
 print(json.dumps(told))

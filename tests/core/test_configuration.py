@@ -174,14 +174,14 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
         ),
         ("TrainingData.curriculum=[(9,)]", "TrainingData.curriculum: (9,) is not a list of 2"),
         (
-            "InitialCheckpoint.anew=('decoder/logit_dense',)",
-            "InitialCheckpoint.anew: 'decoder/logit_dense' is",
+            "InitialCheckpoint.missing_ok=('decoder/logit_dense',)",
+            "InitialCheckpoint.missing_ok: 'decoder/logit_dense' is",
         ),
         (
-            "InitialCheckpoint.anew=('encoder/logits_dense',)",
-            "InitialCheckpoint.anew: 'encoder/logits_dense' is",
+            "InitialCheckpoint.missing_ok=('encoder/logits_dense',)",
+            "InitialCheckpoint.missing_ok: 'encoder/logits_dense' is",
         ),
-        ("InitialCheckpoint.resized=('encoder',)", "InitialCheckpoint.resized: 'encoder' is not "),
+        ("InitialCheckpoint.resize_vocab=('encoder',)", "InitialCheckpoint.resize_vocab: 'encoder' is not "),
         (
             "axis_rules.rules=(('vocabulary', 'model'),)",
             "axis_rules.rules: 'vocabulary' is not the name of a logi",
@@ -221,8 +221,8 @@ def test_a_value_that_cannot_be_is_one_line(binding: str, message: str):
      "naive/semantic_2d/train.batch_size=64", "train.optimizer=@mine/adamw", "demo.steps=None",
      "demo.steps={'dual_encoder': 5, 'semantic': 3}", "demo.generative=('rq_2x16', 'atomic')",
      "adafactor.multipliers={'log_scale': 2, 'wi': 0.5, 'kernel': 1}",
-     "InitialCheckpoint.resized=('decoder',)",
-     "InitialCheckpoint.anew=('encoder/layers_11/mlp', 'encoder/encoder/mlp/wi_0/kernel', 'log_scale')",
+     "InitialCheckpoint.resize_vocab=('decoder',)",
+     "InitialCheckpoint.missing_ok=('encoder/layers_11/mlp', 'encoder/encoder/mlp/wi_0/kernel', 'log_scale')",
      "axis_rules.rules=(('vocab', ('model', 'data')), ('mlp', None))",
      "train.profile=(3, 4)", "train.optimizer=@adafactor"],
 )  # fmt: skip

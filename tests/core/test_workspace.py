@@ -62,7 +62,7 @@ def test_checkpoints_below_odd_names_are_restored(tmp_path: Path, name: str):
     assert saved.restore_params(1, like)["w"].tolist() == [0, 1, 2, 3]
     saved.close()
     arrays = read_ocdbt(tmp_path / name / "checkpoints" / "1" / "params")
-    assert arrays["w"].whole().tolist() == [0, 1, 2, 3]
+    assert arrays["w"].read().tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["run[1]", "a\\b", "a*b", "a?b"])

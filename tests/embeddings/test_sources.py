@@ -16,7 +16,7 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings import encoding
 from retrieval_jax.embeddings import sources as embeddings
-from retrieval_jax.embeddings.sources import open_embeddings
+from retrieval_jax.embeddings.sources import load_embeddings
 
 
 @pytest.fixture
@@ -31,21 +31,21 @@ def vectors(collection: Collection) -> np.ndarray:
 
 def test_a_npy_file_is_mapped(vectors, here, collection, tmp_path, monkeypatch):
     np.save(tmp_path / "v.npy", vectors)
-    found, fingerprint = open_embeddings(str(tmp_path / "v.npy"), here, collection)
+    found, fingerprint = load_embeddings(str(tmp_path / "v.npy"), here, collection)
     assert isinstance(found, np.memmap)
     assert np.array_equal(found, vectors)
     monkeypatch.setattr(embeddings, "_BLOCK", 100)  # however it is read
-    assert open_embeddings(str(tmp_path / "v.npy"), here, collection)[1] == fingerprint
+    assert load_embeddings(str(tmp_path / "v.npy"), here, collection)[1] == fingerprint
     vectors[3, 2] += 1
     np.save(tmp_path / "v.npy", vectors)
-    assert open_embeddings(str(tmp_path / "v.npy"), here, collection)[1] != fingerprint
+    assert load_embeddings(str(tmp_path / "v.npy"), here, collection)[1] != fingerprint
     assert not here.folder.exists()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
 def test_other_floats_become_float32_on_disk(vectors, here, collection, tmp_path, dtype):
     save_file({"x": vectors.astype(dtype)}, tmp_path / "v.safetensors")
-    found, _ = open_embeddings(str(tmp_path / "v.safetensors"), here, collection)
+    found, _ = load_embeddings(str(tmp_path / "v.safetensors"), here, collection)
     assert found.dtype == np.float32
     assert found.filename == here.embeddings("v") / "vectors.npy"
     assert np.array_equal(found, vectors.astype(dtype).astype(np.float32))
@@ -53,14 +53,14 @@ def test_other_floats_become_float32_on_disk(vectors, here, collection, tmp_path
 
 def test_a_safetensors_file_is_mapped(vectors, here, collection, tmp_path):
     save_file({"a": np.zeros(3, np.float32), "embeddings": vectors}, tmp_path / "v.safetensors")
-    found, _ = open_embeddings(str(tmp_path / "v.safetensors"), here, collection)
+    found, _ = load_embeddings(str(tmp_path / "v.safetensors"), here, collection)
     assert isinstance(found, np.memmap)
     assert np.array_equal(found, vectors)
 
 
 def refuses(where: Path | str, here: Workspace, collection: Collection, what: str) -> None:
     with pytest.raises(UserError, match=what) as error:
-        open_embeddings(str(where), here, collection)
+        load_embeddings(str(where), here, collection)
     assert "\n" not in str(error.value)
 
 
@@ -92,7 +92,7 @@ def test_files_that_do_not_fit_are_told(vectors, here, collection, tmp_path):
 def test_a_model_that_is_no_dual_encoder_is_told(here, collection, tmp_path, monkeypatch):
     (tmp_path / "model.json").write_text("{}")
     opened = types.SimpleNamespace(model=types.SimpleNamespace(family="generative"))
-    monkeypatch.setattr("retrieval_jax.checkpoints.model_folder.open_model", lambda folder, mesh: opened)
+    monkeypatch.setattr("retrieval_jax.checkpoints.model_folder.load_model", lambda folder, mesh: opened)
     refuses(tmp_path, here, collection, "holds a generative model: name a dual encoder's")
 
 
@@ -114,13 +114,13 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
     params = jax.tree.map(
         lambda x: getattr(x, "value", x), params["params"], is_leaf=lambda x: hasattr(x, "value")
     )
-    opened = model_folder.OpenModel(model, params, 7, vocabulary, {"passage_length": 24})
-    monkeypatch.setattr(model_folder, "open_model", lambda folder, mesh: opened)
+    opened = model_folder.LoadedModel(model, params, 7, vocabulary, {"passage_length": 24})
+    monkeypatch.setattr(model_folder, "load_model", lambda folder, mesh: opened)
     monkeypatch.setattr(encoding, "PART", 40)  # passages in several parts
     (tmp_path / "dense").mkdir()
     (tmp_path / "dense/model.json").write_text("{}")
     (tmp_path / "dense/sentencepiece.model").write_bytes(collection.vocabulary_path.read_bytes())
-    found, fingerprint = open_embeddings(str(tmp_path / "dense"), here, collection)
+    found, fingerprint = load_embeddings(str(tmp_path / "dense"), here, collection)
     texts = [passage.full_text for passage in collection.passages()]
     expected = TextEncoder(model.encode_passages, params, vocabulary, 24)(texts)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -132,7 +132,7 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
         "collection": collection.fingerprint,
     }
     monkeypatch.setattr(encoding, "_encode_parts", None)  # not again
-    again, same = open_embeddings(str(tmp_path / "dense"), here, collection)
+    again, same = load_embeddings(str(tmp_path / "dense"), here, collection)
     assert np.array_equal(again, found)
     assert same == fingerprint
 
@@ -153,7 +153,7 @@ def test_sentence_transformers(here, collection, monkeypatch):
     module = types.SimpleNamespace(SentenceTransformer=SentenceTransformer)
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
     refuses("sentence-transformers:other", here, collection, r"cannot be opened \(other is not\): check")
-    found, _ = open_embeddings(name, here, collection)
+    found, _ = load_embeddings(name, here, collection)
     assert found.filename == here.embeddings("some_model") / "vectors.npy"
     lengths = [len(passage.full_text) for passage in collection.passages()]
     assert np.array_equal(found[:, 0], np.array(lengths, np.float16).astype(np.float32))
@@ -174,7 +174,7 @@ def test_vectors_of_a_sentence_transformer_follow_its_folder(here, collection, m
     for number in (1.0, 2.0):
         (tmp_path / "own/weights").write_text(str(number))
         for _ in range(2):
-            found, fingerprint = open_embeddings(
+            found, fingerprint = load_embeddings(
                 f"sentence-transformers:{tmp_path / 'own'}", here, collection
             )
             assert (found == number).all()
@@ -195,7 +195,7 @@ def test_a_revision_on_the_hub_is_a_model_of_its_own(here, collection, monkeypat
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
     fingerprints = set()
     for name, number in (("some/other@1", 1), ("some/other@2", 2), ("some/other", 0)):
-        found, fingerprint = open_embeddings(f"sentence-transformers:{name}", here, collection)
+        found, fingerprint = load_embeddings(f"sentence-transformers:{name}", here, collection)
         assert (found == number).all()
         fingerprints.add(fingerprint)
     assert len(fingerprints) == 3

@@ -299,7 +299,7 @@ def test_the_first_process_decides_where_to_go_on_whatever_the_others_see(tmp_pa
             process.kill()
     assert [process.returncode for process in started] == [0, 0], told
     assert f"going on from step {4 if newest == 'whole' else 2}" in told[0]
-    assert checksums.fault(tmp_path / "checkpoints" / "6") is None
+    assert checksums.find_damage(tmp_path / "checkpoints" / "6") is None
     assert (tmp_path / "checkpoints" / "6" / checksums.NAME).exists()  # written in the background, or not
     # The best on dev, which the second process does not know of, stays beside the newest.
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == (

@@ -176,7 +176,7 @@ def test_a_moved_searcher_and_another_model_are_named(index, model: Path, tmp_pa
     assert len(found[0]) == 3
 
     # The same step of another training.
-    params = model_folder.open_model(place).params
+    params = model_folder.load_model(place).params
     shutil.rmtree(place / "checkpoints")
     save(place, jax.tree.map(lambda x: 1.01 * x, params))
     with pytest.raises(UserError, match=r"not the model \(of step 1\) that .*scann was made of"):

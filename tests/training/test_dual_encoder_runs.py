@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_jax.checkpoints.model_folder import open_model
+from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 
@@ -42,7 +42,7 @@ def test_a_curriculum_with_mined_negatives(cli, tmp_path: Path):
     losses = [point["loss"] for point in points if "loss" in point]
     assert len(losses) == 4
     assert losses[-1] == pytest.approx(losses[0], rel=2)  # finite, of the same kind
-    opened = open_model(folder)
+    opened = load_model(folder)
     assert {"left_tower", "right_tower", "log_scale"} == set(opened.params)
     assert opened.params["log_scale"] != 0
     status, made, error = cli(

@@ -88,7 +88,7 @@ def test_a_training_killed_again_and_again_ends_as_if_it_had_not_been(
     assert result["step"] == STEPS
     assert "going on from step" in err
     assert losses(model) == losses(tmp_path / "whole")
-    first, second = (model_folder.open_model(tmp_path / name) for name in ("killed", "whole"))
+    first, second = (model_folder.load_model(tmp_path / name) for name in ("killed", "whole"))
     assert first.step == second.step == STEPS
     for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -8,7 +8,7 @@ import pytest
 from model_folders import GOLDENS, random_params, write_model_folder
 from safetensors.numpy import load_file, save_file
 
-from retrieval_jax.checkpoints.model_folder import check_finite, open_model
+from retrieval_jax.checkpoints.model_folder import check_finite, load_model
 from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.checkpoints.t5x_checkpoints import write
 from retrieval_jax.core.errors import UserError
@@ -28,7 +28,7 @@ def test_a_dual_encoder_that_came_searches(cli, work, arguments, collection, tmp
     assert status == 0, err
     assert made == {
         "model": str(folder), "format": "sentence-transformers", "retriever": "DualEncoder",
-        "parameters": open_model(folder).parameter_count, "not used": 0,
+        "parameters": load_model(folder).parameter_count, "not used": 0,
     }  # fmt: skip
     status, made, err = cli(
         "index", *arguments, given[1], "--gin.make_index.kind='exact'", "--gin.make_index.name='gtr'"
@@ -49,7 +49,7 @@ def test_weights_that_others_replaced_are_converted_anew(cli, arguments, tmp_pat
         given = [f"--gin.INITIAL_CHECKPOINT='{source}'", f"--gin.MODEL_DIR='{folder}'"]
         status, _, err = cli("convert", *arguments, *given)
         assert status == 0, err
-        return open_pretrained(folder).arrays[name].whole(), (folder / "manifest.json").stat().st_mtime_ns
+        return open_pretrained(folder).arrays[name].read(), (folder / "manifest.json").stat().st_mtime_ns
 
     first, made = converted(theirs, folder)
     again, same = converted(theirs, folder)
@@ -94,7 +94,7 @@ def test_a_retriever_that_t5x_trained_searches(cli, work, arguments, collection,
     assert "has a decoder: say what it is by --gin.convert.retriever" in err
     status, _made, err = cli("convert", *arguments, *flags, retriever)
     assert status == 0, err
-    assert open_model(tmp_path / "theirs").step == 300
+    assert load_model(tmp_path / "theirs").step == 300
     rankings = []
     for name in ("ours", "theirs"):
         flags = [f"--gin.MODEL_DIR='{tmp_path / name}'", f"--gin.make_index.name='{name}'"]
@@ -102,7 +102,7 @@ def test_a_retriever_that_t5x_trained_searches(cli, work, arguments, collection,
         rankings.append(Searcher.open(work.searcher(name)).search(["smooth a noisy signal"], 10)[0])
     assert [pid for pid, _ in rankings[0]] == [pid for pid, _ in rankings[1]]
     # By a longer input: the lengths of a T5X checkpoint are not known.
-    assert open_model(tmp_path / "theirs").description["input_length"] == 64
+    assert load_model(tmp_path / "theirs").description["input_length"] == 64
 
 
 def test_what_cannot_be_converted_is_named(cli, arguments, tmp_path):

@@ -83,7 +83,7 @@ def test_every_passage_gets_its_own_queries_without_repetitions(
 
 def test_the_queries_are_those_that_the_model_samples(sampled, collection: Collection, generator):
     """One passage's, straight from the model."""
-    opened = model_folder.open_model(generator.split("=")[1].strip("'"))
+    opened = model_folder.load_model(generator.split("=")[1].strip("'"))
     row = collection.passage_count - 2
     passages = opened.vocabulary.batch([collection.passage(row).full_text], PASSAGE_LENGTH)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.array([row]))

@@ -11,7 +11,7 @@ from retrieval_jax.mesh import multihost
 LOWER_IS_BETTER = ("loss",)
 
 
-class Kept:
+class RetentionPolicy:
     """Orbax's preservation policy: the newest checkpoints, and beside them the best one on dev.
 
     A checkpoint is written before it is evaluated, so its score is not part of it: the learning curve has the
