@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +29,7 @@ from retrieval_jax.core.progress import log
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
+FORMAT = 1  # of finished folders; another one is refused, so a change of what files mean raises it
 
 
 def atomic_write(path: str | os.PathLike, data: bytes) -> None:
@@ -71,11 +72,38 @@ def read_json(path: str | os.PathLike, hint: str) -> dict:
         raise UserError(f"{path}: not JSON ({error}): {hint}") from None
 
 
+def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
+    """Writes the manifest of a folder, with the version of its format."""
+    write_json(folder / MANIFEST, {"format": FORMAT, **manifest})
+
+
 def read_manifest(folder: str | os.PathLike, verb: str) -> dict:
-    """The manifest of a finished folder. `verb` is the one that makes such folders, for the hint."""
+    """Reads the manifest of a finished folder.
+
+    Args:
+      folder: the folder.
+      verb: the verb that makes such folders, for the hint of an error.
+
+    Returns:
+      what the folder's `make` returned, and its "recipe".
+
+    Raises:
+      UserError: there is no finished folder, its manifest is damaged, or another version of this package made
+        it.
+    """
     if not finished(folder):
         raise UserError(f"{folder}: nothing finished here: make it with `retrieval-jax {verb}`")
-    return read_json(paths.as_path(folder) / MANIFEST, f"delete the folder, then `retrieval-jax {verb}`")
+    return _read_manifest(paths.as_path(folder), f"delete the folder, then `retrieval-jax {verb}`")
+
+
+def _read_manifest(folder: Path, hint: str = "delete the folder, then the same command again") -> dict:
+    manifest = read_json(folder / MANIFEST, hint)
+    version = manifest.pop("format", None)
+    if version is None:
+        raise UserError(f"{folder}: was made by an earlier version of retrieval_jax: {hint}")
+    if version != FORMAT:
+        raise UserError(f"{folder}: has format {version}, and this retrieval_jax reads {FORMAT}: {hint}")
+    return manifest
 
 
 def finished(folder: str | os.PathLike) -> bool:
@@ -92,7 +120,9 @@ def finished(folder: str | os.PathLike) -> bool:
 
 def is_up_to_date(folder: str | os.PathLike, recipe: dict) -> bool:
     """Whether the folder is finished and was made by that recipe."""
-    return finished(folder) and read_manifest(folder, "import")["recipe"] == json.loads(json.dumps(recipe))
+    if not finished(folder):
+        return False
+    return _read_manifest(paths.as_path(folder))["recipe"] == json.loads(json.dumps(recipe))
 
 
 @contextlib.contextmanager
@@ -160,7 +190,7 @@ def build_once(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], d
     folder = paths.as_path(folder)
     recipe = json.loads(json.dumps(recipe))
     if is_up_to_date(folder, recipe):
-        return read_manifest(folder, "import")
+        return _read_manifest(folder)
     with lock(folder):
         if same := _same(folder, recipe):
             return same
@@ -177,7 +207,7 @@ def _same(folder: Path, recipe: dict) -> dict | None:
     if not paths.is_remote(folder):
         _move_back(folder)
     path = folder / MANIFEST
-    manifest = read_manifest(folder, "import") if path.is_file() else None
+    manifest = _read_manifest(folder) if path.is_file() else None
     return manifest if manifest and manifest["recipe"] == recipe else None
 
 
@@ -202,7 +232,7 @@ def _build_local(folder: Path, tmp: Path, recipe: dict, make: Callable[[Path], d
         raise UserError(f"{folder}: cannot be written ({error.strerror}): check the path") from None
     try:
         manifest = {"recipe": recipe, **json.loads(json.dumps(make(tmp)))}
-        write_json(tmp / MANIFEST, manifest)
+        write_manifest(tmp, manifest)
         if folder.exists():
             folder.rename(_old(folder))
         try:
@@ -239,7 +269,7 @@ def _build_remote(folder: Path, mark: Path, recipe: dict, make: Callable[[Path],
             raise UserError(
                 f"{folder}: cannot be written ({paths.error_text(error)}): check the path"
             ) from None
-        write_json(folder / MANIFEST, manifest)
+        write_manifest(folder, manifest)
         mark.unlink(missing_ok=True)
     return manifest
 

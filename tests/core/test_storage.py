@@ -64,12 +64,37 @@ def test_a_failure_leaves_nothing_and_keeps_the_old(place: Path):
 def test_what_a_kill_leaves_is_never_read_and_is_removed(tmp_path: Path):
     left = tmp_path / ".thing.making"
     left.mkdir()
-    (left / storage.MANIFEST).write_text("{}")
+    storage.write_manifest(left, {})
     with pytest.raises(UserError, match=r"nothing finished here.*retrieval-jax x"):
         storage.read_manifest(tmp_path / "thing", "x")
     storage.build_once(tmp_path / "thing", {}, lambda folder: {"files": len(list(folder.iterdir()))})
     assert storage.read_manifest(tmp_path / "thing", "x")["files"] == 0
     assert not left.exists()
+
+
+FORMATS = {  # what a manifest says of its format -> what is said of that
+    None: "was made by an earlier version of retrieval_jax",
+    storage.FORMAT + 1: f"has format {storage.FORMAT + 1}, and this retrieval_jax reads {storage.FORMAT}",
+}
+
+
+@pytest.mark.parametrize(("version", "what"), FORMATS.items())
+def test_a_folder_of_another_version_is_refused_in_a_line(place: Path, version: int | None, what: str):
+    """It is neither read nor made again in silence, whatever its recipe says."""
+    target = place / f"thing_{version}"
+    storage.build_once(target, {"a": 1}, lambda folder: {"kept": True})
+    assert storage.read_json(target / storage.MANIFEST, "")["format"] == storage.FORMAT
+    facts = {"recipe": {"a": 1}} | ({} if version is None else {"format": version})
+    storage.write_json(target / storage.MANIFEST, facts)
+    told = error_of(lambda: storage.read_manifest(target, "index"))
+    assert told == f"{target}: {what}: delete the folder, then `retrieval-jax index`"
+    for recipe in ({"a": 1}, {"a": 2}):
+        told = [
+            error_of(lambda: storage.build_once(target, recipe, lambda folder: {})),  # noqa: B023
+            error_of(lambda: storage.is_up_to_date(target, recipe)),  # noqa: B023
+        ]
+        assert told == 2 * [f"{target}: {what}: delete the folder, then the same command again"]
+    assert storage.read_json(target / storage.MANIFEST, "") == facts
 
 
 BUILD = """

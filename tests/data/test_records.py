@@ -2,13 +2,12 @@
 
 import functools
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from retrieval_jax.core import arrow_ids
+from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.records import (
@@ -37,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_queries(folder, "small", {"train": QUERIES, "dev": QUERIES[:1]})
     arrow_ids.write(folder / "ids.arrow", [p.id for p in PASSAGES])
     manifest = {"name": "small", "passages": 3000, "queries": {"train": 3, "dev": 1}, "fingerprint": "f"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    storage.write_manifest(folder, manifest)
     return folder
 
 

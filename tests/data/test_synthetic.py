@@ -61,7 +61,7 @@ def test_several_shards_keep_the_order(collection: Collection, tmp_path: Path, m
     parts = QueryShards(made.with_name("q.unfinished"), collection.passage_count, 7)
     (tmp_path / "s").mkdir()
     facts = synthetic.join(tmp_path / "s", collection, parts)
-    storage.write_json(tmp_path / "s" / "manifest.json", {"recipe": {"collection": "c"}, **facts})
+    storage.write_manifest(tmp_path / "s", {"recipe": {"collection": "c"}, **facts})
     queries = SyntheticQueries(tmp_path / "s")
     assert len(list((tmp_path / "s" / collection.name / "synthetic" / "1.0.0").glob("*array_record*"))) > 1
     rows = range(collection.passage_count)

@@ -137,7 +137,7 @@ def test_missing_and_unfinished_folders_are_refused(folder):
 def test_another_version_is_refused(folder, version):
     manifest = storage.read_manifest(folder, "docids")
     assert manifest.pop("version") == 2
-    storage.write_json(folder / storage.MANIFEST, manifest | ({"version": version} if version else {}))
+    storage.write_manifest(folder, manifest | ({"version": version} if version else {}))
     refuses(folder, "another version.*make it again: delete the folder")
 
 
@@ -173,7 +173,7 @@ def test_broken_docids_are_refused_in_any_block(monkeypatch):
 
 def test_broken_docids_on_disk_are_refused(folder):
     manifest = storage.read_manifest(folder, "docids")
-    storage.write_json(folder / storage.MANIFEST, manifest | {"output_size": 4})
+    storage.write_manifest(folder, manifest | {"output_size": 4})
     with pytest.raises(
         UserError, match=re.escape("docids/naive: [3, 4, 1], docid of passage 'a', has a token")
     ):

@@ -26,7 +26,7 @@ scann_index.settings = lambda count: json.loads(sys.argv[4])
 embeddings = Embeddings(now, np.load(now / "vectors.npy"), arrow_ids.read(now / "ids.arrow"),
                         np.load(now / "text_hashes.npy"), {})
 index = scann_index.ScannIndex.open(before, storage.read_manifest(before, "index")).update(embeddings)
-storage.write_json(target / "manifest.json", index.write(target))
+storage.write_manifest(target, index.write(target))
 """
 
 
@@ -37,7 +37,7 @@ def unit(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def written(index: ScannIndex, folder: Path) -> Path:
     folder.mkdir()
-    storage.write_json(folder / "manifest.json", index.write(folder))
+    storage.write_manifest(folder, index.write(folder))
     return folder
 
 
