@@ -1,4 +1,4 @@
-"""Mined hard negatives on disk, as the qrels of an ordinary collection: grade 0.
+"""Mined hard negatives: how they are chosen, and their files, which are qrels of grade 0.
 
     negatives/NAME/manifest.json
     negatives/NAME/qrels.train.tsv        query, passage, 0; a query's hardest first
@@ -6,11 +6,14 @@
 `verbs/mine.py` makes them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import lines
 
@@ -60,3 +63,64 @@ def write(folder: Path, negatives: Iterable[tuple[str, Sequence[str]]]) -> Mappi
         "with_negatives": sum(map(bool, counts)),
         "negatives": sum(counts),
     }
+
+
+def choose_all(
+    collection: Collection,
+    queries: Sequence[Query],
+    ranked_lists: Iterable[Sequence[tuple[str, float]]],
+    limit: int,
+    skip_top: int,
+    margin: float | None,
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields (query id, its hard negatives) of each query; see `choose_negatives`.
+
+    Args:
+      collection: the collection, which knows the copies of each passage.
+      queries: all queries whose positives are known; those of one text share them.
+      ranked_lists: the passages that were found for each of these queries, in their order.
+      limit, skip_top, margin: see `choose_negatives`.
+    """
+    answers, first_copies = KnownAnswers(queries), collection.first_ids
+    for query, ranked_list in zip(queries, ranked_lists, strict=True):
+        others = answers.others(query)
+        yield query.id, choose_negatives(query, ranked_list, limit, skip_top, margin, others, first_copies)
+
+
+def choose_negatives(
+    query: Query,
+    ranked_list: Sequence[tuple[str, float]],
+    limit: int,
+    skip_top: int,
+    margin: float | None,
+    other_positives: Sequence[str] = (),
+    first_copies: Mapping[str, str] = types.MappingProxyType({}),
+) -> list[str]:
+    """Chooses the hardest passages that are not known to answer a query.
+
+    Args:
+      query: the query.
+      ranked_list: (passage id, score) of the passages that were found for it, best first.
+      limit: the number of negatives, at most.
+      skip_top: passages to leave out at the top of the list.
+      margin: how much lower than the query's best positive a negative must score; without a positive in the
+        list there are then no negatives. None: no limit.
+      other_positives: passages that answer the query besides its positives; see `KnownAnswers`.
+      first_copies: passage id -> the first passage with the same text, for passages that are a later copy.
+
+    Returns:
+      Passage ids, hardest first.
+    """
+    positives = {first_copies.get(passage, passage) for passage in query.positives}
+    answers = positives | {first_copies.get(passage, passage) for passage in other_positives}
+    originals = [(passage, first_copies.get(passage, passage), score) for passage, score in ranked_list]
+    ceiling = float("inf")
+    if margin is not None:
+        best = max((score for _, original, score in originals if original in positives), default=-ceiling)
+        ceiling = best - margin
+    negatives = [
+        passage
+        for passage, original, score in originals[skip_top:]
+        if original not in answers and score <= ceiling
+    ]
+    return negatives[:limit]

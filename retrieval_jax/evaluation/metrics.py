@@ -1,54 +1,111 @@
-"""Retrieval metrics, computed by the library ir_measures so that they match everybody else's numbers."""
+"""Retrieval metrics, computed by the library ir_measures, so that they match the numbers of other work.
+
+A registered metric appears in metrics.json, in the tables and in the report, without a change to another
+file. The following adds one that ir_measures knows (https://ir-measur.es lists them) and one of one's own:
+
+    register_metric("AP@100")
+    register_metric("Answered", lambda qrels, run, grade: sum(bool(run.get(q)) for q in qrels) / len(qrels))
+
+The module that does so must be imported first: in Python by `import`, on the command line by a gin file
+(`--gin_file`) with the line `import MODULE`.
+"""
+
+from collections.abc import Callable
 
 import ir_measures
-from ir_measures import RR, R, Success, nDCG
 
 from retrieval_jax.evaluation.trec import Qrels, Run
 
-METRICS: dict[str, ir_measures.Measure] = {
-    "MRR@10": RR,
-    "Recall@10": R,
-    "Recall@100": R,
-    "Hits@1": Success,
-    "Hits@10": Success,
-    "nDCG@10": nDCG,
-}
-"""Our name -> the library's measure, without the cutoff, in display order. nDCG's gain is the grade itself
-(as in trec_eval, not 2^grade - 1); to the others, which are binary, a passage is relevant from a grade on."""
+MetricFunction = Callable[[Qrels, Run, int], float]
+"""(qrels, run, the least relevant grade) -> the mean over the queries of `qrels`."""
+METRICS: dict[str, ir_measures.Measure | MetricFunction] = {}
+"""The registered metrics by name, in the order in which they are shown."""
+
+
+def register_metric(name: str, metric: str | MetricFunction | None = None) -> None:
+    """Adds a metric. The module's docstring shows how.
+
+    Args:
+      name: the name to show.
+      metric: its name in ir_measures, or a function. Larger values must be better, and bars in the report
+        run from 0 to 1. None if `name` is its name in ir_measures.
+
+    Raises:
+      ValueError: a metric of that name is registered, or ir_measures has no such measure.
+    """
+    if name in METRICS:
+        raise ValueError(f"a metric {name!r} is registered already")
+    if not callable(metric):
+        try:
+            metric = ir_measures.parse_measure(metric or name)
+        except (NameError, ValueError, SyntaxError) as error:
+            raise ValueError(f"ir_measures has no measure {metric or name!r} ({error})") from None
+    METRICS[name] = metric
+
+
+register_metric("MRR@10", "RR@10")  # Voorhees (1999), "The TREC-8 question answering track report"
+register_metric("Recall@10", "R@10")
+register_metric("Recall@100", "R@100")
+register_metric("Hits@1", "Success@1")
+register_metric("Hits@10", "Success@10")
+# Järvelin and Kekäläinen (2002), "Cumulated gain-based evaluation of IR techniques". The gain is the grade
+# itself, as in trec_eval, not 2^grade - 1.
+register_metric("nDCG@10")
 
 
 def compute_metrics(qrels: Qrels, run: Run, min_relevant_grade: int = 1) -> dict[str, float]:
-    """Returns each metric of METRICS, in [0, 1], as the mean over all queries of `qrels`.
+    """Computes every registered metric as the mean over all queries of `qrels`.
 
-    A query that is missing from the run, or has an empty list, or has no relevant passage, counts 0; a query
-    of the run without an entry in `qrels` is left out. The order of each list is the ranking: its scores are
-    not looked at.
+    A query counts 0 if the run lacks it or has an empty list for it, or if it has no relevant passage.
+    Queries of the run that are not in `qrels` are left out. The order of each list is the ranking; its scores
+    are not compared.
 
     Args:
-      qrels, run: the judgements and the results.
-      min_relevant_grade: the least grade that is relevant to the binary measures (2 on TREC's Deep Learning
-        tracks, as trec_eval's `-l 2`).
+      qrels: the relevance judgements.
+      run: the ranked lists.
+      min_relevant_grade: the least grade of a passage that is relevant to the binary metrics (2 on TREC's
+        Deep Learning tracks, as trec_eval's `-l 2`). A metric that sets its own (`P(rel=2)@5`) keeps it.
 
-    Raises ValueError where `qrels` is empty or a list holds a passage twice.
+    Returns:
+      Name -> mean, in [0, 1] for the metrics that are registered here.
+
+    Raises:
+      ValueError: `qrels` is empty, or a list has a passage twice.
     """
     if not qrels:
         raise ValueError("no judged query: the mean over no queries is not defined")
-    ranking = {qid: _descending(qid, run.get(qid, [])) for qid in qrels}
-    measures = {}
-    for name, measure in METRICS.items():
-        graded = measure if measure is nDCG else measure(rel=min_relevant_grade)
-        measures[name] = graded @ int(name.partition("@")[2])
-    means = ir_measures.calc_aggregate(measures.values(), qrels, ranking)
-    return {name: float(means[measure]) for name, measure in measures.items()}
+    scores = {qid: _descending(qid, run.get(qid, [])) for qid in qrels}
+    measures = {
+        name: _with_grade(metric, min_relevant_grade)
+        for name, metric in METRICS.items()
+        if isinstance(metric, ir_measures.measures.Measure)
+    }
+    means = ir_measures.calc_aggregate(measures.values(), qrels, scores)
+    return {
+        name: float(means[measures[name]] if name in measures else metric(qrels, run, min_relevant_grade))
+        for name, metric in METRICS.items()
+    }
 
 
-def _descending(qid: str, results: list[tuple[str, float]]) -> dict[str, float]:
-    """Passage id -> score that puts the passages in the list's order, without ties.
+def deepest_rank() -> int:
+    """Returns the largest cut-off of the registered metrics, which is the k that a run should have."""
+    measures = (metric for metric in METRICS.values() if isinstance(metric, ir_measures.measures.Measure))
+    return max((measure.params.get("cutoff", 0) for measure in measures), default=0)
 
-    The evaluators sort by score, and trec_eval compares them as float32 with ties broken by id, so scores a
-    hair apart would change places. Whole numbers are exact in float32 up to 16 million.
+
+def _with_grade(measure: ir_measures.Measure, grade: int) -> ir_measures.Measure:
+    """Sets the least relevant grade of a binary measure, unless the measure has its own."""
+    binary = "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params
+    return measure(rel=grade) if binary else measure
+
+
+def _descending(qid: str, ranked_list: list[tuple[str, float]]) -> dict[str, float]:
+    """Returns passage id -> a score that puts the passages into the list's order, without ties.
+
+    Evaluators sort by score, and trec_eval compares scores as float32 with ties broken by id, so that scores
+    a hair apart would change places. Whole numbers are exact in float32 up to 16 million.
     """
-    scores = {pid: float(len(results) - i) for i, (pid, _) in enumerate(results)}
-    if len(scores) != len(results):
+    scores = {pid: float(len(ranked_list) - i) for i, (pid, _) in enumerate(ranked_list)}
+    if len(scores) != len(ranked_list):
         raise ValueError(f"query {qid!r}: a passage is ranked twice")
     return scores

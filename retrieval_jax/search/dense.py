@@ -1,7 +1,8 @@
-"""Searching by vectors: a dual encoder's passages, exactly (JAX) or approximately (ScaNN).
+"""Dense searchers: a dual encoder's vectors, searched exactly (JAX) or approximately (ScaNN).
 
-A searcher's folder holds, beside its manifest, passage ids by row (ids.arrow), hashes of their texts by row
-(text_hashes.npy), vectors (vectors.npy) or ScaNN's files (scann/), and each file's size and checksum.
+Beside its manifest, a dense searcher's folder holds the passage ids by row (ids.arrow), the hashes of the
+passages' texts by row (text_hashes.npy), the vectors (vectors.npy) or ScaNN's files (scann/), and the size
+and checksum of each file.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,17 +21,97 @@ from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
+from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings.encoding import Embeddings, TextEncoder, query_encoder
 from retrieval_jax.mesh.partitioning import all_devices
+from retrieval_jax.search import scann_index
 from retrieval_jax.search.exact import ExactSearch
-from retrieval_jax.search.scann_index import ScannIndex, difference
-from retrieval_jax.search.searcher import RankedList
+from retrieval_jax.search.scann_index import ScannIndex, changed_rows
+from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
+
+RECALL_QUERIES = 200  # with which an approximate search is measured
 
 
-class ExactSearcher:
-    """Every passage's dot product with the query."""
+class DenseSearcher(Searcher):
+    """Searches the vectors of passages for those with the largest dot products with a query's vector.
 
-    kind = "exact"
+    A subclass says how the vectors are indexed (`write_index`), opened (`open`) and searched (`nearest`).
+
+    Args:
+      encoder: the encoder of queries.
+      passage_ids: the passage ids by row.
+      dimensions: the length of a vector.
+    """
+
+    family: ClassVar[str] = "dual encoder"
+    model_family: ClassVar[str | None] = "dual encoder"
+    reads_embeddings: ClassVar[bool] = True
+
+    def __init__(self, encoder: TextEncoder, passage_ids: pa.Array, dimensions: int):
+        self.encoder, self.passage_ids, self.dimensions = encoder, passage_ids, dimensions
+
+    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
+        """See `Searcher.search`. The scores are dot products."""
+        if not queries:
+            return []
+        vectors_BxE = check_query_vectors(self.encoder(queries), self.dimensions)
+        return ranked_lists(*self.nearest(vectors_BxE, min(k, len(self.passage_ids))), self.passage_ids)
+
+    def nearest(self, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the rows with the largest dot products.
+
+        Args:
+          queries_BxE: float32, the queries' vectors.
+          k: rows to find, at most as many as there are.
+
+        Returns:
+          Their rows (int, B×k) and dot products (float32, B×k); the score NaN says that a place is empty.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def write_index(cls, folder: Path, inputs: IndexInputs, earlier: Path | None) -> dict:
+        """Writes the vectors and their index, the passage ids and the hashes of the texts.
+
+        Args:
+          folder: an empty folder.
+          inputs: what the searcher is built from, with `embeddings`.
+          earlier: a whole searcher of this kind and model, of an earlier state of the collection, if there
+            is one.
+
+        Returns:
+          Facts for the manifest.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def write(cls, folder: Path, inputs: IndexInputs) -> dict:
+        """See `Searcher.write`. Reports what has changed since an earlier searcher in `inputs.folder`."""
+        embeddings, earlier = inputs.embeddings, inputs.folder
+        if storage.finished(earlier):
+            earlier = paths.ensure_local(earlier)
+        facts = {"passages": len(embeddings.ids), "dimensions": embeddings.vectors_NxE.shape[1]}
+        if indexed := _indexed_passages(earlier, cls.kind, embeddings):
+            removed, added = changed_rows(*indexed, embeddings)
+            facts |= {"added": len(added), "removed": len(removed)}
+            log(f"{earlier}: {len(added)} passages added or changed, {len(removed)} removed or changed")
+        facts |= cls.write_index(folder, inputs, earlier if indexed else None)
+        checksums.write(folder)
+        return facts
+
+
+@register_searcher
+class ExactSearcher(DenseSearcher):
+    """Computes the dot product of the query with every passage, in JAX on all devices of a mesh.
+
+    Args:
+      encoder: the encoder of queries.
+      vectors_NxE: float32, the passages' vectors.
+      passage_ids: the passage ids by row.
+      mesh: the devices over which the vectors are spread; None for one device.
+    """
+
+    kind: ClassVar[str] = "exact"
 
     def __init__(
         self,
@@ -38,109 +120,94 @@ class ExactSearcher:
         passage_ids: Sequence[str],
         mesh: Mesh | None = None,
     ):
-        self.encoder = encoder
+        super().__init__(encoder, arrow_ids.array(passage_ids), vectors_NxE.shape[1])
         self.exact = ExactSearch(vectors_NxE, mesh)
-        self.passage_ids = arrow_ids.array(passage_ids)
 
-    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
-        """See Searcher. Scores are dot products."""
-        if not queries:
-            return []
-        k = min(k, len(self.passage_ids))
-        vectors = checked(self.encoder(queries), self.exact.dimensions)
-        return _rankings(*self.exact(vectors, k), self.passage_ids)
+    def nearest(self, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `DenseSearcher.nearest`."""
+        return self.exact(queries_BxE, k)
 
-    @staticmethod
-    def write_index(folder: Path, embeddings: Embeddings, earlier: Path | None, queries_BxE: object) -> dict:
-        """Nothing but the vectors; gives what the manifest says of it."""
+    @classmethod
+    def write_index(cls, folder: Path, inputs: IndexInputs, earlier: Path | None) -> dict:
+        """See `DenseSearcher.write_index`. Nothing but the vectors is needed."""
         for name in ("vectors.npy", "ids.arrow", "text_hashes.npy"):
-            _link(paths.ensure_local(embeddings.folder / name), folder / name)
+            _link(paths.ensure_local(inputs.embeddings.folder / name), folder / name)
         return {}
 
     @classmethod
     def open(cls, folder: Path, make_mesh: Callable[[], Mesh] | None = None) -> "ExactSearcher":
-        """Opens a folder that `index` made, on a mesh."""
+        """See `Searcher.open`."""
         _, encoder, folder = _open(folder)
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")
         return cls(encoder, vectors, arrow_ids.read(folder / "ids.arrow"), (make_mesh or all_devices)())
 
 
-class ScannSearcher:
-    """ScaNN's search; see `scann_index`."""
+@register_searcher
+class ScannSearcher(DenseSearcher):
+    """Searches with ScaNN (see `scann_index`), on the host's processor.
 
-    kind = "scann"
+    Args:
+      encoder: the encoder of queries.
+      index: the passages' index.
+      dimensions: the length of a vector.
+    """
+
+    kind: ClassVar[str] = "scann"
 
     def __init__(self, encoder: TextEncoder, index: ScannIndex, dimensions: int):
-        self.encoder, self.index, self.dimensions = encoder, index, dimensions
+        super().__init__(encoder, index.ids, dimensions)
+        self.index = index
 
-    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
-        """See Searcher. Scores are (approximate) dot products."""
-        if not queries:
-            return []
-        k = min(k, len(self.index.ids))
-        vectors = checked(self.encoder(queries), self.dimensions)
-        return _rankings(*self.index.search(vectors, k), self.index.ids)
+    def nearest(self, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `DenseSearcher.nearest`. The scores, and which rows are found, are approximate."""
+        return self.index.search(queries_BxE, k)
 
-    @staticmethod
-    def write_index(
-        folder: Path, embeddings: Embeddings, earlier: Path | None, queries_BxE: np.ndarray
-    ) -> dict:
-        """Builds ScaNN's index, or changes an earlier one; gives what the manifest says of it.
+    @classmethod
+    def recipe(cls, inputs: IndexInputs) -> dict:
+        """See `Searcher.recipe`: the settings of the index."""
+        return {"scann": scann_index.settings(inputs.collection.passage_count)}
 
-        That includes the recall, measured with some queries' vectors against exact search.
+    @classmethod
+    def write_index(cls, folder: Path, inputs: IndexInputs, earlier: Path | None) -> dict:
+        """See `DenseSearcher.write_index`. Builds an index, or updates the earlier one.
+
+        The facts include the recall against exact search, which is measured with queries of the collection.
         """
         if earlier:
             manifest = storage.read_manifest(earlier, "index")
-            index = ScannIndex.open(earlier, manifest).update(embeddings)
+            index = ScannIndex.open(earlier, manifest).update(inputs.embeddings)
         else:
-            index = ScannIndex.build(embeddings)
-        told = index.tune(embeddings, queries_BxE)
-        return index.write(folder) | told
+            index = ScannIndex.build(inputs.embeddings)
+        queries_BxE = query_encoder(inputs.model, inputs.mesh)(sample_queries(inputs.collection))
+        recalls = index.tune(inputs.embeddings, queries_BxE)
+        return index.write(folder) | recalls
 
     @classmethod
     def open(cls, folder: Path, make_mesh: object = None) -> "ScannSearcher":
-        """Opens a folder that `index` made. ScaNN runs on the processor; `make_mesh` is not called."""
+        """See `Searcher.open`. `make_mesh` is not called."""
         manifest, encoder, folder = _open(folder)
         return cls(encoder, ScannIndex.open(folder, manifest), manifest["dimensions"])
 
 
-DENSE = {searcher.kind: searcher for searcher in (ExactSearcher, ScannSearcher)}
+def sample_queries(collection: Collection, count: int = RECALL_QUERIES) -> list[str]:
+    """Returns up to `count` texts to measure an approximate search with.
 
-
-def write(folder: Path, kind: str, embeddings: Embeddings, earlier: Path, queries_BxE: np.ndarray) -> dict:
-    """Writes the files of a dense searcher into a folder; gives what its manifest says of them.
-
-    Args:
-      folder, kind: where, and which.
-      embeddings: the vectors.
-      earlier: where such a searcher of an earlier state of the collection may lie, to be changed.
-      queries_BxE: vectors of queries, to measure an approximate search with.
+    They are dev queries if there are any, otherwise train queries, those of another split, or passages.
     """
-    if storage.finished(earlier):
-        earlier = paths.ensure_local(earlier)
-    facts = {"passages": len(embeddings.ids), "dimensions": embeddings.vectors_NxE.shape[1]}
-    if known := _passages_of(earlier, kind, embeddings):
-        gone, new = difference(*known, embeddings)
-        facts |= {"added": len(new), "removed": len(gone)}
-        log(f"{earlier}: {len(new)} passages added or changed, {len(gone)} removed or changed")
-    facts |= DENSE[kind].write_index(folder, embeddings, earlier if known else None, queries_BxE)
-    checksums.write(folder)
-    return facts
+    for split in ("dev", "train", *collection.query_counts):
+        if collection.query_counts.get(split):
+            return [query.text for query in collection.queries(split)[:count]]
+    step = max(collection.passage_count // count, 1)
+    rows = range(0, collection.passage_count, step)[:count]
+    return [passage.full_text for passage in collection.get(rows)]
 
 
-def _passages_of(earlier: Path, kind: str, embeddings: Embeddings) -> tuple[pa.Array, np.ndarray] | None:
-    """The ids and digests of an earlier searcher, where there is a whole one of this kind and model."""
-    if not storage.finished(earlier) or not (earlier / checksums.NAME).is_file():
-        return None
-    recipe = storage.read_manifest(earlier, "index")["recipe"]
-    same = recipe["kind"] == kind and recipe.get("checksum") == embeddings.manifest["recipe"]["checksum"]
-    if not same or checksums.find_damage(earlier):
-        return None
-    return arrow_ids.read(earlier / "ids.arrow"), np.load(earlier / "text_hashes.npy")
+def check_query_vectors(queries_BxE: np.ndarray, dimensions: int) -> np.ndarray:
+    """Returns the same vectors of queries.
 
-
-def checked(queries_BxE: np.ndarray, dimensions: int) -> np.ndarray:
-    """The same vectors of queries. UserError where one is not finite, or they do not fit the passages'."""
+    Raises:
+      UserError: a vector is not finite, or its length is not that of the passages' vectors.
+    """
     if queries_BxE.shape[1] != dimensions:
         raise UserError(
             f"queries have {queries_BxE.shape[1]} dimensions and the index's passages {dimensions}: "
@@ -152,10 +219,35 @@ def checked(queries_BxE: np.ndarray, dimensions: int) -> np.ndarray:
     return queries_BxE
 
 
-def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
-    """The manifest, the encoder of queries and where the files can be read on this machine.
+def ranked_lists(rows_BxK: np.ndarray, scores_BxK: np.ndarray, passage_ids: pa.Array) -> list[RankedList]:
+    """Makes ranked lists of rows and scores.
 
-    All that is searched is then known to be what was made.
+    Places with the score NaN are left out (ScaNN fills up short lists with them), and equal scores are put
+    into the order of the rows (ScaNN leaves it to chance).
+    """
+    lists = []
+    for rows, scores in zip(rows_BxK.tolist(), scores_BxK.tolist(), strict=True):
+        pairs = [(row, score) for row, score in zip(rows, scores, strict=True) if score == score]
+        pairs.sort(key=lambda pair: (-pair[1], pair[0]))
+        lists.append([(passage_ids[row].as_py(), score) for row, score in pairs])
+    return lists
+
+
+def _indexed_passages(earlier: Path, kind: str, embeddings: Embeddings) -> tuple[pa.Array, np.ndarray] | None:
+    """Returns the ids and text hashes of an earlier searcher, if it is whole and of this kind and model."""
+    if not storage.finished(earlier) or not (earlier / checksums.NAME).is_file():
+        return None
+    recipe = storage.read_manifest(earlier, "index")["recipe"]
+    same = recipe["kind"] == kind and recipe.get("checksum") == embeddings.manifest["recipe"]["checksum"]
+    if not same or checksums.find_damage(earlier):
+        return None
+    return arrow_ids.read(earlier / "ids.arrow"), np.load(earlier / "text_hashes.npy")
+
+
+def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
+    """Returns the manifest, the encoder of queries, and the folder on this machine with the files to read.
+
+    The files were then compared with their checksums.
     """
     manifest = storage.read_manifest(folder, "index")
     hint = "delete it, then `retrieval-jax index`"
@@ -174,18 +266,8 @@ def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file at another place, without a copy where the disk can: neither is ever changed."""
+    """Makes the same file available at another place, without a copy if the disk can: neither changes."""
     with contextlib.suppress(OSError):
         os.link(source, target)
         return
     shutil.copyfile(source, target)
-
-
-def _rankings(rows: np.ndarray, scores: np.ndarray, passage_ids: pa.Array) -> list[RankedList]:
-    # ScaNN fills up short rows with NaN scores, and leaves the order of equal ones to chance.
-    rankings = []
-    for pair in zip(rows.tolist(), scores.tolist(), strict=True):
-        found = [(row, score) for row, score in zip(*pair, strict=True) if score == score]
-        found.sort(key=lambda result: (-result[1], result[0]))
-        rankings.append([(passage_ids[row].as_py(), score) for row, score in found])
-    return rankings

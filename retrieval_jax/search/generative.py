@@ -4,24 +4,27 @@ import copy
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retrieval_jax.checkpoints.model_folder import load_model
+from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.search.searcher import RankedList
+from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
 
 
-class GenerativeSearcher:
+@register_searcher
+class GenerativeSearcher(Searcher):
     """A generative retriever and the docids of a collection.
 
     Args:
@@ -36,6 +39,10 @@ class GenerativeSearcher:
 
     Raises UserError where the docids cannot be written by the model, or one is the beginning of another.
     """
+
+    kind: ClassVar[str] = "generative"
+    family: ClassVar[str] = "generative"
+    model_family: ClassVar[str | None] = "generative"
 
     def __init__(
         self,
@@ -135,6 +142,23 @@ class GenerativeSearcher:
         return len(found & wanted) / len(wanted)
 
     @classmethod
+    def recipe(cls, inputs: IndexInputs) -> dict:
+        """See `Searcher.recipe`: the docids, and the settings of the search."""
+        docids = inputs.work.docids(inputs.model.description["docids"])
+        return {
+            "beams": inputs.settings.beams,
+            "batch_size": inputs.settings.batch_size,
+            "recall_target": inputs.settings.recall_target,
+            "docids_fingerprint": check_docids(inputs.model, inputs.collection, docids, inputs.model_dir),
+        }
+
+    @classmethod
+    def write(cls, folder: Path, inputs: IndexInputs) -> dict:
+        """See `Searcher.write`. It writes nothing: the manifest says where the model and the docids lie."""
+        docids = inputs.work.docids(inputs.model.description["docids"])
+        return {"docids": paths.relative(docids, inputs.folder)}
+
+    @classmethod
     def open(cls, folder: Path, make_mesh: Callable[[], Mesh] | None = None) -> "GenerativeSearcher":
         """Opens a folder that `index` made, on a mesh."""
         manifest = storage.read_manifest(folder, "index")
@@ -155,6 +179,33 @@ class GenerativeSearcher:
             mesh,
             manifest["recall_target"],
         )
+
+
+def check_collection(opened: LoadedModel, collection: Collection, model_dir: str | Path) -> None:
+    """Raises UserError if a model was trained on another collection."""
+    if opened.description["collection"] != collection.fingerprint:
+        raise UserError(
+            f"{model_dir}: trained on another collection ({opened.description['collection_name']}, or an "
+            f"earlier version) than {collection.folder}: name that model's collection, or train a new one"
+        )
+
+
+def check_docids(opened: LoadedModel, collection: Collection, docids: Path, model_dir: str | Path) -> str:
+    """Returns the fingerprint of the docids that a model is to search.
+
+    Raises:
+      UserError: they are neither the docids that the model was trained on nor an extension of them, or they
+        are of another collection.
+    """
+    if not storage.finished(docids):
+        check_collection(opened, collection, model_dir)
+    table = DocidTable.open(docids)
+    if table.collection != collection.fingerprint:
+        raise UserError(f"{docids}: of another collection than {collection.folder}: `retrieval-jax docids`")
+    if opened.description["docids_fingerprint"] not in (table.fingerprint(), *table.ancestors):
+        check_collection(opened, collection, model_dir)
+        raise UserError(f"{docids}: not the docids that {model_dir} was trained on: train it again")
+    return table.fingerprint()
 
 
 def _place(mesh: Mesh | None, tree: object, *axes: str) -> object:

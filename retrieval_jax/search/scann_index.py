@@ -121,7 +121,7 @@ class ScannIndex:
         or the size asks for another kind of index, it is built.
         """
         count = len(embeddings.ids)
-        gone, new = difference(self.ids, self.text_hashes_N, embeddings)
+        gone, new = changed_rows(self.ids, self.text_hashes_N, embeddings)
         chosen = settings(count)
         other_size = chosen.keys() != self.settings.keys() or not 0.5 < count / self.trained_on < 2
         if other_size or len(gone) > len(self.ids) // 2:
@@ -214,7 +214,7 @@ class ScannIndex:
         return cls(searcher, arrow_ids.read(folder / "ids.arrow"), text_hashes_N, **manifest["scann"])
 
 
-def difference(
+def changed_rows(
     ids: pa.Array, text_hashes_N: np.ndarray, embeddings: Embeddings
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rows of `ids` that embeddings lack, rows of embeddings that `ids` lack); changed texts are in both."""

@@ -1,67 +1,239 @@
-"""The fifth noun: the searcher. All that evaluation, reports and servers know of a retriever."""
+"""The `Searcher` interface, the registry of searcher kinds, and opening a searcher's folder.
 
+A searcher is all that evaluation, reports and servers know of a retriever. A kind of searcher is one class.
+This adds one, from any package and without a change to another file:
+
+    @register_searcher
+    class Mine(Searcher):
+        kind = "mine"            # --gin.make_index.kind="'mine'"
+        family = "lexical"       # the label in reports
+
+        def search(self, queries, k): ...
+
+        @classmethod
+        def write(cls, folder, inputs): ...    # called by `retrieval-jax index`
+
+        @classmethod
+        def open(cls, folder, make_mesh=None): ...
+
+The class must be imported before its kind is used: in Python by `import`, on the command line by a gin file
+(`--gin_file`) with the line `import MODULE`.
+"""
+
+import dataclasses
+import functools
 import importlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import bar
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.synthetic import SyntheticQueries
 
-SEARCHERS = {
-    "generative": "retrieval_jax.search.generative:GenerativeSearcher",
-    "exact": "retrieval_jax.search.dense:ExactSearcher",
-    "scann": "retrieval_jax.search.dense:ScannSearcher",
-    "bm25": "retrieval_jax.search.bm25:BM25Searcher",
-}
-"""Kind of searcher -> MODULE:CLASS, whose `open(folder)` opens it. No other kind's module is imported."""
-BATCH_SIZE = 32  # queries that are searched for at once
+if TYPE_CHECKING:  # a searcher without a model is opened without importing Flax and Orbax
+    from jax.sharding import Mesh
+
+    from retrieval_jax.checkpoints.model_folder import LoadedModel
+    from retrieval_jax.embeddings.encoding import Embeddings
+
 RankedList = list[tuple[str, float]]
-"""(passage id, score), best first, each passage once."""
+"""(passage id, score) of each retrieved passage, best first, no passage twice."""
 
 
-class Searcher(Protocol):
-    """Finds passages. Four kinds: generative, exact and ScaNN (dense), BM25."""
+@dataclasses.dataclass(frozen=True)
+class IndexSettings:
+    """The settings of `retrieval-jax index` that a kind of searcher may read.
+
+    Attributes:
+      beams: beams of a generative search, which is the most docids that it finds.
+      batch_size: queries that a generative search decodes at once.
+      recall_target: recall of an approximate top-k over atomic docids; None for the exact top-k.
+      expansion: name of the synthetic queries that are appended to the passages; None for none.
+    """
+
+    beams: int = 40
+    batch_size: int = 32
+    recall_target: float | None = None
+    expansion: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexInputs:
+    """Everything that a searcher can be built from.
+
+    Attributes:
+      collection: the collection to be searched.
+      work: the collection's work folder, where its docids, embeddings and synthetic queries lie.
+      folder: the folder that the searcher will have. While it is built, it may hold an earlier searcher.
+      settings: what the user chose.
+      model_dir: the trained model's folder; None for kinds that need no model.
+      model: that model, opened on `mesh`; None for kinds that need no model.
+      mesh: devices of this process; None for kinds that need no model.
+      embeddings: the passages' vectors, for kinds with `reads_embeddings`; otherwise None.
+    """
+
+    collection: Collection
+    work: Workspace
+    folder: Path
+    settings: IndexSettings = IndexSettings()
+    model_dir: str | Path | None = None
+    model: "LoadedModel | None" = None
+    mesh: "Mesh | None" = None
+    embeddings: "Embeddings | None" = None
+
+    @functools.cached_property
+    def expansion(self) -> SyntheticQueries | None:
+        """The synthetic queries that `settings.expansion` names.
+
+        Raises:
+          UserError: they are missing, or were generated for another collection.
+        """
+        if self.settings.expansion is None:
+            return None
+        queries = SyntheticQueries(self.work.synthetic(self.settings.expansion))
+        queries.check(self.collection)
+        return queries
+
+    def passages(self) -> Iterator[Passage]:
+        """Yields the passages in the collection's order, expanded by the synthetic queries if any are set."""
+        return self.expansion.expanded(self.collection) if self.expansion else self.collection.passages()
+
+
+class Searcher:
+    """Base class of all searchers: finds the passages that answer a query.
+
+    Attributes:
+      kind: the name by which users choose this kind of searcher.
+      family: the label of its methods in tables and reports, such as "lexical".
+      model_family: the family of the model that it searches with (the model class's `family`); None if it
+        needs no model.
+      reads_embeddings: whether `write` needs the passages' vectors.
+    """
+
+    kind: ClassVar[str]
+    family: ClassVar[str]
+    model_family: ClassVar[str | None] = None
+    reads_embeddings: ClassVar[bool] = False
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
-        """The best k passages of each query (fewer where there are fewer). Any number of queries, also none.
+        """Finds the best k passages of each query.
 
         Equal scores are in the order of the passages in the collection, for any `k`, batch and number of
         devices. Different docids that a generative model finds equally probable are in the order of its
-        beams; atomic ones in that of their tokens, which is the passages' unless docids were extended.
-
-        Half a surrogate pair in a query (no text in UTF-8) is read as U+FFFD.
-        """
-        ...
-
-    @staticmethod
-    def open(folder: str | Path, make_mesh: Callable | None = None) -> "Searcher":
-        """Opens what `retrieval-jax index` or `export` made, without gin, TensorFlow or the collection.
+        beams; atomic docids are in the order of their tokens, which is the order of the passages unless the
+        docids were extended. Half a surrogate pair in a query (which is not UTF-8) is read as U+FFFD.
 
         Args:
-          folder: the searcher's.
-          make_mesh: gives the mesh (jax.sharding.Mesh) that it runs on, if it runs on one; None: all devices.
+          queries: any number of queries, also none.
+          k: the number of passages to find.
 
-        Raises UserError where files are missing, or were changed after they were made.
+        Returns:
+          A ranked list per query, shorter than k where fewer passages are found.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def recipe(cls, inputs: IndexInputs) -> dict:
+        """Returns what the searcher depends on besides its kind, collection, expansion and model.
+
+        The entries must be JSON. They are written to the manifest, also as a part of the recipe: with
+        another recipe, `retrieval-jax index` builds the searcher again.
+        """
+        return {}
+
+    @classmethod
+    def write(cls, folder: Path, inputs: IndexInputs) -> dict:
+        """Builds the searcher: writes the files that `open` reads.
+
+        Args:
+          folder: an empty folder, which is renamed to `inputs.folder` when it is finished.
+          inputs: what to build the searcher from.
+
+        Returns:
+          Facts for the searcher's manifest, as JSON.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def open(folder: str | Path, make_mesh: "Callable[[], Mesh] | None" = None) -> "Searcher":
+        """Opens a searcher that `retrieval-jax index` or `export` made, whatever its kind.
+
+        This needs neither gin nor the collection, and imports TensorFlow for no kind. A subclass overrides
+        it with a class method that opens a folder of its own kind.
+
+        Args:
+          folder: the searcher's folder.
+          make_mesh: makes the mesh that the searcher runs on, if it runs on one; None for all devices.
+
+        Raises:
+          UserError: files are missing or were changed after they were written, or the searcher's kind is
+            not registered.
         """
         return _open(paths.as_path(folder), make_mesh)
 
 
-def search_in_batches(searcher: Searcher, queries: Sequence[str], k: int, what: str) -> Iterator[RankedList]:
-    """Each query's ranking, found for BATCH_SIZE queries at a time, with a progress bar of that name."""
-    with bar(what, len(queries)) as advance:
-        for first in range(0, len(queries), BATCH_SIZE):
-            found = searcher.search(queries[first : first + BATCH_SIZE], k)
-            yield from found
-            advance(len(found))
+_Class = TypeVar("_Class", bound=type[Searcher])
+_MODULES = {
+    "generative": "retrieval_jax.search.generative",
+    "scann": "retrieval_jax.search.dense",
+    "exact": "retrieval_jax.search.dense",
+    "bm25": "retrieval_jax.search.bm25",
+}
+"""Kind -> the package's own module that registers it. It is imported when that kind is asked for."""
+_CLASSES: dict[str, type[Searcher]] = {}
+
+
+def register_searcher(searcher: _Class) -> _Class:
+    """Adds a kind of searcher: a class decorator. The module's docstring shows how.
+
+    Raises:
+      TypeError: the class lacks a name, a label or a method.
+      ValueError: another class has the same `kind`.
+    """
+    required = ("kind", "family", "search", "write", "open")
+    of = inspect.getattr_static  # a class method is another object each time it is looked up
+    missing = [name for name in required if of(searcher, name, None) is of(Searcher, name, None)]
+    if missing:
+        raise TypeError(f"{searcher.__qualname__}: a searcher needs {', '.join(missing)}")
+    path = f"{searcher.__module__}.{searcher.__qualname__}"
+    other = _CLASSES.get(searcher.kind)
+    if other is not None and f"{other.__module__}.{other.__qualname__}" != path:
+        raise ValueError(f"{path}: {other.__module__}.{other.__qualname__} is the searcher {other.kind!r}")
+    _CLASSES[searcher.kind] = searcher
+    return searcher
+
+
+def searcher_kinds() -> list[str]:
+    """Returns the names of all kinds: the package's own, then those that others registered."""
+    return [*dict.fromkeys([*_MODULES, *_CLASSES])]
+
+
+def searcher_class(kind: str) -> type[Searcher]:
+    """Returns the class of a kind of searcher, and imports the module of no other kind.
+
+    Raises:
+      UserError: no such kind is registered.
+    """
+    if kind not in _CLASSES and kind in _MODULES:
+        importlib.import_module(_MODULES[kind])
+    if kind not in _CLASSES:
+        raise UserError(
+            f"no kind of searcher {kind!r}: choose one of {', '.join(searcher_kinds())}, or import the "
+            "module that registers it (a gin file can: `import MODULE`)"
+        )
+    return _CLASSES[kind]
 
 
 def searcher_manifest(folder: Path, collection: Collection) -> dict:
-    """What `retrieval-jax index` wrote there.
+    """Returns the manifest that `retrieval-jax index` wrote.
 
-    Raises UserError for a searcher of another collection, or whose model was replaced since.
+    Raises:
+      UserError: the searcher is of another collection, or its model was replaced since.
     """
     manifest = storage.read_manifest(folder, "index")
     if manifest["recipe"]["collection"] != collection.fingerprint:
@@ -73,11 +245,11 @@ def searcher_manifest(folder: Path, collection: Collection) -> dict:
 
 
 def check_model(folder: Path, manifest: dict) -> None:
-    """Raises UserError where a searcher's model is another one than the searcher was made of.
+    """Raises UserError if a searcher's model is not the one that the searcher was built with.
 
-    A model can be trained anew to the same step; only its content tells. Where the model, or its checkpoint,
-    is missing, nothing is raised here: opening the searcher does that. The model in an exported folder is
-    compared with the rest of that folder's files.
+    A model can be trained again to the same step, so that only its content tells them apart. Nothing is
+    raised here if the model or its checkpoint is missing: opening the searcher reports that. The model in an
+    exported folder is checked together with that folder's other files.
     """
     if "model" not in manifest or "files" in manifest:
         return
@@ -94,12 +266,14 @@ def check_model(folder: Path, manifest: dict) -> None:
         )
 
 
-def _open(folder: Path, make_mesh: Callable | None) -> Searcher:
+def _open(folder: Path, make_mesh: "Callable[[], Mesh] | None") -> Searcher:
     manifest = storage.read_manifest(folder, "index")
-    kind = manifest["kind"]
+    try:
+        searcher = searcher_class(manifest["kind"])
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
     if "files" in manifest:  # it was exported, and may have come from elsewhere
         folder = paths.ensure_local(folder)
         storage.check_files(folder, manifest)
     check_model(folder, manifest)
-    module, _, name = SEARCHERS[kind].partition(":")
-    return getattr(importlib.import_module(module), name).open(folder, make_mesh)
+    return searcher.open(folder, make_mesh)

@@ -26,7 +26,8 @@ from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.models.query_generator import QueryGenerator
-from retrieval_jax.search.searcher import BATCH_SIZE, Searcher, searcher_manifest
+from retrieval_jax.search.batched import BATCH_SIZE
+from retrieval_jax.search.searcher import Searcher, searcher_manifest
 
 
 class QuerySource(Protocol):

@@ -1,7 +1,5 @@
-"""The verb `mine`: what a searcher finds for the train queries, and is wrong, becomes hard negatives."""
+"""The verb `mine`: passages that a searcher wrongly finds for the train queries become hard negatives."""
 
-import types
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gin
@@ -10,11 +8,12 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import mined
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
 from retrieval_jax.mesh.partitioning import make_mesh
-from retrieval_jax.search.searcher import RankedList, Searcher, search_in_batches, searcher_manifest
+from retrieval_jax.search.batched import search_in_batches
+from retrieval_jax.search.searcher import Searcher, searcher_manifest
+
+SUMMARY_KEYS = ("queries", "with_negatives", "negatives")  # of the manifest
 
 
 @gin.configurable
@@ -31,19 +30,19 @@ def mine(
     """Writes negatives/NAME/qrels.train.tsv: hard negatives of the train queries, for a dual encoder.
 
     Train with them by --NEGATIVES=NAME and --gin.TrainingData.negatives=7. To refresh them between
-    rounds, mine again with an index of the model that they trained, under the same name or another. What is
-    known to answer a query is never its negative: its positives and those of queries with the same text, all
-    passages that have the text of one of these, and the passage that the query itself is.
+    rounds, mine again with an index of the model that they trained, under the same name or another. A passage
+    that is known to answer a query is never its negative: these are its positives and those of queries with
+    the same text, all passages that have the text of one of these, and the passage that the query itself is.
 
     Args:
-      source, work_dir: the collection, and where its work lies.
+      source, work_dir: the collection, and the folder in which its artefacts lie.
       searcher: one of searchers/: BM25, or a checkpoint's.
-      name: of the negatives; None is the searcher's.
-      depth: passages to look at, a query.
-      negatives_per_query: negatives to keep, a query, hardest first.
-      skip_top: passages to leave out at the top, which are most likely to be unlabelled positives.
-      margin: for unlabelled positives too: a negative must score lower than the query's best positive by so
-        much. A query whose positives are not among those looked at then has no negatives. None: no limit.
+      name: the name of the negatives; None for the searcher's.
+      depth: passages to search for, for each query.
+      negatives_per_query: negatives to keep, hardest first.
+      skip_top: passages to leave out at the top, which are the most likely to be unlabelled positives.
+      margin: against unlabelled positives, too: a negative must score lower than the query's best positive by
+        this much. A query has no negatives if none of its positives is found. None: no limit.
     """
     if negatives_per_query < 1 or not 0 <= skip_top < depth:
         raise UserError(
@@ -52,59 +51,21 @@ def mine(
         )
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
-    folder = work.searcher(searcher)
+    folder, out = work.searcher(searcher), work.negatives(name or searcher)
     recipe = {
         "collection": collection.fingerprint,
         "searcher": searcher_manifest(folder, collection)["recipe"],
         "settings": [depth, negatives_per_query, skip_top, margin],
     }
     queries = collection.queries("train")
-    answers, copies = KnownAnswers(queries), collection.first_ids
-    out = work.negatives(name or searcher)
 
-    def make(tmp: Path) -> dict:
-        texts = [query.text for query in queries]
-        found = search_in_batches(Searcher.open(folder, make_mesh), texts, depth, f"mine with {searcher}")
+    def write(tmp: Path) -> dict:
+        opened, texts = Searcher.open(folder, make_mesh), [query.text for query in queries]
+        ranked_lists = search_in_batches(opened, texts, depth, f"mine with {searcher}")
         return mined.write(
             tmp,
-            (
-                (
-                    query.id,
-                    choose_negatives(
-                        query, ranking, negatives_per_query, skip_top, margin, answers.others(query), copies
-                    ),
-                )
-                for query, ranking in zip(queries, found, strict=True)
-            ),
+            mined.choose_all(collection, queries, ranked_lists, negatives_per_query, skip_top, margin),
         )
 
-    manifest = storage.build_once(out, recipe, make)
-    told = ("queries", "with_negatives", "negatives")
-    return {"made": str(out / mined.FILE)} | {key: manifest[key] for key in told}
-
-
-def choose_negatives(
-    query: Query,
-    ranking: RankedList,
-    negatives_per_query: int,
-    skip_top: int,
-    margin: float | None,
-    others: Sequence[str] = (),
-    copies: Mapping[str, str] = types.MappingProxyType({}),
-) -> list[str]:
-    """The hardest of a ranking that are not known to answer the query; see `mine`.
-
-    Args:
-      query, ranking: the query and what was found for it.
-      negatives_per_query, skip_top, margin: as in `mine`.
-      others: passages that answer the query besides its positives; see `KnownAnswers`.
-      copies: a passage whose text stands before -> the first one of that text.
-    """
-    positives = {copies.get(passage, passage) for passage in query.positives}
-    answers = positives | {copies.get(passage, passage) for passage in others}
-    first = [(passage, copies.get(passage, passage), score) for passage, score in ranking]
-    limit = float("inf")
-    if margin is not None:
-        limit = max((s for _, text, s in first if text in positives), default=float("-inf")) - margin
-    wrong = [passage for passage, text, score in first[skip_top:] if text not in answers and score <= limit]
-    return wrong[:negatives_per_query]
+    manifest = storage.build_once(out, recipe, write)
+    return {"made": str(out / mined.FILE)} | {key: manifest[key] for key in SUMMARY_KEYS}

@@ -11,7 +11,7 @@ from retrieval_jax.checkpoints.checkpoints import Checkpoints
 from retrieval_jax.checkpoints.weights import read_ocdbt
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.workspace import Workspace, source_path
-from retrieval_jax.verbs.evaluate import run_paths
+from retrieval_jax.evaluation.runs import run_paths
 
 
 def test_two_sources_of_one_name_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,11 +9,12 @@ from reading import write
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import copies
 from retrieval_jax.data.collection import Passage, Query
+from retrieval_jax.data.mined import choose_negatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.verbs.importing import import_collection
 from retrieval_jax.verbs.index import make_index
-from retrieval_jax.verbs.mine import choose_negatives, mine
+from retrieval_jax.verbs.mine import mine
 
 WORDS = [
     "marble harbour",
@@ -109,9 +110,11 @@ def test_they_are_not_mined(work: Workspace):
 def test_a_copy_of_a_positive_sets_the_margin():
     ranking = [("copy", 9.0), ("other", 8.5), ("far", 2.0)]
     query = Query("q", "text", {"right": 1})
-    assert choose_negatives(query, ranking, 9, 0, 1.0, copies={"copy": "right"}) == ["far"]
-    assert choose_negatives(query, ranking, 9, 0, None, copies={"right": "copy"}) == ["other", "far"]
-    assert choose_negatives(query, ranking, 9, 0, None, others=["right"], copies={"copy": "right"}) == [
+    assert choose_negatives(query, ranking, 9, 0, 1.0, first_copies={"copy": "right"}) == ["far"]
+    assert choose_negatives(query, ranking, 9, 0, None, first_copies={"right": "copy"}) == ["other", "far"]
+    assert choose_negatives(
+        query, ranking, 9, 0, None, other_positives=["right"], first_copies={"copy": "right"}
+    ) == [
         "other",
         "far",
     ]

@@ -11,8 +11,8 @@ from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.search import exact, scann_index
-from retrieval_jax.search.bm25 import BM25Searcher, _words
-from retrieval_jax.search.dense import ExactSearcher, ScannSearcher, _rankings
+from retrieval_jax.search.bm25 import BM25Searcher, tokenize
+from retrieval_jax.search.dense import ExactSearcher, ScannSearcher, ranked_lists
 
 
 class Vectors:
@@ -84,7 +84,7 @@ def test_rows_without_a_passage_do_not_disturb_the_order():
     rows = np.array([[7, 3, 5, 9, 1, 2]])
     scores = np.array([[np.nan, 0.5, np.nan, 2.0, 0.5, np.nan]])
     ids = arrow_ids.array([f"p{i}" for i in range(10)])
-    assert _rankings(rows, scores, ids) == [[("p9", 2.0), ("p1", 0.5), ("p3", 0.5)]]
+    assert ranked_lists(rows, scores, ids) == [[("p9", 2.0), ("p1", 0.5), ("p3", 0.5)]]
 
 
 @pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher])
@@ -119,12 +119,12 @@ def test_bm25_equals_its_formula(tmp_path: Path):
         "nothing",
     ]
     passages = [Passage(f"p{i}", "", text) for i, text in enumerate(texts)]
-    BM25Searcher.write(tmp_path, iter(passages))
+    BM25Searcher.write_passages(tmp_path, iter(passages))
     searcher = BM25Searcher.open(tmp_path)
-    documents = _words(texts)
+    documents = tokenize(texts)
     for query in ("apple falls", "river", "apple apple trees", "unseen words", ""):
         (ranking,) = searcher.search([query], 10)
-        scores = {f"p{i}": bm25(_words([query])[0], d, documents) for i, d in enumerate(documents)}
+        scores = {f"p{i}": bm25(tokenize([query])[0], d, documents) for i, d in enumerate(documents)}
         expected = sorted((s for s in scores.values() if s > 0), reverse=True)
         assert [s for _, s in ranking] == pytest.approx(expected, rel=1e-4)
         assert {p for p, _ in ranking} == {p for p, s in scores.items() if s > 0}
@@ -135,7 +135,7 @@ def test_bm25_equals_its_formula(tmp_path: Path):
 @pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher, BM25Searcher])
 def test_no_query_finds_nothing(kind, vectors: np.ndarray, tmp_path: Path):
     if kind is BM25Searcher:
-        BM25Searcher.write(tmp_path, [Passage("p0", "", "a red apple")])
+        BM25Searcher.write_passages(tmp_path, [Passage("p0", "", "a red apple")])
         searcher = BM25Searcher.open(tmp_path)
     else:
         searcher = searcher_of(kind, vectors)
@@ -148,7 +148,7 @@ def test_equal_scores_are_in_the_collections_order_for_any_k(kind, tmp_path: Pat
     originals, N = ["red apple", "green apple tree", "a dog", "an apple falls far"], 120
     if kind is BM25Searcher:
         passages = [Passage(f"p{i}", "", originals[i % 4]) for i in range(N)]
-        BM25Searcher.write(tmp_path, passages)
+        BM25Searcher.write_passages(tmp_path, passages)
         searcher, query = BM25Searcher.open(tmp_path), "apple"
     else:
         vectors = np.eye(4, dtype=np.float32)[np.arange(N) % 4] + np.float32(0.5)

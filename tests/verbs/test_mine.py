@@ -8,11 +8,10 @@ import pytest
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
-from retrieval_jax.data.mined import MinedNegatives
+from retrieval_jax.data.mined import MinedNegatives, choose_negatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.examples.training_data import TrainingData
 from retrieval_jax.search.searcher import Searcher
-from retrieval_jax.verbs.mine import choose_negatives
 
 DEPTH, MOST, SKIP = 12, 3, 1
 

@@ -1,0 +1,79 @@
+"""Batched search: the queries of a split, or one question, answered by a searcher."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+from retrieval_jax.core.progress import bar
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.records import Collection
+from retrieval_jax.search.searcher import RankedList, Searcher
+
+BATCH_SIZE = 32  # queries that are searched for at once
+
+
+def search_in_batches(
+    searcher: Searcher, queries: Sequence[str], k: int, description: str
+) -> Iterator[RankedList]:
+    """Searches for queries, BATCH_SIZE at a time, with a progress bar.
+
+    Args:
+      searcher: the searcher.
+      queries: the queries' texts.
+      k: passages to find for each query.
+      description: what the progress bar says.
+
+    Yields:
+      The ranked list of each query, in the queries' order.
+    """
+    with bar(description, len(queries)) as advance:
+        for first in range(0, len(queries), BATCH_SIZE):
+            ranked_lists = searcher.search(queries[first : first + BATCH_SIZE], k)
+            yield from ranked_lists
+            advance(len(ranked_lists))
+
+
+def search_queries(
+    searcher: Searcher, queries: Sequence[Query], k: int, description: str
+) -> tuple[dict[str, RankedList], dict[str, float]]:
+    """Searches for a collection's queries and measures the time.
+
+    For a query that is itself a passage (as in ArguAna and Quora) k + 1 passages are sought, because
+    evaluations remove that passage from the query's results.
+
+    Args:
+      searcher: the searcher.
+      queries: the queries, at least one.
+      k: passages to find for each query.
+      description: what the progress bar says.
+
+    Returns:
+      The run (query id -> ranked list), and a summary: "queries" (their number), "ms_per_query" (wall time in
+      milliseconds, without compilation) and "fewer_than_k" (queries for which fewer passages were found).
+    """
+    texts = [query.text for query in queries]
+    depth = k + any(query.is_passage for query in queries)
+    searcher.search(texts[:BATCH_SIZE], depth)  # compiles: users wait for that once, not for every query
+    start = time.monotonic()
+    ranked_lists = [*search_in_batches(searcher, texts, depth, description)]
+    seconds = time.monotonic() - start
+    summary = {
+        "queries": len(queries),
+        "ms_per_query": round(1000 * seconds / len(queries), 3),
+        "fewer_than_k": sum(len(ranked_list) < k for ranked_list in ranked_lists),
+    }
+    pairs = zip(queries, ranked_lists, strict=True)
+    return {query.id: ranked_list[: k + query.is_passage] for query, ranked_list in pairs}, summary
+
+
+def search_texts(searcher: Searcher, collection: Collection, query: str, k: int) -> list[dict]:
+    """Searches for one query and reads the texts of its passages.
+
+    Returns:
+      A dict of "rank" (from 1), "id", "score", "title" and "text" for each passage, best first.
+    """
+    (ranked_list,) = searcher.search([query], k)
+    passages = collection.get(collection.find_rows([passage_id for passage_id, _ in ranked_list]).tolist())
+    return [
+        {"rank": rank, "id": p.id, "score": score, "title": p.title, "text": p.text}
+        for rank, (p, (_, score)) in enumerate(zip(passages, ranked_list, strict=True), start=1)
+    ]

@@ -1,0 +1,110 @@
+"""Building a searcher's folder: the choice of its kind, its recipe and what every kind has in common."""
+
+import dataclasses
+from pathlib import Path
+
+from retrieval_jax.checkpoints.model_folder import RETRIEVERS, LoadedModel, model_recipe, read_description
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
+from retrieval_jax.embeddings.encoding import Embeddings, encode_by_model
+from retrieval_jax.mesh import multihost
+from retrieval_jax.search.searcher import (
+    IndexInputs,
+    IndexSettings,
+    Searcher,
+    searcher_class,
+    searcher_kinds,
+)
+
+DEFAULT_KIND = "bm25"  # without a model
+
+
+def choose_searcher(kind: str | None, model_dir: str | Path | None) -> type[Searcher]:
+    """Returns the class of the searcher to build. The model's weights are not read.
+
+    Args:
+      kind: the kind that was asked for; None for the default of the model's family.
+      model_dir: the model's folder; None without a model.
+
+    Raises:
+      UserError: there is no such kind, or it does not search with such a model.
+    """
+    family = None
+    if model_dir is not None:
+        family = RETRIEVERS[read_description(paths.as_path(model_dir))["retriever"]].family
+    if kind is None and family is not None:
+        classes = (searcher_class(known) for known in searcher_kinds())
+        kind = next((known.kind for known in classes if known.model_family == family), None)
+        if kind is None:
+            raise UserError(
+                f"{model_dir}: holds a {family}, which finds no passages: name a retriever's folder"
+            )
+    try:
+        searcher = searcher_class(kind or DEFAULT_KIND)
+    except UserError as error:
+        raise UserError(f"make_index.kind: {error}") from None
+    if searcher.model_family != family:
+        if family is None:
+            raise UserError(f"MODEL_DIR: a {kind} searcher needs a model: --MODEL_DIR=work/…")
+        if searcher.model_family is None:
+            raise UserError(f"MODEL_DIR: a {kind} searcher has no model: --MODEL_DIR=None")
+        raise UserError(f"{model_dir}: holds a {family} model, not one for a {kind} searcher")
+    return searcher
+
+
+def default_name(searcher: type[Searcher], model: LoadedModel | None, settings: IndexSettings) -> str:
+    """Returns a searcher's name where the user gives none.
+
+    It is the kind of docids that the model writes, if it writes docids; otherwise it is the kind of the
+    searcher, followed by the name of the expansion if there is one.
+    """
+    docids = model.description["docids"] if model else None
+    return docids or "_".join(filter(None, (searcher.kind, settings.expansion)))
+
+
+def build_searcher(searcher: type[Searcher], inputs: IndexInputs) -> dict:
+    """Builds a searcher in `inputs.folder`, unless that folder holds one of the same recipe.
+
+    All processes of a run must call this. Together they encode the passages, where the searcher reads
+    embeddings; the first process writes the folder.
+
+    Args:
+      searcher: the class, from `choose_searcher`.
+      inputs: what to build it from, without `embeddings`.
+
+    Returns:
+      The folder's manifest.
+
+    Raises:
+      UserError: the inputs do not fit each other, or the folder cannot be written.
+    """
+    own = searcher.recipe(inputs)
+    recipe = {"kind": searcher.kind, "collection": inputs.collection.fingerprint, **own}
+    facts = {"kind": searcher.kind, "family": searcher.family, "parameters": None, **own}
+    if inputs.expansion:
+        recipe["expansion"] = inputs.expansion.fingerprint
+    if inputs.model:
+        recipe |= model_recipe(inputs.model_dir, inputs.model.step, inputs.model.description)
+        # Paths in a manifest are relative to where its folder will lie.
+        model = paths.relative(inputs.model_dir, inputs.folder)
+        facts |= {"parameters": inputs.model.parameter_count, "model": model, "step": inputs.model.step}
+    if not multihost.broadcast_from_process_0(storage.is_up_to_date(inputs.folder, recipe)):
+        if searcher.reads_embeddings:
+            inputs = dataclasses.replace(inputs, embeddings=_encode(inputs))
+
+        def write(folder: Path) -> dict:
+            return facts | searcher.write(folder, inputs)
+
+        multihost.on_process_0(lambda: storage.build_once(inputs.folder, recipe, write))
+    return storage.read_manifest(inputs.folder, "index")
+
+
+def _encode(inputs: IndexInputs) -> Embeddings:
+    description, collection = inputs.model.description, inputs.collection
+    if description["collection"] not in (None, collection.fingerprint):
+        log(
+            f"{inputs.model_dir}: trained on another collection ({description['collection_name']}, or an "
+            "earlier version) than this one"
+        )
+    return encode_by_model(inputs.model_dir, inputs.model, inputs.mesh, inputs.work, collection)
