@@ -56,10 +56,10 @@ def medians(runs: Sequence[Callable], repetitions: int, warm_up: int = 1, pause:
 def constrained_root(trie: Trie, logits_RxBx1xV: jax.Array) -> Beams:
     def search(logits_Bx1xV: jax.Array) -> Beams:
         root = jnp.zeros((len(logits_Bx1xV), 1), jnp.int32)
-        degree = jnp.broadcast_to(jnp.asarray(trie.root_degree, jnp.int32), root.shape)
-        state = Beams(jnp.zeros(root.shape, jnp.float32), root, root, degree)
-        logits, log_z = logits_Bx1xV[..., trie.token_LxS[0]], jax.nn.logsumexp(logits_Bx1xV, axis=-1)
-        return expand(trie, trie.fanouts[0], BEAMS, state, logits, log_z, 0)
+        num_children = jnp.broadcast_to(jnp.asarray(trie.root_num_children, jnp.int32), root.shape)
+        state = Beams(jnp.zeros(root.shape, jnp.float32), root, root, num_children)
+        logits, log_z = logits_Bx1xV[..., trie.token_LxI[0]], jax.nn.logsumexp(logits_Bx1xV, axis=-1)
+        return expand(trie, trie.max_branching[0], BEAMS, state, logits, log_z, 0)
 
     return jax.lax.map(search, logits_RxBx1xV)
 
@@ -67,13 +67,13 @@ def constrained_root(trie: Trie, logits_RxBx1xV: jax.Array) -> Beams:
 @jax.jit
 def constrained_step(trie: Trie, states_R: Beams, logits_RxBxKxV: jax.Array, position: jax.Array):
     """What `constrained_beam_search` does at a position around the network."""
-    bounds = sorted(set(trie.fanouts[1:]))
-    branch_of = jnp.array([0, *(bounds.index(bound) for bound in trie.fanouts[1:])])
-    branches = [functools.partial(expand, trie, bound, BEAMS) for bound in bounds]
+    widths = sorted(set(trie.max_branching[1:]))
+    branch_of = jnp.array([0, *(widths.index(width) for width in trie.max_branching[1:])])
+    branches = [functools.partial(expand, trie, width, BEAMS) for width in widths]
 
     def search(state_and_logits: tuple[Beams, jax.Array]):
         state, logits_BxKxV = state_and_logits
-        logits, log_z = logits_BxKxV[..., trie.token_LxS[position]], jax.nn.logsumexp(logits_BxKxV, axis=-1)
+        logits, log_z = logits_BxKxV[..., trie.token_LxI[position]], jax.nn.logsumexp(logits_BxKxV, axis=-1)
         return jax.lax.switch(branch_of[position], branches, state, logits, log_z, position)
 
     return jax.lax.map(search, (states_R, logits_RxBxKxV))
@@ -245,7 +245,7 @@ def measure_atomic(count: int, output_size: int, batches: Sequence[int], repetit
 
     Says what the search would take where the softmax held nothing but docids.
     """
-    real_V = jax.device_put((np.arange(output_size) > 0) & (np.arange(output_size) <= count))
+    valid_mask_V = jax.device_put((np.arange(output_size) > 0) & (np.arange(output_size) <= count))
     search = jax.jit(top_docids, static_argnames="k")
 
     @jax.jit
@@ -260,7 +260,7 @@ def measure_atomic(count: int, output_size: int, batches: Sequence[int], repetit
     times = {}
     for batch_size in batches:
         logits = jax.random.normal(jax.random.key(batch_size), (batch_size, output_size))
-        runs = [functools.partial(search, logits, real_V, k=BEAMS)]
+        runs = [functools.partial(search, logits, valid_mask_V, k=BEAMS)]
         runs += [functools.partial(way, logits) for way in (plain, all_real)]
         ours, *theirs = medians(runs, repetitions)
         log(f"atomic, batch {batch_size}: {ours:.0f} ms; {theirs[1]:.0f} ms if all outputs were docids")

@@ -102,7 +102,7 @@ def ceiling(work: Workspace, kind: str, queries: Sequence[Query], beams: int, mo
             rows, aux = decode(searching.params, {"encoder_input_tokens": tokens}, trie=searching.trie)
             ranking = searching.ranked_list(np.asarray(rows[0]), np.asarray(aux["scores"][0]).tolist())
             found[query.id] = ranking[:SHOWN]
-            if ranking[:SHOWN][-1][1] <= float(aux["bound"][0]):
+            if ranking[:SHOWN][-1][1] <= float(aux["pruned_upper_bound"][0]):
                 uncertain.append(query)
         log(f"{kind}, {beams:,} beams: {len(left) - len(uncertain)} of {len(left)} queries are certain")
         left, beams = uncertain, GROWTH * beams

@@ -1,4 +1,8 @@
-"""Search with atomic docids: one decoding step, then the docids of highest log-probability."""
+"""Search with atomic docids: one decoding step, then the docids of highest log-probability.
+
+Letters in shapes: B queries, V tokens of the softmax, K results, N blocks of C tokens, M chosen blocks,
+F blocks of both valid and other tokens.
+"""
 
 import functools
 import math
@@ -8,48 +12,58 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-BLOCK = 128  # docids; outputs are padded to a multiple of it
-FEW = 64  # blocks whose tokens are looked at one by one, as not all of them are real
+BLOCK = 128  # tokens; softmaxes are padded to a multiple of it
+MAX_MIXED_BLOCKS = 64  # blocks of both valid and other tokens that are masked token by token
 
 
 def top_docids(
-    logits_BxV: jax.Array, real_V: jax.Array, k: int, mesh: Mesh | None = None, recall: float | None = None
+    logits_BxV: jax.Array,
+    valid_mask_V: jax.Array,
+    k: int,
+    mesh: Mesh | None = None,
+    recall: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The k most probable docid tokens B×k (int32) and their log-probabilities, best first.
-
-    Where fewer than k are real, token -1 and log-probability -inf follow.
+    """Finds the k most probable docid tokens.
 
     Args:
-      logits_BxV: float32; on a mesh its queries lie over `data` and its docids over `model`. Each shard gives
-        its own best k, and those alone are gathered and merged; no device holds a query's whole softmax.
-      real_V: bool, the tokens that name a docid. All others only pad the softmax: they take part in its
-        normalisation (as in training) and cannot be found.
+      logits_BxV: float32. On a mesh the queries lie over axis `data` and the tokens over axis `model`. Each
+        device finds the best k of its own tokens, and only these are gathered and merged: no device holds
+        the whole softmax of a query.
+      valid_mask_V: bool, which tokens name a docid. The others pad the softmax: they take part in its
+        normalisation, as in training, and cannot be found.
+      k: how many tokens to find.
       mesh: None for one device.
-      recall: None for the exact top-k; else the recall that `lax.approx_max_k` shall reach in expectation
+      recall: None for the exact top k; else the recall that `lax.approx_max_k` is to reach in expectation
         (Chern et al. 2022), which is much faster on a TPU.
+
+    Returns:
+      (tokens B×k int32, best first; their log-probabilities B×k float32). Where fewer than k tokens are
+      valid, the token is -1 and its log-probability -inf.
     """
     if mesh is None:
-        return _top(logits_BxV, real_V, k, recall)
+        return _top(logits_BxV, valid_mask_V, k, recall)
     on_shards = jax.shard_map(
         functools.partial(_top, k=k, recall=recall, axis="model"),
         mesh=mesh,
         in_specs=(P("data", "model"), P("model")),
         out_specs=P("data"),
-        check_vma=False,  # what is gathered is alike on every device of `model`
+        check_vma=False,  # the gathered results are the same on every device along `model`
     )
-    return on_shards(logits_BxV, real_V)
+    return on_shards(logits_BxV, valid_mask_V)
 
 
-def _top(logits_BxV, real_V, k: int, recall: float | None, axis: str | None = None):
-    """Of one shard's tokens; with an axis, merged over its shards."""
+def _top(logits_BxV, valid_mask_V, k: int, recall: float | None, axis: str | None = None):
+    """Finds the top k of one shard's tokens; merges those of all shards along `axis`, if one is named."""
     log_z_B = jax.nn.logsumexp(logits_BxV, axis=-1)
     if recall is None:
-        best_BxK, token_BxK = _exact(logits_BxV, real_V, min(k, real_V.size))
+        best_BxK, token_BxK = _exact(logits_BxV, valid_mask_V, min(k, valid_mask_V.size))
     else:
-        masked_BxV = jnp.where(real_V, logits_BxV, -jnp.inf)
-        best_BxK, token_BxK = jax.lax.approx_max_k(masked_BxV, min(k, real_V.size), recall_target=recall)
+        masked_BxV = jnp.where(valid_mask_V, logits_BxV, -jnp.inf)
+        best_BxK, token_BxK = jax.lax.approx_max_k(
+            masked_BxV, min(k, valid_mask_V.size), recall_target=recall
+        )
     if axis:
-        token_BxK += jax.lax.axis_index(axis) * real_V.size
+        token_BxK += jax.lax.axis_index(axis) * valid_mask_V.size
         log_z_B = jax.nn.logsumexp(jax.lax.all_gather(log_z_B, axis), axis=0)
         gathered = (jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in (best_BxK, token_BxK))
         best_BxK, token_BxK = gathered
@@ -61,40 +75,40 @@ def _top(logits_BxV, real_V, k: int, recall: float | None, axis: str | None = No
     return tokens, best_BxK - log_z_B[:, None]
 
 
-def _exact(logits_BxV: jax.Array, real_V: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k largest logits of real tokens, and the tokens; where they tie the lower token comes first.
+def _exact(logits_BxV: jax.Array, valid_mask_V: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Finds the k largest logits of valid tokens, and the tokens; if logits tie, the lower token comes first.
 
-    They lie in the k blocks whose largest logits are largest. So all logits are read once, for each block's
-    largest, and only a few of them are sorted.
+    They lie in the k blocks whose largest logits are largest. So all logits are read once, for the largest of
+    each block, and only a few blocks are sorted.
     """
     B, V = logits_BxV.shape
     block = math.gcd(V, BLOCK)
     N, M = V // block, min(k, V // block)
-    blocked_BxNxC, real_NxC = logits_BxV.reshape(B, N, block), real_V.reshape(N, block)
-    _, chosen_BxM = jax.lax.top_k(_largest(blocked_BxNxC, real_NxC), M)
-    chosen_BxM = jnp.sort(chosen_BxM, axis=-1)  # in the tokens' order, for ties
-    some_BxMxC = jnp.take_along_axis(blocked_BxNxC, chosen_BxM[..., None], axis=1)
-    some_BxMxC = jnp.where(real_NxC[chosen_BxM], some_BxMxC, -jnp.inf)
-    best_BxK, nth_BxK = jax.lax.top_k(some_BxMxC.reshape(B, M * block), k)
-    first_BxK = jnp.take_along_axis(chosen_BxM, nth_BxK // block, axis=1)
-    return best_BxK, first_BxK * block + nth_BxK % block
+    blocked_BxNxC, valid_NxC = logits_BxV.reshape(B, N, block), valid_mask_V.reshape(N, block)
+    _, chosen_BxM = jax.lax.top_k(_block_maxima(blocked_BxNxC, valid_NxC), M)
+    chosen_BxM = jnp.sort(chosen_BxM, axis=-1)  # in the order of tokens, for ties
+    chosen_BxMxC = jnp.take_along_axis(blocked_BxNxC, chosen_BxM[..., None], axis=1)
+    chosen_BxMxC = jnp.where(valid_NxC[chosen_BxM], chosen_BxMxC, -jnp.inf)
+    best_BxK, nth_BxK = jax.lax.top_k(chosen_BxMxC.reshape(B, M * block), k)
+    block_BxK = jnp.take_along_axis(chosen_BxM, nth_BxK // block, axis=1)
+    return best_BxK, block_BxK * block + nth_BxK % block
 
 
-def _largest(blocked_BxNxC: jax.Array, real_NxC: jax.Array) -> jax.Array:
-    """The largest logit of each block's real tokens, B×N.
+def _block_maxima(blocked_BxNxC: jax.Array, valid_NxC: jax.Array) -> jax.Array:
+    """Finds the largest logit of the valid tokens of each block, B×N.
 
-    Asking of each token whether it is real takes longer than reading the logits does. Where that matters only
-    to a few blocks, as where tokens merely pad the softmax, it is asked in these.
+    Masking every token takes longer than reading the logits does. Where only a few blocks have both valid and
+    other tokens, as where some tokens pad the softmax, only these blocks are masked.
     """
-    mixed_N = ~jnp.all(real_NxC, axis=-1)
+    mixed_N = ~jnp.all(valid_NxC, axis=-1)
 
-    def few() -> jax.Array:
-        (mixed_F,) = jnp.nonzero(mixed_N, size=FEW, fill_value=len(mixed_N))
-        some_BxFxC, real_FxC = (x.at[..., mixed_F, :].get(mode="clip") for x in (blocked_BxNxC, real_NxC))
-        largest_BxF = jnp.max(jnp.where(real_FxC, some_BxFxC, -jnp.inf), axis=-1)
-        return jnp.max(blocked_BxNxC, axis=-1).at[:, mixed_F].set(largest_BxF, mode="drop")
+    def mask_mixed_blocks() -> jax.Array:
+        (mixed_F,) = jnp.nonzero(mixed_N, size=MAX_MIXED_BLOCKS, fill_value=len(mixed_N))
+        mixed_BxFxC, valid_FxC = (x.at[..., mixed_F, :].get(mode="clip") for x in (blocked_BxNxC, valid_NxC))
+        maxima_BxF = jnp.max(jnp.where(valid_FxC, mixed_BxFxC, -jnp.inf), axis=-1)
+        return jnp.max(blocked_BxNxC, axis=-1).at[:, mixed_F].set(maxima_BxF, mode="drop")
 
-    def many() -> jax.Array:
-        return jnp.max(jnp.where(real_NxC, blocked_BxNxC, -jnp.inf), axis=-1)
+    def mask_all_blocks() -> jax.Array:
+        return jnp.max(jnp.where(valid_NxC, blocked_BxNxC, -jnp.inf), axis=-1)
 
-    return jax.lax.cond(jnp.sum(mixed_N) <= FEW, few, many)
+    return jax.lax.cond(jnp.sum(mixed_N) <= MAX_MIXED_BLOCKS, mask_mixed_blocks, mask_all_blocks)

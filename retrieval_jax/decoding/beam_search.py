@@ -1,4 +1,7 @@
-"""Constrained beam search over docids: exact log-probabilities, and only real docids can come out."""
+"""Constrained beam search over docids: exact log-probabilities, and only docids of the trie can come out.
+
+Letters in shapes: B queries, K beams, I local ids (see trie.py), C children of a beam's node, L positions.
+"""
 
 import functools
 from collections.abc import Callable
@@ -11,143 +14,201 @@ from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.decoding.trie import Trie
 
-Step = Callable[[jax.Array, jax.Array | int, Any, jax.Array], tuple[jax.Array, jax.Array, Any]]
-"""The decoder, one token a beam: (newest tokens B×K, their position (may be traced), cache, tokens S) ->
-(logits B×K×S of those as the next token, log-sum-exp B×K of all logits, the cache with the newest tokens).
+DecodeStep = Callable[[jax.Array, jax.Array | int, Any, jax.Array], tuple[jax.Array, jax.Array, Any]]
+"""The decoder, which reads one token a beam and predicts the next one.
 
-At position 0 the newest tokens are 0 (start) and K is 1. `cache` is any pytree of arrays B×K×…, whose beams
-the search re-orders.
+Args:
+  newest tokens: int32 B×K. At position 0 they are 0 (the start token) and K is 1.
+  position: of these tokens; may be traced.
+  cache: any pytree of arrays B×K×…, whose beams the search re-orders.
+  candidates: int32, I tokens.
+
+Returns:
+  (float32 logits B×K×I of the candidates as the next token; log-sum-exp B×K of the logits of the whole
+  vocabulary; the cache with the newest tokens).
 """
 
 
 class Beams(NamedTuple):
-    """Each B×K: where K beams a query stand in the trie, best first."""
+    """The K best hypotheses of each query, best first, and where they stand in the trie. Each array is B×K.
 
-    score: jax.Array  # sum of its tokens' log-probabilities; -inf: no beam
-    token: jax.Array  # the newest
-    child: jax.Array  # the first edge that leaves its node, or (degree 0) its docid's row
-    degree: jax.Array  # children of its node; 0: one docid is left
+    Attributes:
+      score: float32, the sum of the log-probabilities of its tokens; -inf where there is no hypothesis.
+      token: int32, its newest token.
+      first_child: int32, the first edge that leaves its node, or, without children, its docid's row.
+      num_children: int32, how many edges leave its node; 0: one docid is left.
+    """
+
+    score: jax.Array
+    token: jax.Array
+    first_child: jax.Array
+    num_children: jax.Array
 
 
 def constrained_beam_search(
-    step: Step, cache: Any, trie: Trie, beams: int, mesh: Mesh | None = None
+    step: DecodeStep, cache: Any, trie: Trie, beams: int, mesh: Mesh | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Finds the docids of highest log-probability under the model's full softmax.
 
-    A beam's score is the sum of its tokens' log-probabilities: no length penalty, and no renormalisation over
-    the allowed tokens. With as many beams as docids the result is that of scoring every docid.
+    A hypothesis's score is the sum of the log-probabilities of its tokens: there is no length penalty, and
+    probabilities are not renormalised over the allowed tokens. With as many beams as docids the result is
+    that of scoring every docid.
 
     The step is compiled twice: for the root, where a query has one beam, and in a loop over the other
     positions, which ends when every beam has written its docid.
 
+    As an example, the four docids of `build_trie`, and a model whose next token depends on the position
+    alone. Three beams find the docids of probabilities 0.6 · 0.7 · 0.9, 0.6 · 0.3 · 0.9 and 0.4 · 0.3 · 0.9:
+
+    >>> trie, _ = build_trie(np.array([[5, 9, 1, 0], [5, 2, 1, 0], [7, 2, 1, 0], [5, 9, 4, 1]]))
+    >>> probability_LxV = np.zeros((4, 10))
+    >>> probability_LxV[[0, 0, 1, 1], [5, 7, 9, 2]] = 0.6, 0.4, 0.7, 0.3
+    >>> probability_LxV[[2, 2, 3], [1, 4, 1]] = 0.9, 0.1, 1.0
+    >>> def step(tokens_BxK, position, cache, candidates_I):
+    ...     logits_I = jnp.log(jnp.asarray(probability_LxV)[position])[candidates_I]
+    ...     logits_BxKxI = jnp.broadcast_to(logits_I, (*tokens_BxK.shape, len(candidates_I)))
+    ...     return logits_BxKxI, jnp.zeros(tokens_BxK.shape), cache
+    >>> rows, scores, bound = constrained_beam_search(step, jnp.zeros((1, 1)), trie, beams=3)
+    >>> rows.tolist()
+    [[0, 1, 2]]
+    >>> print(np.exp(scores).round(3))
+    [[0.378 0.162 0.108]]
+
+    The hypothesis of probability 0.12, (7, 2), was the worst that three beams kept, so nothing better was
+    pruned. The first two docids score above this bound: no other docid can be better than they are.
+
+    >>> print(np.exp(bound).round(3))
+    [0.12]
+
     Args:
-      step: the decoder; see Step.
-      cache: what the first step is given: B×1×….
+      step: the decoder; see `DecodeStep`.
+      cache: what the first step is given: arrays B×1×….
       trie: the docids; its arrays may be traced.
       beams: K.
-      mesh: where the queries lie over `data`, a whole number on each device; None for one device.
+      mesh: the mesh over whose axis `data` the queries lie, a whole number on each device; None for one
+        device.
 
     Returns:
-      (docid rows of the table B×K, scores B×K, bound B), best first. Where there are fewer docids than beams
-      the row is -1 and the score -inf. No docid that was left out scores above the bound (the best score at
-      which a beam was dropped, as a docid scores no more than its beginning): those found above it are, in
-      their order, what scoring every docid would find.
+      (rows B×K int32: rows of the docid table, best first; scores B×K float32; pruned_upper_bound B float32).
+      Where there are fewer docids than beams the row is -1 and the score -inf. `pruned_upper_bound` is the
+      largest score at which a hypothesis may have been pruned. As a docid scores no more than its prefixes,
+      no docid that is left out scores above it: the docids found above it are exactly those that scoring
+      every docid would rank first, in that order.
     """
+    trie = jax.tree.map(jnp.asarray, trie)
     batch_size = jax.tree.leaves(cache)[0].shape[0]  # of any size, or symbolic
     root = jnp.zeros((batch_size, 1), jnp.int32)
-    degree = jnp.broadcast_to(jnp.asarray(trie.root_degree, jnp.int32), root.shape)
-    state = Beams(jnp.zeros(root.shape, jnp.float32), root, root, degree)
-    token_LxS = jnp.asarray(trie.token_LxS)
-    logits_Bx1xS, log_z_Bx1, cache = step(root, 0, cache, token_LxS[0])
-    grown = functools.partial(_expand_own_queries, mesh, trie, beams)
-    state, parent = grown(trie.fanouts[0], state, logits_Bx1xS, log_z_Bx1, jnp.int32(0))
-    cache, bound_B = _take_beams(cache, parent), state.score[:, -1]
+    num_children = jnp.broadcast_to(trie.root_num_children, root.shape)
+    state = Beams(jnp.zeros(root.shape, jnp.float32), root, root, num_children)
+    logits_Bx1xI, log_z_Bx1, cache = step(root, 0, cache, trie.token_LxI[0])
+    expand_beams = functools.partial(_expand_on_devices, mesh, trie, beams)
+    state, parent = expand_beams(trie.max_branching[0], state, logits_Bx1xI, log_z_Bx1, jnp.int32(0))
+    cache, pruned_upper_bound_B = _take_beams(cache, parent), state.score[:, -1]
 
-    # The branches of the loop's body differ in how many children they look at.
-    fanouts = sorted(set(trie.fanouts[1:]))
-    branch_of = jnp.array([0, *(fanouts.index(fanout) for fanout in trie.fanouts[1:])])
-    branches = [functools.partial(grown, fanout) for fanout in fanouts]
+    # The loop's body has a branch for each number of children that a position can need.
+    widths = sorted(set(trie.max_branching[1:]))
+    branch_of = jnp.array([0, *(widths.index(width) for width in trie.max_branching[1:])])
+    branches = [functools.partial(expand_beams, width) for width in widths]
 
-    def goes_on(carry) -> jax.Array:
+    def is_unfinished(carry) -> jax.Array:
         position, state, *_ = carry
-        symbol = trie.tail_symbol(state.child, position)
-        ended = token_LxS[jnp.minimum(position, trie.length - 1)][symbol] == 0
-        return (position < trie.length) & ~jnp.all((state.degree == 0) & ended)
+        local_id = trie.suffix_local_id(state.first_child, position)
+        ended = trie.token_LxI[jnp.minimum(position, trie.length - 1)][local_id] == 0
+        return (position < trie.length) & ~jnp.all((state.num_children == 0) & ended)
 
-    def write(carry):
-        position, state, cache, bound_B = carry
-        logits_BxKxS, log_z_BxK, cache = step(state.token, position, cache, token_LxS[position])
+    def advance(carry):
+        position, state, cache, pruned_upper_bound_B = carry
+        logits_BxKxI, log_z_BxK, cache = step(state.token, position, cache, trie.token_LxI[position])
         state, parent = jax.lax.switch(
-            branch_of[position], branches, state, logits_BxKxS, log_z_BxK, position
+            branch_of[position], branches, state, logits_BxKxI, log_z_BxK, position
         )
-        return position + 1, state, _take_beams(cache, parent), jnp.maximum(bound_B, state.score[:, -1])
+        pruned_upper_bound_B = jnp.maximum(pruned_upper_bound_B, state.score[:, -1])
+        return position + 1, state, _take_beams(cache, parent), pruned_upper_bound_B
 
-    _, state, _, bound_B = jax.lax.while_loop(goes_on, write, (jnp.int32(1), state, cache, bound_B))
+    start = (jnp.int32(1), state, cache, pruned_upper_bound_B)
+    _, state, _, pruned_upper_bound_B = jax.lax.while_loop(is_unfinished, advance, start)
     found = state.score > -jnp.inf
-    return jnp.where(found, state.child, -1), state.score, bound_B
+    return jnp.where(found, state.first_child, -1), state.score, pruned_upper_bound_B
 
 
 def expand(
     trie: Trie,
-    fanout: int,
+    max_children: int,
     beams: int,
     state: Beams,
-    logits_BxKxS: jax.Array,
+    logits_BxKxI: jax.Array,
     log_z_BxK: jax.Array,
     position: jax.Array | int,
 ) -> tuple[Beams, jax.Array]:
-    """One step of the search: the best `beams` of all beams' children, and the beam that each came from, B×K.
+    """Takes one step of the search: keeps the best of all children of all beams.
 
-    Only the children's logits are looked at, at most `fanout` (F) of each beam; a beam whose docid is known
-    goes on with it, or, where that has ended, unchanged.
+    Only the logits of children are looked at. A beam whose docid is known goes on with that docid, or stays
+    unchanged where the docid has ended.
+
+    Args:
+      trie: the docids.
+      max_children: C, how many children of each beam are looked at; as many as any node at this position has.
+      beams: how many hypotheses are kept.
+      state: the beams, K of them.
+      logits_BxKxI, log_z_BxK: what the step returned for them.
+      position: of the tokens that are chosen here; may be traced.
+
+    Returns:
+      (the new beams; int32 B×beams, the index of the beam that each came from).
     """
     B = state.score.shape[0]
-    nth_F = jnp.arange(fanout)
-    token_S = jnp.asarray(trie.token_LxS)[position]
-    tail_BxK = trie.tail_symbol(state.child, position)
-    symbol_BxKxF = trie.symbol_E.at[state.child[..., None] + nth_F].get(mode="clip").astype(jnp.int32)
-    symbol_BxKxF = jnp.where((state.degree == 0)[..., None], tail_BxK[..., None], symbol_BxKxF)
-    log_prob = _take(logits_BxKxS, symbol_BxKxF) - log_z_BxK[..., None]
-    # Only symbol 0 can stand for token 0: the docid has ended, and goes on at no cost.
-    log_prob = jnp.where((symbol_BxKxF == 0) & (token_S[0] == 0), 0.0, log_prob)
-    exists = nth_F < jnp.maximum(state.degree, 1)[..., None]
-    total_BxC = jnp.where(exists, state.score[..., None] + log_prob, -jnp.inf).reshape(B, -1)
+    child_C = jnp.arange(max_children)
+    token_I = trie.token_LxI[position]
+    suffix_BxK = trie.suffix_local_id(state.first_child, position)
+    local_id_BxKxC = trie.local_id_E.at[state.first_child[..., None] + child_C].get(mode="clip")
+    is_single_BxK = state.num_children == 0
+    local_id_BxKxC = jnp.where(
+        is_single_BxK[..., None], suffix_BxK[..., None], local_id_BxKxC.astype(jnp.int32)
+    )
+    log_prob = _take(logits_BxKxI, local_id_BxKxC) - log_z_BxK[..., None]
+    # Only local id 0 can stand for token 0: the docid has ended, and goes on at no cost.
+    log_prob = jnp.where((local_id_BxKxC == 0) & (token_I[0] == 0), 0.0, log_prob)
+    exists = child_C < jnp.maximum(state.num_children, 1)[..., None]
+    total_BxKC = jnp.where(exists, state.score[..., None] + log_prob, -jnp.inf).reshape(B, -1)
 
-    kept = min(beams, total_BxC.shape[1])
-    score, best = jax.lax.top_k(total_BxC, kept)
-    parent = best // fanout
-    single, child = _take(state.degree, parent) == 0, _take(state.child, parent)
-    edge = child + best % fanout
+    kept = min(beams, total_BxKC.shape[1])
+    score, best = jax.lax.top_k(total_BxKC, kept)
+    parent = best // max_children
+    is_single, first_child = _take(is_single_BxK, parent), _take(state.first_child, parent)
+    edge = first_child + best % max_children
     reached = Beams(
         score,
-        token_S[_take(symbol_BxKxF.reshape(B, -1), best)],
-        jnp.where(single, child, trie.child_E.at[edge].get(mode="clip")),
-        jnp.where(single, 0, trie.degree_E.at[edge].get(mode="clip").astype(jnp.int32)),
+        token_I[_take(local_id_BxKxC.reshape(B, -1), best)],
+        jnp.where(is_single, first_child, trie.first_child_E.at[edge].get(mode="clip")),
+        jnp.where(is_single, 0, trie.num_children_E.at[edge].get(mode="clip").astype(jnp.int32)),
     )
     missing = ((0, 0), (0, beams - kept))
-    nobody = Beams(-jnp.inf, 0, 0, 0)
-    reached = [jnp.pad(x, missing, constant_values=n) for x, n in zip(reached, nobody, strict=True)]
-    return Beams(*reached), jnp.pad(parent, missing)
+    no_hypothesis = Beams(-jnp.inf, 0, 0, 0)
+    padded = [
+        jnp.pad(x, missing, constant_values=value) for x, value in zip(reached, no_hypothesis, strict=True)
+    ]
+    return Beams(*padded), jnp.pad(parent, missing)
 
 
-def _expand_own_queries(mesh: Mesh | None, trie: Trie, beams: int, fanout: int, *beams_logits_and_position):
-    """`expand`, by each device for its own queries: XLA would gather those of all for the top-k."""
+def _expand_on_devices(mesh: Mesh | None, trie: Trie, beams: int, max_children: int, *state_and_logits):
+    """Calls `expand` on each device for that device's queries; XLA would gather all queries for the top-k."""
 
-    def own(trie: Trie, *beams_logits_and_position):
-        return expand(trie, fanout, beams, *beams_logits_and_position)
+    def expand_local(trie: Trie, *state_and_logits):
+        return expand(trie, max_children, beams, *state_and_logits)
 
     if mesh is not None:
         rows = P("data")
         specs = (P(), rows, rows, rows, P())
-        # Unchecked: the devices of `model` do the same.
-        own = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
-    return own(trie, *beams_logits_and_position)
+        # Unchecked: the devices along `model` all do the same.
+        expand_local = jax.shard_map(expand_local, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    return expand_local(trie, *state_and_logits)
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Along the last axis."""
+    """Takes along the last axis."""
     return jnp.take_along_axis(x, index, axis=-1, mode="promise_in_bounds")
 
 
 def _take_beams(cache: Any, parent_BxK: jax.Array) -> Any:
+    """Re-orders the second axis of every array."""
     return jax.tree.map(lambda x: jax.vmap(lambda a, i: a[i])(x, parent_BxK), cache)

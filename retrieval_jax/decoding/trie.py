@@ -1,11 +1,14 @@
-"""The docid trie as plain arrays: what may follow which prefix.
+"""The docid trie as plain arrays: which tokens may follow which prefix.
 
-Only the edges that leave a node of two or more docids are stored, breadth-first, so the children of a node
-are consecutive and a beam's state is (first child, number of children). An edge to a node with one docid left
-points to that docid's row in the table instead, with no children; the rest of it is read from a bit stream
-that holds, for every row, the positions at which a docid may be alone.
+Only the edges that leave a node with two or more docids below it are stored, breadth-first, so the children
+of a node are consecutive and a beam's state is (first child, number of children). An edge below which one
+docid is left points to that docid's row of the table instead, and has no children; the rest of that docid is
+read from a bit stream of suffixes, which holds for every row the positions at which a docid can be the only
+one left.
 
-At each position docids use few of the model's tokens. Edges and the stream hold numbers of those: symbols.
+At each position docids use few of the model's tokens. Edges and suffixes hold a token's local id: its index
+among the tokens that occur at that position. Letters in shapes: N rows of the table, L positions, E edges,
+I local ids.
 """
 
 import dataclasses
@@ -18,234 +21,349 @@ import numpy as np
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.order import order
 
-_BLOCK = 1 << 16  # rows worked on at once: they stay in the processor's cache
+_BLOCK = 1 << 16  # rows worked on at a time: they stay in the processor's cache
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trie:
-    """Arrays that ride as arguments of the search; padded, so that a similar table does not recompile.
+    """Arrays that the search takes as arguments; padded, so that a similar table does not recompile it.
 
     Attributes:
-      token_LxS: int32, the token that a symbol stands for at a position, ascending; 0 where docids ended.
-      symbol_E: on each edge; an unsigned integer, see `edge_dtypes`.
-      degree_E: children of the node it leads to; 0: one docid is left. An unsigned integer too.
-      child_E: int32, the first of those children, or the docid's row in the table.
-      tails: uint32, the symbols of each row from position `tail_from` on, `symbol_bits` each.
-      root_degree: int32 scalar, children of the root (edges 0, 1, …); 0: the only docid is in row 0.
-      fanouts: for each position, a bound of a node's children (static: shapes depend on it).
+      token_LxI: int32, the token of each local id at each position, ascending; 0 stands for an ended docid.
+      local_id_E: the local id of the token on each edge; an unsigned integer, see `edge_dtypes`.
+      num_children_E: how many children the node has to which the edge leads; 0 where one docid is left. An
+        unsigned integer, see `edge_dtypes`.
+      first_child_E: int32, the edge to the first of these children, or the docid's row in the table.
+      suffixes: uint32, each row's local ids from position `suffix_start` on, `local_id_bits` bits each.
+      root_num_children: int32 scalar, children of the root (edges 0, 1, …); 0: the only docid is in row 0.
+      max_branching: for each position, an upper bound of a node's children. Static: shapes depend on it.
+      suffix_start: the first position that `suffixes` holds. Static.
+      local_id_bits: bits of one local id in `suffixes`. Static.
     """
 
-    token_LxS: np.ndarray | jax.Array
-    symbol_E: np.ndarray | jax.Array
-    degree_E: np.ndarray | jax.Array
-    child_E: np.ndarray | jax.Array
-    tails: np.ndarray | jax.Array
-    root_degree: np.ndarray | jax.Array
-    fanouts: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-    tail_from: int = dataclasses.field(metadata={"static": True})
-    symbol_bits: int = dataclasses.field(metadata={"static": True})
+    token_LxI: np.ndarray | jax.Array
+    local_id_E: np.ndarray | jax.Array
+    num_children_E: np.ndarray | jax.Array
+    first_child_E: np.ndarray | jax.Array
+    suffixes: np.ndarray | jax.Array
+    root_num_children: np.ndarray | jax.Array
+    max_branching: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    suffix_start: int = dataclasses.field(metadata={"static": True})
+    local_id_bits: int = dataclasses.field(metadata={"static": True})
 
     @property
     def arrays(self) -> dict[str, np.ndarray | jax.Array]:
-        """The attributes that are not static, for programs that take them by name."""
+        """The attributes that are not static, by name, for programs that take them so."""
         fields = dataclasses.fields(self)
         return {f.name: getattr(self, f.name) for f in fields if not f.metadata.get("static")}
 
     @property
     def length(self) -> int:
-        """Tokens of the longest docid."""
-        return len(self.fanouts)
+        """L, how many tokens the longest docid has."""
+        return len(self.max_branching)
 
     @property
-    def row_bits(self) -> int:
-        """Bits of one row in `tails`; 32 rows fill as many words."""
-        return (self.length - self.tail_from) * self.symbol_bits
+    def suffix_bits(self) -> int:
+        """How many bits one row takes in `suffixes`; 32 rows take as many words."""
+        return (self.length - self.suffix_start) * self.local_id_bits
 
-    def tail_symbol(self, row: jax.Array, position: jax.Array | int) -> jax.Array:
-        """int32, the symbols of rows (any shape) at a position, which is not below `tail_from`."""
-        if not self.row_bits:
+    def suffix_local_id(self, row: jax.Array, position: jax.Array | int) -> jax.Array:
+        """Reads the local ids that rows of the table have at a position.
+
+        Args:
+          row: int32, of any shape.
+          position: not below `suffix_start`; may be traced.
+
+        Returns:
+          int32, of the shape of `row`.
+        """
+        if not self.suffix_bits:
             return jnp.zeros_like(row)
-        column = jnp.maximum(position - self.tail_from, 0)
-        bit = row % 32 * self.row_bits + column * self.symbol_bits  # of its 32 rows: no overflow at any size
-        word = row // 32 * self.row_bits + bit // 32
+        column = jnp.maximum(position - self.suffix_start, 0)
+        # Counted from the start of the row's 32 rows: no table is so large that this overflows.
+        bit = row % 32 * self.suffix_bits + column * self.local_id_bits
+        word = row // 32 * self.suffix_bits + bit // 32
         shift = (bit % 32).astype(jnp.uint32)
-        low = self.tails.at[word].get(mode="clip") >> shift
-        high = self.tails.at[word + 1].get(mode="clip") << 1 << (31 - shift)  # a shift by 32 is undefined
-        return ((low | high) & ((1 << self.symbol_bits) - 1)).astype(jnp.int32)
+        suffixes = jnp.asarray(self.suffixes)
+        low = suffixes.at[word].get(mode="clip") >> shift
+        high = suffixes.at[word + 1].get(mode="clip") << 1 << (31 - shift)  # a shift by 32 is undefined
+        return ((low | high) & ((1 << self.local_id_bits) - 1)).astype(jnp.int32)
 
 
-def build_trie(tokens_NxL: np.ndarray, like: Trie | None = None) -> tuple[Trie, np.ndarray]:
-    """Builds the trie of a table's docids (non-negative integers, padded with 0; equal rows are one docid).
+def build_trie(tokens_NxL: np.ndarray, reuse_shapes_of: Trie | None = None) -> tuple[Trie, np.ndarray]:
+    """Builds the trie of a table's docids.
 
-    `like` is the trie of an earlier state of the table: where the new one fits into its shapes it gets them,
-    so that a search compiled for the one takes the other.
+    Four docids of up to four tokens, each ended by token 1 and padded with 0:
 
-    Gives (trie, row_N): for each row of the table, the first row with the same docid, which is the one that
-    the trie knows. Raises ValueError where a docid is empty, or is the beginning of another (end each with an
-    end-of-sequence token).
+    >>> tokens_NxL = np.array([[5, 9, 1, 0], [5, 2, 1, 0], [7, 2, 1, 0], [5, 9, 4, 1]])
+    >>> trie, row_N = build_trie(tokens_NxL)
+
+    Position 0 has the tokens 5 and 7, so their local ids are 0 and 1; position 1 has 2 and 9; and so on.
+    Where a docid has ended, its token is 0:
+
+    >>> trie.token_LxI[:, :2].tolist()
+    [[5, 7], [2, 9], [1, 4], [0, 1]]
+
+    Edges 0 and 1 leave the root, 2 and 3 the node of prefix (5,), 4 and 5 the node of prefix (5, 9):
+
+    >>> trie.local_id_E[:6].tolist()
+    [0, 1, 0, 1, 0, 1]
+    >>> trie.num_children_E[:6].tolist()
+    [2, 0, 0, 2, 0, 0]
+
+    Edge 0 (token 5) leads to a node whose 2 children begin at edge 2. Edge 1 (token 7) leads to row 2, the
+    only docid with that prefix, edge 2 (5, 2) to row 1, and edges 4 and 5 to rows 0 and 3:
+
+    >>> trie.first_child_E[:6].tolist()
+    [2, 2, 1, 4, 0, 3]
+
+    From position 1 on, a docid can be the only one left. Its other tokens are read from the suffixes: row 3
+    goes on with local ids 1, 1 and 1, which are tokens 9, 4 and 1.
+
+    >>> trie.suffix_start
+    1
+    >>> [trie.suffix_local_id(jnp.int32(3), position).item() for position in (1, 2, 3)]
+    [1, 1, 1]
+
+    Args:
+      tokens_NxL: non-negative integers, padded with 0. Equal rows are one docid.
+      reuse_shapes_of: the trie of an earlier state of the table. If the new one fits into its shapes it is
+        padded to them, so that a search compiled for the earlier one accepts the new one.
+
+    Returns:
+      (the trie, with NumPy arrays; row_N int32: for each row of the table, the first row with the same
+      docid, which is the row that the trie knows).
+
+    Raises:
+      ValueError: a docid is empty, has a 0 inside, or is a prefix of another one (end each docid with an
+        end-of-sequence token); or more than 65,536 tokens occur at one position.
     """
+    earlier = reuse_shapes_of
     N, L = tokens_NxL.shape
-    if like and like.length > L:
-        tokens_NxL = np.pad(tokens_NxL, ((0, 0), (0, like.length - L)))
-        L = like.length
-    tokens_of, symbol_NxL = _symbols(tokens_NxL)
-    sorted_N, shared_N = order(symbol_NxL)
-    new_N = shared_N < L
-    docids_D = sorted_N[new_N].astype(np.int32)
+    if earlier and earlier.length > L:
+        tokens_NxL = np.pad(tokens_NxL, ((0, 0), (0, earlier.length - L)))
+        L = earlier.length
+    tokens_of, local_id_NxL = _to_local_ids(tokens_NxL)
+    sorted_N, shared_N = order(local_id_NxL)
+    is_first_N = shared_N < L
+    docids_D = sorted_N[is_first_N].astype(np.int32)
     row_N = np.arange(N, dtype=np.int32)
     if len(docids_D) < N:
-        row_N[sorted_N] = docids_D[np.cumsum(new_N) - 1]
+        row_N[sorted_N] = docids_D[np.cumsum(is_first_N) - 1]
 
-    # How many tokens each docid shares with the one before it and with the one after it, in order.
-    before_D = shared_N[new_N]
-    before_D[0] = -1
-    after_D = np.r_[before_D[1:], np.int16(-1)]
-    known_D = np.maximum(before_D, after_D)  # … with any: after so many and one more it is alone
-    until = (
-        like.tail_from if like else 0
-    )  # up to here the earlier trie has no tails: single docids have edges
-    symbols, degrees, children, fanouts = [], [], [], [1] * L
-    inner_E = np.zeros(0, bool)  # the edges that lead to several docids
-    placed, tail_from = 0, L if len(docids_D) > 1 or until else 0
-    for position in range(L):
-        # A docid brings an edge where it is the first one of its beginning, and has a neighbour until there.
-        at_E = np.flatnonzero((before_D <= position) & (np.maximum(known_D, until - 1) >= position))
-        if not len(at_E):
-            break
-        first_N = np.flatnonzero(before_D[at_E] < position)  # the first edge of each node
-        degree_N = np.diff(np.r_[first_N, len(at_E)])
-        fanouts[position] = int(degree_N.max())
-        if position:  # the edges of the position before lead to these nodes
-            degrees[-1][inner_E] = degree_N
-            children[-1][inner_E] = placed + first_N
-        symbol_E = symbol_NxL[docids_D[at_E], position]
-        ended_E = (symbol_E == 0) & (known_D[at_E] >= position)
-        if tokens_of[position][0] == 0 and ended_E.any():
-            row = docids_D[at_E[np.argmax(ended_E)]]
-            raise ValueError(f"docid {tokens_NxL[row].tolist()} (row {row}) is the beginning of another")
-        inner_E = (after_D[at_E] > position) | (position + 1 < until)
-        if not inner_E.all():
-            tail_from = min(tail_from, position + 1)
-        symbols.append(symbol_E)
-        degrees.append(np.zeros(len(at_E), np.uint32))
-        children.append(docids_D[at_E])
-        placed += len(at_E)
+    edges = _Edges.of(local_id_NxL, tokens_of, docids_D, shared_N[is_first_N], earlier)
 
     shapes = _Shapes(
-        edges=_room(placed),
-        rows=round_up(_room(N), 32),
-        symbols=round_up(max(map(len, tokens_of)), 8),
-        fanouts=tuple(map(_bound, fanouts)),
-        tail_from=tail_from,
+        edges=_capacity(sum(map(len, edges.local_ids))),
+        rows=round_up(_capacity(N), 32),
+        local_ids=round_up(max(map(len, tokens_of)), 8),
+        max_branching=tuple(map(_round_up_branching, edges.branching)),
+        suffix_start=edges.suffix_start,
     )
-    if like and shapes.fit(_Shapes.of(like)):
-        shapes = _Shapes.of(like)
-    token_LxS = np.zeros((L, shapes.symbols), np.int32)
+    if earlier and shapes.fit_into(_Shapes.of(earlier)):
+        shapes = _Shapes.of(earlier)
+    token_LxI = np.zeros((L, shapes.local_ids), np.int32)
     for position, tokens in enumerate(tokens_of):
-        token_LxS[position, : len(tokens)] = tokens
-    symbol_dtype, degree_dtype = edge_dtypes(shapes.symbols, shapes.fanouts)
+        token_LxI[position, : len(tokens)] = tokens
+    local_id_dtype, num_children_dtype = edge_dtypes(shapes.local_ids, shapes.max_branching)
     trie = Trie(
-        token_LxS,
-        _joined(symbols, symbol_dtype, shapes.edges),
-        _joined(degrees, degree_dtype, shapes.edges),
-        _joined(children, np.int32, shapes.edges),
-        _tails(symbol_NxL[:, shapes.tail_from :], shapes.symbol_bits, shapes.rows),
-        np.int32(len(symbols[0]) if symbols else 0),
-        shapes.fanouts,
-        shapes.tail_from,
-        shapes.symbol_bits,
+        token_LxI=token_LxI,
+        local_id_E=_concatenate(edges.local_ids, local_id_dtype, shapes.edges),
+        num_children_E=_concatenate(edges.num_children, num_children_dtype, shapes.edges),
+        first_child_E=_concatenate(edges.first_child, np.int32, shapes.edges),
+        suffixes=_pack_suffixes(local_id_NxL[:, shapes.suffix_start :], shapes.local_id_bits, shapes.rows),
+        root_num_children=np.int32(len(edges.local_ids[0]) if edges.local_ids else 0),
+        max_branching=shapes.max_branching,
+        suffix_start=shapes.suffix_start,
+        local_id_bits=shapes.local_id_bits,
     )
     return trie, row_N
 
 
-def edge_dtypes(symbols: int, fanouts: tuple[int, ...]) -> tuple[np.dtype, np.dtype]:
-    """The smallest dtypes of `symbol_E` and `degree_E`: of so many symbols, and bounds of children."""
-    return np.min_scalar_type(symbols - 1), np.min_scalar_type(max(fanouts[1:], default=0))
+def edge_dtypes(local_ids: int, max_branching: tuple[int, ...]) -> tuple[np.dtype, np.dtype]:
+    """Chooses the smallest unsigned dtypes for edges.
+
+    Args:
+      local_ids: how many local ids there are at most at one position.
+      max_branching: as in `Trie`.
+
+    Returns:
+      The dtypes of `local_id_E` and of `num_children_E`.
+    """
+    return np.min_scalar_type(local_ids - 1), np.min_scalar_type(max(max_branching[1:], default=0))
+
+
+@dataclasses.dataclass
+class _Edges:
+    """All edges of a trie, each list with one array a position, breadth-first.
+
+    Attributes:
+      local_ids, num_children, first_child: as in `Trie`, not yet padded.
+      branching: for each position, the most children that one node has; 1 at the least.
+      suffix_start: the first position at which a docid is the only one left and has no edge.
+    """
+
+    local_ids: list[np.ndarray]
+    num_children: list[np.ndarray]
+    first_child: list[np.ndarray]
+    branching: list[int]
+    suffix_start: int
+
+    @classmethod
+    def of(
+        cls,
+        local_id_NxL: np.ndarray,
+        tokens_of: list[np.ndarray],
+        docids_D: np.ndarray,
+        shared_D: np.ndarray,
+        earlier: Trie | None,
+    ) -> "_Edges":
+        """Lays out the edges.
+
+        Args:
+          local_id_NxL, tokens_of: of `_to_local_ids`.
+          docids_D: the rows of the distinct docids, in lexicographic order.
+          shared_D: how many leading tokens each shares with the one before it in that order.
+          earlier: the trie whose shapes are to be reused. It has no suffixes before its `suffix_start`, so
+            until there docids that are the only ones left have edges, too.
+        """
+        L = local_id_NxL.shape[1]
+        edges_until = earlier.suffix_start if earlier else 0
+        shared_before_D = shared_D.copy()
+        shared_before_D[0] = -1
+        shared_after_D = np.r_[shared_before_D[1:], np.int16(-1)]
+        shared_D = np.maximum(shared_before_D, shared_after_D)  # with one token more, a docid is alone
+        edges = cls([], [], [], [1] * L, L if len(docids_D) > 1 or edges_until else 0)
+        is_inner_E = np.zeros(0, bool)  # of the position before: whether the edge leads to a node
+        count = 0
+        for position in range(L):
+            # In sorted order, a docid adds an edge here if it is the first with its prefix of `position` + 1
+            # tokens, and shares at least `position` tokens with a neighbour. Otherwise the rest of it is
+            # stored as a suffix.
+            at_E = np.flatnonzero(
+                (shared_before_D <= position) & (np.maximum(shared_D, edges_until - 1) >= position)
+            )
+            if not len(at_E):
+                break
+            first_edges = np.flatnonzero(shared_before_D[at_E] < position)  # the first edge of each node
+            num_children = np.diff(np.r_[first_edges, len(at_E)])
+            edges.branching[position] = int(num_children.max())
+            if position:  # the edges of the position before lead to these nodes
+                edges.num_children[-1][is_inner_E] = num_children
+                edges.first_child[-1][is_inner_E] = count + first_edges
+            rows_E = docids_D[at_E]
+            local_id_E = local_id_NxL[rows_E, position]
+            is_prefix_E = (local_id_E == 0) & (shared_D[at_E] >= position)
+            if tokens_of[position][0] == 0 and is_prefix_E.any():
+                row = rows_E[np.argmax(is_prefix_E)]
+                docid = [int(tokens[i]) for tokens, i in zip(tokens_of, local_id_NxL[row], strict=True)]
+                raise ValueError(f"docid {docid} (row {row}) is a prefix of another")
+            is_inner_E = (shared_after_D[at_E] > position) | (position + 1 < edges_until)
+            if not is_inner_E.all():
+                edges.suffix_start = min(edges.suffix_start, position + 1)
+            edges.local_ids.append(local_id_E)
+            edges.num_children.append(np.zeros(len(at_E), np.uint32))
+            edges.first_child.append(rows_E)
+            count += len(at_E)
+        return edges
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shapes:
-    """What the compiled search depends on."""
+    """The sizes of a trie's arrays, on which the compiled search depends."""
 
     edges: int
     rows: int
-    symbols: int
-    fanouts: tuple[int, ...]
-    tail_from: int
+    local_ids: int
+    max_branching: tuple[int, ...]
+    suffix_start: int
 
     @property
-    def symbol_bits(self) -> int:
-        return (self.symbols - 1).bit_length()
+    def local_id_bits(self) -> int:
+        return (self.local_ids - 1).bit_length()
 
     @classmethod
     def of(cls, trie: Trie) -> "_Shapes":
-        rows = trie.tails.size // trie.row_bits * 32 if trie.row_bits else 0
-        return cls(trie.symbol_E.size, rows, trie.token_LxS.shape[1], trie.fanouts, trie.tail_from)
+        rows = trie.suffixes.size // trie.suffix_bits * 32 if trie.suffix_bits else 0
+        local_ids = trie.token_LxI.shape[1]
+        return cls(trie.local_id_E.size, rows, local_ids, trie.max_branching, trie.suffix_start)
 
-    def fit(self, others: "_Shapes") -> bool:
-        """Whether a trie of these shapes can be padded to the others."""
+    def fit_into(self, larger: "_Shapes") -> bool:
+        """Whether a trie of these shapes can be padded to the larger ones."""
         return (
-            len(self.fanouts) == len(others.fanouts)
-            and self.edges <= others.edges
-            and (self.rows <= others.rows or others.tail_from == len(others.fanouts))
-            and self.symbols <= others.symbols
-            and all(a <= b for a, b in zip(self.fanouts, others.fanouts, strict=True))
-            and self.tail_from >= others.tail_from
+            len(self.max_branching) == len(larger.max_branching)
+            and self.edges <= larger.edges
+            and (self.rows <= larger.rows or larger.suffix_start == len(larger.max_branching))
+            and self.local_ids <= larger.local_ids
+            and all(a <= b for a, b in zip(self.max_branching, larger.max_branching, strict=True))
+            and self.suffix_start >= larger.suffix_start
         )
 
 
-def _room(n: int) -> int:
-    """A size with room for 0.4% to 1.2% more, in steps, so that a slightly larger table has it too."""
+def _capacity(n: int) -> int:
+    """Rounds a size up by 0.4% to 1.2%, in steps, so that a slightly larger table fits, too."""
     return round_up(n + n // 256 + 1, max(64, 1 << max(n.bit_length() - 8, 0)))
 
 
-def _bound(fanout: int) -> int:
-    """A fan-out rounded up by at most an eighth (from 8 on)."""
-    return round_up(fanout, 1 << max((fanout - 1).bit_length() - 4, 0))
+def _round_up_branching(children: int) -> int:
+    """Rounds a number of children up by at most an eighth (from 8 on)."""
+    return round_up(children, 1 << max((children - 1).bit_length() - 4, 0))
 
 
-def _joined(parts: list[np.ndarray], dtype: type, size: int) -> np.ndarray:
-    joined = np.zeros(size, dtype)
+def _concatenate(parts: list[np.ndarray], dtype: type, size: int) -> np.ndarray:
+    """Concatenates arrays, and pads them with 0 to `size`."""
+    padded = np.zeros(size, dtype)
     if parts:
-        np.concatenate(parts, out=joined[: sum(map(len, parts))])
-    return joined
+        np.concatenate(parts, out=padded[: sum(map(len, parts))])
+    return padded
 
 
-def _symbols(tokens_NxL: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """(the tokens that each position has, ascending; the docids as numbers of those, uint8 or uint16)."""
+def _to_local_ids(tokens_NxL: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Numbers the tokens of each position.
+
+    Returns:
+      (for each position, the tokens that occur there, ascending; the docids as local ids N×L, uint8 or
+      uint16).
+    """
     N, L = tokens_NxL.shape
-    seen_LxV = np.zeros((L, int(tokens_NxL.max()) + 1), bool)
+    occurs_LxV = np.zeros((L, int(tokens_NxL.max()) + 1), bool)
     for first in range(0, N, _BLOCK):
         block = np.asarray(tokens_NxL[first : first + _BLOCK])
-        real = block != 0
-        if not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
+        is_token = block != 0
+        if not is_token[:, 0].all() or (is_token[:, 1:] & ~is_token[:, :-1]).any():
             raise ValueError("a docid is empty or has a 0 (padding) inside")
         for position in range(L):
-            seen_LxV[position, block[:, position]] = True
-    tokens_of = [np.flatnonzero(seen_V) for seen_V in seen_LxV]
-    most = max(map(len, tokens_of))
-    if most > 1 << 16:
-        raise ValueError(f"docids have {most} tokens at one position: at most 65,536 can be searched")
-    dtype = np.uint8 if most <= 1 << 8 else np.uint16
-    symbol_of_LxV = (np.cumsum(seen_LxV, axis=1) - 1).astype(dtype)
-    symbol_NxL = np.empty((N, L), dtype)
+            occurs_LxV[position, block[:, position]] = True
+    tokens_of = [np.flatnonzero(occurs_V) for occurs_V in occurs_LxV]
+    largest = max(map(len, tokens_of))
+    if largest > 1 << 16:
+        raise ValueError(f"docids have {largest} tokens at one position: at most 65,536 can be searched")
+    dtype = np.uint8 if largest <= 1 << 8 else np.uint16
+    local_id_LxV = (np.cumsum(occurs_LxV, axis=1) - 1).astype(dtype)
+    local_id_NxL = np.empty((N, L), dtype)
     for first in range(0, N, _BLOCK):
         block = np.asarray(tokens_NxL[first : first + _BLOCK])
         for position in range(L):
-            symbol_NxL[first : first + _BLOCK, position] = symbol_of_LxV[position, block[:, position]]
-    return tokens_of, symbol_NxL
+            local_id_NxL[first : first + _BLOCK, position] = local_id_LxV[position, block[:, position]]
+    return tokens_of, local_id_NxL
 
 
-def _tails(symbol_NxT: np.ndarray, bits: int, rows: int) -> np.ndarray:
-    """uint32: the rows' symbols one after another, `bits` each; room for `rows` rows (a multiple of 32)."""
-    N, T = symbol_NxT.shape
+def _pack_suffixes(local_id_NxT: np.ndarray, bits: int, rows: int) -> np.ndarray:
+    """Packs the local ids of all rows one after another into uint32 words, `bits` bits each.
+
+    Args:
+      local_id_NxT: the local ids from the first position on that the suffixes hold.
+      bits: of one local id.
+      rows: how many rows there is to be space for; a multiple of 32.
+    """
+    N, T = local_id_NxT.shape
     row_bits = T * bits
     words = np.zeros(rows // 32 * row_bits, np.uint32)
-    # After `period` rows the symbols' places in the words repeat.
+    # After `period` rows the local ids lie at the same bits of the words again.
     period = 32 // math.gcd(row_bits, 32) if T else 1
     for first in range(0, N if T else 0, _BLOCK):
-        block = symbol_NxT[first : first + _BLOCK].astype(np.uint32)
+        block = local_id_NxT[first : first + _BLOCK].astype(np.uint32)
         block = np.pad(block, ((0, -len(block) % 32), (0, 0))).reshape(-1, period, T)
         start = first // 32 * row_bits
         out = words[start : start + block.size * bits // 32].reshape(len(block), -1)

@@ -150,7 +150,7 @@ class Model(models.BaseModel):
         if self.searcher is None:
             return {}
         if self.searcher.atomic:
-            return {"real_V": self.searcher.real_V}
+            return {"valid_mask_V": self.searcher.valid_mask_V}
         return self.searcher.trie.arrays
 
     def get_initial_variables(
@@ -166,7 +166,7 @@ class Model(models.BaseModel):
         variables = {"params": nn.unbox(boxed), "params_axes": _axes(nn.get_partition_spec(boxed))}
         if arrays := self.docid_arrays():
             nowhere = {name: (None,) * np.ndim(x) for name, x in arrays.items()}
-            axes = nowhere | ({"real_V": ("vocab",)} if self.searcher.atomic else {})
+            axes = nowhere | ({"valid_mask_V": ("vocab",)} if self.searcher.atomic else {})
             variables |= {"docids": arrays, "docids_axes": _axes(axes)}
         return variables
 
@@ -221,7 +221,7 @@ class Model(models.BaseModel):
             )
         docids = flax_mutables["docids"]
         if self.searcher.atomic:
-            return self.model.rank_atomic(params, batch, docids["real_V"], self.beams, mesh)
+            return self.model.rank_atomic(params, batch, docids["valid_mask_V"], self.beams, mesh)
         trie = dataclasses.replace(self.searcher.trie, **docids)
         return self.model.predict_batch_with_aux(params, batch, trie=trie, beams=self.beams, mesh=mesh)
 

@@ -13,7 +13,7 @@ import optax
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import PAD, Prompts
 from retrieval_jax.models.contrastive import Objective, info_nce
-from retrieval_jax.models.generative import Batch, Metrics
+from retrieval_jax.models.encoder_decoder import Batch, Metrics
 from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
 from retrieval_jax.models.negatives import NEG_INF, batch_negatives, within_group_negatives
 from retrieval_jax.models.softmax import exact_products

@@ -8,13 +8,16 @@ from jax.sharding import Mesh
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import constrained_beam_search
 from retrieval_jax.decoding.trie import Trie
-from retrieval_jax.models.encoder_decoder import Batch, EncoderDecoder, Metrics
+from retrieval_jax.models.encoder_decoder import Batch, EncoderDecoder
 from retrieval_jax.models.softmax import exact_products
 
 
 @gin.configurable(denylist=["config", "optimizer_def"])
 class GenerativeRetriever(EncoderDecoder):
-    """Query -> docid. Its softmax is the text vocabulary or the docids (atomic)."""
+    """A T5 that reads a query and writes a docid.
+
+    Its softmax is over the text vocabulary, or over the tokens of docids (atomic ones have one token each).
+    """
 
     family = "generative"
     answer = "docids"
@@ -28,41 +31,57 @@ class GenerativeRetriever(EncoderDecoder):
         trie: Trie,
         beams: int,
         mesh: Mesh | None = None,
-    ) -> tuple[jax.Array, Metrics]:
-        """Constrained beam search: (docid rows of the table B×beams, {"scores": B×beams, "bound": B}).
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Searches for the docids of highest log-probability; see `constrained_beam_search`.
 
-        Best first, by log-probability, which no docid left out has above the bound; see
-        `constrained_beam_search`, also for `mesh`. Cross-attention's keys and values are made once a query.
+        Args:
+          params: the network's parameters.
+          batch: `encoder_input_tokens` B×S, int32, padded with 0.
+          rng: unused.
+          trie: the docids.
+          beams: K, how many docids to find.
+          mesh: the mesh over whose axis `data` the queries lie; None for one device.
+
+        Returns:
+          (rows of the docid table B×K int32, best first; {"scores": their log-probabilities B×K,
+          "pruned_upper_bound": B, above which no docid that is left out scores}).
         """
         variables, inputs_BxS = self.decode_variables(params), batch["encoder_input_tokens"]
-        cross_kv, cache = self.decode_module.apply(variables, inputs_BxS, 1, trie.length, method="prefill")
+        cross_kv, kv_cache = self.decode_module.apply(variables, inputs_BxS, 1, trie.length, method="prefill")
 
-        def step(tokens, position, cache, tokens_S):
-            x_BxKxE, cache = self.decode_module.apply(
-                variables, tokens, position, cache, cross_kv, inputs_BxS, method="decode_step"
+        def step(tokens, position, kv_cache, candidates_I):
+            x_BxKxE, kv_cache = self.decode_module.apply(
+                variables, tokens, position, kv_cache, cross_kv, inputs_BxS, method="decode_step"
             )
             with exact_products():
-                return *self.decode_module.apply(
-                    variables, x_BxKxE, tokens_S, method="candidate_logits"
-                ), cache
+                logits, log_z = self.decode_module.apply(
+                    variables, x_BxKxE, candidates_I, method="candidate_logits"
+                )
+            return logits, log_z, kv_cache
 
-        rows, scores, bound = constrained_beam_search(step, cache, trie, beams, mesh)
-        return rows, {"scores": scores, "bound": bound}
+        rows, scores, bound = constrained_beam_search(step, kv_cache, trie, beams, mesh)
+        return rows, {"scores": scores, "pruned_upper_bound": bound}
 
     def rank_atomic(
         self,
         params: dict,
         batch: Batch,
-        real_V: jax.Array,
+        valid_mask_V: jax.Array,
         k: int,
         mesh: Mesh | None = None,
         recall: float | None = None,
-    ) -> tuple[jax.Array, Metrics]:
-        """The same for atomic docids: one step, then the best k of the docid softmax; see `top_docids`.
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Searches atomic docids: one decoding step, then the top k of the docid softmax; see `top_docids`.
 
-        Gives (docid tokens B×k, {"scores": log-probabilities}).
+        Args:
+          params: the network's parameters.
+          batch: `encoder_input_tokens` B×S, int32, padded with 0.
+          valid_mask_V, k, mesh, recall: as in `top_docids`.
+
+        Returns:
+          (docid tokens B×k int32, best first; {"scores": their log-probabilities B×k}).
         """
         start = jnp.zeros((batch["encoder_input_tokens"].shape[0], 1), jnp.int32)
         logits_Bx1xV = self.logits(params, {**batch, "decoder_input_tokens": start})
-        tokens, scores = top_docids(logits_Bx1xV[:, 0], real_V, k, mesh, recall)
+        tokens, scores = top_docids(logits_Bx1xV[:, 0], valid_mask_V, k, mesh, recall)
         return tokens, {"scores": scores}

@@ -37,7 +37,7 @@ class GenerativeSearcher(Searcher):
       recall_target: of atomic docids: None for the exact top-k, else that of an approximate one; see
         `top_docids`.
 
-    Raises UserError where the docids cannot be written by the model, or one is the beginning of another.
+    Raises UserError where the docids cannot be written by the model, or one is a prefix of another.
     """
 
     kind: ClassVar[str] = "generative"
@@ -83,11 +83,11 @@ class GenerativeSearcher(Searcher):
         self.table, self.atomic = table, table.kind == "atomic"
         rows = np.arange(len(table.tokens_NxL))
         if self.atomic:
-            self.row_of_V = table.row_of_tokens(self.outputs)
-            self.real_V = self.place(self.row_of_V >= 0, "model")
+            self.token_to_passage_V = table.row_of_tokens(self.outputs)
+            self.valid_mask_V = self.place(self.token_to_passage_V >= 0, "model")
             return
         try:
-            trie, first_N = build_trie(table.tokens_NxL, like=self.trie)
+            trie, first_N = build_trie(table.tokens_NxL, reuse_shapes_of=self.trie)
         except ValueError as error:
             raise UserError(f"docids/{table.kind}: {error}: `retrieval-jax docids` makes them anew") from None
         self.trie = self.place(trie)
@@ -105,7 +105,7 @@ class GenerativeSearcher(Searcher):
             batch = {"encoder_input_tokens": self.place(tokens, "data")}
             if self.atomic:
                 k_found = min(k, self.outputs)
-                found, aux = self._rank(self.params, batch, self.real_V, k_found)
+                found, aux = self._rank(self.params, batch, self.valid_mask_V, k_found)
             else:
                 found, aux = self._decode(self.params, batch, trie=self.trie)
             pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
@@ -116,7 +116,7 @@ class GenerativeSearcher(Searcher):
         """The passages of docids (tokens if atomic, else rows); negative ones, which are last, name none."""
         docids = docids[docids >= 0]
         if self.atomic:
-            rows = [[row] for row in self.row_of_V[docids].tolist()]
+            rows = [[row] for row in self.token_to_passage_V[docids].tolist()]
         else:
             firsts, duplicates = self.duplicates
             begin, end = (np.searchsorted(firsts, docids, side).tolist() for side in ("left", "right"))

@@ -66,16 +66,16 @@ def trie_shape(docids: DocidShape, passages: int) -> Trie:
     symbols = round_up(docids.symbols, 8)
     bits, edges = (symbols - 1).bit_length(), EDGES * passages
     words = round_up(passages, 32) // 32 * (docids.length - 1) * bits
-    fanouts = (symbols,) * docids.length
+    max_branching = (symbols,) * docids.length
     return Trie(
         array(np.int32, docids.length, symbols),
-        *(array(dtype, edges) for dtype in edge_dtypes(symbols, fanouts)),
+        *(array(dtype, edges) for dtype in edge_dtypes(symbols, max_branching)),
         array(np.int32, edges),
         array(np.uint32, words),
         array(np.int32),
-        fanouts=fanouts,
-        tail_from=1,
-        symbol_bits=bits,
+        max_branching=max_branching,
+        suffix_start=1,
+        local_id_bits=bits,
     )
 
 

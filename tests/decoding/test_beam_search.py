@@ -1,5 +1,6 @@
 """The constrained search against plain Python: every docid scored, and a textbook beam search over a set."""
 
+import doctest
 import functools
 import itertools
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, learn
+from retrieval_jax.decoding import beam_search
 from retrieval_jax.decoding.beam_search import constrained_beam_search
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
@@ -150,21 +152,21 @@ TRIES = {
 
 # Room for every trie in this file, so that one compilation serves them: its shapes and bounds, nothing else.
 ROOM = Trie(
-    token_LxS=np.zeros((LENGTH, 104), np.int32),
-    symbol_E=np.zeros(512, np.uint8),
-    degree_E=np.zeros(512, np.uint8),
-    child_E=np.zeros(512, np.int32),
-    tails=np.zeros(128 // 32 * LENGTH * 7, np.uint32),
-    root_degree=np.int32(0),
-    fanouts=(48, 40, 48, 10),
-    tail_from=0,
-    symbol_bits=7,
+    token_LxI=np.zeros((LENGTH, 104), np.int32),
+    local_id_E=np.zeros(512, np.uint8),
+    num_children_E=np.zeros(512, np.uint8),
+    first_child_E=np.zeros(512, np.int32),
+    suffixes=np.zeros(128 // 32 * LENGTH * 7, np.uint32),
+    root_num_children=np.int32(0),
+    max_branching=(48, 40, 48, 10),
+    suffix_start=0,
+    local_id_bits=7,
 )
 
 
 def roomy_trie(docids):
     """The trie, padded to ROOM."""
-    trie, _ = build_trie(matrix(docids), like=ROOM)
+    trie, _ = build_trie(matrix(docids), reuse_shapes_of=ROOM)
     assert jax.tree.structure(trie) == jax.tree.structure(ROOM)
     return trie
 
@@ -208,7 +210,7 @@ def test_with_few_beams_the_search_equals_a_plain_beam_search(t5, search):
 def test_another_table_of_the_same_shapes_does_not_compile_again(t5, search):
     tables = [random_docids(seed, count=40, symbols=5, first_symbols=30) for seed in (2, 5)]
     tries = [build_trie(matrix(docids))[0] for docids in tables]
-    assert tries[0].fanouts == tries[1].fanouts
+    assert tries[0].max_branching == tries[1].max_branching
     assert set(tables[0]) != set(tables[1])
     compiled = []
     for docids, trie in zip(tables, tries, strict=True):
@@ -295,6 +297,11 @@ def test_where_every_token_may_follow_the_search_is_an_ordinary_one():
             ]
             alive = sorted(longer, reverse=True)[:beams]
         assert_same(found(docids, *result), [(written, score) for score, written, _ in alive])
+
+
+def test_the_example_of_four_docids():
+    result = doctest.testmod(beam_search, extraglobs={"np": np, "build_trie": build_trie})
+    assert (result.failed, result.attempted) == (0, 9)
 
 
 # The searcher.
@@ -384,5 +391,5 @@ def test_approximate_search_tells_its_recall(vocabulary):
 def test_docids_that_the_model_cannot_write_are_refused(vocabulary):
     with pytest.raises(UserError, match=r"docids/rq_1x200: tokens up to 200.*below 128.*trained on"):
         searcher(vocabulary, "rq_1x200", np.array([[200], [5]]), output_size=201)
-    with pytest.raises(UserError, match=r"docids/rq_2x9: .*beginning of another.*retrieval-jax docids"):
+    with pytest.raises(UserError, match=r"docids/rq_2x9: .*prefix of another.*retrieval-jax docids"):
         searcher(vocabulary, "rq_2x9", np.array([[5, 0], [5, 3]]))

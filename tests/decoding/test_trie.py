@@ -1,3 +1,4 @@
+import doctest
 import itertools
 
 import jax
@@ -7,13 +8,14 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from retrieval_jax.decoding import trie as trie_module
 from retrieval_jax.decoding.trie import build_trie
 
 EOS = 1
 
 
 def tables(symbols):
-    """Lists of docids of 1 to 5 tokens, each ended by EOS, so that none is the beginning of another."""
+    """Lists of docids of 1 to 5 tokens, each ended by EOS, so that none is a prefix of another."""
     docid = st.lists(st.integers(2, 1 + symbols), max_size=4).map(lambda tokens: (*tokens, EOS))
     return st.lists(docid, min_size=1, max_size=40)
 
@@ -32,24 +34,26 @@ def below(docids, prefix):
 
 
 def walk(trie):
-    """Follows the arrays from the root. Yields (prefix, child, degree) of every node."""
-    pending = [((), 0, int(trie.root_degree))]
+    """Follows the arrays from the root. Yields (prefix, child, num_children) of every node."""
+    pending = [((), 0, int(trie.root_num_children))]
     while pending:
-        prefix, child, degree = pending.pop()
-        yield prefix, child, degree
-        for edge in range(child, child + degree):
-            symbol, *node = (int(array[edge]) for array in (trie.symbol_E, trie.child_E, trie.degree_E))
-            pending.append(((*prefix, int(trie.token_LxS[len(prefix), symbol])), *node))
+        prefix, child, num_children = pending.pop()
+        yield prefix, child, num_children
+        for edge in range(child, child + num_children):
+            local_id, *node = (
+                int(array[edge]) for array in (trie.local_id_E, trie.first_child_E, trie.num_children_E)
+            )
+            pending.append(((*prefix, int(trie.token_LxI[len(prefix), local_id])), *node))
 
 
-def tail(trie, row, first):
+def suffix(trie, row, first):
     """The tokens of a row from a position on, read bit by bit."""
-    bits = np.unpackbits(trie.tails.view(np.uint8), bitorder="little")[row * trie.row_bits :]
+    bits = np.unpackbits(trie.suffixes.view(np.uint8), bitorder="little")[row * trie.suffix_bits :]
     tokens = []
     for position in range(first, trie.length):
-        at = (position - trie.tail_from) * trie.symbol_bits
-        symbol = sum(int(bit) << i for i, bit in enumerate(bits[at : at + trie.symbol_bits]))
-        tokens.append(int(trie.token_LxS[position, symbol]))
+        at = (position - trie.suffix_start) * trie.local_id_bits
+        local_id = sum(int(bit) << i for i, bit in enumerate(bits[at : at + trie.local_id_bits]))
+        tokens.append(int(trie.token_LxI[position, local_id]))
     return tokens
 
 
@@ -59,24 +63,29 @@ def check(trie, row_N, table, until=0):
     assert [table[row] for row in row_N] == table
     assert row_N.tolist() == [table.index(docid) for docid in table]
     rows, used = set(), []
-    for prefix, child, degree in walk(trie):
+    for prefix, child, num_children in walk(trie):
         docids = below(table, prefix)
-        if degree:  # two or more docids: the edges `child`, `child` + 1, … are their next tokens
+        if num_children:  # two or more docids: the edges `child`, `child` + 1, … are their next tokens
             assert len(docids) > 1 or len(prefix) < until
-            edges = range(child, child + degree)
-            tokens = trie.token_LxS[len(prefix), trie.symbol_E[edges]].tolist()
+            edges = range(child, child + num_children)
+            tokens = trie.token_LxI[len(prefix), trie.local_id_E[edges]].tolist()
             assert tokens == sorted({docid[len(prefix)] for docid in docids})
             assert 0 not in tokens or len(docids) == 1
-            assert degree <= trie.fanouts[len(prefix)]
+            assert num_children <= trie.max_branching[len(prefix)]
             used += edges
         else:  # one docid: its row is `child`
             (docid,) = docids
             assert table[child] == docid
-            assert len(prefix) >= trie.tail_from
-            assert tail(trie, child, len(prefix)) == list(docid[len(prefix) :])
+            assert len(prefix) >= trie.suffix_start
+            assert suffix(trie, child, len(prefix)) == list(docid[len(prefix) :])
             rows.add(child)
     assert rows == set(row_N.tolist())
     assert sorted(used) == list(range(len(used)))  # no edge is stored in vain or belongs to two nodes
+
+
+def test_the_example_of_four_docids():
+    result = doctest.testmod(trie_module)
+    assert (result.failed, result.attempted) == (0, 8)
 
 
 @given(TABLES)
@@ -96,9 +105,7 @@ def test_docids_of_one_length_need_no_end(count, length, values, seed):
     """As residual-quantised ones; many tokens a row, so that their bits cross words and rows cross keys."""
     rng = np.random.default_rng(seed)
     tokens = 1 + np.arange(length) * values + rng.integers(0, values, (count, length))
-    tokens[:, : length // 2] = tokens[
-        rng.integers(0, min(count, 3), count), : length // 2
-    ]  # shared beginnings
+    tokens[:, : length // 2] = tokens[rng.integers(0, min(count, 3), count), : length // 2]  # shared prefixes
     check(*build_trie(tokens.astype(np.uint16)), [tuple(row) for row in tokens.tolist()])
 
 
@@ -106,35 +113,35 @@ def test_docids_of_one_length_need_no_end(count, length, values, seed):
 @settings(deadline=None)
 def test_another_state_of_a_table_takes_the_shapes_of_the_first_where_it_fits(table, other):
     first, _ = build_trie(matrix(table))
-    check(*build_trie(matrix(other), like=first), other, until=first.tail_from)
+    check(*build_trie(matrix(other), reuse_shapes_of=first), other, until=first.suffix_start)
     fewer = table[len(table) // 2 :]
-    trie, row_N = build_trie(matrix(fewer), like=first)
-    check(trie, row_N, fewer, until=first.tail_from)
+    trie, row_N = build_trie(matrix(fewer), reuse_shapes_of=first)
+    check(trie, row_N, fewer, until=first.suffix_start)
     assert shapes(trie) == shapes(first)
 
 
 @given(TABLES)
 @settings(deadline=None)
-def test_fanouts_are_the_widest_rounded_up_by_an_eighth(table):
+def test_max_branching_is_the_widest_rounded_up_by_an_eighth(table):
     widest = [1] * max(map(len, table))
     for docid in table:
         for depth in range(len(docid)):
             tokens = {other[depth] for other in below(table, docid[:depth])}
             widest[depth] = max(widest[depth], len(tokens))
-    fanouts = build_trie(matrix(table))[0].fanouts
-    assert len(fanouts) == len(widest)
-    for fanout, most in zip(fanouts, widest, strict=True):
-        assert most <= fanout <= max(most, most * 9 / 8)
+    max_branching = build_trie(matrix(table))[0].max_branching
+    assert len(max_branching) == len(widest)
+    for bound, most in zip(max_branching, widest, strict=True):
+        assert most <= bound <= max(most, most * 9 / 8)
 
 
 @given(TABLES, st.data())
 @settings(deadline=None)
-def test_a_docid_that_is_the_beginning_of_another_is_refused(table, data):
+def test_a_docid_that_is_a_prefix_of_another_is_refused(table, data):
     longer = data.draw(st.sampled_from(table))
     assume(len(longer) > 1)
     beginning = longer[: data.draw(st.integers(1, len(longer) - 1))]
     at = data.draw(st.integers(0, len(table)))
-    with pytest.raises(ValueError, match="beginning of another"):
+    with pytest.raises(ValueError, match="prefix of another"):
         build_trie(matrix([*table[:at], beginning, *table[at:]]))
 
 
@@ -168,20 +175,22 @@ def test_a_table_of_similar_size_has_arrays_of_the_same_shapes():
 def test_padding_is_at_most_two_percent():
     table = random_table(20_000, seed=0)
     trie, row_N = build_trie(table)
-    edges = sum(degree for _, _, degree in walk(trie))
-    assert edges < len(trie.symbol_E) <= 1.02 * edges
-    bits = 4 * (table.shape[1] - trie.tail_from)  # of ten digits, the end and padding: at most 16 symbols
-    assert len(table) * bits <= trie.tails.size * 32 <= 1.02 * len(table) * bits
+    edges = sum(num_children for _, _, num_children in walk(trie))
+    assert edges < len(trie.local_id_E) <= 1.02 * edges
+    bits = 4 * (
+        table.shape[1] - trie.suffix_start
+    )  # of ten digits, the end and padding: at most 16 local ids
+    assert len(table) * bits <= trie.suffixes.size * 32 <= 1.02 * len(table) * bits
     assert len(set(row_N.tolist())) == len({tuple(row) for row in table.tolist()})
 
 
 @pytest.mark.parametrize("children", [2, 255, 256, 257, 65_535, 65_536])
-def test_an_edge_holds_any_number_of_children_and_its_symbol(children):
+def test_an_edge_holds_any_number_of_children_and_its_local_id(children):
     last = np.arange(1, 1 + children)
     trie, _ = build_trie(np.stack([np.repeat([1, 2], children), np.tile(last, 2)], axis=1))
-    assert trie.degree_E[:2].tolist() == [children, children]
-    child = trie.child_E[1]
-    assert (trie.token_LxS[1][trie.symbol_E[child : child + children]] == last).all()
+    assert trie.num_children_E[:2].tolist() == [children, children]
+    child = trie.first_child_E[1]
+    assert (trie.token_LxI[1][trie.local_id_E[child : child + children]] == last).all()
 
 
 def test_more_tokens_at_a_position_than_an_edge_can_hold_are_refused():
@@ -195,6 +204,8 @@ def test_the_search_reads_the_bits_that_were_written(length, values):
     tokens = np.random.default_rng(0).integers(1, 1 + values, (1000, length))
     trie = jax.device_put(build_trie(tokens)[0])
     rows = jnp.arange(len(tokens))
-    read = jax.jit(lambda trie, rows, position: trie.token_LxS[position][trie.tail_symbol(rows, position)])
-    for position in range(trie.tail_from, length):
+    read = jax.jit(
+        lambda trie, rows, position: trie.token_LxI[position][trie.suffix_local_id(rows, position)]
+    )
+    for position in range(trie.suffix_start, length):
         assert read(trie, rows, position).tolist() == tokens[:, position].tolist()

@@ -110,7 +110,11 @@ def test_search_and_its_bound():
 
     def search(beams: int):
         rows, aux = predict(params, {"encoder_input_tokens": query}, trie=trie, beams=beams)
-        return np.asarray(rows[0]), np.asarray(aux["scores"][0], np.float64), float(aux["bound"][0])
+        return (
+            np.asarray(rows[0]),
+            np.asarray(aux["scores"][0], np.float64),
+            float(aux["pruned_upper_bound"][0]),
+        )
 
     rows, scores, _ = search(len(docids))
     np.testing.assert_allclose(scores, exactly[rows], atol=2e-2)  # attention's sums differ in their order

@@ -114,12 +114,19 @@ def test_an_assumed_trie_has_the_arrays_of_a_real_one_and_no_fewer_bytes(levels:
     real, _ = build_trie(tokens_NxL)
     assumed = trie_shape(shape, count)
     assert assumed.length == real.length
-    for name in ("token_LxS", "symbol_E", "degree_E", "child_E", "tails", "root_degree"):
+    for name in (
+        "token_LxI",
+        "local_id_E",
+        "num_children_E",
+        "first_child_E",
+        "suffixes",
+        "root_num_children",
+    ):
         a, b = getattr(assumed, name), getattr(real, name)
         assert np.can_cast(b.dtype, a.dtype), name  # fewer children need fewer bytes
         assert a.ndim == b.ndim, name
         assert a.size >= b.size, name
-    assert all(a >= b for a, b in zip(assumed.fanouts, real.fanouts, strict=True))
+    assert all(a >= b for a, b in zip(assumed.max_branching, real.max_branching, strict=True))
 
 
 def test_batches_have_the_shapes_that_are_compiled(arguments, work, collection, cli):
