@@ -3,8 +3,9 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
+from typing import Protocol
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage, Query
@@ -30,6 +31,30 @@ class Source:
     files: tuple[Path, ...]
     passages: Callable[[Path, ErrorLog, int], Passages]
     queries: Callable[[FindRows, ErrorLog], dict[str, list[Query]]]
+
+
+class Layout(Protocol):
+    """A layout of collections in folders: how its files are named and read.
+
+    Attributes:
+      name: its name, for error messages.
+      needs: the names of its files, for error messages.
+    """
+
+    name: str
+    needs: str
+
+    def matches(self, files: Set[str]) -> bool:
+        """Returns whether a folder with files of these names (without `.gz`) has this layout."""
+        ...
+
+    def open_folder(self, folder: Path) -> Source:
+        """Returns the collection in a folder that matches.
+
+        Raises:
+          UserError: a file is missing.
+        """
+        ...
 
 
 def dataset_name(text: str) -> str:

@@ -11,16 +11,25 @@ A `.jsonl` line is a JSON object; a `.tsv` line is a row, whose texts hold no ta
 or pandas quoted because it has a quote is read out of its quotes (see `lines.unquoted`). The first line of
 docs.tsv, collection.tsv and queries.SPLIT.tsv may be a header (see `lines.Table`): its order counts.
 The splits come from the names of the files. The first three layouts are here.
+
+To add a layout, write a class with the members of `folders.Layout` and register an object of it:
+
+    register_layout(MyLayout())
+
+The module that does so must be imported first: in Python by `import`, on the command line by a gin file
+(`--gin_file`) with the line `import MODULE`. No other file changes. `nci.py` is an example in which each line
+is a passage or a query; `tevatron.py` one in which a line holds both.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.sources import judged, lines, nci, tevatron
 from retrieval_jax.data.sources.folders import (
+    Layout,
     Source,
     find_file,
     find_splits,
@@ -35,41 +44,75 @@ _PASSAGE, _QUERY, _QREL = ("_id", "title", "text"), ("_id", "text"), judged.HEAD
 _TREC = ("query", "0", "passage", "grade")
 
 
+def register_layout(layout: Layout) -> None:
+    """Adds a layout of collections. Where it matches a folder, it goes before those of this package.
+
+    Args:
+      layout: the layout.
+
+    Raises:
+      ValueError: another layout has its name.
+    """
+    if layout.name in {known.name for known in (*_OTHERS, *_LAYOUTS)}:
+        raise ValueError(f"a layout {layout.name!r} is registered already")
+    _OTHERS.append(layout)
+
+
 def open_source(path: str | Path) -> Source:
-    """Finds the files of the collection in a folder. Their contents are checked later, as they are read."""
+    """Finds the files of the collection in a folder. Their contents are checked later, as they are read.
+
+    Args:
+      path: the folder.
+
+    Raises:
+      UserError: the folder has no layout that is registered, has two, or lacks a file of its layout.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise source_error(folder, "there is no such folder", "check the path")
     present = {file.name.removesuffix(".gz") for file in folder.iterdir()}
-    found = [layout for layout in _LAYOUTS if layout.marker in present]
-    if tevatron.is_here(present):  # its corpus.jsonl is not BEIR's
-        found = [tevatron, *(layout for layout in found if layout is not _LAYOUTS[0])]
-    if len(found) > 1:
-        what = f"the files of two layouts are here, {found[0].name} and {found[1].name}"
+    matching = [layout for layout in _OTHERS if layout.matches(present)]
+    matching = matching or [layout for layout in _LAYOUTS if layout.matches(present)]
+    if len(matching) > 1:
+        what = f"the files of two layouts are here, {matching[0].name} and {matching[1].name}"
         raise source_error(folder, what, "keep those of one")
-    if not found:
-        needs = "; ".join(f"{layout.name} needs {layout.needs}" for layout in _ALL)
+    if not matching:
+        needs = "; ".join(f"{layout.name} needs {layout.needs}" for layout in (*_LAYOUTS, *_OTHERS))
         raise source_error(folder, "no layout is here", f"have the files of one, plain or .gz ({needs})")
-    return found[0].open_folder(folder)
+    return matching[0].open_folder(folder)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Judged:
-    """A layout of passages, queries and qrels: the files' names and what their lines hold."""
+    """A layout of passages, queries and qrels: the files' names and what their lines hold.
+
+    Attributes:
+      name: the layout's name.
+      marker: the file of the passages.
+      queries: the files of queries, with SPLIT in the name if each split has one.
+      qrels: the files of relevance judgements, one a split.
+      columns: of the passages' rows; None if the lines of passages and queries are JSON.
+      parse_qrel: makes (query, passage, grade) of a line of qrels.
+    """
 
     name: str
     marker: str
     queries: str
     qrels: str
-    columns: tuple[str, ...] | None  # of the passages' rows; None: their lines and the queries' are JSON
+    columns: tuple[str, ...] | None
     parse_qrel: Callable[[str], Sequence[str]]
 
     @property
     def needs(self) -> str:
         return f"{self.marker}, {self.queries}, {self.qrels}"
 
+    def matches(self, files: Set[str]) -> bool:
+        """See `Layout.matches`."""
+        is_tevatrons = self.marker == tevatron.CORPUS and tevatron.Tevatron().matches(files)
+        return self.marker in files and not is_tevatrons
+
     def open_folder(self, folder: Path) -> Source:
-        """The source, with the files that are there."""
+        """See `Layout.open_folder`."""
         file, splits = find_file(folder, self.marker), {}
         for split, (qrels, spelling) in find_splits(folder, self.qrels).items():
             queries = find_file(folder, self.queries.replace("SPLIT", spelling))
@@ -129,5 +172,7 @@ _LAYOUTS = (
     _Judged("MS MARCO", "collection.tsv", "queries.SPLIT.tsv", "qrels.SPLIT.tsv", _QUERY, _trec_qrel),
     nci.NQ,
     nci.TRIVIA,
+    tevatron.Tevatron(),
 )
-_ALL = (*_LAYOUTS, tevatron)
+_OTHERS: list[Layout] = []
+"""The layouts that other packages registered."""

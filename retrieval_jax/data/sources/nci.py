@@ -12,7 +12,7 @@ named by its split and first line, as in `dev-17`.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 
 from retrieval_jax.data.collection import Passage, Query
@@ -35,7 +35,7 @@ _QUERY_COLUMNS = {0: "text", 2: "_id"}
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """One of the two."""
+    """The folders of one of the two; see `Layout`."""
 
     name: str
     marker: str  # the file of its passages
@@ -48,8 +48,12 @@ class _Layout:
     def needs(self) -> str:
         return f"{self.marker}, {self.queries}"
 
+    def matches(self, files: Set[str]) -> bool:
+        """See `Layout.matches`."""
+        return self.marker in files
+
     def open_folder(self, folder: Path) -> Source:
-        """The source, with the files that are there."""
+        """See `Layout.open_folder`."""
         passages, splits = find_file(folder, self.marker), self.splits(folder)
         if not splits:
             raise source_error(

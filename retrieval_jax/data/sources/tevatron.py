@@ -12,7 +12,7 @@ file's. A split may have a file of each label, but a query only one line in a sp
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from retrieval_jax.data.collection import Passage, Query
@@ -29,43 +29,46 @@ from retrieval_jax.data.sources.judged import FindRows
 from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, bad_json, json_object, string
 from retrieval_jax.data.sources.passages import check_id
 
-name, needs = "Tevatron", "SPLIT.jsonl"
 LABELS = ("human", "llm")
 _LINE = ("query_id", "query", "positive_passages", "negative_passages")
 _PASSAGE = ("docid", "title", "text")
-_CORPUS = "corpus.jsonl"
+CORPUS = "corpus.jsonl"
 
 
-def is_here(present: set[str]) -> bool:
-    """Whether a folder with these files (without `.gz`) has this layout."""
-    jsonl = {file for file in present if file.endswith(".jsonl")}
-    return bool(jsonl - {_CORPUS}) and not present & {"queries.jsonl", "qrels"}
+class Tevatron:
+    """Tevatron's folders; see `Layout`."""
 
+    name, needs = "Tevatron", "SPLIT.jsonl"
 
-def open_folder(folder: Path) -> Source:
-    """The source, with the files that are there."""
-    present = sorted({file.name.removesuffix(".gz") for file in folder.iterdir()})
-    files: dict[str, list[tuple[Path, str]]] = {}  # split -> its files, and each one's label
-    for file_name in present:
-        if file_name.endswith(".jsonl") and file_name != _CORPUS:
-            file = find_file(folder, file_name)
-            spelling, _, label = file_name.removesuffix(".jsonl").rpartition(".")
-            if label not in LABELS:
-                spelling, label = file_name.removesuffix(".jsonl"), ""
-            files.setdefault(split_name(file, spelling), []).append((file, label))
-    judged = [file for some in files.values() for file, _ in some]
-    has_corpus = _CORPUS in present
-    passages = (
-        functools.partial(line_passages, [find_file(folder, _CORPUS)], _corpus_passage)
-        if has_corpus
-        else functools.partial(line_passages, judged, _passages, repeats=True)
-    )
-    return Source(
-        folder_name(folder),
-        (*([find_file(folder, _CORPUS)] if has_corpus else []), *judged),
-        passages,
-        functools.partial(_read, files, has_corpus),
-    )
+    def matches(self, files: Set[str]) -> bool:
+        """See `Layout.matches`. Any `.jsonl` file but BEIR's is taken for a split."""
+        jsonl = {file for file in files if file.endswith(".jsonl")}
+        return bool(jsonl - {CORPUS}) and not files & {"queries.jsonl", "qrels"}
+
+    def open_folder(self, folder: Path) -> Source:
+        """See `Layout.open_folder`."""
+        present = sorted({file.name.removesuffix(".gz") for file in folder.iterdir()})
+        files: dict[str, list[tuple[Path, str]]] = {}  # split -> its files, and each one's label
+        for file_name in present:
+            if file_name.endswith(".jsonl") and file_name != CORPUS:
+                file = find_file(folder, file_name)
+                spelling, _, label = file_name.removesuffix(".jsonl").rpartition(".")
+                if label not in LABELS:
+                    spelling, label = file_name.removesuffix(".jsonl"), ""
+                files.setdefault(split_name(file, spelling), []).append((file, label))
+        judged = [file for some in files.values() for file, _ in some]
+        has_corpus = CORPUS in present
+        passages = (
+            functools.partial(line_passages, [find_file(folder, CORPUS)], _corpus_passage)
+            if has_corpus
+            else functools.partial(line_passages, judged, _passages, repeats=True)
+        )
+        return Source(
+            folder_name(folder),
+            (*([find_file(folder, CORPUS)] if has_corpus else []), *judged),
+            passages,
+            functools.partial(_read, files, has_corpus),
+        )
 
 
 def _read(
@@ -84,7 +87,7 @@ def _read(
                 unknown = {p for p in (*query.positives, *query.negatives) if not next(known)}
                 if unknown:
                     what = f"passage {min(unknown)[:80]!r} is unknown"
-                    noted.add(LineError(path, line, "unknown passage", what, f"add it to {_CORPUS}"))
+                    noted.add(LineError(path, line, "unknown passage", what, f"add it to {CORPUS}"))
                 if query.id in seen:
                     what = f"the query_id {query.id!r} was used on an earlier line of this split"
                     errors.add(LineError(path, line, "duplicate id", what, "make every id unique"))
