@@ -5,7 +5,7 @@
 FOLDER is a collection with predicted queries, made by data_scale.py; WORK_DIR holds its import, naive docids
 and, for `ours`, the synthetic queries. Both tokenise on the fly and shuffle; batches of 128, 64 tokens.
 
-- ours: what the trainer reads (TrainingData, Grain): one thread, a global permutation, seeks to any position;
+- ours: what the trainer reads (DataConfig, Grain): one thread, a global permutation, seeks to any position;
 - seqio: the same three tasks from the text files by seqio's own sources and preprocessors, mixed by seqio,
   with a shuffle buffer of 16,384 and as many threads as tf.data takes.
 
@@ -28,10 +28,11 @@ BATCH, LENGTH = 128, 64
 
 def ours(work: Workspace, collection: Collection, table: DocidTable) -> Iterator[dict]:
     from retrieval_jax.examples.batches import batches
-    from retrieval_jax.examples.training_data import TrainingData
+    from retrieval_jax.examples.targets import DocidTargets
+    from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 
-    data = TrainingData(rates="3b", input_length=LENGTH, synthetic="doc2query")
-    opened = data.of(work, collection, "docids", table)
+    data = DataConfig(rates="3b", input_length=LENGTH, synthetic="doc2query")
+    opened = TrainDataset(data, work, collection, DocidTargets, table)
     return batches(opened.stages(), opened.targets, {}, BATCH, seed=0)
 
 

@@ -53,7 +53,7 @@ def shapes(rows: int, query: int, passage: int) -> dict[str, tuple[int, ...]]:
         "right_encoder_input_tokens": (rows, 1, passage),
         "passage": (rows, 1),
         "grade": (rows, 1),
-        "known": (rows, 1),
+        "other_positives": (rows, 1),
     }
 
 
@@ -84,7 +84,10 @@ def compare_time(rows: int, chunk_size: int, rounds: int) -> tuple[float, float,
     rng, batch = np.random.default_rng(0), {}
     for name, shape in shapes(rows, 32, 64).items():
         batch[name] = rng.integers(1, 8192, shape).astype(np.int32)
-    batch |= {"passage": np.arange(rows, dtype=np.int32)[:, None], "known": np.full((rows, 1), -1, np.int32)}
+    batch |= {
+        "passage": np.arange(rows, dtype=np.int32)[:, None],
+        "other_positives": np.full((rows, 1), -1, np.int32),
+    }
     models = {"whole": dual_encoder(TINY, None, 256), "chunks": dual_encoder(TINY, chunk_size, 256)}
     params = jax.jit(
         lambda: nn.unbox(

@@ -140,7 +140,7 @@ def batches(data: Data, positives: int, noise: float, batch: int, seed: int) -> 
     while True:
         order = rng.permutation(len(labels))
         for chosen in order[: len(order) // batch * batch].reshape(-1, batch):
-            made = {"passage": np.full((batch, group), -1), "known": np.full((batch, known), -1)}
+            made = {"passage": np.full((batch, group), -1), "other_positives": np.full((batch, known), -1)}
             made["grade"] = np.full((batch, group), -1)
             for row, query in enumerate(chosen):
                 right = rng.permutation(labels[query])[:positives]
@@ -148,7 +148,7 @@ def batches(data: Data, positives: int, noise: float, batch: int, seed: int) -> 
                 own = np.concatenate([right, wrong])
                 made["passage"][row, : len(own)] = own
                 made["grade"][row, : len(own)] = np.arange(len(own)) < len(right)
-                made["known"][row, : len(labels[query])] = labels[query]
+                made["other_positives"][row, : len(labels[query])] = labels[query]
             there = made["passage"][..., None] >= 0
             made["left_encoder_input_tokens"] = data.queries_QxS[chosen]
             made["right_encoder_input_tokens"] = np.where(there, data.passages_NxP[made["passage"]], 0)

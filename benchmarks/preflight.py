@@ -32,7 +32,7 @@ RECIPE = (
     "T5Config.dtype='bfloat16'",
     "T5Config.dropout_rate=0.1",
     "make_train_step.random_bits='rbg'",
-    "TrainingData.input_length=128",
+    "DataConfig.input_length=128",
     "preflight.smallest=False",
     "preflight.passages=8841823",  # whatever lies in the working folder
 )
@@ -44,8 +44,8 @@ DUAL = (
     *RECIPE,
     "train.retriever=@DualEncoder",
     "train.batch_size=4096",
-    "TrainingData.input_length=64",
-    "TrainingData.passage_length=128",
+    "DataConfig.input_length=64",
+    "DataConfig.passage_length=128",
 )
 PAWA = (*GENERATIVE, "DOCIDS='semantic_2d'")
 SMALL, MIDDLE, LARGE = (

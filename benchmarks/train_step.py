@@ -41,9 +41,8 @@ from rich.console import Console
 from rich.table import Table
 
 from retrieval_jax.core.progress import log
-from retrieval_jax.examples.batches import encoder_decoder
 from retrieval_jax.examples.packing import pack_rows, row_lengths
-from retrieval_jax.examples.targets import Feature, pad
+from retrieval_jax.examples.targets import DocidTargets, Feature, pad
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
@@ -90,7 +89,7 @@ def random_batches(config: T5Config, rows: int, length: int, target: int) -> lis
 
     def one() -> Batch:
         tokens = (rng.integers(1, config.vocab_size, (rows, n)).astype(np.int32) for n in (length, target))
-        return encoder_decoder(dict(zip(("inputs", "targets"), tokens, strict=True)))
+        return DocidTargets.to_batch(dict(zip(("inputs", "targets"), tokens, strict=True)))
 
     return [one() for _ in range(8)]
 
@@ -164,7 +163,7 @@ def packed_over_padded(pack: int = 3, examples: int = 384, length: int = 32) -> 
 
     some = [{"inputs": tokens(8, length - 1), "targets": tokens(9, 25)} for _ in range(examples)]
     batches = {
-        "rows of their own": encoder_decoder(pad(some, features)),
+        "rows of their own": DocidTargets.to_batch(pad(some, features)),
         f"packed, {pack} a row": pack_rows(some, features, examples // pack, row_lengths(features, pack, 9)),
     }
     table = Table("batch of the same examples", "rows", "input tokens", "target tokens", "examples/s")

@@ -81,7 +81,7 @@ def arguments(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
         "T5Config.mlp_dim": 64,
         "T5Config.num_heads": 2,
         "T5Config.head_dim": 32,
-        "TrainingData.passage_length": 48,
+        "DataConfig.passage_length": 48,
         "make_docids.force": True,  # tests share this folder, and make its docids in many ways
         "make_index.beams": 10,
         "make_index.batch_size": 8,

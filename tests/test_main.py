@@ -145,14 +145,14 @@ def test_arguments():
         ),
         (["train", "--gin.DOCIDS=None"], ["docids", "DOCIDS"]),
         (
-            ["train", "--gin.MODEL_DIR='new_model'", "--gin.TrainingData.drop_rates={'labelled_humn': 0.1}"],
+            ["train", "--gin.MODEL_DIR='new_model'", "--gin.DataConfig.drop_rates={'labelled_humn': 0.1}"],
             ["labelled_humn: no train query is labelled 'humn'"],
         ),
         (
             [
                 "train",
                 "--gin.MODEL_DIR='new_model'",
-                "--gin.TrainingData.rates={'daq': 1, 'labelled_llm': 1}",
+                "--gin.DataConfig.rates={'daq': 1, 'labelled_llm': 1}",
             ],
             ["labelled_llm: no train query is labelled 'llm'"],
         ),

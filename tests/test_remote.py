@@ -177,10 +177,10 @@ def test_train_index_search(bucket: Bucket, machine: Machine, tmp_path: Path):
     code = f"""
 import seqio
 from retrieval_jax.examples.seqio_tasks import register_all
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.search.searcher import Searcher
 
-register_all({remote!r}, TrainingData())
+register_all({remote!r}, DataConfig())
 seqio.add_global_cache_dirs([{remote!r} + "/cache"])
 task = seqio.get_mixture_or_task("small_docs.naive.firstp")
 lengths = {{"inputs": 64, "targets": 64}}

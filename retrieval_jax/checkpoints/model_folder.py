@@ -27,13 +27,10 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.models.dual_encoder import DualEncoder
-from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models import dual_encoder, generative, query_generator  # noqa: F401 (they register)
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.models.query_generator import QueryGenerator
+from retrieval_jax.models.retriever import RETRIEVERS, Retriever
 
-Model = GenerativeRetriever | DualEncoder | QueryGenerator
-RETRIEVERS = {cls.__name__: cls for cls in (GenerativeRetriever, DualEncoder, QueryGenerator)}
 DESCRIPTION, VOCABULARY, GIN, WEIGHTS = "model.json", "sentencepiece.model", "config.gin", "weights"
 FORMAT = 1  # of model.json
 MEND = "train it with `retrieval-jax train`, or check MODEL_DIR"
@@ -43,7 +40,7 @@ MEND = "train it with `retrieval-jax train`, or check MODEL_DIR"
 class LoadedModel:
     """A trained model, ready to search with: enough for any searcher, without gin or TensorFlow."""
 
-    model: Model
+    model: Retriever
     params: dict
     step: int
     vocabulary: Vocabulary
@@ -54,7 +51,7 @@ class LoadedModel:
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
 
-def describe(model: Model, **facts: object) -> dict:
+def describe(model: Retriever, **facts: object) -> dict:
     """What model.json says: the class, its sizes, and facts such as lengths and the collection."""
     network = dataclasses.asdict(model.config)
     del network["remat"]  # how it was trained, not what it is: a run may go on with another
@@ -63,7 +60,7 @@ def describe(model: Model, **facts: object) -> dict:
         "format": FORMAT,
         "retriever": type(model).__name__,
         "network": network,
-        "settings": getattr(model, "settings", {}),
+        "settings": dict(model.settings),
         **facts,
     }
 
@@ -86,7 +83,7 @@ def load_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None
     return LoadedModel(model, params, step, vocabulary, description)
 
 
-def model_from_description(description: dict) -> Model:
+def model_from_description(description: dict) -> Retriever:
     """The model that a model.json describes, whatever gin is told meanwhile."""
     retriever = RETRIEVERS[description["retriever"]]
     config = T5Config(**{**_defaults(T5Config), **description["network"]})
@@ -238,14 +235,14 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
     return checkpoints, step
 
 
-def boxed_params(model: Model) -> dict:
+def boxed_params(model: Retriever) -> dict:
     """Shapes and dtypes of a model's parameters, boxed with the logical names of their axes."""
     names = ("encoder_input_tokens", "decoder_input_tokens", "left_encoder_input_tokens")
     shapes = dict.fromkeys(names, (1, 2))
     return jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
 
 
-def abstract_params(model: Model, mesh: Mesh) -> dict:
+def abstract_params(model: Retriever, mesh: Mesh) -> dict:
     """Shapes, dtypes and shardings of a model's parameters."""
     boxed = boxed_params(model)
     return jax.tree.map(
@@ -255,7 +252,7 @@ def abstract_params(model: Model, mesh: Mesh) -> dict:
     )
 
 
-def params_to_devices(arrays: Mapping[str, LazyArray], model: Model, mesh: Mesh) -> dict:
+def params_to_devices(arrays: Mapping[str, LazyArray], model: Retriever, mesh: Mesh) -> dict:
     """A model's parameters on the mesh, from arrays of their names and shapes."""
     flat = flatten_dict(abstract_params(model, mesh), sep="/")
     return unflatten_dict({name: to_devices(arrays[name], like) for name, like in flat.items()}, sep="/")

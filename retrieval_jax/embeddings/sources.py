@@ -25,6 +25,7 @@ from retrieval_jax.embeddings.encoding import (
     encode_collection,
 )
 from retrieval_jax.mesh.partitioning import all_devices
+from retrieval_jax.models.dual_encoder import DualEncoder
 
 SENTENCE_TRANSFORMERS = "sentence-transformers:"
 _BLOCK = 1 << 24  # bytes looked at, at once
@@ -147,7 +148,7 @@ def _dual_encoder(folder: Path, work: Workspace, collection: Collection, mesh: M
     from retrieval_jax.checkpoints.model_folder import load_model
 
     opened = load_model(folder, mesh=mesh)
-    if opened.model.family != "dual encoder":
+    if not isinstance(opened.model, DualEncoder):
         raise UserError(f"EMBEDDINGS: {folder}: holds a {opened.model.family} model: name a dual encoder's")
     return encode_by_model(folder, opened, mesh, work, collection)
 

@@ -13,38 +13,12 @@ import numpy as np
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.examples.packing import Tally, pack_rows, row_lengths
-from retrieval_jax.examples.targets import DocidTargets, Features, PassageTargets, Targets, pad
+from retrieval_jax.examples.targets import Batch, Features, Targets, pad
 
-Batch = dict[str, np.ndarray]
 Numbered = Callable[[int, np.random.Generator], Features]  # with a length
 Mixture = Mapping[str, tuple[Numbered, float]]  # task -> (its examples, its share)
 Stages = Sequence[tuple[int | None, Mixture]]
 T = TypeVar("T")
-
-
-def encoder_decoder(features: Batch) -> Batch:
-    """As seqio's EncDecFeatureConverter: the decoder reads the targets one position late, begun with 0."""
-    targets = features["targets"]
-    shifted = np.zeros_like(targets)
-    shifted[:, 1:] = targets[:, :-1]
-    return {
-        "encoder_input_tokens": features["inputs"],
-        "decoder_target_tokens": targets,
-        "decoder_input_tokens": shifted,
-        "decoder_loss_weights": (targets > 0).astype(np.int32),
-    }
-
-
-def dual_encoder(features: Batch) -> Batch:
-    """Queries B×S, candidates B×G×P, their rows and grades B×G, and known B×K (see PassageTargets)."""
-    rows, group = features["passage"].shape
-    return {
-        "left_encoder_input_tokens": features["inputs"],
-        "right_encoder_input_tokens": features["targets"].reshape(rows, group, -1),
-        "passage": features["passage"],
-        "grade": features["grade"],
-        "known": features["known"],
-    }
 
 
 def batches(
@@ -72,18 +46,17 @@ def batches(
     """
     import grain  # seconds
 
-    to_batch = dual_encoder if isinstance(targets, PassageTargets) else encoder_decoder
     tally = Tally()
     own = np.arange(batch_size) if rows is None else np.asarray(rows)
 
-    if pack > 1 and not isinstance(targets, DocidTargets):
-        raise UserError(f"TrainingData.pack: {pack}: only queries with their docids are packed: set it to 1")
+    if pack > 1 and targets.mean_length is None:
+        raise UserError(f"DataConfig.pack: {pack}: only queries with their docids are packed: set it to 1")
     if len(own) % pack:
-        raise UserError(f"TrainingData.pack: {pack} does not divide the batch of {len(own)}: change one")
+        raise UserError(f"DataConfig.pack: {pack} does not divide the batch of {len(own)}: change one")
 
     def collate(examples: Sequence[Features]) -> Batch:
         if pack == 1:
-            return to_batch(pad(examples, targets.features))
+            return targets.to_batch(pad(examples, targets.features))
         lengths = row_lengths(targets.features, pack, targets.mean_length)
         return pack_rows(examples, targets.features, len(examples) // pack, lengths, tally)
 

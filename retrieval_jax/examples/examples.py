@@ -49,7 +49,7 @@ TASKS = ("firstp", "daq", "d2q", "labelled", "labelled_LABEL", "doc2query")
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
+class TaskFactory:
     """Makes the tasks of a collection by name.
 
     Attributes:
@@ -57,7 +57,8 @@ class Inputs:
       synthetic: queries for d2q; None where there are none.
       chunk_length: tokens of firstp and of a chunk (64 in the paper).
       chunks: chunks of a passage (10 in the paper).
-      group: (most positives, most negatives) of a labelled query, for a dual encoder; None gives pairs.
+      train_group_size: (most positives, most negatives) of a labelled query, where the targets are groups of
+        candidates; None gives pairs of a query and a passage.
       mined: query id -> passages that are its negatives, besides those of the collection.
     """
 
@@ -66,7 +67,7 @@ class Inputs:
     synthetic: SyntheticQueries | None = None
     chunk_length: int = 64
     chunks: int = 10
-    group: tuple[int, int] | None = None
+    train_group_size: tuple[int, int] | None = None
     mined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -87,8 +88,8 @@ class Inputs:
         """What is known to answer the train queries."""
         return KnownAnswers(self.queries)
 
-    def most_known(self, positives: int) -> int:
-        """The most passages that answer a train query besides those of its positives that are drawn."""
+    def most_other_positives(self, positives: int) -> int:
+        """The most passages that answer a train query besides the `positives` of its group."""
         counts = (
             max(len(query.positives) - positives, 0) + len(self.answers.others(query))
             for query in self.queries
@@ -116,8 +117,10 @@ class Inputs:
             raise UserError(
                 f"{name}: no train query is labelled {label!r}: there are {', '.join(there) or 'no labels'}"
             )
-        if self.group:
-            return LabelledGroups(self.collection, self.vocabulary, queries, *self.group, self.answers)
+        if self.train_group_size:
+            return LabelledGroups(
+                self.collection, self.vocabulary, queries, *self.train_group_size, self.answers
+            )
         return LabelledPairs(self.collection, self.vocabulary, queries)
 
 
@@ -152,7 +155,7 @@ def mixture(
         if len(examples)
     }
     if weights and (empty := [name for name in names if name not in weights]):
-        log(f"{', '.join(empty)}: no examples, so left out of the mixture (TrainingData.rates)")
+        log(f"{', '.join(empty)}: no examples, so left out of the mixture (DataConfig.rates)")
     if not weights:
         raise UserError("no task has both a rate and examples: set --gin.train.rates")
     return {name: (made[name], weight / sum(weights.values())) for name, weight in weights.items()}

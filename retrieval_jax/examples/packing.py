@@ -33,7 +33,7 @@ class Tally:
             if self.left_out or self.cut:
                 log(
                     f"packing left out {self.left_out:,} and cut {self.cut:,} of {self.examples:,} examples: "
-                    "fewer do with a smaller TrainingData.pack"
+                    "fewer do with a smaller DataConfig.pack"
                 )
 
 

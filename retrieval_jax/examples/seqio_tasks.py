@@ -21,8 +21,8 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.examples import ROWS, Examples
-from retrieval_jax.examples.targets import Feature, Features
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.targets import DocidTargets, Feature, Features, PassageTargets, QueryTargets
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 
 SHARD = 100_000  # examples a shard of the cache
 SHUFFLE_BUFFER = 1 << 14
@@ -165,11 +165,11 @@ def register_queries(
     return name
 
 
-def register_all(work_dir: str | Path, data: TrainingData) -> list[str]:
+def register_all(work_dir: str | Path, config: DataConfig) -> list[str]:
     """Registers every task and every row of the paper that a work folder has the examples for; their names.
 
-    For a module that is T5X's `MIXTURE_OR_TASK_MODULE`; the gin files of gin_configs/t5x/ need none. `data`
-    gives the lengths and the name of the synthetic queries; its rates are not looked at.
+    For a module that is T5X's `MIXTURE_OR_TASK_MODULE`; the gin files of gin_configs/t5x/ need none. `config`
+    gives the lengths and the name of the synthetic queries; its mixture is not looked at.
     """
     work = Workspace(paths.as_path(work_dir))
     collection = Collection(work.collection)
@@ -177,10 +177,11 @@ def register_all(work_dir: str | Path, data: TrainingData) -> list[str]:
         DocidTable.open(path.parent) for path in sorted((work.folder / "docids").glob("*/manifest.json"))
     ]
     names = []
-    for answer, table in [("passages", None), ("query", None), *(("docids", table) for table in tables)]:
-        opened = data.of(work, collection, answer, table)
-        tasks = ["doc2query"] if answer == "query" else ["firstp", "daq", "labelled", *opened.labels]
-        tasks += ["d2q"] if opened.synthetic and answer != "query" else []
+    of_tables = ((DocidTargets, table) for table in tables)
+    for targets, table in [(PassageTargets, None), (QueryTargets, None), *of_tables]:
+        opened = TrainDataset(config, work, collection, targets, table)
+        tasks = [task for task in targets.tasks if task != "d2q" or opened.synthetic]
+        tasks += opened.labels if "labelled" in tasks else []
         members = {task: opened.computed(task) for task in tasks}
         members = {task: examples for task, examples in members.items() if len(examples)}
         rows = {

@@ -1,5 +1,9 @@
-"""What a retriever answers to an example: a docid, the query, or passages as texts; and the arrays of it."""
+"""Targets: what a model is trained to write or to rank for an example, and the arrays of a batch of them.
 
+A generative retriever writes docids, a query generator queries; a dual encoder ranks passages.
+"""
+
+import abc
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -28,10 +32,73 @@ class Feature:
 
 
 Features = dict[str, Sequence[int]]
+Batch = dict[str, np.ndarray]
 
 
-class DocidTargets:
-    """inputs: the text; targets: the passage's docid, which ends as its kind says."""
+class Targets(abc.ABC):
+    """Makes the features of an example, and a model's batch of many: one subclass a family of retrievers.
+
+    Attributes:
+      name: stands for the kind of targets in the names of seqio's tasks, as in msmarco.NAME.firstp.
+      features: name of a feature -> its length and contents.
+      has_groups: whether a labelled query comes with a group of candidates, not with one passage.
+      tasks: the tasks whose examples make sense with these targets, besides labelled_LABEL.
+      mean_length: mean tokens of a target; None where several examples cannot share a row (packing).
+    """
+
+    name: str
+    features: Mapping[str, Feature]
+    has_groups = False
+    tasks: Sequence[str] = ("firstp", "daq", "d2q", "labelled")
+    mean_length: float | None = None
+
+    @classmethod
+    @abc.abstractmethod
+    def of(cls, dataset) -> "Targets":
+        """Makes the targets of a TrainDataset."""
+
+    @classmethod
+    @abc.abstractmethod
+    def lengths(cls, config, docid_length: int | None = None, other_positives: int = 1) -> dict[str, int]:
+        """Gives the length of each feature.
+
+        Args:
+          config: a DataConfig.
+          docid_length: tokens of a docid, where docids are written.
+          other_positives: room for the other positives of a query, where it has a group.
+
+        Returns:
+          {name of a feature: its most numbers}.
+        """
+
+    @abc.abstractmethod
+    def __call__(self, example: Example) -> Features:
+        """Gives the features of an example, neither trimmed nor padded."""
+
+    @staticmethod
+    def to_batch(features: Batch) -> Batch:
+        """Turns padded features into a model's batch, as seqio's EncDecFeatureConverter does.
+
+        Args:
+          features: int32, inputs B×S and targets B×T, 0 is padding.
+
+        Returns:
+          Int32 arrays encoder_input_tokens B×S and decoder_target_tokens, decoder_input_tokens (the targets
+          one position later, begun with 0) and decoder_loss_weights (1 for each token), each B×T.
+        """
+        targets = features["targets"]
+        shifted = np.zeros_like(targets)
+        shifted[:, 1:] = targets[:, :-1]
+        return {
+            "encoder_input_tokens": features["inputs"],
+            "decoder_target_tokens": targets,
+            "decoder_input_tokens": shifted,
+            "decoder_loss_weights": (targets > 0).astype(np.int32),
+        }
+
+
+class DocidTargets(Targets):
+    """The feature `inputs` is the text; `targets` is the passage's docid, which ends as its kind says."""
 
     def __init__(self, table: DocidTable, input_length: int):
         self.table = table
@@ -41,9 +108,17 @@ class DocidTargets:
             "targets": Feature(table.length, size=table.output_size),
         }
 
+    @classmethod
+    def of(cls, dataset) -> "DocidTargets":
+        return cls(dataset.table, dataset.config.input_length)
+
+    @classmethod
+    def lengths(cls, config, docid_length: int | None = None, other_positives: int = 1) -> dict[str, int]:
+        return {"inputs": config.input_length, "targets": docid_length}
+
     @functools.cached_property
     def mean_length(self) -> float:
-        """Tokens of a docid, of the first 100,000."""
+        """Mean tokens of a docid, over the first 100,000."""
         return float(np.count_nonzero(self.table.tokens_NxL[:100_000], axis=1).mean())
 
     def __call__(self, example: Example) -> Features:
@@ -51,10 +126,11 @@ class DocidTargets:
         return {"inputs": example.tokens, "targets": docid[docid > 0].tolist()}
 
 
-class QueryTargets:
-    """The other way round. inputs: the passage; targets: the text."""
+class QueryTargets(Targets):
+    """The other way round: the feature `inputs` is the passage, `targets` is the text."""
 
     name = "query"
+    tasks = ("doc2query",)
 
     def __init__(
         self, collection: Collection, vocabulary: Vocabulary, passage_length: int, query_length: int
@@ -65,20 +141,34 @@ class QueryTargets:
             "targets": Feature(query_length, add_eos=True),
         }
 
+    @classmethod
+    def of(cls, dataset) -> "QueryTargets":
+        config = dataset.config
+        return cls(dataset.collection, dataset.vocabulary, config.passage_length, config.input_length)
+
+    @classmethod
+    def lengths(cls, config, docid_length: int | None = None, other_positives: int = 1) -> dict[str, int]:
+        return {"inputs": config.passage_length, "targets": config.input_length}
+
     def __call__(self, example: Example) -> Features:
         passage = self.collection.passage(example.rows[0])
         return {"inputs": self.vocabulary.encode(passage.full_text), "targets": example.tokens}
 
 
-class PassageTargets:
-    """inputs: the text; then `group` candidates, positives first, padded where there are fewer.
+class PassageTargets(Targets):
+    """The feature `inputs` is the text; the others hold a group of candidates, positives first.
 
-    targets: the candidates' tokens, each ended and padded to `passage_length`, in a row; passage: their rows
-    (PADDING); grade: > 0 positive, 0 negative, PADDING none; known: rows of at most so many more positives.
-    The row of a passage whose text stood before is the first one's, so that copies count as one passage.
+    - targets: the candidates' tokens in one row, each candidate ended and padded to `passage_length`.
+    - passage: the candidates' rows in the collection; PADDING where the group has fewer candidates.
+    - grade: > 0 for a positive, 0 for a negative, PADDING for none.
+    - other_positives: rows of positives that are not in the group, which are never negatives; PADDING.
+
+    A passage whose text occurs earlier in the collection has the row of the first copy, so that copies count
+    as one passage.
     """
 
     name = "passages"
+    has_groups = True
 
     def __init__(
         self,
@@ -86,37 +176,73 @@ class PassageTargets:
         vocabulary: Vocabulary,
         input_length: int,
         passage_length: int,
-        group: int,
-        known: int = 1,
+        group_size: int,
+        other_positives: int = 1,
     ):
         self.collection, self.vocabulary = collection, vocabulary
-        self.passage_length, self.group, self.known = passage_length, group, known
+        self.passage_length, self.group_size = passage_length, group_size
+        self.other_positives = other_positives
         self.features = {
             "inputs": Feature(input_length, add_eos=True),
-            "targets": Feature(group * passage_length, size=vocabulary.size),
-            "passage": Feature(group, size=collection.passage_count),
-            "grade": Feature(group, size=1 << 31),
-            "known": Feature(known, size=collection.passage_count),
+            "targets": Feature(group_size * passage_length, size=vocabulary.size),
+            "passage": Feature(group_size, size=collection.passage_count),
+            "grade": Feature(group_size, size=1 << 31),
+            "other_positives": Feature(other_positives, size=collection.passage_count),
+        }
+
+    @classmethod
+    def of(cls, dataset) -> "PassageTargets":
+        config, vocabulary = dataset.config, dataset.vocabulary.with_prompt(dataset.prompts.passage)
+        lengths = config.input_length, config.passage_length, config.positives + config.negatives
+        return cls(dataset.collection, vocabulary, *lengths, max(dataset.most_other_positives, 1))
+
+    @classmethod
+    def lengths(cls, config, docid_length: int | None = None, other_positives: int = 1) -> dict[str, int]:
+        group_size = config.positives + config.negatives
+        return {
+            "inputs": config.input_length,
+            "targets": group_size * config.passage_length,
+            "passage": group_size,
+            "grade": group_size,
+            "other_positives": other_positives,
+        }
+
+    @staticmethod
+    def to_batch(features: Batch) -> Batch:
+        """Turns padded features into a dual encoder's batch.
+
+        Args:
+          features: int32, by the names of this class's features.
+
+        Returns:
+          Int32 arrays left_encoder_input_tokens B×S (queries), right_encoder_input_tokens B×G×P (candidates),
+          passage B×G, grade B×G and other_positives B×K.
+        """
+        rows, group_size = features["passage"].shape
+        return {
+            "left_encoder_input_tokens": features["inputs"],
+            "right_encoder_input_tokens": features["targets"].reshape(rows, group_size, -1),
+            "passage": features["passage"],
+            "grade": features["grade"],
+            "other_positives": features["other_positives"],
         }
 
     def __call__(self, example: Example) -> Features:
-        missing = [PADDING] * (self.group - len(example.rows))
+        missing = [PADDING] * (self.group_size - len(example.rows))
         texts = [p.full_text for p in self.collection.get(example.rows)]
         tokens = self.vocabulary.batch([*texts, *([""] * len(missing))], self.passage_length)
         tokens[len(texts) :] = 0
+        others = self._first_copies(example.other_positives)
         return {
             "inputs": example.tokens,
             "targets": tokens.ravel().tolist(),
             "passage": [*self._first_copies(example.rows), *missing],
             "grade": [*example.grades, *missing],
-            "known": [*self._first_copies(example.known), *[PADDING] * (self.known - len(example.known))],
+            "other_positives": [*others, *[PADDING] * (self.other_positives - len(others))],
         }
 
     def _first_copies(self, rows: Sequence[int]) -> list[int]:
         return self.collection.first_copies(np.array(rows, np.int64)).tolist()
-
-
-Targets = DocidTargets | QueryTargets | PassageTargets
 
 
 def pad(features: Sequence[Features], spec: Mapping[str, Feature]) -> dict[str, np.ndarray]:

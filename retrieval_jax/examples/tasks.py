@@ -25,13 +25,13 @@ class Example:
       tokens: the text in pieces, without an end.
       rows: the passages' rows in the collection; a generative retriever has just one.
       grades: their relevance, > 0 for positives, which come first, and 0 for negatives.
-      known: rows of more passages that the text is about, which are never to be its negatives.
+      other_positives: rows of more passages that the text is about, which are never its negatives.
     """
 
     tokens: list[int]
     rows: Sequence[int]
     grades: Sequence[int]
-    known: Sequence[int] = ()
+    other_positives: Sequence[int] = ()
 
 
 class Task(Protocol):
@@ -149,12 +149,12 @@ class LabelledGroups:
         chosen = [negatives[n] for n in _draw(rng, len(negatives), self.negatives)]
         grades = [*query.positives.values()]
         tokens = self.vocabulary.encode(query.text)
-        known = [rows[j] for j in range(bad) if j not in drawn and rows[j] >= 0]
+        other_positives = [rows[j] for j in range(bad) if j not in drawn and rows[j] >= 0]
         return Example(
             tokens,
             [*(rows[j] for j in drawn), *chosen],
             [*(grades[j] for j in drawn), *[0] * len(chosen)],
-            known,
+            other_positives,
         )
 
 

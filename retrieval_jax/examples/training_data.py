@@ -20,8 +20,8 @@ from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts, Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.cached import CachedExamples
-from retrieval_jax.examples.examples import ROWS, TASKS, Examples, Inputs, mixture
-from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, Targets
+from retrieval_jax.examples.examples import ROWS, TASKS, Examples, TaskFactory, mixture
+from retrieval_jax.examples.targets import Targets
 from retrieval_jax.examples.tasks import LabelledGroups
 
 Task = Annotated[str, Names("a task", TASKS)]
@@ -30,7 +30,7 @@ Rates = Annotated[str, Names("a row of the paper", tuple(ROWS))] | Mapping[Task,
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
-class TrainingData:
+class DataConfig:
     """The examples of a run, before it is known which collection they come from.
 
     Args:
@@ -60,30 +60,25 @@ class TrainingData:
     mined: str | None = None
     pack: Positive = 1
 
-    def of(
-        self,
-        work: Workspace,
-        collection: Collection,
-        answer: str,
-        table: DocidTable | None,
-        prompts: Prompts = NO_PROMPTS,
-    ) -> "OpenData":
-        """The examples of a collection, whose targets are `answer`: docids, passages or query.
-
-        `prompts` are a dual encoder's: they come before every input and every passage.
-        """
-        return OpenData(self, work, collection, answer, table, prompts)
-
 
 @dataclasses.dataclass(frozen=True)
-class OpenData:
-    """Examples of a collection. See TrainingData."""
+class TrainDataset:
+    """The examples of a collection, as a DataConfig chooses them.
 
-    settings: TrainingData
+    Attributes:
+      config: which tasks, lengths and mixture.
+      work: where the collection's synthetic queries, mined negatives and cached examples lie.
+      collection: the passages and the queries.
+      target_type: the class of the targets.
+      table: the docids, where they are the targets.
+      prompts: a dual encoder's; they come before every input and every passage.
+    """
+
+    config: DataConfig
     work: Workspace
     collection: Collection
-    answer: str
-    table: DocidTable | None
+    target_type: type[Targets]
+    table: DocidTable | None = None
     prompts: Prompts = NO_PROMPTS
 
     @functools.cached_property
@@ -97,45 +92,39 @@ class OpenData:
 
     @functools.cached_property
     def synthetic(self) -> SyntheticQueries | None:
-        if not self.settings.synthetic:
+        if not self.config.synthetic:
             return None
-        queries = SyntheticQueries(self.work.synthetic(self.settings.synthetic))
+        queries = SyntheticQueries(self.work.synthetic(self.config.synthetic))
         queries.check(self.collection)
         return queries
 
     @functools.cached_property
     def mined(self) -> MinedNegatives | None:
-        return MinedNegatives(self.work.negatives(self.settings.mined)) if self.settings.mined else None
+        return MinedNegatives(self.work.negatives(self.config.mined)) if self.config.mined else None
 
     @functools.cached_property
     def targets(self) -> Targets:
-        s = self.settings
-        if self.answer == "docids":
-            return DocidTargets(self.table, s.input_length)
-        if self.answer == "passages":
-            return PassageTargets(
-                self.collection,
-                self.vocabulary.with_prompt(self.prompts.passage),
-                s.input_length,
-                s.passage_length,
-                group=s.positives + s.negatives,
-                known=max(self._inputs.most_known(s.positives), 1),
-            )
-        return QueryTargets(self.collection, self.vocabulary, s.passage_length, s.input_length)
+        return self.target_type.of(self)
+
+    @property
+    def most_other_positives(self) -> int:
+        """The most passages that answer a train query besides the positives in its group."""
+        return self._tasks.most_other_positives(self.config.positives)
 
     @functools.cached_property
-    def _inputs(self) -> Inputs:
-        s = self.settings
-        group = (s.positives, s.negatives) if self.answer == "passages" else None
+    def _tasks(self) -> TaskFactory:
+        c = self.config
+        group_size = (c.positives, c.negatives) if self.target_type.has_groups else None
         mined = self.mined.of_queries(self.collection) if self.mined else {}
-        return Inputs(
-            self.collection, self._input_vocabulary, self.synthetic, s.chunk_length, s.chunks, group, mined
+        vocabulary = self._input_vocabulary
+        return TaskFactory(
+            self.collection, vocabulary, self.synthetic, c.chunk_length, c.chunks, group_size, mined
         )
 
     @property
     def labels(self) -> list[str]:
         """The tasks of the labels that the train queries have: labelled_human, …"""
-        return [f"labelled_{label}" for label in sorted({q.label for q in self._inputs.queries if q.label})]
+        return [f"labelled_{label}" for label in sorted({q.label for q in self._tasks.queries if q.label})]
 
     @property
     def prefix(self) -> str:
@@ -144,17 +133,18 @@ class OpenData:
 
     def recipe(self, task: str) -> dict:
         """What a task's examples depend on, for its cache."""
-        s = self.settings
+        c = self.config
         facts = {
             "collection": self.collection.fingerprint,
             "docids": self.table.fingerprint() if self.table else None,
             "vocabulary": self.vocabulary.checksum,
-            "tokens": [s.chunk_length, s.chunks],
+            "tokens": [c.chunk_length, c.chunks],
         }
         if task == "d2q" and self.synthetic:
             facts["synthetic"] = self.synthetic.fingerprint
-        if self.answer == "passages":
-            facts["candidates"] = [s.positives, s.negatives, s.passage_length, self.targets.known]
+        if self.target_type.has_groups:
+            others = self.targets.features["other_positives"].length
+            facts["candidates"] = [c.positives, c.negatives, c.passage_length, others]
             facts["mined"] = self.mined.fingerprint if self.mined else None
         if any(self.prompts):
             facts["prompts"] = list(self.prompts)
@@ -162,14 +152,14 @@ class OpenData:
 
     def computed(self, task: str) -> Examples:
         """A task's examples, made as they are asked for."""
-        return Examples(self._inputs.task(task), self.targets)
+        return Examples(self._tasks.task(task), self.targets)
 
     def queries(self, split: str) -> tuple[Examples, list[Query]]:
         """A split's labelled queries, each once, with as many candidates as in training; and the queries."""
-        s = self.settings
+        c = self.config
         queries = [query for query in self.collection.queries(split) if query.positives]
         answers, vocabulary = KnownAnswers(queries), self._input_vocabulary
-        task = LabelledGroups(self.collection, vocabulary, queries, s.positives, s.negatives, answers)
+        task = LabelledGroups(self.collection, vocabulary, queries, c.positives, c.negatives, answers)
         return Examples(task, self.targets), queries
 
     def examples(self, task: str) -> Examples | CachedExamples:
@@ -194,11 +184,11 @@ class OpenData:
 
     @functools.cached_property
     def _stages(self) -> list[tuple[int | None, Mapping]]:
-        for task in self.settings.drop_rates:
+        for task in self.config.drop_rates:
             if task.startswith("labelled_"):
-                self._inputs.task(task)
-        stages = [(steps, self.shares(rates)) for steps, rates in self.settings.curriculum]
-        return [*stages, (None, self.shares(self.settings.rates))]
+                self._tasks.task(task)
+        stages = [(steps, self.shares(rates)) for steps, rates in self.config.curriculum]
+        return [*stages, (None, self.shares(self.config.rates))]
 
 
 @functools.cache

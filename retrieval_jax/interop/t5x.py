@@ -84,10 +84,11 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import compute_metrics
 from retrieval_jax.examples import seqio_tasks
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.mesh import partitioning
+from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.search.generative import GenerativeSearcher
-from retrieval_jax.training.run import check_inputs, make_model, open_data
+from retrieval_jax.training.run import check_inputs, make_model, train_dataset
 
 Batch = Mapping[str, jax.Array]
 
@@ -114,7 +115,7 @@ class Model(models.BaseModel):
         self,
         retriever: type,
         work_dir: str,
-        data: TrainingData,
+        data: DataConfig,
         docids: str | None = None,
         optimizer: Callable | None = None,
         beams: int | None = None,
@@ -130,7 +131,7 @@ class Model(models.BaseModel):
         check_inputs(self.work.folder, retriever, collection, table)
         vocabulary = Vocabulary(collection.vocabulary_path)
         self.model = make_model(retriever, optimizer or (lambda: None), vocabulary.size, table)
-        self.examples = open_data(data, self.work, collection, self.model, table)
+        self.examples = train_dataset(data, self.work, collection, self.model, table)
         self.beams, self.samples, self.searcher = beams, samples, None
         if table and beams:
             self.searcher = GenerativeSearcher(self.model, {}, table, vocabulary, data.input_length, beams)
@@ -208,10 +209,10 @@ class Model(models.BaseModel):
         """
         params = flax.core.unfreeze(params)
         with _on_mesh() as mesh:
-            if self.model.answer == "docids":
+            if self.model.writes_docids:
                 return self._search(params, batch, mesh, flax_mutables)
             samples = {"count": self.samples, "length": self.feature_lengths["targets"]}
-            settings = samples if self.model.answer == "query" else {}
+            settings = samples if isinstance(self.model, QueryGenerator) else {}
             return self.model.predict_batch_with_aux(params, batch, rng, **settings)
 
     def _search(self, params: dict, batch: Batch, mesh, flax_mutables: Mapping | None) -> tuple:
@@ -281,18 +282,18 @@ def feature_lengths(model: Model) -> dict[str, int]:
 
 
 def training_task(model: Model) -> str:
-    """Registers what TrainingData mixes as a seqio mixture, of split "train"; its name.
+    """Registers what DataConfig mixes as a seqio mixture, of split "train"; its name.
 
     Cached tasks (`retrieval-jax cache`) are found where T5X is told to use them.
 
     Raises UserError for what only the project's own batches can do.
     """
-    examples, settings = model.examples, model.examples.settings
+    examples, settings = model.examples, model.examples.config
     for name in ("curriculum", "drop_rates"):
         if getattr(settings, name):
-            raise UserError(f"TrainingData.{name}: only the project's own trainer does that: leave it out")
+            raise UserError(f"DataConfig.{name}: only the project's own trainer does that: leave it out")
     if settings.pack > 1:
-        raise UserError("TrainingData.pack: T5X packs by itself: --gin.train/utils.DatasetConfig.pack=True")
+        raise UserError("DataConfig.pack: T5X packs by itself: --gin.train/utils.DatasetConfig.pack=True")
     shares = {task: share for task, (_, share) in examples.shares(settings.rates).items()}
     seqio_tasks.register(
         examples.prefix,

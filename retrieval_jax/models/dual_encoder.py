@@ -13,9 +13,9 @@ import optax
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import PAD, Prompts
 from retrieval_jax.models.contrastive import Objective, info_nce
-from retrieval_jax.models.encoder_decoder import Batch, Metrics
 from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
 from retrieval_jax.models.negatives import NEG_INF, batch_negatives, within_group_negatives
+from retrieval_jax.models.retriever import Batch, Metrics, Retriever, register_retriever
 from retrieval_jax.models.softmax import exact_products
 from retrieval_jax.models.t5 import Encoder
 
@@ -58,13 +58,14 @@ class DualEncoderNetwork(nn.Module):
         return vectors * jax.lax.rsqrt(jnp.sum(jnp.square(vectors), axis=-1, keepdims=True) + 1e-12)
 
 
+@register_retriever
 @gin.configurable(denylist=["config", "optimizer_def"])
-class DualEncoder:
+class DualEncoder(Retriever):
     """T5X's model interface over a dual encoder.
 
     A batch holds, all int32, left_encoder_input_tokens B×S (queries), right_encoder_input_tokens B×G×P (each
     query's candidates), passage B×G (their rows, -1 is padding), grade B×G (> 0 positive, 0 negative) and
-    known B×K (rows of other passages that answer the query, -1 is padding; may be left out).
+    other_positives B×K (rows of other passages that answer the query, -1 is padding; may be left out).
 
     A query's negatives are all candidates of the batch, other queries' too, except those that answer it as
     far as is known. A row without a positive contributes nothing, neither as query nor by its candidates.
@@ -92,7 +93,7 @@ class DualEncoder:
     """
 
     family = "dual encoder"
-    answer = "passages"
+    examples_interact = True  # by in-batch negatives
 
     def __init__(
         self,
@@ -256,10 +257,6 @@ class DualEncoder:
         vectors = jax.lax.map(encode_chunk, (chunks, np.arange(count, dtype=np.uint32)))
         return jnp.moveaxis(vectors, 0, 1).reshape(len(tokens_NxS), -1)
 
-    def eval_fn(self, params: dict, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """`loss_fn` without dropout and draws."""
-        return self.loss_fn(params, batch, None)
-
     def predict_batch_with_aux(
         self, params: dict, batch: Batch, rng: jax.Array | None = None
     ) -> tuple[jax.Array, Metrics]:
@@ -295,6 +292,8 @@ def _candidates(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
     positive_BxG = (batch["grade"] > 0) & (batch["passage"] >= 0)
     answered_Bx1 = jnp.any(positive_BxG, axis=1, keepdims=True)
     known_BxK = jnp.where(positive_BxG, batch["passage"], -1)
-    if "known" in batch:
-        known_BxK = jnp.concatenate([known_BxK, jnp.where(answered_Bx1, batch["known"], -1)], axis=1)
+    if "other_positives" in batch:
+        known_BxK = jnp.concatenate(
+            [known_BxK, jnp.where(answered_Bx1, batch["other_positives"], -1)], axis=1
+        )
     return jnp.where(answered_Bx1, batch["passage"], -1), positive_BxG, known_BxK

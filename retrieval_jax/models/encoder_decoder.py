@@ -10,15 +10,14 @@ import optax
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.objectives import cross_entropy, symmetric_kl
+from retrieval_jax.models.retriever import Batch, Metrics, Retriever
 from retrieval_jax.models.softmax import blockwise_softmax_stats, exact_products, softmax_stats
 from retrieval_jax.models.t5 import T5, Segments, output_kernel, unstack_layers
 
-Batch = Mapping[str, jax.Array]
-Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (total, count)
 POSITIONS_TOLD = 16  # first positions of the target whose accuracy is told
 
 
-class EncoderDecoder:
+class EncoderDecoder(Retriever):
     """Learns by teacher forcing; subclasses say what is read and written, and how to write it.
 
     A batch holds encoder_input_tokens B×S, decoder_input_tokens, decoder_target_tokens and
@@ -137,10 +136,6 @@ class EncoderDecoder:
             at_n = positions_BxT == n
             metrics[f"accuracy_at/{n + 1}"] = (jnp.sum(right_BxT * at_n), jnp.sum(weights * at_n))
         return metrics["loss"][0] / jnp.maximum(tokens, 1), metrics
-
-    def eval_fn(self, params: dict, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """`loss_fn` without dropout."""
-        return self.loss_fn(params, batch, None)
 
     def score_batch(self, params: dict, batch: Batch) -> jax.Array:
         """Log-probability of each example's target, B."""

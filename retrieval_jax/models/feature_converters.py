@@ -15,16 +15,16 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
     """Two encoder inputs, named as in t5x_retrieval, and what the candidates are (see PassageTargets).
 
     left_encoder_input_tokens: B × inputs; right_encoder_input_tokens: B × G × targets / G; passage and grade:
-    B × G; known: B × known.
+    B × G; other_positives: B × other_positives.
     """
 
-    TASK_FEATURES = dict.fromkeys(("inputs", "targets", "passage", "grade", "known"), _INT32)
+    TASK_FEATURES = dict.fromkeys(("inputs", "targets", "passage", "grade", "other_positives"), _INT32)
     MODEL_FEATURES = {  # noqa: RUF012 (seqio's names)
         "left_encoder_input_tokens": _INT32,
         "right_encoder_input_tokens": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=2),
         "passage": _INT32,
         "grade": _INT32,
-        "known": _INT32,
+        "other_positives": _INT32,
     }
     PACKING_FEATURE_DTYPES = {}  # noqa: RUF012
 
@@ -39,7 +39,7 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
                 "right_encoder_input_tokens": tf.reshape(example["targets"], [group, -1]),
                 "passage": example["passage"],
                 "grade": example["grade"],
-                "known": example["known"],
+                "other_positives": example["other_positives"],
             }
 
         return self._pack_or_pad(ds, task_feature_lengths).map(convert)
@@ -51,5 +51,5 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
             "right_encoder_input_tokens": group,  # the length of its first dimension
             "passage": group,
             "grade": group,
-            "known": task_feature_lengths["known"],
+            "other_positives": task_feature_lengths["other_positives"],
         }

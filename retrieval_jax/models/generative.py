@@ -8,10 +8,12 @@ from jax.sharding import Mesh
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import constrained_beam_search
 from retrieval_jax.decoding.trie import Trie
-from retrieval_jax.models.encoder_decoder import Batch, EncoderDecoder
+from retrieval_jax.models.encoder_decoder import EncoderDecoder
+from retrieval_jax.models.retriever import Batch, register_retriever
 from retrieval_jax.models.softmax import exact_products
 
 
+@register_retriever
 @gin.configurable(denylist=["config", "optimizer_def"])
 class GenerativeRetriever(EncoderDecoder):
     """A T5 that reads a query and writes a docid.
@@ -20,7 +22,7 @@ class GenerativeRetriever(EncoderDecoder):
     """
 
     family = "generative"
-    answer = "docids"
+    writes_docids = True
 
     def predict_batch_with_aux(
         self,

@@ -4,15 +4,16 @@ import gin
 import jax
 
 from retrieval_jax.decoding.sampling import sample_top_k
-from retrieval_jax.models.encoder_decoder import Batch, EncoderDecoder, Metrics
+from retrieval_jax.models.encoder_decoder import EncoderDecoder
+from retrieval_jax.models.retriever import Batch, Metrics, register_retriever
 
 
+@register_retriever
 @gin.configurable(denylist=["config", "optimizer_def"])
 class QueryGenerator(EncoderDecoder):
     """Passage -> query, as docT5query (Nogueira and Lin 2019)."""
 
     family = "query generator"
-    answer = "query"
 
     def sample(
         self,

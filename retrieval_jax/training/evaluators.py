@@ -1,6 +1,8 @@
-"""Evaluation during training: retrievers search for dev queries as a user would; others tell their loss."""
+"""Evaluators measure a model while it trains. Retrievers search for the dev queries as a user would."""
 
-from collections.abc import Callable
+import abc
+from collections.abc import Sequence
+from typing import Protocol
 
 import gin
 import jax
@@ -9,81 +11,81 @@ from jax.sharding import Mesh
 
 from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.core.values import NonNegative, Positive
+from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import Vocabulary, round_up
-from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.evaluation.metrics import compute_metrics
 from retrieval_jax.evaluation.trec import drop_identical_ids
-from retrieval_jax.examples.batches import encoder_decoder
 from retrieval_jax.examples.examples import Examples
-from retrieval_jax.examples.targets import QueryTargets, pad
+from retrieval_jax.examples.targets import pad
 from retrieval_jax.examples.tasks import LabelledPairs
+from retrieval_jax.examples.training_data import TrainDataset
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import all_devices
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.query_generator import QueryGenerator
+from retrieval_jax.search.dense import ExactSearcher, TextEncoder
+from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.search.searcher import Searcher
 
-METRICS = ("Hits@1", "Hits@10", "MRR@10")
-SAMPLES = 5  # queries whose findings are kept to be looked at
+RETRIEVAL_METRICS = ("Hits@1", "Hits@10", "MRR@10")
+METRICS = (*RETRIEVAL_METRICS, "loss")
+"""The metrics of the evaluators, by one of which the best checkpoint can be kept."""
+SAMPLES = 5  # queries whose results are kept to be looked at
 
 
-@gin.configurable(allowlist=["max_queries", "beams"])
-class RetrievalEvaluator:
-    """Called with parameters, gives Hits@1, Hits@10 and MRR@10 of the dev queries ({} without any).
+class Evaluator(Protocol):
+    """Measures a model while it trains.
 
-    `samples` then tells what was found for the first few: {"query", "right": [passage, …], "found": [passage,
-    …]}, a passage as {"id"} and, of a generative retriever, its "docid"'s tokens; those found with a "score".
+    Attributes:
+      samples: the results for the first few queries of the last evaluation; may be empty. Each is {"query":
+        its text, "right": relevant passages, "found": retrieved passages}; a passage is {"id", and "docid",
+        its tokens, where docids are written}, and a retrieved one has its "score".
+    """
+
+    samples: Sequence[dict]
+
+    def __call__(self, params: dict) -> dict[str, float]:
+        """Gives metrics, by name, of these parameters; {} where there are no dev queries."""
+        ...
+
+
+@gin.configurable(allowlist=["max_queries"])
+class RetrievalEvaluator(abc.ABC):
+    """Searches for the dev queries, and gives Hits@1, Hits@10 and MRR@10.
+
+    A query that is itself a passage of the collection is left out of its own results, as in `evaluate`.
 
     Args:
-      model: a GenerativeRetriever or a DualEncoder.
-      collection, table, vocabulary, input_length, passage_length: as in training.
-      max_queries: dev queries to search for, chosen by a hash of the id.
-      beams: of a generative search.
-      mesh: what it runs on; None: all devices.
+      model: the retriever.
+      examples: the collection, and how texts are read in training.
+      mesh: the mesh to run on; None: all devices.
+      max_queries: the most dev queries to search for; a hash of the id chooses them.
     """
 
     def __init__(
-        self,
-        model,
-        collection: Collection,
-        table: DocidTable | None,
-        vocabulary: Vocabulary,
-        input_length: int,
-        passage_length: int,
-        max_queries: NonNegative = 256,
-        beams: Positive = 10,
-        mesh: Mesh | None = None,
+        self, model, examples: TrainDataset, mesh: Mesh | None = None, max_queries: NonNegative = 256
     ):
-        queries = collection.queries("dev") if collection.query_counts.get("dev") else []
+        self.samples: Sequence[dict] = ()
+        queries = _dev_queries(examples.collection)
         self.queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:max_queries]
         self.qrels = {q.id: q.relevant for q in self.queries}
-        # Left out of their own results, as in `evaluate`.
         self.themselves = {query.id for query in self.queries if query.is_passage}
-        self.table, self.samples = table, []
-        if not self.queries:
-            return
-        mesh = mesh or all_devices()
-        self.searcher: Callable[[dict], Searcher]
-        if table:
-            from retrieval_jax.search.generative import GenerativeSearcher
+        if self.queries:
+            self.prepare(model, examples, mesh or all_devices())
 
-            generative = GenerativeSearcher(model, {}, table, vocabulary, input_length, beams, mesh=mesh)
+    @abc.abstractmethod
+    def prepare(self, model, examples: TrainDataset, mesh: Mesh) -> None:
+        """Makes what all searches share, once."""
 
-            def searcher(params: dict) -> Searcher:
-                generative.params = params
-                return generative
-        else:
-            from retrieval_jax.search.dense import ExactSearcher, TextEncoder
+    @abc.abstractmethod
+    def searcher(self, params: dict) -> Searcher:
+        """Gives a searcher with these parameters."""
 
-            ids, texts = zip(*((p.id, p.full_text) for p in collection.passages()), strict=True)
-            reads_query, reads_passage = map(vocabulary.with_prompt, model.prompts)
-            of_passages = TextEncoder(model.encode_passages, {}, reads_passage, passage_length, mesh=mesh)
-            of_queries = TextEncoder(model.encode_queries, {}, reads_query, input_length, mesh=mesh)
-
-            def searcher(params: dict) -> Searcher:
-                of_passages.params = of_queries.params = params
-                return ExactSearcher(of_queries, of_passages(texts), ids)
-
-        self.searcher = searcher
+    def passage(self, passage_id: str) -> dict:
+        """Describes a passage in the samples."""
+        return {"id": passage_id}
 
     def __call__(self, params: dict) -> dict[str, float]:
         if not self.queries:
@@ -94,49 +96,91 @@ class RetrievalEvaluator:
         self.samples = [
             {
                 "query": query.text,
-                "right": [self._passage(one) for one in query.positives],
-                "found": [self._passage(one) | {"score": round(s, 4)} for one, s in run[query.id][:5]],
+                "right": [self.passage(passage) for passage in query.positives],
+                "found": [self.passage(passage) | {"score": round(s, 4)} for passage, s in run[query.id][:5]],
             }
             for query in self.queries[:SAMPLES]
         ]
         metrics = compute_metrics(self.qrels, run)
-        return {name: metrics[name] for name in METRICS}
+        return {name: metrics[name] for name in RETRIEVAL_METRICS}
 
-    def _passage(self, passage_id: str) -> dict:
-        if not self.table:
-            return {"id": passage_id}
+
+@gin.configurable(allowlist=["beams"])
+class GenerativeEvaluator(RetrievalEvaluator):
+    """Searches with a generative retriever by `beams` beams. See RetrievalEvaluator."""
+
+    def __init__(
+        self,
+        model: GenerativeRetriever,
+        examples: TrainDataset,
+        mesh: Mesh | None = None,
+        beams: Positive = 10,
+    ):
+        self.beams, self.table = beams, examples.table
+        super().__init__(model, examples, mesh)
+
+    def prepare(self, model: GenerativeRetriever, examples: TrainDataset, mesh: Mesh) -> None:
+        length = examples.config.input_length
+        self.generative = GenerativeSearcher(
+            model, {}, self.table, examples.vocabulary, length, self.beams, mesh=mesh
+        )
+
+    def searcher(self, params: dict) -> Searcher:
+        self.generative.params = params
+        return self.generative
+
+    def passage(self, passage_id: str) -> dict:
         (row,) = arrow_ids.find_rows(self.table.passage_ids, [passage_id])
         docid = self.table.tokens_NxL[row]
         return {"id": passage_id, "docid": docid[docid > 0].tolist()}
 
 
+class DenseEvaluator(RetrievalEvaluator):
+    """Encodes all passages with a dual encoder, and searches exactly. See RetrievalEvaluator."""
+
+    def prepare(self, model: DualEncoder, examples: TrainDataset, mesh: Mesh) -> None:
+        passages = ((p.id, p.full_text) for p in examples.collection.passages())
+        self.ids, self.texts = zip(*passages, strict=True)
+        query, passage = map(examples.vocabulary.with_prompt, model.prompts)
+        config = examples.config
+        self.queries_encoder = TextEncoder(model.encode_queries, {}, query, config.input_length, mesh=mesh)
+        self.passages_encoder = TextEncoder(
+            model.encode_passages, {}, passage, config.passage_length, mesh=mesh
+        )
+
+    def searcher(self, params: dict) -> Searcher:
+        self.queries_encoder.params = self.passages_encoder.params = params
+        return ExactSearcher(self.queries_encoder, self.passages_encoder(self.texts), self.ids)
+
+
+@gin.configurable(allowlist=["max_queries"])
 class LossEvaluator:
-    """Called with parameters, gives a query generator's loss (nats a token) on dev queries ({} without any).
+    """Gives a query generator's loss on dev queries, in nats a token.
 
     Args:
-      model: a QueryGenerator.
-      collection, targets: as in training.
-      max_queries: pairs of a passage and a dev query, the collection's first.
-      mesh: what it runs on; None: all devices.
+      model: the query generator.
+      examples: the collection, and how texts are read and written in training.
+      mesh: the mesh to run on; None: all devices.
+      max_queries: the most pairs of a passage and a dev query, the first of the collection.
     """
 
     def __init__(
         self,
-        model,
-        collection: Collection,
-        targets: QueryTargets,
-        max_queries: int = 256,
+        model: QueryGenerator,
+        examples: TrainDataset,
         mesh: Mesh | None = None,
+        max_queries: NonNegative = 256,
     ):
-        queries = collection.queries("dev") if collection.query_counts.get("dev") else []
-        pairs = LabelledPairs(collection, targets.vocabulary, queries)
-        examples = Examples(pairs, targets)
+        self.samples: Sequence[dict] = ()
+        targets = examples.targets
+        pairs = LabelledPairs(examples.collection, targets.vocabulary, _dev_queries(examples.collection))
+        labelled = Examples(pairs, targets)
         rng = np.random.default_rng(0)  # nothing is drawn
-        features = [examples(i, rng) for i in range(min(len(examples), max_queries))]
+        features = [labelled(i, rng) for i in range(min(len(labelled), max_queries))]
         self.batch = None
         if features:
             mesh = mesh or all_devices()
-            batch = encoder_decoder(pad(features, targets.features))
+            batch = targets.to_batch(pad(features, targets.features))
             missing = round_up(len(features), mesh.shape["data"]) - len(features)  # rows without weight
             padded = {name: np.pad(x, ((0, missing), (0, 0))) for name, x in batch.items()}
             self.batch = multihost.make_global_arrays(mesh, padded, "data")
@@ -144,3 +188,7 @@ class LossEvaluator:
 
     def __call__(self, params: dict) -> dict[str, float]:
         return {"loss": float(self.eval_fn(params, self.batch)[0])} if self.batch else {}
+
+
+def _dev_queries(collection: Collection) -> list[Query]:
+    return collection.queries("dev") if collection.query_counts.get("dev") else []

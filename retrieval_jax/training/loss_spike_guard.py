@@ -156,7 +156,7 @@ class LossSpikeGuard:
             log(
                 f"{self.folder}: no dev query found its passage by step {step}: usually the learning rate is "
                 "too low or too high, the loss does not fall, or no task of the mixture looks like the dev "
-                "queries (TrainingData.rates)"
+                "queries (DataConfig.rates)"
             )
 
     def _stop(self, step: int, what: str) -> Diverged:

@@ -9,21 +9,26 @@ from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import NO_PROMPTS, Vocabulary
+from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.training_data import OpenData, TrainingData
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.retriever import Retriever
 from retrieval_jax.training import settings
+from retrieval_jax.training.families import family_of
 
 
-def make_model(retriever: type, optimizer: Callable, vocab_size: int, table: DocidTable | None):
+def make_model(retriever: type[Retriever], optimizer: Callable, vocab_size: int, table: DocidTable | None):
     """The model that gin configures, for a text vocabulary and the docids that it writes, if it does."""
     return retriever(T5Config(vocab_size, **(docid_softmax(table) if table else {})), optimizer())
 
 
-def open_data(data: TrainingData, work: Workspace, collection: Collection, model, table: DocidTable | None):
-    """The examples of a collection for a model, with the model's prompts, if it has any."""
-    return data.of(work, collection, model.answer, table, getattr(model, "prompts", NO_PROMPTS))
+def train_dataset(
+    config: DataConfig, work: Workspace, collection: Collection, model: Retriever, table: DocidTable | None
+) -> TrainDataset:
+    """The examples of a collection for a model, with the model's prompts."""
+    target_type = family_of(type(model)).target_type
+    return TrainDataset(config, work, collection, target_type, table, model.prompts)
 
 
 def docid_softmax(table: DocidTable) -> dict:
@@ -35,27 +40,30 @@ def docid_softmax(table: DocidTable) -> dict:
     }
 
 
-def run_settings(retriever: type, examples: OpenData, steps: int, batch_size: int, seed: int) -> dict:
+def run_settings(
+    retriever: type[Retriever], examples: TrainDataset, steps: int, batch_size: int, seed: int
+) -> dict:
     """What changes what a run learns, and model.json does not tell: see settings.py."""
-    data = dataclasses.asdict(examples.settings)
+    data = dataclasses.asdict(examples.config)
     # By content, whatever their names are.
     inputs = {"synthetic": examples.synthetic, "mined": examples.mined}
     data |= {name: made.fingerprint if made else None for name, made in inputs.items()}
     return {
         "train.batch_size": batch_size,
         "train.seed": seed,
-        **{f"TrainingData.{name}": value for name, value in data.items()},
+        **{f"DataConfig.{name}": value for name, value in data.items()},
         **settings.step_settings(retriever),
         **settings.learning_settings(steps),
     }
 
 
-def check_inputs(folder: Path, retriever: type, collection: Collection, table: DocidTable | None) -> None:
+def check_inputs(
+    folder: Path, retriever: type[Retriever], collection: Collection, table: DocidTable | None
+) -> None:
     """Raises UserError where model, docids and collection do not belong together."""
-    reads_docids = retriever.answer == "docids"
-    if reads_docids and table is None:
+    if retriever.writes_docids and table is None:
         raise UserError(f"{folder}: a {retriever.family} retriever needs docids: --DOCIDS=naive")
-    if not reads_docids and table is not None:
+    if not retriever.writes_docids and table is not None:
         raise UserError(f"{folder}: a {retriever.family} writes no docids: --DOCIDS=None")
     if table and table.collection != collection.fingerprint:
         raise UserError(

@@ -16,6 +16,7 @@ from retrieval_jax.core import configuration, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.mesh import multihost
+from retrieval_jax.models.retriever import Retriever
 from retrieval_jax.training.step import make_train_step
 
 NAME = "settings.json"
@@ -53,7 +54,7 @@ def learning_settings(steps: int) -> dict[str, str]:
     }
 
 
-def step_settings(retriever: type) -> dict:
+def step_settings(retriever: type[Retriever]) -> dict:
     """The parameters of the training step that change what is learned.
 
     Other random bits are as another seed. Parts of a batch change which negatives a dual encoder's query has;
@@ -61,7 +62,7 @@ def step_settings(retriever: type) -> dict:
     another machine.
     """
     step = configuration.parameters_of(make_train_step)
-    names = ["random_bits", *["microbatches"] * (retriever.family == "dual encoder")]
+    names = ["random_bits", *["microbatches"] * retriever.examples_interact]
     return {f"make_train_step.{name}": step[name] for name in names}
 
 

@@ -10,8 +10,8 @@ from retrieval_jax.decoding.trie import Trie, edge_dtypes
 from retrieval_jax.docids import residual, semantic
 from retrieval_jax.docids.kinds import maker_of
 from retrieval_jax.examples import packing
-from retrieval_jax.examples.targets import Feature
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.targets import Feature, Targets
+from retrieval_jax.examples.training_data import DataConfig
 
 EDGES = 2  # of the trie, a docid: where every node has several children there are no more
 
@@ -80,35 +80,27 @@ def trie_shape(docids: DocidShape, passages: int) -> Trie:
 
 
 def batch_shapes(
-    answer: str, data: TrainingData, batch_size: int, docid_length: int | None
+    target_type: type[Targets], config: DataConfig, batch_size: int, docid_length: int | None
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the (int32) arrays of a training batch of all hosts; see examples/batches.py.
+    """Gives the shapes of the int32 arrays of a training batch of all hosts.
 
-    `answer` is what the model is trained to give: docids, passages or query. Packed rows are given room for
-    docids of the full length.
+    Args:
+      target_type: the class of the targets; see `RetrieverFamily`.
+      config: the lengths.
+      batch_size: the examples of a batch.
+      docid_length: tokens of a docid, where docids are written. Packed rows have room for docids of the full
+        length.
+
+    Returns:
+      {name of an array: its shape}.
     """
-    if answer == "passages":
-        group = data.positives + data.negatives
-        return {
-            "left_encoder_input_tokens": (batch_size, data.input_length),
-            "right_encoder_input_tokens": (batch_size, group, data.passage_length),
-            "passage": (batch_size, group),
-            "grade": (batch_size, group),
-            "known": (batch_size, 1),
-        }
-    if answer == "query":  # the passage is read, the text written
-        inputs, targets = data.passage_length, data.input_length
-    else:
-        inputs, targets = data.input_length, docid_length
-    names = {
-        "encoder_input_tokens": inputs,
-        "decoder_input_tokens": targets,
-        "decoder_target_tokens": targets,
-        "decoder_loss_weights": targets,
-    }
-    if data.pack > 1:
-        features = {"inputs": Feature(inputs), "targets": Feature(targets)}
-        inputs, targets = packing.row_lengths(features, data.pack, docid_length)
+    lengths = target_type.lengths(config, docid_length)
+    if config.pack > 1:
+        features = {name: Feature(length) for name, length in lengths.items()}
+        inputs, targets = packing.row_lengths(features, config.pack, docid_length)
         sides = (("encoder", inputs), ("decoder", targets))
-        return {name: (batch_size // data.pack, n) for side, n in sides for name in packing.NAMES[side]}
-    return {name: (batch_size, length) for name, length in names.items()}
+        rows = batch_size // config.pack
+        return {name: (rows, length) for side, length in sides for name in packing.NAMES[side]}
+    zero = np.int32(0)
+    features = {name: np.broadcast_to(zero, (batch_size, length)) for name, length in lengths.items()}
+    return {name: array.shape for name, array in target_type.to_batch(features).items()}

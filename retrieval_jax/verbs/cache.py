@@ -17,6 +17,10 @@ from retrieval_jax.data import parallel
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.cached import PLACES, features_of
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.retriever import Retriever
+from retrieval_jax.training.families import family_of
 
 
 def _records(file: Path) -> Iterator[tuple[int, bytes]]:
@@ -30,10 +34,10 @@ def _records(file: Path) -> Iterator[tuple[int, bytes]]:
 @gin.configurable
 def cache(
     source: str,
-    data: "TrainingData",  # noqa: F821 (it knows about caches)
+    data: DataConfig,
     work_dir: str | None = None,
     docids: str | None = "naive",
-    answer: str = "docids",
+    retriever: type[Retriever] = GenerativeRetriever,
     beam_options: Sequence[str] = (),
 ) -> dict:
     """Writes the tokenised examples of the tasks that a training run mixes, by seqio's Beam job.
@@ -43,17 +47,18 @@ def cache(
     Args:
       source, work_dir: the collection, and where its work lies.
       data: which tasks, as in training.
-      docids: kind of docids that the examples are answered with.
-      answer: docids; or passages (for a dual encoder) or query (for a query generator).
+      docids: kind of docids that a generative retriever writes.
+      retriever: the class of the models that train on the examples: GenerativeRetriever, DualEncoder or
+        QueryGenerator.
       beam_options: flags for Beam, such as ('--runner=DataflowRunner', '--project=…'); the default runs here.
     """
-    if answer == "docids" and not docids:
-        raise UserError("cache: docids of no kind: --DOCIDS=naive, or --gin.cache.answer=\"'passages'\"")
+    if retriever.writes_docids and not docids:
+        raise UserError("cache: docids of no kind: --DOCIDS=naive, or --gin.cache.retriever=@DualEncoder")
     work = Workspace.for_source(source, work_dir)
     parallel.check_beam_options(beam_options, work.folder)
     collection = Collection(work.collection)
-    table = DocidTable.open(work.docids(docids)) if answer == "docids" else None
-    opened = data.of(work, collection, answer, table)
+    table = DocidTable.open(work.docids(docids)) if retriever.writes_docids else None
+    opened = TrainDataset(data, work, collection, family_of(retriever).target_type, table)
     tasks = {task for _, shares in opened.stages() for task in shares}
     made = {}
     for task in sorted(tasks):

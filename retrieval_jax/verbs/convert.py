@@ -55,7 +55,7 @@ def convert(
     pretrained = open_pretrained(checkpoint)
     work = Workspace.for_source(source, work_dir)
     retriever = retriever or _retriever(pretrained)
-    table = DocidTable.open(work.docids(docids)) if retriever.answer == "docids" else None
+    table = DocidTable.open(work.docids(docids)) if retriever.writes_docids else None
     pieces = paths.as_path(vocabulary) if vocabulary else pretrained.vocabulary
     check_vocabulary(pretrained, pieces)
     symbols = {} if vocabulary else dict(pretrained.symbols)

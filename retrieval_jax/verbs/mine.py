@@ -29,7 +29,7 @@ def mine(
 ) -> dict:
     """Writes negatives/NAME/qrels.train.tsv: hard negatives of the train queries, for a dual encoder.
 
-    Train with them by --NEGATIVES=NAME and --gin.TrainingData.negatives=7. To refresh them between
+    Train with them by --NEGATIVES=NAME and --gin.DataConfig.negatives=7. To refresh them between
     rounds, mine again with an index of the model that they trained, under the same name or another. A passage
     that is known to answer a query is never its negative: these are its positives and those of queries with
     the same text, all passages that have the text of one of these, and the passage that the query itself is.

@@ -27,6 +27,7 @@ from retrieval_jax.training.aot import (
     mesh_name,
     reach_compiler,
 )
+from retrieval_jax.training.families import family_of
 from retrieval_jax.training.flops import model_flops
 from retrieval_jax.training.loss_spike_guard import LossSpikeGuard
 from retrieval_jax.training.run import make_model
@@ -197,10 +198,10 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Pr
         if name not in settings:
             raise UserError(f"train.{name}: not set: name a run, as --gin_file=runs/naive.gin")
     retriever, data, kind = settings["retriever"], settings["data"], settings["docids"]
-    if (retriever.answer == "docids") != bool(kind):
-        hint = "--DOCIDS=naive" if retriever.answer == "docids" else "--gin.train.docids=None"
+    if retriever.writes_docids != bool(kind):
+        hint = "--DOCIDS=naive" if retriever.writes_docids else "--gin.train.docids=None"
         raise UserError(f"train.docids: {kind!r} does not go with a {retriever.family}: {hint}")
-    if search and retriever.answer != "docids":
+    if search and not retriever.writes_docids:
         raise UserError(f"preflight.search: a {retriever.family} writes no docids: leave it out")
     for name, value in (("passages", passages), ("vocab_size", vocab_size)):
         if value is not None and value < 1:
@@ -230,7 +231,9 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Pr
             trie, _ = build_trie(docids.tokens_NxL)
         elif kind != "atomic":
             trie = trie_shape(docids, passages)
-    shapes = batch_shapes(retriever.answer, data, batch_size, docids.length if docids else None)
+    shapes = batch_shapes(
+        family_of(retriever).target_type, data, batch_size, docids.length if docids else None
+    )
     variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes)["params"])
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(variables))
     read = {name: shape for name, shape in shapes.items() if not search or name == "encoder_input_tokens"}

@@ -20,23 +20,22 @@ from retrieval_jax.examples.batches import Batch
 from retrieval_jax.examples.batches import batches as make_batches
 from retrieval_jax.examples.batches import examples_of as told_examples
 from retrieval_jax.examples.tasks import Task
-from retrieval_jax.examples.training_data import OpenData, TrainingData
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.mesh import multihost, partitioning
+from retrieval_jax.models.retriever import Retriever
 from retrieval_jax.training import settings
-from retrieval_jax.training.evaluators import METRICS, LossEvaluator, RetrievalEvaluator
+from retrieval_jax.training.evaluators import METRICS
+from retrieval_jax.training.families import family_of
 from retrieval_jax.training.loop import train_loop
-from retrieval_jax.training.run import check_inputs, make_model, open_data, prepare_folder, run_settings
-
-# A model's folder where it has no docids to be named after.
-DEFAULT_NAMES = {"docids": "naive", "passages": "dual_encoder", "query": "doc2query"}
+from retrieval_jax.training.run import check_inputs, make_model, prepare_folder, run_settings, train_dataset
 
 
 @gin.configurable
 def train(
     source: str,
-    retriever: type,
+    retriever: type[Retriever],
     optimizer: Callable[[], optax.GradientTransformation],
-    data: TrainingData,
+    data: DataConfig,
     initial: InitialCheckpoint,
     work_dir: str | None = None,
     model_dir: str | None = None,
@@ -59,7 +58,7 @@ def train(
       source, work_dir: the collection, and where its work lies.
       retriever: a class with T5X's model interface: GenerativeRetriever, DualEncoder or QueryGenerator.
       optimizer: makes the optax optimiser.
-      data: which examples; see TrainingData's parameters (--gin.TrainingData.NAME=VALUE).
+      data: which examples; see DataConfig's parameters (--gin.DataConfig.NAME=VALUE).
       initial: weights to begin with (--gin.INITIAL_CHECKPOINT); see InitialCheckpoint's parameters
         (--gin.InitialCheckpoint.NAME=VALUE).
       model_dir: the model's folder; None is models/DOCIDS of the work folder, models/dual_encoder or
@@ -79,18 +78,18 @@ def train(
         microbatches), data, objective or learning rate:
         "refuse", which tells what differs, or "accept", which goes on with the new ones.
     """
-    if keep_best not in (None, *METRICS, "loss"):
-        raise UserError(f"train.keep_best: no metric {keep_best!r}: {', '.join(METRICS)}, loss or None")
-    work = Workspace.for_source(source, work_dir)
+    if keep_best not in (None, *METRICS):
+        raise UserError(f"train.keep_best: no metric {keep_best!r}: {', '.join(METRICS)} or None")
+    family, work = family_of(retriever), Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
     table = DocidTable.open(work.docids(docids)) if docids else None
-    folder = paths.as_path(model_dir) if model_dir else work.model(docids or DEFAULT_NAMES[retriever.answer])
+    folder = paths.as_path(model_dir) if model_dir else work.model(docids or family.folder_name)
     check_inputs(folder, retriever, collection, table)
 
     vocabulary = Vocabulary(collection.vocabulary_path)
     model = make_model(retriever, optimizer, vocabulary.size, table)
     pretrained_params = initial.arrays_for(model, collection.vocabulary_path)
-    examples = open_data(data, work, collection, model, table)
+    examples = train_dataset(data, work, collection, model, table)
     description = model_folder.describe(
         model,
         input_length=data.input_length,
@@ -119,15 +118,10 @@ def train(
             stages, examples.targets, data.drop_rates, batch_size, seed, position, rows, data.pack
         )
 
-    if retriever.answer == "query":
-        evaluator = LossEvaluator(model, collection, examples.targets, mesh=mesh)
-    else:
-        lengths = data.input_length, data.passage_length
-        evaluator = RetrievalEvaluator(model, collection, table, vocabulary, *lengths, mesh=mesh)
     made = train_loop(
         model,
         batches,
-        evaluator,
+        family.evaluator(model, examples, mesh),
         folder,
         steps=steps,
         seed=seed,
@@ -147,7 +141,7 @@ def train(
 
 
 def describe_batch(
-    examples: OpenData, batch_size: int, seed: int, position: int, tasks: dict[str, Task] | None = None
+    examples: TrainDataset, batch_size: int, seed: int, position: int, tasks: dict[str, Task] | None = None
 ) -> list[dict]:
     """The examples of the batch after `position` examples: task, number, the text, and its passages' ids.
 

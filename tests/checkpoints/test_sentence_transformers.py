@@ -18,12 +18,13 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.embeddings.encoding import TextEncoder, passage_encoder, query_encoder
 from retrieval_jax.embeddings.sources import load_embeddings
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.targets import PassageTargets
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training.evaluators import RetrievalEvaluator
-from retrieval_jax.training.run import open_data
+from retrieval_jax.training.evaluators import DenseEvaluator
+from retrieval_jax.training.run import train_dataset
 from retrieval_jax.verbs.convert import convert
 from retrieval_jax.verbs.export import export
 
@@ -228,9 +229,9 @@ def test_training_goes_on_with_the_prompts_of_its_initial_weights(tmp_path, work
     InitialCheckpoint(str(folder)).arrays_for(own)
     assert own.prompts == ("", "mine ")
 
-    data = TrainingData(input_length=24, passage_length=32, chunk_length=8, chunks=2)
-    examples = open_data(data, work, collection, model, None)
-    plain = data.of(work, collection, "passages", None)
+    data = DataConfig(input_length=24, passage_length=32, chunk_length=8, chunks=2)
+    examples = train_dataset(data, work, collection, model, None)
+    plain = TrainDataset(data, work, collection, PassageTargets)
     assert examples.recipe("firstp") != plain.recipe("firstp")
     vocabulary, rng = plain.vocabulary, np.random.default_rng(0)
     head = vocabulary.encode(PROMPTS["query"])
@@ -247,7 +248,7 @@ def test_training_goes_on_with_the_prompts_of_its_initial_weights(tmp_path, work
         T5Config(1152, 16, 2, 8, 20, 1, 0), vector_dim=6, query_prompt="a ", passage_prompt="the "
     )
     params = random_params(model)
-    dev = RetrievalEvaluator(model, collection, None, vocabulary, 24, 32)
+    dev = DenseEvaluator(model, train_dataset(data, work, collection, model, None))
     dev(params)
     of_passages, of_queries = (
         TextEncoder(encode, params, vocabulary, length)

@@ -10,7 +10,7 @@ import pytest
 
 from retrieval_jax.core import configuration
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.models.contrastive import info_nce
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -85,7 +85,7 @@ def test_the_multi_positive_papers_settings(file: str):
     assert (model.scale, model.module.normalize, model.bidirectional) == (1.0, False, False)
     losses = model.objective(jnp.array([[2.0, 1.0]]), jnp.ones((1, 2), bool), jnp.zeros(1))
     assert float(losses[0]) == pytest.approx(math.log1p(math.exp(-1.0)))  # of the positive that scores 1
-    data = TrainingData()
+    data = DataConfig()
     assert (data.positives, data.negatives, data.passage_length) == (4, 4, 128)
     assert data.curriculum == ((1000, {"labelled_llm": 1.0}),)
 
@@ -135,7 +135,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
         ("naive/train.eval_every=-1", "train.eval_every: -1 is not a whole number"),
         ("T5Config.dropout_rate=2", "T5Config.dropout_rate: 2 is not a number of at least 0 and at most 1"),
         ("learning_rate.peak=0", "learning_rate.peak: 0 is not a number above 0"),
-        ("TrainingData.drop_rates=0.1", "TrainingData.drop_rates: 0.1 is not a mapping"),
+        ("DataConfig.drop_rates=0.1", "DataConfig.drop_rates: 0.1 is not a mapping"),
         ("DualEncoder.bidirectional=1", "DualEncoder.bidirectional: 1 is not True or False"),
         ("train.steps=%STPES", "train.steps: %STPES: no such name: did you mean STEPS?"),
         ("K=%ELSEWHERE", "K: %ELSEWHERE: no such name: the names are COLLECTION, "),
@@ -151,28 +151,28 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
         ("adamw.multipliers={'embedding': '50'}", "adamw.multipliers: '50' is not a number"),
         ("adamw.multipliers={'decoder': 2.0}", "adamw.multipliers: 'decoder' is not the name of"),
         (
-            "TrainingData.drop_rates={'firstpp': 0.1}",
-            "TrainingData.drop_rates: 'firstpp' is not the name of a task, as firstp is: set one that is",
+            "DataConfig.drop_rates={'firstpp': 0.1}",
+            "DataConfig.drop_rates: 'firstpp' is not the name of a task, as firstp is: set one that is",
         ),
         (
-            "TrainingData.drop_rates={'zzz': 0.1}",
-            "TrainingData.drop_rates: 'zzz' is not the name of a task (firstp, daq, d2q, labelled, labelle",
+            "DataConfig.drop_rates={'zzz': 0.1}",
+            "DataConfig.drop_rates: 'zzz' is not the name of a task (firstp, daq, d2q, labelled, labelle",
         ),
         (
-            "TrainingData.drop_rates={'daq': 1.5}",
-            "TrainingData.drop_rates: 1.5 is not a number of at least 0",
+            "DataConfig.drop_rates={'daq': 1.5}",
+            "DataConfig.drop_rates: 1.5 is not a number of at least 0",
         ),
         (
-            "TrainingData.rates={'labeled': 1}",
-            "TrainingData.rates: 'labeled' is not the name of a task, as lab",
+            "DataConfig.rates={'labeled': 1}",
+            "DataConfig.rates: 'labeled' is not the name of a task, as lab",
         ),
-        ("TrainingData.rates={'daq': -1}", "TrainingData.rates: -1 is not a number of at least 0"),
-        ("TrainingData.rates='2c'", "TrainingData.rates: '2c' is not "),
+        ("DataConfig.rates={'daq': -1}", "DataConfig.rates: -1 is not a number of at least 0"),
+        ("DataConfig.rates='2c'", "DataConfig.rates: '2c' is not "),
         (
-            "TrainingData.curriculum=[(9, {'dak': 1})]",
-            "TrainingData.curriculum: 'dak' is not the name of a ta",
+            "DataConfig.curriculum=[(9, {'dak': 1})]",
+            "DataConfig.curriculum: 'dak' is not the name of a ta",
         ),
-        ("TrainingData.curriculum=[(9,)]", "TrainingData.curriculum: (9,) is not a list of 2"),
+        ("DataConfig.curriculum=[(9,)]", "DataConfig.curriculum: (9,) is not a list of 2"),
         (
             "InitialCheckpoint.missing_ok=('decoder/logit_dense',)",
             "InitialCheckpoint.missing_ok: 'decoder/logit_dense' is",
@@ -215,9 +215,9 @@ def test_a_value_that_cannot_be_is_one_line(binding: str, message: str):
 
 @pytest.mark.parametrize(
     "binding",
-    ["K=1", "train.max_minutes=None", "train.max_minutes=5", "TrainingData.rates='3b'", "QUERY=''",
-     "TrainingData.rates={'firstp': 1}", "TrainingData.rates={'labelled_a b/c': 1, 'firstp': 0}",
-     "TrainingData.curriculum=((9, {'daq': 1}), (5, '3b'))", "rq_8x256/train.batch_size=64",
+    ["K=1", "train.max_minutes=None", "train.max_minutes=5", "DataConfig.rates='3b'", "QUERY=''",
+     "DataConfig.rates={'firstp': 1}", "DataConfig.rates={'labelled_a b/c': 1, 'firstp': 0}",
+     "DataConfig.curriculum=((9, {'daq': 1}), (5, '3b'))", "rq_8x256/train.batch_size=64",
      "naive/semantic_2d/train.batch_size=64", "train.optimizer=@mine/adamw", "demo.steps=None",
      "demo.steps={'dual_encoder': 5, 'semantic': 3}", "demo.generative=('rq_2x16', 'atomic')",
      "adafactor.multipliers={'log_scale': 2, 'wi': 0.5, 'kernel': 1}",

@@ -11,7 +11,8 @@ from retrieval_jax.data import copies
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.mined import choose_negatives
 from retrieval_jax.data.records import Collection
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.targets import PassageTargets
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.verbs.importing import import_collection
 from retrieval_jax.verbs.index import make_index
 from retrieval_jax.verbs.mine import mine
@@ -75,16 +76,16 @@ def test_the_collection_knows_its_copies(work: Workspace):
 def test_they_are_no_negatives_in_a_batch(work: Workspace):
     """Whatever the negatives: each candidate that answers a query is a positive or is told as known."""
     collection = Collection(work.collection)
-    data = TrainingData(positives=1, negatives=9).of(work, collection, "passages", None)
+    data = TrainDataset(DataConfig(positives=1, negatives=9), work, collection, PassageTargets)
     features = data.targets.features
     examples = data.computed("labelled")
     rng = np.random.default_rng(0)
     answers = {"h0": {0, 3}, "l0": {0, 3}, "q1": {1}, "p4": {4, 5}}
     for i, query in enumerate(examples.task.queries):
         example = examples(i, rng)
-        assert max(map(len, (example["known"],))) <= features["known"].length
+        assert max(map(len, (example["other_positives"],))) <= features["other_positives"].length
         passage, grade = np.array(example["passage"]), np.array(example["grade"])
-        assert {*passage[grade > 0], *example["known"]} - {-1} == answers[query.id]
+        assert {*passage[grade > 0], *example["other_positives"]} - {-1} == answers[query.id]
         assert not {*passage[grade == 0]} & answers[query.id]
     # What is read is each passage's own text.
     row = collection.find_rows(["c1"])[0]

@@ -12,8 +12,9 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
 from retrieval_jax.examples.tasks import PADDING
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.generating import generate_queries
 from retrieval_jax.verbs.importing import import_collection
@@ -21,11 +22,11 @@ from retrieval_jax.verbs.importing import import_collection
 LIBRARY = Path(__file__).parent / "library"
 GOLDEN = LIBRARY / "examples.txt"
 TASKS = {
-    "docids": ("firstp", "daq", "d2q", "labelled", "labelled_human", "labelled_llm"),
-    "passages": ("firstp", "daq", "d2q", "labelled", "labelled_human", "labelled_llm"),
-    "query": ("doc2query",),
+    DocidTargets: ("firstp", "daq", "d2q", "labelled", "labelled_human", "labelled_llm"),
+    PassageTargets: ("firstp", "daq", "d2q", "labelled", "labelled_human", "labelled_llm"),
+    QueryTargets: ("doc2query",),
 }
-DATA = TrainingData(
+DATA = DataConfig(
     input_length=16, passage_length=20, chunk_length=12, chunks=2, positives=2, negatives=1,
     synthetic="doc2query",
 )  # fmt: skip
@@ -48,9 +49,9 @@ def decoded(folder: Path) -> str:
         if kind:
             make_docids(source=source, work_dir=str(work.folder), kind=kind)
         table = DocidTable.open(work.docids(kind)) if kind else None
-        for answer in ("docids",) if kind else ("passages", "query"):
-            opened = DATA.of(work, collection, answer, table)
-            for task in TASKS[answer]:
+        for targets in (DocidTargets,) if kind else (PassageTargets, QueryTargets):
+            opened = TrainDataset(DATA, work, collection, targets, table)
+            for task in TASKS[targets]:
                 paragraphs += [f"# {opened.prefix}.{task}", *examples(opened, task), ""]
     return "\n".join(paragraphs)
 
@@ -62,13 +63,13 @@ def examples(opened, task: str) -> list[str]:
     for i in range(len(made)):
         features = made(i, np.random.default_rng(i))
         text = model.decode(list(features["inputs"]))
-        if opened.answer == "docids":
+        if opened.table:
             docid = features["targets"]
             answer = model.decode(docid) if opened.table.kind == "naive" else " ".join(map(str, docid))
-        elif opened.answer == "query":
+        elif opened.target_type is QueryTargets:
             answer = model.decode(list(features["targets"]))
         else:
-            length = opened.settings.passage_length
+            length = opened.config.passage_length
             answer = " | ".join(
                 f"{grade}: {model.decode(features['targets'][k * length : (k + 1) * length])}"
                 for k, grade in enumerate(features["grade"])
@@ -85,7 +86,7 @@ def test_examples_read_as_they_always_did(tmp_path: Path):
 
     names = register_all(tmp_path / "library", DATA)
     assert {name for name in names if ".naive." in name} == {
-        f"library.naive.{name}" for name in (*TASKS["docids"], "1a", "2a", "2b", "3a", "3b", "6b", "7")
+        f"library.naive.{name}" for name in (*TASKS[DocidTargets], "1a", "2a", "2b", "3a", "3b", "6b", "7")
     }
     mixture = seqio.get_mixture_or_task("library.naive.3b")
     assert mixture.num_input_examples("train") == 6 + 12 + 8

@@ -11,9 +11,9 @@ import tensorflow as tf
 from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.batches import batches, drop, dual_encoder, encoder_decoder, examples_of
+from retrieval_jax.examples.batches import batches, drop, examples_of
 from retrieval_jax.examples.examples import Examples, mixture
-from retrieval_jax.examples.targets import DocidTargets, Feature, pad
+from retrieval_jax.examples.targets import DocidTargets, Feature, PassageTargets, pad
 from retrieval_jax.examples.tasks import Example
 from retrieval_jax.models.feature_converters import DualEncoderFeatureConverter
 
@@ -78,7 +78,7 @@ def test_packed_batches_hold_the_examples_of_those_that_are_not():
     assert packed["encoder_segment_ids"].tolist() == [[1, 1, 2, 2, 3, 3, 4, 4]] * 5
     written = packed["decoder_target_tokens"][packed["decoder_loss_weights"] > 0]
     assert sorted(written) == sorted(alone["decoder_target_tokens"].ravel())
-    with pytest.raises(UserError, match=r"TrainingData.pack: 3 does not divide the batch of 20"):
+    with pytest.raises(UserError, match=r"DataConfig.pack: 3 does not divide the batch of 20"):
         next(batches([(None, examples)], targets, {}, 20, 0, pack=3))
 
 
@@ -139,9 +139,9 @@ def test_batches_are_those_of_seqios_converters():
     ]
     expected = converted(seqio.EncDecFeatureConverter(pack=False), ragged, spec)
     features = pad(ragged, {name: Feature(n) for name, n in spec.items()})
-    same(encoder_decoder(features), expected)
+    same(DocidTargets.to_batch(features), expected)
 
-    spec = {"inputs": 7, "targets": 12, "passage": 3, "grade": 3, "known": 2}
+    spec = {"inputs": 7, "targets": 12, "passage": 3, "grade": 3, "other_positives": 2}
     whole = [
         {
             name: rng.integers(1, 99, rng.integers(1, n + 1) if name == "inputs" else n).tolist()
@@ -150,7 +150,7 @@ def test_batches_are_those_of_seqios_converters():
         for _ in range(9)
     ]
     expected = converted(DualEncoderFeatureConverter(pack=False), whole, spec)
-    same(dual_encoder(pad(whole, {name: Feature(n) for name, n in spec.items()})), expected)
+    same(PassageTargets.to_batch(pad(whole, {name: Feature(n) for name, n in spec.items()})), expected)
 
 
 def converted(converter: seqio.FeatureConverter, examples: list[dict], lengths: dict) -> dict:

@@ -10,7 +10,7 @@ from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.examples import ROWS, Examples, Inputs, mixture
+from retrieval_jax.examples.examples import ROWS, Examples, TaskFactory, mixture
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, pad
 from retrieval_jax.examples.tasks import PADDING, LabelledGroups
 
@@ -23,8 +23,8 @@ def vocabulary(collection: Collection) -> Vocabulary:
 
 
 @pytest.fixture(scope="module")
-def inputs(collection: Collection, vocabulary: Vocabulary) -> Inputs:
-    return Inputs(collection, vocabulary, chunk_length=8, chunks=3)
+def inputs(collection: Collection, vocabulary: Vocabulary) -> TaskFactory:
+    return TaskFactory(collection, vocabulary, chunk_length=8, chunks=3)
 
 
 @pytest.fixture(scope="module", params=["atomic", "naive"])
@@ -43,7 +43,7 @@ def test_docid_tables_name_every_passage(collection: Collection, vocabulary: Voc
 
 
 def test_passages_are_read_from_their_beginning_and_in_chunks(
-    collection: Collection, vocabulary: Vocabulary, inputs: Inputs
+    collection: Collection, vocabulary: Vocabulary, inputs: TaskFactory
 ):
     firstp, daq = inputs.task("firstp"), inputs.task("daq")
     passages = list(collection.passages())
@@ -91,18 +91,20 @@ def test_groups_hold_some_positives_then_some_negatives(collection: Collection, 
         )
         assert example.rows[2] in (4, 9)
         assert example.grades[2] == 0
-        assert {*example.rows[:2], *example.known} == {3, 1, 7}
+        assert {*example.rows[:2], *example.other_positives} == {3, 1, 7}
         seen.add(tuple(example.rows))
     assert len(seen) == 6  # every choice: three pairs of positives, two negatives
     assert list(groups(1, RNG).rows) == [0]
 
-    targets = PassageTargets(collection, vocabulary, input_length=6, passage_length=12, group=3, known=2)
+    targets = PassageTargets(
+        collection, vocabulary, input_length=6, passage_length=12, group_size=3, other_positives=2
+    )
     features = pad([targets(groups(i, np.random.default_rng(0))) for i in range(2)], targets.features)
     assert features["passage"][1].tolist() == [0, PADDING, PADDING]
     assert features["grade"][1].tolist() == [3, PADDING, PADDING]
-    assert features["known"][1].tolist() == [PADDING, PADDING]
+    assert features["other_positives"][1].tolist() == [PADDING, PADDING]
     (known,) = {3, 1, 7} - {*features["passage"][0]}
-    assert features["known"][0].tolist() == [known, PADDING]
+    assert features["other_positives"][0].tolist() == [known, PADDING]
     texts = [collection.passage(0).full_text]
     np.testing.assert_array_equal(features["targets"][1][:12], vocabulary.batch(texts, 12)[0])
     assert not features["targets"][1][12:].any()
@@ -111,7 +113,7 @@ def test_groups_hold_some_positives_then_some_negatives(collection: Collection, 
 
 
 def test_targets_are_docids_or_the_query(
-    collection: Collection, vocabulary: Vocabulary, inputs: Inputs, table: DocidTable
+    collection: Collection, vocabulary: Vocabulary, inputs: TaskFactory, table: DocidTable
 ):
     task = inputs.task("labelled")
     written = Examples(task, DocidTargets(table, 16))
@@ -129,7 +131,7 @@ def test_targets_are_docids_or_the_query(
     np.testing.assert_array_equal(features["targets"], vocabulary.batch([query.text], 10))
 
 
-def test_mixtures_have_the_papers_tasks_in_proportion_to_their_examples(inputs: Inputs):
+def test_mixtures_have_the_papers_tasks_in_proportion_to_their_examples(inputs: TaskFactory):
     made = mixture("2b", inputs.task)
     assert list(made) == list(ROWS["2b"])
     assert sum(share for _, share in made.values()) == pytest.approx(1)
@@ -139,7 +141,7 @@ def test_mixtures_have_the_papers_tasks_in_proportion_to_their_examples(inputs: 
     assert {name: share for name, (_, share) in made.items()} == {"firstp": 0.75, "labelled": 0.25}
 
 
-def test_what_cannot_be_mixed_is_named(inputs: Inputs):
+def test_what_cannot_be_mixed_is_named(inputs: TaskFactory):
     with pytest.raises(UserError, match="no mixture '9z': the paper's rows are 1a, 2a"):
         mixture("9z", inputs.task)
     with pytest.raises(UserError, match="no task 'query': the tasks are firstp, daq"):

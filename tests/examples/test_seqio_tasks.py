@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.targets import DocidTargets
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.main import main
 
 
 @pytest.fixture
 def opened(work, collection, arguments):
     assert main(["docids", *arguments, "--json"]) == 0
-    return TrainingData().of(work, collection, "docids", DocidTable.open(work.docids("naive")))
+    return TrainDataset(DataConfig(), work, collection, DocidTargets, DocidTable.open(work.docids("naive")))
 
 
 def test_queries_are_a_task_of_all_splits(opened, collection):

@@ -14,8 +14,9 @@ import orbax.checkpoint as ocp
 import pytest
 import seqio
 
-from retrieval_jax.examples.batches import batches, encoder_decoder
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.batches import batches
+from retrieval_jax.examples.targets import DocidTargets
+from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.main import configure_verbs, main
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -110,7 +111,7 @@ def test_losses_are_those_of_the_projects_own_trainer(made, settings, tmp_path, 
     """Of the first steps, dropout and the optimiser's updates included."""
     file, retriever, docids, optimizer = CASES[case]
     settings(file, "T5Config.dropout_rate=0.1", "adafactor.schedule=@learning_rate()")
-    model = Model(retriever, str(made.folder), TrainingData(), docids, optimizer)
+    model = Model(retriever, str(made.folder), DataConfig(), docids, optimizer)
     stream = batches(model.examples.stages(), model.examples.targets, {}, 32, SEED)
     first = [next(stream) for _ in range(4)]
     expected, params = own_losses(model.model, first)
@@ -135,7 +136,7 @@ def test_t5xs_own_network_gives_the_same_loss():
     rng = np.random.default_rng(0)
     tokens = {"inputs": rng.integers(2, 64, (4, 9)), "targets": rng.integers(2, 64, (4, 6))}
     tokens["inputs"][1, 5:] = tokens["targets"][2, 3:] = 0
-    batch = encoder_decoder({name: x.astype(np.int32) for name, x in tokens.items()})
+    batch = DocidTargets.to_batch({name: x.astype(np.int32) for name, x in tokens.items()})
     params = model.get_initial_variables(
         jax.random.PRNGKey(0), {k: x.shape for k, x in batch.items()}, {k: x.dtype for k, x in batch.items()}
     )["params"]
@@ -146,7 +147,7 @@ def test_t5xs_own_network_gives_the_same_loss():
 def test_docids_are_arguments_of_the_search(made, settings):
     """Not constants of its program; T5X's state holds them only where the model searches."""
     settings("runs/naive.gin")
-    model = Model(GenerativeRetriever, str(made.folder), TrainingData(), "naive", beams=10)
+    model = Model(GenerativeRetriever, str(made.folder), DataConfig(), "naive", beams=10)
     batch = {"encoder_input_tokens": np.ones((2, 8), np.int32), "decoder_input_tokens": np.ones((2, 8))}
     shapes = {name: x.shape for name, x in batch.items()}
     variables = jax.eval_shape(lambda key: model.get_initial_variables(key, shapes), jax.random.key(0))
@@ -154,7 +155,7 @@ def test_docids_are_arguments_of_the_search(made, settings):
     params, docids = variables["params"], {"docids": variables["docids"]}
     constants = {x.shape for x in search(params, batch, None, docids).consts}
     assert not constants & {x.shape for x in model.docid_arrays().values() if x.ndim}
-    trained = Model(GenerativeRetriever, str(made.folder), TrainingData(), "naive", adamw)
+    trained = Model(GenerativeRetriever, str(made.folder), DataConfig(), "naive", adamw)
     assert {*trained.get_initial_variables(jax.random.key(0), shapes)} == {"params", "params_axes"}
 
 
@@ -191,7 +192,7 @@ def test_trains_resumes_evaluates_and_searches(made, arguments, settings, tmp_pa
     params = saved[-1]["target"]
 
     settings("runs/naive.gin")
-    model = Model(GenerativeRetriever, str(made.folder), TrainingData(), "naive")
+    model = Model(GenerativeRetriever, str(made.folder), DataConfig(), "naive")
     opened = model.examples
     searcher = GenerativeSearcher(
         model.model, params, opened.table, opened.vocabulary, opened.settings.input_length, beams=10

@@ -53,7 +53,7 @@ def random_batch(seed: int = 0, B: int = 8, G: int = 4, distinct: int = 30) -> d
         "right_encoder_input_tokens": np.where(missing[..., None], 0, texts[passage]),
         "passage": np.where(missing, -1, passage),
         "grade": np.where(missing, -1, grade),
-        "known": np.where(rng.random((B, 2)) < 0.5, -1, rng.integers(0, distinct, (B, 2))),
+        "other_positives": np.where(rng.random((B, 2)) < 0.5, -1, rng.integers(0, distinct, (B, 2))),
     }
     return {name: x.astype(np.int32) for name, x in made.items()}
 
@@ -65,7 +65,7 @@ def info_nce_by_hand(model: DualEncoder, params: dict, batch: dict, in_batch: bo
     texts = batch["right_encoder_input_tokens"].reshape(B * G, -1)
     passages = np.asarray(model.encode_passages(params, texts), np.float64).reshape(B, G, -1)
     passage, positive = batch["passage"], batch["grade"] > 0
-    known = [{*passage[b][positive[b]], *batch["known"][b]} for b in range(B)]
+    known = [{*passage[b][positive[b]], *batch["other_positives"][b]} for b in range(B)]
     rows, total = [b for b in range(B) if positive[b].any()], 0.0
     for b in rows:
         first = int(positive[b].argmax())
@@ -220,7 +220,7 @@ def test_the_hardest_negative_alone():
     batch = {name: x[:1] for name, x in batch.items()} | {
         "passage": np.int32([[1, 2, 3, 4]]),
         "grade": np.int32([[1, 0, 0, 0]]),
-        "known": np.int32([[-1, 4]]),
+        "other_positives": np.int32([[-1, 4]]),
     }
     scores = model.scale * np.asarray(
         model.encode_passages(params, batch["right_encoder_input_tokens"][0])

@@ -14,16 +14,17 @@ import pytest
 from retrieval_jax.core import configuration
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.examples import ROWS as MIXTURES
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.main import main
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.hardware import parse_topology
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.training.run import make_model
+from retrieval_jax.training.run import make_model, train_dataset
 from retrieval_jax.training.step import TrainState, abstract_state, make_train_step
 from retrieval_jax.verbs.table import CONFIGURABLE, VERBS
 
@@ -135,7 +136,7 @@ def test_generative_rows_have_the_papers_settings(row: str):
     if docids.startswith("semantic"):
         assert (of("semantic.clusters_per_node"), of("semantic.leaf_size")) == (10, 100)
 
-    data = TrainingData()
+    data = DataConfig()
     assert (data.input_length, data.chunk_length, data.chunks) == (length, 64, 10)
     assert (data.synthetic, data.drop_rates, data.curriculum) == (synthetic, {}, ())
     assert set(MIXTURES[data.rates]) == tasks
@@ -157,7 +158,7 @@ def test_generative_rows_have_the_papers_settings(row: str):
 def test_gtr_rows(row: str):
     of = configured(row)
     assert (of("%DOCIDS"), of("train.batch_size"), of("%STEPS")) == (None, 2048, 20_000)
-    assert (of("DualEncoder.scale"), TrainingData().passage_length) == (100.0, 256)
+    assert (of("DualEncoder.scale"), DataConfig().passage_length) == (100.0, 256)
     check_places(row, of)
     check_chips(row, of, 8)
 
@@ -169,7 +170,7 @@ def test_multi_positive_rows_have_the_papers_settings(row: str):
     of = configured(row)
     model = make_model(DualEncoder, of("train.optimizer").scoped_configurable_fn, 100, None)
     assert (model.scale, model.module.normalize, model.bidirectional) == (1.0, False, False)
-    data = TrainingData()
+    data = DataConfig()
     assert (data.positives, data.negatives, data.passage_length) == (4, 4, 128)
     assert (of("train.batch_size"), of("learning_rate.peak")) == (batch_size, rate)
     objective, _, labels = name.rpartition("_")
@@ -229,8 +230,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "semantic.leaf_size": 2,
         "make_mesh.model_parallelism": 1,
         "train.batch_size": 4,
-        "TrainingData.input_length": 12,
-        "TrainingData.passage_length": 12,
+        "DataConfig.input_length": 12,
+        "DataConfig.passage_length": 12,
         "T5Config.emb_dim": 16,
         "T5Config.num_heads": 2,
         "T5Config.head_dim": 8,
@@ -267,10 +268,9 @@ def shrunken(row: str, library: list[str]):
     kind = binding("train", "docids")
     table = DocidTable.open(work.docids(kind)) if kind else None
     retriever = GenerativeRetriever if kind else DualEncoder
-    examples = TrainingData().of(work, collection, retriever.answer, table)
-    model = make_model(
-        retriever, of("train.optimizer").scoped_configurable_fn, examples.vocabulary.size, table
-    )
+    size = Vocabulary(collection.vocabulary_path).size
+    model = make_model(retriever, of("train.optimizer").scoped_configurable_fn, size, table)
+    examples = train_dataset(DataConfig(), work, collection, model, table)
 
     def batch(position: int) -> dict[str, np.ndarray]:
         size = of("train.batch_size")

@@ -32,8 +32,8 @@ def test_a_curriculum_with_mined_negatives(cli, tmp_path: Path):
         "DualEncoder.gradcache_chunk_size=8",
         "DualEncoder.learn_scale=True",
     ]
-    settings += ["DualEncoder.shared_towers=False", "TrainingData.passage_length=16"]
-    settings += ["TrainingData.drop_rates={}"]
+    settings += ["DualEncoder.shared_towers=False", "DataConfig.passage_length=16"]
+    settings += ["DataConfig.drop_rates={}"]
     status, made, error = cli("train", *files, *here, *(f"--gin.{setting}" for setting in settings))
     assert status == 0, error
     assert made["step"] == 4

@@ -9,10 +9,11 @@ from retrieval_jax.core import arrow_ids
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.targets import DocidTargets
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training.evaluators import RetrievalEvaluator
+from retrieval_jax.training.evaluators import GenerativeEvaluator
 from retrieval_jax.verbs.train import describe_batch
 
 
@@ -29,12 +30,13 @@ def docid(table: DocidTable, passage_id: str) -> list[int]:
     return [token for token in table.tokens_NxL[row].tolist() if token]
 
 
-def test_samples_tell_what_was_found_for_the_first_dev_queries(collection, table):
+def test_samples_tell_what_was_found_for_the_first_dev_queries(work, collection, table):
     vocabulary = Vocabulary(collection.vocabulary_path)
     model = GenerativeRetriever(T5Config(vocabulary.size, 16, 2, 8, 32, 1, 1))
     shapes = {"encoder_input_tokens": (1, 16), "decoder_input_tokens": (1, table.length)}
     params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)["params"])
-    dev = RetrievalEvaluator(model, collection, table, vocabulary, 16, 16, beams=4)
+    examples = TrainDataset(DataConfig(input_length=16), work, collection, DocidTargets, table)
+    dev = GenerativeEvaluator(model, examples, beams=4)
     assert set(dev(params)) == {"Hits@1", "Hits@10", "MRR@10"}
     assert len(dev.samples) == 5
     positives = {q.text: q.positives for q in collection.queries("dev")}
@@ -48,8 +50,8 @@ def test_samples_tell_what_was_found_for_the_first_dev_queries(collection, table
 
 
 def test_a_batch_is_described_by_its_tasks_texts_and_passages(work, collection, table):
-    data = TrainingData(rates={"firstp": 0.5, "labelled": 0.5}, drop_rates={"firstp": 0.5}, input_length=12)
-    examples = data.of(work, collection, "docids", table)
+    data = DataConfig(rates={"firstp": 0.5, "labelled": 0.5}, drop_rates={"firstp": 0.5}, input_length=12)
+    examples = TrainDataset(data, work, collection, DocidTargets, table)
     made = batches(examples.stages(), examples.targets, data.drop_rates, 8, 3, position=16)
     batch = next(made)
     rows = describe_batch(examples, 8, 3, 16)

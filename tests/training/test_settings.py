@@ -54,7 +54,7 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
         "--gin.SEED=3",
         "--gin.train.batch_size=24",
         "--gin.learning_rate.peak=2e-4",
-        "--gin.TrainingData.rates={'labelled': 1.0}",
+        "--gin.DataConfig.rates={'labelled': 1.0}",
         "--gin.GenerativeRetriever.consistency=0.5",
         "--gin.make_train_step.random_bits='rbg'",
     ]
@@ -64,7 +64,7 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
         "train.seed was 0 and is 3",
         "train.batch_size was 32 and is 24",
         "learning_rate.peak was '0.0001' and is '0.0002'",
-        "TrainingData.rates was",
+        "DataConfig.rates was",
         "make_train_step.random_bits was 'threefry2x32' and is 'rbg'",
         "GenerativeRetriever.consistency was '0.0' and is '0.5'",
     ):

@@ -13,30 +13,30 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.examples import seqio_tasks
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.cached import CachedExamples
-from retrieval_jax.examples.targets import pad
-from retrieval_jax.examples.training_data import OpenData, TrainingData
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, pad
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.main import main
 
-DATA = TrainingData({"firstp": 1, "daq": 1, "labelled": 2}, chunk_length=12, chunks=2, input_length=10)
+DATA = DataConfig({"firstp": 1, "daq": 1, "labelled": 2}, chunk_length=12, chunks=2, input_length=10)
 
 
-@pytest.fixture(scope="module", params=["docids", "passages", "query"])
-def opened(request, work: Workspace, collection: Collection) -> OpenData:
-    table = KINDS["naive"](collection) if request.param == "docids" else None
+@pytest.fixture(scope="module", params=[DocidTargets, PassageTargets, QueryTargets])
+def opened(request, work: Workspace, collection: Collection) -> TrainDataset:
+    table = KINDS["naive"](collection) if request.param is DocidTargets else None
     data = DATA
-    if request.param == "query":
-        data = TrainingData({"doc2query": 1}, passage_length=16, input_length=8)
-    return data.of(work, collection, request.param, table)
+    if request.param is QueryTargets:
+        data = DataConfig({"doc2query": 1}, passage_length=16, input_length=8)
+    return TrainDataset(data, work, collection, request.param, table)
 
 
-def register(opened: OpenData) -> list[str]:
-    shares = opened.shares(opened.settings.rates)
+def register(opened: TrainDataset) -> list[str]:
+    shares = opened.shares(opened.config.rates)
     rows = {"all": {task: share for task, (_, share) in shares.items()}}
     seqio_tasks.register(opened.prefix, {t: opened.computed(t) for t in shares}, rows, opened.vocabulary)
     return list(shares)
 
 
-def test_seqio_trims_and_ends_examples_as_the_trainer_does(opened: OpenData):
+def test_seqio_trims_and_ends_examples_as_the_trainer_does(opened: TrainDataset):
     for task in register(opened):
         examples, spec = opened.computed(task), opened.targets.features
         expected = pad([examples(i, np.random.default_rng(i)) for i in range(len(examples))], spec)
@@ -51,7 +51,7 @@ def test_seqio_trims_and_ends_examples_as_the_trainer_does(opened: OpenData):
 
 
 def test_seqios_own_tokeniser_gives_the_same_tokens(collection: Collection, work: Workspace):
-    opened = DATA.of(work, collection, "passages", None)
+    opened = TrainDataset(DATA, work, collection, PassageTargets)
     feature = seqio.Feature(seqio.SentencePieceVocabulary(str(collection.vocabulary_path)))
     queries = [q.text for q in collection.queries("train")]
     examples = opened.computed("labelled")
@@ -59,7 +59,7 @@ def test_seqios_own_tokeniser_gives_the_same_tokens(collection: Collection, work
         assert list(examples(i, np.random.default_rng(0))["inputs"]) == feature.vocabulary.encode(text)
 
 
-def test_shards_are_parts_of_the_whole(opened: OpenData):
+def test_shards_are_parts_of_the_whole(opened: TrainDataset):
     (task, *_) = register(opened)
     source = seqio.TaskRegistry.get(f"{opened.prefix}.{task}").source
     parts = [
@@ -79,14 +79,14 @@ def test_a_cache_holds_the_same_examples_under_the_same_numbers(
 ):
     assert main(["docids", *arguments]) == 0
     settings = [
-        "--gin.TrainingData.rates={'firstp': 1, 'daq': 1, 'labelled': 2}",
-        "--gin.TrainingData.chunk_length=12",
-        "--gin.TrainingData.chunks=2",
-        "--gin.TrainingData.input_length=10",
+        "--gin.DataConfig.rates={'firstp': 1, 'daq': 1, 'labelled': 2}",
+        "--gin.DataConfig.chunk_length=12",
+        "--gin.DataConfig.chunks=2",
+        "--gin.DataConfig.input_length=10",
     ]
     from retrieval_jax.docids.table import DocidTable
 
-    opened = DATA.of(work, collection, "docids", DocidTable.open(work.docids("naive")))
+    opened = TrainDataset(DATA, work, collection, DocidTargets, DocidTable.open(work.docids("naive")))
 
     def take() -> list[dict]:
         return list(itertools.islice(batches(opened.stages(), opened.targets, {}, 8, seed=0), 5))
@@ -105,7 +105,9 @@ def test_a_cache_holds_the_same_examples_under_the_same_numbers(
             np.testing.assert_array_equal(a[name], b[name])
 
     # Other settings do not take it for theirs, and seqio reads it.
-    other = TrainingData(DATA.rates, chunk_length=13, chunks=2).of(work, collection, "docids", opened.table)
+    other = TrainDataset(
+        DataConfig(DATA.rates, chunk_length=13, chunks=2), work, collection, DocidTargets, opened.table
+    )
     capsys.readouterr()
     for _ in range(2):
         assert not isinstance(other.examples("firstp"), CachedExamples)

@@ -10,7 +10,8 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.mined import MinedNegatives, choose_negatives
 from retrieval_jax.data.records import Collection
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.targets import PassageTargets
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.search.searcher import Searcher
 
 DEPTH, MOST, SKIP = 12, 3, 1
@@ -44,7 +45,7 @@ def test_they_are_the_best_of_the_searcher_without_the_positives(
     assert found == {q: tuple(p for other, p, _ in lines if other == q) for q, _, _ in lines}
 
     # They are the labelled queries' negatives in training, with the collection's own.
-    data = TrainingData(mined="bm25", positives=1, negatives=2).of(work, collection, "passages", None)
+    data = TrainDataset(DataConfig(mined="bm25", positives=1, negatives=2), work, collection, PassageTargets)
     examples = data.computed("labelled")
     ids = [p.id for p in collection.passages()]
     for i, query in enumerate(queries):
@@ -58,7 +59,7 @@ def test_they_are_the_best_of_the_searcher_without_the_positives(
     altered = path.read_text()[:-4]
     path.write_text(altered)
     with pytest.raises(UserError, match=r"qrels.train.tsv: missing or altered: make it again"):
-        TrainingData(mined="bm25").of(work, collection, "passages", None).computed("labelled")
+        TrainDataset(DataConfig(mined="bm25"), work, collection, PassageTargets).computed("labelled")
 
 
 def test_a_margin_leaves_out_what_scores_like_a_positive():
@@ -79,6 +80,6 @@ def test_bad_settings_and_missing_negatives_are_told(
     status, _, error = mine(cli, arguments, f"--gin.mine.skip_top={DEPTH}")
     assert status == 2
     assert "skip less than depth" in error
-    data = TrainingData(mined="nothing").of(work, collection, "passages", None)
+    data = TrainDataset(DataConfig(mined="nothing"), work, collection, PassageTargets)
     with pytest.raises(UserError, match="nothing: nothing finished here: make it with `retrieval-jax mine`"):
         data.computed("labelled")

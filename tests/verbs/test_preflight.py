@@ -26,7 +26,8 @@ from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids import residual
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
-from retrieval_jax.examples.training_data import TrainingData
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.mesh.hardware import CHIPS, GIB, find_chip, parse_topology
 from retrieval_jax.training.aot import MemoryReport, needed
 from retrieval_jax.training.shapes import batch_shapes, docid_shape, trie_shape
@@ -132,14 +133,13 @@ def test_an_assumed_trie_has_the_arrays_of_a_real_one_and_no_fewer_bytes(levels:
 def test_batches_have_the_shapes_that_are_compiled(arguments, work, collection, cli):
     assert cli("docids", *arguments, "--gin.DOCIDS='naive'")[0] == 0
     table = DocidTable.open(work.docids("naive"))
-    data = TrainingData({"labelled": 1.0}, input_length=12, passage_length=20, positives=2, negatives=1)
-    for answer in ("docids", "passages", "query"):
-        rates = {"doc2query": 1.0} if answer == "query" else data.rates
-        some = TrainingData(**{**vars(data), "rates": rates}).of(
-            work, collection, answer, table if answer == "docids" else None
-        )
+    data = DataConfig({"labelled": 1.0}, input_length=12, passage_length=20, positives=2, negatives=1)
+    for targets in (DocidTargets, PassageTargets, QueryTargets):
+        rates = {"doc2query": 1.0} if targets is QueryTargets else data.rates
+        config = dataclasses.replace(data, rates=rates)
+        some = TrainDataset(config, work, collection, targets, table if targets is DocidTargets else None)
         batch = next(batches(some.stages(), some.targets, {}, 4, seed=0))
-        assert {name: x.shape for name, x in batch.items()} == batch_shapes(answer, data, 4, table.length)
+        assert {name: x.shape for name, x in batch.items()} == batch_shapes(targets, data, 4, table.length)
         assert {x.dtype for x in batch.values()} == {np.dtype(np.int32)}
 
 
@@ -180,11 +180,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 from retrieval_jax.core import configuration
 from retrieval_jax.training import aot
 from retrieval_jax.verbs import preflight as p, table
-from retrieval_jax.mesh.hardware import CHIPS
+from retrieval_jax.mesh.hardware import CHIPS, chip_of
 from retrieval_jax.mesh.partitioning import make_mesh
 
 def run(mesh, *bindings, search=False, hbm=2**40, file="runs/naive.gin"):
-    configuration.configure([file], ["T5Config.num_heads = 2", "TrainingData.input_length = 16", *bindings])
+    configuration.configure([file], ["T5Config.num_heads = 2", "DataConfig.input_length = 16", *bindings])
     job = p.configured(search, 100_000, 1024)
     report = job.compile("cpu", mesh, hbm)
     told = p.summary(job, report, CHIPS["v4"], mesh.size)
@@ -247,7 +247,7 @@ import contextlib, io, json
 from retrieval_jax.core import configuration
 from retrieval_jax import main
 from retrieval_jax.verbs.preflight import on_slice, try_slice
-tiny = ["T5Config.num_heads=4", "TrainingData.input_length=16", "preflight.vocab_size=1024"]
+tiny = ["T5Config.num_heads=4", "DataConfig.input_length=16", "preflight.vocab_size=1024"]
 files = ["runs/naive.gin", "tpu/v4_2x2x1.gin"]
 out = io.StringIO()
 with contextlib.redirect_stdout(out):
