@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"retrieval-jax: {str(stop).splitlines()[0]}", file=sys.stderr)
         return 143
     except Exception as error:
-        if not (line := disk_error(error)):
+        if not (line := missing_package(error) or disk_error(error)):
             raise
         print(f"retrieval-jax: {line}", file=sys.stderr)
         return 2
@@ -66,6 +66,16 @@ def main(argv: list[str] | None = None) -> int:
     if made is not None:
         print(json.dumps(made) if as_json else plain(made))
     return 0
+
+
+def missing_package(error: BaseException) -> str | None:
+    """One line for a package that is not installed; None for any other error."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    name = re.match(r"No module named '(\w+)", str(error))
+    if name is None or name[1] == "retrieval_jax":
+        return None
+    return f"{name[1]}: not installed, and this command needs it: install retrieval_jax's requirements again"
 
 
 def disk_error(error: BaseException) -> str | None:

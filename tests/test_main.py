@@ -44,6 +44,33 @@ def test_demo_makes_everything_and_learns(demo: Workspace):
     assert not re.search(r"""(src|href)=["']?http""", page)  # a single file
 
 
+def test_where_scann_is_not_installed_exact_search_takes_its_place(
+    demo: Workspace, arguments: list[str], cli, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "scann", None)  # as if it could not be found
+    assert cli("demo", *arguments, *TRAINED)[0] == 0
+    index = [
+        "index",
+        *arguments,
+        f"--MODEL_DIR={demo.model('dual_encoder')}",
+        "--gin.make_index.name='default'",
+    ]
+    status, made, told = cli(*index)
+    assert (status, made["kind"]) == (0, "exact")
+    assert "scann: not installed: the searcher is of the kind exact" in told
+    asked = [
+        [*index, "--gin.make_index.kind='scann'"],
+        ["search", *arguments, "--SEARCHER=scann", "--QUERY=a table"],
+        ["demo", *arguments, "--gin.demo.dense=('scann',)"],
+    ]
+    for command in asked:
+        status, _, told = cli(*command)
+        assert status == 2
+        assert told.splitlines()[-1].startswith(
+            "retrieval-jax: scann: not installed (it exists for Linux only): "
+        )
+
+
 def test_demo_again_makes_nothing_again(demo: Workspace, arguments: list[str], cli):
     def made() -> dict[Path, int]:
         kept = [

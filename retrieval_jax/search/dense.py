@@ -163,8 +163,14 @@ class ScannSearcher(DenseSearcher):
         return self.index.search(queries_BxE, k)
 
     @classmethod
+    def is_installed(cls) -> bool:
+        """See `Searcher.is_installed`."""
+        return scann_index.is_installed()
+
+    @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:
         """See `Searcher.recipe`: the settings of the index."""
+        scann_index.check_installed()  # before the passages are encoded
         return {"scann": scann_index.settings(inputs.collection.passage_count)}
 
     @classmethod

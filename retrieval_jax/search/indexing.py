@@ -34,8 +34,11 @@ def choose_searcher(kind: str | None, model_dir: str | Path | None) -> type[Sear
     if model_dir is not None:
         family = RETRIEVERS[read_description(paths.as_path(model_dir))["retriever"]].family
     if kind is None and family is not None:
-        classes = (searcher_class(known) for known in searcher_kinds())
-        kind = next((known.kind for known in classes if known.model_family == family), None)
+        classes = [searcher_class(known) for known in searcher_kinds()]
+        classes = [known for known in classes if known.model_family == family]
+        kind = next((known.kind for known in classes if known.is_installed()), None)
+        if kind and kind != classes[0].kind:
+            log(f"{classes[0].kind}: not installed: the searcher is of the kind {kind}")
         if kind is None:
             raise UserError(
                 f"{model_dir}: holds a {family}, which finds no passages: name a retriever's folder"

@@ -7,6 +7,7 @@ text_hashes.npy       uint64 by ScaNN's row, a digest of the passage's text
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 import sys
@@ -29,8 +30,25 @@ _MOST_REORDER = 8  # times as many as were set
 _REBALANCE = 0.1  # of the vectors that were trained on: after so many changes the leaves are fitted anew
 
 
+def is_installed() -> bool:
+    """Whether ScaNN is there: it exists for Linux alone."""
+    return importlib.util.find_spec("scann") is not None
+
+
+def check_installed() -> None:
+    """Raises UserError where ScaNN is not installed."""
+    if not is_installed():
+        hint = "make an exact searcher: retrieval-jax index --gin.make_index.kind=\"'exact'\""
+        raise UserError(f"scann: not installed (it exists for Linux only): {hint}")
+
+
 def scann_ops():
-    """ScaNN's Python module. It would import TensorFlow for an operation that is not used here (seconds)."""
+    """Imports ScaNN's Python module, without TensorFlow: it takes seconds, for an operation not used here.
+
+    Raises:
+      UserError: ScaNN is not installed.
+    """
+    check_installed()
     if "scann" in sys.modules or "tensorflow" in sys.modules:
         from scann import scann_ops_pybind
 

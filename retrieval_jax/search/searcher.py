@@ -138,6 +138,11 @@ class Searcher:
         raise NotImplementedError
 
     @classmethod
+    def is_installed(cls) -> bool:
+        """Returns whether the packages that it needs are there. If they are not, it is no model's default."""
+        return True
+
+    @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:
         """Returns what the searcher depends on besides its kind, collection, expansion and model.
 

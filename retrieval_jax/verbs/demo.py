@@ -10,6 +10,7 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.docids.kinds import KIND
+from retrieval_jax.search import scann_index
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
@@ -28,7 +29,7 @@ def demo(
     work_dir: str | None = None,
     split: str = "test",
     generative: Sequence[Annotated[str, KIND]] = ("atomic", "naive"),
-    dense: Sequence[Annotated[str, Names("a dense searcher", ("exact", "scann"))]] = ("exact", "scann"),
+    dense: Sequence[Annotated[str, Names("a dense searcher", ("exact", "scann"))]] | None = None,
     steps: Mapping[Annotated[str, MODEL], Positive] | None = None,
 ) -> dict:
     """Imports, trains, indexes, searches and reports.
@@ -38,9 +39,14 @@ def demo(
       split: the queries to answer.
       generative: docid kinds to train a generative retriever for. Those that cluster vectors take the dual
         encoder's.
-      dense: searchers to build over the dual encoder's vectors; none trains no dual encoder.
+      dense: searchers to build over the dual encoder's vectors; () trains no dual encoder. None is ("exact",
+        "scann"), without scann where ScaNN is not installed (it exists for Linux only).
       steps: model -> training steps, for those that shall not have STEPS; a given --gin.STEPS is for all.
     """
+    if dense is None:
+        dense = ("exact", "scann") if scann_index.is_installed() else ("exact",)
+    if "scann" in dense:
+        scann_index.check_installed()  # before hours of training
     work = Workspace.for_source(source, work_dir)
     log(f"1/5 import → {work.collection}")
     import_collection()
