@@ -29,7 +29,7 @@ from retrieval_jax.verbs.preflight import configured
 
 FOLDER = configuration.gin_folder() / "papers"
 # Whose parameters shape a training step, beside the slice and its arrays.
-SHAPING = ("T5Config", "GenerativeRetriever", "DualEncoder", "make_train_step", "make_mesh", "axis_rules")
+SHAPING = ("T5Config", "GenerativeRetriever", "DualEncoder", "make_mesh", "axis_rules")
 
 
 def programs(words: list[str]) -> dict[str, list[tuple[str, int]]]:
@@ -42,12 +42,14 @@ def programs(words: list[str]) -> dict[str, list[tuple[str, int]]]:
         configuration.configure([f"papers/{row}"], [])
         if file.stem.startswith("bm25"):  # nothing is trained
             continue
-        job = configured(False, gin.get_bindings("preflight").get("passages"), None)
+        plan = configured(False, gin.get_bindings("preflight").get("passages"), None)
         settings = [str(sorted(gin.get_bindings(name).items())) for name in SHAPING]
-        docids = job.facts.get("docids")
-        key = str([gin.query_parameter("%TOPOLOGY"), job.shapes, docids, *settings])
-        found.setdefault(key, []).append((row, job.steps))
-        sizes[key] = job.model.config.emb_dim
+        train = gin.get_bindings("train")
+        settings += [str(train.get(name)) for name in ("microbatches", "random_bits")]
+        docids = plan.facts.get("docids")
+        key = str([gin.query_parameter("%TOPOLOGY"), plan.shapes, docids, *settings])
+        found.setdefault(key, []).append((row, plan.steps))
+        sizes[key] = plan.model.config.emb_dim
     chosen = {
         key: rows
         for key, rows in sorted(found.items(), key=lambda item: sizes[item[0]])

@@ -48,6 +48,7 @@ from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.loop import train_loop
 from retrieval_jax.training.optimizers import adafactor
+from retrieval_jax.training.settings import TrainSettings
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 
 RATE = 1e-3
@@ -96,7 +97,8 @@ def random_batches(config: T5Config, rows: int, length: int, target: int) -> lis
 
 def trainer(config: T5Config, clock: Clock, steps: int, scratch: Path) -> None:
     model = GenerativeRetriever(config, adafactor(optax.constant_schedule(RATE)))
-    train_loop(model, lambda _: clock, lambda _: {}, scratch, steps, eval_every=steps, save_every=steps)
+    settings = TrainSettings(steps=steps, eval_every=steps, save_every=steps)
+    train_loop(model, lambda _: clock, lambda _: {}, scratch, settings=settings)
 
 
 def plain(config: T5Config, clock: Clock, steps: int, scratch: Path) -> None:

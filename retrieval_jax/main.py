@@ -149,21 +149,40 @@ def parse(argv: list[str]) -> tuple[str, list[str], list[str], bool]:
 
 
 def documentation(verb: str) -> tuple[str, str]:
-    """(first line, whole text with the parameters' defaults) of a verb's function, read without importing."""
+    """Reads a verb's documentation without importing it.
+
+    Returns:
+      (its first line; the whole text, with the gin parameters and their defaults).
+    """
     module, name = VERBS[verb]
     path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    tree = ast.parse(path.read_text())
-    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
-    text = ast.get_docstring(function)
-    parameters = function.args.args
-    defaults = [None] * (len(parameters) - len(function.args.defaults)) + function.args.defaults
+    nodes = ast.parse(path.read_text()).body
+    node = next(node for node in nodes if _gin_name(node) == name)
+    if isinstance(node, ast.ClassDef):
+        parameters = [(x.target.id, x.value) for x in node.body if isinstance(x, ast.AnnAssign)]
+    else:
+        args = node.args.args
+        defaults = [None] * (len(args) - len(node.args.defaults)) + node.args.defaults
+        parameters = [(arg.arg, default) for arg, default in zip(args, defaults, strict=True)]
     listed = "\n".join(
-        f"  {name}.{p.arg}" + (f" = {ast.unparse(d)}" if d else "")
-        for p, d in zip(parameters, defaults, strict=True)
+        f"  {name}.{parameter}" + (f" = {ast.unparse(default)}" if default else "")
+        for parameter, default in parameters
     )
-    return text.splitlines()[
-        0
-    ], f"{text}\n\nSet by --gin.NAME=VALUE (defaults before any gin file):\n{listed}"
+    text = ast.get_docstring(node)
+    return (
+        text.splitlines()[0],
+        f"{text}\n\nSet by --gin.NAME=VALUE (defaults before any gin file):\n{listed}",
+    )
+
+
+def _gin_name(node: ast.stmt) -> str | None:
+    """The name by which gin knows a function or class of a module; None if it does not."""
+    for decorator in getattr(node, "decorator_list", ()):
+        if ast.unparse(decorator) == "gin.configurable":
+            return node.name
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "gin.configurable":
+            return decorator.args[0].value if decorator.args else node.name
+    return None
 
 
 def plain(made: dict) -> str:

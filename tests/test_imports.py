@@ -53,8 +53,8 @@ def test_every_package_says_what_is_in_it():
         assert ast.get_docstring(ast.parse(FILES[f"retrieval_jax.{name}"].read_text()))
 
 
-def test_verbs_alone_ask_gin_for_the_mesh():
-    """Below them, a mesh is an argument."""
+def test_verbs_alone_ask_gin_for_the_mesh_and_its_rules():
+    """Below them, both are arguments."""
     for module, path in FILES.items():
         if (
             module.count(".")
@@ -64,15 +64,15 @@ def test_verbs_alone_ask_gin_for_the_mesh():
             asked = [
                 node.lineno
                 for node in ast.walk(ast.parse(path.read_text()))
-                if (isinstance(node, ast.Attribute) and node.attr == "make_mesh")
-                or (isinstance(node, ast.alias) and node.name == "make_mesh")
+                if (isinstance(node, ast.Attribute) and node.attr in MAKERS)
+                or (isinstance(node, ast.alias) and node.name in MAKERS)
             ]
             assert not asked, f"{module}:{asked[0]}"
 
 
-# What gin was told is read by the configuration itself, by T5X's own command, where a run's settings are
-# compared, and where networks are made that must leave no trace in them.
-READ_GIN = ("core.configuration", "training.settings", "checkpoints.parameter_names", "interop.t5x")
+MAKERS = ("make_mesh", "axis_rules")
+# What gin was told is read by the configuration itself, and by T5X's own command.
+READ_GIN = ("core.configuration", "interop.t5x")
 
 
 def test_libraries_use_gin_for_decorating_alone():

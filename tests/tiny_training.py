@@ -1,17 +1,20 @@
 """A tiny model, its batches, and batches that go wrong, for tests of whole trainings."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.training.loop import train_loop
 from retrieval_jax.training.optimizers import adamw
+from retrieval_jax.training.settings import TrainSettings
 
 CONFIG = T5Config(64, 16, 2, 8, 32, 1, 1, dropout_rate=0.1)
 SHAPES = {"encoder_input_tokens": (8, 6), "decoder_input_tokens": (8, 3)}
@@ -37,6 +40,22 @@ def retriever(make=adamw) -> GenerativeRetriever:
 
 def curve(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "learning_curve.jsonl").read_text().splitlines()]
+
+
+def train(
+    model,
+    batches: Callable[[int], Iterator[dict]],
+    evaluator: Callable[[dict], dict],
+    folder: Path,
+    mesh: Mesh | None = None,
+    describe_batch: Callable[[int], list[dict]] | None = None,
+    **settings: object,
+) -> dict:
+    """Runs the training loop with these settings. A batch counts as one example, as in `batches`."""
+    settings = TrainSettings(**{"batch_size": 1, **settings})
+    return train_loop(
+        model, batches, evaluator, folder, settings=settings, mesh=mesh, describe_batch=describe_batch
+    )
 
 
 SKIPS = {"LossSpikeGuard.on_spike": "skip", "LossSpikeGuard.window": 2, "LossSpikeGuard.max_skipped": 1}

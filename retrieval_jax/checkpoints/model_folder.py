@@ -242,13 +242,15 @@ def boxed_params(model: Retriever) -> dict:
     return jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
 
 
-def abstract_params(model: Retriever, mesh: Mesh) -> dict:
+def abstract_params(
+    model: Retriever, mesh: Mesh, rules: partitioning.Rules = partitioning.DEFAULT_RULES
+) -> dict:
     """Shapes, dtypes and shardings of a model's parameters."""
     boxed = boxed_params(model)
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         nn.unbox(boxed),
-        partitioning.params_shardings(mesh, boxed),
+        partitioning.params_shardings(mesh, boxed, rules),
     )
 
 

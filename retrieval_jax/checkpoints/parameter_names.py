@@ -7,10 +7,10 @@ import functools
 import re
 
 import flax.linen as nn
-import gin
 from flax.traverse_util import flatten_dict
 
 from retrieval_jax.checkpoints.model_folder import boxed_params
+from retrieval_jax.core import configuration
 from retrieval_jax.core.values import Names
 from retrieval_jax.models.dual_encoder import DualEncoder, split_tower
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -23,17 +23,15 @@ def parameter_names() -> frozenset[str]:
     sizes = {"vocab_size": 8, "num_encoder_layers": 1, "num_decoder_layers": 1}
     sizes |= dict.fromkeys(("emb_dim", "num_heads", "head_dim", "mlp_dim"), 2)
     docids = {"output_size": 8, "separate_target_embedding": True, "pawa_layers": 1}
-    recorded = dict(gin.config._OPERATIVE_CONFIG)
     names = set()
-    for scan in (False, True):
-        for activations in (("gelu", "linear"), ("relu",)):
-            config = T5Config(**sizes, scan_layers=scan, mlp_activations=activations)
-            generative = T5Config(**vars(config) | docids)
-            for model in (GenerativeRetriever(generative), DualEncoder(config, learn_scale=True)):
-                names |= flatten_dict(nn.unbox(boxed_params(model)), sep="/").keys()
     # These models are of no run: its settings (config.gin, settings.json) must not name them.
-    gin.config._OPERATIVE_CONFIG.clear()
-    gin.config._OPERATIVE_CONFIG.update(recorded)
+    with configuration.unrecorded():
+        for scan in (False, True):
+            for activations in (("gelu", "linear"), ("relu",)):
+                config = T5Config(**sizes, scan_layers=scan, mlp_activations=activations)
+                generative = T5Config(**vars(config) | docids)
+                for model in (GenerativeRetriever(generative), DualEncoder(config, learn_scale=True)):
+                    names |= flatten_dict(nn.unbox(boxed_params(model)), sep="/").keys()
     return frozenset(re.sub(r"/layers_\d+/", "/layers_N/", split_tower(name)[1]) for name in names)
 
 

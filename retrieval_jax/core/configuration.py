@@ -118,6 +118,52 @@ def parameters_of(function: Callable) -> dict:
     return defaults | gin.get_bindings(function)
 
 
+def texts_of_parameters(modules: Sequence[str]) -> dict[str, str]:
+    """Gives the gin parameters of the functions and classes of some modules, as text.
+
+    Inside of a gin scope (`demo` trains each model in one of its name) the values of that scope count, by the
+    names that they have outside: the same run without the scope has the same parameters.
+
+    Args:
+      modules: beginnings of the modules' names.
+
+    Returns:
+      "FUNCTION.PARAMETER" -> the value that gin gives, or the default of a function that was called. The
+      names of macros are replaced by their values.
+    """
+    # Defaults are known of what was called; bindings also of what is called later, such as an objective.
+    values = {**gin.config._CONFIG, **gin.config._OPERATIVE_CONFIG}
+    macros = {scope: bound.get("value") for (scope, name), bound in values.items() if name == "gin.macro"}
+
+    def text(value: object) -> str:
+        told = re.sub(r"%([\w.]+)", lambda m: text(macros[m[1]]) if m[1] in macros else m[0], repr(value))
+        return told.removeprefix("@")
+
+    found, here = {}, gin.current_scope_str()
+    for (scope, selector), parameters in sorted(values.items(), key=lambda item: item[0][0] == here != ""):
+        if selector.startswith(tuple(modules)) and scope in ("", here):
+            name = selector.rpartition(".")[2]
+            found |= {f"{name}.{key}": text(value) for key, value in parameters.items()}
+    return found
+
+
+def operative_text() -> str:
+    """Gives the parameters of all that was called so far, as a gin file."""
+    return gin.operative_config_str()
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Inside, calls leave no trace in `operative_text` and `texts_of_parameters`."""
+    operative = gin.config._OPERATIVE_CONFIG
+    recorded = {key: dict(parameters) for key, parameters in operative.items()}
+    try:
+        yield
+    finally:
+        operative.clear()
+        operative.update(recorded)
+
+
 def declare_scopes(names: values.Names) -> None:
     """Says which gin scopes a verb enters, so that bindings in any other are told."""
     _scopes.append(names)

@@ -37,37 +37,54 @@ def make_mesh(model_parallelism: Positive = 1, devices: Sequence[jax.Device] | N
     return all_devices(model_parallelism, devices)
 
 
-@gin.configurable
-def axis_rules(
-    rules: Rules = (
-        ("batch", "data"),
-        ("vocab", "model"),
-        ("mlp", "model"),
-        ("heads", "model"),
-        ("joined_kv", "model"),
-        ("pawa", "model"),
-        ("embed", None),
-        ("layers", None),
-        ("relpos_buckets", None),
-    ),
-) -> Rules:
-    """Logical axis -> the mesh axis or axes it lies over, None for none: T5X's default rules.
+DEFAULT_RULES: Rules = (
+    ("batch", "data"),
+    ("vocab", "model"),
+    ("mlp", "model"),
+    ("heads", "model"),
+    ("joined_kv", "model"),
+    ("pawa", "model"),
+    ("embed", None),
+    ("layers", None),
+    ("relpos_buckets", None),
+)
+"""T5X's default rules."""
 
-    In an array, an earlier rule has the mesh axis if two ask for the same. gin_configs/sharding/ has others.
+
+@gin.configurable
+def axis_rules(rules: Rules = DEFAULT_RULES) -> Rules:
+    """Gives the rules that gin sets, by which arrays are divided over a mesh. Only verbs call this.
+
+    Args:
+      rules: (logical axis, the mesh axis or axes that it is divided over, or None) pairs. If two axes of an
+        array ask for the same mesh axis, the earlier rule has it. gin_configs/sharding/ has other rules.
+
+    Returns:
+      The rules, to be handed to all that divides parameters over a mesh.
     """
-    return rules
+    return tuple(rules)
 
 
 @contextlib.contextmanager
-def mesh_context(mesh: Mesh) -> Iterator[None]:
-    """Inside, what is traced may say by logical names how its arrays lie on the mesh."""
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(tuple(axis_rules())):
+def mesh_context(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Iterator[None]:
+    """A context in which traced functions may place arrays on the mesh by the names of logical axes."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(tuple(rules)):
         yield
 
 
-def params_shardings(mesh: Mesh, boxed_params: dict) -> dict:
-    """A NamedSharding for each parameter of a tree that is boxed with logical axis names."""
-    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed_params), mesh, tuple(axis_rules()))
+def params_shardings(mesh: Mesh, boxed_params: dict, rules: Rules = DEFAULT_RULES) -> dict:
+    """Gives a NamedSharding for each parameter.
+
+    Args:
+      mesh: the devices.
+      boxed_params: parameters that are boxed with the logical names of their axes, as Flax's `init` gives
+        them.
+      rules: the mesh axes of each logical axis.
+
+    Returns:
+      A tree of the same structure.
+    """
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed_params), mesh, tuple(rules))
 
 
 def like_params(mesh: Mesh, tree: object, params: dict, shardings: dict) -> object:

@@ -1,4 +1,8 @@
-"""The training loop: any model with T5X's interface, any batches, from its newest checkpoint on."""
+"""The training loop: any model with T5X's interface, any batches, from its newest checkpoint on.
+
+`train_loop` is the story of a run: it restores the newest checkpoint, and then steps, fetches and logs
+metrics, saves and evaluates until the run ends.
+"""
 
 import functools
 import math
@@ -11,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from retrieval_jax.checkpoints import checkpoints
+from retrieval_jax.checkpoints.checkpoints import Checkpoints
 from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core.errors import Preempted
@@ -19,10 +23,14 @@ from retrieval_jax.core.progress import bar, log
 from retrieval_jax.examples.batches import Batch
 from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.training.flops import model_flops
-from retrieval_jax.training.loss_spike_guard import ExamplesOf, LossSpikeGuard, Preemption
+from retrieval_jax.training.loss_spike_guard import LossMonitor
 from retrieval_jax.training.metric_writer import MetricWriter
-from retrieval_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
-from retrieval_jax.training.throughput import Profiler, ThroughputMeter
+from retrieval_jax.training.preemption import Preemption
+from retrieval_jax.training.profiler import Profiler
+from retrieval_jax.training.program import plan_train_step
+from retrieval_jax.training.settings import TrainSettings
+from retrieval_jax.training.step import TrainState, initial_state
+from retrieval_jax.training.throughput import ThroughputMeter
 
 
 def train_loop(
@@ -30,177 +38,305 @@ def train_loop(
     batches: Callable[[int], Iterator[Batch]],
     evaluator: Callable[[dict], dict[str, float]],
     folder: Path,
-    steps: int,
-    seed: int = 0,
-    eval_every: int = 500,
-    save_every: int = 500,
-    max_minutes: float | None = None,
-    log_every: int = 10,
-    examples_of: ExamplesOf | None = None,
-    profile: tuple[int, int] | None = None,
-    pretrained_params: Mapping[str, LazyArray] | None = None,
-    batch_size: int = 1,
-    keep: int = 2,
-    keep_best: str | None = "MRR@10",
+    settings: TrainSettings,
+    *,
     mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+    pretrained_params: Mapping[str, LazyArray] | None = None,
+    describe_batch: Callable[[int], list[dict]] | None = None,
 ) -> dict:
-    """The loop: any model with T5X's interface, any batches (a function of the position in the data).
+    """Trains a model, from the newest checkpoint of its folder on.
+
+    The same settings, batches and mesh give the same parameters, bit for bit, however often the run is
+    stopped and resumed.
 
     Args:
-      batches: from a position (examples taken before it) on, gives the rows of each batch that
-        this process's devices hold (`multihost.local_rows`).
-      evaluator: `evaluator(params)` gives metrics by real searching; `evaluator.samples`,
-        if there, some of what it found.
-      log_every: steps between two points of the learning curve.
-      examples_of: see LossSpikeGuard; profile: see Profiler.
-      pretrained_params: parameters to begin with, by name; see `initial_state`.
-      batch_size: examples that a step moves the position by.
-      keep: how many of the newest checkpoints stay.
-      keep_best: the dev metric by which the best one stays beside them; see RetentionPolicy.
-      mesh: what it runs on; None: all devices.
+      model: has T5X's model interface, and an optimiser.
+      batches: gives the batches from a position in the data on, which is the number of examples before it.
+        Each process takes the rows of a batch that its own devices hold (`multihost.local_rows`).
+      evaluator: gives metrics of the parameters. If it has an attribute `samples`, these are written, too;
+        see `MetricWriter.write_samples`.
+      folder: the model's folder, for checkpoints and the learning curve.
+      settings: what the run does for how long.
+      mesh: the devices to run on; None: all devices.
+      rules: the mesh axes of each logical axis.
+      pretrained_params: parameters to begin with, by name; all others are random.
+      describe_batch: gives the examples of the batch at a position, for the file that says which batch went
+        wrong; see `LossMonitor`.
 
-    Gives {"step", "minutes", "input_wait", **the last dev metrics, **Checkpoints.best()}. Raises UserError
-    where the numbers go wrong, and Preempted, with all saved, after SIGTERM.
+    Returns:
+      {"step", "minutes", "input_wait", the last metrics of the evaluator as "dev/NAME", and the best
+      checkpoint, as `Checkpoints.best` gives it}.
+
+    Raises:
+      Diverged: the numbers of the run went wrong; nothing of them is saved.
+      Preempted: SIGTERM ended the run after a step, which is saved.
     """
-    saved = checkpoints.Checkpoints(folder, keep, keep_best)
-    start = saved.latest() or 0
+    checkpoints = Checkpoints(folder, settings.keep, settings.keep_best)
+    start = checkpoints.latest() or 0
     done = summary(folder, start)
-    out_of_time = max_minutes is not None and done["minutes"] >= max_minutes
-    if multihost.broadcast_from_process_0(start >= steps or out_of_time):
-        saved.close()
-        return done | saved.best()
+    if multihost.broadcast_from_process_0(_is_finished(done, settings)):
+        checkpoints.close()
+        return done | checkpoints.best()
 
-    mesh = mesh or partitioning.all_devices()
-    begun = (start, saved.examples(start, batch_size) if start else 0)  # a step and its position
-
-    def position(step: int) -> int:
-        return begun[1] + (step - begun[0]) * batch_size
-
-    data = batches(position(start))
-    batch = next(data)
-    shapes = multihost.global_batch_shapes(mesh, batch)
-    abstract = abstract_state(model, mesh, shapes)
-    if restored := saved.restore_newest(abstract.params, abstract.optimizer):
-        params, optimizer, step = restored
-        state = TrainState(params, optimizer, multihost.make_global_arrays(mesh, np.int32(step)))
-        if step != start:
-            begun = (step, saved.examples(step, batch_size))
-            data = batches(position(step))
-            batch = next(data)
-        log(f"{folder}: going on from step {step}")
-    else:
-        state, step = initial_state(model, abstract, shapes, seed, pretrained_params), 0
-    watch = LossSpikeGuard(
-        folder,
-        examples_of and (lambda before: examples_of(position(before))),
-        unbounded=not getattr(model.module, "normalize", True),
-    )
-    if restored:
-        watch.resume(saved.position(step))
-    step_fn = make_train_step(model, mesh, abstract, seed, skips=watch.skips)
-    norm = jax.jit(optax.tree.norm).lower(abstract.params).compile()
-
-    curve = MetricWriter(folder, step)
-    clock = ThroughputMeter(
-        mesh, curve.minutes_before, max_minutes, functools.partial(model_flops, model, shapes)
-    )
-    profiler = Profiler(folder, profile)
-    waiting: tuple[int, dict] | None = None  # the last step's number and metrics, still on the device
-    taken: list[dict[str, float]] = []  # the metrics since the last point
-    found: dict[str, float] = {}  # on dev
-    ends = preempted = False
-
+    data = _Data(batches, settings.batch_size)
+    data.seek(start, checkpoints.examples(start, settings.batch_size) if start else 0)
+    run = _Run(model, data, checkpoints, settings, folder=folder, mesh=mesh, rules=rules)
+    run.restore(pretrained_params)
+    run.watch(evaluator, describe_batch)
     with (
-        bar(f"train {folder.name}", steps, step) as advance,
-        Preemption() as preemption,
-        closing(saved),
-        closing(curve),
-        closing(profiler),
+        bar(f"train {folder.name}", settings.steps, run.step) as run.progress,
+        Preemption() as run.preemption,
+        closing(checkpoints),
+        closing(run.writer),
+        closing(run.profiler),
     ):
+        while not run.ended:
+            run.take_step()
+            if run.ended or run.is_due(settings.save_every):
+                run.save()
+            if not run.preempted and (run.ended or run.is_due(settings.eval_every)):
+                run.evaluate()
+    return run.finish()
 
-        def fetch_metrics() -> None:
-            """Fetches the waiting metrics; makes a point of the curve of every `log_every` steps."""
-            nonlocal waiting
-            if waiting is None:
-                return
-            (number, metrics), waiting = waiting, None
-            taken.append({name: float(x) for name, x in jax.device_get(metrics).items()})
-            watch.step(number, taken[-1])
-            if number % log_every == 0:
-                means = _means(taken)
-                means["parameter_norm"] = taken[-1]["parameter_norm"]
-                taken.clear()
-                curve.add(number, clock.minutes, means | clock.read())
-                hits = f", Hits@10 {found['dev/Hits@10']:.2f}" if "dev/Hits@10" in found else ""
-                advance(0, f"loss {means.get('loss', math.nan):.2f}{hits}")
 
-        while not ends:
-            profiler.before(step)
-            limit = (
-                [multihost.make_global_arrays(mesh, np.float32(watch.limit(step + 1)))] if watch.skips else []
+def _is_finished(done: dict, settings: TrainSettings) -> bool:
+    """Tells whether a run needs no more steps, or has no more time; `done` is its summary so far."""
+    out_of_time = settings.max_minutes is not None and done["minutes"] >= settings.max_minutes
+    return done["step"] >= settings.steps or out_of_time
+
+
+class _Data:
+    """The batches of a run, and their positions in the data.
+
+    A position counts the examples before a batch, so that a run may go on with another batch size.
+    """
+
+    def __init__(self, batches: Callable[[int], Iterator[Batch]], batch_size: int):
+        self.batches, self.batch_size = batches, batch_size
+
+    def seek(self, step: int, position: int) -> None:
+        """Goes to the batch that comes after `step` steps, which lies at a position."""
+        self.start, self.start_position = step, position
+        self.iterator = self.batches(position)
+        self.advance()
+
+    def advance(self) -> None:
+        """Takes the next batch."""
+        self.batch = next(self.iterator)
+
+    def position(self, step: int) -> int:
+        """Gives the position of the batch that comes after `step` steps."""
+        return self.start_position + (step - self.start) * self.batch_size
+
+
+class _Run:
+    """A run between two of its steps.
+
+    Attributes:
+      state, step: the state on the devices, and the number of steps taken.
+      pending: (step, metrics on the device) of the last step, not fetched yet.
+      fetched: metrics of the steps since the last point of the learning curve.
+      dev: the metrics of the last evaluation, as "dev/NAME".
+      ended, preempted: whether the run ends after this step, and whether SIGTERM is why.
+      progress: the progress bar; preemption: the handler of SIGTERM.
+    """
+
+    def __init__(
+        self,
+        model,
+        data: _Data,
+        checkpoints: Checkpoints,
+        settings: TrainSettings,
+        *,
+        folder: Path,
+        mesh: Mesh | None,
+        rules: partitioning.Rules,
+    ):
+        self.model, self.data, self.checkpoints, self.settings = model, data, checkpoints, settings
+        self.folder, self.mesh = folder, mesh or partitioning.all_devices()
+        self.shapes = multihost.global_batch_shapes(self.mesh, data.batch)
+        program = plan_train_step(model, self.shapes, settings, self.mesh, rules=rules)
+        self.train_step, self.abstract = program.function, program.arguments[0]
+        self.parameter_norm = jax.jit(optax.tree.norm).lower(self.abstract.params).compile()
+        self.pending: tuple[int, dict] | None = None
+        self.fetched: list[dict[str, float]] = []
+        self.dev: dict[str, float] = {}
+        self.ended = self.preempted = False
+
+    def restore(self, pretrained_params: Mapping[str, LazyArray] | None) -> None:
+        """Reads the newest checkpoint that is not damaged, or makes the state before the first step."""
+        restored = self.checkpoints.restore_newest(self.abstract.params, self.abstract.optimizer)
+        if restored is None:
+            self.step = 0
+            self.state = initial_state(
+                self.model,
+                self.abstract,
+                self.shapes,
+                self.settings.seed,
+                pretrained_params=pretrained_params,
             )
-            with clock.step(batch):
-                state, metrics = step_fn(state, multihost.make_global_batch(mesh, batch), *limit)
-                fetch_metrics()  # of the step before, while this one runs
-                step += 1
-                if step % log_every == 0:  # not at each step: it reads all parameters once more
-                    metrics["parameter_norm"] = norm(state.params)
-                waiting = (step, metrics)
-                if step < steps:
-                    with clock.waiting():
-                        batch = next(data)
-            profiler.after(step, metrics)
-            advance(1)
+        else:
+            params, optimizer, self.step = restored
+            self.state = TrainState(
+                params, optimizer, multihost.make_global_arrays(self.mesh, np.int32(self.step))
+            )
+            log(f"{self.folder}: going on from step {self.step}")
+        if self.step != self.data.start:  # newer checkpoints were damaged
+            examples = self.checkpoints.examples(self.step, self.settings.batch_size) if self.step else 0
+            self.data.seek(self.step, examples)
 
-            preempted = preemption.reached(step)
-            ends = step >= steps or preempted or clock.is_over(step, log_every)
-            if ends or step % save_every == 0:
-                fetch_metrics()  # nothing is saved whose numbers went wrong
-                curve.flush()
-                saved.save(step, state.params, state.optimizer, position(step), watch.state())
-            if not preempted and (ends or step % eval_every == 0):
-                on_dev = evaluator(state.params)
-                watch.dev(step, on_dev)
-                saved.retention.add(step, on_dev)
-                found = {f"dev/{name}": value for name, value in on_dev.items()}
-                curve.add(step, clock.minutes, found)
-                curve.add_samples(step, getattr(evaluator, "samples", ()))
-                curve.flush()
+    def watch(
+        self,
+        evaluator: Callable[[dict], dict[str, float]],
+        describe_batch: Callable[[int], list[dict]] | None,
+    ) -> None:
+        """Opens all that measures the run and writes about it, from the restored step on."""
+        self.evaluator = evaluator
+        self.monitor = LossMonitor(
+            self.settings.spike_guard,
+            self.folder,
+            describe_batch and (lambda step: describe_batch(self.data.position(step - 1))),
+            unbounded_loss=not getattr(self.model.module, "normalize", True),
+        )
+        if self.step:
+            self.monitor.resume(self.checkpoints.position(self.step))
+        self.writer = MetricWriter(self.folder, self.step)
+        flops_per_step = functools.partial(model_flops, self.model, self.shapes)
+        self.meter = ThroughputMeter(self.mesh, self.writer.minutes_before, flops_per_step)
+        self.profiler = Profiler(self.folder, self.settings.profile)
 
-    if preempted:
-        raise Preempted(f"{folder}: told to end; step {step} of {steps} is saved: the same command goes on")
-    if step < steps:
-        log(f"{folder}: stopped at step {step} of {steps}, after {max_minutes} minutes (train.max_minutes)")
-    multihost.on_process_0(lambda: None)  # has written the curve
-    best = saved.best()
-    if (best_step := best.get("best_step", step)) != step:
-        log(f"{folder}: step {best_step} was the best on dev: --MODEL_STEP={best_step} takes that one")
-    return summary(folder, step) | best
+    def take_step(self) -> None:
+        """Starts a step on the devices, and meanwhile fetches the metrics of the step before and a batch."""
+        self.profiler.before(self.step)
+        limit = []
+        if self.settings.spike_guard.skips:
+            limit = [multihost.make_global_arrays(self.mesh, np.float32(self.monitor.limit(self.step + 1)))]
+        with self.meter.step(self.data.batch):
+            batch = multihost.make_global_batch(self.mesh, self.data.batch)
+            self.state, metrics = self.train_step(self.state, batch, *limit)
+            self.fetch_metrics()
+            self.step += 1
+            if self.is_due(self.settings.log_every):  # not at each step: it reads all parameters once more
+                metrics["parameter_norm"] = self.parameter_norm(self.state.params)
+            self.pending = (self.step, metrics)
+            if self.step < self.settings.steps:
+                with self.meter.waiting():
+                    self.data.advance()
+        self.profiler.after(self.step, metrics)
+        self.progress(1)
+        self.preempted = self.preemption.reached(self.step)
+        self.ended = self.step >= self.settings.steps or self.preempted or self._is_out_of_time()
+
+    def is_due(self, every: int) -> bool:
+        """Tells whether what is done every so many steps is due after this step."""
+        return self.step % every == 0
+
+    def _is_out_of_time(self) -> bool:
+        """Tells whether the time is up by the first process's clock, read when metrics are logged."""
+        limit = self.settings.max_minutes
+        if limit is None:
+            return False
+        if jax.process_count() == 1:
+            return self.meter.minutes >= limit
+        return self.is_due(self.settings.log_every) and bool(
+            multihost.broadcast_from_process_0(self.meter.minutes >= limit)
+        )
+
+    def fetch_metrics(self) -> None:
+        """Fetches the pending metrics from the devices, checks them, and logs them where that is due.
+
+        Raises:
+          Diverged: they went wrong.
+        """
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        self.fetched.append({name: float(x) for name, x in jax.device_get(metrics).items()})
+        self.monitor.check_step(step, self.fetched[-1])
+        if step % self.settings.log_every == 0:
+            self.log(step)
+
+    def log(self, step: int) -> None:
+        """Writes a point of the learning curve: the means of the metrics since the last, and the rates."""
+        means = _means(self.fetched)
+        means["parameter_norm"] = self.fetched[-1]["parameter_norm"]
+        self.fetched.clear()
+        self.writer.write(step, self.meter.minutes, means | self.meter.read())
+        hits = f", Hits@10 {self.dev['dev/Hits@10']:.2f}" if "dev/Hits@10" in self.dev else ""
+        self.progress(0, f"loss {means.get('loss', math.nan):.2f}{hits}")
+
+    def save(self) -> None:
+        """Saves a checkpoint, unless the metrics of the last step went wrong."""
+        self.fetch_metrics()
+        self.writer.flush()
+        self.checkpoints.save(
+            self.step,
+            self.state.params,
+            self.state.optimizer,
+            examples=self.data.position(self.step),
+            watch=self.monitor.state(),
+        )
+
+    def evaluate(self) -> None:
+        """Evaluates the parameters, and writes the metrics and samples."""
+        metrics = self.evaluator(self.state.params)
+        self.monitor.check_evaluation(self.step, metrics)
+        self.checkpoints.retention.add(self.step, metrics)
+        self.dev = {f"dev/{name}": value for name, value in metrics.items()}
+        self.writer.write(self.step, self.meter.minutes, self.dev)
+        self.writer.write_samples(self.step, getattr(self.evaluator, "samples", ()))
+        self.writer.flush()
+
+    def finish(self) -> dict:
+        """Gives what `train_loop` returns, once all files are closed. Raises Preempted after SIGTERM."""
+        step, steps, folder = self.step, self.settings.steps, self.folder
+        if self.preempted:
+            raise Preempted(
+                f"{folder}: told to end; step {step} of {steps} is saved: the same command goes on"
+            )
+        if step < steps:
+            minutes = self.settings.max_minutes
+            log(f"{folder}: stopped at step {step} of {steps}, after {minutes} minutes (train.max_minutes)")
+        multihost.on_process_0(lambda: None)  # the first process has written the curve
+        best = self.checkpoints.best()
+        if (best_step := best.get("best_step", step)) != step:
+            log(f"{folder}: step {best_step} was the best on dev: --MODEL_STEP={best_step} takes that one")
+        return summary(folder, step) | best
 
 
-def _means(taken: list[dict[str, float]]) -> dict[str, float]:
-    """The means of the steps' metrics. Of skipped steps only their number is told."""
-    applied = [one for one in taken if not one.get("skipped")]
-    means = {name: sum(one[name] for one in applied) / len(applied) for name in applied[0]} if applied else {}
-    if "skipped" in taken[0]:
-        means["skipped"] = len(taken) - len(applied)
+def _means(fetched: list[dict[str, float]]) -> dict[str, float]:
+    """Gives the means of the steps' metrics. Of skipped steps only their number is given."""
+    applied = [metrics for metrics in fetched if not metrics.get("skipped")]
+    means = {}
+    if applied:
+        means = {name: sum(metrics[name] for metrics in applied) / len(applied) for name in applied[0]}
+    if "skipped" in fetched[0]:
+        means["skipped"] = len(fetched) - len(applied)
     return means
 
 
 def summary(folder: Path, step: int) -> dict:
-    """What training up to `step` came to, as its learning curve tells.
+    """Summarises the training up to a step, from its learning curve.
 
-    input_wait: share of the steps' time spent waiting for batches (the device may be at work meanwhile);
-    skipped: steps whose updates were left out, if any (see LossSpikeGuard).
+    Args:
+      folder: the model's folder.
+      step: the number of steps.
+
+    Returns:
+      step; minutes of training; input_wait, the share of the steps' time spent waiting for batches (the
+      device may be at work meanwhile); skipped, the number of skipped updates if there are any (see
+      LossSpikeGuard); and the last metrics of the evaluator, as "dev/NAME".
     """
     path = folder / "learning_curve.jsonl"
-    points = [p for p in read_curve(path) if p["step"] <= step] if path.exists() else []
-    dev = {key: value for p in points for key, value in p.items() if key.startswith("dev/")}
-    waits = [p["input_wait"] for p in points if "input_wait" in p]
+    points = [point for point in read_curve(path) if point["step"] <= step] if path.exists() else []
+    dev = {key: value for point in points for key, value in point.items() if key.startswith("dev/")}
+    waits = [point["input_wait"] for point in points if "input_wait" in point]
+    skipped = int(sum(point.get("skipped", 0) for point in points))
     return {
         "step": step,
-        "minutes": max([p["minutes"] for p in points], default=0.0),
+        "minutes": max([point["minutes"] for point in points], default=0.0),
         "input_wait": round(sum(waits) / len(waits), 4) if waits else 0.0,
-        **({"skipped": int(skipped)} if (skipped := sum(p.get("skipped", 0) for p in points)) else {}),
+        **({"skipped": skipped} if skipped else {}),
         **dev,
     }

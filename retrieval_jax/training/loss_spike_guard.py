@@ -1,207 +1,197 @@
-"""Looks after a run: numbers that went wrong end it, and so does, in good order, a machine that must stop."""
+"""The loss-spike guard ends a run whose numbers go wrong, or leaves out the updates that would spoil it."""
 
 import collections
+import dataclasses
 import math
-import signal
 import statistics
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 
 import gin
-import jax
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import Diverged, UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Positive
 from retrieval_jax.mesh import multihost
-from retrieval_jax.training import settings
+from retrieval_jax.training import settings_file
 
-ExamplesOf = Callable[[int], list[dict]]
-"""What the examples of a batch are (the batches before it are counted), a row each: task, number, …"""
-
+DescribeStep = Callable[[int], list[dict]]
+"""Gives the examples of a step's batch, a row each: {"task", "number", …}."""
 
 ON_SPIKE = ("stop", "warn", "skip")
 
 
-@gin.configurable(allowlist=["threshold", "window", "warn_if_zero_hits_after", "on_spike", "max_skipped"])
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
 class LossSpikeGuard:
-    """Ends a run whose numbers went wrong, before any of it is saved; tells once of one that finds nothing.
+    """What counts as a loss spike, and what then happens. `LossMonitor` applies it to a run.
 
-    With `on_spike="skip"` the updates of single steps are left out instead: the jitted step does that itself
-    (`make_train_step`), by the limit that it is given here.
+    With `on_spike="skip"` the jitted step itself leaves out the update of a step that goes wrong; see
+    `make_train_step`.
 
     Args:
-      folder: the model's.
-      examples_of: tells a batch's examples, for the file BAD_BATCH.
-      threshold: nats by which a loss may exceed the median of the last ones; None: by any number.
-      window: how many last ones; none is too high before so many steps.
-      on_spike: "stop"; or "warn", which tells of a spike and goes on; or "skip", which leaves out the update
-        of a step whose loss is a spike, or whose loss or gradient's norm is not finite, tells of it and goes
-        on: for runs that nobody attends. None: "warn" where the loss has no natural scale (`unbounded`),
-        else "stop". Unless they are skipped, numbers that are not finite end the run.
-      max_skipped: updates that may be left out among the last `window` steps; with more the run ends.
-      unbounded: whether scores are raw dot products, whose losses rise by many nats in the first steps.
-      warn_if_zero_hits_after: steps after which Hits@10 on dev should no longer be 0.
+      threshold: nats by which a loss may exceed the median of the last losses; None: without limit.
+      window: number of last losses; before there are so many, no loss is too high.
+      warn_if_zero_hits_after: the step from which on Hits@10 on the dev queries should no longer be 0.
+      on_spike: "stop" ends the run; "warn" logs a line and goes on; "skip" leaves out the update of a step
+        whose loss is a spike, or whose loss or gradient norm is not finite, logs a line and goes on, for runs
+        that nobody attends. None is "warn" where the loss has no natural scale (see LossMonitor), else
+        "stop". Numbers that are not finite always end the run, unless they are skipped.
+      max_skipped: updates that may be skipped among the last `window` steps; with more the run ends.
+
+    Raises:
+      UserError: the values do not go together.
+    """
+
+    threshold: float | None = 3.0
+    window: Positive = 100
+    warn_if_zero_hits_after: int = 1000
+    on_spike: str | None = None
+    max_skipped: Positive = 10
+
+    def __post_init__(self):
+        if self.on_spike not in (None, *ON_SPIKE):
+            raise UserError(f"LossSpikeGuard.on_spike: no choice {self.on_spike!r}: stop, warn or skip")
+        if self.skips and self.max_skipped >= self.window:
+            raise UserError(
+                f"LossSpikeGuard.max_skipped: {self.max_skipped} of the last {self.window} steps would never "
+                "end a run: set fewer, or a larger LossSpikeGuard.window"
+            )
+
+    @property
+    def skips(self) -> bool:
+        """Whether updates are skipped."""
+        return self.on_spike == "skip"
+
+
+class LossMonitor:
+    """Follows the metrics of a run by a `LossSpikeGuard`.
+
+    It ends the run, before any of it is saved, when its numbers go wrong, and warns once if no dev query
+    finds its passage.
+
+    Args:
+      guard: the rules.
+      folder: the model's folder.
+      describe_step: gives a step's examples, for the file bad_batch_STEP.json; None: no file is written.
+      unbounded_loss: whether scores are raw dot products, whose losses rise by many nats in the first steps.
     """
 
     def __init__(
         self,
+        guard: LossSpikeGuard,
         folder: Path,
-        examples_of: ExamplesOf | None = None,
-        threshold: float | None = 3.0,
-        window: Positive = 100,
-        warn_if_zero_hits_after: int = 1000,
-        on_spike: str | None = None,
-        unbounded: bool = False,
-        max_skipped: Positive = 10,
+        describe_step: DescribeStep | None = None,
+        unbounded_loss: bool = False,
     ):
-        self.on_spike = on_spike or ("warn" if unbounded else "stop")
-        if self.on_spike not in ON_SPIKE:
-            raise UserError(f"LossSpikeGuard.on_spike: no choice {on_spike!r}: stop, warn or skip")
-        if self.skips and max_skipped >= window:
-            raise UserError(
-                f"LossSpikeGuard.max_skipped: {max_skipped} of the last {window} steps would never end a "
-                "run: set fewer, or a larger LossSpikeGuard.window"
-            )
-        self.folder, self.examples_of = folder, examples_of
-        self.threshold, self.window, self.warn_if_zero_hits_after = threshold, window, warn_if_zero_hits_after
+        self.guard, self.folder, self.describe_step = guard, folder, describe_step
+        self.on_spike = guard.on_spike or ("warn" if unbounded_loss else "stop")
         # One more than the window, for `limit`.
-        self.losses: collections.deque[tuple[int, float]] = collections.deque(maxlen=window + 1)
-        self.max_skipped, self.skipped = max_skipped, []  # the steps of the last window
-        self.spiking = False
-        self.found = False  # anything on dev; or it was told
-        path = folder / settings.NAME
+        self.losses: collections.deque[tuple[int, float]] = collections.deque(maxlen=guard.window + 1)
+        self.skipped: list[int] = []  # steps of the last window
+        self.is_spiking = False
+        self.found_any = False  # on dev; also once it was logged that nothing was found
+        path = folder / settings_file.NAME
         self.settings = storage.checksum(path) if path.exists() else None
 
-    @property
-    def skips(self) -> bool:
-        return self.on_spike == "skip"
-
-    def _usual(self, before: int) -> float | None:
-        """The median of the last losses before a step; None while these are too few."""
-        losses = [loss for step, loss in self.losses if step < before][-self.window :]
-        return statistics.median(losses) if len(losses) == self.window else None
+    def _median(self, before: int) -> float | None:
+        """Gives the median of the last losses before a step; None while they are too few."""
+        losses = [loss for step, loss in self.losses if step < before][-self.guard.window :]
+        return statistics.median(losses) if len(losses) == self.guard.window else None
 
     def limit(self, step: int) -> float:
-        """The highest loss with which a step's update is applied.
+        """Gives the highest loss with which a step's update is applied.
 
-        It is of the losses up to the last step but one: the metrics of the last are fetched while this step
-        runs. A save fetches them earlier; the limit is the same, so it does not depend on when saves are.
+        It depends on the losses up to the last step but one: the metrics of the last step are fetched while
+        this one runs. After a save, which fetches them earlier, the limit is the same, so that it does not
+        depend on when the run saves.
         """
-        usual = self._usual(step - 1)
-        return math.inf if usual is None or self.threshold is None else usual + self.threshold
+        median, threshold = self._median(step - 1), self.guard.threshold
+        return math.inf if median is None or threshold is None else median + threshold
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes a step's metrics; raises Diverged with the step and its examples if they went wrong."""
+    def check_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes a step's metrics.
+
+        Raises:
+          Diverged: they went wrong; the message names the step and its examples.
+        """
         if metrics.get("skipped"):
-            self._skip(step, metrics)
+            self._check_skipped(step, metrics)
             return
         for name in ("loss", *metrics):
             if not math.isfinite(metrics[name]):
-                raise self._stop(step, f"the {name} is {metrics[name]} at step {step}")
-        loss, usual = metrics["loss"], self._usual(step)
-        if not self.skips and self.threshold is not None and usual is not None:
-            spiking, before = loss > usual + self.threshold, self.spiking
-            self.spiking = spiking
-            if spiking:
-                what = (
-                    f"the loss is {loss:.2f} at step {step}, and {usual:.2f} is usual "
+                raise self._diverged(step, f"the {name} is {metrics[name]} at step {step}")
+        loss, median = metrics["loss"], self._median(step)
+        if not self.guard.skips and self.guard.threshold is not None and median is not None:
+            was_spiking, self.is_spiking = self.is_spiking, loss > median + self.guard.threshold
+            if self.is_spiking:
+                reason = (
+                    f"the loss is {loss:.2f} at step {step}, and {median:.2f} is usual "
                     "(LossSpikeGuard.threshold)"
                 )
                 if self.on_spike == "stop":
-                    raise self._stop(step, what)
-                if not before:  # once for steps in a row
-                    log(f"{self.folder}: {what}: going on (LossSpikeGuard.on_spike)")
+                    raise self._diverged(step, reason)
+                if not was_spiking:  # once for steps in a row
+                    log(f"{self.folder}: {reason}: going on (LossSpikeGuard.on_spike)")
         self.losses.append((step, loss))
 
-    def _skip(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tells of a step whose update was left out; raises Diverged where there are too many of them."""
-        what = (
+    def _check_skipped(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs a step whose update was skipped. Raises Diverged where there are too many of them."""
+        reason = (
             f"the loss is {metrics['loss']:.2f} at step {step}, and at most {self.limit(step):.2f} is usual"
         )
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(metrics[name]):
-                what = f"the {name} is {metrics[name]} at step {step}"
+                reason = f"the {name} is {metrics[name]} at step {step}"
                 break
-        self.skipped = [one for one in self.skipped if one > step - self.window] + [step]
-        if len(self.skipped) > self.max_skipped:
+        window = self.guard.window
+        self.skipped = [earlier for earlier in self.skipped if earlier > step - window] + [step]
+        if len(self.skipped) > self.guard.max_skipped:
             count = (
-                f"{len(self.skipped)} of the last {self.window} updates were skipped "
-                "(LossSpikeGuard.max_skipped)"
+                f"{len(self.skipped)} of the last {window} updates were skipped (LossSpikeGuard.max_skipped)"
             )
-            raise self._stop(step, f"{what}, and {count}")
+            raise self._diverged(step, f"{reason}, and {count}")
         log(
-            f"{self.folder}: {what}{self._tell_batch(step, what)}: this update is skipped "
+            f"{self.folder}: {reason}{self._write_batch(step, reason)}: this update is skipped "
             "(LossSpikeGuard.on_spike)"
         )
 
     def state(self) -> dict:
-        """What a checkpoint keeps, so that a run that goes on is watched as if it had not been stopped."""
+        """Gives what a checkpoint keeps, so that a resumed run is watched as if it had not stopped."""
         return {"losses": list(self.losses), "skipped": self.skipped, "settings": self.settings}
 
     def resume(self, state: Mapping) -> None:
-        """Goes on from a `state`, unless other settings were trained with: their losses are no measure."""
+        """Goes on from a `state`, unless it is of a run with other settings: its losses do not compare."""
         if multihost.broadcast_from_process_0(state.get("settings") == self.settings):
             self.losses.extend((step, loss) for step, loss in state.get("losses", ()))
             self.skipped = list(state.get("skipped", ()))
 
-    def dev(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes an evaluation's metrics."""
-        self.found |= metrics.get("Hits@10", 1.0) > 0
-        if step >= self.warn_if_zero_hits_after and not self.found:
-            self.found = True
+    def check_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes an evaluation's metrics. Warns once if no dev query has found its passage for too long."""
+        self.found_any |= metrics.get("Hits@10", 1.0) > 0
+        if step >= self.guard.warn_if_zero_hits_after and not self.found_any:
+            self.found_any = True
             log(
                 f"{self.folder}: no dev query found its passage by step {step}: usually the learning rate is "
                 "too low or too high, the loss does not fall, or no task of the mixture looks like the dev "
                 "queries (DataConfig.rates)"
             )
 
-    def _stop(self, step: int, what: str) -> Diverged:
+    def _diverged(self, step: int, reason: str) -> Diverged:
         hint = "lower the learning rate"
-        if not self.skips:
+        if not self.guard.skips:
             hint += ", or leave such updates out with --gin.LossSpikeGuard.on_spike=\"'skip'\""
-        where = self._tell_batch(step, what)
-        return Diverged(f"{self.folder}: {what}{where}: {hint}; the checkpoint before it is kept")
+        where = self._write_batch(step, reason)
+        return Diverged(f"{self.folder}: {reason}{where}: {hint}; the checkpoint before it is kept")
 
-    def _tell_batch(self, step: int, what: str) -> str:
-        """Writes the examples of a step's batch to bad_batch_STEP.json; gives what is told of them."""
-        if not self.examples_of:
+    def _write_batch(self, step: int, reason: str) -> str:
+        """Writes the examples of a step's batch to bad_batch_STEP.json. Gives the text that says so."""
+        if not self.describe_step:
             return ""
         path = self.folder / f"bad_batch_{step}.json"
-        rows = self.examples_of(step - 1)
+        rows = self.describe_step(step)
         if multihost.is_process_0():
-            storage.write_json(path, {"step": step, "reason": what, "examples": rows})
-        some = ", ".join(f"{row['task']} {row['number']}" for row in rows[:3])
-        return f"; its examples ({some}, …) are in {path}"
-
-
-class Preemption:
-    """Inside, SIGTERM asks for an end after the running step. To several processes it may come to any one."""
-
-    def __enter__(self) -> "Preemption":
-        self.asked = False
-        # Several processes: JAX's own service takes the signal. Elsewhere than in the main thread none comes.
-        self.ours = not jax.distributed.is_initialized() and (
-            threading.current_thread() is threading.main_thread()
-        )
-        if self.ours:
-            self.before = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-    def reached(self, step: int) -> bool:
-        """Whether to end after this step, the same one on all processes; to be asked after every step."""
-        if jax.distributed.is_initialized():
-            from jax.experimental import multihost_utils
-
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.asked
-
-    def __exit__(self, *_: object) -> None:
-        if self.ours:
-            signal.signal(signal.SIGTERM, self.before)
+            storage.write_json(path, {"step": step, "reason": reason, "examples": rows})
+        first = ", ".join(f"{row['task']} {row['number']}" for row in rows[:3])
+        return f"; its examples ({first}, …) are in {path}"

@@ -1,7 +1,7 @@
 """What a training is set up with: the model, its examples, its settings, and a folder that fits them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from retrieval_jax.checkpoints import model_folder
@@ -14,8 +14,9 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.retriever import Retriever
-from retrieval_jax.training import settings
+from retrieval_jax.training import settings_file
 from retrieval_jax.training.families import family_of
+from retrieval_jax.training.settings import TrainSettings
 
 
 def make_model(retriever: type[Retriever], optimizer: Callable, vocab_size: int, table: DocidTable | None):
@@ -41,19 +42,34 @@ def docid_softmax(table: DocidTable) -> dict:
 
 
 def run_settings(
-    retriever: type[Retriever], examples: TrainDataset, steps: int, batch_size: int, seed: int
+    retriever: type[Retriever], examples: TrainDataset, settings: TrainSettings, parameters: Mapping[str, str]
 ) -> dict:
-    """What changes what a run learns, and model.json does not tell: see settings.py."""
+    """Gives the settings that change what a run learns, where model.json does not say so; see settings_file.
+
+    Other random bits are as another seed. The parts of a batch change which negatives the queries of a dual
+    encoder have; other models learn the same from them but for rounding and dropout, and may need other parts
+    on another machine.
+
+    Args:
+      retriever: the model's class.
+      examples: the collection's examples.
+      settings: of the run.
+      parameters: gin parameters as text; see `settings_file.learning_settings`.
+
+    Returns:
+      name -> value.
+    """
     data = dataclasses.asdict(examples.config)
     # By content, whatever their names are.
     inputs = {"synthetic": examples.synthetic, "mined": examples.mined}
     data |= {name: made.fingerprint if made else None for name, made in inputs.items()}
     return {
-        "train.batch_size": batch_size,
-        "train.seed": seed,
+        "train.batch_size": settings.batch_size,
+        "train.seed": settings.seed,
+        "train.random_bits": settings.random_bits,
+        **({"train.microbatches": settings.microbatches} if retriever.examples_interact else {}),
         **{f"DataConfig.{name}": value for name, value in data.items()},
-        **settings.step_settings(retriever),
-        **settings.learning_settings(steps),
+        **settings_file.learning_settings(parameters, settings.steps),
     }
 
 

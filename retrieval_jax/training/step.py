@@ -1,10 +1,9 @@
-"""What a training step is: the state it changes, how that state lies on the mesh, and the jitted step."""
+"""The training step: the state that it changes, how that state lies on a mesh, and the jitted function."""
 
 from collections.abc import Callable, Mapping
 
 import flax
 import flax.linen as nn
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,28 +13,45 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.checkpoints.weights import LazyArray, to_devices
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import Positive
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.training.optimizers import EPSILON
 
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes: parameters, the optimiser's state, and the number of steps taken (int32)."""
+    """What a training step changes.
+
+    Attributes:
+      params: the parameters.
+      optimizer: the optimiser's state.
+      step: int32, the number of steps taken.
+    """
 
     params: dict
     optimizer: optax.OptState
     step: jax.Array
 
 
-def abstract_state(model, mesh: Mesh, shapes: Mapping[str, tuple]) -> TrainState:
-    """Shapes, dtypes and shardings of a model's state: what restoring, compiling and making it need.
+def abstract_state(
+    model,
+    mesh: Mesh,
+    shapes: Mapping[str, tuple],
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+) -> TrainState:
+    """Gives the shapes, dtypes and shardings of a model's state, which restoring and compiling need.
 
-    `shapes` are those of a batch's arrays.
+    Args:
+      model: has T5X's model interface, and an optimiser.
+      mesh: the devices that the state lies on.
+      shapes: name -> shape of the arrays of a global batch.
+      rules: the mesh axes of each logical axis.
+
+    Returns:
+      A TrainState of jax.ShapeDtypeStruct.
     """
     boxed = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes)["params"])
     state = jax.eval_shape(lambda: _init(model, shapes, 0))
-    params = partitioning.params_shardings(mesh, boxed)
+    params = partitioning.params_shardings(mesh, boxed, rules)
     optimizer = partitioning.like_params(mesh, state.optimizer, state.params, params)
     shardings = TrainState(params, optimizer, NamedSharding(mesh, PartitionSpec()))
     return jax.tree.map(
@@ -50,9 +66,17 @@ def initial_state(
     seed: int,
     pretrained_params: Mapping[str, LazyArray] | None = None,
 ) -> TrainState:
-    """The state before the first step, made where it lies on the mesh: no host ever holds all of it.
+    """Makes the state before the first step where it lies on the mesh: no host ever holds all of it.
 
-    Parameters are `pretrained_params`, by name (with slashes), and otherwise random.
+    Args:
+      model: has T5X's model interface, and an optimiser.
+      abstract: shapes and shardings, as `abstract_state` gives them.
+      shapes: name -> shape of the arrays of a global batch.
+      seed: of the random parameters.
+      pretrained_params: parameters by name, with slashes; all others are random.
+
+    Returns:
+      The state, on the mesh.
     """
     pretrained_params, like = pretrained_params or {}, flatten_dict(abstract.params, sep="/")
     read = {name: to_devices(array, like[name]) for name, array in pretrained_params.items()}
@@ -76,35 +100,75 @@ def _init(model, shapes: Mapping[str, tuple], seed: int) -> TrainState:
     return TrainState(params, model.optimizer_def.init(params), np.int32(0))
 
 
-@gin.configurable(allowlist=["microbatches", "random_bits"])
 def make_train_step(
     model,
     mesh: Mesh,
     abstract: TrainState,
-    seed: int,
-    microbatches: Positive = 1,
+    seed: int = 0,
+    *,
+    microbatches: int = 1,
     random_bits: str = "threefry2x32",
-    skips: bool = False,
+    can_skip: bool = False,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
 ) -> Callable:
-    """The jitted step: (state, batch) -> (state, metrics); the old state's memory is given up.
-
-    With `skips` it is (state, batch, limit) -> (state, metrics): where the loss is above the limit (float32
-    scalar), or the loss or the gradient's norm is not finite, the parameters and the optimiser's state stay
-    as they were and only the step is counted. The metric `skipped` is then 1, and otherwise 0.
+    """Makes the jitted training step.
 
     Args:
-      model: its `loss_fn` gives the loss and metrics {name: (total, count)}, the loss's own among them.
-      mesh, abstract: see `abstract_state`.
-      seed: of the dropout, with the step.
-      microbatches: equal parts of a batch whose gradients are added up, for less memory. The parts count by
-        their tokens, so that the gradient is the whole batch's. A dual encoder's in-batch negatives are
-        those of the part.
-      random_bits: makes dropout's bits; "rbg" uses a TPU's or GPU's own generator, which is much faster
-        there.
-      skips: see above.
+      model: its `loss_fn` gives the loss and metrics {name: (total, count)}, the loss among them.
+      mesh, rules: where arrays lie; see `abstract_state`.
+      abstract: the state that the step changes, as `abstract_state` gives it.
+      seed: of dropout, together with the number of the step.
+      microbatches: number of equal parts of a batch whose gradients are accumulated, for less memory. A part
+        counts by its tokens, so that the gradient is that of the whole batch. The in-batch negatives of a
+        dual encoder are those of the part.
+      random_bits: the generator of dropout's random bits: "threefry2x32", or "rbg", which uses the own
+        generator of a TPU or GPU and is much faster there.
+      can_skip: whether the step may leave out its update; see below.
+      rules: the mesh axes of each logical axis.
 
-    Metrics are float32 means, the gradient's norm and the learning rate.
+    Returns:
+      (state, batch) -> (state, metrics). The memory of the old state is donated. Metrics are float32 means
+      over the batch, with `gradient_norm` and `learning_rate`.
+
+      With `can_skip`: (state, batch, limit) -> (state, metrics), where `limit` is a float32 scalar. If the
+      loss is above the limit, or the loss or the norm of the gradient is not finite, parameters and optimiser
+      state stay as they were and only the step is counted. The metric `skipped` is then 1, else 0.
     """
+    gradients_of = _gradients(model, microbatches)
+
+    def train_step(
+        state: TrainState, batch: Mapping[str, jax.Array], limit: jax.Array | None = None
+    ) -> tuple[TrainState, dict]:
+        # A function of the step alone, so that a resumed run draws the same dropout.
+        key = jax.random.fold_in(jax.random.key(seed, impl=random_bits), state.step)
+        with partitioning.mesh_context(mesh, rules):
+            gradients, totals = gradients_of(state.params, batch, key)
+        updates, optimizer = model.optimizer_def.update(gradients, state.optimizer, state.params)
+        metrics = {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in totals.items()}
+        metrics |= {
+            "gradient_norm": _norm(gradients),
+            "learning_rate": optax.tree_utils.tree_get(optimizer, "learning_rate", 0.0),
+        }
+        changed = (optax.apply_updates(state.params, updates), optimizer)
+        if can_skip:
+            loss = metrics["loss"]
+            applies = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"]) & (loss <= limit)
+            unchanged = (state.params, state.optimizer)
+            changed = jax.tree.map(lambda new, old: jnp.where(applies, new, old), changed, unchanged)
+            metrics["skipped"] = 1.0 - applies
+        return TrainState(*changed, state.step + 1), metrics
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, partitioning.batch_sharding(mesh), *[shardings.step] * can_skip),
+        out_shardings=(shardings, None),
+        donate_argnums=0,
+    )
+
+
+def _gradients(model, microbatches: int) -> Callable:
+    """Makes (params, batch, key) -> (gradients, metrics), accumulated over the parts of a batch."""
 
     def gradients_of(params: dict, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
         (_, metrics), gradients = jax.value_and_grad(model.loss_fn, has_aux=True)(params, batch, key)
@@ -127,35 +191,7 @@ def make_train_step(
         (gradients, metrics), _ = jax.lax.scan(add, zeros, (parts, jnp.arange(microbatches)))
         return jax.tree.map(lambda g: g / jnp.maximum(metrics["loss"][1], 1e-9), gradients), metrics
 
-    def train_step(
-        state: TrainState, batch: Mapping[str, jax.Array], limit: jax.Array | None = None
-    ) -> tuple[TrainState, dict]:
-        # A function of the step alone, so a resumed run draws the same dropout.
-        key = jax.random.fold_in(jax.random.key(seed, impl=random_bits), state.step)
-        with partitioning.mesh_context(mesh):
-            gradients, metrics = (accumulated if microbatches > 1 else gradients_of)(state.params, batch, key)
-        updates, optimizer = model.optimizer_def.update(gradients, state.optimizer, state.params)
-        told = {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in metrics.items()}
-        told |= {
-            "gradient_norm": _norm(gradients),
-            "learning_rate": optax.tree_utils.tree_get(optimizer, "learning_rate", 0.0),
-        }
-        changed = (optax.apply_updates(state.params, updates), optimizer)
-        if skips:
-            loss = told["loss"]
-            applies = jnp.isfinite(loss) & jnp.isfinite(told["gradient_norm"]) & (loss <= limit)
-            unchanged = (state.params, state.optimizer)
-            changed = jax.tree.map(lambda new, old: jnp.where(applies, new, old), changed, unchanged)
-            told["skipped"] = 1.0 - applies
-        return TrainState(*changed, state.step + 1), told
-
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(
-        train_step,
-        in_shardings=(shardings, partitioning.batch_sharding(mesh), *[shardings.step] * skips),
-        out_shardings=(shardings, None),
-        donate_argnums=0,
-    )
+    return accumulated if microbatches > 1 else gradients_of
 
 
 def _norm(gradients: dict) -> jax.Array:
@@ -176,7 +212,5 @@ def _norm(gradients: dict) -> jax.Array:
 def _parts(x: jax.Array, count: int) -> jax.Array:
     """B×… as (B/count)×count×…"""
     if len(x) % count:
-        raise UserError(
-            f"make_train_step.microbatches: {count} does not divide the batch of {len(x)}: change one"
-        )
+        raise UserError(f"train.microbatches: {count} does not divide the batch of {len(x)}: change one")
     return x.reshape(len(x) // count, count, *x.shape[1:])

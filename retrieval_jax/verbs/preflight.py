@@ -4,11 +4,14 @@ The TPU's own compiler, which libtpu brings to any machine, compiles the very pr
 All arrays are shapes; none is ever made.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable, Mapping
 
 import gin
 import jax
+from jax.sharding import Mesh
 
 from retrieval_jax.core import configuration, storage
 from retrieval_jax.core.errors import UserError
@@ -19,24 +22,16 @@ from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.hardware import GIB, Chip, parse_topology
-from retrieval_jax.training.aot import (
-    DoesNotDivide,
-    MemoryReport,
-    Program,
-    devices_of,
-    mesh_name,
-    reach_compiler,
-)
+from retrieval_jax.training.aot import MemoryReport, devices_of, measure, mesh_name, reach_compiler
 from retrieval_jax.training.families import family_of
 from retrieval_jax.training.flops import model_flops
-from retrieval_jax.training.loss_spike_guard import LossSpikeGuard
-from retrieval_jax.training.run import make_model
+from retrieval_jax.training.program import DoesNotDivide, Program, plan_search, plan_train_step
 from retrieval_jax.training.shapes import DocidShape, batch_shapes, docid_shape, trie_shape
 from retrieval_jax.training.worker_process import WorkerDied, WorkerProcess
 from retrieval_jax.verbs.index import make_index
 from retrieval_jax.verbs.search import search as search_verb
 from retrieval_jax.verbs.table import configure_verbs
-from retrieval_jax.verbs.train import train
+from retrieval_jax.verbs.train import TrainConfig
 
 MS_MARCO, T5_VOCABULARY = 8_841_823, 32_128  # what is assumed where there is no collection
 
@@ -75,7 +70,7 @@ def preflight(
     # In a process of its own, as the compiler ends that where it fails an assertion of its own.
     with WorkerProcess(_prepare, *configuration.given()) as worker:
         try:
-            told, facts = worker(on_slice, topology, program, optimization)
+            told, facts, parallelism = worker(on_slice, topology, program, optimization)
         except WorkerDied as died:
             raise UserError(
                 f"preflight: the TPU's compiler itself broke down on {topology} ({died}): set another "
@@ -84,7 +79,10 @@ def preflight(
         if price is not None and "least_days" in told:
             told["least_cost"] = round(told["least_days"] * 24 * told["chips"] * price, 2)
         if smallest:
-            told |= smallest_slice(worker, topology, told, program, optimization)
+            measure_slice = functools.partial(
+                worker, try_slice, program=program, parallelism=parallelism, optimization=optimization
+            )
+            told |= smallest_slice(measure_slice, topology, told)
     return told | facts
 
 
@@ -94,39 +92,44 @@ def _prepare(files: list[str], bindings: list[str]) -> None:
     reach_compiler()
 
 
-def on_slice(topology: str, program: tuple, optimization: int | None) -> tuple[dict, dict]:
-    """(What the verb tells of the program on a slice, and of the program.)
+def on_slice(topology: str, program: tuple, optimization: int | None) -> tuple[dict, dict, int]:
+    """Measures a program on the slice that was asked for.
 
-    `program` is what `configured` is given.
+    Args:
+      topology: the slice.
+      program: the arguments of `configured`.
+      optimization: the compiler's effort.
+
+    Returns:
+      (what the verb says of the program on the slice, what it says of the program, the mesh's model
+      parallelism).
     """
-    job, (chip, _) = _job(*program), parse_topology(topology)
+    plan, (chip, _) = _plan(*program), parse_topology(topology)
     mesh = partitioning.make_mesh(devices=devices_of(topology))
     try:
-        report = job.compile(topology, mesh, chip.hbm, optimization)
+        report = plan.measure(topology, mesh, chip.hbm, optimization)
     except DoesNotDivide as error:
         raise UserError(
             f"make_mesh.model_parallelism: on {topology} ({mesh_name(mesh)}) {error}: "
             "set another, or another train.batch_size"
         ) from None
-    told = {"topology": topology, "mesh": mesh_name(mesh)} | summary(job, report, chip, mesh.size)
-    return told, job.facts
+    told = {"topology": topology, "mesh": mesh_name(mesh)} | summary(plan, report, chip, mesh.size)
+    return told, plan.facts, mesh.shape["model"]
 
 
-def summary(job: Program, report: MemoryReport, chip: Chip, chips: int) -> dict:
-    """What the verb tells of a program on a slice."""
-    kept = sum(report.argument_bytes.values())
+def summary(plan: "Plan", report: MemoryReport, chip: Chip, chips: int) -> dict:
+    """Gives what the verb says of a program on a slice of so many chips."""
+    arguments = sum(report.argument_bytes.values())
     # The state is read, and what training changes is written, at least once.
-    changed = (
-        report.argument_bytes["parameters"] + report.argument_bytes["optimizer"] if job.beams is None else 0
-    )
+    changed = report.argument_bytes["parameters"] + report.argument_bytes["optimizer"] if plan.steps else 0
     times = {
         "FLOP/s": 1e3 * report.flops / (chips * chip.flops),
-        "memory bandwidth": 1e3 * (kept + changed) / chip.bandwidth,
+        "memory bandwidth": 1e3 * (arguments + changed) / chip.bandwidth,
     }
     bound = max(times, key=times.get)
     temporaries = {}
     if report.compiled or report.exhausted:
-        temporaries = {"temporaries": round((report.peak - kept) / GIB, 3)}
+        temporaries = {"temporaries": round((report.peak - arguments) / GIB, 3)}
     told = {
         "chips": chips,
         "verdict": report.verdict,
@@ -140,19 +143,25 @@ def summary(job: Program, report: MemoryReport, chip: Chip, chips: int) -> dict:
         "least_ms": times,
         "compile_seconds": round(report.seconds, 1),
     }
-    if job.steps:
-        told["model_flops_per_step"] = model_flops(job.model, job.shapes)
-        told["least_days"] = times[bound] / 1e3 * job.steps / 86400
+    if plan.steps:
+        told["model_flops_per_step"] = model_flops(plan.model, plan.shapes)
+        told["least_days"] = times[bound] / 1e3 * plan.steps / 86400
     return told
 
 
-def smallest_slice(
-    worker: WorkerProcess, topology: str, told: dict, program: tuple, optimization: int | None
-) -> dict:
-    """The smallest slice of a generation that fits: {"smallest", "slices": name -> what became of it}.
+def smallest_slice(measure_slice: Callable[[str], dict], topology: str, told: dict) -> dict:
+    """Looks for the smallest slice of a generation that fits.
 
-    `told` is what `on_slice` tells of one of them. They are compiled from small to large, but none that is
-    smaller than one that does not fit. One on which the compiler breaks down is passed over.
+    Slices are compiled from small to large, but none that is smaller than one that does not fit. A slice on
+    which the compiler breaks down is passed over.
+
+    Args:
+      measure_slice: `try_slice` of a slice's name; raises WorkerDied where the compiler breaks down.
+      topology: the slice that was asked for.
+      told: what `on_slice` says of it.
+
+    Returns:
+      {"smallest": its name or None, "slices": name -> what became of each}.
     """
     chip, shape = parse_topology(topology)
     shapes = chip.topologies if told["fits"] else chip.topologies[chip.topologies.index(shape) :]
@@ -162,7 +171,7 @@ def smallest_slice(
             tried[name] = {key: told[key] for key in ("mesh", "fits", "peak_gib")}
         else:
             try:
-                tried[name] = worker(try_slice, name, program, optimization)
+                tried[name] = measure_slice(name)
             except WorkerDied as died:
                 tried[name] = {"fits": False, "why": f"the compiler itself broke down ({died})"}
         if tried[name]["fits"]:
@@ -170,34 +179,107 @@ def smallest_slice(
     return {"smallest": None, "slices": tried}
 
 
-def try_slice(name: str, program: tuple, optimization: int | None) -> dict:
-    """What became of a slice that was not asked for: {"mesh", "fits", "peak_gib" or "why"}.
+def try_slice(name: str, program: tuple, parallelism: int, optimization: int | None) -> dict:
+    """Measures a program on a slice that was not asked for.
 
-    Model parallelism stays as it is where it divides the chips; elsewhere it is the greatest number that
-    divides both.
+    Args:
+      name: the slice.
+      program: the arguments of `configured`.
+      parallelism: the model parallelism of the slice that was asked for. Where it does not divide the chips,
+        the greatest number that divides both is taken.
+      optimization: the compiler's effort.
+
+    Returns:
+      {"mesh", "fits", and "peak_gib" or "why"}.
     """
-    job, (chip, _) = _job(*program), parse_topology(name)
+    plan, (chip, _) = _plan(*program), parse_topology(name)
     devices = devices_of(name)
-    parallelism = configuration.parameters_of(partitioning.make_mesh)["model_parallelism"]
     mesh = partitioning.make_mesh(math.gcd(parallelism, len(devices)), devices)
     told = {"mesh": mesh_name(mesh), "fits": False}
     try:
-        kept = sum(job.argument_bytes(mesh).values())
+        arguments = sum(plan.program(mesh).argument_bytes().values())
     except DoesNotDivide as error:
         return told | {"why": str(error)}
-    if kept > chip.hbm:
-        return told | {"peak_gib": round(kept / GIB, 3)}
-    report = job.compile(name, mesh, chip.hbm, optimization)
+    if arguments > chip.hbm:
+        return told | {"peak_gib": round(arguments / GIB, 3)}
+    report = plan.measure(name, mesh, chip.hbm, optimization)
     return told | {"fits": report.fits, "peak_gib": round(report.peak / GIB, 3)}
 
 
-def configured(search: bool, passages: int | None, vocab_size: int | None) -> Program:
-    """The program that the gin configuration describes, made as `train` makes its model."""
-    settings = configuration.parameters_of(train)
-    for name in ("retriever", "optimizer", "source", "data"):
-        if name not in settings:
-            raise UserError(f"train.{name}: not set: name a run, as --gin_file=runs/naive.gin")
-    retriever, data, kind = settings["retriever"], settings["data"], settings["docids"]
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A program that is not yet planned for a mesh.
+
+    Attributes:
+      program: plans it for a mesh.
+      model, shapes: the model, and the shapes of a training batch's arrays.
+      steps: number of training steps of the run; None: the program is a search.
+      facts: what the verb says of the program.
+    """
+
+    program: Callable[[Mesh], Program]
+    model: object
+    shapes: Mapping[str, tuple[int, ...]]
+    steps: int | None
+    facts: dict
+
+    def measure(self, where: str, mesh: Mesh, hbm: float, optimization: int | None = None) -> MemoryReport:
+        """Compiles the program for a mesh of devices with so many bytes of memory; see `aot.measure`."""
+        title = (
+            f"{where}: compiling the {self.facts['program']} of {self.facts['model']} for {mesh_name(mesh)}"
+        )
+        return measure(self.program(mesh), hbm, title, optimization)
+
+
+def configured(search: bool, passages: int | None, vocab_size: int | None) -> Plan:
+    """Plans the program that gin configures: the training step that `train` would run, or a search."""
+    config = TrainConfig()
+    retriever, kind = config.retriever, config.docids
+    _check(config, search, passages, vocab_size)
+
+    work = Workspace.for_source(config.source, config.work_dir)
+    assumed = passages is not None or vocab_size is not None
+    collection = None
+    if not assumed and storage.finished(work.collection):
+        collection = Collection(work.collection)
+        passages, vocab_size = collection.passage_count, Vocabulary(collection.vocabulary_path).size
+    passages, vocab_size = passages or MS_MARCO, vocab_size or T5_VOCABULARY
+    docids: DocidTable | DocidShape | None = None
+    if kind and collection and storage.finished(work.docids(kind)):
+        docids = DocidTable.open(work.docids(kind))
+    elif kind:
+        docids = docid_shape(kind, passages, vocab_size)
+
+    model, rules = config.make_model(vocab_size, docids), partitioning.axis_rules()
+    docid_length = docids.length if docids else None
+    shapes = batch_shapes(family_of(retriever).target_type, config.data, config.batch_size, docid_length)
+    if search:
+        program, inputs = _plan_search(model, config, docids, passages)
+    else:
+        inputs = shapes
+
+        def program(mesh: Mesh) -> Program:
+            return plan_train_step(model, shapes, config.settings, mesh, rules=rules)
+
+    variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes)["params"])
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(variables))
+    facts = {
+        "program": "search" if search else "training step",
+        "model": f"{retriever.__name__} of {count:,} parameters",
+        "batch": {name: "×".join(map(str, shape)) for name, shape in inputs.items()},
+        "passages": passages,
+        "vocabulary": vocab_size,
+        "collection": str(work.collection) if collection else "assumed",
+    }
+    if docids:
+        where = str(work.docids(kind)) if isinstance(docids, DocidTable) else "assumed"
+        facts["docids"] = f"{kind}, {docids.length} tokens, {docids.output_size:,} outputs ({where})"
+    return Plan(program, model, shapes, None if search else config.steps, facts)
+
+
+def _check(config: TrainConfig, search: bool, passages: int | None, vocab_size: int | None) -> None:
+    """Raises UserError where the values of the verb and of `train` do not go together."""
+    retriever, kind = config.retriever, config.docids
     if retriever.writes_docids != bool(kind):
         hint = "--DOCIDS=naive" if retriever.writes_docids else "--gin.train.docids=None"
         raise UserError(f"train.docids: {kind!r} does not go with a {retriever.family}: {hint}")
@@ -207,55 +289,28 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Pr
         if value is not None and value < 1:
             raise UserError(f"preflight.{name}: {value} is too few: set at least 1")
 
-    work = Workspace.for_source(settings["source"], settings["work_dir"])
-    assumed = passages is not None or vocab_size is not None
-    collection = None
-    if not assumed and storage.finished(work.collection):
-        collection = Collection(work.collection)
-    if collection:
-        passages, vocab_size = collection.passage_count, Vocabulary(collection.vocabulary_path).size
-    passages, vocab_size = passages or MS_MARCO, vocab_size or T5_VOCABULARY
-    docids: DocidTable | DocidShape | None = None
-    if kind and collection and storage.finished(work.docids(kind)):
-        docids = DocidTable.open(work.docids(kind))
-    elif kind:
-        docids = docid_shape(kind, passages, vocab_size)
 
-    model = make_model(retriever, settings["optimizer"], vocab_size, docids)
-    batch_size, beams, trie = settings["batch_size"], None, None
-    if search:
-        index = configuration.parameters_of(make_index)
-        batch_size = index["batch_size"]
-        beams = index["beams"] if kind != "atomic" else configuration.parameters_of(search_verb)["k"]
-        if isinstance(docids, DocidTable) and kind != "atomic":
-            trie, _ = build_trie(docids.tokens_NxL)
-        elif kind != "atomic":
-            trie = trie_shape(docids, passages)
-    shapes = batch_shapes(
-        family_of(retriever).target_type, data, batch_size, docids.length if docids else None
-    )
-    variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes)["params"])
-    count = sum(math.prod(x.shape) for x in jax.tree.leaves(variables))
-    read = {name: shape for name, shape in shapes.items() if not search or name == "encoder_input_tokens"}
-    facts = {
-        "program": "search" if search else "training step",
-        "model": f"{retriever.__name__} of {count:,} parameters",
-        "batch": {name: "×".join(map(str, shape)) for name, shape in read.items()},
-        "passages": passages,
-        "vocabulary": vocab_size,
-        "collection": str(work.collection) if collection else "assumed",
-    }
-    if docids:
-        where = str(work.docids(kind)) if isinstance(docids, DocidTable) else "assumed"
-        facts["docids"] = f"{kind}, {docids.length} tokens, {docids.output_size:,} outputs ({where})"
-    steps, skips = (
-        None if search else settings["steps"],
-        configuration.parameters_of(LossSpikeGuard).get("on_spike") == "skip",
-    )
-    return Program(model, shapes, settings["seed"], steps, facts, beams, trie, skips)
+def _plan_search(
+    model, config: TrainConfig, docids: DocidTable | DocidShape, passages: int
+) -> tuple[Callable[[Mesh], Program], dict]:
+    """Plans the search with the beams and batch of `index`. Gives (program, shape of the inputs by name)."""
+    index = configuration.parameters_of(make_index)
+    beams, trie = index["beams"], None
+    if config.docids == "atomic":
+        beams = configuration.parameters_of(search_verb)["k"]
+    elif isinstance(docids, DocidTable):
+        trie, _ = build_trie(docids.tokens_NxL)
+    else:
+        trie = trie_shape(docids, passages)
+    shape, rules = (index["batch_size"], config.data.input_length), partitioning.axis_rules()
+
+    def program(mesh: Mesh) -> Program:
+        return plan_search(model, shape, trie, beams=beams, mesh=mesh, rules=rules)
+
+    return program, {"encoder_input_tokens": shape}
 
 
 @functools.lru_cache(1)
-def _job(*program) -> Program:
+def _plan(*program) -> Plan:
     """`configured`, once for all slices."""
     return configured(*program)

@@ -1,7 +1,9 @@
-"""The verb `train`: examples become a checkpoint. Reads from top to bottom as the story of a run."""
+"""The verb `train`: examples become a checkpoint."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import gin
 import numpy as np
@@ -9,7 +11,7 @@ import optax
 
 from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
-from retrieval_jax.core import paths
+from retrieval_jax.core import configuration, paths
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import NonNegativeFloat, Positive, Seed
 from retrieval_jax.core.workspace import Workspace
@@ -23,39 +25,22 @@ from retrieval_jax.examples.tasks import Task
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.models.retriever import Retriever
-from retrieval_jax.training import settings
+from retrieval_jax.training import settings_file
 from retrieval_jax.training.evaluators import METRICS
 from retrieval_jax.training.families import family_of
 from retrieval_jax.training.loop import train_loop
 from retrieval_jax.training.run import check_inputs, make_model, prepare_folder, run_settings, train_dataset
+from retrieval_jax.training.settings import TrainSettings
+from retrieval_jax.training.shapes import DocidShape
 
 
-@gin.configurable
-def train(
-    source: str,
-    retriever: type[Retriever],
-    optimizer: Callable[[], optax.GradientTransformation],
-    data: DataConfig,
-    initial: InitialCheckpoint,
-    work_dir: str | None = None,
-    model_dir: str | None = None,
-    docids: str | None = None,
-    steps: Positive = 1000,
-    batch_size: Positive = 128,
-    seed: Seed = 0,
-    eval_every: Positive = 500,
-    save_every: Positive = 500,
-    keep: Positive = 2,
-    keep_best: str | None = "MRR@10",
-    max_minutes: NonNegativeFloat | None = None,
-    log_every: Positive = 10,
-    profile: Sequence[int] | None = None,
-    on_change: str = "refuse",
-) -> dict:
+@gin.configurable("train")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
     """Trains a retriever on a collection that was imported, from its newest checkpoint on.
 
     Args:
-      source, work_dir: the collection, and where its work lies.
+      source, work_dir: the collection, and the folder for what is made of it.
       retriever: a class with T5X's model interface: GenerativeRetriever, DualEncoder or QueryGenerator.
       optimizer: makes the optax optimiser.
       data: which examples; see DataConfig's parameters (--gin.DataConfig.NAME=VALUE).
@@ -63,59 +48,107 @@ def train(
         (--gin.InitialCheckpoint.NAME=VALUE).
       model_dir: the model's folder; None is models/DOCIDS of the work folder, models/dual_encoder or
         models/doc2query.
-      docids: kind of docids to write (generative retrievers).
-      steps, batch_size: batches to train on, and their examples.
-      seed: of the parameters, the data's order and the dropout.
+      docids: the kind of docids to write (generative retrievers).
+      steps: training steps of the whole run.
+      batch_size: examples of a batch, on all hosts together.
+      seed: of the random parameters, the data's order and dropout.
+      microbatches: number of equal parts of a batch whose gradients are accumulated, for less memory. A part
+        counts by its tokens, so that the gradient is the whole batch's. A dual encoder's in-batch negatives
+        are those of the part.
+      random_bits: the generator of dropout's random bits: "threefry2x32", or "rbg", the own generator of a
+        TPU or GPU, which is much faster there.
       eval_every: steps between two searches for the dev queries.
       save_every: steps between two checkpoints.
-      keep: how many of the newest checkpoints stay on disk.
-      keep_best: the dev metric by which the best one stays beside them, of those that were both saved and
-        evaluated: "MRR@10", "Hits@1", "Hits@10", a query generator's "loss", or None.
-      max_minutes: ends earlier after so many minutes of training (as the clock goes, evaluation included).
+      keep: number of newest checkpoints that stay on disk.
+      keep_best: the dev metric by which the best checkpoint stays beside them, of those that were both saved
+        and evaluated: "MRR@10", "Hits@1", "Hits@10", a query generator's "loss", or None.
+      max_minutes: minutes of training, evaluations included, after which the run ends early.
       log_every: steps between two points of the learning curve.
-      profile: (step, steps) to trace for TensorBoard's profile plugin: from that step on, so many.
+      profile: (steps before, steps to trace) for TensorBoard's profile plugin.
       on_change: where the folder's run had another seed (or random bits), batch size (or a dual encoder's
-        microbatches), data, objective or learning rate:
-        "refuse", which tells what differs, or "accept", which goes on with the new ones.
+        microbatches), data, objective or learning rate: "refuse" says what differs, "accept" goes on with
+        the new values.
     """
-    if keep_best not in (None, *METRICS):
-        raise UserError(f"train.keep_best: no metric {keep_best!r}: {', '.join(METRICS)} or None")
-    family, work = family_of(retriever), Workspace.for_source(source, work_dir)
+
+    source: str | None = None
+    retriever: type[Retriever] | None = None
+    optimizer: Callable[[], optax.GradientTransformation] | None = None
+    data: DataConfig | None = None
+    initial: InitialCheckpoint | None = None
+    work_dir: str | None = None
+    model_dir: str | None = None
+    docids: str | None = None
+    steps: Positive = 1000
+    batch_size: Positive = 128
+    seed: Seed = 0
+    microbatches: Positive = 1
+    random_bits: str = "threefry2x32"
+    eval_every: Positive = 500
+    save_every: Positive = 500
+    keep: Positive = 2
+    keep_best: str | None = "MRR@10"
+    max_minutes: NonNegativeFloat | None = None
+    log_every: Positive = 10
+    profile: Sequence[int] | None = None
+    on_change: str = "refuse"
+
+    def __post_init__(self):
+        for name in ("source", "retriever", "optimizer", "data"):
+            if getattr(self, name) is None:
+                raise UserError(f"train.{name}: not set: name a run, as --gin_file=runs/naive.gin")
+        if self.keep_best not in (None, *METRICS):
+            raise UserError(f"train.keep_best: no metric {self.keep_best!r}: {', '.join(METRICS)} or None")
+
+    @property
+    def settings(self) -> TrainSettings:
+        """What the training loop takes."""
+        names = {field.name for field in dataclasses.fields(TrainSettings)} - {"spike_guard"}
+        return TrainSettings(**{name: getattr(self, name) for name in names})
+
+    def make_model(self, vocab_size: int, docids: DocidTable | DocidShape | None):
+        """Makes the model for a text vocabulary, and for the docids that it writes, if it does."""
+        return make_model(self.retriever, self.optimizer, vocab_size, docids)
+
+
+def train(**values: object) -> dict:
+    """Trains a retriever.
+
+    Args:
+      **values: of TrainConfig's attributes; those that are left out are gin's.
+
+    Returns:
+      What `train_loop` returns, and "model", the folder.
+    """
+    config = TrainConfig(**values)
+    work = Workspace.for_source(config.source, config.work_dir)
     collection = Collection(work.collection)
-    table = DocidTable.open(work.docids(docids)) if docids else None
-    folder = paths.as_path(model_dir) if model_dir else work.model(docids or family.folder_name)
-    check_inputs(folder, retriever, collection, table)
+    table = DocidTable.open(work.docids(config.docids)) if config.docids else None
+    family = family_of(config.retriever)
+    name = config.docids or family.folder_name
+    folder = paths.as_path(config.model_dir) if config.model_dir else work.model(name)
+    check_inputs(folder, config.retriever, collection, table)
 
     vocabulary = Vocabulary(collection.vocabulary_path)
-    model = make_model(retriever, optimizer, vocabulary.size, table)
-    pretrained_params = initial.arrays_for(model, collection.vocabulary_path)
+    model = config.make_model(vocabulary.size, table)
+    pretrained_params = config.initial.arrays_for(model, collection.vocabulary_path) if config.initial else {}
+    data, settings = config.data, config.settings
     examples = train_dataset(data, work, collection, model, table)
-    description = model_folder.describe(
-        model,
-        input_length=data.input_length,
-        passage_length=data.passage_length,
-        collection_name=collection.name,
-        collection=collection.fingerprint,
-        docids=docids,
-        docids_fingerprint=table.fingerprint() if table else None,
-        initial_checkpoint=initial.path,
-    )
-    stages = examples.stages()  # before anything is written: tells of tasks that are not there
-    chosen = run_settings(retriever, examples, steps, batch_size, seed)
+    stages = examples.stages()  # before anything is written: raises where a task's examples are not there
+    _prepare(config, folder, model, examples)
 
-    def prepare() -> None:
-        prepare_folder(folder, description, collection)
-        settings.keep(folder, chosen, on_change)
-
-    multihost.on_process_0(prepare)
-    if not multihost.is_process_0():
-        prepare()  # sees what the first one wrote, and compares
-    mesh = partitioning.make_mesh()
-    rows = multihost.local_rows(mesh, batch_size)
+    mesh, rules = partitioning.make_mesh(), partitioning.axis_rules()
+    rows = multihost.local_rows(mesh, settings.batch_size)
 
     def batches(position: int) -> Iterator[Batch]:
         return make_batches(
-            stages, examples.targets, data.drop_rates, batch_size, seed, position, rows, data.pack
+            stages,
+            examples.targets,
+            data.drop_rates,
+            settings.batch_size,
+            settings.seed,
+            position,
+            rows,
+            data.pack,
         )
 
     made = train_loop(
@@ -123,21 +156,40 @@ def train(
         batches,
         family.evaluator(model, examples, mesh),
         folder,
-        steps=steps,
-        seed=seed,
-        eval_every=eval_every,
-        save_every=save_every,
-        max_minutes=max_minutes,
-        log_every=log_every,
-        examples_of=functools.partial(describe_batch, examples, batch_size, seed, tasks={}),
-        profile=profile,
-        pretrained_params=pretrained_params,
-        batch_size=batch_size,
-        keep=keep,
-        keep_best=keep_best,
+        settings=settings,
         mesh=mesh,
+        rules=rules,
+        pretrained_params=pretrained_params,
+        describe_batch=functools.partial(
+            describe_batch, examples, settings.batch_size, settings.seed, tasks={}
+        ),
     )
     return {"model": str(folder)} | made
+
+
+def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -> None:
+    """Writes what the model is and what it is trained with, or compares it with what the folder says."""
+    collection, table = examples.collection, examples.table
+    description = model_folder.describe(
+        model,
+        input_length=config.data.input_length,
+        passage_length=config.data.passage_length,
+        collection_name=collection.name,
+        collection=collection.fingerprint,
+        docids=config.docids,
+        docids_fingerprint=table.fingerprint() if table else None,
+        initial_checkpoint=config.initial.path if config.initial else None,
+    )
+    parameters = configuration.texts_of_parameters(settings_file.LEARNING)
+    chosen = run_settings(config.retriever, examples, config.settings, parameters)
+
+    def prepare() -> None:
+        prepare_folder(folder, description, collection)
+        settings_file.keep(folder, chosen, config.on_change, configuration.operative_text())
+
+    multihost.on_process_0(prepare)
+    if not multihost.is_process_0():
+        prepare()  # sees what the first process wrote, and compares
 
 
 def describe_batch(

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_training import CONFIG, SHAPES, batches, retriever
+from tiny_training import CONFIG, SHAPES, batches, retriever, train
 
 from retrieval_jax.checkpoints import checkpoints, checksums, model_folder
 from retrieval_jax.checkpoints.retention import RetentionPolicy
@@ -16,7 +16,6 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training.loop import train_loop
 from retrieval_jax.training.optimizers import adafactor
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 
@@ -104,7 +103,7 @@ def test_training_goes_on_from_the_whole_one_and_saves_the_step_again(trained, t
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     truncate(tmp_path / "checkpoints" / "2" / "params" / "manifest.ocdbt")
     run = {"batches": batches, "evaluator": lambda params: {}, "folder": tmp_path, "save_every": 1}
-    assert train_loop(retriever(), steps=2, **run)["step"] == 2  # although a checkpoint of step 2 was there
+    assert train(retriever(), steps=2, **run)["step"] == 2  # although a checkpoint of step 2 was there
     told = capsys.readouterr().err
     assert "manifest.ocdbt has" in told
     assert "going on from step 1" in told
@@ -167,15 +166,15 @@ def steps_of(folder: Path) -> list[int]:
 def test_the_best_on_dev_stays_beside_the_newest_also_across_a_stop(tmp_path: Path, capsys):
     run = {"batches": batches, "folder": tmp_path, "save_every": 2, "eval_every": 1, "keep": 2}
     # Step 3 is the best of all, but was not saved; step 4 equals 2, and is newer.
-    made = train_loop(
+    made = train(
         retriever(), evaluator=scripted("MRR@10", 0.1, 0.5, 0.9, 0.5, 0.4, 0.3, 0.2, 0.1), steps=8, **run
     )
     assert steps_of(tmp_path) == [4, 6, 8]
     assert (made["best_step"], made["best/MRR@10"]) == (4, 0.5)
     assert "step 4 was the best on dev: --MODEL_STEP=4 takes that one" in capsys.readouterr().err
-    train_loop(retriever(), evaluator=scripted("MRR@10", *[0.3] * 4), steps=12, **run)
+    train(retriever(), evaluator=scripted("MRR@10", *[0.3] * 4), steps=12, **run)
     assert steps_of(tmp_path) == [4, 10, 12]
-    made = train_loop(retriever(), evaluator=scripted("MRR@10", 0.1, 0.6), steps=14, **run)
+    made = train(retriever(), evaluator=scripted("MRR@10", 0.1, 0.6), steps=14, **run)
     assert steps_of(tmp_path) == [4, 12, 14]  # the best until then would go with the next save
     assert made["best_step"] == 14
     assert capsys.readouterr().err.count("was the best") == 1  # of the run to step 12
@@ -183,7 +182,7 @@ def test_the_best_on_dev_stays_beside_the_newest_also_across_a_stop(tmp_path: Pa
     def never(*_):
         raise AssertionError("finished training looked at its data")
 
-    assert train_loop(retriever(), **run | {"batches": never}, evaluator=never, steps=14)["best_step"] == 14
+    assert train(retriever(), **run | {"batches": never}, evaluator=never, steps=14)["best_step"] == 14
 
 
 def test_the_best_is_by_the_metric_that_is_named_or_none(tmp_path: Path):
@@ -191,7 +190,7 @@ def test_the_best_is_by_the_metric_that_is_named_or_none(tmp_path: Path):
     scores = (3.0, 2.0, 4.0, 5.0)
     for keep_best, kept in (("loss", [2, 4]), (None, [4]), ("MRR@10", [4])):
         folder = tmp_path / str(keep_best)
-        made = train_loop(
+        made = train(
             retriever(), evaluator=scripted("loss", *scores), folder=folder, keep_best=keep_best, **run
         )
         assert steps_of(folder) == kept
@@ -201,9 +200,9 @@ def test_the_best_is_by_the_metric_that_is_named_or_none(tmp_path: Path):
 def test_files_that_are_written_while_steps_run_are_what_was_saved(tmp_path: Path, monkeypatch):
     """The steps after a save are given its arrays' memory. All is written when training ends."""
     run = {"batches": batches, "steps": 8, "save_every": 1, "keep": 8, "evaluator": lambda params: {}}
-    train_loop(retriever(), folder=tmp_path / "before", **run)
+    train(retriever(), folder=tmp_path / "before", **run)
     monkeypatch.setattr(checkpoints, "in_background", lambda: True)
-    train_loop(retriever(), folder=tmp_path / "background", **run)
+    train(retriever(), folder=tmp_path / "background", **run)
     model = retriever()
     abstract = abstract_state(model, partitioning.make_mesh(), SHAPES)
     saved = [checkpoints.Checkpoints(tmp_path / name, read_only=True) for name in ("before", "background")]
@@ -223,24 +222,24 @@ def test_what_goes_wrong_in_the_background_ends_the_run(tmp_path: Path, monkeypa
     monkeypatch.setattr(checksums, "write", lambda folder: Path("/dev/full").write_bytes(b"x"))
     run = {"batches": batches, "evaluator": lambda params: {}}
     with pytest.raises(OSError, match="No space left"):  # as the next save begins
-        train_loop(retriever(), folder=tmp_path / "next", steps=10**6, save_every=2, **run)
+        train(retriever(), folder=tmp_path / "next", steps=10**6, save_every=2, **run)
     assert steps_of(tmp_path / "next") == [2]
     with pytest.raises(OSError, match="No space left"):  # as the run ends
-        train_loop(retriever(), folder=tmp_path / "end", steps=2, **run)
+        train(retriever(), folder=tmp_path / "end", steps=2, **run)
 
 
 def test_training_goes_on_from_the_best_alone_and_a_damaged_best_hinders_nothing(tmp_path: Path):
     run = {"batches": batches, "folder": tmp_path, "save_every": 1, "eval_every": 1, "keep": 1}
-    train_loop(retriever(), evaluator=scripted("MRR@10", 0.2, 0.3, 0.1), steps=3, **run)
-    train_loop(retriever(), evaluator=scripted("MRR@10", 0.9), steps=4, **run)
+    train(retriever(), evaluator=scripted("MRR@10", 0.2, 0.3, 0.1), steps=3, **run)
+    train(retriever(), evaluator=scripted("MRR@10", 0.9), steps=4, **run)
     assert steps_of(tmp_path) == [2, 4]
-    train_loop(retriever(), evaluator=scripted("MRR@10", 0.1, 0.1), steps=6, **run)
+    train(retriever(), evaluator=scripted("MRR@10", 0.1, 0.1), steps=6, **run)
     assert steps_of(tmp_path) == [4, 6]
     truncate(tmp_path / "checkpoints" / "6" / "params" / "manifest.ocdbt")
-    train_loop(retriever(), evaluator=lambda params: {}, steps=5, **run)
+    train(retriever(), evaluator=lambda params: {}, steps=5, **run)
     assert steps_of(tmp_path) == [4, 5]
     truncate(tmp_path / "checkpoints" / "4" / "params" / "manifest.ocdbt")
-    made = train_loop(retriever(), evaluator=scripted("MRR@10", 0.1, 0.1), steps=7, **run)
+    made = train(retriever(), evaluator=scripted("MRR@10", 0.1, 0.1), steps=7, **run)
     assert made["step"] == 7
     assert steps_of(tmp_path) == [4, 7]
 

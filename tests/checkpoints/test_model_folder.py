@@ -6,7 +6,7 @@ from pathlib import Path
 import gin
 import pytest
 from model_folders import random_params, write_model_folder
-from tiny_training import batches, retriever
+from tiny_training import batches, retriever, train
 
 from retrieval_jax.checkpoints import checksums
 from retrieval_jax.checkpoints.model_folder import (
@@ -21,7 +21,6 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training.loop import train_loop
 
 SIZES = (1024, 16, 2, 8, 32, 1, 1)
 
@@ -74,7 +73,7 @@ def test_what_a_later_version_wrote_is_one_line(folder: Path, change: dict, mess
 
 def test_a_step_that_is_about_to_be_sealed_is_not_taken_yet(tmp_path: Path):
     """A training that runs writes a step's checksums last; what is made of the model is known by them."""
-    train_loop(retriever(), batches, lambda params: {}, tmp_path, steps=4, save_every=2)
+    train(retriever(), batches, lambda params: {}, tmp_path, steps=4, save_every=2)
     storage.write_json(tmp_path / DESCRIPTION, describe(retriever()))
     assert read_description_and_step(tmp_path)[1] == 4
     (tmp_path / "checkpoints" / "4" / checksums.NAME).unlink()

@@ -8,13 +8,13 @@ import pytest
 from retrieval_jax.checkpoints.initial import WithVocabulary
 from retrieval_jax.checkpoints.model_folder import boxed_params
 from retrieval_jax.checkpoints.parameter_names import LastName, Module, parameter_names
-from retrieval_jax.core import values
+from retrieval_jax.core import configuration, values
 from retrieval_jax.mesh.partitioning import LOGICAL_AXES
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.query_generator import QueryGenerator
-from retrieval_jax.training.settings import learning_settings
+from retrieval_jax.training.settings_file import LEARNING
 
 CONFIG = T5Config(64, 8, 2, 4, 8, 2, 2)
 DOCIDS = {"output_size": 9, "separate_target_embedding": True, "pawa_layers": 2}
@@ -66,5 +66,5 @@ def test_the_networks_that_are_asked_for_their_names_are_in_no_runs_settings():
     gin.clear_config()
     parameter_names.cache_clear()
     assert "decoder/decoder_norm/scale" in parameter_names()
-    assert not learning_settings(1)
+    assert not configuration.texts_of_parameters(LEARNING)
     assert not gin.operative_config_str()

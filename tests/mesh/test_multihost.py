@@ -12,12 +12,11 @@ from pathlib import Path
 
 import gin
 import pytest
-from tiny_training import SKIPS, batches, curve, poisoned, retriever, spiky
+from tiny_training import SKIPS, batches, curve, poisoned, retriever, spiky, train
 
 from retrieval_jax.checkpoints import checksums
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import multihost
-from retrieval_jax.training.loop import train_loop
 
 SCRIPT = """
 import sys, json, shutil, time
@@ -29,9 +28,8 @@ jax.config.update("jax_num_cpu_devices", devices)
 sys.path.insert(0, here)
 import pytest
 from retrieval_jax.core.errors import UserError
-from tiny_training import batches, retriever
+from tiny_training import batches, retriever, train
 from retrieval_jax.mesh import multihost, partitioning
-from retrieval_jax.training.loop import train_loop
 
 multihost.initialize("train")
 for model_parallelism, source, target, steps in work:
@@ -47,7 +45,7 @@ for model_parallelism, source, target, steps in work:
             yield {name: x[rows] for name, x in batch.items()}
 
     mesh = partitioning.make_mesh()
-    train_loop(retriever(), own, lambda params: {}, folder / target, steps, log_every=1, mesh=mesh)
+    train(retriever(), own, lambda params: {}, folder / target, steps=steps, log_every=1, mesh=mesh)
     multihost.on_process_0(lambda: (folder / target / "done").touch())
     print(json.dumps(rows.tolist()), flush=True)
 
@@ -136,15 +134,15 @@ def test_layouts_have_the_same_losses_and_go_on_from_each_others_checkpoints(tmp
     started = [*start(8, 1, tmp_path, one), *start(4, 2, tmp_path, two)]
     try:
         run = {"batches": batches, "evaluator": lambda params: {}, "log_every": 1}
-        train_loop(retriever(), folder=tmp_path / "whole", steps=5, **run)
-        train_loop(retriever(), folder=tmp_path / "one", steps=3, **run)
+        train(retriever(), folder=tmp_path / "whole", steps=5, **run)
+        train(retriever(), folder=tmp_path / "one", steps=3, **run)
         (tmp_path / "one" / "done").touch()
         for source in ("eight", "two"):
             while not (tmp_path / source / "done").exists():
                 assert all(process.poll() is None for process in started), ended(started)
                 time.sleep(0.1)
             shutil.copytree(tmp_path / source, tmp_path / f"one_from_{source}")
-            train_loop(retriever(), folder=tmp_path / f"one_from_{source}", steps=5, **run)
+            train(retriever(), folder=tmp_path / f"one_from_{source}", steps=5, **run)
         _, first, second = ended(started)
     finally:
         for process in started:
@@ -233,13 +231,12 @@ jax.config.update("jax_num_cpu_devices", 1)
 sys.path.insert(0, sys.argv[2])
 import gin
 import numpy as np
-from tiny_training import batches, retriever
+from tiny_training import batches, retriever, train
 from tiny_training import SKIPS, poisoned, spiky
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.mesh import multihost
 from retrieval_jax.checkpoints.checkpoints import Checkpoints
-from retrieval_jax.training.loop import train_loop
 
 multihost.initialize("train")
 folder, first = Path(sys.argv[1]), jax.process_index() == 0
@@ -251,13 +248,13 @@ def own(position):
 if sys.argv[3] == "whole":
     checkpoints.in_background = lambda: True
 run = {"batches": own, "folder": folder, "save_every": 2, "log_every": 1}
-train_loop(retriever(), evaluator=lambda params: {"MRR@10": 0.5}, steps=4, **run)
+train(retriever(), evaluator=lambda params: {"MRR@10": 0.5}, steps=4, **run)
 if not first:  # a listing from before the newest checkpoint: of step 2 alone
     whole = Checkpoints.steps
     Checkpoints.steps = lambda self: [step for step in whole(self) if step <= 2]
 elif sys.argv[3] == "damaged":
     os.truncate(folder / "checkpoints/4/params/manifest.ocdbt", 10)
-made = train_loop(retriever(), evaluator=lambda params: {"MRR@10": 0.1}, steps=6, keep=1, **run)
+made = train(retriever(), evaluator=lambda params: {"MRR@10": 0.1}, steps=6, keep=1, **run)
 assert made["step"] == 6, made
 if sys.argv[3] == "whole":
     for name, value in SKIPS.items():
@@ -267,7 +264,7 @@ if sys.argv[3] == "whole":
         for batch in poisoned(position, at=4, poison=1):
             yield {name: x[:4] if first else x[4:] for name, x in batch.items()}
 
-    made = train_loop(spiky(), own_with_poison, lambda params: {}, folder / "skips", steps=6, log_every=1)
+    made = train(spiky(), own_with_poison, lambda params: {}, folder / "skips", steps=6, log_every=1)
     assert made["skipped"] == 1, made
 
 def fails():
@@ -305,12 +302,12 @@ def test_the_first_process_decides_where_to_go_on_whatever_the_others_see(tmp_pa
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == (
         {"4", "6"} if newest == "whole" else {"6"}
     )
-    train_loop(retriever(), batches, lambda params: {}, tmp_path / "alone", 6, save_every=2, log_every=1)
+    train(retriever(), batches, lambda params: {}, tmp_path / "alone", steps=6, save_every=2, log_every=1)
     assert losses(tmp_path)[-2:] == pytest.approx(losses(tmp_path / "alone")[-2:], rel=1e-5)
     if newest == "whole":  # where the fourth update was skipped
         for name, value in SKIPS.items():
             gin.bind_parameter(name, value)
         batches_of = functools.partial(poisoned, at=4, poison=1)
-        train_loop(spiky(), batches_of, lambda params: {}, tmp_path / "alone_skips", 6, log_every=1)
+        train(spiky(), batches_of, lambda params: {}, tmp_path / "alone_skips", steps=6, log_every=1)
         assert losses(tmp_path / "skips") == pytest.approx(losses(tmp_path / "alone_skips"), rel=1e-5)
         assert len(losses(tmp_path / "skips")) == 5

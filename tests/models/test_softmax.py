@@ -154,7 +154,7 @@ for rules in ([("vocab", "model")], [("vocab", ("model", "data"))], [("vocab", N
             return jnp.sum(cross_entropy(softmax, 1e-3)), softmax
 
         def run(x, kernel):
-            with partitioning.mesh_context(mesh):
+            with partitioning.mesh_context(mesh, partitioning.axis_rules()):
                 return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, kernel)
 
         place = NamedSharding(mesh, P("data")), NamedSharding(mesh, P(None, rules[0][1]))

@@ -6,14 +6,13 @@ import jax
 import numpy as np
 import optax
 import pytest
-from tiny_training import CONFIG, SHAPES, batches, curve, retriever
+from tiny_training import CONFIG, SHAPES, batches, curve, retriever, train
 
 from retrieval_jax.checkpoints import checkpoints, model_folder
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.training.loop import train_loop
 from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.run import prepare_folder
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
@@ -22,10 +21,10 @@ from retrieval_jax.training.step import abstract_state, initial_state, make_trai
 @pytest.mark.parametrize("make", [adamw, adafactor])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, make):
     run = {"batches": batches, "evaluator": lambda params: {"Hits@10": 0.5}, "save_every": 4, "log_every": 2}
-    whole = train_loop(retriever(make), folder=tmp_path / "whole", steps=10, **run)
+    whole = train(retriever(make), folder=tmp_path / "whole", steps=10, **run)
     assert whole["step"] == 10
-    train_loop(retriever(make), folder=tmp_path / "parts", steps=4, **run)
-    train_loop(retriever(make), folder=tmp_path / "parts", steps=10, **run)
+    train(retriever(make), folder=tmp_path / "parts", steps=4, **run)
+    train(retriever(make), folder=tmp_path / "parts", steps=10, **run)
     states = []
     for name in ("whole", "parts"):
         saved = checkpoints.Checkpoints(tmp_path / name)
@@ -51,28 +50,28 @@ def test_the_step_compiles_once_and_finished_training_does_nothing(tmp_path: Pat
     assert int(state.step) == 3
     assert np.isfinite(float(metrics["loss"]))
 
-    train_loop(model, batches, lambda params: {"Hits@10": 0.25}, tmp_path, steps=2)
+    train(model, batches, lambda params: {"Hits@10": 0.25}, tmp_path, steps=2)
 
     def never(*_):
         raise AssertionError("finished training looked at its data")
 
-    assert train_loop(model, never, never, tmp_path, steps=2)["dev/Hits@10"] == 0.25
+    assert train(model, never, never, tmp_path, steps=2)["dev/Hits@10"] == 0.25
 
 
 def test_max_minutes_stops_saves_and_stays_stopped(tmp_path: Path):
-    first = train_loop(retriever(), batches, lambda params: {}, tmp_path, steps=10**6, max_minutes=0.02)
+    first = train(retriever(), batches, lambda params: {}, tmp_path, steps=10**6, max_minutes=0.02)
     assert 0 < first["step"] < 10**6
     saved = checkpoints.Checkpoints(tmp_path)
     assert saved.latest() == first["step"]
     saved.close()
-    again = train_loop(retriever(), batches, lambda params: {}, tmp_path, steps=10**6, max_minutes=0.02)
+    again = train(retriever(), batches, lambda params: {}, tmp_path, steps=10**6, max_minutes=0.02)
     assert again["step"] == first["step"]
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step(tmp_path: Path):
     model = GenerativeRetriever(CONFIG, adamw(optax.constant_schedule(float("nan"))))
     with pytest.raises(UserError, match="the learning_rate is nan at step 1"):
-        train_loop(model, batches, lambda params: {}, tmp_path, steps=5)
+        train(model, batches, lambda params: {}, tmp_path, steps=5)
 
 
 def test_another_model_in_the_folder_is_refused(tmp_path: Path, collection):

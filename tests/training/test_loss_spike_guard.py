@@ -14,14 +14,17 @@ import gin
 import jax
 import numpy as np
 import pytest
-from tiny_training import SHAPES, SKIPS, batches, curve, poisoned, retriever, spiky
+from tiny_training import SHAPES, SKIPS, batches, curve, poisoned, retriever, spiky, train
 
 from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.core.errors import Diverged, Preempted, UserError
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.training.loop import train_loop
-from retrieval_jax.training.loss_spike_guard import LossSpikeGuard
+from retrieval_jax.training.loss_spike_guard import LossMonitor, LossSpikeGuard
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
+
+
+def monitor(folder: Path, unbounded_loss: bool = False, **guard: object) -> LossMonitor:
+    return LossMonitor(LossSpikeGuard(**guard), folder, unbounded_loss=unbounded_loss)
 
 
 @pytest.fixture
@@ -46,18 +49,18 @@ def test_a_run_that_went_wrong_stops_with_its_examples_and_keeps_the_checkpoint_
     """The step that goes wrong is one that would be saved."""
     model = spiky()
 
-    def examples_of(position: int) -> list[dict]:
+    def describe_batch(position: int) -> list[dict]:
         return [{"task": "some", "number": 100 * position + row} for row in range(8)]
 
     with pytest.raises(UserError, match=rf"{told}.*\(some 700, some 701, some 702, …\)") as error:
-        train_loop(
+        train(
             model,
             functools.partial(poisoned, at=8, poison=poison),
             lambda params: {},
             tmp_path,
             steps=20,
             save_every=2,
-            examples_of=examples_of,
+            describe_batch=describe_batch,
         )
     assert len(str(error.value).splitlines()) == 1
     bad = json.loads((tmp_path / "bad_batch_8.json").read_text())
@@ -69,34 +72,34 @@ def test_a_run_that_went_wrong_stops_with_its_examples_and_keeps_the_checkpoint_
 
 
 def test_a_spike_is_measured_from_the_median_and_can_be_switched_off(tmp_path: Path):
-    watch = LossSpikeGuard(tmp_path)
+    losses = monitor(tmp_path)
     for step, loss in enumerate([5.0] * 99 + [1e6]):  # nothing is too high before the window is full
-        watch.step(step, {"loss": loss})
-    watch.step(100, {"loss": 8.0})
+        losses.check_step(step, {"loss": loss})
+    losses.check_step(100, {"loss": 8.0})
     with pytest.raises(UserError, match=r"the loss is 8.10 at step 101, and 5.00 is usual"):
-        watch.step(101, {"loss": 8.1})
-    off = LossSpikeGuard(tmp_path, threshold=None)
+        losses.check_step(101, {"loss": 8.1})
+    off = monitor(tmp_path, threshold=None)
     for step in range(300):
-        off.step(step, {"loss": 1.0 if step < 200 else 1e9})
+        off.check_step(step, {"loss": 1.0 if step < 200 else 1e9})
     with pytest.raises(UserError, match="the loss is inf at step 300"):
-        off.step(300, {"loss": float("inf")})
+        off.check_step(300, {"loss": float("inf")})
 
 
 def test_a_spike_may_be_told_of_once_without_an_end_but_what_is_not_finite_ends_the_run(
     tmp_path: Path, capsys
 ):
-    watch = LossSpikeGuard(tmp_path, window=4, unbounded=True)
+    losses = monitor(tmp_path, window=4, unbounded_loss=True)
     for step, loss in enumerate([5.0, 5.0, 5.0, 5.0, 9.0, 9.5, 5.0]):
-        watch.step(step, {"loss": loss})
+        losses.check_step(step, {"loss": loss})
     assert capsys.readouterr().err.count("the loss is 9.00 at step 4, and 5.00 is usual") == 1
     with pytest.raises(UserError, match="the gradient_norm is nan at step 7"):
-        watch.step(7, {"loss": 5.0, "gradient_norm": float("nan")})
-    strict = LossSpikeGuard(tmp_path, window=1, unbounded=True, on_spike="stop")
-    strict.step(1, {"loss": 1.0})
+        losses.check_step(7, {"loss": 5.0, "gradient_norm": float("nan")})
+    strict = monitor(tmp_path, window=1, unbounded_loss=True, on_spike="stop")
+    strict.check_step(1, {"loss": 1.0})
     with pytest.raises(UserError, match=r"the loss is 9.00 at step 2"):
-        strict.step(2, {"loss": 9.0})
+        strict.check_step(2, {"loss": 9.0})
     with pytest.raises(UserError, match="no choice 'go': stop, warn or skip"):
-        LossSpikeGuard(tmp_path, on_spike="go")
+        monitor(tmp_path, on_spike="go")
 
 
 @pytest.fixture
@@ -125,9 +128,9 @@ def test_a_skipped_update_leaves_the_parameters_of_a_training_that_never_saw_it(
         "batches": functools.partial(poisoned, at=8, poison=poison),
         "evaluator": lambda params: {},
         "log_every": 2,
-        "examples_of": lambda position: [{"task": "some", "number": position}] * 8,
+        "describe_batch": lambda position: [{"task": "some", "number": position}] * 8,
     }
-    made = train_loop(model, folder=tmp_path / "whole", steps=12, **run)
+    made = train(model, folder=tmp_path / "whole", steps=12, **run)
     assert made["skipped"] == 1
     err = " ".join(capsys.readouterr().err.split())
     assert re.search(
@@ -140,15 +143,15 @@ def test_a_skipped_update_leaves_the_parameters_of_a_training_that_never_saw_it(
     mesh = partitioning.make_mesh()
     abstract = abstract_state(model, mesh, SHAPES)
     state = initial_state(model, abstract, SHAPES, 0)
-    step = make_train_step(model, mesh, abstract, 0, skips=True)
+    step = make_train_step(model, mesh, abstract, 0, can_skip=True)
     for number, batch in zip(range(1, 13), poisoned(0, at=0, poison=0), strict=False):
         if number == 8:
             state = dataclasses.replace(state, step=state.step + 1)
         else:
             state, _ = step(state, batch, np.float32(np.inf))
 
-    train_loop(model, folder=tmp_path / "parts", steps=6, **run)
-    assert train_loop(model, folder=tmp_path / "parts", steps=12, **run)["skipped"] == 1
+    train(model, folder=tmp_path / "parts", steps=6, **run)
+    assert train(model, folder=tmp_path / "parts", steps=12, **run)["skipped"] == 1
     for name in ("whole", "parts"):
         saved = checkpoints.Checkpoints(tmp_path / name)
         there = saved.restore(12, abstract.params, abstract.optimizer)
@@ -161,39 +164,39 @@ def test_updates_that_are_skipped_again_and_again_end_the_run(tmp_path: Path, sk
     model = spiky()
     bad = functools.partial(poisoned, at=8, poison=2, until=100)
     with pytest.raises(Diverged, match="the loss is nan at step 9, and 2 of the last 2 updates were skipped"):
-        train_loop(model, bad, lambda params: {}, tmp_path, steps=20, save_every=100, log_every=1)
+        train(model, bad, lambda params: {}, tmp_path, steps=20, save_every=100, log_every=1)
     with pytest.raises(UserError, match="max_skipped: 4 of the last 4 steps would never end a run"):
-        LossSpikeGuard(tmp_path, on_spike="skip", window=4, max_skipped=4)
+        monitor(tmp_path, on_spike="skip", window=4, max_skipped=4)
 
 
 def test_the_limit_is_of_the_losses_before_the_step_before_whatever_is_known(tmp_path: Path):
-    watch = LossSpikeGuard(tmp_path, window=3, on_spike="skip", max_skipped=1)
+    losses = monitor(tmp_path, window=3, on_spike="skip", max_skipped=1)
     for step, loss in enumerate([9.0, 1.0, 2.0, 3.0], start=1):
-        watch.step(step, {"loss": loss})
-    assert [watch.limit(step) for step in (4, 5, 6)] == [np.inf, 2.0 + 3, 2.0 + 3]
-    watch.step(5, {"loss": 30.0, "gradient_norm": 1.0, "skipped": 1.0})  # its loss is no measure
-    again = LossSpikeGuard(tmp_path, window=3, on_spike="skip", max_skipped=1)
-    again.resume(json.loads(json.dumps(watch.state())))
-    for one in (watch, again):
-        one.step(6, {"loss": 4.0, "skipped": 0.0})
+        losses.check_step(step, {"loss": loss})
+    assert [losses.limit(step) for step in (4, 5, 6)] == [np.inf, 2.0 + 3, 2.0 + 3]
+    losses.check_step(5, {"loss": 30.0, "gradient_norm": 1.0, "skipped": 1.0})  # its loss is no measure
+    again = monitor(tmp_path, window=3, on_spike="skip", max_skipped=1)
+    again.resume(json.loads(json.dumps(losses.state())))
+    for one in (losses, again):
+        one.check_step(6, {"loss": 4.0, "skipped": 0.0})
         assert [one.limit(step) for step in (7, 8)] == [2.0 + 3, 3.0 + 3]
         with pytest.raises(Diverged, match="2 of the last 3 updates were skipped"):
-            one.step(7, {"loss": float("inf"), "skipped": 1.0})
+            one.check_step(7, {"loss": float("inf"), "skipped": 1.0})
     (tmp_path / "settings.json").write_text("other")
-    other = LossSpikeGuard(tmp_path, window=3, on_spike="skip", max_skipped=1)
-    other.resume(watch.state())
+    other = monitor(tmp_path, window=3, on_spike="skip", max_skipped=1)
+    other.resume(losses.state())
     assert other.limit(8) == np.inf
 
 
 def test_a_run_that_finds_nothing_is_told_of_once(tmp_path: Path, capsys):
-    watch = LossSpikeGuard(tmp_path, warn_if_zero_hits_after=10)
+    losses = monitor(tmp_path, warn_if_zero_hits_after=10)
     for step, hits in ((5, 0.0), (10, 0.0), (15, 0.0)):
-        watch.dev(step, {"Hits@10": hits})
+        losses.check_evaluation(step, {"Hits@10": hits})
     assert capsys.readouterr().err.count("no dev query found its passage by step 10") == 1
-    other = LossSpikeGuard(tmp_path, warn_if_zero_hits_after=10)
+    other = monitor(tmp_path, warn_if_zero_hits_after=10)
     for step, hits in ((5, 0.1), (10, 0.0)):
-        other.dev(step, {"Hits@10": hits})
-    other.dev(20, {"loss": 3.0})  # a query generator finds nothing, nor need it
+        other.check_evaluation(step, {"Hits@10": hits})
+    other.check_evaluation(20, {"loss": 3.0})  # a query generator finds nothing, nor need it
     assert not capsys.readouterr().err
 
 
@@ -209,13 +212,13 @@ def test_sigterm_saves_the_running_step_and_the_same_call_goes_on(tmp_path: Path
     before = signal.getsignal(signal.SIGTERM)
     folder = tmp_path / "stopped"
     with pytest.raises(Preempted, match=r"step 5 of 9 is saved"):
-        train_loop(retriever(), interrupted, folder=folder, **run)
+        train(retriever(), interrupted, folder=folder, **run)
     assert signal.getsignal(signal.SIGTERM) is before
     saved = checkpoints.Checkpoints(folder)
     assert saved.latest() == 5
     saved.close()
-    train_loop(retriever(), batches, folder=folder, **run)
-    train_loop(retriever(), batches, folder=tmp_path / "whole", **run)
+    train(retriever(), batches, folder=folder, **run)
+    train(retriever(), batches, folder=tmp_path / "whole", **run)
     losses = [[p["loss"] for p in curve(f) if "loss" in p] for f in (folder, tmp_path / "whole")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 9

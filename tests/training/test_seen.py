@@ -5,10 +5,9 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny_training import batches, curve, retriever
+from tiny_training import batches, curve, retriever, train
 
 from retrieval_jax.mesh import hardware
-from retrieval_jax.training.loop import train_loop
 
 
 class Dev:
@@ -38,7 +37,7 @@ def run(tmp_path_factory) -> tuple[Path, list[int], list[int]]:
 
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:
-        train_loop(
+        train(
             retriever(),
             counted,
             Dev(),

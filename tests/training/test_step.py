@@ -48,14 +48,22 @@ def batch(position: int) -> dict[str, np.ndarray]:
     return {name: x.astype(np.int32) for name, x in made.items()}
 
 
-def run(make=adamw, settings: dict | None = None, parallelism: int = 1, dropout: float = 0.0, **network):
+def run(
+    make=adamw,
+    settings: dict | None = None,
+    parallelism: int = 1,
+    dropout: float = 0.0,
+    step_settings: dict | None = None,
+    rules=partitioning.DEFAULT_RULES,
+    **network,
+):
     """(metrics of each step, the last state) of a tiny retriever; `settings` are the model's."""
     config = T5Config(**SIZES, dropout_rate=dropout, **network)
     model = GenerativeRetriever(config, make(optax.constant_schedule(1e-2)), **settings or {})
     mesh = partitioning.make_mesh(parallelism)
-    abstract = abstract_state(model, mesh, SHAPES)
+    abstract = abstract_state(model, mesh, SHAPES, rules)
     state, told = initial_state(model, abstract, SHAPES, 0), []
-    step = make_train_step(model, mesh, abstract, 0)
+    step = make_train_step(model, mesh, abstract, 0, rules=rules, **step_settings or {})
     for position in range(STEPS):
         state, metrics = step(state, jax.device_put(batch(position), partitioning.batch_sharding(mesh)))
         told.append({name: float(x) for name, x in metrics.items()})
@@ -116,7 +124,7 @@ def test_with_adafactor_the_gradients_norm_reads_nothing_more(plain_gin, monkeyp
 
 
 def test_with_adafactor_a_step_that_may_skip_its_update_reads_and_writes_nothing_more(plain_gin):
-    """The old state is read for the update anyway. Without `skips` the step neither takes nor tells more."""
+    """The old state is read for the update anyway. Otherwise the step takes and tells no more."""
     sizes = SIZES | {"vocab_size": 4096, "emb_dim": 128, "mlp_dim": 256, "head_dim": 64}
     model = GenerativeRetriever(T5Config(**sizes), adafactor(optax.constant_schedule(1e-2)))
     mesh = partitioning.make_mesh(1)
@@ -125,7 +133,7 @@ def test_with_adafactor_a_step_that_may_skip_its_update_reads_and_writes_nothing
     plain = make_train_step(model, mesh, abstract, 0).lower(abstract, shapes)
     assert "skipped" not in plain.out_info[1]
     limit = jax.ShapeDtypeStruct((), np.float32)
-    skips = make_train_step(model, mesh, abstract, 0, skips=True).lower(abstract, shapes, limit)
+    skips = make_train_step(model, mesh, abstract, 0, can_skip=True).lower(abstract, shapes, limit)
     with_limit, without = (one.compile().cost_analysis()["bytes accessed"] for one in (skips, plain))
     parameters = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract.params))
     assert with_limit - without < 0.05 * parameters
@@ -135,11 +143,10 @@ def test_with_adafactor_a_step_that_may_skip_its_update_reads_and_writes_nothing
 def test_an_update_is_applied_up_to_the_limit_and_otherwise_leaves_all_but_the_step(
     plain, plain_gin, microbatches: int
 ):
-    gin.bind_parameter("make_train_step.microbatches", microbatches)
     model = GenerativeRetriever(T5Config(**SIZES, dropout_rate=0.0), adamw(optax.constant_schedule(1e-2)))
     mesh = partitioning.make_mesh(1)
     abstract = abstract_state(model, mesh, SHAPES)
-    step = make_train_step(model, mesh, abstract, 0, skips=True)
+    step = make_train_step(model, mesh, abstract, 0, can_skip=True, microbatches=microbatches)
     first = jax.device_get(initial_state(model, abstract, SHAPES, 0))
     _, told = step(first, batch(0), np.float32(np.inf))
     assert float(told["loss"]) == pytest.approx(plain[0]["loss"], rel=1e-5)
@@ -153,19 +160,17 @@ def test_an_update_is_applied_up_to_the_limit_and_otherwise_leaves_all_but_the_s
 
 def test_microbatches_add_up_to_the_batch(plain, plain_gin):
     """Though they hold different numbers of target tokens."""
-    gin.bind_parameter("make_train_step.microbatches", 4)
-    same(run()[0], plain)
+    same(run(step_settings={"microbatches": 4})[0], plain)
 
 
 def test_microbatches_that_do_not_divide_the_batch_are_refused(plain_gin):
-    gin.bind_parameter("make_train_step.microbatches", 3)
     with pytest.raises(UserError, match=r"microbatches: 3 does not divide the batch of 8"):
-        run()
+        run(step_settings={"microbatches": 3})
 
 
 def test_hardware_random_bits_repeat(plain_gin):
-    gin.bind_parameter("make_train_step.random_bits", "rbg")
-    told, again = run(dropout=0.5)[0], run(dropout=0.5)[0]
+    rbg = {"random_bits": "rbg"}
+    told, again = run(dropout=0.5, step_settings=rbg)[0], run(dropout=0.5, step_settings=rbg)[0]
     assert told == again
     assert told[0]["loss"] != told[1]["loss"]
 
@@ -194,7 +199,8 @@ def layouts() -> dict:
             gin.add_config_file_search_path(str(configuration.gin_folder()))
             gin.parse_config_file(file)
         settings = {"max_logits_per_block": 64} if "wide" in name else {}
-        told, state = run(make, settings, parallelism, scan_layers=True, remat="full")
+        rules = partitioning.axis_rules()
+        told, state = run(make, settings, parallelism, rules=rules, scan_layers=True, remat="full")
         found[f"{name} {make.__name__}"] = (
             [metrics["loss"] for metrics in told],
             parts(state.params["encoder"]["encoder"]["mlp"]["wi_0"]["kernel"]),

@@ -178,16 +178,16 @@ import importlib, json
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 from retrieval_jax.core import configuration
-from retrieval_jax.training import aot
+from retrieval_jax.training.program import DoesNotDivide
 from retrieval_jax.verbs import preflight as p, table
-from retrieval_jax.mesh.hardware import CHIPS, chip_of
+from retrieval_jax.mesh.hardware import CHIPS
 from retrieval_jax.mesh.partitioning import make_mesh
 
 def run(mesh, *bindings, search=False, hbm=2**40, file="runs/naive.gin"):
     configuration.configure([file], ["T5Config.num_heads = 2", "DataConfig.input_length = 16", *bindings])
-    job = p.configured(search, 100_000, 1024)
-    report = job.compile("cpu", mesh, hbm)
-    told = p.summary(job, report, CHIPS["v4"], mesh.size)
+    plan = p.configured(search, 100_000, 1024)
+    report = plan.measure("cpu", mesh, hbm)
+    told = p.summary(plan, report, CHIPS["v4"], mesh.size)
     return told | {"held": report.argument_bytes, "peak": report.peak}
 
 for module in (*(module for module, _ in table.VERBS.values()), *table.CONFIGURABLE):
@@ -204,7 +204,7 @@ told = {
 }
 try:
     run(make_mesh(8))
-except aot.DoesNotDivide as error:
+except DoesNotDivide as error:
     told["eighths"] = str(error)
 print(json.dumps(told))
 """
@@ -256,11 +256,11 @@ with contextlib.redirect_stdout(out):
     assert main.main(["preflight", "--json", *arguments]) == 0
 told = {"v4": json.loads(out.getvalue())}
 configuration.configure(files[:1], [*tiny, "make_mesh.model_parallelism=2"])
-told["v5e"], _ = on_slice("v5e:2x2", (False, 1000, 1024), 1)
+told["v5e"], *_ = on_slice("v5e:2x2", (False, 1000, 1024), 1)
 configuration.configure(files[:1], [*tiny, "train.batch_size=300_000"])
-told["large batch"], _ = on_slice("v5e:1x1", (False, 1001, 1024), 1)
+told["large batch"], *_ = on_slice("v5e:1x1", (False, 1001, 1024), 1)
 configuration.configure(files[:1], [*tiny, "make_mesh.model_parallelism=2"])
-told["large vocabulary"] = try_slice("v5e:1x1", (False, 1000, 10_000_000), 1)
+told["large vocabulary"] = try_slice("v5e:1x1", (False, 1000, 10_000_000), parallelism=2, optimization=1)
 print(json.dumps(told))
 """
 

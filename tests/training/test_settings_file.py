@@ -3,15 +3,18 @@
 import json
 from pathlib import Path
 
-import gin
 import pytest
 from tiny_training import curve
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.examples.targets import PassageTargets
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.training import settings
+from retrieval_jax.training import settings_file
+from retrieval_jax.training.run import run_settings
+from retrieval_jax.training.settings import TrainSettings
 
 
 def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_accepted(
@@ -37,7 +40,7 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
     rates = [p["learning_rate"] for p in curve(folder) if "learning_rate" in p]
     assert rates[1:] == pytest.approx([1e-4, 1e-4 * 2 / 3, 1e-4 / 3])  # 1e-4 is the peak
 
-    free = ["--gin.make_train_step.microbatches=2"]
+    free = ["--gin.train.microbatches=2"]
     assert (
         train(
             5,
@@ -56,7 +59,7 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
         "--gin.learning_rate.peak=2e-4",
         "--gin.DataConfig.rates={'labelled': 1.0}",
         "--gin.GenerativeRetriever.consistency=0.5",
-        "--gin.make_train_step.random_bits='rbg'",
+        "--gin.train.random_bits='rbg'",
     ]
     status, told = train(6, *other)
     assert status == 2
@@ -65,7 +68,7 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
         "train.batch_size was 32 and is 24",
         "learning_rate.peak was '0.0001' and is '0.0002'",
         "DataConfig.rates was",
-        "make_train_step.random_bits was 'threefry2x32' and is 'rbg'",
+        "train.random_bits was 'threefry2x32' and is 'rbg'",
         "GenerativeRetriever.consistency was '0.0' and is '0.5'",
     ):
         assert change in told
@@ -98,17 +101,21 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
     assert curve(folder)[-1]["step"] == 6
 
 
-def test_parts_of_a_batch_are_compared_where_they_change_the_negatives():
-    gin.bind_parameter("make_train_step.microbatches", 4)
-    assert settings.step_settings(GenerativeRetriever) == {"make_train_step.random_bits": "threefry2x32"}
-    assert settings.step_settings(DualEncoder)["make_train_step.microbatches"] == 4
+def test_parts_of_a_batch_are_compared_where_they_change_the_negatives(work, collection):
+    data = DataConfig({"labelled": 1.0})
+    examples = TrainDataset(data, work, collection, PassageTargets)
+    settings = TrainSettings(microbatches=4, random_bits="rbg")
+    of_generative = run_settings(GenerativeRetriever, examples, settings, {})
+    assert of_generative["train.random_bits"] == "rbg"
+    assert "train.microbatches" not in of_generative
+    assert run_settings(DualEncoder, examples, settings, {})["train.microbatches"] == 4
 
 
 def test_what_is_compared_is_what_json_holds(tmp_path: Path):
-    settings.keep(tmp_path, {"a": (1, 2), "b": None}, "refuse")
-    settings.keep(tmp_path, {"a": [1, 2], "b": None}, "refuse")
+    settings_file.keep(tmp_path, {"a": (1, 2), "b": None}, "refuse", "")
+    settings_file.keep(tmp_path, {"a": [1, 2], "b": None}, "refuse", "")
     with pytest.raises(UserError, match=r"settings: a was \[1, 2\] and is \[1\]; c was None and is 4: set"):
-        settings.keep(tmp_path, {"a": [1], "c": 4}, "refuse")
+        settings_file.keep(tmp_path, {"a": [1], "c": 4}, "refuse", "")
     with pytest.raises(UserError, match="no choice 'yes': refuse or accept"):
-        settings.keep(tmp_path, {}, "yes")
-    assert storage.read_json(tmp_path / settings.NAME, "") == {"a": [1, 2], "b": None}
+        settings_file.keep(tmp_path, {}, "yes", "")
+    assert storage.read_json(tmp_path / settings_file.NAME, "") == {"a": [1, 2], "b": None}

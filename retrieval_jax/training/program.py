@@ -1,0 +1,150 @@
+"""Programs: jitted functions with the shapes of their arguments, before they are compiled.
+
+`plan_train_step` gives the training step. The training loop runs the function that it gives, and preflight
+compiles the same function for a mesh of devices that are not there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from retrieval_jax.checkpoints.model_folder import abstract_params
+from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.decoding.trie import Trie
+from retrieval_jax.mesh import partitioning
+from retrieval_jax.training.settings import TrainSettings
+from retrieval_jax.training.step import abstract_state, make_train_step
+
+
+class DoesNotDivide(Exception):
+    """An array cannot be divided over a mesh as its sharding says."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function on a mesh, and the shapes of what it is called with.
+
+    Attributes:
+      function: the jitted function.
+      arguments: its arguments: trees of jax.ShapeDtypeStruct with shardings.
+      memory: name -> tree, the same arguments as a report names them. Scalars may be left out.
+      loop_trips: the most iterations of its `lax.while_loop`, if it has one, for counting FLOPs.
+    """
+
+    function: Callable
+    arguments: tuple
+    memory: Mapping[str, object]
+    loop_trips: int = 1
+
+    def trace(self) -> jax.stages.Traced:
+        """Traces the function on the shapes of its arguments. No array is made."""
+        return self.function.trace(*self.arguments)
+
+    def argument_bytes(self) -> dict[str, int]:
+        """Gives the bytes that each group of arguments takes on one device.
+
+        Raises:
+          DoesNotDivide: an array does not divide over the mesh.
+        """
+        return {name: bytes_per_device(tree) for name, tree in self.memory.items()}
+
+
+def plan_train_step(
+    model,
+    shapes: Mapping[str, tuple[int, ...]],
+    settings: TrainSettings,
+    mesh: Mesh,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+) -> Program:
+    """Plans the training step of a model on a mesh.
+
+    Args:
+      model: has T5X's model interface, and an optimiser.
+      shapes: name -> shape of the int32 arrays of a global batch.
+      settings: the run's settings; the step depends on its seed, microbatches, random bits and on whether its
+        spike guard skips updates.
+      mesh: the devices to run on.
+      rules: the mesh axes of each logical axis; see `partitioning.axis_rules`.
+
+    Returns:
+      The program of (TrainState, batch) -> (TrainState, metrics), or, where the guard skips updates, of
+      (TrainState, batch, limit); see `make_train_step`.
+    """
+    state = abstract_state(model, mesh, shapes, rules)
+    can_skip = settings.spike_guard.skips
+    step = make_train_step(
+        model,
+        mesh,
+        state,
+        settings.seed,
+        microbatches=settings.microbatches,
+        random_bits=settings.random_bits,
+        can_skip=can_skip,
+        rules=rules,
+    )
+    rows = partitioning.batch_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name, shape in shapes.items()}
+    limit = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
+    memory = {"parameters": state.params, "optimizer": state.optimizer, "batch": batch}
+    return Program(step, (state, batch, *[limit] * can_skip), memory)
+
+
+def bytes_per_device(tree: object) -> int:
+    """Gives the bytes, without padding, that a tree of arrays or shapes with shardings takes on one device.
+
+    Raises:
+      DoesNotDivide: an array does not divide over the mesh.
+    """
+    total = 0
+    for x in jax.tree.leaves(tree):
+        try:
+            total += math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        except ValueError:
+            shape = "×".join(map(str, x.shape))
+            raise DoesNotDivide(f"an array of {shape} does not divide as {x.sharding.spec}") from None
+    return total
+
+
+def plan_search(
+    model,
+    input_shape: tuple[int, int],
+    docids: Trie | None,
+    beams: int,
+    mesh: Mesh,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+) -> Program:
+    """Plans the search of a generative retriever on a mesh.
+
+    Args:
+      model: the retriever.
+      input_shape: (queries decoded at once, tokens of a query).
+      docids: the trie of all docids, of arrays or jax.ShapeDtypeStruct; None: docids are single tokens.
+      beams: the number of docids to find for a query.
+      mesh: the devices to run on.
+      rules: the mesh axes of each logical axis.
+
+    Returns:
+      The program of (parameters, batch, docids) -> (docids, scores).
+    """
+    count, length = input_shape
+    count = round_up(count, mesh.shape["data"])  # as GenerativeSearcher does
+    rows = partitioning.batch_sharding(mesh)
+    batch = {"encoder_input_tokens": jax.ShapeDtypeStruct((count, length), jnp.int32, sharding=rows)}
+    params = abstract_params(model, mesh, rules)
+    trips, axes, tree = 1, PartitionSpec("model"), jax.ShapeDtypeStruct((model.config.output_size,), bool)
+    if docids:
+        trips, axes, tree = docids.length - 1, PartitionSpec(), docids
+    place = NamedSharding(mesh, axes)
+    tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+    def decode(params, batch, tree):
+        if docids:
+            return model.predict_batch_with_aux(params, batch, trie=tree, beams=beams, mesh=mesh)
+        return model.rank_atomic(params, batch, tree, beams, mesh)
+
+    memory = {"parameters": params, "batch": batch, "docids": tree}
+    return Program(jax.jit(decode), (params, batch, tree), memory, loop_trips=trips)
