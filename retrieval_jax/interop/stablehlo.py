@@ -16,13 +16,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from retrieval_jax.checkpoints.model_folder import LoadedModel
 from retrieval_jax.checkpoints.weights import lazy_arrays, write_safetensors
-from retrieval_jax.core import arrow_ids
+from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids.table import DocidTable
@@ -41,9 +42,14 @@ def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest:
     - search.stablehlo: (weights, docids, tokens B×S) -> (rows B×K of ids.arrow, log-probabilities B×K); rows
       of -1 name no passage. Passages that share a docid are found by the first of them.
 
-    Gives the most tokens that each takes, and of encoders the prompts that come before texts. Raises
-    UserError for a model that does neither.
+    Gives what the manifest says: the most tokens that each takes, of encoders the prompts that come before
+    texts, and the versions of jax and of its format. Raises UserError for a model that does neither.
     """
+    facts = {
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "calling_convention_version": jax.config.jax_export_calling_convention_version,
+    }
     weights = flatten_dict(opened.params, sep="/")
     _save(folder, "weights", weights)
     model, description = opened.model, opened.description
@@ -53,7 +59,7 @@ def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest:
             encode = model.encode_queries if name == "queries" else model.encode_passages
             program = functools.partial(_encode, encode)
             _write(folder / f"encode_{name}.stablehlo", program, weights, length=length)
-        return {"lengths": lengths, "prompts": dict(zip(lengths, model.prompts, strict=True))}
+        return facts | {"lengths": lengths, "prompts": dict(zip(lengths, model.prompts, strict=True))}
     if table is None or not isinstance(model, GenerativeRetriever):
         raise UserError("export: only a dual encoder or a searcher that writes docids becomes StableHLO")
     if table.kind == "atomic":
@@ -67,7 +73,42 @@ def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest:
     arrow_ids.write(folder / "ids.arrow", table.passage_ids)
     length = description["input_length"]
     _write(folder / "search.stablehlo", program, weights, docids, length=length)
-    return {"lengths": {"queries": length}}
+    return facts | {"lengths": {"queries": length}}
+
+
+def load_program(folder: str | Path, name: str) -> export.Exported:
+    """Reads a program that `write` wrote, perhaps with another version of jax.
+
+    Args:
+      folder: the exported folder.
+      name: "search", "encode_queries" or "encode_passages".
+
+    Returns:
+      The program; its `call` takes the arrays and tokens.
+
+    Raises:
+      UserError: the program is not there, or this version of jax cannot read it.
+    """
+    folder = paths.as_path(folder)
+    manifest, path = storage.read_manifest(folder, "export"), folder / f"{name}.stablehlo"
+    if not path.is_file():
+        raise UserError(f"{path}: no such program: a search or the encoders are in an exported folder")
+    first, last = (
+        export.minimum_supported_calling_convention_version,
+        export.maximum_supported_calling_convention_version,
+    )
+    try:
+        program = export.deserialize(bytearray(path.read_bytes()))
+        readable = first <= program.calling_convention_version <= last
+        program.mlir_module()  # raises where its StableHLO is a later one than this jaxlib's
+    except Exception:  # of several kinds, which jax does not document
+        readable = False
+    if not readable:
+        raise UserError(
+            f"{path}: written by jax {manifest['jax']}, and jax {jax.__version__} cannot read it: install "
+            f"one that is not older than {manifest['jax']} and at most 6 months newer, or export it again"
+        )
+    return program
 
 
 def _encode(encode: Callable, weights: Arrays, tokens_BxS: jax.Array) -> jax.Array:

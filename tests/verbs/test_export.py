@@ -1,5 +1,6 @@
 """Exported folders: opened elsewhere with nothing else at hand, they answer as the searcher did."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jaxlib
 import numpy as np
 import pytest
 from jax import export
@@ -15,6 +18,7 @@ from model_folders import random_params, write_model_folder
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.interop.stablehlo import load_program
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
@@ -193,8 +197,36 @@ def test_programs_run_without_this_package(cli, work, arguments, searchers, tmp_
     weights = (folder / "weights.safetensors").stat().st_size
     assert weights > 40_000  # more than the texts' embedding, which no program holds
     assert all(b"/retrieval_jax/" not in path.read_bytes() for path in programs)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["jax"], manifest["jaxlib"]) == (jax.__version__, jaxlib.__version__)
+    versions = {export.deserialize(path.read_bytes()).calling_convention_version for path in programs}
+    assert versions == {manifest["calling_convention_version"]}
     # Scores and vectors are of products that no accelerator rounds; see tests/models/test_bfloat16.py.
     assert all("HIGHEST" in export.deserialize(path.read_bytes()).mlir_module() for path in programs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # What an older jaxlib meets in a newer one's program, and conventions of a later and an earlier jax.
+        lambda exported: {"mlir_module_serialized": exported.mlir_module_serialized[:-100]},
+        lambda exported: {"calling_convention_version": 99},
+        lambda exported: {"calling_convention_version": 1},
+    ],
+)
+def test_a_program_of_another_jax_is_read_or_told_of_in_one_line(tmp_path, change):
+    exported = export.export(jax.jit(lambda x: 2 * x))(jax.ShapeDtypeStruct((3,), np.float32))
+    storage.write_json(tmp_path / "manifest.json", {"format": storage.FORMAT, "jax": "0.99.1"})
+    (tmp_path / "search.stablehlo").write_bytes(exported.serialize())
+    np.testing.assert_array_equal(load_program(tmp_path, "search").call(np.ones(3, np.float32)), [2, 2, 2])
+    changed = dataclasses.replace(exported, **change(exported)).serialize()
+    (tmp_path / "search.stablehlo").write_bytes(changed)
+    with pytest.raises(
+        UserError, match=rf"written by jax 0.99.1, and jax {jax.__version__} cannot read it: .*"
+    ):
+        load_program(tmp_path, "search")
+    with pytest.raises(UserError, match=r"encode_queries\.stablehlo: no such program"):
+        load_program(tmp_path, "encode_queries")
 
 
 def test_t5x_and_hugging_face_of_a_searcher(cli, work, arguments, searchers, tmp_path):
