@@ -1,4 +1,4 @@
-"""What the layouts of collections share: finding their files, and the source that they become."""
+"""The parts that all layouts of collections share: finding files, and reading passages line by line."""
 
 import dataclasses
 import os
@@ -18,13 +18,15 @@ _SAME_SPLIT = {"validation": "dev", "valid": "dev", "val": "dev"}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A collection that has been found but not yet read.
+    """A collection whose files have been found but not yet read.
 
     Attributes:
-      name: a dataset name ([a-z][a-z0-9_]*).
-      files: all files that are read.
-      passages: (scratch folder, errors, bytes of text in a shard) -> the checked passages.
-      queries: (lookup of passage ids, errors) -> split -> its judged queries.
+      name: the name of its dataset, of the form [a-z][a-z0-9_]*.
+      files: all files that are read. The import is repeated when their sizes or times change.
+      passages: a function that reads and checks all passages. Its arguments are a scratch folder, the
+        `ErrorLog` that receives bad lines, and the number of bytes of text in a shard.
+      queries: a function that reads the judged queries of each split. Its arguments are a function that finds
+        the rows of passage ids, and the `ErrorLog`.
     """
 
     name: str
@@ -58,23 +60,23 @@ class Layout(Protocol):
 
 
 def dataset_name(text: str) -> str:
-    """A text in snake_case, e.g. `MS MARCO-v2` -> `ms_marco_v2`, `2wiki` -> `data_2wiki`."""
+    """Converts a text to snake_case, e.g. `MS MARCO-v2` to `ms_marco_v2` and `2wiki` to `data_2wiki`."""
     name = re.sub("[^a-z0-9]+", "_", text.lower()).strip("_")
     return name if re.match("[a-z]", name) else f"data_{name}".rstrip("_")
 
 
 def folder_name(folder: Path) -> str:
-    """The name of a dataset in a folder: the folder's own."""
+    """Returns the dataset name of a folder, which is made of the folder's own name."""
     return dataset_name(os.path.basename(os.path.abspath(folder)))
 
 
 def source_error(path: Path, what: str, hint: str) -> UserError:
-    """The error for a file or a folder as a whole."""
+    """Returns the error about a file or a folder as a whole."""
     return UserError(format_error(path, None, what, hint))
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """The file of that name, plain or compressed. If both are there, which one is meant is anyone's guess."""
+    """Finds a file, plain or compressed. Raises UserError unless exactly one of the two exists."""
     found = [file for file in (folder / name, folder / f"{name}.gz") if file.exists()]
     if len(found) != 1:
         what = "the file is here both plain and as .gz" if found else "the file is missing, as is its .gz"
@@ -83,10 +85,20 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def find_splits(folder: Path, pattern: str) -> dict[str, tuple[Path, str]]:
-    """Split -> its file and how that spells SPLIT, of the files named by a pattern such as `qrels.SPLIT.tsv`.
+    """Finds the files of all splits by a pattern such as `qrels.SPLIT.tsv`.
 
-    A split is named in letters, digits and `_`, dots become `_`; `validation`, `valid` and `val` are `dev`,
-    and so is MS MARCO's `dev.small` where there is no other dev.
+    Names of splits have letters, digits and `_`; dots become `_`. `validation`, `valid` and `val` are read as
+    `dev`, and so is MS MARCO's `dev.small` where there is no other dev split.
+
+    Args:
+      folder: the folder of the collection.
+      pattern: a path in that folder, with SPLIT in place of the split's name.
+
+    Returns:
+      Split -> (its file, how the file's name spells the split).
+
+    Raises:
+      UserError: two files are of the same split, or a split's name has other characters.
     """
     before, after = Path(pattern).name.split("SPLIT")
     splits: dict[str, tuple[Path, str]] = {}
@@ -102,7 +114,7 @@ def find_splits(folder: Path, pattern: str) -> dict[str, tuple[Path, str]]:
 
 
 def split_name(file: Path, spelling: str) -> str:
-    """The name of the split that a file's name spells so."""
+    """Returns the name of the split that a file's name spells so. Raises UserError for a bad name."""
     split = _SAME_SPLIT.get(spelling, spelling.replace(".", "_"))
     if not re.fullmatch("[A-Za-z0-9_]+", split):
         raise source_error(file, f"{split!r} is no name for a split", "use letters, digits and _ only")
@@ -118,7 +130,23 @@ def line_passages(
     repeats: bool = False,
     header: str = "",
 ) -> Passages:
-    """The checked passages of files whose lines are parsed alike (see `passages.check` for `repeats`)."""
+    """Reads and checks the passages of files that are parsed line by line.
+
+    Args:
+      files: the files, plain or compressed.
+      parse: a function from a line's text to its passages; it raises ParseError for a bad line.
+      scratch: a folder for unpacked copies of compressed files.
+      errors: receives the bad lines.
+      shard_bytes: about how many bytes of text are read by one worker.
+      repeats: whether a passage may stand in several lines; see `passages.check`.
+      header: the first line of the files, where it is a header and no passage; otherwise "".
+
+    Returns:
+      The passages, of which there is at least one.
+
+    Raises:
+      UserError: a line is bad and `errors` does not skip, or there are no passages.
+    """
     files = list(files)
     for file in files:
         say_header(file, header)

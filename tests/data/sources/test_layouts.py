@@ -103,44 +103,6 @@ def test_reads_ms_marco(tmp_path, ending):
     assert len(open_source(folder).files) == 5  # neither of the two that no qrels belong to
 
 
-def test_dev_small_is_dev_unless_there_is_another(tmp_path):
-    both = {"qrels.dev.tsv": "q5 0 d1 1\n", "queries.dev.tsv": "q5\twhy?\n"}
-    _, queries = read(write(tmp_path, MSMARCO | both))
-    assert queries == {
-        "train": QUERIES["train"],
-        "dev_small": QUERIES["dev"],
-        "dev": [Query("q5", "why?", {"d1": 1})],
-    }
-
-
-def test_large_files_are_read_in_parts_by_several_processes(tmp_path):
-    """In parts of any size, with a bad line, a repeated id and a .gz."""
-    lines = [f"d{i}\ttext {i} über" for i in range(1000)]
-    lines[333], lines[777], lines[900] = "no columns", "d5\tagain", "d901\t "
-    qrels = {"qrels.train.tsv": "q1 0 d999 1\nq2 0 d777 1\n"}
-    folder = write(
-        tmp_path, MSMARCO | qrels | {"collection.tsv": None, "collection.tsv.gz": "\n".join(lines)}
-    )
-    del lines[900], lines[777], lines[333]
-    expected = [Passage(*line.replace("\t", "\t\t").split("\t")) for line in lines]
-    (folder / "qrels.dev.small.tsv").unlink()
-    for shard_bytes in (1 << 20, 4000):
-        errors = ErrorLog(skip=True)
-        passages, queries = read(folder, errors, shard_bytes)
-        assert passages == expected
-        missing = Query("q2", "what?", {}, missing={"d777": 1})  # of the line that is bad
-        assert queries == {"train": [Query("q1", "who?", {"d999": 1}), missing]}
-        assert places(errors, tmp_path) == {
-            "wrong columns": ["collection.tsv.gz:334"],
-            "duplicate id": ["collection.tsv.gz:778"],
-            "empty passage": ["collection.tsv.gz:901"],
-            "unknown passage": ["qrels.train.tsv:2"],
-        }
-    message = error_of(lambda: read(folder, None, 4000))
-    assert message.startswith(f"{folder / 'collection.tsv.gz'}:334: 1 tab-separated columns instead of 2")
-    assert "there are more: 1 × empty passage, 1 × duplicate id)" in message
-
-
 @pytest.mark.parametrize("ending", ["", ".gz"])
 @pytest.mark.parametrize(
     ("layout", "passages", "queries"),
@@ -192,29 +154,10 @@ def test_quotes_of_texts_that_csv_did_not_quote_stay(tmp_path):
     assert [passage.text for passage in passages] == texts
 
 
-def test_a_byte_order_mark_in_trec_qrels_is_no_part_of_an_id(tmp_path):
-    marked = {name: "\ufeff" + text for name, text in MSMARCO.items() if name.startswith("qrels")}
-    assert read(write(tmp_path / "marked", MSMARCO | marked)) == read(write(tmp_path / "plain", MSMARCO))
-
-
-def test_splits_share_one_file_of_queries(tmp_path):
-    """BEIR's queries.jsonl serves all splits, and each split has the queries that its qrels name."""
-    more = {"qrels/test.tsv": HEADER + "q4\td2\t1\nq1\td1\t2\n"}
-    passages, queries = read(write(tmp_path, BEIR | more))
-    assert passages == PASSAGES
-    assert queries == QUERIES | {"test": [Query("q1", "who?", {"d1": 2}), Query("q4", "when?", {"d2": 1})]}
-
-
 def test_a_line_that_names_a_column_twice_or_not_at_all_is_a_row(tmp_path):
     docs = "id\ttitle\tsome words\npid\tquery\ttext\n"
     passages, _ = read(write(tmp_path, TSV | {"docs.tsv": docs + TSV["docs.tsv"]}))
     assert passages[:2] == [Passage("id", "title", "some words"), Passage("pid", "query", "text")]
-
-
-@pytest.mark.parametrize("layout", [TSV, MSMARCO])
-def test_splits_that_share_a_file_of_queries_share_its_header(tmp_path, layout):
-    headed = {name: "qid\tquery\n" + text for name, text in layout.items() if name.startswith("queries")}
-    assert read(write(tmp_path, layout | headed))[1] == QUERIES
 
 
 def test_a_title_may_be_null(tmp_path):
@@ -228,48 +171,6 @@ def test_files_that_were_joined_have_marks_within(tmp_path):
     passages, queries = read(write(tmp_path, TSV | {"docs.tsv": docs}))
     assert passages == [*PASSAGES, Passage("d4", "", "a\u2028b\0c\rd\ufeff")]
     assert queries == QUERIES
-
-
-def test_the_header_of_qrels_may_be_left_out(tmp_path):
-    bare = {name: text.removeprefix(HEADER) for name, text in BEIR.items()}
-    assert read(write(tmp_path, bare)) == (PASSAGES, QUERIES)
-
-
-def test_splits_may_share_a_query(tmp_path):
-    shared = {"queries.test.tsv": "q1\twho?\n", "qrels.test.tsv": "q1\td2\t1\n"}
-    _, queries = read(write(tmp_path, TSV | shared))
-    assert queries == QUERIES | {"test": [Query("q1", "who?", {"d2": 1})]}
-
-
-def test_the_same_qrel_twice_is_one_qrel(tmp_path):
-    assert read(write(tmp_path, TSV | {"qrels.train.tsv": TSV["qrels.train.tsv"] * 2})) == (PASSAGES, QUERIES)
-
-
-def test_a_query_may_be_empty(tmp_path):
-    _, queries = read(write(tmp_path, TSV | {"queries.train.tsv": "q1\t\nq2\twhat?\n"}))
-    assert queries["train"][0] == Query("q1", "", {"d1": 1, "d3": 1})
-
-
-@pytest.mark.parametrize("spelling", ["validation", "valid", "val", "dev"])
-def test_dev_has_four_spellings(tmp_path, spelling):
-    files = {name.replace("val", spelling): text for name, text in TSV.items()}
-    assert read(write(tmp_path, files)) == (PASSAGES, QUERIES)
-
-
-@pytest.mark.parametrize(
-    ("folder", "name"),
-    [
-        ("squad_dev", "squad_dev"),
-        ("2Wiki", "data_2wiki"),
-        ("日本", "data"),
-        ("_A..b_", "a_b"),
-        ("a/../b", "b"),
-    ],
-)
-def test_names_are_dataset_names(tmp_path, folder, name):
-    (tmp_path / "a").mkdir()
-    assert open_source(write(tmp_path / folder, TSV)).name == name
-    assert re.fullmatch("[a-z][a-z0-9_]*", name)
 
 
 ids = st.text(
