@@ -12,10 +12,9 @@ from reading import read
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
-from retrieval_jax.verbs.importing import import_collection, with_dev
+from retrieval_jax.verbs.importing import import_collection
 
 
 @pytest.fixture(scope="module")
@@ -186,21 +185,6 @@ def test_a_killed_import_leaves_nothing_to_read(source: Path, model: str, tmp_pa
     import_collection(str(source), str(tmp_path / "work"), vocabulary_path=model)
     assert Collection(tmp_path / "work" / "collection").passage_count == 100
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["collection"]
-
-
-def test_dev_is_held_out_of_train_by_a_hash():
-    train = [Query(str(i), "text", {"p": 1}) for i in range(2000)]
-    test = [Query("t", "text", {"p": 1})]
-    split = with_dev({"train": train, "test": test}, 0.05)
-    assert sorted([*split["train"], *split["dev"]], key=lambda q: int(q.id)) == train
-    assert 60 < len(split["dev"]) < 140
-    assert split["test"] == test
-    assert with_dev({"test": test}, 0.05) == {"test": test}
-    given = {"train": train, "dev": test}
-    assert with_dev(given, 0.05) == given
-    # A query's place does not depend on the others.
-    fewer = with_dev({"train": train[::2]}, 0.05)
-    assert [q for q in split["dev"] if int(q.id) % 2 == 0] == fewer["dev"]
 
 
 def test_vocabulary_has_t5s_special_ids_and_pads(imported: Collection):

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from retrieval_jax.core import storage
+from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log, track
 from retrieval_jax.data.collection import Passage, Query
@@ -22,6 +22,28 @@ from retrieval_jax.data.sources.python_docs import python_docs
 
 PYTHON_DOCS = "python_docs"
 IR_DATASETS = "ir_datasets:"
+
+
+def open_any_source(source: str, docs_size: int, docs_packages: tuple[str, ...]) -> Source:
+    """Opens a source by its name: `python_docs`, `ir_datasets:ID` or `ir_datasets:ID,ID`, or a local folder.
+
+    Args:
+      source: the name.
+      docs_size: the most passages of `python_docs`.
+      docs_packages: the packages that `python_docs` reads.
+
+    Returns:
+      The source, of which no passage is read yet.
+
+    Raises:
+      UserError: there is no such source, or it lacks a file.
+    """
+    if source == PYTHON_DOCS:
+        return python_docs_source(docs_size, docs_packages)
+    if source.startswith(IR_DATASETS):
+        return ir_datasets_source(source.removeprefix(IR_DATASETS))
+    paths.require_local(source, "a source")
+    return open_source(paths.as_path(source))
 
 
 def python_docs_source(size: int, packages: tuple[str, ...]) -> Source:
