@@ -119,8 +119,9 @@ def parameters_of(function: Callable) -> dict:
 
 
 def texts_of_parameters(modules: Sequence[str]) -> dict[str, str]:
-    """Gives the gin parameters of the functions and classes of some modules, as text.
+    """Gives the gin parameters, as text, of some modules' functions and classes, and of what these refer to.
 
+    A parameter may refer to a function of any module, an objective for example: its parameters count, too.
     Inside of a gin scope (`demo` trains each model in one of its name) the values of that scope count, by the
     names that they have outside: the same run without the scope has the same parameters.
 
@@ -128,23 +129,56 @@ def texts_of_parameters(modules: Sequence[str]) -> dict[str, str]:
       modules: beginnings of the modules' names.
 
     Returns:
-      "FUNCTION.PARAMETER" -> the value that gin gives, or the default of a function that was called. The
-      names of macros are replaced by their values.
+      "FUNCTION.PARAMETER" -> the value that gin gives, or else the default, of all functions and classes that
+      were called, that have a value by gin, or that are referred to. The names of macros are replaced by
+      their values.
     """
-    # Defaults are known of what was called; bindings also of what is called later, such as an objective.
     values = {**gin.config._CONFIG, **gin.config._OPERATIVE_CONFIG}
     macros = {scope: bound.get("value") for (scope, name), bound in values.items() if name == "gin.macro"}
 
     def text(value: object) -> str:
-        told = re.sub(r"%([\w.]+)", lambda m: text(macros[m[1]]) if m[1] in macros else m[0], repr(value))
-        return told.removeprefix("@")
+        if callable(value):
+            return value.__name__
+        shown = re.sub(r"%([\w.]+)", lambda m: text(macros[m[1]]) if m[1] in macros else m[0], repr(value))
+        return shown.removeprefix("@")
 
-    found, here = {}, gin.current_scope_str()
+    here, bound = gin.current_scope_str(), {}
     for (scope, selector), parameters in sorted(values.items(), key=lambda item: item[0][0] == here != ""):
-        if selector.startswith(tuple(modules)) and scope in ("", here):
-            name = selector.rpartition(".")[2]
-            found |= {f"{name}.{key}": text(value) for key, value in parameters.items()}
-    return found
+        if scope in ("", here):
+            bound.setdefault(selector, {}).update(parameters)
+    found: dict[str, dict] = {}
+    pending = [selector for selector in bound if selector.startswith(tuple(modules))]
+    while pending:
+        selector = pending.pop()
+        if selector not in found:
+            found[selector] = _defaults(selector) | bound.get(selector, {})
+            pending += filter(None, map(_referred, found[selector].values()))
+    return {
+        f"{selector.rpartition('.')[2]}.{name}": text(value)
+        for selector, parameters in found.items()
+        for name, value in parameters.items()
+    }
+
+
+def _referred(value: object) -> str | None:
+    """Gives gin's name of the function or class that a parameter's value refers to, if it does."""
+    if isinstance(value, gin.config.ConfigurableReference):
+        return None if _is_macro(value) else value.configurable.selector
+    configurable = gin.config._inverse_lookup(value) if callable(value) else None
+    return configurable.selector if configurable else None
+
+
+def _defaults(selector: str) -> dict[str, object]:
+    """Gives the parameters that gin may set and that have a default, with their defaults."""
+    configurable = gin.config._REGISTRY[selector]
+    allowed, denied = configurable.allowlist, configurable.denylist or ()
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(configurable.wrapped).parameters.items()
+        if parameter.default is not parameter.empty
+        and name not in denied
+        and (not allowed or name in allowed)
+    }
 
 
 def operative_text() -> str:

@@ -1,41 +1,235 @@
-"""Objectives of models that write tokens, in float32. Those of dual encoders are in contrastive.py."""
+"""Objectives of models that write tokens, in float32. Those of dual encoders are in contrastive.py.
 
+An objective says what a model is trained for. It is a function of the model's predictions, chosen by gin:
+`--gin.GenerativeRetriever.objective=@NAME`. One from outside this package is registered in the same way, by a
+module that the gin file imports:
+
+    @gin.configurable(denylist=["predict", "batch", "rng"])
+    def focal_loss(predict, batch, rng, gamma=2.0):
+        predictions = predict(batch, rng)
+        log_probs_BxT = predictions.log_probs_BxT
+        return token_metrics(predictions, -((1 - jnp.exp(log_probs_BxT)) ** gamma) * log_probs_BxT)
+
+Letters in shapes: B rows of a batch, T target positions, E embedding, V outputs of the softmax.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from retrieval_jax.models.softmax import SoftmaxStats
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.models.retriever import Batch, Metrics
+from retrieval_jax.models.softmax import SoftmaxStats, exact_products
+
+POSITIONS_SHOWN = 16  # how many first positions of the target have an accuracy of their own
 
 
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What a model predicts for each target of a batch, given the targets before it (teacher forcing).
+
+    Attributes:
+      batch: the batch that was read; see `EncoderDecoder`.
+      hidden_BxTxE: the vectors that the softmax reads, in the dtype of the computation.
+      kernel_ExV: the matrix of the softmax, float32.
+      softmax: the targets' logits and log-sum-exps, each B×T.
+      logits_BxTxV: all logits, float32; None where the softmax is computed in blocks, because they are too
+        many for the memory.
+    """
+
+    batch: Batch
+    hidden_BxTxE: jax.Array
+    kernel_ExV: jax.Array
+    softmax: SoftmaxStats
+    logits_BxTxV: jax.Array | None
+
+    @property
+    def weights_BxT(self) -> jax.Array:
+        """How much each target counts, float32; 0 for padding."""
+        return self.batch["decoder_loss_weights"].astype(jnp.float32)
+
+    @property
+    def positions_BxT(self) -> jax.Array:
+        """The position of each target within its own example, from 0; a packed row holds several examples."""
+        T = self.hidden_BxTxE.shape[1]
+        return self.batch.get("decoder_positions", jnp.arange(T)[None])
+
+    @property
+    def log_probs_BxT(self) -> jax.Array:
+        """The targets' log-probabilities."""
+        return self.softmax.target - self.softmax.log_z
+
+    @property
+    def sums_of_logits_BxT(self) -> jax.Array:
+        """The sum of all V logits of each target, computed without the logits."""
+        with exact_products():  # a product with one vector: it costs nothing
+            return self.hidden_BxTxE.astype(jnp.float32) @ jnp.sum(self.kernel_ExV, axis=1)
+
+    def whole_logits(self) -> jax.Array:
+        """Gives all logits B×T×V, float32.
+
+        Raises:
+          UserError: the softmax is computed in blocks.
+        """
+        if self.logits_BxTxV is None:
+            raise UserError(
+                "the objective reads whole softmaxes, which max_logits_per_block forbids: set "
+                "max_logits_per_block=None, or choose another objective"
+            )
+        return self.logits_BxTxV
+
+
+Predict = Callable[[Batch, jax.Array | None], Predictions]
+"""Runs the network on a batch, with dropout if a key is given. An objective may run it on another batch than
+the one it is given: on repeated rows, or on the docids of a query as rows of their own."""
+
+
+class Objective(Protocol):
+    """Computes what is minimised.
+
+    Args:
+      predict: runs the network.
+      batch: see `EncoderDecoder`.
+      rng: the key for dropout, and for what the objective itself draws; None when evaluating.
+
+    Returns:
+      Metrics, name -> (total, count), each a float32 scalar. The metric `loss` is what is minimised: its
+      total over its count, in nats. Totals and counts are summed over the parts of a batch that is cut into
+      microbatches, so that padding and parts of different length count right.
+    """
+
+    def __call__(self, predict: Predict, batch: Batch, rng: jax.Array | None) -> Metrics: ...
+
+
+@gin.configurable(allowlist=["label_smoothing", "z_loss"])
 def cross_entropy(
+    predict: Predict,
+    batch: Batch,
+    rng: jax.Array | None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Metrics:
+    """Computes the mean negative log-likelihood of the target tokens: maximum-likelihood training.
+
+    Args:
+      predict, batch, rng: see `Objective`.
+      label_smoothing, z_loss: see `token_cross_entropy`.
+    """
+    predictions = predict(batch, rng)
+    losses_BxT = token_cross_entropy(
+        predictions.softmax,
+        z_loss,
+        label_smoothing,
+        predictions.kernel_ExV.shape[1],
+        predictions.sums_of_logits_BxT if label_smoothing else None,
+    )
+    return token_metrics(predictions, losses_BxT)
+
+
+@gin.configurable(allowlist=["weight", "objective"])
+def rdrop(
+    predict: Predict,
+    batch: Batch,
+    rng: jax.Array | None,
+    weight: float = 1.0,
+    objective: Objective = cross_entropy,
+) -> Metrics:
+    """Adds R-Drop to another objective: two dropout passes over an example are to agree.
+
+    Liang et al. 2021, equation 4; NCI (Wang et al. 2022, equation 7) calls it consistency. Every row of the
+    batch is read twice, in one pass through the network. The metrics are averages over both, and `rdrop`, the
+    mean of `symmetric_kl` over the target tokens, is added. When evaluating, without dropout, this is the
+    other objective.
+
+    Args:
+      predict, batch, rng: see `Objective`.
+      weight: of the divergence.
+      objective: what it is added to.
+
+    Raises:
+      UserError: the softmax is computed in blocks.
+    """
+    if rng is None:
+        return objective(predict, batch, rng)
+    twice = {name: jnp.repeat(x, 2, axis=0) for name, x in batch.items()}
+    predictions = predict(twice, rng)
+    metrics = objective(lambda _batch, _rng: predictions, twice, rng)
+    logits, weights_BxT = predictions.whole_logits(), predictions.weights_BxT
+    divergence = jnp.sum(symmetric_kl(logits[::2], logits[1::2]) * weights_BxT[::2])
+    tokens = jnp.sum(weights_BxT)
+    total, count = metrics["loss"]
+    loss = total + 2 * weight * divergence * (count / jnp.maximum(tokens, 1))
+    return metrics | {"loss": (loss, count), "rdrop": (divergence, tokens / 2)}
+
+
+def token_metrics(predictions: Predictions, losses_BxT: jax.Array) -> Metrics:
+    """Averages the losses of target tokens by their weights.
+
+    Args:
+      predictions: of these tokens.
+      losses_BxT: float32, in nats.
+
+    Returns:
+      Metrics: `loss`; `accuracy`, how often the target has the largest logit; and, for targets of several
+      tokens, `accuracy_at/1`, `accuracy_at/2`, … of each of the first positions.
+    """
+    weights_BxT, softmax = predictions.weights_BxT, predictions.softmax
+    tokens = jnp.sum(weights_BxT)
+    right_BxT = (softmax.target >= softmax.largest) * weights_BxT
+    metrics = {"loss": (jnp.sum(losses_BxT * weights_BxT), tokens), "accuracy": (jnp.sum(right_BxT), tokens)}
+    T = losses_BxT.shape[1]
+    for n in range(min(T, POSITIONS_SHOWN)) if T > 1 else ():
+        at_n = predictions.positions_BxT == n
+        metrics[f"accuracy_at/{n + 1}"] = (jnp.sum(right_BxT * at_n), jnp.sum(weights_BxT * at_n))
+    return metrics
+
+
+def token_cross_entropy(
     softmax: SoftmaxStats,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
-    outputs: int | None = None,
-    sum_of_logits: jax.Array | None = None,
+    vocab_size: int | None = None,
+    sums_of_logits: jax.Array | None = None,
 ) -> jax.Array:
-    """Each token's negative log-likelihood in nats, with T5X's label smoothing and z-loss.
+    """Computes each token's negative log-likelihood, with T5X's label smoothing and z-loss.
 
     Args:
-      softmax: of the tokens.
-      z_loss: times log_z², which keeps log_z near 0 (Shazeer et al. 2018, and T5 1.1's training: 1e-4).
-      label_smoothing: s; the target's probability is to be 1 - s, each other output's s / (outputs - 1). The
-        entropy of these is subtracted, so that the least loss is 0 (Szegedy et al. 2016, section 7).
-      outputs, sum_of_logits: of the softmax, and each token's; needed for label smoothing only.
+      softmax: of the tokens, of any shape.
+      z_loss: the weight of log_z², which keeps log_z near 0 (Shazeer et al. 2018; T5 1.1 was trained with
+        1e-4).
+      label_smoothing: s. The target's probability is to become 1 - s, and that of each other output
+        s / (V - 1). The entropy of this distribution is subtracted, so that the least loss is 0 (Szegedy et
+        al. 2016, section 7).
+      vocab_size, sums_of_logits: V, and the sum of all V logits of each token; only label smoothing needs
+        them.
+
+    Returns:
+      Float32, in nats, of the shape of the tokens.
     """
     loss = softmax.log_z - softmax.target
     if label_smoothing:
-        sure, other = 1.0 - label_smoothing, label_smoothing / (outputs - 1)
-        loss = softmax.log_z - (sure - other) * softmax.target - other * sum_of_logits
-        loss += sure * np.log(sure) + (outputs - 1) * other * np.log(other)
+        sure, other = 1.0 - label_smoothing, label_smoothing / (vocab_size - 1)
+        loss = softmax.log_z - (sure - other) * softmax.target - other * sums_of_logits
+        loss += sure * np.log(sure) + (vocab_size - 1) * other * np.log(other)
     return loss + z_loss * jnp.square(softmax.log_z)
 
 
 def symmetric_kl(logits_a: jax.Array, logits_b: jax.Array) -> jax.Array:
-    """½ [KL(a‖b) + KL(b‖a)] in nats, over the last axis of float32 logits (R-Drop, Liang et al. 2021, eq. 2).
+    """Computes ½ [KL(a‖b) + KL(b‖a)] in nats (R-Drop, Liang et al. 2021, equation 2).
 
-    It equals ½ Σ (p_a - p_b) (log p_a - log p_b), whose terms are all finite and none negative, where
-    p log(p / q) of probabilities divides by what has become 0.
+    It equals ½ Σ (p_a - p_b) (log p_a - log p_b). The terms of this sum are all finite and none is negative,
+    whereas p log(p / q) divides by probabilities that may have become 0.
+
+    Args:
+      logits_a, logits_b: float32 …×V.
+
+    Returns:
+      Float32 ….
     """
     log_a, log_b = jax.nn.log_softmax(logits_a), jax.nn.log_softmax(logits_b)
     return 0.5 * jnp.sum((jnp.exp(log_a) - jnp.exp(log_b)) * (log_a - log_b), axis=-1)

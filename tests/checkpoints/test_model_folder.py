@@ -21,6 +21,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.objectives import cross_entropy, rdrop
 
 SIZES = (1024, 16, 2, 8, 32, 1, 1)
 
@@ -42,7 +43,7 @@ def test_gin_changes_nothing_of_a_saved_model(folder: Path, tmp_path: Path, coll
             "T5Config.emb_dim": 64,
             "DualEncoder.scale": 1.0,
             "DualEncoder.bidirectional": False,
-            "GenerativeRetriever.consistency": 1.0,
+            "GenerativeRetriever.objective": rdrop,
             "GenerativeRetriever.max_logits_per_block": 10,
         }.items():
             gin.bind_parameter(name, value)
@@ -50,7 +51,7 @@ def test_gin_changes_nothing_of_a_saved_model(folder: Path, tmp_path: Path, coll
     assert (opened.scale, opened.bidirectional) == (20.0, True)
     assert opened.config == T5Config(*SIZES, dropout_rate=0.1, remat="none")
     other = load_model(tmp_path / "other").model
-    assert (other.consistency, other.max_logits_per_block) == (0.0, None)
+    assert (other.objective, other.max_logits_per_block) == (cross_entropy, None)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Under T5X the project's models learn, search and score as under its own trainer and searcher."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -22,6 +23,7 @@ from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.objectives import cross_entropy
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
@@ -140,7 +142,8 @@ def test_t5xs_own_network_gives_the_same_loss():
     params = model.get_initial_variables(
         jax.random.PRNGKey(0), {k: x.shape for k, x in batch.items()}, {k: x.dtype for k, x in batch.items()}
     )["params"]
-    ours, _ = GenerativeRetriever(T5Config(**sizes), z_loss=1e-4).loss_fn(params, batch, None)
+    objective = functools.partial(cross_entropy, z_loss=1e-4)
+    ours, _ = GenerativeRetriever(T5Config(**sizes), objective=objective).loss_fn(params, batch, None)
     assert float(ours) == pytest.approx(float(model.loss_fn(params, batch, None)[0]), rel=1e-5)
 
 

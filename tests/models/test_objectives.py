@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax.models.objectives import cross_entropy, symmetric_kl
+from retrieval_jax.models.objectives import symmetric_kl, token_cross_entropy
 from retrieval_jax.models.softmax import softmax_stats
 
 
@@ -25,7 +25,7 @@ def smoothed(logits, target, smoothing, z_loss) -> float:
 def test_cross_entropy_equals_its_definition(smoothing: float, z_loss: float):
     logits, targets = np.random.default_rng(1).normal(size=(4, 7)), np.array([0, 6, 3, 3])
     softmax = softmax_stats(jnp.array(logits), jnp.array(targets))
-    losses = cross_entropy(softmax, z_loss, smoothing, 7, jnp.array(logits.sum(1)))
+    losses = token_cross_entropy(softmax, z_loss, smoothing, 7, jnp.array(logits.sum(1)))
     expected = [smoothed(x, t, smoothing, z_loss) for x, t in zip(logits, targets, strict=True)]
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_jax.decoding.atomic import top_docids
-from retrieval_jax.models.objectives import cross_entropy
+from retrieval_jax.models.objectives import token_cross_entropy
 from retrieval_jax.models.softmax import (
     SoftmaxStats,
     blockwise_softmax_stats,
@@ -43,7 +43,7 @@ def blocked(x, kernel, targets, z_loss: float, max_logits_per_block: int):
 
     def loss(x, kernel):
         softmax = blockwise_softmax_stats(x, kernel, jnp.array(targets), max_logits_per_block)
-        return jnp.sum(cross_entropy(softmax, z_loss)), softmax
+        return jnp.sum(token_cross_entropy(softmax, z_loss)), softmax
 
     arguments = jnp.array(x, jnp.float32), jnp.array(kernel, jnp.float32)
     (value, softmax), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*arguments)
@@ -81,7 +81,7 @@ def test_no_array_of_all_logits_is_made():
 
     def loss(x, kernel):
         softmax: SoftmaxStats = blockwise_softmax_stats(x, kernel, targets, N * 64)
-        return jnp.sum(cross_entropy(softmax))
+        return jnp.sum(token_cross_entropy(softmax))
 
     text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile().as_text()
     assert f"[{N},{V}]" not in text
@@ -101,7 +101,7 @@ def test_of_a_network_in_bfloat16_both_paths_are_float32():
             softmax = blockwise_softmax_stats(x, kernel, jnp.array(targets), max_logits_per_block)
         else:
             softmax = softmax_stats(logits_of(x, kernel), jnp.array(targets))
-        return jnp.sum(cross_entropy(softmax, 1e-3))
+        return jnp.sum(token_cross_entropy(softmax, 1e-3))
 
     for max_logits_per_block in (None, N * 64):
         value, (of_x, of_kernel) = jax.value_and_grad(loss, (0, 1))(x, kernel, max_logits_per_block)
@@ -137,7 +137,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from test_softmax import blocked, examples, exact
 from retrieval_jax.models.softmax import blockwise_softmax_stats
-from retrieval_jax.models.objectives import cross_entropy
+from retrieval_jax.models.objectives import token_cross_entropy
 from retrieval_jax.mesh import partitioning
 import gin
 x, kernel, targets = examples(3, 16, 8, 64)
@@ -151,7 +151,7 @@ for rules in ([("vocab", "model")], [("vocab", ("model", "data"))], [("vocab", N
 
         def loss(x, kernel):
             softmax = blockwise_softmax_stats(x, kernel, jnp.array(targets), 64)
-            return jnp.sum(cross_entropy(softmax, 1e-3)), softmax
+            return jnp.sum(token_cross_entropy(softmax, 1e-3)), softmax
 
         def run(x, kernel):
             with partitioning.mesh_context(mesh, partitioning.axis_rules()):

@@ -16,8 +16,10 @@ from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.objectives import cross_entropy, rdrop
 from retrieval_jax.models.t5 import PawaAdaptor, is_stacked, unstack_layers
 
+RDROP = functools.partial(rdrop, weight=3.0)
 CONFIG = T5Config(
     vocab_size=40,
     emb_dim=12,
@@ -205,16 +207,16 @@ def test_packed_rows_give_each_example_the_loss_it_has_alone(config):
     np.testing.assert_allclose(found[0, :count], expected[0, :count], atol=1e-5)
 
 
-def test_consistency_is_the_divergence_of_two_readings():
+def test_rdrop_is_the_divergence_of_two_dropout_passes():
     batch, key = random_batch(), jax.random.key(5)
     params = parameters(GenerativeRetriever(CONFIG))
     still = dataclasses.replace(CONFIG, dropout_rate=0.0)
     plain, _ = loss_and_metrics(GenerativeRetriever(still), params, batch, key)
-    same, metrics = loss_and_metrics(GenerativeRetriever(still, consistency=3.0), params, batch, key)
+    same, metrics = loss_and_metrics(GenerativeRetriever(still, objective=RDROP), params, batch, key)
     assert same == pytest.approx(float(plain), rel=1e-6)
-    assert metrics["consistency"][0] == pytest.approx(0, abs=1e-6)
+    assert metrics["rdrop"][0] == pytest.approx(0, abs=1e-6)
 
-    model = GenerativeRetriever(CONFIG, consistency=3.0)
+    model = GenerativeRetriever(CONFIG, objective=RDROP)
     loss, metrics = loss_and_metrics(model, params, batch, key)
     twice = {name: np.repeat(x, 2, axis=0) for name, x in batch.items()}
     log_p = jax.nn.log_softmax(jit(model.logits)(params, twice, key))  # of the same two readings
@@ -225,18 +227,19 @@ def test_consistency_is_the_divergence_of_two_readings():
     chosen = np.take_along_axis(np.log(p), twice["decoder_target_tokens"][..., None], -1)[..., 0]
     nll = -(chosen * twice["decoder_loss_weights"]).sum() / twice["decoder_loss_weights"].sum()
     assert apart > 1e-3
-    assert metrics["consistency"][0] / metrics["consistency"][1] == pytest.approx(apart, rel=1e-3)
+    assert metrics["rdrop"][0] / metrics["rdrop"][1] == pytest.approx(apart, rel=1e-3)
     assert loss == pytest.approx(nll + 3 * apart, rel=1e-4)
     assert metrics["loss"][0] / metrics["loss"][1] == pytest.approx(float(loss), rel=1e-6)
+    blocks = GenerativeRetriever(CONFIG, objective=RDROP, max_logits_per_block=100)
     with pytest.raises(UserError, match="max_logits_per_block=None"):
-        GenerativeRetriever(CONFIG, consistency=1.0, max_logits_per_block=100)
+        blocks.loss_fn(params, batch, key)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_loss_in_blocks_is_that_of_whole_logits(smoothing: float):
     batch, params = random_batch(), parameters(GenerativeRetriever(CONFIG))
-    settings = {"label_smoothing": smoothing, "z_loss": 1e-3}
-    whole = GenerativeRetriever(CONFIG, **settings)
-    blocks = GenerativeRetriever(CONFIG, **settings, max_logits_per_block=100)
+    objective = functools.partial(cross_entropy, label_smoothing=smoothing, z_loss=1e-3)
+    whole = GenerativeRetriever(CONFIG, objective=objective)
+    blocks = GenerativeRetriever(CONFIG, objective=objective, max_logits_per_block=100)
     close(loss_and_gradients(blocks, params, batch), loss_and_gradients(whole, params, batch))
     close(*(loss_and_metrics(model, params, batch) for model in (blocks, whole)))

@@ -131,7 +131,11 @@ def test_generative_rows_have_the_papers_settings(row: str):
         assert of("make_index.beams") == 40
     assert (of("T5Config.emb_dim"), of("T5Config.num_encoder_layers")) == SIZES[size]
     assert (of("T5Config.pawa_layers") > 0) if pawa else not binding("T5Config", "pawa_layers")
-    assert bool(binding("GenerativeRetriever", "consistency")) == bool(consistency)
+    assert bool(binding("GenerativeRetriever", "objective")) == bool(consistency)
+    assert of("cross_entropy.z_loss") == 1e-4
+    if consistency:
+        assert of("GenerativeRetriever.objective").selector == "rdrop"
+        assert of("rdrop.weight") == 1.0
     assert bool(of("%EMBEDDINGS")) == docids.startswith("semantic")
     if docids.startswith("semantic"):
         assert (of("semantic.clusters_per_node"), of("semantic.leaf_size")) == (10, 100)

@@ -58,7 +58,8 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
         "--gin.train.batch_size=24",
         "--gin.learning_rate.peak=2e-4",
         "--gin.DataConfig.rates={'labelled': 1.0}",
-        "--gin.GenerativeRetriever.consistency=0.5",
+        "--gin.GenerativeRetriever.objective=@rdrop",
+        "--gin.rdrop.weight=0.5",
         "--gin.train.random_bits='rbg'",
     ]
     status, told = train(6, *other)
@@ -69,7 +70,8 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
         "learning_rate.peak was '0.0001' and is '0.0002'",
         "DataConfig.rates was",
         "train.random_bits was 'threefry2x32' and is 'rbg'",
-        "GenerativeRetriever.consistency was '0.0' and is '0.5'",
+        "GenerativeRetriever.objective was 'cross_entropy' and is 'rdrop'",
+        "rdrop.weight was None and is '0.5'",
     ):
         assert change in told
     assert "SEED = 3" not in (folder / "config.gin").read_text()
