@@ -56,12 +56,14 @@ class Scann:
 
     def searches(self) -> dict[str, Search]:
         index, leaves = self.index, self.index.settings.get("leaves")
-        tuned = f", {index.leaves} of {leaves} leaves" if leaves else ""
+        tuned = f", {index.searched_leaves} of {leaves} leaves" if leaves else ""
         print(f"scann: re-ordering {index.settings['reorder']}{tuned}", file=sys.stderr)
         found = {"scann": lambda queries: index.search(queries, K)[0]}
 
         def other(reorder: int, some: int | None) -> Search:
-            changed = dataclasses.replace(index, settings={**index.settings, "reorder": reorder}, leaves=some)
+            changed = dataclasses.replace(
+                index, settings={**index.settings, "reorder": reorder}, searched_leaves=some
+            )
             return lambda queries: changed.search(queries, K)[0]
 
         for share in (0.1, 0.2, 0.4, 0.6, 0.8) if leaves else (None,):

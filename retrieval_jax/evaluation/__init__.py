@@ -1,4 +1,4 @@
-"""Runs, measures and the report.
+"""Evaluation: TREC runs and qrels, metrics, and the report that compares methods.
 
-Nothing here knows how a run came about: it may be another tool's.
+Nothing here opens a model or a searcher: a run may be another tool's.
 """

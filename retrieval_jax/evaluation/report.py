@@ -1,4 +1,4 @@
-"""The comparison of methods as a table on the console and as one self-contained HTML page."""
+"""The comparison of methods: a table on the console, and one self-contained HTML page."""
 
 import dataclasses
 import io
@@ -18,10 +18,15 @@ from retrieval_jax.core.storage import atomic_write
 
 @dataclasses.dataclass(frozen=True)
 class MethodRow:
-    """One line of the results: metrics in [0, 1], more is better; parameters None where there are none.
+    """A method's row in the table of results.
 
-    `family` is "generative", "dual encoder" or "lexical", and "other" for a run of another tool;
-    `ms_per_query` is wall time in milliseconds, None where it is not known.
+    Attributes:
+      name: the method's name.
+      family: the label of its searcher's kind ("generative", "dual encoder", "lexical"); "other" for a run of
+        another tool.
+      metrics: name -> value; larger is better.
+      ms_per_query: wall time in milliseconds; None if it is not known.
+      parameters: the number of the model's parameters; None without a model.
     """
 
     name: str
@@ -33,7 +38,12 @@ class MethodRow:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingCurve:
-    """A model's training: points with "step", "minutes", and "loss" and/or "dev/<metric>" (see PANELS)."""
+    """A model's learning curve.
+
+    Attributes:
+      name: the model's name.
+      points: each has "step", "minutes", and "loss", "dev/METRIC" or both (see PANELS).
+    """
 
     name: str
     points: list[dict[str, float]]
@@ -41,7 +51,14 @@ class TrainingCurve:
 
 @dataclasses.dataclass(frozen=True)
 class PassageSnippet:
-    """A passage as the page shows it; `relevant` where it is judged so for the query at hand."""
+    """A passage as the page shows it.
+
+    Attributes:
+      passage_id: the passage's id.
+      title: its title.
+      snippet: the beginning of its text.
+      relevant: whether it is relevant to the query beside which it is shown.
+    """
 
     passage_id: str
     title: str
@@ -51,7 +68,13 @@ class PassageSnippet:
 
 @dataclasses.dataclass(frozen=True)
 class QueryComparison:
-    """A query, its relevant passages, and per method its top passages, best first."""
+    """The passages that the methods found for one query.
+
+    Attributes:
+      query: the query's text.
+      relevant: its relevant passages.
+      results: method -> the passages that it found, best first.
+    """
 
     query: str
     relevant: list[PassageSnippet]
@@ -64,15 +87,20 @@ PANELS = {
     "dev/Hits@10": ("Hits@10 on dev", "fraction of queries"),
     "dev/MRR@10": ("MRR@10 on dev", "mean reciprocal rank"),
 }
-"""Key of a curve's point -> title and unit (y axis) of its panel; the x axis is the point's "minutes"."""
+"""Key of a curve's point -> title and unit (y axis) of its panel; the x axis shows "minutes"."""
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, without those lost on white or black.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart, but for those too faint to see.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _INK = "#123456"  # stands for the page's text colour until the figure is in the page
 
 
 def print_table(rows: Sequence[MethodRow], console: Console) -> None:
-    """Prints one line per method, the best value of each metric in bold."""
+    """Prints a line for each method, with the best value of each metric in bold.
+
+    Args:
+      rows: the methods.
+      console: where to print.
+    """
     best = _best(rows)
     table = Table("Method", "Family", box=None, header_style="dim", pad_edge=False)
     for heading in (*best, "ms/query", "Params"):
@@ -97,11 +125,21 @@ def write_report(
     examples: Sequence[QueryComparison],
     footer: dict[str, str],
 ) -> None:
-    """Writes the page: one HTML file without scripts or external resources, whole or not at all.
+    """Writes the report: one HTML file without scripts or external resources, whole or not at all.
 
-    `collection` holds the facts under the heading, label -> value (whole numbers get thousands separators);
-    `footer` how the page came about, e.g. "command", "machine", "packages". Sections without data are left
-    out. Raises UserError where the path cannot be written.
+    Sections without data are left out.
+
+    Args:
+      path: the file.
+      title: the heading.
+      collection: facts under the heading, label -> value; whole numbers get thousands separators.
+      rows: the table of results.
+      curves: the models' learning curves.
+      examples: queries, with the passages that the methods found for them.
+      footer: how the report was made, label -> text, such as "command" and "machine".
+
+    Raises:
+      UserError: the path cannot be written.
     """
     sections = (
         ("Results", _results(rows) if rows else ""),
@@ -120,7 +158,7 @@ def write_report(
 
 
 def format_count(number: int | None) -> str:
-    """4_200_000 -> "4.2M"; None -> "–"."""
+    """Formats a number for people: 4_200_000 as "4.2M", None as "–"."""
     if number is None:
         return "–"
     for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
@@ -140,7 +178,7 @@ def _value(row: MethodRow, name: str) -> str:
 
 
 def _best(rows: Sequence[MethodRow]) -> dict[str, str]:
-    """Metric, in the rows' order -> its best value as printed (so that what looks equal is), "" for none."""
+    """Returns metric -> its best value as printed (equal values look equal), or "" if no row has one."""
     names = dict.fromkeys(name for row in rows for name in row.metrics)
     values = {name: {_value(row, name) for row in rows} - {"–"} for name in names}
     return {name: max(found, key=float, default="") for name, found in values.items()}
@@ -195,7 +233,7 @@ def _curves(curves: Sequence[TrainingCurve]) -> str:
 
 
 def _panel(curves: Sequence[TrainingCurve], key: str) -> str:
-    """One panel as inline SVG, in the page's font and text colour; "" where no curve has such points."""
+    """Draws a panel as inline SVG, in the page's font and text colour; "" if no curve has such points."""
     lines = [
         [(p["minutes"], p[key]) for p in curve.points if None not in (p.get("minutes"), p.get(key))]
         for curve in curves

@@ -1,4 +1,8 @@
-"""Runs and relevance judgements (qrels) in TREC's file formats, which every evaluator reads."""
+"""Runs and relevance judgements (qrels) in TREC's file formats, which every evaluator reads.
+
+run      qid Q0 docid rank score tag      a line for each passage of a ranked list
+qrels    qid 0 docid grade                a line for each judged passage
+"""
 
 import gzip
 import math
@@ -17,33 +21,48 @@ from retrieval_jax.core.storage import atomic_write
 Run = dict[str, list[tuple[str, float]]]
 """Query id -> ranked (passage id, score), best first, each passage once."""
 Qrels = dict[str, dict[str, int]]
-"""Query id -> passage id -> grade; a passage is relevant where its grade is above 0."""
+"""Query id -> passage id -> grade; a passage is relevant if its grade is above 0."""
 
 _N = TypeVar("_N", int, float)
 _RUN_COLUMNS = ("qid", "Q0", "docid", "rank", "score", "tag")
 _QRELS_COLUMNS = ("qid", "0", "docid", "grade")
-_RUN_MEND = "correct this line, or write the run again with `retrieval-jax search`"
-_QRELS_MEND = "correct this line"
+_RUN_HINT = "correct this line, or write the run again with `retrieval-jax search`"
+_QRELS_HINT = "correct this line"
 
 
 def drop_identical_ids(run: Run, queries: set[str]) -> Run:
-    """Returns the run in which some queries, which are passages, do not find the passage of their own id."""
+    """Removes the passage with a query's own id from the query's ranked list, as BEIR's evaluation does.
+
+    Args:
+      run: the run.
+      queries: ids of the queries that are passages; the lists of other queries stay as they are.
+
+    Returns:
+      The changed run.
+    """
     return run | {
         query: [result for result in run[query] if result[0] != query] for query in run.keys() & queries
     }
 
 
 def write_run(path: str | os.PathLike, run: Run, tag: str) -> None:
-    """Writes lines `qid Q0 docid rank score tag`, ranks from 1; a query without results writes none.
+    """Writes a run; a query without results writes no line.
 
     The order of each list is the ranking. Evaluators ignore the rank and sort by score, and trec_eval holds
-    scores as float32 and breaks ties by docid. So the written scores strictly decrease even as float32: a
-    score that, as float32, is not below the one written before it is replaced by the next smaller float32
-    below that one. All other scores are written so that they read back as the same float64.
+    scores as float32 and breaks ties by docid. The written scores therefore strictly decrease even as
+    float32: a score that, as float32, is not below the score before it is replaced by the next smaller
+    float32. All other scores are written so that they read back as the same float64.
 
-    The file appears whole or not at all; missing folders are made, and a path in `.gz` is compressed.
-    Raises UserError for an id or tag that is empty or has whitespace, a passage twice in one list, a score
-    that is not a finite float32, and a path that cannot be written.
+    The file appears whole or not at all. Missing folders are made.
+
+    Args:
+      path: the file; one in `.gz` is compressed.
+      run: the run.
+      tag: the name of the system, for the last column.
+
+    Raises:
+      UserError: an id or the tag is empty or has whitespace, a passage is twice in a list, a score is not a
+        finite float32, or the path cannot be written.
     """
     _check_word(path, "tag", tag)
     lines = []
@@ -66,20 +85,28 @@ def write_run(path: str | os.PathLike, run: Run, tag: str) -> None:
 
 
 def read_run(path: str | os.PathLike) -> Run:
-    """Reads a run (plain or `.gz`) of any tool: queries in the file's order, each list ranked by score.
+    """Reads a run of any tool.
 
-    As trec_eval does, this ignores the rank column (BEIR writes 0 in every line) and the lines' order, holds
-    scores as float32, and breaks ties by docid, the greater first. In what `write_run` writes no scores tie.
+    As trec_eval does, this ignores the rank column (BEIR writes 0 in every line) and the order of the lines,
+    holds scores as float32, and breaks ties by docid, the greater docid first. No scores tie in a run that
+    `write_run` wrote.
 
-    Raises UserError, one line with file, line and hint, for a file that cannot be read and for a line with
-    the wrong number of columns, a rank or score that is not a number, or a passage seen before.
+    Args:
+      path: the file, plain or `.gz`.
+
+    Returns:
+      The run: queries in the file's order, each list ranked by score.
+
+    Raises:
+      UserError: the file cannot be read, or a line has another number of columns, a rank or score that is not
+        a number, or a passage a second time. The message names the line.
     """
     found: dict[str, dict[str, float]] = {}
-    for where, (qid, _, pid, rank, score, _) in _rows(path, "TREC run", _RUN_COLUMNS, _RUN_MEND):
-        _number(int, rank, where, "rank", "a whole number", _RUN_MEND)
+    for where, (qid, _, pid, rank, score, _) in _rows(path, "TREC run", _RUN_COLUMNS, _RUN_HINT):
+        _number(int, rank, where, "rank", "a whole number", _RUN_HINT)
         results = found.setdefault(qid, {})
-        _check_new(pid, results.keys(), qid, where, _RUN_MEND)
-        results[pid] = _number(float, score, where, "score", "a finite number", _RUN_MEND)
+        _check_new(pid, results.keys(), qid, where, _RUN_HINT)
+        results[pid] = _number(float, score, where, "score", "a finite number", _RUN_HINT)
     return {qid: _by_score(results) for qid, results in found.items()}
 
 
@@ -90,10 +117,14 @@ def _by_score(results: dict[str, float]) -> list[tuple[str, float]]:
 
 
 def write_qrels(path: str | os.PathLike, qrels: Qrels) -> None:
-    """Writes lines `qid 0 docid grade`; a query without judgements writes none.
+    """Writes qrels; a query without judgements writes no line. The file appears whole or not at all.
 
-    The file appears whole or not at all. Raises UserError for an id that is empty or has whitespace, and for
-    a path that cannot be written.
+    Args:
+      path: the file; one in `.gz` is compressed.
+      qrels: the relevance judgements.
+
+    Raises:
+      UserError: an id is empty or has whitespace, or the path cannot be written.
     """
     lines = []
     for qid, grades in qrels.items():
@@ -105,16 +136,23 @@ def write_qrels(path: str | os.PathLike, qrels: Qrels) -> None:
 
 
 def read_qrels(path: str | os.PathLike) -> Qrels:
-    """Reads qrels (plain or `.gz`) in the file's order.
+    """Reads qrels.
 
-    Raises UserError, one line with file, line and hint, for a file that cannot be read and for a line with
-    the wrong number of columns, a grade that is not a whole number, or a passage judged before.
+    Args:
+      path: the file, plain or `.gz`.
+
+    Returns:
+      The judgements, in the file's order.
+
+    Raises:
+      UserError: the file cannot be read, or a line has another number of columns, a grade that is not a whole
+        number, or a passage a second time. The message names the line.
     """
     qrels: Qrels = {}
-    for where, (qid, _, pid, grade) in _rows(path, "qrels file", _QRELS_COLUMNS, _QRELS_MEND):
+    for where, (qid, _, pid, grade) in _rows(path, "qrels file", _QRELS_COLUMNS, _QRELS_HINT):
         grades = qrels.setdefault(qid, {})
-        _check_new(pid, grades.keys(), qid, where, _QRELS_MEND)
-        grades[pid] = _number(int, grade, where, "grade", "a whole number", _QRELS_MEND)
+        _check_new(pid, grades.keys(), qid, where, _QRELS_HINT)
+        grades[pid] = _number(int, grade, where, "grade", "a whole number", _QRELS_HINT)
     return qrels
 
 

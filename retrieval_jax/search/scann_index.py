@@ -1,8 +1,10 @@
-"""ScaNN's index of a collection's vectors: built by its size, and changed as the collection changes.
+"""An index of a collection's vectors by ScaNN (Guo et al. 2020).
 
-scann/          ScaNN's own files, which may be moved
-ids.arrow       passage ids by ScaNN's row
-text_hashes.npy       uint64 by ScaNN's row, a digest of the passage's text
+Its structure depends on the number of vectors, and it is updated when the collection changes. Its files:
+
+    scann/            ScaNN's own files, which may be moved
+    ids.arrow         passage ids by ScaNN's row
+    text_hashes.npy   uint64 by ScaNN's row, hashes of the passages' texts
 """
 
 import contextlib
@@ -24,10 +26,10 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.embeddings.encoding import Embeddings
 from retrieval_jax.search.exact import ExactSearch
 
-_LEAVES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)  # shares that may be searched
-RECALL = 0.985  # that the searched leaves are chosen for: other queries than those measured shall have 0.98
-_MOST_REORDER = 8  # times as many as were set
-_REBALANCE = 0.1  # of the vectors that were trained on: after so many changes the leaves are fitted anew
+_LEAF_FRACTIONS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)  # that `tune` tries
+RECALL = 0.985  # the least recall@100 in `tune`, such that queries that were not measured have about 0.98
+_MAX_REORDER_FACTOR = 8  # times the setting, at most
+_REBALANCE_FRACTION = 0.1  # of changed vectors, after which the clusters are fitted again
 
 
 def is_installed() -> bool:
@@ -53,7 +55,7 @@ def scann_ops():
         from scann import scann_ops_pybind
 
         return scann_ops_pybind
-    sys.modules["tensorflow"] = None  # "cannot be imported", for this one import
+    sys.modules["tensorflow"] = None  # makes this one import fail, which ScaNN tolerates
     try:
         from scann import scann_ops_pybind
     finally:
@@ -63,7 +65,7 @@ def scann_ops():
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Inside, what ScaNN's C++ writes to stderr about its training goes nowhere."""
+    """Discards what ScaNN's C++ code writes to stderr about its training."""
     stderr = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -76,13 +78,18 @@ def _quietly() -> Iterator[None]:
 
 @gin.configurable("scann")
 def settings(count: int, exact_below: int = 20_000, tree_from: int = 100_000, reorder: int = 800) -> dict:
-    """What is built for so many vectors; {} is an exact search. From benchmarks/vector_search.py.
+    """Chooses the structure of an index by its size. The defaults come from benchmarks/vector_search.py.
 
     Args:
-      count: the vectors.
-      exact_below: fewer are searched exactly; more are quantised, and the best re-ordered by exact products.
-      tree_from: so many get a tree of √count leaves, of which a search looks at some (see `tune`).
-      reorder: how many are re-ordered, at least.
+      count: the number of vectors.
+      exact_below: with fewer vectors than this, the search is exact; otherwise vectors are quantised, and the
+        best are re-ordered by exact dot products.
+      tree_from: from this number of vectors on, a tree of √count leaves is built, of which a search visits a
+        part (see `ScannIndex.tune`).
+      reorder: the number of candidates to re-order, at least.
+
+    Returns:
+      {} for an exact search, otherwise "reorder" and, for a tree, "leaves".
     """
     if count < exact_below:
         return {}
@@ -90,10 +97,19 @@ def settings(count: int, exact_below: int = 20_000, tree_from: int = 100_000, re
 
 
 def build(vectors_NxE: np.ndarray, leaves: int = 0, reorder: int = 0):
-    """ScaNN's searcher by dot product; without `reorder` it is exact, without `leaves` it has no tree.
+    """Builds ScaNN's searcher by dot product.
 
-    Vectors are product-quantised, 4 dimensions (2 of few) in 4 bits, without the anisotropic loss of Guo et
-    al. (2020): with re-ordering that finds as much as 2 with it, for half the work.
+    Vectors are product-quantised: 4 dimensions (2 if a vector has fewer than 512) become 4 bits, without the
+    anisotropic loss of Guo et al. (2020, section 3). With re-ordering this has the recall of 2 dimensions
+    with that loss, for half the work.
+
+    Args:
+      vectors_NxE: float32, the vectors.
+      leaves: the number of leaves of the tree; 0 for no tree.
+      reorder: the number of candidates to re-order; 0 for an exact search.
+
+    Returns:
+      A `scann_ops_pybind.ScannSearcher`.
     """
     builder = scann_ops().builder(np.ascontiguousarray(vectors_NxE), 100, "dot_product")
     if reorder:
@@ -108,23 +124,29 @@ def build(vectors_NxE: np.ndarray, leaves: int = 0, reorder: int = 0):
 
 @dataclasses.dataclass
 class ScannIndex:
-    """An index and what its rows are.
+    """ScaNN's searcher, and which passage each of its rows is.
 
-    `leaves`: those that a search looks at. `trained_on`: how many vectors the clusters were fitted to;
-    `changes`: passages deleted and inserted since then.
+    Attributes:
+      searcher: ScaNN's searcher.
+      ids: passage ids by row.
+      text_hashes_N: uint64, hashes of the passages' texts by row.
+      settings: the structure, from `settings`; `tune` may raise its "reorder".
+      training_size: the number of vectors that the clusters were fitted to.
+      changes: passages that were deleted or inserted since then.
+      searched_leaves: leaves that a search visits; None without a tree.
     """
 
     searcher: object
     ids: pa.Array
     text_hashes_N: np.ndarray
     settings: dict
-    trained_on: int
+    training_size: int
     changes: int = 0
-    leaves: int | None = None
+    searched_leaves: int | None = None
 
     @classmethod
     def build(cls, embeddings: Embeddings) -> "ScannIndex":
-        """Of all vectors, by `settings`."""
+        """Builds an index of all vectors, with the structure that `settings` chooses for their number."""
         count = len(embeddings.ids)
         chosen = settings(count)
         log(f"scann: building an index of {count:,} vectors")
@@ -132,25 +154,29 @@ class ScannIndex:
         return cls(searcher, embeddings.ids, np.array(embeddings.text_hashes_N), chosen, count)
 
     def update(self, embeddings: Embeddings) -> "ScannIndex":
-        """The index of all that embeddings hold; as little as possible is done anew.
+        """Returns an index of the vectors as they are now, and repeats as little work as possible.
 
-        Vectors of passages that went or changed are deleted, those of new or changed ones inserted. When a
-        tenth of what the clusters were fitted to has changed, they are fitted anew; where most passages went,
-        or the size asks for another kind of index, it is built.
+        Vectors of passages that were removed or changed are deleted, those of new or changed passages are
+        inserted. When a tenth of the vectors that the clusters were fitted to has changed, the clusters are
+        fitted again. When most passages were removed, or the new size asks for another structure, the index
+        is built again. This index must not be used any more.
+
+        Args:
+          embeddings: the vectors of all passages.
         """
         count = len(embeddings.ids)
-        gone, new = changed_rows(self.ids, self.text_hashes_N, embeddings)
+        removed, new = changed_rows(self.ids, self.text_hashes_N, embeddings)
         chosen = settings(count)
-        other_size = chosen.keys() != self.settings.keys() or not 0.5 < count / self.trained_on < 2
-        if other_size or len(gone) > len(self.ids) // 2:
+        other_size = chosen.keys() != self.settings.keys() or not 0.5 < count / self.training_size < 2
+        if other_size or len(removed) > len(self.ids) // 2:
             return self.build(embeddings)
-        # Names of rows: their numbers, first those that are here, then those that come.
-        here = len(self.ids)
-        changing = scann_ops().ScannSearcher(self.searcher.searcher, docids=list(range(here)))
-        if len(gone):
-            changing.delete(gone.tolist())
+        # Rows are named by numbers: first the old rows, then the inserted ones.
+        old = len(self.ids)
+        changing = scann_ops().ScannSearcher(self.searcher.searcher, docids=list(range(old)))
+        if len(removed):
+            changing.delete(removed.tolist())
         if len(new):
-            names = range(here, here + len(new))
+            names = range(old, old + len(new))
             changing.upsert(list(names), np.ascontiguousarray(embeddings.vectors_NxE[new]), batch_size=256)
         names_N = np.array(changing.docids)
         ids = pa.concat_arrays([self.ids, embeddings.ids.take(new)]).take(names_N)
@@ -160,68 +186,100 @@ class ScannIndex:
         )
         if chosen:
             index.settings = self.settings | {"reorder": chosen["reorder"]}
-        index.changes += len(gone) + len(new)
-        if index.changes > _REBALANCE * self.trained_on:
+        index.changes += len(removed) + len(new)
+        if index.changes > _REBALANCE_FRACTION * self.training_size:
             with _quietly():
                 index.searcher.rebalance()
-            index.trained_on, index.changes = count, 0
+            index.training_size, index.changes = count, 0
         return index
 
     def search(self, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(rows B×k, dot products B×k), best first, on all cores; short rows end with NaN scores."""
+        """Searches on all cores.
+
+        Args:
+          queries_BxE: float32, the queries' vectors.
+          k: vectors to find.
+
+        Returns:
+          Rows (B×k) and their dot products (float32, B×k), best first. Where fewer than k vectors are found,
+          the last scores are NaN.
+        """
         queries_BxE = np.ascontiguousarray(queries_BxE, np.float32)
-        share = max(-(-len(queries_BxE) // (os.cpu_count() or 1)), 1)
+        batch_size = max(-(-len(queries_BxE) // (os.cpu_count() or 1)), 1)
         reorder = max(self.settings["reorder"], 4 * k) if self.settings else None
-        rows, scores = self.searcher.search_batched_parallel(queries_BxE, k, reorder, self.leaves, share)
+        rows, scores = self.searcher.search_batched_parallel(
+            queries_BxE, k, reorder, self.searched_leaves, batch_size
+        )
         return np.asarray(rows), np.asarray(scores)
 
     def tune(self, embeddings: Embeddings, queries_BxE: np.ndarray, recall: float = RECALL) -> dict:
-        """Re-orders more, if some queries need it for that recall@100, and searches no more leaves than that.
+        """Chooses how many candidates are re-ordered and how many leaves are searched.
 
-        Tells the recall, and gives {"recall_at_10": …, "recall_at_100": …}: the share of the exact best
-        passages that are found.
+        Doubles `reorder` (up to 8 times) until recall@100 reaches `recall`, then chooses the smallest number
+        of leaves that keeps it. Reports the recall.
+
+        Args:
+          embeddings: the vectors of all passages.
+          queries_BxE: float32, vectors of queries to measure with.
+          recall: the least recall@100.
+
+        Returns:
+          "recall_at_10" and "recall_at_100": the fraction of the exact best passages that are found.
         """
         exact = ExactSearch(embeddings.vectors_NxE)
         wanted_BxK, _ = exact(queries_BxE, min(100, exact.count))
-        row_N = arrow_ids.find_rows(embeddings.ids, self.ids)  # of the vectors, by the index's row
+        row_N = arrow_ids.find_rows(embeddings.ids, self.ids)  # index row -> row of the embeddings
 
-        def at_leaves(leaves: int | None) -> dict[str, float]:
-            self.leaves = leaves
+        def measure(leaves: int | None) -> dict[str, float]:
+            self.searched_leaves = leaves
             rows, scores = self.search(queries_BxE, wanted_BxK.shape[1])
             found_BxK = np.where(np.isnan(scores), -1, row_N[rows])
             return {f"recall_at_{k}": recall_at(k, wanted_BxK, found_BxK) for k in (10, 100)}
 
-        most = self.settings.get("leaves")
-        told = at_leaves(most)
-        least = self.settings.get("reorder", 0)
-        while told["recall_at_100"] < recall and self.settings.get("reorder", 0) < _MOST_REORDER * least:
+        all_leaves, reorder = self.settings.get("leaves"), self.settings.get("reorder", 0)
+        recalls = measure(all_leaves)
+        while (
+            recalls["recall_at_100"] < recall
+            and self.settings.get("reorder", 0) < _MAX_REORDER_FACTOR * reorder
+        ):
             self.settings = self.settings | {"reorder": 2 * self.settings["reorder"]}
-            told = at_leaves(most)
-        if most and told["recall_at_100"] >= recall:
-            for share in _LEAVES:
-                told = at_leaves(max(round(share * most), 1))
-                if told["recall_at_100"] >= recall:
+            recalls = measure(all_leaves)
+        if all_leaves and recalls["recall_at_100"] >= recall:
+            for fraction in _LEAF_FRACTIONS:
+                recalls = measure(max(round(fraction * all_leaves), 1))
+                if recalls["recall_at_100"] >= recall:
                     break
-        way = f"quantised, re-ordering {self.settings['reorder']}" if self.settings else "searched exactly"
-        way += f", {self.leaves} of {most} leaves" if most else ""
+        method = f"quantised, re-ordering {self.settings['reorder']}" if self.settings else "searched exactly"
+        method += f", {self.searched_leaves} of {all_leaves} leaves" if all_leaves else ""
         log(
-            f"scann: recall@10 {told['recall_at_10']:.4f}, recall@100 {told['recall_at_100']:.4f} "
-            f"against exact search for {len(queries_BxE)} queries ({way})"
+            f"scann: recall@10 {recalls['recall_at_10']:.4f}, recall@100 {recalls['recall_at_100']:.4f} "
+            f"against exact search for {len(queries_BxE)} queries ({method})"
         )
-        return told
+        return recalls
 
     def write(self, folder: Path) -> dict:
-        """Writes it into a folder; gives what the manifest says of it."""
+        """Writes the index into a folder, and returns the facts that `open` needs in the manifest."""
         (folder / "scann").mkdir()
         self.searcher.serialize(str(folder / "scann"), relative_path=True)
         arrow_ids.write(folder / "ids.arrow", self.ids)
         np.save(folder / "text_hashes.npy", self.text_hashes_N)
-        counts = {name: getattr(self, name) for name in ("trained_on", "changes", "leaves")}
+        counts = {name: getattr(self, name) for name in ("training_size", "changes", "searched_leaves")}
         return {"scann": {"settings": self.settings, **counts}}
 
     @classmethod
     def open(cls, folder: Path, manifest: dict) -> "ScannIndex":
-        """What `write` wrote. Look whether its files are whole before: ScaNN may end the process."""
+        """Opens what `write` wrote.
+
+        The caller must have compared the files with their checksums: ScaNN may end the process if they are
+        damaged.
+
+        Args:
+          folder: the folder.
+          manifest: its manifest, with what `write` returned.
+
+        Raises:
+          UserError: ScaNN cannot read its files.
+        """
         try:
             searcher = scann_ops().load_searcher(str(folder / "scann"))
         except (OSError, ValueError, RuntimeError) as error:
@@ -235,15 +293,31 @@ class ScannIndex:
 def changed_rows(
     ids: pa.Array, text_hashes_N: np.ndarray, embeddings: Embeddings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of `ids` that embeddings lack, rows of embeddings that `ids` lack); changed texts are in both."""
+    """Compares an index with the vectors as they are now.
+
+    Args:
+      ids: the index's passage ids.
+      text_hashes_N: uint64, the index's text hashes.
+      embeddings: the vectors of all passages.
+
+    Returns:
+      The rows of the index to delete, and the rows of the embeddings to insert. A passage whose text changed
+      is in both.
+    """
     row_N = arrow_ids.find_rows(ids, embeddings.ids)
     same = (row_N >= 0) & (text_hashes_N[row_N] == embeddings.text_hashes_N)
-    gone = np.ones(len(ids), bool)
-    gone[row_N[same]] = False
-    return np.flatnonzero(gone), np.flatnonzero(~same)
+    removed = np.ones(len(ids), bool)
+    removed[row_N[same]] = False
+    return np.flatnonzero(removed), np.flatnonzero(~same)
 
 
 def recall_at(k: int, wanted_BxK: np.ndarray, found_BxK: np.ndarray) -> float:
-    """The mean share of the first k wanted rows that are among the first k found."""
+    """Returns the mean fraction of the first k wanted rows that are among the first k found rows.
+
+    Args:
+      k: the cut-off.
+      wanted_BxK: int, the rows to find for each query, best first.
+      found_BxK: int, the rows that were found, best first; -1 for an empty place.
+    """
     pairs = zip(wanted_BxK[:, :k], found_BxK[:, :k], strict=True)
     return float(np.mean([np.isin(wanted, found).mean() for wanted, found in pairs]))

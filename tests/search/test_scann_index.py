@@ -76,7 +76,7 @@ def test_passages_come_and_go(size, embeddings, python, tmp_path: Path, monkeypa
         index = opened(folder)
         assert sorted(index.ids.to_pylist()) == sorted(ids)
         assert index.tune(now, queries)["recall_at_100"] >= 0.985
-        index.leaves = index.settings.get("leaves")  # all
+        index.searched_leaves = index.settings.get("leaves")  # all
         rows, scores = index.search(queries, len(ids))
         row_of = {name: row for row, name in enumerate(ids)}
         for query, some, found in zip(queries, rows, scores, strict=True):
@@ -87,7 +87,7 @@ def test_passages_come_and_go(size, embeddings, python, tmp_path: Path, monkeypa
         known = storage.read_manifest(folder, "index")["scann"]
         # The second time a tenth has changed: the clusters are fitted anew.
         assert known["changes"] == (gone + come + 2 * changed if number == 1 else 0)
-        assert known["trained_on"] == (N if number == 1 else len(ids))
+        assert known["training_size"] == (N if number == 1 else len(ids))
 
 
 def test_no_more_leaves_are_searched_than_needed(embeddings, tmp_path, monkeypatch, capsys):
@@ -97,8 +97,8 @@ def test_no_more_leaves_are_searched_than_needed(embeddings, tmp_path, monkeypat
     vectors, queries = (centres[rng.integers(0, 50, count)] + 0.1 * unit(rng, count) for count in (N, 40))
     of = embeddings(tmp_path / "embeddings", vectors, [f"p{i}" for i in range(N)])
     index = ScannIndex.build(of)
-    told = index.tune(of, queries, 0.5), index.leaves
-    more = index.tune(of, queries, 0.999), index.leaves
+    told = index.tune(of, queries, 0.5), index.searched_leaves
+    more = index.tune(of, queries, 0.999), index.searched_leaves
     assert told[1] < more[1] <= 50
     assert 0.5 <= told[0]["recall_at_100"] < more[0]["recall_at_100"]
     exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :100]

@@ -37,7 +37,7 @@ def searcher_of(kind: type, vectors: np.ndarray, searched: int | None = None, **
         return ExactSearcher(Vectors(vectors), vectors, ids)
     searcher = scann_index.build(vectors, **settings)
     texts = np.zeros(len(ids), np.uint64)
-    index = scann_index.ScannIndex(searcher, ids, texts, settings, len(ids), leaves=searched)
+    index = scann_index.ScannIndex(searcher, ids, texts, settings, len(ids), searched_leaves=searched)
     return ScannSearcher(Vectors(vectors), index, vectors.shape[1])
 
 
