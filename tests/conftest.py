@@ -165,3 +165,10 @@ def bucket(server: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
     for name, value in (server.environment | {"RETRIEVAL_JAX_CACHE": str(tmp_path / "cache")}).items():
         monkeypatch.setenv(name, value)
     return server
+
+
+@pytest.fixture
+def own(arguments, source, tmp_path) -> list[str]:
+    """Bindings of a work folder, and a source, that a test may change."""
+    folder = shutil.copytree(source, tmp_path / "small_docs")
+    return [f"--gin.COLLECTION={str(folder)!r}", f"--gin.WORK_DIR='{tmp_path / 'work'}'", *arguments[2:]]

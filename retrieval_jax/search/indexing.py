@@ -49,10 +49,10 @@ def choose_searcher(kind: str | None, model_dir: str | Path | None) -> type[Sear
         raise UserError(f"make_index.kind: {error}") from None
     if searcher.model_family != family:
         if family is None:
-            raise UserError(f"MODEL_DIR: a {kind} searcher needs a model: --MODEL_DIR=work/…")
+            raise UserError(f"MODEL_DIR: the searcher {kind} needs a model: --MODEL_DIR=work/…")
         if searcher.model_family is None:
-            raise UserError(f"MODEL_DIR: a {kind} searcher has no model: --MODEL_DIR=None")
-        raise UserError(f"{model_dir}: holds a {family} model, not one for a {kind} searcher")
+            raise UserError(f"MODEL_DIR: the searcher {kind} has no model: --MODEL_DIR=None")
+        raise UserError(f"{model_dir}: holds a {family} model, not one for the searcher {kind}")
     return searcher
 
 

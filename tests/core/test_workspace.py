@@ -11,7 +11,6 @@ from retrieval_jax.checkpoints.checkpoints import Checkpoints
 from retrieval_jax.checkpoints.weights import read_ocdbt
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.workspace import Workspace, source_path
-from retrieval_jax.evaluation.runs import run_paths
 
 
 def test_two_sources_of_one_name_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -36,14 +35,6 @@ def test_a_name_that_is_no_files_name_is_refused(name: str):
 
 def test_a_name_may_have_dots():
     assert Workspace(Path("w")).run("bm25.v2", "test") == Path("w/runs/bm25.v2.test.trec")
-
-
-def test_evaluate_tells_runs_with_dots_apart(tmp_path: Path):
-    work = Workspace(tmp_path)
-    expected = {name: work.run(name, "test") for name in ("bm25", "bm25.v2", "bm25.v3")}
-    for path in (*expected.values(), work.qrels("test"), work.run("other", "dev")):
-        storage.atomic_write(path, b"")
-    assert run_paths(work, "test") == expected
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,6 @@ from reading import write
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import copies
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.mined import choose_negatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.examples.targets import PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
@@ -106,19 +105,6 @@ def test_they_are_not_mined(work: Workspace):
     assert not found["l0"] & {"p0", "c0", "p3"}
     assert not found["q1"] & {"p1", "c1"}
     assert not found["p4"] & {"p4", "p5"}
-
-
-def test_a_copy_of_a_positive_sets_the_margin():
-    ranking = [("copy", 9.0), ("other", 8.5), ("far", 2.0)]
-    query = Query("q", "text", {"right": 1})
-    assert choose_negatives(query, ranking, 9, 0, 1.0, first_copies={"copy": "right"}) == ["far"]
-    assert choose_negatives(query, ranking, 9, 0, None, first_copies={"right": "copy"}) == ["other", "far"]
-    assert choose_negatives(
-        query, ranking, 9, 0, None, other_positives=["right"], first_copies={"copy": "right"}
-    ) == [
-        "other",
-        "far",
-    ]
 
 
 def test_a_query_that_shall_find_its_own_passage_is_not_left_out(tmp_path):

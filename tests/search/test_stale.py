@@ -1,10 +1,7 @@
 """What was made of an earlier model, searcher or collection is made anew, or left out and named."""
 
-import json
 import shutil
-from pathlib import Path
 
-import pytest
 from model_folders import random_params, write_model_folder
 
 from retrieval_jax.data.synthetic import SyntheticQueries
@@ -15,13 +12,6 @@ from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.training.run import docid_softmax
-
-
-@pytest.fixture
-def own(arguments, source, tmp_path) -> list[str]:
-    """Bindings of a work folder, and a source, that a test may change."""
-    folder = shutil.copytree(source, tmp_path / "small_docs")
-    return [f"--gin.COLLECTION={str(folder)!r}", f"--gin.WORK_DIR='{tmp_path / 'work'}'", *arguments[2:]]
 
 
 def test_a_generative_model_that_is_another_at_the_same_step_is_noticed(own, collection, tmp_path, cli):
@@ -78,90 +68,6 @@ def test_queries_of_a_generator_that_is_another_at_the_same_step_are_made_anew(
     first = generated(0)
     assert generated(0) == first
     assert generated(1)[0] != first[0]
-
-
-def test_changed_qrels_alone_are_those_that_count(own, tmp_path, cli):
-    """The run is of other judgements: it is left out, or scored by those of now, never by those of then."""
-    source = Path(own[0].split("'")[1])
-    for verb in ("import", "index", "search", "evaluate"):
-        status, made, _ = cli(verb, *own)
-        assert status == 0
-    before = made["metrics"]["bm25"]
-    path = source / "qrels.test.tsv"
-    wrong = (source / "docs.tsv").read_text().splitlines()[0].split("\t")[0]
-    path.write_text("".join(f"{line.split()[0]}\t{wrong}\t1\n" for line in path.read_text().splitlines()))
-    assert cli("import", *own)[0] == 0
-    status, _, err = cli("evaluate", *own)
-    assert status == 2
-    assert "bm25.test.trec: left out, it is of another collection (or an earlier one)" in err
-    for verb in ("index", "search", "evaluate"):
-        status, made, _ = cli(verb, *own)
-        assert status == 0
-    assert made["metrics"]["bm25"]["MRR@10"] < before["MRR@10"]
-
-
-def test_a_run_of_another_k_is_searched_anew_and_told_of(own, tmp_path, cli):
-    for verb in ("import", "index"):
-        assert cli(verb, *own)[0] == 0
-    assert cli("search", *own, "--gin.K=3")[0] == 0
-    run = tmp_path / "work/runs/bm25.test.trec"
-    rows = run.read_text().splitlines()
-    shutil.copyfile(run, run.with_name("other.test.trec"))
-    status, made, err = cli("evaluate", *own)
-    assert status == 0
-    assert "bm25: 3 passages a query: measures that look further take the others for not found" in err
-    assert made["metrics"]["bm25"] == made["metrics"]["other"]
-    assert cli("search", *own, "--gin.K=100")[0] == 0
-    assert len(run.read_text().splitlines()) > len(rows)
-    assert run.read_text().splitlines()[:3] == rows[:3]
-    status, made, err = cli("evaluate", *own)
-    assert "passages a query" not in err
-    assert made["metrics"]["bm25"]["Recall@100"] > made["metrics"]["other"]["Recall@100"]
-
-
-def test_runs_of_an_earlier_state_are_left_out(own, tmp_path, cli):
-    runs, docs = tmp_path / "work/runs", Path(own[0].split("'")[1]) / "docs.tsv"
-    for verb in ("import", "index", "search"):
-        assert cli(verb, *own)[0] == 0
-    assert cli("evaluate", *own)[0] == 0
-
-    # A tool without a note beside its run, in BEIR's form, and a passage that the collection lacks.
-    qrels = [line.split() for line in (runs / "qrels.test.trec").read_text().splitlines()]
-    lines = [f"{q} Q0 elsewhere 0 0.5 x\n{q} Q0 {passage} 0 0.9 x\n" for q, _, passage, _ in qrels]
-    (runs / "other.v2.test.trec").write_text("".join(lines))
-    status, made, err = cli("evaluate", *own)
-    assert status == 0, err
-    assert set(made["metrics"]) == {"bm25", "other.v2"}
-    assert made["metrics"]["other.v2"]["MRR@10"] == 1
-
-    docs.write_text(docs.read_text() + "new\t\ta passage that was added later\n")
-    assert cli("import", *own)[0] == 0
-    status, made, err = cli("evaluate", *own)
-    assert status == 0
-    assert set(made["metrics"]) == {"other.v2"}
-    assert "bm25.test.trec: left out, it is of another collection" in err
-    (runs / "other.v2.test.trec").unlink()
-    status, _, err = cli("evaluate", *own)
-    assert status == 2
-    assert "every run of split 'test' is of an earlier collection or searcher" in err
-
-    for verb in ("index", "search", "evaluate"):
-        assert cli(verb, *own)[0] == 0
-    note = json.loads((runs / "bm25.test.json").read_text())
-    note["recipe"]["searcher"]["kind"] = "another"
-    (runs / "bm25.test.json").write_text(json.dumps(note))
-    status, _, err = cli("evaluate", *own)
-    assert status == 2
-    assert "searchers/bm25 was made anew since" in err
-
-
-@pytest.mark.parametrize("query", ["", " ", "zyzzyva"])
-def test_a_query_for_which_nothing_is_found(query, work, arguments, cli):
-    assert cli("index", *arguments)[0] == 0
-    status, made, err = cli("search", *arguments, f"--gin.QUERY={query!r}")
-    assert status == 0
-    assert made == {"query": query, "passages": []}
-    assert f"bm25: no passage was found for {query!r}" in err
 
 
 def test_another_vocabulary_under_the_same_name_is_noticed(own, collection, tmp_path, cli):

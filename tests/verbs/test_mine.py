@@ -7,8 +7,7 @@ import pytest
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.mined import MinedNegatives, choose_negatives
+from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.examples.targets import PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
@@ -60,18 +59,6 @@ def test_they_are_the_best_of_the_searcher_without_the_positives(
     path.write_text(altered)
     with pytest.raises(UserError, match=r"qrels.train.tsv: missing or altered: make it again"):
         TrainDataset(DataConfig(mined="bm25"), work, collection, PassageTargets).computed("labelled")
-
-
-def test_a_margin_leaves_out_what_scores_like_a_positive():
-    query = Query("q", "text", {"right": 1, "also": 1})
-    ranking = [("a", 9.0), ("right", 8.0), ("b", 7.5), ("also", 7.0), ("c", 6.0), ("d", 2.0)]
-    assert choose_negatives(query, ranking, 10, 0, None) == ["a", "b", "c", "d"]
-    assert choose_negatives(query, ranking, 2, 1, None) == ["b", "c"]
-    assert choose_negatives(query, ranking, 10, 0, 1.0) == ["c", "d"]
-    assert choose_negatives(query, ranking, 10, 0, 0.0) == ["b", "c", "d"]
-    assert choose_negatives(query, ranking, 10, 3, 1.0) == ["c", "d"]  # the positive counts, though skipped
-    assert choose_negatives(Query("q", "text", {"z": 1}), ranking, 10, 0, 1.0) == []
-    assert choose_negatives(Query("q", "text", {"z": 1}), ranking, 10, 0, None) == [p for p, _ in ranking]
 
 
 def test_bad_settings_and_missing_negatives_are_told(

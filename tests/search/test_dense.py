@@ -1,7 +1,6 @@
 """Exact, ScaNN and BM25 searchers against brute force; all through the one protocol."""
 
 import math
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,8 @@ import pytest
 from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage
-from retrieval_jax.search import exact, scann_index
-from retrieval_jax.search.bm25 import BM25Searcher, tokenize
+from retrieval_jax.search import scann_index
+from retrieval_jax.search.bm25 import BM25Searcher
 from retrieval_jax.search.dense import ExactSearcher, ScannSearcher, ranked_lists
 
 
@@ -54,23 +53,6 @@ def test_dense_searchers_equal_brute_force(kind, k: int, vectors: np.ndarray):
         assert [score for _, score in ranking] == pytest.approx(scores[order].tolist(), abs=1e-5)
 
 
-def test_exact_search_holds_few_scores_at_once(vectors: np.ndarray, monkeypatch):
-    monkeypatch.setattr(exact, "_SCORES", 4 * len(vectors))
-    queries = vectors[:10] + 0.1
-    rows, scores = exact.ExactSearch(vectors)(queries, 7)
-    order = np.argsort(-(queries @ vectors.T), axis=1)[:, :7]
-    np.testing.assert_array_equal(rows, order)
-    np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, order, 1), atol=1e-5)
-    mesh = exact.ExactSearch(vectors).mesh
-    text = exact.top_vectors.lower(queries, vectors, len(vectors), 7, mesh).as_text()
-    assert f"10x{len(vectors)}x" not in text
-    assert f"4x{len(vectors)}x" in text
-    products = [line for line in text.splitlines() if "dot_general" in line]
-    assert products
-    for product in products:  # neither side is rounded, on a TPU or a GPU either
-        assert product.count("HIGHEST") == 2
-
-
 def test_rows_that_scann_fills_up_are_left_out(vectors: np.ndarray):
     searcher = searcher_of(ScannSearcher, vectors, 1, leaves=20, reorder=300)
     for ranking in searcher.search([str(i) for i in range(32)], 300):
@@ -98,38 +80,6 @@ def test_vectors_of_queries_that_do_not_fit_are_told(kind, vectors: np.ndarray):
     searcher.encoder = Vectors(spoilt)
     with pytest.raises(UserError, match="the vector of query 1 has an infinity or NaN"):
         searcher.search(["3", "7"], 3)
-
-
-def bm25(query: list[str], document: list[str], documents: list[list[str]]) -> float:
-    """Lucene's BM25, k1 .9 and b .4, from its definition (Kamphuis et al. 2020, table 1)."""
-    N, mean = len(documents), sum(map(len, documents)) / len(documents)
-    counts, score = Counter(document), 0.0
-    for word in query:
-        df = sum(word in d for d in documents)
-        idf = math.log(1 + (N - df + 0.5) / (df + 0.5))
-        score += idf * counts[word] / (counts[word] + 0.9 * (1 - 0.4 + 0.4 * len(document) / mean))
-    return score
-
-
-def test_bm25_equals_its_formula(tmp_path: Path):
-    texts = [
-        "a red apple falls",
-        "green apple trees grow, apple by apple",
-        "the falls of the river",
-        "nothing",
-    ]
-    passages = [Passage(f"p{i}", "", text) for i, text in enumerate(texts)]
-    BM25Searcher.write_passages(tmp_path, iter(passages))
-    searcher = BM25Searcher.open(tmp_path)
-    documents = tokenize(texts)
-    for query in ("apple falls", "river", "apple apple trees", "unseen words", ""):
-        (ranking,) = searcher.search([query], 10)
-        scores = {f"p{i}": bm25(tokenize([query])[0], d, documents) for i, d in enumerate(documents)}
-        expected = sorted((s for s in scores.values() if s > 0), reverse=True)
-        assert [s for _, s in ranking] == pytest.approx(expected, rel=1e-4)
-        assert {p for p, _ in ranking} == {p for p, s in scores.items() if s > 0}
-    assert len(searcher.search(["apple", "river"], 1)) == 2
-    assert searcher.search(["apple \ud800"], 4) == searcher.search(["apple \ufffd"], 4)
 
 
 @pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher, BM25Searcher])

@@ -1,12 +1,19 @@
-"""BM25 over passages with their generated queries: a searcher like the others, made anew when they change."""
+"""BM25 against its formula; and over passages with their generated queries, made anew when they change."""
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.records import Collection
+from retrieval_jax.search.bm25 import BM25Searcher, tokenize, top_rows
 from retrieval_jax.search.searcher import Searcher
 
 WORD = "zyzzyva"  # in no passage
@@ -58,15 +65,39 @@ def test_it_is_searched_and_reported_like_the_others(work: Workspace, arguments,
     assert len(result["passages"]) == 1
 
 
-@pytest.mark.parametrize(
-    ("binding", "words"),
-    [
-        ("--gin.make_index.expansion='nothing'", ["synthetic/nothing", "retrieval-jax generate-queries"]),
-        ("--gin.MODEL_DIR='models/naive'", ["make_index.expansion", "MODEL_DIR=None"]),
-    ],
-)
-def test_an_expansion_that_cannot_be(work: Workspace, arguments, cli, binding: str, words: list[str]):
-    status, _, err = cli("index", *arguments, EXPANSION, binding)
-    assert status == 2
-    for word in words:
-        assert word in err
+def bm25(query: list[str], document: list[str], documents: list[list[str]]) -> float:
+    """Lucene's BM25, k1 .9 and b .4, from its definition (Kamphuis et al. 2020, table 1)."""
+    N, mean = len(documents), sum(map(len, documents)) / len(documents)
+    counts, score = Counter(document), 0.0
+    for word in query:
+        df = sum(word in d for d in documents)
+        idf = math.log(1 + (N - df + 0.5) / (df + 0.5))
+        score += idf * counts[word] / (counts[word] + 0.9 * (1 - 0.4 + 0.4 * len(document) / mean))
+    return score
+
+
+def test_bm25_equals_its_formula(tmp_path: Path):
+    texts = [
+        "a red apple falls",
+        "green apple trees grow, apple by apple",
+        "the falls of the river",
+        "nothing",
+    ]
+    passages = [Passage(f"p{i}", "", text) for i, text in enumerate(texts)]
+    BM25Searcher.write_passages(tmp_path, iter(passages))
+    searcher = BM25Searcher.open(tmp_path)
+    documents = tokenize(texts)
+    for query in ("apple falls", "river", "apple apple trees", "unseen words", ""):
+        (ranking,) = searcher.search([query], 10)
+        scores = {f"p{i}": bm25(tokenize([query])[0], d, documents) for i, d in enumerate(documents)}
+        expected = sorted((s for s in scores.values() if s > 0), reverse=True)
+        assert [s for _, s in ranking] == pytest.approx(expected, rel=1e-4)
+        assert {p for p, _ in ranking} == {p for p, s in scores.items() if s > 0}
+    assert len(searcher.search(["apple", "river"], 1)) == 2
+    assert searcher.search(["apple \ud800"], 4) == searcher.search(["apple \ufffd"], 4)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 2.5]), max_size=30), st.integers(1, 12))
+def test_top_rows_are_those_of_a_stable_sort(scores: list[float], k: int):
+    order = sorted((row for row, score in enumerate(scores) if score > 0), key=lambda row: -scores[row])
+    assert top_rows(np.array(scores, np.float32), k).tolist() == order[:k]

@@ -1,0 +1,72 @@
+"""The runs of a work folder: which there are, and which no longer count."""
+
+import json
+from pathlib import Path
+
+from retrieval_jax.core import storage
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.evaluation.runs import run_paths
+
+
+def test_evaluate_tells_runs_with_dots_apart(tmp_path: Path):
+    work = Workspace(tmp_path)
+    expected = {name: work.run(name, "test") for name in ("bm25", "bm25.v2", "bm25.v3")}
+    for path in (*expected.values(), work.qrels("test"), work.run("other", "dev")):
+        storage.atomic_write(path, b"")
+    assert run_paths(work, "test") == expected
+
+
+def test_changed_qrels_alone_are_those_that_count(own, tmp_path, cli):
+    """The run is of other judgements: it is left out, or scored by those of now, never by those of then."""
+    source = Path(own[0].split("'")[1])
+    for verb in ("import", "index", "search", "evaluate"):
+        status, made, _ = cli(verb, *own)
+        assert status == 0
+    before = made["metrics"]["bm25"]
+    path = source / "qrels.test.tsv"
+    wrong = (source / "docs.tsv").read_text().splitlines()[0].split("\t")[0]
+    path.write_text("".join(f"{line.split()[0]}\t{wrong}\t1\n" for line in path.read_text().splitlines()))
+    assert cli("import", *own)[0] == 0
+    status, _, err = cli("evaluate", *own)
+    assert status == 2
+    assert "bm25.test.trec: left out, it is of another collection (or an earlier one)" in err
+    for verb in ("index", "search", "evaluate"):
+        status, made, _ = cli(verb, *own)
+        assert status == 0
+    assert made["metrics"]["bm25"]["MRR@10"] < before["MRR@10"]
+
+
+def test_runs_of_an_earlier_state_are_left_out(own, tmp_path, cli):
+    runs, docs = tmp_path / "work/runs", Path(own[0].split("'")[1]) / "docs.tsv"
+    for verb in ("import", "index", "search"):
+        assert cli(verb, *own)[0] == 0
+    assert cli("evaluate", *own)[0] == 0
+
+    # A tool without a note beside its run, in BEIR's form, and a passage that the collection lacks.
+    qrels = [line.split() for line in (runs / "qrels.test.trec").read_text().splitlines()]
+    lines = [f"{q} Q0 elsewhere 0 0.5 x\n{q} Q0 {passage} 0 0.9 x\n" for q, _, passage, _ in qrels]
+    (runs / "other.v2.test.trec").write_text("".join(lines))
+    status, made, err = cli("evaluate", *own)
+    assert status == 0, err
+    assert set(made["metrics"]) == {"bm25", "other.v2"}
+    assert made["metrics"]["other.v2"]["MRR@10"] == 1
+
+    docs.write_text(docs.read_text() + "new\t\ta passage that was added later\n")
+    assert cli("import", *own)[0] == 0
+    status, made, err = cli("evaluate", *own)
+    assert status == 0
+    assert set(made["metrics"]) == {"other.v2"}
+    assert "bm25.test.trec: left out, it is of another collection" in err
+    (runs / "other.v2.test.trec").unlink()
+    status, _, err = cli("evaluate", *own)
+    assert status == 2
+    assert "every run of split 'test' is of an earlier collection or searcher" in err
+
+    for verb in ("index", "search", "evaluate"):
+        assert cli(verb, *own)[0] == 0
+    note = json.loads((runs / "bm25.test.json").read_text())
+    note["recipe"]["searcher"]["kind"] = "another"
+    (runs / "bm25.test.json").write_text(json.dumps(note))
+    status, _, err = cli("evaluate", *own)
+    assert status == 2
+    assert "searchers/bm25 was made anew since" in err

@@ -1,0 +1,72 @@
+"""Batched search: which queries a searcher is asked, and what the run and the summary then say."""
+
+import numpy as np
+import pytest
+
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.records import Collection
+from retrieval_jax.search import batched
+from retrieval_jax.search.batched import search_in_batches, search_queries, search_texts
+
+
+class Recorder:
+    """Finds passages p0, p1, … for every query, as many as the query's text says, and notes what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def search(self, queries, k):
+        self.asked.append((list(queries), k))
+        return [[(f"p{i}", -float(i)) for i in range(min(int(text), k))] for text in queries]
+
+
+@pytest.fixture
+def searcher(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    monkeypatch.setattr(batched, "BATCH_SIZE", 3)
+    return Recorder()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 7])
+def test_each_query_is_searched_for_once_in_batches(searcher: Recorder, count: int):
+    texts = [str(i) for i in range(count)]
+    found = [*search_in_batches(searcher, texts, 4, "search")]
+    assert [len(ranked_list) for ranked_list in found] == [min(i, 4) for i in range(count)]
+    assert [text for queries, _ in searcher.asked for text in queries] == texts
+    assert all(len(queries) <= 3 and k == 4 for queries, k in searcher.asked)
+
+
+def test_a_query_that_is_a_passage_gets_one_more(searcher: Recorder):
+    queries = [
+        Query("a", "9", {}),
+        Query("b", "9", {}, is_passage=True),
+        *(Query(f"c{i}", "1", {}) for i in range(3)),
+    ]
+    run, summary = search_queries(searcher, queries, 4, "search")
+    assert {query: len(ranked_list) for query, ranked_list in run.items()} == {
+        "a": 4,
+        "b": 5,
+        "c0": 1,
+        "c1": 1,
+        "c2": 1,
+    }
+    assert {k for _, k in searcher.asked} == {5}
+    assert (summary["queries"], summary["fewer_than_k"]) == (5, 3)
+    assert summary["ms_per_query"] >= 0
+    searcher.asked.clear()
+    search_queries(searcher, queries[:1], 4, "search")
+    assert {k for _, k in searcher.asked} == {4}
+
+
+def test_one_querys_passages_have_their_texts(collection: Collection):
+    rows = np.random.default_rng(0).permutation(collection.passage_count)[:5].tolist()
+    passages = [collection.passage(row) for row in rows]
+
+    class Fixed:
+        def search(self, queries, k):
+            return [[(passage.id, 1 / (1 + i)) for i, passage in enumerate(passages[:k])] for _ in queries]
+
+    found = search_texts(Fixed(), collection, "a query", 4)
+    assert found == [
+        {"rank": 1 + i, "id": p.id, "score": 1 / (1 + i), "title": p.title, "text": p.text}
+        for i, p in enumerate(passages[:4])
+    ]
