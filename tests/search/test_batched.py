@@ -10,7 +10,7 @@ from retrieval_jax.search.batched import search_in_batches, search_queries, sear
 
 
 class Recorder:
-    """Finds passages p0, p1, … for every query, as many as the query's text says, and notes what it was asked."""
+    """Finds passages p0, p1, … for every query, as many as the text says, and notes the queries."""
 
     def __init__(self):
         self.asked = []
