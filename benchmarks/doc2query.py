@@ -101,7 +101,7 @@ def main() -> None:
         drops = dict.fromkeys(shares, 0.1)
         trained[name] = run(
             "train", *here, "--gin_file=runs/atomic.gin", *settings,
-            f"--gin.DataConfig.rates={shares}", f"--gin.DataConfig.drop_rates={drops}",
+            f"--gin.DataConfig.mixture={shares}", f"--gin.DataConfig.token_dropout={drops}",
         )  # fmt: skip
         run(
             "index",

@@ -31,7 +31,7 @@ def ours(work: Workspace, collection: Collection, table: DocidTable) -> Iterator
     from retrieval_jax.examples.targets import DocidTargets
     from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 
-    data = DataConfig(rates="3b", input_length=LENGTH, synthetic="doc2query")
+    data = DataConfig(mixture="3b", input_length=LENGTH, synthetic="doc2query")
     opened = TrainDataset(data, work, collection, DocidTargets, table)
     return batches(opened.stages(), opened.targets, {}, BATCH, seed=0)
 

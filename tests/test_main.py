@@ -172,14 +172,14 @@ def test_arguments():
         ),
         (["train", "--gin.DOCIDS=None"], ["docids", "DOCIDS"]),
         (
-            ["train", "--gin.MODEL_DIR='new_model'", "--gin.DataConfig.drop_rates={'labelled_humn': 0.1}"],
+            ["train", "--gin.MODEL_DIR='new_model'", "--gin.DataConfig.token_dropout={'labelled_humn': 0.1}"],
             ["labelled_humn: no train query is labelled 'humn'"],
         ),
         (
             [
                 "train",
                 "--gin.MODEL_DIR='new_model'",
-                "--gin.DataConfig.rates={'daq': 1, 'labelled_llm': 1}",
+                "--gin.DataConfig.mixture={'daq': 1, 'labelled_llm': 1}",
             ],
             ["labelled_llm: no train query is labelled 'llm'"],
         ),

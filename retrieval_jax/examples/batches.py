@@ -1,8 +1,8 @@
-"""From examples to a model's batches: shuffled, mixed, shared between hosts, and found again by one integer.
+"""The stream of batches: examples are shuffled, mixed and shared between hosts; one integer is its position.
 
 Grain does the work: example n of a mixture is a function of n and the seed (its task by a fixed interleaving,
 its number by a permutation that differs in each epoch), so that a resumed run seeks instead of skipping, and
-a host reads only its own rows. Nothing here imports TensorFlow.
+each host reads only its own rows. Nothing here imports TensorFlow.
 """
 
 import zlib
@@ -16,7 +16,7 @@ from retrieval_jax.examples.packing import Tally, pack_rows, row_lengths
 from retrieval_jax.examples.targets import Batch, Features, Targets, pad
 
 Numbered = Callable[[int, np.random.Generator], Features]  # with a length
-Mixture = Mapping[str, tuple[Numbered, float]]  # task -> (its examples, its share)
+Mixture = Mapping[str, tuple[Numbered, float]]  # task -> (its examples, its weight)
 Stages = Sequence[tuple[int | None, Mixture]]
 T = TypeVar("T")
 
@@ -24,25 +24,32 @@ T = TypeVar("T")
 def batches(
     stages: Stages,
     targets: Targets,
-    drop_rates: Mapping[str, float],
+    token_dropout: Mapping[str, float],
     batch_size: int,
     seed: int,
     position: int = 0,
     rows: Sequence[int] | None = None,
     pack: int = 1,
 ) -> Iterator[Batch]:
-    """Batches of int32 arrays, from the given position on; endless where the last stage is.
+    """Yields batches from a position on.
 
     Args:
-      stages: (batches, mixture) one after the other, a curriculum; None batches never end.
-      targets: what the examples are answered with.
-      drop_rates: task -> the probability that a token of its input is left out, anew in each epoch.
-      batch_size: examples of all hosts together.
-      seed: of order and draws.
-      position: examples that came before, of all hosts together. A curriculum counts them in batches of this
-        size.
-      rows: which rows of each batch to give, ascending (another host gives the others); None: all.
-      pack: how many examples share a row, see packing.py; each host packs its own. 1: a row for each.
+      stages: a curriculum of (its batches, mixture); None batches never end.
+      targets: makes the features and the batches.
+      token_dropout: for each task, the probability that a token of its input is left out, drawn in each
+        epoch.
+      batch_size: the examples of a batch, of all hosts together.
+      seed: seeds the order and the draws.
+      position: the examples before the first batch, of all hosts together. A curriculum counts them in
+        batches of this size.
+      rows: the rows of each batch to give, ascending (the other hosts give the others); None: all.
+      pack: how many examples share a row, see packing.py; each host packs its own examples. 1: a row each.
+
+    Yields:
+      {name: int32 array}; see `Targets.to_batch`. The stream is endless if the last stage is.
+
+    Raises:
+      UserError: the examples cannot be packed so.
     """
     import grain  # seconds
 
@@ -61,7 +68,7 @@ def batches(
         return pack_rows(examples, targets.features, len(examples) // pack, lengths, tally)
 
     def reader(task: str, examples: Numbered) -> Numbered:
-        return _reader(examples, drop_rates.get(task, 0.0))
+        return _reader(examples, token_dropout.get(task, 0.0))
 
     first, position = _stage(stages, batch_size, position)
     for number in range(first, len(stages)):
@@ -74,9 +81,9 @@ def batches(
 
         left = 1 << 40 if count is None else -(-(count * batch_size - position) // batch_size)
         length = left * len(own)
-        some = grain.MapDataset.range(length).map(pick).batch(len(own), batch_fn=collate)
+        stage = grain.MapDataset.range(length).map(pick).batch(len(own), batch_fn=collate)
         # One thread: the processor's cores are for the training step.
-        yield from some.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
+        yield from stage.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
         # What the last batch took of the next stage, after other sizes of batches.
         position = 0 if count is None else position + (left - count) * batch_size
 
@@ -88,9 +95,18 @@ def examples_of(
     position: int,
     tell: Callable[[str, int, np.random.Generator], T],
 ) -> list[T]:
-    """`tell(task, number, rng)` of each example of the batch after `position` others, row by row.
+    """Tells which examples a batch was made of, without making it.
 
-    `rng` draws what it drew when the batch was made. Nothing else is read.
+    Args:
+      stages: as `batches` was given.
+      batch_size: as `batches` was given.
+      seed: as `batches` was given.
+      position: the examples before the batch.
+      tell: gets the task, the number of the example in it, and a generator which draws what was drawn when
+        the batch was made.
+
+    Returns:
+      What `tell` gives for each example, row by row.
     """
     number, position = _stage(stages, batch_size, position)
 
@@ -102,7 +118,7 @@ def examples_of(
 
 
 def _stage(stages: Stages, batch_size: int, position: int) -> tuple[int, int]:
-    """(which stage a position is in, examples of that stage before it); (how many, 0) after the last."""
+    """(the stage of a position, the examples of that stage before it); (len(stages), 0) after the last."""
     for number, (count, _) in enumerate(stages):
         if count is None or position < count * batch_size:
             return number, position
@@ -122,8 +138,8 @@ def _mixed(number: int, mixture: Mixture, seed: int, make: Callable[[str, Number
         .random_map(make(name, examples))
         for name, (examples, _) in mixture.items()
     ]
-    shares = [share for _, share in mixture.values()]
-    return grain.MapDataset.mix(parts, shares) if len(parts) > 1 else parts[0]
+    weights = [weight for _, weight in mixture.values()]
+    return grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
 
 
 def _reader(examples: Numbered, drop_rate: float) -> Numbered:
@@ -135,6 +151,6 @@ def _reader(examples: Numbered, drop_rate: float) -> Numbered:
 
 
 def drop(tokens: Sequence[int], rate: float, rng: np.random.Generator) -> Sequence[int]:
-    """Leaves out each token with probability `rate`, but never all: it reads more like a query then."""
+    """Leaves out each token with probability `rate`, but never all: a chunk then reads like a query."""
     kept = [token for token, x in zip(tokens, rng.random(len(tokens)), strict=True) if x >= rate]
     return kept or tokens

@@ -18,27 +18,27 @@ import numpy as np
 
 from retrieval_jax.core import paths, storage
 
-PLACES = "record_offsets.npy"
+OFFSETS = "record_offsets.npy"
 
 
 class CachedExamples:
-    """A task's examples from its cache. See examples.Examples."""
+    """The examples of a task, read from its cache; called with a number, as `examples.Examples` is."""
 
     def __init__(self, folder: Path):
         folder = paths.ensure_local(folder)
         self.files = sorted(folder.glob("train.tfrecord-*"))
-        self.places_Nx2 = np.load(folder / PLACES, mmap_mode="r")
+        self.offsets_Nx2 = np.load(folder / OFFSETS, mmap_mode="r")
 
     @classmethod
     def find(cls, folder: Path, recipe: dict) -> "CachedExamples | None":
-        """The cache in a folder, if it is finished and was made by that recipe."""
+        """Opens the cache in a folder, if it is finished and was made by the recipe; else gives None."""
         return cls(folder) if storage.is_up_to_date(folder, recipe) else None
 
     def __len__(self) -> int:
-        return len(self.places_Nx2)
+        return len(self.offsets_Nx2)
 
     def __call__(self, i: int, rng: np.random.Generator) -> dict[str, Sequence[int]]:
-        file, start = self.places_Nx2[i].tolist()
+        file, start = self.offsets_Nx2[i].tolist()
         (length,) = struct.unpack("<Q", os.pread(self._open[file], 8, start))
         # The record follows its length and that length's checksum.
         return features_of(os.pread(self._open[file], length, start + 12))
@@ -49,6 +49,7 @@ class CachedExamples:
 
 
 def features_of(record: bytes) -> dict[str, Sequence[int]]:
+    """Parses a serialised tf.train.Example: {name: numbers}."""
     from tensorflow_datasets.proto import tf_example_pb2  # TensorFlow's, without TensorFlow
 
     features = tf_example_pb2.Example.FromString(record).features.feature

@@ -1,7 +1,7 @@
-"""The third noun: examples. What a retriever reads and what it shall answer, by number.
+"""Examples: what a retriever reads and what it is trained to write or to rank, by number.
 
-An example's input is some text that should find a passage. Four tasks make inputs (the generative-retrieval
-paper, section 3.1), and one turns the labelled queries around:
+The input of an example is a text that should find a passage. Four tasks make inputs (section 3.1 of the
+generative-retrieval paper), and one turns the labelled queries around:
 
     firstp       the first tokens of each passage
     daq          "document as query": random chunks of each passage
@@ -10,9 +10,10 @@ paper, section 3.1), and one turns the labelled queries around:
     doc2query    the same, to be written from the passage
 
 The target is the passage's docid (a generative retriever), passages as texts (a dual encoder), or the query
-(a query generator). A task is an array in spirit: `len(task)`, and `task(i, rng)` for example i, the same one
-each time; only which of several positives and negatives are drawn comes from `rng`. `Examples` joins a task
-with a target. Nothing here imports TensorFlow; `batches.py` feeds a trainer, `seqio_tasks.py` tells seqio.
+(a query generator). A task behaves like an array: it has a length, and `task(i, rng)` gives example i, the
+same one at each call; only the choice among several positives and negatives is drawn from `rng`. `Examples`
+joins a task with its targets. Nothing here imports TensorFlow: `batches.py` feeds the trainer, and
+`seqio_tasks.py` registers the examples with seqio.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from retrieval_jax.examples.tasks import D2Q, DaQ, FirstP, LabelledGroups, Label
 
 
 class Examples:
-    """A task's examples with their targets: `examples(i, rng)` gives example i's features, untrimmed."""
+    """A task joined with its targets: `examples(i, rng)` gives the features of example i, untrimmed."""
 
     def __init__(self, task: Task, targets: Targets):
         self.task, self.targets = task, targets
@@ -72,7 +73,7 @@ class TaskFactory:
 
     @functools.cached_property
     def queries(self) -> list[Query]:
-        """The train queries, if there are any."""
+        """The train queries, with the mined negatives behind their own; [] where there are none."""
         queries = self.collection.queries("train") if self.collection.query_counts.get("train") else []
         if not self.mined:
             return queries
@@ -85,7 +86,7 @@ class TaskFactory:
 
     @functools.cached_property
     def answers(self) -> KnownAnswers:
-        """What is known to answer the train queries."""
+        """The passages that are known to answer each train query."""
         return KnownAnswers(self.queries)
 
     def most_other_positives(self, positives: int) -> int:
@@ -97,7 +98,11 @@ class TaskFactory:
         return max(counts, default=0)
 
     def task(self, name: str) -> Task:
-        """The task of that name. Raises UserError for a name that is none."""
+        """Makes the task of a name.
+
+        Raises:
+          UserError: there is no such task, or the collection lacks what it is made of.
+        """
         if name == "firstp":
             return FirstP(self.collection, self.vocabulary, self.chunk_length)
         if name == "daq":
@@ -127,7 +132,7 @@ class TaskFactory:
 # The generative-retrieval paper's rows: which tasks are mixed, each in proportion to its examples (the paper
 # does not say in which). Rows 4 and 5 change the model, not the mixture. On MS MARCO, whose passages are some
 # 64 tokens, DaQ is FirstP; on NQ and TriviaQA, row 7 has both, and queries of a generator trained on them.
-ROWS: Mapping[str, tuple[str, ...]] = {
+PAPER_MIXTURES: Mapping[str, tuple[str, ...]] = {
     "1a": ("labelled",),
     "2a": ("firstp", "labelled"),
     "2b": ("daq", "labelled"),
@@ -138,24 +143,34 @@ ROWS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def mixture(
-    rates: str | Mapping[str, float], make: Callable[[str], Sized]
+def mix_tasks(
+    mixture: str | Mapping[str, float], make: Callable[[str], Sized]
 ) -> Mapping[str, tuple[Sized, float]]:
-    """Task -> (its examples, its share), for one of ROWS or for given rates.
+    """Weighs the tasks of a mixture.
 
-    Raises UserError for an unknown row, and where no task has both a rate and examples.
+    Args:
+      mixture: the name of one of PAPER_MIXTURES, whose tasks are weighed by their number of examples; or the
+        weight of each task.
+      make: makes the examples of a task, by its name.
+
+    Returns:
+      {task: (its examples, its weight)}. The weights sum to 1; tasks without examples are left out.
+
+    Raises:
+      UserError: the mixture is unknown, or no task has both a weight and examples.
     """
-    if isinstance(rates, str) and rates not in ROWS:
-        raise UserError(f"no mixture {rates!r}: the paper's rows are {', '.join(ROWS)}")
-    names = ROWS[rates] if isinstance(rates, str) else [name for name, rate in rates.items() if rate]
-    made = {name: make(name) for name in names}
-    weights = {
-        name: (len(examples) if isinstance(rates, str) else rates[name])
-        for name, examples in made.items()
-        if len(examples)
-    }
-    if weights and (empty := [name for name in names if name not in weights]):
-        log(f"{', '.join(empty)}: no examples, so left out of the mixture (DataConfig.rates)")
-    if not weights:
-        raise UserError("no task has both a rate and examples: set --gin.train.rates")
-    return {name: (made[name], weight / sum(weights.values())) for name, weight in weights.items()}
+    if isinstance(mixture, str):
+        if mixture not in PAPER_MIXTURES:
+            raise UserError(f"no mixture {mixture!r}: the paper's rows are {', '.join(PAPER_MIXTURES)}")
+        made = {name: make(name) for name in PAPER_MIXTURES[mixture]}
+        weights = {name: len(examples) for name, examples in made.items()}
+    else:
+        made = {name: make(name) for name, weight in mixture.items() if weight}
+        weights = {name: mixture[name] for name in made}
+    mixed = {name: examples for name, examples in made.items() if len(examples)}
+    if not mixed:
+        raise UserError("no task has both a weight and examples: set --gin.DataConfig.mixture")
+    if empty := [name for name in made if name not in mixed]:
+        log(f"{', '.join(empty)}: no examples, so left out of the mixture (DataConfig.mixture)")
+    total = sum(weights[name] for name in mixed)
+    return {name: (examples, weights[name] / total) for name, examples in mixed.items()}

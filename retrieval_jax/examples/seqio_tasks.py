@@ -20,7 +20,7 @@ from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.examples import ROWS, Examples
+from retrieval_jax.examples.examples import PAPER_MIXTURES, Examples
 from retrieval_jax.examples.targets import DocidTargets, Feature, Features, PassageTargets, QueryTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 
@@ -185,7 +185,9 @@ def register_all(work_dir: str | Path, config: DataConfig) -> list[str]:
         members = {task: opened.computed(task) for task in tasks}
         members = {task: examples for task, examples in members.items() if len(examples)}
         rows = {
-            row: {t: len(members[t]) for t in of} for row, of in ROWS.items() if members.keys() >= set(of)
+            row: {task: len(members[task]) for task in tasks}
+            for row, tasks in PAPER_MIXTURES.items()
+            if members.keys() >= set(tasks)
         }
         register(opened.prefix, members, rows, opened.vocabulary)
         names += [f"{opened.prefix}.{name}" for name in (*members, *rows)]

@@ -21,9 +21,9 @@ class Feature:
     """An array of an example.
 
     Attributes:
-      length: most numbers.
-      add_eos: whether it is text, with an end written after its tokens (within the length).
-      size: of what is not text, a number above all of its numbers.
+      length: the most numbers that it holds.
+      add_eos: whether it holds the tokens of a text, and ends with an end of sequence (within the length).
+      size: where it holds no text, an exclusive upper bound of its numbers.
     """
 
     length: int
@@ -246,7 +246,7 @@ class PassageTargets(Targets):
 
 
 def pad(features: Sequence[Features], spec: Mapping[str, Feature]) -> dict[str, np.ndarray]:
-    """Int32 arrays, len(features) × length: trimmed, ended where the feature says so, padded with 0."""
+    """Collates features into int32 arrays len(features) × length: trimmed, ended, padded with 0."""
     arrays = {name: np.zeros((len(features), f.length), np.int32) for name, f in spec.items()}
     for name, feature in spec.items():
         for row, example in zip(arrays[name], features, strict=True):
@@ -256,7 +256,7 @@ def pad(features: Sequence[Features], spec: Mapping[str, Feature]) -> dict[str, 
 
 
 def trim(tokens: Sequence[int], feature: Feature) -> Sequence[int]:
-    """At most as many as the feature is long, ended where it says so."""
+    """Cuts the tokens to the length of the feature, and ends them where the feature is a text."""
     if feature.add_eos:
         return [*tokens[: feature.length - 1], EOS]
     return tokens[: feature.length]

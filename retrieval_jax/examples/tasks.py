@@ -1,4 +1,4 @@
-"""The texts that should find passages: tasks, each an array of examples in spirit. See examples.py."""
+"""Tasks: the texts that should find passages. A task behaves like an array of examples; see examples.py."""
 
 import dataclasses
 import itertools
@@ -19,12 +19,12 @@ PADDING = -1  # in a dual encoder's candidates: the row and the grade of no pass
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A text, and the passages it is about.
+    """A text, and the passages that it is about.
 
     Attributes:
-      tokens: the text in pieces, without an end.
-      rows: the passages' rows in the collection; a generative retriever has just one.
-      grades: their relevance, > 0 for positives, which come first, and 0 for negatives.
+      tokens: the tokens of the text, without an end of sequence.
+      rows: the rows of the passages in the collection; one row where the targets have no groups.
+      grades: the relevance of each: > 0 for positives, which come first, 0 for negatives.
       other_positives: rows of more passages that the text is about, which are never its negatives.
     """
 
@@ -35,7 +35,7 @@ class Example:
 
 
 class Task(Protocol):
-    """Examples by number."""
+    """Examples by number: `task(i, rng)` gives example i."""
 
     def __len__(self) -> int: ...
 
@@ -43,7 +43,7 @@ class Task(Protocol):
 
 
 class FirstP:
-    """Each passage's first `length` tokens."""
+    """The first `length` tokens of each passage (FirstP)."""
 
     def __init__(self, collection: Collection, vocabulary: Vocabulary, length: int):
         self.collection, self.vocabulary, self.length = collection, vocabulary, length
@@ -57,10 +57,10 @@ class FirstP:
 
 
 class DaQ:
-    """`chunks` runs of `length` tokens from random places of each passage; a short passage is its own chunk.
+    """`chunks` random chunks of `length` tokens of each passage ("document as query"); a short one is whole.
 
-    Example i is a chunk of passage i % passages, so an epoch visits every passage before its next chunk. A
-    place depends on passage and chunk alone.
+    Example i is a chunk of passage i % passages, so that an epoch visits every passage before the next chunk
+    of any. Where a chunk starts depends on the passage and the number of the chunk alone.
     """
 
     def __init__(self, collection: Collection, vocabulary: Vocabulary, length: int, chunks: int):
@@ -77,7 +77,7 @@ class DaQ:
 
 
 class D2Q:
-    """Each passage's synthetic queries."""
+    """The synthetic queries of each passage (D2Q)."""
 
     def __init__(self, queries: SyntheticQueries, vocabulary: Vocabulary):
         self.queries, self.vocabulary = queries, vocabulary
@@ -112,8 +112,8 @@ class LabelledPairs:
 class LabelledGroups:
     """Each labelled query with at most `positives` of its positives and `negatives` of its negatives.
 
-    Where it has more, they are drawn without replacement, anew in each epoch; where it has fewer, the group
-    is smaller. A passage with the text of one that answers the query is none of its negatives.
+    Where a query has more, they are drawn without replacement, again in each epoch; where it has fewer, the
+    group is smaller. A passage with the same text as one that answers the query is never its negative.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which examples to train on: a collection's tasks, their shares, lengths and order, set by gin."""
+"""The data of a training: which tasks of a collection are mixed, and how long their texts are."""
 
 import dataclasses
 import functools
@@ -20,42 +20,48 @@ from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts, Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.cached import CachedExamples
-from retrieval_jax.examples.examples import ROWS, TASKS, Examples, TaskFactory, mixture
+from retrieval_jax.examples.examples import PAPER_MIXTURES, TASKS, Examples, TaskFactory, mix_tasks
 from retrieval_jax.examples.targets import Targets
 from retrieval_jax.examples.tasks import LabelledGroups
 
 Task = Annotated[str, Names("a task", TASKS)]
-Rates = Annotated[str, Names("a row of the paper", tuple(ROWS))] | Mapping[Task, NonNegativeFloat]
+MixtureWeights = (
+    Annotated[str, Names("a row of the paper", tuple(PAPER_MIXTURES))] | Mapping[Task, NonNegativeFloat]
+)
 
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The examples of a run, before it is known which collection they come from.
+    """Which examples a run is trained on, whatever the collection.
 
     Args:
-      rates: task -> its share (firstp, daq, d2q, labelled, labelled_LABEL, doc2query), or a row of the
-        generative-retrieval paper, such as '3b'.
-      curriculum: (steps, rates) stages that come before, in order.
-      input_length, passage_length: tokens of a text, and of a passage where that is read or written whole.
-      chunk_length, chunks: tokens of firstp and of a daq chunk, and chunks a passage.
-      positives, negatives: most passages a query has in a dual encoder's batch.
-      drop_rates: task -> share of the input's tokens left out, anew in each epoch.
-      synthetic: name of the synthetic queries for d2q.
-      mined: name of mined negatives, besides those that the collection has.
-      pack: examples that share a row of a batch, where queries are short: about input_length over their
-        tokens. What does not fit into a row is cut. 1: each has its own.
+      mixture: the weight of each task (firstp, daq, d2q, labelled, labelled_LABEL, doc2query), or a row of
+        the generative-retrieval paper, such as '3b'.
+      curriculum: stages (steps, mixture) that come before the mixture, in order.
+      input_length: tokens of a query or another text that a model reads.
+      passage_length: tokens of a passage that a dual encoder or a query generator reads.
+      chunk_length: tokens of a firstp or daq text.
+      chunks: daq chunks of a passage.
+      positives: the most positives of a query in a dual encoder's batch.
+      negatives: the most negatives of a query in a dual encoder's batch.
+      token_dropout: for each task, the probability that a token of its input is left out; drawn again in
+        each epoch.
+      synthetic: the name of the synthetic queries for d2q.
+      mined: the name of mined negatives, which are added to those of the collection.
+      pack: how many short examples share a row of a batch, about input_length over their mean length. What
+        does not fit into a row is cut. 1: each example has a row of its own.
     """
 
-    rates: Rates = "2a"
-    curriculum: Sequence[tuple[int, Rates]] = ()
+    mixture: MixtureWeights = "2a"
+    curriculum: Sequence[tuple[int, MixtureWeights]] = ()
     input_length: Positive = 64
     passage_length: Positive = 128
     chunk_length: Positive = 64
     chunks: Positive = 10
     positives: Positive = 1
     negatives: NonNegative = 0
-    drop_rates: Mapping[Task, Fraction] = dataclasses.field(default_factory=dict)
+    token_dropout: Mapping[Task, Fraction] = dataclasses.field(default_factory=dict)
     synthetic: str | None = None
     mined: str | None = None
     pack: Positive = 1
@@ -83,7 +89,7 @@ class TrainDataset:
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
-        """The collection's, without a prompt."""
+        """The vocabulary of the collection, without a prompt."""
         return Vocabulary(self.collection.vocabulary_path)
 
     @property
@@ -123,16 +129,16 @@ class TrainDataset:
 
     @property
     def labels(self) -> list[str]:
-        """The tasks of the labels that the train queries have: labelled_human, …"""
+        """The tasks labelled_LABEL of the labels that the train queries have."""
         return [f"labelled_{label}" for label in sorted({q.label for q in self._tasks.queries if q.label})]
 
     @property
     def prefix(self) -> str:
-        """COLLECTION.KIND, with which the names of seqio's tasks begin."""
+        """COLLECTION.KIND, the prefix of the names of seqio's tasks."""
         return f"{self.collection.name}.{self.targets.name}"
 
     def recipe(self, task: str) -> dict:
-        """What a task's examples depend on, for its cache."""
+        """All that the examples of a task depend on; it identifies their cache."""
         c = self.config
         facts = {
             "collection": self.collection.fingerprint,
@@ -151,11 +157,18 @@ class TrainDataset:
         return facts
 
     def computed(self, task: str) -> Examples:
-        """A task's examples, made as they are asked for."""
+        """The examples of a task, made as they are read."""
         return Examples(self._tasks.task(task), self.targets)
 
     def queries(self, split: str) -> tuple[Examples, list[Query]]:
-        """A split's labelled queries, each once, with as many candidates as in training; and the queries."""
+        """Gives the labelled queries of a split.
+
+        Args:
+          split: train, dev or test.
+
+        Returns:
+          (examples, one for each query, with as many candidates as in training; the queries).
+        """
         c = self.config
         queries = [query for query in self.collection.queries(split) if query.positives]
         answers, vocabulary = KnownAnswers(queries), self._input_vocabulary
@@ -163,7 +176,7 @@ class TrainDataset:
         return Examples(task, self.targets), queries
 
     def examples(self, task: str) -> Examples | CachedExamples:
-        """A task's examples: from the cache where they are in it, else made as they are asked for."""
+        """The examples of a task: read from the cache if they are in it, else made as they are read."""
         folder = self.work.cache(f"{self.prefix}.{task}")
         if cached := CachedExamples.find(folder, self.recipe(task)):
             return cached
@@ -171,27 +184,31 @@ class TrainDataset:
             _tell_unread(folder)
         return self.computed(task)
 
-    def shares(self, rates: Rates) -> Mapping[str, tuple[Examples | CachedExamples, float]]:
-        """Task -> (its examples, its share)."""
-        return mixture(rates, self.examples)
+    def mix(self, mixture: MixtureWeights) -> Mapping[str, tuple[Examples | CachedExamples, float]]:
+        """{task: (its examples, its weight)}; see `mix_tasks`."""
+        return mix_tasks(mixture, self.examples)
 
     def stages(self) -> list[tuple[int | None, Mapping]]:
-        """(batches, shares) of the curriculum's stages and of the last one, which never ends.
+        """The stages of the curriculum, and the mixture as the last one.
 
-        Raises UserError for a task that this collection does not have, with a share or a drop rate.
+        Returns:
+          [(its batches, None for the last, which never ends; {task: (its examples, its weight)})].
+
+        Raises:
+          UserError: a task has a weight or a token dropout, and this collection does not have the task.
         """
         return self._stages
 
     @functools.cached_property
     def _stages(self) -> list[tuple[int | None, Mapping]]:
-        for task in self.config.drop_rates:
+        for task in self.config.token_dropout:
             if task.startswith("labelled_"):
                 self._tasks.task(task)
-        stages = [(steps, self.shares(rates)) for steps, rates in self.config.curriculum]
-        return [*stages, (None, self.shares(self.config.rates))]
+        stages = [(steps, self.mix(mixture)) for steps, mixture in self.config.curriculum]
+        return [*stages, (None, self.mix(self.config.mixture))]
 
 
 @functools.cache
 def _tell_unread(folder: Path) -> None:
-    """Says it once for each folder."""
-    log(f"{folder}: of other settings than this run's, so it is not read: `retrieval-jax cache`")
+    """Logs it once for each folder."""
+    log(f"{folder}: made with other settings than this run's, so it is not read: `retrieval-jax cache`")

@@ -289,12 +289,12 @@ def training_task(model: Model) -> str:
     Raises UserError for what only the project's own batches can do.
     """
     examples, settings = model.examples, model.examples.config
-    for name in ("curriculum", "drop_rates"):
+    for name in ("curriculum", "token_dropout"):
         if getattr(settings, name):
             raise UserError(f"DataConfig.{name}: only the project's own trainer does that: leave it out")
     if settings.pack > 1:
         raise UserError("DataConfig.pack: T5X packs by itself: --gin.train/utils.DatasetConfig.pack=True")
-    shares = {task: share for task, (_, share) in examples.shares(settings.rates).items()}
+    shares = {task: share for task, (_, share) in examples.mix(settings.mixture).items()}
     seqio_tasks.register(
         examples.prefix,
         {task: examples.computed(task) for task in shares},

@@ -175,7 +175,7 @@ class LossMonitor:
             log(
                 f"{self.folder}: no dev query found its passage by step {step}: usually the learning rate is "
                 "too low or too high, the loss does not fall, or no task of the mixture looks like the dev "
-                "queries (DataConfig.rates)"
+                "queries (DataConfig.mixture)"
             )
 
     def _diverged(self, step: int, reason: str) -> Diverged:

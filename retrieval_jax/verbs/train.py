@@ -143,7 +143,7 @@ def train(**values: object) -> dict:
         return make_batches(
             stages,
             examples.targets,
-            data.drop_rates,
+            data.token_dropout,
             settings.batch_size,
             settings.seed,
             position,

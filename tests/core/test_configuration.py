@@ -135,7 +135,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
         ("naive/train.eval_every=-1", "train.eval_every: -1 is not a whole number"),
         ("T5Config.dropout_rate=2", "T5Config.dropout_rate: 2 is not a number of at least 0 and at most 1"),
         ("learning_rate.peak=0", "learning_rate.peak: 0 is not a number above 0"),
-        ("DataConfig.drop_rates=0.1", "DataConfig.drop_rates: 0.1 is not a mapping"),
+        ("DataConfig.token_dropout=0.1", "DataConfig.token_dropout: 0.1 is not a mapping"),
         ("DualEncoder.bidirectional=1", "DualEncoder.bidirectional: 1 is not True or False"),
         ("train.steps=%STPES", "train.steps: %STPES: no such name: did you mean STEPS?"),
         ("K=%ELSEWHERE", "K: %ELSEWHERE: no such name: the names are COLLECTION, "),
@@ -151,23 +151,23 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
         ("adamw.multipliers={'embedding': '50'}", "adamw.multipliers: '50' is not a number"),
         ("adamw.multipliers={'decoder': 2.0}", "adamw.multipliers: 'decoder' is not the name of"),
         (
-            "DataConfig.drop_rates={'firstpp': 0.1}",
-            "DataConfig.drop_rates: 'firstpp' is not the name of a task, as firstp is: set one that is",
+            "DataConfig.token_dropout={'firstpp': 0.1}",
+            "DataConfig.token_dropout: 'firstpp' is not the name of a task, as firstp is: set one that is",
         ),
         (
-            "DataConfig.drop_rates={'zzz': 0.1}",
-            "DataConfig.drop_rates: 'zzz' is not the name of a task (firstp, daq, d2q, labelled, labelle",
+            "DataConfig.token_dropout={'zzz': 0.1}",
+            "DataConfig.token_dropout: 'zzz' is not the name of a task (firstp, daq, d2q, labelled, labelle",
         ),
         (
-            "DataConfig.drop_rates={'daq': 1.5}",
-            "DataConfig.drop_rates: 1.5 is not a number of at least 0",
+            "DataConfig.token_dropout={'daq': 1.5}",
+            "DataConfig.token_dropout: 1.5 is not a number of at least 0",
         ),
         (
-            "DataConfig.rates={'labeled': 1}",
-            "DataConfig.rates: 'labeled' is not the name of a task, as lab",
+            "DataConfig.mixture={'labeled': 1}",
+            "DataConfig.mixture: 'labeled' is not the name of a task, as lab",
         ),
-        ("DataConfig.rates={'daq': -1}", "DataConfig.rates: -1 is not a number of at least 0"),
-        ("DataConfig.rates='2c'", "DataConfig.rates: '2c' is not "),
+        ("DataConfig.mixture={'daq': -1}", "DataConfig.mixture: -1 is not a number of at least 0"),
+        ("DataConfig.mixture='2c'", "DataConfig.mixture: '2c' is not "),
         (
             "DataConfig.curriculum=[(9, {'dak': 1})]",
             "DataConfig.curriculum: 'dak' is not the name of a ta",
@@ -215,8 +215,8 @@ def test_a_value_that_cannot_be_is_one_line(binding: str, message: str):
 
 @pytest.mark.parametrize(
     "binding",
-    ["K=1", "train.max_minutes=None", "train.max_minutes=5", "DataConfig.rates='3b'", "QUERY=''",
-     "DataConfig.rates={'firstp': 1}", "DataConfig.rates={'labelled_a b/c': 1, 'firstp': 0}",
+    ["K=1", "train.max_minutes=None", "train.max_minutes=5", "DataConfig.mixture='3b'", "QUERY=''",
+     "DataConfig.mixture={'firstp': 1}", "DataConfig.mixture={'labelled_a b/c': 1, 'firstp': 0}",
      "DataConfig.curriculum=((9, {'daq': 1}), (5, '3b'))", "rq_8x256/train.batch_size=64",
      "naive/semantic_2d/train.batch_size=64", "train.optimizer=@mine/adamw", "demo.steps=None",
      "demo.steps={'dual_encoder': 5, 'semantic': 3}", "demo.generative=('rq_2x16', 'atomic')",

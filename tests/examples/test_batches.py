@@ -12,7 +12,7 @@ from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches, drop, examples_of
-from retrieval_jax.examples.examples import Examples, mixture
+from retrieval_jax.examples.examples import Examples, mix_tasks
 from retrieval_jax.examples.targets import DocidTargets, Feature, PassageTargets, pad
 from retrieval_jax.examples.tasks import Example
 from retrieval_jax.models.feature_converters import DualEncoderFeatureConverter
@@ -187,6 +187,6 @@ def test_a_stream_goes_on_with_another_batch_size_without_a_gap_or_a_repeat(size
 
 def test_a_task_without_examples_is_told_of(capsys):
     sizes = {"firstp": range(6), "labelled": range(0), "daq": range(2)}
-    mixed = mixture({"firstp": 0.5, "labelled": 0.3, "daq": 0.5}, sizes.__getitem__)
+    mixed = mix_tasks({"firstp": 0.5, "labelled": 0.3, "daq": 0.5}, sizes.__getitem__)
     assert {name: share for name, (_, share) in mixed.items()} == {"firstp": 0.5, "daq": 0.5}
     assert "labelled: no examples, so left out of the mixture" in capsys.readouterr().err

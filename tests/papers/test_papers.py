@@ -17,7 +17,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
-from retrieval_jax.examples.examples import ROWS as MIXTURES
+from retrieval_jax.examples.examples import PAPER_MIXTURES as MIXTURES
 from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.main import main
 from retrieval_jax.mesh import partitioning
@@ -142,8 +142,8 @@ def test_generative_rows_have_the_papers_settings(row: str):
 
     data = DataConfig()
     assert (data.input_length, data.chunk_length, data.chunks) == (length, 64, 10)
-    assert (data.synthetic, data.drop_rates, data.curriculum) == (synthetic, {}, ())
-    assert set(MIXTURES[data.rates]) == tasks
+    assert (data.synthetic, data.token_dropout, data.curriculum) == (synthetic, {}, ())
+    assert set(MIXTURES[data.mixture]) == tasks
     assert of("generate_queries.count") == (100 if synthetic == "doc2query_100" else count)
     assert of("%SUBSET") == subset
     assert binding("preflight", "passages") == passages
@@ -180,7 +180,7 @@ def test_multi_positive_rows_have_the_papers_settings(row: str):
     objective, _, labels = name.rpartition("_")
     if objective:
         assert model.objective.__name__ == objective
-    stages = [*data.curriculum, (of("%STEPS") - sum(n for n, _ in data.curriculum), data.rates)]
+    stages = [*data.curriculum, (of("%STEPS") - sum(n for n, _ in data.curriculum), data.mixture)]
     expected = {
         "human": [(steps, {"labelled_human": 1.0})],
         "homogeneous": [(steps, {"labelled_llm": 1.0})],

@@ -33,7 +33,7 @@ def test_a_curriculum_with_mined_negatives(cli, tmp_path: Path):
         "DualEncoder.learn_scale=True",
     ]
     settings += ["DualEncoder.shared_towers=False", "DataConfig.passage_length=16"]
-    settings += ["DataConfig.drop_rates={}"]
+    settings += ["DataConfig.token_dropout={}"]
     status, made, error = cli("train", *files, *here, *(f"--gin.{setting}" for setting in settings))
     assert status == 0, error
     assert made["step"] == 4

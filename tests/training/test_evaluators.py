@@ -50,9 +50,11 @@ def test_samples_tell_what_was_found_for_the_first_dev_queries(work, collection,
 
 
 def test_a_batch_is_described_by_its_tasks_texts_and_passages(work, collection, table):
-    data = DataConfig(rates={"firstp": 0.5, "labelled": 0.5}, drop_rates={"firstp": 0.5}, input_length=12)
+    data = DataConfig(
+        mixture={"firstp": 0.5, "labelled": 0.5}, token_dropout={"firstp": 0.5}, input_length=12
+    )
     examples = TrainDataset(data, work, collection, DocidTargets, table)
-    made = batches(examples.stages(), examples.targets, data.drop_rates, 8, 3, position=16)
+    made = batches(examples.stages(), examples.targets, data.token_dropout, 8, 3, position=16)
     batch = next(made)
     rows = describe_batch(examples, 8, 3, 16)
     assert {row["task"] for row in rows} == {"firstp", "labelled"}

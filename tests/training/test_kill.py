@@ -57,7 +57,7 @@ def test_a_training_killed_again_and_again_ends_as_if_it_had_not_been(
             "--gin.train.eval_every=1000",
             "--gin.train.log_every=1",
             "--gin.T5Config.dropout_rate=0.1",
-            "--gin.DataConfig.drop_rates={'firstp': 0.2}",
+            "--gin.DataConfig.token_dropout={'firstp': 0.2}",
             f"--gin.STEPS={STEPS}",
         ]
 

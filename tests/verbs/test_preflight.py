@@ -135,8 +135,8 @@ def test_batches_have_the_shapes_that_are_compiled(arguments, work, collection, 
     table = DocidTable.open(work.docids("naive"))
     data = DataConfig({"labelled": 1.0}, input_length=12, passage_length=20, positives=2, negatives=1)
     for targets in (DocidTargets, PassageTargets, QueryTargets):
-        rates = {"doc2query": 1.0} if targets is QueryTargets else data.rates
-        config = dataclasses.replace(data, rates=rates)
+        mixture = {"doc2query": 1.0} if targets is QueryTargets else data.mixture
+        config = dataclasses.replace(data, mixture=mixture)
         some = TrainDataset(config, work, collection, targets, table if targets is DocidTargets else None)
         batch = next(batches(some.stages(), some.targets, {}, 4, seed=0))
         assert {name: x.shape for name, x in batch.items()} == batch_shapes(targets, data, 4, table.length)

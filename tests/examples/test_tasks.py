@@ -1,0 +1,94 @@
+"""Tasks, decoded and compared with the texts that they are made of."""
+
+import numpy as np
+import pytest
+
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.copies import KnownAnswers
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.examples.examples import TaskFactory
+from retrieval_jax.examples.targets import PassageTargets, pad
+from retrieval_jax.examples.tasks import PADDING, LabelledGroups
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(collection: Collection) -> Vocabulary:
+    return Vocabulary(collection.vocabulary_path)
+
+
+@pytest.fixture(scope="module")
+def inputs(collection: Collection, vocabulary: Vocabulary) -> TaskFactory:
+    return TaskFactory(collection, vocabulary, chunk_length=8, chunks=3)
+
+
+def test_passages_are_read_from_their_beginning_and_in_chunks(
+    collection: Collection, vocabulary: Vocabulary, inputs: TaskFactory
+):
+    firstp, daq = inputs.task("firstp"), inputs.task("daq")
+    passages = list(collection.passages())
+    assert len(firstp) == len(passages)
+    assert len(daq) == 3 * len(passages)
+    for row, passage in enumerate(passages):
+        text = vocabulary.encode(passage.full_text)
+        assert firstp(row, RNG).tokens == text[:8]
+        assert list(firstp(row, RNG).rows) == [row]
+        chunks = [daq(row + k * len(passages), RNG) for k in range(3)]
+        for chunk in chunks:
+            assert list(chunk.rows) == [row]
+            assert len(chunk.tokens) == min(8, len(text))
+            assert any(text[i : i + 8] == chunk.tokens for i in range(len(text)))
+    places = {tuple(daq(i, RNG).tokens) for i in range(len(daq))}
+    assert len(places) > 0.8 * len(daq)  # random places
+    assert daq(5, RNG) == daq(5, np.random.default_rng(9))  # the same ones each time
+
+
+def test_labelled_queries_come_with_each_positive(collection: Collection, vocabulary: Vocabulary, inputs):
+    task = inputs.task("labelled")
+    rows = {p.id: row for row, p in enumerate(collection.passages())}
+    expected = [
+        (vocabulary.encode(q.text), rows[p]) for q in collection.queries("train") for p in q.positives
+    ]
+    found = [task(i, RNG) for i in range(len(task))]
+    assert [(e.tokens, e.rows[0]) for e in found] == expected
+
+
+def test_groups_hold_some_positives_then_some_negatives(collection: Collection, vocabulary: Vocabulary):
+    ids = [p.id for p in collection.passages()]
+    queries = [
+        Query("a", "first", {ids[3]: 2, ids[1]: 1, ids[7]: 1}, (ids[4], ids[9])),
+        Query("b", "second", {ids[0]: 3}),
+    ]
+    answers = KnownAnswers(queries)
+    groups = LabelledGroups(collection, vocabulary, queries, positives=2, negatives=1, answers=answers)
+    seen = set()
+    for seed in range(60):
+        example = groups(0, np.random.default_rng(seed))
+        assert len(example.rows) == 3
+        assert all(
+            {3: 2, 1: 1, 7: 1}[row] == grade
+            for row, grade in zip(example.rows[:2], example.grades[:2], strict=True)
+        )
+        assert example.rows[2] in (4, 9)
+        assert example.grades[2] == 0
+        assert {*example.rows[:2], *example.other_positives} == {3, 1, 7}
+        seen.add(tuple(example.rows))
+    assert len(seen) == 6  # every choice: three pairs of positives, two negatives
+    assert list(groups(1, RNG).rows) == [0]
+
+    targets = PassageTargets(
+        collection, vocabulary, input_length=6, passage_length=12, group_size=3, other_positives=2
+    )
+    features = pad([targets(groups(i, np.random.default_rng(0))) for i in range(2)], targets.features)
+    assert features["passage"][1].tolist() == [0, PADDING, PADDING]
+    assert features["grade"][1].tolist() == [3, PADDING, PADDING]
+    assert features["other_positives"][1].tolist() == [PADDING, PADDING]
+    (known,) = {3, 1, 7} - {*features["passage"][0]}
+    assert features["other_positives"][0].tolist() == [known, PADDING]
+    texts = [collection.passage(0).full_text]
+    np.testing.assert_array_equal(features["targets"][1][:12], vocabulary.batch(texts, 12)[0])
+    assert not features["targets"][1][12:].any()
+    texts = [p.full_text for p in collection.get(features["passage"][0])]
+    np.testing.assert_array_equal(features["targets"][0].reshape(3, 12), vocabulary.batch(texts, 12))
