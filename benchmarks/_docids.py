@@ -8,6 +8,7 @@ import numpy as np
 
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.docids import residual, semantic
+from retrieval_jax.docids.kinds import digits_needed
 
 T5_SIZE = 32_128
 
@@ -121,7 +122,7 @@ def quantised(count: int, levels: int, size: int, skewed: bool = False) -> Docid
     upto_V = np.cumsum(weight_V / weight_V.sum())[:-1]
     for level in range(levels):
         codes_NxL[:, level] = np.searchsorted(upto_V, rng.random(count, np.float32), side="right")
-    numbers_N = residual.numbers(codes_NxL, codes_NxL[:0], np.zeros(0, np.int64))
-    digits = residual.digits_needed(int(numbers_N.max()), size)
+    numbers_N = residual.collision_indices(codes_NxL, codes_NxL[:0], np.zeros(0, np.int64))
+    digits = digits_needed(int(numbers_N.max()), size)
     tokens_NxL = residual.tokens(codes_NxL, numbers_N, digits, size)
     return Docids(tokens_NxL, residual.output_size(tokens_NxL.shape[1], size), size)

@@ -99,7 +99,7 @@ def ceiling(work: Workspace, kind: str, queries: Sequence[Query], beams: int, mo
         uncertain = []
         for query in left:
             tokens = searching.vocabulary.batch([query.text], searching.input_length)
-            rows, aux = decode(searching.params, {"encoder_input_tokens": tokens}, trie=searching.trie)
+            rows, aux = decode(searching.params, {"encoder_input_tokens": tokens}, trie=searching.docids)
             ranking = searching.ranked_list(np.asarray(rows[0]), np.asarray(aux["scores"][0]).tolist())
             found[query.id] = ranking[:SHOWN]
             if ranking[:SHOWN][-1][1] <= float(aux["pruned_upper_bound"][0]):

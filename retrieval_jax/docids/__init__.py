@@ -1,1 +1,7 @@
-"""The kinds of docids, the clusterings that some are made by, and the table of docids on disk."""
+"""Docids: the kinds, the clusterings that some kinds are made by, and the docid table on disk.
+
+Importing the package registers its kinds. A kind may know collections, vectors, tries and models; examples,
+searchers and trainers come after it, and know docids only as a DocidTable.
+"""
+
+from retrieval_jax.docids import identifiers, residual, semantic  # noqa: F401 (they register their kinds)

@@ -13,9 +13,10 @@ from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.mesh.partitioning import all_devices, batch_sharding
 
 BLOCK = 1 << 14  # rows at once of a large set
-SMALL = (128, 512, 2048, 8192)  # sizes that small sets are padded to: a program each
-KEPT = 1 << 30  # bytes of rows that may stay in memory
-WHOLE, SAMPLE = 1_000_000, 100_000  # above WHOLE rows centroids are fitted on SAMPLE
+SMALL_SET_SIZES = (128, 512, 2048, 8192)  # sizes that small sets are padded to: a program each
+IN_MEMORY_BYTES = 1 << 30  # bytes of rows that may stay in memory
+MAX_FITTED_ROWS = 1_000_000  # centroids of more rows are fitted on a sample of them
+SAMPLE_ROWS = 100_000
 ITERATIONS = 50
 TOLERANCE = 1e-4  # an update that lowers the error by less ends the fit
 _FARTHEST = 16  # most empty clusters that one update seeds again
@@ -159,23 +160,23 @@ def sample(rows: np.ndarray, size: int, seed: int) -> np.ndarray:
     return rows[np.sort(np.random.default_rng(seed).choice(len(rows), size, replace=False))]
 
 
-def fit(
+def kmeans(
     vectors: np.ndarray,
     k: int,
     seed: int,
     rows: np.ndarray | None = None,
     mesh: Mesh | None = None,
-    note: Callable[[str], object] = lambda text: None,
+    report: Callable[[str], object] = lambda text: None,
 ) -> np.ndarray:
     """Centroids, float32 K×E, of the vectors (N×E, maybe memory-mapped) at `rows` (None: all of them).
 
     k-means++, then Lloyd's iterations. K is below k where there are fewer distinct vectors. Above a million
-    rows they are fitted on 100,000 (Pradeep et al. 2023). `note` is told the iteration.
+    rows they are fitted on 100,000 (Pradeep et al. 2023). `report` is told the iteration.
     """
     mesh = mesh or all_devices()
     rows = np.arange(len(vectors)) if rows is None else rows
-    if len(rows) > WHOLE:
-        rows = sample(rows, max(SAMPLE, 64 * k), seed)
+    if len(rows) > MAX_FITTED_ROWS:
+        rows = sample(rows, max(SAMPLE_ROWS, 64 * k), seed)
     few = sample(rows, max(BLOCK, 4 * k), seed)
     x, weight, _ = next(blocks(vectors, few, max(len(few), BLOCK), mesh))
     centroids, used = _first(np.uint32(seed), x, weight, k)
@@ -183,7 +184,7 @@ def fit(
     def stream():
         return blocks(vectors, rows, block_size(k), mesh)
 
-    kept = list(stream()) if 4 * len(rows) * vectors.shape[1] <= KEPT else None
+    kept = list(stream()) if 4 * len(rows) * vectors.shape[1] <= IN_MEMORY_BYTES else None
 
     def read_all() -> _Sums:
         sums = None
@@ -195,7 +196,7 @@ def fit(
         return sums
 
     for iteration in range(ITERATIONS):
-        note(f"iteration {iteration + 1}")
+        report(f"iteration {iteration + 1}")
         centroids, used, done = _means(centroids, used, read_all())
         if done:
             break
@@ -220,15 +221,15 @@ def assign(
     return codes
 
 
-def fit_many(
+def kmeans_many(
     vectors: np.ndarray, sets: list[np.ndarray], spans: list[tuple[int, int]], k: int, seed: int, mesh: Mesh
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Clusters many small sets (rows of `vectors`, at most SMALL[-1] each): (which, centroids k×E, codes).
+    """Clusters many small sets (rows of `vectors`): (which, centroids k×E, codes).
 
     `spans` are two numbers a set, which together with the seed choose its random numbers. Some centroids may
     be nobody's.
     """
-    sizes = np.array(SMALL)[np.searchsorted(SMALL, [len(rows) for rows in sets])]
+    sizes = np.array(SMALL_SET_SIZES)[np.searchsorted(SMALL_SET_SIZES, [len(rows) for rows in sets])]
     place = batch_sharding(mesh)
     for size in np.unique(sizes):
         group = round_up(2 * BLOCK // size, mesh.shape["data"])

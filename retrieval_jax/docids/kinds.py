@@ -1,39 +1,39 @@
-"""The verb `docids`: gives every passage of a collection its token sequence."""
+"""Docid kinds: what a kind defines, and the registry that finds a kind by its name.
+
+A kind is a subclass of `DocidKind` under `@register`. The package's own kinds are in identifiers.py,
+semantic.py and residual.py, which `retrieval_jax.docids` imports; a module elsewhere registers its kinds
+when it is imported (in a gin file: `import my_package.my_docids`).
+"""
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from jax.sharding import Mesh
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import bar, log
 from retrieval_jax.core.values import Names
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
-from retrieval_jax.docids import residual, semantic
-from retrieval_jax.docids.table import DocidTable
-
-LONG = 64  # tokens from which on a single long docid is told of
+from retrieval_jax.docids.search_strategies import SearchStrategy, TrieSearch
+from retrieval_jax.docids.table import DocidShape, DocidTable
 
 
 @dataclasses.dataclass(frozen=True)
-class Earlier:
-    """A table of an earlier state of the collection, whose docids stay."""
+class PreviousTable:
+    """The docid table of an earlier state of the collection, whose passages keep their docids."""
 
     folder: Path
     manifest: dict
     table: DocidTable
 
     @classmethod
-    def open(cls, folder: str, kind: str) -> "Earlier":
-        """Raises UserError where it is not a table of that kind."""
+    def open(cls, folder: str | Path, kind: str) -> "PreviousTable":
+        """Opens the table in a folder. Raises UserError where it is not a table of that kind."""
         table = DocidTable.open(folder)
         if table.kind != kind:
             raise UserError(f"EXTENDS: {folder}: holds {table.kind} docids: name a table of {kind} docids")
@@ -41,239 +41,144 @@ class Earlier:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What docids are made of. `vectors` (N×E) and `settings` are there for the clustered kinds.
+class DocidRequest:
+    """What a kind makes docids from.
 
-    Clusters are computed on the `mesh` (None: on all devices).
+    Attributes:
+      collection: the collection whose passages get docids.
+      previous: the table to extend; None for a new table.
+      vectors: the passages' vectors, N×E of any float type, maybe mapped from a file; None where none were
+        given. A kind with `needs_vectors` always gets them.
+      settings: an instance of the kind's `settings` class, as gin configures it, or as the previous table was
+        made with; None for a kind without settings.
+      seed: seed of every random choice.
+      mesh: the devices to compute on; None for all devices.
     """
 
     collection: Collection
-    earlier: Earlier | None = None
+    previous: PreviousTable | None = None
     vectors: np.ndarray | None = None
-    settings: semantic.Settings | residual.Settings | None = None
+    settings: object = None
     seed: int = 0
     mesh: Mesh | None = None
 
     @functools.cached_property
-    def earlier_rows(self) -> np.ndarray:
-        """int64: the row of each passage in the earlier table, -1 where it is not there."""
-        if self.earlier is None:
+    def previous_rows(self) -> np.ndarray:
+        """int64, N: the row of each passage in the previous table, -1 for a passage that it lacks."""
+        if self.previous is None:
             return np.full(self.collection.passage_count, -1)
-        return arrow_ids.find_rows(self.earlier.table.passage_ids, self.collection.ids)
+        return arrow_ids.find_rows(self.previous.table.passage_ids, self.collection.ids)
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
-        """The passages that need a docid."""
-        return np.flatnonzero(self.earlier_rows < 0)
-
-    def table(self, kind: str, made: "Made") -> DocidTable:
-        """Docids of all passages: the earlier ones as they were, the made ones of the others."""
-        tokens_NxL, ancestors = made.tokens_NxL, ()
-        if self.earlier:
-            old, new = self.earlier.table, made.tokens_NxL
-            ancestors = (old.fingerprint(), *old.ancestors)
-            dtype = max(old.tokens_NxL.dtype, new.dtype, key=lambda dtype: dtype.itemsize)
-            tokens_NxL = np.zeros((self.collection.passage_count, max(old.length, new.shape[1])), dtype)
-            kept = self.earlier_rows >= 0
-            tokens_NxL[kept, : old.length] = old.tokens_NxL[self.earlier_rows[kept]]
-            tokens_NxL[~kept, : new.shape[1]] = new
-        size = made.output_size(tokens_NxL.shape[1])
-        collection = self.collection
-        return DocidTable(
-            kind, tokens_NxL, collection.ids, size, collection.fingerprint, ancestors, made.vocabulary
-        )
+        """int64: the rows of the passages that need a docid, ascending; all rows for a new table."""
+        return np.flatnonzero(self.previous_rows < 0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-    """Docids of `Job.rows`; the softmax's width for docids of a length; what the manifest shall say."""
+class DocidResult:
+    """The docids that a kind made.
+
+    Attributes:
+      tokens_NxL: non-negative integers, one row for each of `DocidRequest.rows`, padded with 0 on the right.
+      output_size: number of tokens of the softmax, which is above every token. None: the size of the text
+        vocabulary for a kind that writes its pieces, else the largest token + 1, rounded up to 128.
+      facts: JSON values to keep in the table's manifest; `extend` finds them in `previous.manifest`.
+      write: writes what was fitted (a tree of clusters, for example) into the table's folder.
+    """
 
     tokens_NxL: np.ndarray
-    output_size: Callable[[int], int]
-    facts: dict
-    write: Callable[[Path], object] = lambda folder: None  # what was fitted, beside the table
-    vocabulary: str | None = None  # of a text vocabulary whose pieces they are, its checksum
+    output_size: int | None = None
+    facts: dict = dataclasses.field(default_factory=dict)
+    write: Callable[[Path], object] = lambda folder: None
 
 
-def atomic(job: Job) -> Made:
-    """One token a passage: row + 1, since 0 is padding. The softmax is padded to a multiple of 128.
+class DocidKind:
+    """A kind of docids. A subclass defines `name`, `build` and `shape`, and the rest where it differs.
 
-    New passages take the next tokens; those of passages that went are not given again.
+    Attributes:
+      name: the value of DOCIDS that selects the kind; with `pattern`, how a value looks: "rq_LxV".
+      pattern: a regular expression for the names of a family of kinds. Its groups are whole numbers, with
+        which the class is called. None where `name` is the only name.
+      settings: a class that gin configures, whose instance `DocidRequest.settings` holds; None without any.
+      needs_vectors: whether the docids depend on the passages' vectors.
+      text_vocabulary: whether the tokens are pieces of the collection's text vocabulary (and the model writes
+        them through the softmax over that vocabulary), not tokens of the docids' own.
+      search: how a model finds the docids: along a trie, or, where every docid is a single token of its own,
+        in one step of the softmax.
     """
-    numbers, assigned = _numbers(job)
-    tokens_Nx1 = (numbers + 1).astype(np.int32)[:, None]
-    return Made(tokens_Nx1, lambda _: round_up(assigned + 1, 128), {"assigned": assigned})
+
+    name: str
+    pattern: ClassVar[str | None] = None
+    settings: ClassVar[type | None] = None
+    needs_vectors: ClassVar[bool] = False
+    text_vocabulary: ClassVar[bool] = False
+    search: ClassVar[type[SearchStrategy]] = TrieSearch
+
+    def build(self, request: DocidRequest) -> DocidResult:
+        """Makes the docids of a new table."""
+        raise NotImplementedError
+
+    def extend(self, request: DocidRequest) -> DocidResult:
+        """Makes docids for the passages that `request.previous` lacks; the docids in it do not change.
+
+        Raises UserError where the kind, or this table, cannot be extended.
+        """
+        raise UserError(f"EXTENDS: {self.name} docids cannot be extended: leave it out to make a new table")
+
+    def shape(self, passages: int, vocab_size: int) -> DocidShape:
+        """Says how large a table of this kind is without making one, rather too large than too small.
+
+        Args:
+          passages: number of passages, whose ids are taken to be numbers from 0 on.
+          vocab_size: size of the text vocabulary.
+        """
+        raise NotImplementedError
 
 
-def naive(job: Job) -> Made:
-    """The passage's id string through the text vocabulary, then end of sequence.
+_KINDS: dict[str, type[DocidKind]] = {}
 
-    Ids that the vocabulary writes alike (by case folding, say) share a docid; so may two passages. Raises
-    UserError where they would because the vocabulary lacks a character of theirs.
+
+def register(kind: type[DocidKind]) -> type[DocidKind]:
+    """Adds a docid kind to those that DOCIDS may name; used as a class decorator.
+
+    A second class of the same name replaces the first, as when a notebook's cell runs again.
     """
-    if job.earlier:
-        raise UserError("EXTENDS: naive docids are the ids, which do not move: leave it out")
-    vocabulary = Vocabulary(job.collection.vocabulary_path)
-
-    def parts() -> Iterable[np.ndarray]:
-        for some in _batches(job.collection.ids):
-            docids = vocabulary.model.encode(some, add_eos=True)
-            longest = max(map(len, docids))
-            yield np.array([d + [0] * (longest - len(d)) for d in docids], np.int32)
-
-    tokens_NxL = _stack(parts())
-    _refuse_unwritable_ids(tokens_NxL, job.collection.ids, vocabulary.model.unk_id())
-    _warn_of_long_docid(tokens_NxL, job.collection.ids)
-    return Made(tokens_NxL, lambda _: vocabulary.size, {}, vocabulary=vocabulary.checksum)
+    _KINDS[kind.name] = kind
+    return kind
 
 
-def _refuse_unwritable_ids(tokens_NxL: np.ndarray, ids: pa.Array, unknown: int) -> None:
-    """Raises UserError where docids are alike for a character that the vocabulary does not know."""
-    rows = np.flatnonzero((tokens_NxL == unknown).any(axis=1))
-    distinct, counts = np.unique(tokens_NxL[rows], axis=0, return_counts=True)
-    if len(distinct) == len(rows):
-        return
-    shared = (tokens_NxL[rows] == distinct[counts.argmax()]).all(axis=1)
-    a, b = ids.take(pa.array(rows[shared][:2])).to_pylist()
-    sharing = int(counts[counts > 1].sum())
+def kind_names() -> list[str]:
+    """Returns the names of all registered kinds, in the order of their registration."""
+    return list(_KINDS)
+
+
+KIND = Names("a kind of docids", kind_names)
+
+
+def docid_kind(name: str | None) -> DocidKind:
+    """Returns the kind of a name, as "naive" or "rq_8x256". Raises UserError where no kind has it."""
+    for kind in _KINDS.values():
+        if match := re.fullmatch(kind.pattern or re.escape(kind.name), name or ""):
+            return kind(*map(int, match.groups()))
     raise UserError(
-        f"DOCIDS: the vocabulary cannot write {len(rows):,} of the ids, and {sharing:,} passages would share "
-        f"a docid for that (as {a!r} and {b!r}): take naive_digits or atomic docids, or "
-        "import with a vocabulary that is learned on the collection (VOCABULARY=None)"
+        f"DOCIDS: no kind {name!r}: choose one of {', '.join(kind_names())} "
+        "(capital letters stand for numbers, as in rq_8x256)"
     )
 
 
-def _warn_of_long_docid(tokens_NxL: np.ndarray, ids: pa.Array) -> None:
-    """Says so where one id is much longer than most: every row of the table, and every target, is as wide."""
-    lengths = np.count_nonzero(tokens_NxL, axis=1)
-    longest, usual = int(lengths.max(initial=0)), int(np.median(lengths)) if len(lengths) else 0
-    if longest > max(LONG, 4 * usual):
-        row = int(lengths.argmax())
-        log(
-            f"docids/naive: the docid of passage {ids[row].as_py()[:40]!r} has {longest} tokens, and {usual} "
-            "are usual: all targets are padded to that, so training is slower; a shorter id would mend it"
-        )
-
-
-def naive_digits(job: Job) -> Made:
-    """The id if every id is a decimal number, else the row's number: 2 + digit a token, then the end."""
-    decimal = pc.all(pc.match_substring_regex(job.collection.ids, "^[0-9]+$")).as_py()
-    ids = job.earlier.manifest["ids"] if job.earlier else decimal
-    if ids and not decimal:
-        raise UserError("EXTENDS: its docids are the ids, and now not all ids are numbers: leave it out")
-    if ids:
-        texts, facts = job.collection.ids.take(pa.array(job.rows)), {"ids": True}
-    else:
-        numbers, assigned = _numbers(job)
-        texts, facts = arrow_ids.array(pa.array(numbers)), {"ids": False, "assigned": assigned}
-
-    def parts() -> Iterable[np.ndarray]:
-        for some in _batches(texts):
-            ascii_N = np.array(some, "S")
-            tokens_NxL = np.zeros((len(some), ascii_N.itemsize + 1), np.uint8)
-            tokens_NxL[:, :-1] = ascii_N[:, None].view(np.uint8)
-            tokens_NxL[tokens_NxL > 0] -= ord("0") - 2
-            tokens_NxL[np.arange(len(some)), np.char.str_len(ascii_N)] = EOS
-            yield tokens_NxL
-
-    return Made(_stack(parts()), lambda _: round_up(2 + 10, 128), facts)
-
-
-def _numbers(job: Job) -> tuple[np.ndarray, int]:
-    """(numbers of the passages that need one, how many numbers were then ever given)."""
-    assigned = job.earlier.manifest["assigned"] if job.earlier else 0
-    return np.arange(assigned, assigned + len(job.rows)), assigned + len(job.rows)
-
-
-def _batches(ids: pa.Array) -> Iterable[list[str]]:
-    with bar("naive docids", len(ids)) as advance:
-        for some in arrow_ids.batches(ids):
-            yield some
-            advance(len(some))
-
-
-def _stack(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """One below the other, padded with 0 to the longest docid."""
-    parts = [*parts] or [np.zeros((0, 1), np.uint8)]
-    shape = sum(map(len, parts)), max(part.shape[1] for part in parts)
-    stacked, first = np.zeros(shape, parts[0].dtype), 0
-    for part in parts:
-        stacked[first : first + len(part), : part.shape[1]] = part
-        first += len(part)
-    return stacked
-
-
-def _semantic(job: Job, two_d: bool) -> Made:
-    """See semantic.py. New passages descend the fitted tree, and take the next numbers of their leaves."""
-    if job.earlier:
-        settings = semantic.Settings(**job.earlier.manifest["settings"])
-        tree = semantic.Tree.open(job.earlier.folder)
-        _check_dimensions(job, tree.centroids_MxE)
-        leaves = tree.descend(job.vectors, job.rows)
-    else:
-        settings = job.settings
-        tree, leaves = semantic.grow(job.vectors, settings, job.seed, job.mesh)
-    tokens_NxL = semantic.tokens(
-        tree, leaves, tree.take_leaf_indices(leaves), settings.clusters_per_node, two_d
-    )
-    size = functools.partial(semantic.output_size, base=settings.clusters_per_node, two_d=two_d)
-    facts = {"settings": dataclasses.asdict(settings), "clusters": len(tree.next_index_M)}
-    return Made(tokens_NxL, size, facts, tree.write)
-
-
-def _residual(job: Job, levels: int, size: int) -> Made:
-    """See residual.py. New passages get codes of the fitted codebooks, and the next numbers within them."""
-    if job.earlier:
-        settings = residual.Settings(**job.earlier.manifest["settings"])
-        books = residual.Codebooks.open(job.earlier.folder)
-        _check_dimensions(job, books.vectors_LxVxE)
-        old = residual.codes(job.earlier.table.tokens_NxL, levels, size)
-    else:
-        settings = job.settings
-        books = residual.fit(job.vectors, levels, size, job.seed, job.mesh)
-        old = None
-    codes, errors = books.encode(job.vectors, job.rows, job.mesh)
-    numbers = residual.numbers(codes, *(old or (codes[:0], np.zeros(0, np.int64))))
-    if old:
-        digits = job.earlier.table.length - levels
-    else:
-        numbered = settings.shared_codes == "token"
-        digits = residual.digits_needed(int(numbers.max()) if numbered else 0, size)
-    last = size**digits - 1
-    sharing = int((numbers > last).sum())
-    if sharing and settings.shared_codes == "token":
-        log(f"{sharing} new passages share a docid: the table that is extended has no numbers left for them")
-    facts = {
-        "settings": dataclasses.asdict(settings),
-        "codes": books.sizes_L.tolist(),
-        "reconstruction_error": (errors[1:] / max(errors[0], 1e-30)).tolist(),
-        "collisions": sharing,
-    }
-    tokens_NxL = residual.tokens(codes, np.minimum(numbers, last), digits, size)
-    return Made(tokens_NxL, functools.partial(residual.output_size, size=size), facts, books.write)
-
-
-def _check_dimensions(job: Job, fitted: np.ndarray) -> None:
-    if job.vectors.shape[-1] != fitted.shape[-1]:
+def check_dimensions(request: DocidRequest, fitted: np.ndarray) -> None:
+    """Raises UserError where the vectors are not as wide as those that the previous table was fitted on."""
+    if request.vectors.shape[-1] != fitted.shape[-1]:
         raise UserError(
-            f"EMBEDDINGS: vectors of {job.vectors.shape[-1]} dimensions, but {job.earlier.folder} was made "
-            f"of {fitted.shape[-1]}: use the same model's"
+            f"EMBEDDINGS: vectors of {request.vectors.shape[-1]} dimensions, but {request.previous.folder} "
+            f"was made of {fitted.shape[-1]}: use the same model's"
         )
 
 
-BY_ID = {maker.__name__: maker for maker in (atomic, naive, naive_digits)}
-KIND = Names("a kind of docids", (*BY_ID, "semantic", "semantic_2d", "rq_LxV"))
-
-
-def maker_of(kind: str | None) -> tuple[Callable[[Job], Made], type | None]:
-    """(what makes docids of a kind, the class of its settings). UserError for a kind that does not exist."""
-    if kind in BY_ID:
-        return BY_ID[kind], None
-    if kind in ("semantic", "semantic_2d"):
-        return functools.partial(_semantic, two_d=kind == "semantic_2d"), semantic.Settings
-    if match := re.fullmatch(r"rq_([1-9]\d*)x([1-9]\d*)", kind or ""):
-        levels, size = map(int, match.groups())
-        if size > 1:
-            return functools.partial(_residual, levels=levels, size=size), residual.Settings
-    kinds = ", ".join([*BY_ID, "semantic", "semantic_2d"])
-    raise UserError(f"DOCIDS: no kind {kind!r}: choose one of {kinds}, or rq_LxV (L codes of V, as rq_8x256)")
+def digits_needed(highest: int, base: int) -> int:
+    """Returns how many digits of a base the numbers from 0 to `highest` take: none for 0 alone."""
+    count = 0
+    while base**count <= highest:
+        count += 1
+    return count

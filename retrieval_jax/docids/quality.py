@@ -1,4 +1,4 @@
-"""How good docids are before any training: the shape of their tree; whether like passages begin alike."""
+"""How good docids are before any training: the shape of their trie, and prefixes that neighbours share."""
 
 import io
 import os
@@ -20,33 +20,40 @@ def report(
     queries: int = 1000,
     neighbours: int = 10,
 ) -> dict:
-    """Measures a table, and where vectors are given how it agrees with them. Gives plain JSON types.
+    """Measures the quality of a docid table: the shape of its trie, and how docids agree with vectors.
 
-    A node is a prefix of docids, its depth the tokens of that prefix. Each distinct docid counts once, except
-    in "collisions" and "neighbours", which count passages.
+    A node is a prefix of docids, its depth the number of tokens of that prefix. Each distinct docid counts
+    once, except in "collisions" and "neighbours", which count passages. The report has:
 
-      kind, passages, distinct: the docids' kind, how many passages there are, how many different docids.
-      collisions: passages whose docid another has too, and the largest group with one docid.
-      length: min, mean, max tokens of a docid.
-      tokens_to_uniqueness: mean, max length (at least one) of the shortest prefix that no other docid has.
-      fanout: for each depth with such nodes, the nodes with two or more docids, and the mean and max of their
-        children (different next tokens).
-      leaves: a leaf is a node under which docids become unique by one more token, its size how many do. So
-        every docid is in one leaf, whatever follows (an end of sequence, say). How many leaves there are, the
-        mean, median and max of their sizes, and how many have sizes 1, 2–3, 4–7, 8–15, …
-      entropy: for each position, the docids with a token there, the tokens they use, and their entropy as a
-        share of its maximum, log(used): 1 where all are used equally often (also where only one is used).
-      neighbours, where vectors are given: of randomly chosen passages ("queries") and the nearest passages of
-        each by cosine ("neighbours"), the share of pairs whose docids begin with the same 1, 2, 3, … tokens,
-        and the mean number that they begin with; beside it what is expected where the same docids are dealt
-        to the passages at random; and the ratio of the two means (None where the latter is 0).
+      kind, passages, distinct: the docid kind, the number of passages, the number of different docids.
+      collisions: the number of passages that share their docid, and the largest group that shares one.
+      length: min, mean and max number of tokens of a docid.
+      tokens_to_uniqueness: mean and max length (at least one) of the shortest prefix that no other docid has.
+      fanout: for each depth with such nodes, the number of nodes with two or more docids, and the mean and
+        max number of their children (different next tokens).
+      leaves: a leaf is a node under which docids become unique by one more token; its size is the number of
+        those docids. So every docid is in one leaf, whatever tokens follow. The number of leaves, the mean,
+        median and max of their sizes, and how many leaves have sizes 1, 2–3, 4–7, 8–15, …
+      entropy: for each position, the number of docids with a token there, the number of different tokens, and
+        their entropy relative to its maximum, log(different tokens): 1 if all are used equally often (also if
+        there is only one).
+      neighbours, if vectors are given: for random passages ("queries") and the nearest passages of each by
+        cosine ("neighbours"), the share of pairs whose docids share a prefix of 1, 2, 3, … tokens, and the
+        mean length of the shared prefix; beside it what is expected if the same docids are dealt to the
+        passages at random; and the ratio of the two means (None if the latter is 0).
 
     Args:
-      table: docids of which none is a prefix of another (`write` sees to it).
-      vectors_NxE: any float type, row by row as the table's passages; may be mapped from a file.
-      seed: chooses the queries.
+      table: docids of which none is a prefix of another (`DocidTable.write` checks that).
+      vectors_NxE: the passages' vectors, of any float type, maybe mapped from a file; None for no neighbours.
+      seed: seed of the choice of queries.
+      queries: number of passages whose neighbours are compared.
+      neighbours: number of neighbours of each.
 
-    Raises UserError where there are not as many vectors as passages.
+    Returns:
+      The report, of plain JSON types.
+
+    Raises:
+      UserError: there are not as many vectors as passages.
     """
     tokens_NxL = table.tokens_NxL
     N, L = tokens_NxL.shape
@@ -91,9 +98,18 @@ def report(
 
 
 def nearest(vectors_NxE: np.ndarray, query_Q: np.ndarray, k: int, block: int = 1 << 14) -> np.ndarray:
-    """int32, Q × k: for each of rows `query_Q` the k other rows with the largest cosines, best first.
+    """Finds the nearest neighbours of vectors by cosine: exact, in float32.
 
-    Exact, in float32. Reads the vectors once, `block` rows at a time. Zeros alone have cosine 0 with all.
+    The vectors are read once. A vector of zeros has cosine 0 with all others.
+
+    Args:
+      vectors_NxE: any float type, maybe mapped from a file.
+      query_Q: the rows whose neighbours are wanted.
+      k: number of neighbours.
+      block: number of rows that are read at once.
+
+    Returns:
+      int32, Q×k: rows, the nearest first; a row is not its own neighbour.
     """
     query_QxE = _unit(vectors_NxE[query_Q])
     best = jnp.full((len(query_Q), k), -jnp.inf), jnp.zeros((len(query_Q), k), jnp.int32)
@@ -107,7 +123,7 @@ def nearest(vectors_NxE: np.ndarray, query_Q: np.ndarray, k: int, block: int = 1
 
 @jax.jit
 def _nearer(best, query_QxE, query_Q, vectors_BxE, first) -> tuple[jax.Array, jax.Array]:
-    """(cosines, rows) of the nearest among the best so far and a block that begins with row `first`."""
+    """Merges the nearest rows so far with a block whose first row is `first`: (cosines Q×k, rows Q×k)."""
     scores_QxB = jnp.einsum("qe,be->qb", query_QxE, _unit(vectors_BxE), precision="highest")
     rows_B = first + jnp.arange(len(vectors_BxE), dtype=jnp.int32)
     scores_QxB = jnp.where(rows_B == query_Q[:, None], -jnp.inf, scores_QxB)
@@ -123,14 +139,14 @@ def _unit(vectors_BxE) -> jax.Array:
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How many tokens docids (last axis, padded with 0) begin with alike."""
+    """Returns the length of the prefix that docids share (docids on the last axis, padded with 0)."""
     return ((a == b) & (a != 0)).cumprod(-1).sum(-1)
 
 
 def _shares_by_chance(shared_N: np.ndarray, length: int) -> list[float]:
-    """Of all pairs of passages, the share whose docids begin with the same 1, 2, … tokens.
+    """Returns the share of all pairs of passages whose docids share a prefix of 1, 2, … tokens.
 
-    So it is for any pairs, on average, where the docids are dealt to the passages at random.
+    That is the expected share for any pairs if the docids are dealt to the passages at random.
     """
     N = len(shared_N)
     shares = []
@@ -142,7 +158,7 @@ def _shares_by_chance(shared_N: np.ndarray, length: int) -> list[float]:
 
 
 def _tree(shared_D: np.ndarray, unique_D: np.ndarray) -> tuple[list[dict], dict]:
-    """`fanout` and `leaves` of sorted, distinct docids: how much each shares with the one before it."""
+    """Returns `fanout` and `leaves` of sorted, distinct docids; `shared_D` is with the docid before."""
     fanout, leaf_sizes = [], []
     for depth in range(int(unique_D.max())):
         # A node of this depth is a run of docids; the first docid, which has none before it, starts one too.
@@ -176,7 +192,7 @@ def _tree(shared_D: np.ndarray, unique_D: np.ndarray) -> tuple[list[dict], dict]
 
 
 def _entropy(tokens_NxL: np.ndarray, rows_D: np.ndarray) -> list[dict]:
-    """`entropy` of some rows."""
+    """Returns `entropy` of the docids in these rows."""
     found = []
     for position in range(tokens_NxL.shape[1]):
         counts = np.bincount(tokens_NxL[rows_D, position])[1:]
@@ -198,9 +214,14 @@ _ONE, _OTHER = "#0072b2", "#e69f00"  # Okabe and Ito's colours, which colour-bli
 
 
 def plot(report: dict, path: str | os.PathLike) -> None:
-    """Draws fan-out, leaf sizes and (where vectors were given) what neighbours share, as one PNG.
+    """Draws fan-out, leaf sizes and (if vectors were given) the prefixes that neighbours share, as one PNG.
 
-    Raises UserError where the path cannot be written.
+    Args:
+      report: what `report` gave.
+      path: the file to write.
+
+    Raises:
+      UserError: the path cannot be written.
     """
     from matplotlib.figure import Figure  # slow to import, and only pictures need it
 
@@ -243,7 +264,7 @@ def _draw_leaves(axes, report: dict) -> None:
     axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts.values()], fontsize="x-small")
     if len(counts) > 5:
         axes.tick_params(axis="x", labelsize="x-small", rotation=40)
-    axes.set(xlabel="docids that part in the leaf", ylabel="leaves")
+    axes.set(xlabel="docids in the leaf", ylabel="leaves")
     middle, half = (len(counts) - 1) / 2, max(len(counts), 4) / 2  # a single bar stays slim
     axes.set_xlim(middle - half, middle + half)
     axes.yaxis.set_major_formatter("{x:,.0f}")

@@ -1,4 +1,8 @@
-"""Residual-quantised docids: what one codebook leaves, the next one quantises (TIGER, RIPOR)."""
+"""Residual-quantised docids: each codebook quantises what the codebooks before it left (RQ).
+
+TIGER (Rajput et al. 2023, section 3.1) introduced such docids to recommendation; RIPOR (Zeng et al. 2024) to
+retrieval, with tokens of its own for each position.
+"""
 
 import dataclasses
 import functools
@@ -12,10 +16,19 @@ from jax.sharding import Mesh
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import bar
+from retrieval_jax.core.progress import bar, log
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.order import order
 from retrieval_jax.docids import clustering
+from retrieval_jax.docids.kinds import (
+    DocidKind,
+    DocidRequest,
+    DocidResult,
+    check_dimensions,
+    digits_needed,
+    register,
+)
+from retrieval_jax.docids.table import DocidShape
 from retrieval_jax.mesh.partitioning import all_devices
 
 FILE = "codebooks.safetensors"
@@ -26,8 +39,10 @@ FILE = "codebooks.safetensors"
 class Settings:
     """What becomes of passages with the same codes.
 
-    "token": if any have, every docid ends with the number within its codes (TIGER, Rajput et al. 2023,
-    section 3.1); "list": they share the docid, and a search lists them all.
+    Attributes:
+      shared_codes: "token": if any passages have the same codes, every docid ends with the index of its
+        passage among those with its codes (TIGER, section 3.1). "list": such passages share the docid, and a
+        search that finds it lists them all.
     """
 
     shared_codes: str = "token"
@@ -39,11 +54,11 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Codebooks:
-    """One codebook a level: its first `sizes_L` vectors; the rest is padding of zeros.
+    """L codebooks of up to V vectors.
 
     Attributes:
-      vectors_LxVxE: float32.
-      sizes_L: int32, below V where a level's residuals had fewer distinct vectors.
+      vectors_LxVxE: float32; of each level only the first `sizes_L` vectors are used, the rest is zero.
+      sizes_L: int32, below V at a level whose residuals had fewer distinct vectors.
     """
 
     vectors_LxVxE: np.ndarray
@@ -52,39 +67,45 @@ class Codebooks:
     def encode(
         self, vectors: np.ndarray, rows: np.ndarray | None = None, mesh: Mesh | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Codes of the vectors (N×E, maybe memory-mapped) at `rows` (None: all), streaming.
+        """Quantises vectors, in blocks that stream through the devices.
+
+        Args:
+          vectors: N×E of any float type, maybe mapped from a file.
+          rows: int, the rows of `vectors` to quantise; None for all.
+          mesh: the devices to compute on; None for all devices.
 
         Returns:
-          (codes N×L of the smallest unsigned type; float64 L+1: the mean squared norm of the vectors, then of
-          what is left of them after each level).
+          (codes of the smallest unsigned type, rows×L; float64 L+1: the mean squared norm of the vectors,
+          then of their residuals after each level).
         """
         mesh = mesh or all_devices()
         rows = np.arange(len(vectors)) if rows is None else rows
         levels, size, _ = self.vectors_LxVxE.shape
         codes = np.empty((len(rows), levels), np.min_scalar_type(size - 1))
         errors, first = np.zeros(levels + 1), 0
-        books, used = jnp.asarray(self.vectors_LxVxE), np.arange(size) < self.sizes_L[:, None]
+        codebooks, used = jnp.asarray(self.vectors_LxVxE), np.arange(size) < self.sizes_L[:, None]
         with bar("encoding", len(rows)) as advance:
             for x, weight, count in clustering.blocks(vectors, rows, clustering.block_size(size), mesh):
-                some, left = _encode(x, weight, books, used)
-                codes[first : first + count] = np.asarray(some)[:count]
-                errors += np.asarray(left, np.float64)
+                block_codes, sums = _encode(x, weight, codebooks, used)
+                codes[first : first + count] = np.asarray(block_codes)[:count]
+                errors += np.asarray(sums, np.float64)
                 first += count
                 advance(count)
         return codes, errors / max(len(rows), 1)
 
     def write(self, folder: Path) -> None:
+        """Writes the codebooks into a docid table's folder."""
         storage.write_arrays(folder / FILE, self)
 
     @classmethod
     def open(cls, folder: Path) -> "Codebooks":
-        """Raises UserError where the folder holds no readable codebooks."""
+        """Reads the codebooks of a docid table. Raises UserError where there are none that can be read."""
         return storage.read_arrays(folder / FILE, cls, "make the docids again without EXTENDS")
 
 
 @jax.jit
 def _encode(x_BxE, weight_B, books_LxVxE, used_LxV) -> tuple[jax.Array, jax.Array]:
-    """(codes B×L, sums of squared norms L+1)."""
+    """Returns (codes B×L, the sums of squared norms before the first and after each level, L+1)."""
 
     def level(x, book):
         codes, _ = clustering.nearest(x, *book)
@@ -99,38 +120,56 @@ def _encode(x_BxE, weight_B, books_LxVxE, used_LxV) -> tuple[jax.Array, jax.Arra
 _subtract = jax.jit(lambda x, book: x - book[clustering.nearest(x, book, jnp.ones(len(book), bool))[0]])
 
 
-def fit(vectors: np.ndarray, levels: int, size: int, seed: int, mesh: Mesh | None = None) -> Codebooks:
-    """`levels` codebooks of up to `size` vectors: k-means of the vectors, then of what each level leaves.
+def fit_codebooks(
+    vectors: np.ndarray, levels: int, size: int, seed: int, mesh: Mesh | None = None
+) -> Codebooks:
+    """Fits codebooks: k-means of the vectors, then of the residuals that each level leaves.
 
-    In memory are the vectors (N×E) that they are fitted on: all up to a million, a sample above.
+    Up to a million vectors are all held in memory, as float32; of more, a sample.
+
+    Args:
+      vectors: N×E of any float type, maybe mapped from a file.
+      levels: number of codebooks.
+      size: number of vectors of a codebook, at most.
+      seed: seed of the sample and of k-means.
+      mesh: the devices to compute on; None for all devices.
     """
     mesh = mesh or all_devices()
     rows = np.arange(len(vectors))
-    if len(rows) > clustering.WHOLE:
-        rows = clustering.sample(rows, max(clustering.SAMPLE, 64 * size), seed)
-    left = np.asarray(vectors[rows], np.float32)  # a copy
-    books = np.zeros((levels, size, vectors.shape[1]), np.float32)
+    if len(rows) > clustering.MAX_FITTED_ROWS:
+        rows = clustering.sample(rows, max(clustering.SAMPLE_ROWS, 64 * size), seed)
+    residuals = np.asarray(vectors[rows], np.float32)  # a copy
+    codebooks = np.zeros((levels, size, vectors.shape[1]), np.float32)
     sizes = np.zeros(levels, np.int32)
     with bar("codebooks", levels) as advance:
         for level in range(levels):
-            note = functools.partial(advance, 0)
-            book = clustering.fit(left, size, seed + level, mesh=mesh, note=note)
-            books[level, : len(book)], sizes[level] = book, len(book)
+            report = functools.partial(advance, 0)
+            codebook = clustering.kmeans(residuals, size, seed + level, mesh=mesh, report=report)
+            codebooks[level, : len(codebook)], sizes[level] = codebook, len(codebook)
             first = 0
-            for x, _, count in clustering.blocks(left, np.arange(len(left)), clustering.BLOCK, mesh):
-                left[first : first + count] = np.asarray(_subtract(x, book))[:count]
+            blocks = clustering.blocks(residuals, np.arange(len(residuals)), clustering.BLOCK, mesh)
+            for x, _, count in blocks:
+                residuals[first : first + count] = np.asarray(_subtract(x, codebook))[:count]
                 first += count
             advance()
-    return Codebooks(books, sizes)
+    return Codebooks(codebooks, sizes)
 
 
-def numbers(codes_NxL: np.ndarray, old_codes_OxL: np.ndarray, old_numbers_O: np.ndarray) -> np.ndarray:
-    """int64 N: each passage's number among those with the same codes, going on from the old ones' numbers."""
+def collision_indices(
+    codes_NxL: np.ndarray, old_codes_OxL: np.ndarray, old_indices_O: np.ndarray
+) -> np.ndarray:
+    """Numbers the passages that have the same codes (int64 N), going on from the indices of old passages.
+
+    Args:
+      codes_NxL: codes of the new passages.
+      old_codes_OxL: codes of passages whose indices stay.
+      old_indices_O: int64, those indices.
+    """
     rows, shared = order(np.concatenate([old_codes_OxL, codes_NxL]))
     is_new, starts = rows >= len(old_codes_OxL), shared < codes_NxL.shape[1]
     first = np.flatnonzero(starts)
     group = np.cumsum(starts) - 1
-    highest = np.maximum.reduceat(np.r_[old_numbers_O, np.full(len(codes_NxL), -1)][rows], first)
+    highest = np.maximum.reduceat(np.r_[old_indices_O, np.full(len(codes_NxL), -1)][rows], first)
     place = np.cumsum(is_new)  # from 1, among all new ones
     place -= (place - is_new)[first][group]
     result = np.empty(len(codes_NxL), np.int64)
@@ -138,19 +177,20 @@ def numbers(codes_NxL: np.ndarray, old_codes_OxL: np.ndarray, old_numbers_O: np.
     return result
 
 
-def digits_needed(highest: int, base: int) -> int:
-    """Digits that numbers up to `highest` take; none where 0 is the only number."""
-    count = 0
-    while base**count <= highest:
-        count += 1
-    return count
+def tokens(codes_NxL: np.ndarray, index_N: np.ndarray, digits: int, size: int) -> np.ndarray:
+    """Writes docids: the codes, then the digits of the collision index in base V, without an end.
 
+    Code v at position i is the token 2 + i·V + v: each position has embeddings E_i of its own (RIPOR, Zeng et
+    al. 2024).
 
-def tokens(codes_NxL: np.ndarray, numbers_N: np.ndarray, digits: int, size: int) -> np.ndarray:
-    """Docids, N×(L + digits): codes, then the number's digits in base V, all of this length, without an end.
+    Args:
+      codes_NxL: codes below V.
+      index_N: int64, see `collision_indices`.
+      digits: number of digits of the index; all docids have L + digits tokens.
+      size: V, number of vectors of a codebook.
 
-    Code v at position i is the token 2 + i·V + v (RIPOR, Zeng et al. 2024: embeddings E_i of its own for each
-    position).
+    Returns:
+      N×(L + digits) of the smallest unsigned type.
     """
     count, levels = codes_NxL.shape
     docids = np.empty((count, levels + digits), np.min_scalar_type(1 + (levels + digits) * size))
@@ -158,23 +198,74 @@ def tokens(codes_NxL: np.ndarray, numbers_N: np.ndarray, digits: int, size: int)
         docids[:, level] = codes_NxL[:, level].astype(np.int64) + 2 + level * size
     for digit in range(digits):
         position = levels + digit
-        docids[:, position] = numbers_N // size ** (digits - 1 - digit) % size + 2 + position * size
+        docids[:, position] = index_N // size ** (digits - 1 - digit) % size + 2 + position * size
     return docids
 
 
 def codes(docids_NxL: np.ndarray, levels: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(codes N×levels, int64 numbers N) of docids that `tokens` made."""
+    """Reads docids that `tokens` wrote: (codes N×levels of the smallest unsigned type, int64 N: indices)."""
     found = np.empty((len(docids_NxL), levels), np.min_scalar_type(size - 1))
-    numbers_N = np.zeros(len(docids_NxL), np.int64)
+    index_N = np.zeros(len(docids_NxL), np.int64)
     for position in range(docids_NxL.shape[1]):
         values = docids_NxL[:, position].astype(np.int64) - 2 - position * size
         if position < levels:
             found[:, position] = values
         else:
-            numbers_N = numbers_N * size + values
-    return found, numbers_N
+            index_N = index_N * size + values
+    return found, index_N
 
 
 def output_size(length: int, size: int) -> int:
-    """Width of the softmax for docids of `length` tokens."""
+    """Returns the size of the softmax for docids of `length` tokens."""
     return round_up(2 + length * size, 128)
+
+
+@register
+class Residual(DocidKind):
+    """L codes of codebooks of V vectors: "rq_8x256" is L = 8, V = 256."""
+
+    name = "rq_LxV"
+    pattern = r"rq_([1-9]\d*)x([2-9]|[1-9]\d+)"
+    settings = Settings
+    needs_vectors = True
+
+    def __init__(self, levels: int, size: int):
+        self.levels, self.size = levels, size
+        self.name = f"rq_{levels}x{size}"
+
+    def build(self, request: DocidRequest) -> DocidResult:
+        """See DocidKind."""
+        codebooks = fit_codebooks(request.vectors, self.levels, self.size, request.seed, request.mesh)
+        codes_NxL, errors = codebooks.encode(request.vectors, request.rows, request.mesh)
+        index_N = collision_indices(codes_NxL, codes_NxL[:0], np.zeros(0, np.int64))
+        highest = int(index_N.max()) if request.settings.shared_codes == "token" else 0
+        return self._result(codebooks, codes_NxL, index_N, errors, digits_needed(highest, self.size))
+
+    def extend(self, request: DocidRequest) -> DocidResult:
+        """See DocidKind. New passages get codes of the previous codebooks, and the next collision indices."""
+        codebooks, table = Codebooks.open(request.previous.folder), request.previous.table
+        check_dimensions(request, codebooks.vectors_LxVxE)
+        codes_NxL, errors = codebooks.encode(request.vectors, request.rows, request.mesh)
+        index_N = collision_indices(codes_NxL, *codes(table.tokens_NxL, self.levels, self.size))
+        result = self._result(codebooks, codes_NxL, index_N, errors, table.length - self.levels)
+        collisions = result.facts["collisions"]
+        if collisions and request.settings.shared_codes == "token":
+            log(f"{collisions} new passages share a docid: the docids of the extended table are too short")
+        return result
+
+    def _result(self, codebooks, codes_NxL, index_N, errors, digits: int) -> DocidResult:
+        """Makes docids of codes and as many digits of the index; larger indices share the last docid."""
+        last = self.size**digits - 1
+        tokens_NxL = tokens(codes_NxL, np.minimum(index_N, last), digits, self.size)
+        facts = {
+            "codes": codebooks.sizes_L.tolist(),
+            "reconstruction_error": (errors[1:] / max(errors[0], 1e-30)).tolist(),
+            "collisions": int((index_N > last).sum()),
+        }
+        size = output_size(tokens_NxL.shape[1], self.size)
+        return DocidResult(tokens_NxL, size, facts, codebooks.write)
+
+    def shape(self, passages: int, vocab_size: int) -> DocidShape:
+        """See DocidKind. Where collisions get a token, one digit is taken to be enough."""
+        length = self.levels + (self.settings().shared_codes == "token")
+        return DocidShape(length, output_size(length, self.size), tokens_per_position=self.size)

@@ -1,14 +1,15 @@
-"""The second noun: docids. A table on disk with the token sequence that names each passage.
+"""The docid table: for each passage of a collection the sequence of tokens that names it.
 
 docids/KIND/tokens.npy       uint8, uint16 or int32, passages × length, row = the passage's row, padded with 0
 docids/KIND/ids.arrow        passage ids by row (Arrow IPC file)
-docids/KIND/manifest.json    version, kind, size of the output softmax, collection, ancestors
+docids/KIND/manifest.json    version, kind, search, size of the output softmax, collection, ancestors
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,22 +18,41 @@ from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.decoding.order import order
 
-VERSION = 2
-"""Of the format on disk: tables of another version are not opened."""
+VERSION = 3
+"""Version of the format on disk. Tables of another version are not opened."""
+
+
+class DocidShape(NamedTuple):
+    """What a model and a search need to know of docids that are not made yet.
+
+    Attributes:
+      length: tokens of the longest docid.
+      output_size: size of the softmax that writes the tokens.
+      tokens_per_position: number of different tokens at one position, at most.
+      has_docid_vocab: whether the tokens are the docids' own, not pieces of the text vocabulary.
+    """
+
+    length: int
+    output_size: int
+    tokens_per_position: int
+    has_docid_vocab: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class DocidTable:
-    """Row <-> passage id <-> docid tokens.
+    """The docids of a collection: row <-> passage id <-> docid.
 
     Attributes:
-      kind: how the docids were made: "atomic", "naive", "semantic", "rq_8x256" and so on.
-      tokens_NxL: uint8, uint16 or int32, see `check`. Passages may share a docid.
-      passage_ids: N ids, in the order of the collection.
-      output_size: width of the softmax that writes the tokens (every token is below it).
+      kind: name of the docid kind: "atomic", "naive", "semantic", "rq_8x256" and so on.
+      tokens_NxL: non-negative integers (uint8, uint16 or int32 on disk), row by row as the collection's
+        passages, padded with 0; see `check`. Passages may share a docid.
+      passage_ids: the N ids of the passages.
+      output_size: size of the softmax that writes the tokens; every token is below it.
       collection: fingerprint of the collection.
-      ancestors: fingerprints of the tables that this one extends.
-      vocabulary: checksum of the text vocabulary whose pieces the tokens are; None where they are not.
+      ancestors: fingerprints of the tables that this one extends, the newest first.
+      vocabulary: checksum of the text vocabulary whose pieces the tokens are; None if the tokens are the
+        docids' own.
+      search: name of the strategy that finds the docids, "trie" or "softmax"; see search_strategies.py.
     """
 
     kind: str
@@ -42,28 +62,23 @@ class DocidTable:
     collection: str
     ancestors: tuple[str, ...] = ()
     vocabulary: str | None = None
+    search: str = "trie"
 
     @property
     def length(self) -> int:
-        """Tokens of the longest docid: the decoder's steps."""
+        """Number of tokens of the longest docid."""
         return self.tokens_NxL.shape[1]
 
     @property
     def has_docid_vocab(self) -> bool:
         """Whether the tokens are the docids' own, not pieces of the text vocabulary."""
-        return self.kind != "naive"
-
-    def row_of_tokens(self, outputs: int) -> np.ndarray:
-        """int32 `outputs`: the row of the docid that each token begins (atomic: is); -1 for others."""
-        row_V = np.full(outputs, -1, np.int32)
-        row_V[self.tokens_NxL[:, 0]] = np.arange(len(self.tokens_NxL))
-        return row_V
+        return self.vocabulary is None
 
     def fingerprint(self) -> str:
-        """Of kind, docids and passage ids; equal tokens of another dtype have the same."""
+        """Returns a digest of kind, docids and passage ids, which the dtype of the tokens does not change."""
         return self._fingerprint
 
-    @functools.cached_property  # several users ask, and of millions of docids it takes seconds
+    @functools.cached_property  # it is asked for several times, and of millions of docids it takes seconds
     def _fingerprint(self) -> str:
         def parts() -> Iterator[str | bytes]:
             yield from (self.kind, str(self.length))
@@ -74,16 +89,21 @@ class DocidTable:
         return storage.digest(parts())
 
     def without(self, passage_ids: Iterable[str]) -> "DocidTable":
-        """The table once these passages are taken away; ids that it lacks are ignored."""
+        """Returns the table without these passages. Ids that it lacks are ignored."""
         kept = np.ones(len(self.passage_ids), bool)
         rows = arrow_ids.find_rows(self.passage_ids, passage_ids)
         kept[rows[rows >= 0]] = False
         return self._descendant(self.tokens_NxL[kept], self.passage_ids.filter(pa.array(kept)))
 
     def with_passages(self, passage_ids: Iterable[str], tokens_MxT: np.ndarray) -> "DocidTable":
-        """The table with more passages at its end; their docids are padded with 0, or make it longer.
+        """Returns the table with more passages at its end.
 
-        Raises UserError where a passage is in it already, or as `check` does.
+        Args:
+          passage_ids: ids of M passages.
+          tokens_MxT: their docids, padded with 0. If T exceeds the table's length, the table gets longer.
+
+        Raises:
+          UserError: a passage is in the table already, or `check` finds a fault.
         """
         new = arrow_ids.array(passage_ids)
         there = np.flatnonzero(arrow_ids.find_rows(self.passage_ids, new) >= 0)
@@ -102,9 +122,13 @@ class DocidTable:
         return dataclasses.replace(self, tokens_NxL=tokens_NxL, passage_ids=passage_ids, ancestors=ancestors)
 
     def check(self) -> None:
-        """UserError unless every docid has tokens, all from 1 to output_size - 1, and zeros only after it.
+        """Checks that every docid has tokens, all from 1 to output_size - 1, and zeros only after them.
 
-        Quick: `open` calls it. Whether a docid is a prefix of another takes sorting: `write` finds it.
+        This is quick, and `open` does it. That no docid is a prefix of another, which takes sorting, is
+        checked by `write`.
+
+        Raises:
+          UserError: a docid is wrong; the message names it and its passage.
         """
         limit = self.output_size - 1
         for rows in blocks(len(self.tokens_NxL)):
@@ -123,19 +147,23 @@ class DocidTable:
                     docid, passage = self.tokens_NxL[row].tolist(), self.passage_ids[row].as_py()
                     raise UserError(f"docids/{self.kind}: {docid}, docid of passage {passage!r}, has {what}")
 
-    @functools.cached_property  # made once for what is written, and for the report of its quality
+    @functools.cached_property  # `write` and the report of the quality both need it
     def ordered(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows in the docids' order, and the tokens that each shares with the one before; see `order`."""
+        """(rows in lexicographic order of the docids, tokens shared with the docid before); see `order`."""
         return order(self.tokens_NxL)
 
     def count_distinct(self) -> int:
-        """How many different docids there are."""
+        """Returns the number of different docids."""
         return int((self.ordered[1] < self.length).sum())
 
     def write(self, folder: Path) -> dict:
-        """Writes the table into a folder; gives what its manifest shall say.
+        """Writes the table into a folder.
 
-        Raises UserError where `check` does, and where a docid is a prefix of another.
+        Returns:
+          What the folder's manifest shall say.
+
+        Raises:
+          UserError: `check` finds a fault, or a docid is a prefix of another.
         """
         self.check()
         self._check_prefixes()
@@ -153,13 +181,15 @@ class DocidTable:
             "fingerprint": self.fingerprint(),
             "ancestors": list(self.ancestors),
             "vocabulary": self.vocabulary,
+            "search": self.search,
         }
 
     def _check_prefixes(self) -> None:
-        """UserError where one docid is a prefix of another."""
+        """Raises UserError where one docid is a prefix of another."""
         rows_N, shared_N = self.ordered
-        new = np.flatnonzero(shared_N < self.length)[1:]  # where another docid than the one before comes
-        # One that begins any other begins the next: it has ended where that differs from it.
+        new = np.flatnonzero(shared_N < self.length)[1:]  # docids that differ from the one before them
+        # A docid that is a prefix of any docid is a prefix of the next one in order: it has ended where that
+        # one differs from it.
         ended = self.tokens_NxL[rows_N[new - 1], shared_N[new]] == 0
         if ended.any():
             at = new[ended.argmax()]
@@ -173,9 +203,14 @@ class DocidTable:
 
     @classmethod
     def open(cls, folder: str | Path) -> "DocidTable":
-        """Maps a finished table into memory.
+        """Opens a finished table; its tokens are mapped into memory, not read.
 
-        Raises UserError where it is of another version, files and manifest do not match, or `check` does.
+        Args:
+          folder: the table's folder, also of a bucket.
+
+        Raises:
+          UserError: the table is of another version, its files do not fit its manifest, or `check` finds a
+            fault.
         """
         folder = paths.as_path(folder)
         manifest = storage.read_manifest(folder, "docids")
@@ -194,7 +229,8 @@ class DocidTable:
             manifest["output_size"],
             manifest["collection"],
             tuple(manifest["ancestors"]),
-            manifest.get("vocabulary"),
+            manifest["vocabulary"],
+            manifest["search"],
         )
         if len(tokens) != len(ids) or table.fingerprint() != manifest["fingerprint"]:
             raise UserError(f"{folder}: its files were changed after they were made: {hint}")
@@ -203,10 +239,10 @@ class DocidTable:
 
 
 def blocks(count: int, size: int = 1 << 18) -> Iterator[slice]:
-    """Slices that cover `count` rows, `size` at a time."""
+    """Yields slices that together cover `count` rows, `size` rows each."""
     return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
 
 def _smallest_dtype(output_size: int) -> type:
-    """Of those that a table may have, the smallest that holds tokens below `output_size`."""
+    """Returns the smallest dtype of those that a table may have which holds tokens below `output_size`."""
     return next(t for t in (np.uint8, np.uint16, np.int32) if output_size - 1 <= np.iinfo(t).max)

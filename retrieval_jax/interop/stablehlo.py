@@ -25,14 +25,15 @@ from retrieval_jax.checkpoints.model_folder import LoadedModel
 from retrieval_jax.checkpoints.weights import lazy_arrays, write_safetensors
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.decoding.trie import Trie, build_trie
+from retrieval_jax.decoding.trie import Trie
+from retrieval_jax.docids.search_strategies import STRATEGIES, DocidTokens, SearchStrategy
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Arrays = Mapping[str, jax.Array]
-K = 100  # passages a query that a search over atomic docids finds
+K = 100  # passages per query that an exported search finds, where no number of beams sets that
 
 
 def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest: Mapping) -> dict:
@@ -62,13 +63,11 @@ def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest:
         return facts | {"lengths": lengths, "prompts": dict(zip(lengths, model.prompts, strict=True))}
     if table is None or not isinstance(model, GenerativeRetriever):
         raise UserError("export: only a dual encoder or a searcher that writes docids becomes StableHLO")
-    if table.kind == "atomic":
-        docids = {"row_V": table.row_of_tokens(model.config.output_size)}
-        program = functools.partial(_atomic, model, min(K, len(table.passage_ids)))
-    else:
-        trie, _ = build_trie(table.tokens_NxL)
-        docids = {name: np.asarray(x) for name, x in trie.arrays.items()}
-        program = functools.partial(_search, model, trie, manifest["beams"])
+    strategy, outputs = STRATEGIES[table.search], model.config.output_size or model.config.vocab_size
+    docids, _ = strategy.build(table, outputs)
+    width = strategy.width(manifest["beams"], min(K, len(table.passage_ids)), outputs)
+    program = functools.partial(_search, model, strategy, docids, width)
+    docids = {name: np.asarray(x) for name, x in docids.arrays.items()}
     _save(folder, "docids", docids)
     arrow_ids.write(folder / "ids.arrow", table.passage_ids)
     length = description["input_length"]
@@ -117,24 +116,17 @@ def _encode(encode: Callable, weights: Arrays, tokens_BxS: jax.Array) -> jax.Arr
 
 def _search(
     model: GenerativeRetriever,
-    trie: Trie,
-    beams: int,
+    strategy: type[SearchStrategy],
+    docids: Trie | DocidTokens,
+    width: int,
     weights: Arrays,
-    docids: Arrays,
+    arrays: Arrays,
     tokens_BxS: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     params, batch = unflatten_dict(weights, sep="/"), {"encoder_input_tokens": tokens_BxS}
-    trie = dataclasses.replace(trie, **docids)  # whose own arrays would be constants
-    rows, aux = model.predict_batch_with_aux(params, batch, trie=trie, beams=beams)
+    docids = dataclasses.replace(docids, **arrays)  # its own arrays would be constants of the program
+    rows, aux = strategy.decode(model, params, batch, docids, width)
     return rows, aux["scores"]
-
-
-def _atomic(
-    model: GenerativeRetriever, k: int, weights: Arrays, docids: Arrays, tokens_BxS: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    batch, row_V = {"encoder_input_tokens": tokens_BxS}, docids["row_V"]
-    tokens, aux = model.rank_atomic(unflatten_dict(weights, sep="/"), batch, row_V >= 0, k)
-    return jnp.where(tokens >= 0, row_V[tokens], -1), aux["scores"]
 
 
 def _save(folder: Path, name: str, arrays: Mapping) -> None:

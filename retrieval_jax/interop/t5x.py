@@ -147,12 +147,8 @@ class Model(models.BaseModel):
         return {name: feature.length for name, feature in self.examples.targets.features.items()}
 
     def docid_arrays(self) -> dict[str, jax.Array]:
-        """What the search is told of the docids: the trie's arrays, or which tokens are docids (atomic)."""
-        if self.searcher is None:
-            return {}
-        if self.searcher.atomic:
-            return {"valid_mask_V": self.searcher.valid_mask_V}
-        return self.searcher.trie.arrays
+        """Returns the arrays by which the search knows the docids; {} if the model does not search."""
+        return self.searcher.docids.arrays if self.searcher else {}
 
     def get_initial_variables(
         self, rng: jax.Array, input_shapes: Mapping[str, tuple], input_types: object = None
@@ -166,8 +162,8 @@ class Model(models.BaseModel):
         boxed = self.model.get_initial_variables(rng, input_shapes, input_types)["params"]
         variables = {"params": nn.unbox(boxed), "params_axes": _axes(nn.get_partition_spec(boxed))}
         if arrays := self.docid_arrays():
-            nowhere = {name: (None,) * np.ndim(x) for name, x in arrays.items()}
-            axes = nowhere | ({"valid_mask_V": ("vocab",)} if self.searcher.atomic else {})
+            axis = "vocab" if self.searcher.strategy.mesh_axes else None
+            axes = {name: (axis, None, None)[: np.ndim(x)] for name, x in arrays.items()}
             variables |= {"docids": arrays, "docids_axes": _axes(axes)}
         return variables
 
@@ -203,9 +199,9 @@ class Model(models.BaseModel):
     ) -> tuple[jax.Array, dict]:
         """What the model's own `predict_batch_with_aux` gives.
 
-        A generative retriever: (rows of the docid table B×beams, or atomic docids' tokens; {"scores":
-        log-probabilities under the full softmax}), the best *first*, where T5X's beam search has it last. A
-        dual encoder: the queries' vectors. A query generator: samples.
+        A generative retriever: (rows of the docid table B×beams; {"scores": log-probabilities under the full
+        softmax}), the best *first*, where T5X's beam search has it last. A dual encoder: the queries'
+        vectors. A query generator: samples.
         """
         params = flax.core.unfreeze(params)
         with _on_mesh() as mesh:
@@ -220,11 +216,10 @@ class Model(models.BaseModel):
             raise UserError(
                 "Model.beams: the model does not search: set --gin.BEAMS in t5x.eval and t5x.infer"
             )
-        docids = flax_mutables["docids"]
-        if self.searcher.atomic:
-            return self.model.rank_atomic(params, batch, docids["valid_mask_V"], self.beams, mesh)
-        trie = dataclasses.replace(self.searcher.trie, **docids)
-        return self.model.predict_batch_with_aux(params, batch, trie=trie, beams=self.beams, mesh=mesh)
+        searcher = self.searcher
+        docids = dataclasses.replace(searcher.docids, **flax_mutables["docids"])
+        width = searcher.strategy.width(self.beams, self.beams, searcher.outputs)
+        return searcher.strategy.decode(self.model, params, batch, docids, width, mesh)
 
     def score_batch(self, params: dict, batch: Batch, return_intermediates: bool = False) -> jax.Array:
         """The model's own `score_batch`, B."""

@@ -1,4 +1,4 @@
-"""Searching by writing docids: constrained beam search, or top-k over the docid softmax (atomic)."""
+"""Searching by decoding docids: the strategy of the docids' kind, for texts and passages."""
 
 import copy
 import functools
@@ -15,7 +15,7 @@ from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
-from retrieval_jax.decoding.trie import Trie, build_trie
+from retrieval_jax.docids.search_strategies import STRATEGIES, SearchStrategy
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import all_devices
@@ -25,19 +25,23 @@ from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, reg
 
 @register_searcher
 class GenerativeSearcher(Searcher):
-    """A generative retriever and the docids of a collection.
+    """Searches a collection with a generative retriever, which decodes the docids of passages.
 
     Args:
-      model, params: the retriever; `params` may be replaced between searches (nothing recompiles).
-      table: the docids.
-      vocabulary, input_length: how queries become tokens.
-      beams: beams of the search; a search finds at most so many docids. Without effect on atomic docids.
-      batch_size: queries decoded at once, rounded up to share them over the mesh's `data`.
-      mesh: where `params` lie; None for one device. The docids are on every device.
-      recall_target: of atomic docids: None for the exact top-k, else that of an approximate one; see
-        `top_docids`.
+      model: the retriever.
+      params: its parameters, which may be replaced between searches without compiling again.
+      table: the docids of the collection's passages.
+      vocabulary: the text vocabulary of the queries.
+      input_length: number of tokens that queries are padded or cut to.
+      beams: number of beams, and so of the docids that a search finds. Docids that are found in one step of
+        the softmax need no beams: see `SearchStrategy.width`.
+      batch_size: number of queries decoded at once, rounded up to a multiple of the mesh's `data` axis.
+      mesh: the devices that `params` lie on; None for one device.
+      recall_target: None for an exact top-k of single-token docids, else the expected recall of an
+        approximate one; see `top_docids`.
 
-    Raises UserError where the docids cannot be written by the model, or one is a prefix of another.
+    Raises:
+      UserError: the model cannot write the docids, or they cannot be searched (see `SearchStrategy.build`).
     """
 
     kind: ClassVar[str] = "generative"
@@ -62,79 +66,72 @@ class GenerativeSearcher(Searcher):
         self.outputs = model.config.output_size or model.config.vocab_size
         self.batch_size = round_up(batch_size, mesh.shape["data"] if mesh else 1)
         self.place = functools.partial(_place, mesh)
-        self.trie: Trie | None = None
+        self.beams, self.recall_target = beams, recall_target
+        self.docids = None
         self.replace(table)
         # B×K results go to every device, so that each process of a mesh of several reads them whole.
-        self._whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
-        decode = functools.partial(model.predict_batch_with_aux, beams=beams, mesh=mesh)
-        self._decode = jax.jit(decode, out_shardings=self._whole)
-        self._rank = self._compiled_rank(recall_target)
+        whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
+
+        def decode(strategy: type[SearchStrategy], params, batch, docids, width: int, recall_target):
+            return strategy.decode(model, params, batch, docids, width, mesh, recall_target)
+
+        self._decode = jax.jit(decode, static_argnums=(0, 4, 5), out_shardings=whole)
 
     def replace(self, table: DocidTable) -> None:
-        """Searches another state of the docids from now on: passages added or removed.
+        """Searches another state of the docids from now on, to which passages were added or from it removed.
 
-        Where it is of similar size (within about a percent) nothing recompiles.
+        If its size is similar (within about a percent), nothing is compiled again.
         """
         if table.output_size > self.outputs:
             raise UserError(
                 f"docids/{table.kind}: tokens up to {table.output_size - 1}, and the model writes only those "
                 f"below {self.outputs}: search the docids that it was trained on"
             )
-        self.table, self.atomic = table, table.kind == "atomic"
-        rows = np.arange(len(table.tokens_NxL))
-        if self.atomic:
-            self.token_to_passage_V = table.row_of_tokens(self.outputs)
-            self.valid_mask_V = self.place(self.token_to_passage_V >= 0, "model")
-            return
-        try:
-            trie, first_N = build_trie(table.tokens_NxL, reuse_shapes_of=self.trie)
-        except ValueError as error:
-            raise UserError(f"docids/{table.kind}: {error}: `retrieval-jax docids` makes them anew") from None
-        self.trie = self.place(trie)
-        # Passages whose docid an earlier row has too: (those rows, ascending; the passages' own).
-        duplicates = np.flatnonzero(first_N != rows)
+        self.table, self.strategy = table, STRATEGIES[table.search]
+        docids, first_N = self.strategy.build(table, self.outputs, self.docids)
+        self.docids = self.place(docids, *self.strategy.mesh_axes)
+        # Passages whose docid an earlier row has, too: (those earlier rows, ascending; the passages' own
+        # rows).
+        duplicates = np.flatnonzero(first_N != np.arange(len(first_N)))
         by_first = np.argsort(first_N[duplicates], kind="stable")
         self.duplicates = first_N[duplicates][by_first], duplicates[by_first]
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See Searcher. Scores are log-probabilities; passages that share a docid tie, in row order."""
-        results = []
+        results, width = [], self.strategy.width(self.beams, k, self.outputs)
         for first in range(0, len(queries), self.batch_size):
             some = list(queries[first : first + self.batch_size])
             tokens = self.vocabulary.batch(some + [""] * (self.batch_size - len(some)), self.input_length)
             batch = {"encoder_input_tokens": self.place(tokens, "data")}
-            if self.atomic:
-                k_found = min(k, self.outputs)
-                found, aux = self._rank(self.params, batch, self.valid_mask_V, k_found)
-            else:
-                found, aux = self._decode(self.params, batch, trie=self.trie)
+            found, aux = self._decode(
+                self.strategy, self.params, batch, self.docids, width, self.recall_target
+            )
             pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
-            results += [self.ranked_list(docids, scores)[:k] for docids, scores in [*pairs][: len(some)]]
+            results += [self.ranked_list(rows, scores)[:k] for rows, scores in [*pairs][: len(some)]]
         return results
 
-    def ranked_list(self, docids: np.ndarray, scores: Sequence[float]) -> RankedList:
-        """The passages of docids (tokens if atomic, else rows); negative ones, which are last, name none."""
-        docids = docids[docids >= 0]
-        if self.atomic:
-            rows = [[row] for row in self.token_to_passage_V[docids].tolist()]
-        else:
-            firsts, duplicates = self.duplicates
-            begin, end = (np.searchsorted(firsts, docids, side).tolist() for side in ("left", "right"))
-            rows = [
-                [row, *duplicates[a:b].tolist()]
-                for row, a, b in zip(docids.tolist(), begin, end, strict=True)
-            ]
-        ids = self.table.passage_ids
-        return [(ids[row].as_py(), score) for some, score in zip(rows, scores, strict=False) for row in some]
+    def ranked_list(self, rows: np.ndarray, scores: Sequence[float]) -> RankedList:
+        """Lists the passages of the docids that a search found.
 
-    def _compiled_rank(self, recall_target: float | None):
-        rank = functools.partial(self.model.rank_atomic, mesh=self.mesh, recall=recall_target)
-        return jax.jit(rank, static_argnums=3, out_shardings=self._whole)
+        Args:
+          rows: int, rows of the docid table, best first; negative ones, which come last, name no passage.
+          scores: the docids' scores, which their passages get.
+        """
+        rows = rows[rows >= 0]
+        firsts, duplicates = self.duplicates
+        begin, end = (np.searchsorted(firsts, rows, side).tolist() for side in ("left", "right"))
+        sharing = (
+            [row, *duplicates[a:b].tolist()] for row, a, b in zip(rows.tolist(), begin, end, strict=True)
+        )
+        ids = self.table.passage_ids
+        return [
+            (ids[row].as_py(), score) for same, score in zip(sharing, scores, strict=False) for row in same
+        ]
 
     def measured_recall(self, queries: Sequence[str], k: int) -> float:
-        """The share of the exact best k passages that an approximate search (see `recall_target`) finds."""
+        """Returns the share of the exact best k passages that the search finds; see `recall_target`."""
         exact = copy.copy(self)
-        exact._rank = self._compiled_rank(recall_target=None)
+        exact.recall_target = None
         found, wanted = (
             {(nth, passage) for nth, ranking in enumerate(rankings) for passage, _ in ranking}
             for rankings in (self.search(queries, k), exact.search(queries, k))
@@ -160,7 +157,15 @@ class GenerativeSearcher(Searcher):
 
     @classmethod
     def open(cls, folder: Path, make_mesh: Callable[[], Mesh] | None = None) -> "GenerativeSearcher":
-        """Opens a folder that `index` made, on a mesh."""
+        """Opens a searcher's folder.
+
+        Args:
+          folder: a folder that `retrieval-jax index` or `export` made.
+          make_mesh: gives the devices to search on; None for all devices.
+
+        Raises:
+          UserError: files are missing, or the docids are not those that the searcher was made of.
+        """
         manifest = storage.read_manifest(folder, "index")
         table = DocidTable.open(paths.join(folder, manifest["docids"]))
         if table.fingerprint() != manifest["docids_fingerprint"]:
@@ -209,5 +214,5 @@ def check_docids(opened: LoadedModel, collection: Collection, docids: Path, mode
 
 
 def _place(mesh: Mesh | None, tree: object, *axes: str) -> object:
-    """Arrays on the mesh, their first axis over one of its axes, or (without) alike on every device."""
+    """Places arrays on the mesh: their first axis over one of its axes, or whole on every device."""
     return multihost.make_global_arrays(mesh, tree, *axes) if mesh else jax.device_put(tree)

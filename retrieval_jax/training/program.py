@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retrieval_jax.checkpoints.model_folder import abstract_params
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie
+from retrieval_jax.docids.search_strategies import DocidTokens, SearchStrategy
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.training.settings import TrainSettings
 from retrieval_jax.training.step import abstract_state, make_train_step
@@ -112,8 +113,10 @@ def bytes_per_device(tree: object) -> int:
 def plan_search(
     model,
     input_shape: tuple[int, int],
-    docids: Trie | None,
-    beams: int,
+    strategy: type[SearchStrategy],
+    docids: Trie | DocidTokens,
+    *,
+    width: int,
     mesh: Mesh,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
 ) -> Program:
@@ -122,29 +125,25 @@ def plan_search(
     Args:
       model: the retriever.
       input_shape: (queries decoded at once, tokens of a query).
-      docids: the trie of all docids, of arrays or jax.ShapeDtypeStruct; None: docids are single tokens.
-      beams: the number of docids to find for a query.
+      strategy: how the docids are found.
+      docids: the docids as the strategy takes them, of arrays or jax.ShapeDtypeStruct.
+      width: the number of docids to find for a query.
       mesh: the devices to run on.
       rules: the mesh axes of each logical axis.
 
     Returns:
-      The program of (parameters, batch, docids) -> (docids, scores).
+      The program of (parameters, batch, docids) -> (rows of the docid table, scores).
     """
     count, length = input_shape
     count = round_up(count, mesh.shape["data"])  # as GenerativeSearcher does
     rows = partitioning.batch_sharding(mesh)
     batch = {"encoder_input_tokens": jax.ShapeDtypeStruct((count, length), jnp.int32, sharding=rows)}
     params = abstract_params(model, mesh, rules)
-    trips, axes, tree = 1, PartitionSpec("model"), jax.ShapeDtypeStruct((model.config.output_size,), bool)
-    if docids:
-        trips, axes, tree = docids.length - 1, PartitionSpec(), docids
-    place = NamedSharding(mesh, axes)
-    tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+    place = NamedSharding(mesh, PartitionSpec(*strategy.mesh_axes))
+    tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), docids)
 
     def decode(params, batch, tree):
-        if docids:
-            return model.predict_batch_with_aux(params, batch, trie=tree, beams=beams, mesh=mesh)
-        return model.rank_atomic(params, batch, tree, beams, mesh)
+        return strategy.decode(model, params, batch, tree, width, mesh)
 
     memory = {"parameters": params, "batch": batch, "docids": tree}
-    return Program(jax.jit(decode), (params, batch, tree), memory, loop_trips=trips)
+    return Program(jax.jit(decode), (params, batch, tree), memory, loop_trips=strategy.steps(docids))

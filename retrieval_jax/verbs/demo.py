@@ -9,7 +9,7 @@ from retrieval_jax.core import configuration
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, Positive
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.docids.kinds import KIND
+from retrieval_jax.docids.kinds import KIND, kind_names
 from retrieval_jax.search import scann_index
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
@@ -19,7 +19,7 @@ from retrieval_jax.verbs.search import search
 from retrieval_jax.verbs.train import train
 
 DUAL_ENCODER = "dual_encoder"
-MODEL = Names("a model that demo trains", (*KIND.known, DUAL_ENCODER))
+MODEL = Names("a model that demo trains", lambda: (*kind_names(), DUAL_ENCODER))
 configuration.declare_scopes(MODEL)
 
 

@@ -11,11 +11,14 @@ from retrieval_jax.core.values import Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
-from retrieval_jax.docids import quality
-from retrieval_jax.docids.kinds import Earlier, Job, maker_of
+from retrieval_jax.docids.kinds import DocidKind, DocidRequest, PreviousTable, docid_kind
+from retrieval_jax.docids.making import write_docids
 from retrieval_jax.docids.table import VERSION
 from retrieval_jax.embeddings.sources import SENTENCE_TRANSFORMERS, load_embeddings
 from retrieval_jax.mesh.partitioning import make_mesh
+
+QUALITY_KEYS = ("tokens_to_uniqueness", "neighbour_prefix_overlap", "extension")
+SUMMARY_KEYS = ("kind", "passages", "length", "distinct", *QUALITY_KEYS)  # of a table's manifest
 
 
 @gin.configurable
@@ -32,8 +35,9 @@ def make_docids(
 
     Args:
       source, work_dir: the collection, and where its work lies.
-      kind: "atomic", "naive", "naive_digits", "semantic", "semantic_2d", or "rq_LxV": L codes of V.
-      embeddings: the passages' vectors, which all kinds but the first three cluster: a .npy or .safetensors
+      kind: "atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_LxV" (L codes of V), or a kind
+        that a module of your own registers, which a gin file imports: see retrieval_jax/docids/README.md.
+      embeddings: the passages' vectors, which semantic and rq docids cluster: a .npy or .safetensors
         file, a dual encoder's folder, or "sentence-transformers:NAME" (a folder, or a name on Hugging Face's
         hub, where NAME@REVISION is one state of it); None is models/dual_encoder of the work folder.
       extends: the folder of a table of an earlier state of the collection: its passages keep their docids,
@@ -41,63 +45,51 @@ def make_docids(
       seed: of the clustering.
       force: whether a table may be replaced that a trained model of the work folder writes.
     """
-    make, settings_class = maker_of(kind)
+    docids = docid_kind(kind)
     work = Workspace.for_source(source, work_dir)
-    if settings_class and not embeddings:
-        embeddings = str(work.model("dual_encoder"))
-        if not (paths.as_path(embeddings) / "checkpoints").is_dir():
-            raise UserError(
-                f"DOCIDS: {kind} docids cluster the passages' vectors: train a dual encoder "
-                f"(`retrieval-jax train --gin_file=runs/dual_encoder.gin` makes {embeddings}), or name "
-                f"--EMBEDDINGS=vectors.npy or {SENTENCE_TRANSFORMERS}NAME"
-            )
-    collection, folder = Collection(work.collection), work.docids(kind)
-    recipe = {"version": VERSION, "kind": kind, "collection": collection.fingerprint}
-    if kind == "naive":
+    if docids.needs_vectors:
+        embeddings = embeddings or _dual_encoder(work, docids)
+    collection, folder = Collection(work.collection), work.docids(docids.name)
+    recipe = {"version": VERSION, "kind": docids.name, "collection": collection.fingerprint}
+    if docids.text_vocabulary:
         recipe |= {"vocabulary": Vocabulary(collection.vocabulary_path).checksum}
-    settings, vectors, earlier = settings_class and settings_class(), None, None
-    mesh = make_mesh() if settings_class else None
+    settings, vectors, previous = docids.settings and docids.settings(), None, None
+    mesh = make_mesh() if docids.needs_vectors else None
     if embeddings:
         vectors, fingerprint = load_embeddings(embeddings, work, collection, mesh)
         recipe |= {"embeddings": fingerprint, "seed": seed}
     if extends:
-        earlier = Earlier.open(extends, kind)
-        recipe |= {"extends": earlier.table.fingerprint()}
+        previous = PreviousTable.open(extends, docids.name)
+        settings = docids.settings and docids.settings(**previous.manifest["settings"])
+        recipe |= {"extends": previous.table.fingerprint()}
         if (
-            paths.absolute(folder) == paths.absolute(earlier.folder)
-            and earlier.table.collection == collection.fingerprint
+            paths.absolute(folder) == paths.absolute(previous.folder)
+            and previous.table.collection == collection.fingerprint
         ):
-            recipe = earlier.manifest["recipe"]  # extended in its place, by an earlier call
+            recipe = previous.manifest["recipe"]  # extended in its place, by an earlier call
     elif settings:
         recipe |= {"settings": dataclasses.asdict(settings)}
-    job = Job(collection, earlier, vectors, settings, seed % (1 << 32), mesh)
-
-    def build(tmp: Path) -> dict:
-        made = make(job)
-        table = job.table(kind, made)
-        made.write(tmp)
-        report = quality.report(table, vectors, seed=job.seed)
-        storage.write_json(tmp / "quality.json", report)
-        quality.plot(report, tmp / "quality.png")
-        return table.write(tmp) | made.facts | _figures(job, report)
-
-    if not force and not storage.is_up_to_date(folder, recipe) and earlier is None:
+    request = DocidRequest(collection, previous, vectors, settings, seed % (1 << 32), mesh)
+    if not force and not storage.is_up_to_date(folder, recipe) and previous is None:
         check_unused(folder, work)
-    manifest = storage.build_once(folder, recipe, build)
-    told = (
-        "kind",
-        "passages",
-        "length",
-        "distinct",
-        "tokens_to_uniqueness",
-        "neighbour_prefix_overlap",
-        "extension",
-    )
-    return {"docids": str(folder), **{key: manifest[key] for key in told if key in manifest}}
+    manifest = storage.build_once(folder, recipe, lambda tmp: write_docids(docids, request, tmp))
+    return {"docids": str(folder), **{key: manifest[key] for key in SUMMARY_KEYS if key in manifest}}
+
+
+def _dual_encoder(work: Workspace, docids: DocidKind) -> str:
+    """Returns the folder of the work folder's dual encoder. Raises UserError where none was trained."""
+    folder = work.model("dual_encoder")
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(
+            f"DOCIDS: {docids.name} docids cluster the passages' vectors: train a dual encoder "
+            f"(`retrieval-jax train --gin_file=runs/dual_encoder.gin` makes {folder}), or name "
+            f"--EMBEDDINGS=vectors.npy or {SENTENCE_TRANSFORMERS}NAME"
+        )
+    return str(folder)
 
 
 def check_unused(folder: Path, work: Workspace) -> None:
-    """Raises UserError where a model of the work folder was trained to write the docids in a folder."""
+    """Raises UserError where a model of the work folder was trained on the docids in a folder."""
     if not storage.finished(folder):
         return
     fingerprint = storage.read_manifest(folder, "docids")["fingerprint"]
@@ -109,15 +101,3 @@ def check_unused(folder: Path, work: Workspace) -> None:
                 "them: name another WORK_DIR, extend them (EXTENDS), or replace them all the same with "
                 "--gin.make_docids.force=True"
             )
-
-
-def _figures(job: Job, report: dict) -> dict:
-    """What the manifest says of quality (tokens until unique; how much neighbours share, against chance)."""
-    figures = {"tokens_to_uniqueness": report["tokens_to_uniqueness"]["mean"]}
-    if "neighbours" in report:
-        figures["neighbour_prefix_overlap"] = report["neighbours"]["ratio"]
-    if job.earlier:
-        kept = job.collection.passage_count - len(job.rows)
-        removed = len(job.earlier.table.passage_ids) - kept
-        figures["extension"] = {"kept": kept, "added": len(job.rows), "removed": removed}
-    return figures

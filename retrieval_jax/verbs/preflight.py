@@ -18,15 +18,15 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
-from retrieval_jax.decoding.trie import build_trie
-from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.docids.kinds import docid_kind
+from retrieval_jax.docids.table import DocidShape, DocidTable
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.hardware import GIB, Chip, parse_topology
 from retrieval_jax.training.aot import MemoryReport, devices_of, measure, mesh_name, reach_compiler
 from retrieval_jax.training.families import family_of
 from retrieval_jax.training.flops import model_flops
 from retrieval_jax.training.program import DoesNotDivide, Program, plan_search, plan_train_step
-from retrieval_jax.training.shapes import DocidShape, batch_shapes, docid_shape, trie_shape
+from retrieval_jax.training.shapes import batch_shapes
 from retrieval_jax.training.worker_process import WorkerDied, WorkerProcess
 from retrieval_jax.verbs.index import make_index
 from retrieval_jax.verbs.search import search as search_verb
@@ -248,7 +248,7 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Pl
     if kind and collection and storage.finished(work.docids(kind)):
         docids = DocidTable.open(work.docids(kind))
     elif kind:
-        docids = docid_shape(kind, passages, vocab_size)
+        docids = docid_kind(kind).shape(passages, vocab_size)
 
     model, rules = config.make_model(vocab_size, docids), partitioning.axis_rules()
     docid_length = docids.length if docids else None
@@ -294,18 +294,17 @@ def _plan_search(
     model, config: TrainConfig, docids: DocidTable | DocidShape, passages: int
 ) -> tuple[Callable[[Mesh], Program], dict]:
     """Plans the search with the beams and batch of `index`. Gives (program, shape of the inputs by name)."""
-    index = configuration.parameters_of(make_index)
-    beams, trie = index["beams"], None
-    if config.docids == "atomic":
-        beams = configuration.parameters_of(search_verb)["k"]
-    elif isinstance(docids, DocidTable):
-        trie, _ = build_trie(docids.tokens_NxL)
+    index, k = configuration.parameters_of(make_index), configuration.parameters_of(search_verb)["k"]
+    strategy, outputs = docid_kind(config.docids).search, model.config.output_size or model.config.vocab_size
+    width = strategy.width(index["beams"], k, outputs)
+    if isinstance(docids, DocidTable):
+        arrays, _ = strategy.build(docids, outputs)
     else:
-        trie = trie_shape(docids, passages)
+        arrays = strategy.abstract(docids, passages, outputs)
     shape, rules = (index["batch_size"], config.data.input_length), partitioning.axis_rules()
 
     def program(mesh: Mesh) -> Program:
-        return plan_search(model, shape, trie, beams=beams, mesh=mesh, rules=rules)
+        return plan_search(model, shape, strategy, arrays, width=width, mesh=mesh, rules=rules)
 
     return program, {"encoder_input_tokens": shape}
 

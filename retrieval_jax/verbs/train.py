@@ -17,7 +17,7 @@ from retrieval_jax.core.values import NonNegativeFloat, Positive, Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
-from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.docids.table import DocidShape, DocidTable
 from retrieval_jax.examples.batches import Batch
 from retrieval_jax.examples.batches import batches as make_batches
 from retrieval_jax.examples.batches import examples_of as told_examples
@@ -31,7 +31,6 @@ from retrieval_jax.training.families import family_of
 from retrieval_jax.training.loop import train_loop
 from retrieval_jax.training.run import check_inputs, make_model, prepare_folder, run_settings, train_dataset
 from retrieval_jax.training.settings import TrainSettings
-from retrieval_jax.training.shapes import DocidShape
 
 
 @gin.configurable("train")

@@ -10,6 +10,7 @@ import pytest
 
 from retrieval_jax.core import configuration
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.models.contrastive import info_nce
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -18,7 +19,6 @@ from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.t5 import T5
 from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.run import make_model
-from retrieval_jax.training.shapes import docid_shape
 from retrieval_jax.verbs.table import CONFIGURABLE, VERBS
 
 FOLDER = configuration.gin_folder()
@@ -54,7 +54,7 @@ def test_sizes_are_t5_11s(size: str, millions: int):
 def test_sizes_with_a_pawa_decoder_are_the_papers(file: str, millions: int):
     """761M and 2.1B in its table of sizes, with the semantic_2d docids of 8.8 million passages."""
     configuration.configure([f"models/{file}.gin", "docids/semantic_2d.gin", "runs/paper.gin"], [])
-    docids = docid_shape("semantic_2d", 8_841_823, 32128)
+    docids = docid_kind("semantic_2d").shape(8_841_823, 32128)
     model = make_model(GenerativeRetriever, adafactor, 32128, docids)
     shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, docids.length)}
     variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))

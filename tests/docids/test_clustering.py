@@ -60,7 +60,7 @@ def test_nearest_is_the_nearest(many: int, seed: int):
 
 def test_fit_is_as_good_as_plain_k_means():
     vectors = np.random.default_rng(0).normal(size=(1500, 8)).astype(np.float32)
-    ours = [error(vectors, clustering.fit(vectors, 10, seed)) for seed in range(4)]
+    ours = [error(vectors, clustering.kmeans(vectors, 10, seed)) for seed in range(4)]
     plain = [error(vectors, lloyd(vectors, 10, seed)) for seed in range(4)]
     assert min(ours) < 1.01 * min(plain)
     assert max(ours) < 1.03 * max(plain)
@@ -70,19 +70,19 @@ def test_fit_is_as_good_as_scikit_learn():
     cluster = pytest.importorskip("sklearn.cluster")
     vectors = np.random.default_rng(0).normal(size=(1500, 8)).astype(np.float32)
     theirs = cluster.KMeans(10, n_init=4, random_state=0).fit(vectors).inertia_ / len(vectors)
-    assert min(error(vectors, clustering.fit(vectors, 10, seed)) for seed in range(4)) < 1.01 * theirs
+    assert min(error(vectors, clustering.kmeans(vectors, 10, seed)) for seed in range(4)) < 1.01 * theirs
 
 
 def test_clusters_far_apart_are_found():
     vectors, label = blobs(3, 500)
-    codes = clustering.assign(vectors, clustering.fit(vectors, 3, 1))
+    codes = clustering.assign(vectors, clustering.kmeans(vectors, 3, 1))
     assert codes.dtype == np.uint8
     assert len(set(zip(label, codes, strict=True))) == 3  # a code a cluster
 
 
 def test_the_same_seed_repeats_exactly():
     vectors = np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32)
-    first, again, other = (clustering.fit(vectors, 7, seed) for seed in (5, 5, 6))
+    first, again, other = (clustering.kmeans(vectors, 7, seed) for seed in (5, 5, 6))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -91,7 +91,7 @@ def test_the_same_seed_repeats_exactly():
 def test_fewer_distinct_vectors_than_clusters(distinct: int):
     points = np.random.default_rng(distinct).normal(size=(distinct, 6)).astype(np.float32)
     vectors = points[np.arange(1000) % distinct]
-    centroids = clustering.fit(vectors, 8, 0)
+    centroids = clustering.kmeans(vectors, 8, 0)
     assert len(centroids) == distinct
     assert error(vectors, centroids) < 1e-10
 
@@ -139,31 +139,31 @@ def test_an_update_moves_centroids_to_the_means(seed: int):
 
 def test_streaming_equals_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(40_000, 4)).astype(np.float32)
-    kept = clustering.fit(vectors, 5, 3)
+    kept = clustering.kmeans(vectors, 5, 3)
     np.save(tmp_path / "vectors.npy", vectors)
-    monkeypatch.setattr(clustering, "KEPT", 0)
+    monkeypatch.setattr(clustering, "IN_MEMORY_BYTES", 0)
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
-    assert np.array_equal(clustering.fit(mapped, 5, 3), kept)
+    assert np.array_equal(clustering.kmeans(mapped, 5, 3), kept)
     expected = ((vectors[:, None] - kept) ** 2).sum(-1).argmin(-1)
     assert (clustering.assign(mapped, kept) == expected).mean() > 0.9999  # but for ties
 
 
 def test_many_rows_are_sampled(monkeypatch: pytest.MonkeyPatch):
     vectors, _ = blobs(4, 1000)
-    monkeypatch.setattr(clustering, "WHOLE", 3000)
-    monkeypatch.setattr(clustering, "SAMPLE", 500)
+    monkeypatch.setattr(clustering, "MAX_FITTED_ROWS", 3000)
+    monkeypatch.setattr(clustering, "SAMPLE_ROWS", 500)
     rows = clustering.sample(np.arange(10, 4000), 500, 0)
     assert len(set(rows.tolist())) == 500
     assert (np.diff(rows) > 0).all()
     assert rows.min() >= 10
-    assert error(vectors, clustering.fit(vectors, 4, 0)) < 1.1 * 8
+    assert error(vectors, clustering.kmeans(vectors, 4, 0)) < 1.1 * 8
 
 
 def test_many_small_sets_are_each_clustered():
     vectors, label = blobs(6, 100)
     sets = [np.flatnonzero(label < 3), np.flatnonzero(label >= 3), np.flatnonzero(label == 0)[:40]]
     spans = [(0, 300), (300, 600), (0, 40)]
-    found = {which: rest for which, *rest in clustering.fit_many(vectors, sets, spans, 3, 0, make_mesh())}
+    found = {which: rest for which, *rest in clustering.kmeans_many(vectors, sets, spans, 3, 0, make_mesh())}
     assert sorted(found) == [0, 1, 2]
     for which, (centroids, codes) in found.items():
         x = vectors[sets[which]]
@@ -179,7 +179,7 @@ from retrieval_jax.docids import clustering, semantic
 assert jax.device_count() == 8
 vectors = np.load(sys.argv[1])
 tree, leaves = semantic.grow(vectors[:1200], semantic.Settings(5, 300), 0)
-np.savez(sys.argv[2], centroids=clustering.fit(vectors, 6, 0), leaves=leaves)
+np.savez(sys.argv[2], centroids=clustering.kmeans(vectors, 6, 0), leaves=leaves)
 """
 
 
@@ -190,5 +190,5 @@ def test_eight_devices_equal_one(tmp_path):
     command = [sys.executable, "-c", _SHARDED, str(tmp_path / "vectors.npy"), str(tmp_path / "eight.npz")]
     subprocess.run(command, check=True, env=os.environ | devices)
     eight = np.load(tmp_path / "eight.npz")
-    np.testing.assert_allclose(eight["centroids"], clustering.fit(vectors, 6, 0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(eight["centroids"], clustering.kmeans(vectors, 6, 0), rtol=1e-4, atol=1e-4)
     assert np.array_equal(eight["leaves"], semantic.grow(vectors[:1200], semantic.Settings(5, 300), 0)[1])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids import clustering, residual
+from retrieval_jax.docids.kinds import digits_needed
 from retrieval_jax.docids.residual import Codebooks, Settings
 
 
@@ -17,7 +18,7 @@ def vectors() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def books(vectors: np.ndarray) -> Codebooks:
-    return residual.fit(vectors, 4, 16, 0)
+    return residual.fit_codebooks(vectors, 4, 16, 0)
 
 
 def test_codes_stand_for_the_vectors_ever_better(vectors: np.ndarray, books: Codebooks):
@@ -53,12 +54,12 @@ def test_encoding_streams_and_takes_rows(vectors, books, monkeypatch: pytest.Mon
 
 
 def test_the_same_seed_repeats(vectors: np.ndarray, books: Codebooks):
-    assert np.array_equal(residual.fit(vectors, 4, 16, 0).vectors_LxVxE, books.vectors_LxVxE)
+    assert np.array_equal(residual.fit_codebooks(vectors, 4, 16, 0).vectors_LxVxE, books.vectors_LxVxE)
 
 
 def test_fewer_distinct_vectors_than_codes(vectors: np.ndarray):
     some = vectors[np.arange(500) % 3]
-    books = residual.fit(some, 2, 16, 0)
+    books = residual.fit_codebooks(some, 2, 16, 0)
     assert books.sizes_L[0] == 3
     codes, errors = books.encode(some)
     assert len(np.unique(codes, axis=0)) == 3
@@ -69,10 +70,10 @@ def test_fewer_distinct_vectors_than_codes(vectors: np.ndarray):
 @settings(deadline=None, max_examples=50)
 def test_numbered_docids_are_distinct_and_come_back(count: int, levels: int, size: int, seed: int):
     codes = np.random.default_rng(seed).integers(0, size, (count, levels)).astype(np.uint8)
-    numbers = residual.numbers(codes, codes[:0], np.zeros(0, np.int64))
+    numbers = residual.collision_indices(codes, codes[:0], np.zeros(0, np.int64))
     expected = [sum((codes[:row] == codes[row]).all(-1)) for row in range(count)]
     assert numbers.tolist() == expected
-    digits = residual.digits_needed(max(expected), size)
+    digits = digits_needed(max(expected), size)
     assert size**digits > max(expected)
     assert digits == 0 or size ** (digits - 1) <= max(expected)
     tokens = residual.tokens(codes, numbers, digits, size)
@@ -91,10 +92,10 @@ def test_numbered_docids_are_distinct_and_come_back(count: int, levels: int, siz
 def test_numbers_go_on(old_count: int, new_count: int, seed: int):
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 3, (old_count + new_count, 2)).astype(np.uint8)
-    numbers = residual.numbers(codes, codes[:0], np.zeros(0, np.int64))
+    numbers = residual.collision_indices(codes, codes[:0], np.zeros(0, np.int64))
     there = rng.random(old_count) < 0.7  # the others went before
     old, old_numbers = codes[:old_count][there], numbers[:old_count][there]
-    new = residual.numbers(codes[old_count:], old, old_numbers)
+    new = residual.collision_indices(codes[old_count:], old, old_numbers)
     for row, number in enumerate(new):
         same = (old == codes[old_count + row]).all(-1)
         before = (codes[old_count : old_count + row] == codes[old_count + row]).all(-1).sum()

@@ -99,7 +99,8 @@ def test_a_small_collection_is_one_leaf():
 def test_streaming_equals_in_memory(monkeypatch: pytest.MonkeyPatch):
     vectors = vectors_of(9000)
     _, _, kept = docids(vectors, 10, 500)
-    monkeypatch.setattr(clustering, "KEPT", 4 * 8 * 5000)  # the root exceeds the memory, its children do not
+    # The root exceeds the memory, its children do not.
+    monkeypatch.setattr(clustering, "IN_MEMORY_BYTES", 4 * 8 * 5000)
     _, _, streamed = docids(vectors, 10, 500)
     assert kept == streamed
 

@@ -17,8 +17,10 @@ IDS = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text
 
 
 def table_of(tokens, ids, kind="naive", output_size=128, dtype=np.int32, ancestors=()):
-    ids = arrow_ids.array(ids)
-    return DocidTable(kind, np.array(tokens, dtype), ids, output_size, "0123456789abcdef", ancestors)
+    tokens, ids = np.array(tokens, dtype), arrow_ids.array(ids)
+    vocabulary = "fedcba9876543210" if kind == "naive" else None
+    search = "softmax" if kind == "atomic" else "trie"
+    return DocidTable(kind, tokens, ids, output_size, "0123456789abcdef", ancestors, vocabulary, search)
 
 
 def write(folder, table):
@@ -133,10 +135,10 @@ def test_missing_and_unfinished_folders_are_refused(folder):
     refuses(folder, "nothing finished")
 
 
-@pytest.mark.parametrize("version", [None, 1, 3])
+@pytest.mark.parametrize("version", [None, 2, 4])
 def test_another_version_is_refused(folder, version):
     manifest = storage.read_manifest(folder, "docids")
-    assert manifest.pop("version") == 2
+    assert manifest.pop("version") == 3
     storage.write_manifest(folder, manifest | ({"version": version} if version else {}))
     refuses(folder, "another version.*make it again: delete the folder")
 

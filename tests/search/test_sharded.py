@@ -16,6 +16,7 @@ import numpy as np
 
 from retrieval_jax.core import arrow_ids
 from retrieval_jax.data.vocabulary import Vocabulary, learn
+from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
@@ -36,14 +37,16 @@ BEAMS, BATCH = 12, 8
 def most_gathered(searcher):
     # Elements of the largest array that its compiled search puts together from several devices.
     tokens = searcher.place(np.ones((BATCH, 6), np.int32), "data")
-    lowered = searcher._decode.lower(searcher.params, {"encoder_input_tokens": tokens}, trie=searcher.trie)
+    batch, docids = {"encoder_input_tokens": tokens}, searcher.docids
+    lowered = searcher._decode.lower(searcher.strategy, searcher.params, batch, docids, BEAMS, None)
     text = lowered.compile().as_text()
     shapes = re.findall(r"= \\w+\\[([\\d,]*)\\]\\S* all-gather(?:-start)?\\(", text)
     return max((math.prod(map(int, shape.split(","))) for shape in shapes), default=0)
 
 
 for kind, tokens in kinds.items():
-    table = DocidTable(kind, tokens, arrow_ids.array(map(str, range(N))), OUTPUTS, "")
+    search = docid_kind(kind).search.name
+    table = DocidTable(kind, tokens, arrow_ids.array(map(str, range(N))), OUTPUTS, "", search=search)
     sizes = {"output_size": OUTPUTS, "separate_target_embedding": kind != "atomic"}
     config = T5Config(128, 32, 8, 8, 64, 1, 1, **sizes)
     model = GenerativeRetriever(config)

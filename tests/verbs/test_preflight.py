@@ -22,15 +22,14 @@ from retrieval_jax import main
 from retrieval_jax.core import configuration
 from retrieval_jax.core.configuration import gin_folder
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.decoding.trie import build_trie
-from retrieval_jax.docids import residual
+from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.mesh.hardware import CHIPS, GIB, find_chip, parse_topology
 from retrieval_jax.training.aot import MemoryReport, needed
-from retrieval_jax.training.shapes import batch_shapes, docid_shape, trie_shape
+from retrieval_jax.training.shapes import batch_shapes
 from retrieval_jax.verbs.preflight import configured, preflight
 
 NO_LIBTPU = "libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'"
@@ -98,36 +97,10 @@ def test_assumed_docids_are_no_smaller_than_real_ones(arguments, work, cli):
     for kind in ("atomic", "naive_digits"):
         assert cli("docids", *arguments, f"--gin.DOCIDS='{kind}'")[0] == 0
         table = DocidTable.open(work.docids(kind))
-        shape = docid_shape(kind, len(table.passage_ids), vocab_size=1024)
+        shape = docid_kind(kind).shape(len(table.passage_ids), vocab_size=1024)
         assert shape.output_size == table.output_size
         assert shape.length == table.length
         assert shape.has_docid_vocab == table.has_docid_vocab
-
-
-@pytest.mark.parametrize(("levels", "size"), [(4, 16), (8, 256)])
-def test_an_assumed_trie_has_the_arrays_of_a_real_one_and_no_fewer_bytes(levels: int, size: int):
-    rng, count = np.random.default_rng(0), 5000
-    codes = rng.integers(0, size, (count, levels)).astype(np.uint8)
-    numbers = residual.numbers(codes, codes[:0], np.zeros(0, np.int64))
-    tokens_NxL = residual.tokens(codes, numbers, 1, size)
-    shape = docid_shape(f"rq_{levels}x{size}", count, 1024)
-    assert (shape.length, shape.output_size) == (levels + 1, residual.output_size(levels + 1, size))
-    real, _ = build_trie(tokens_NxL)
-    assumed = trie_shape(shape, count)
-    assert assumed.length == real.length
-    for name in (
-        "token_LxI",
-        "local_id_E",
-        "num_children_E",
-        "first_child_E",
-        "suffixes",
-        "root_num_children",
-    ):
-        a, b = getattr(assumed, name), getattr(real, name)
-        assert np.can_cast(b.dtype, a.dtype), name  # fewer children need fewer bytes
-        assert a.ndim == b.ndim, name
-        assert a.size >= b.size, name
-    assert all(a >= b for a, b in zip(assumed.max_branching, real.max_branching, strict=True))
 
 
 def test_batches_have_the_shapes_that_are_compiled(arguments, work, collection, cli):

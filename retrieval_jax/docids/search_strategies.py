@@ -1,0 +1,221 @@
+"""The two ways in which a generative retriever finds the docids of a table.
+
+`TrieSearch` runs a beam search along the trie of all docids. `SoftmaxSearch` is for docids that are a single
+token each: one decoding step scores all of them. A docid kind names its strategy, a docid table keeps the
+name on disk, and everything that searches (the searcher, preflight, exported programs, T5X) asks the
+strategy.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.decoding.trie import Trie, build_trie, edge_dtypes
+from retrieval_jax.docids.table import DocidShape, DocidTable
+from retrieval_jax.models.generative import GenerativeRetriever
+
+EDGES_PER_DOCID = 2  # a trie in which every node has several children has no more edges
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DocidTokens:
+    """The docids of `SoftmaxSearch`.
+
+    Attributes:
+      token_to_passage_V: int32, for each token of the softmax the row of the passage whose docid it is; -1
+        for a token that is no docid.
+    """
+
+    token_to_passage_V: np.ndarray | jax.Array
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray | jax.Array]:
+        """The arrays by name, for programs that take them so; named as those of a Trie are."""
+        return {"token_to_passage_V": self.token_to_passage_V}
+
+
+class SearchStrategy:
+    """How a generative retriever finds docids. A strategy has no state: its class is used, not an instance.
+
+    The docids are a tree of arrays (a Trie or DocidTokens), which compiled programs take as an argument:
+    nothing that grows with the collection is a constant in them.
+
+    Attributes:
+      name: what a docid table's manifest calls the strategy.
+      mesh_axes: the mesh axes over which the arrays' first axes are divided; () where every device has all.
+    """
+
+    name: str
+    mesh_axes: tuple[str, ...] = ()
+
+    @classmethod
+    def build(
+        cls, table: DocidTable, outputs: int, reuse_shapes_of: Trie | DocidTokens | None = None
+    ) -> tuple[Trie | DocidTokens, np.ndarray]:
+        """Makes the arrays that a search for a table's docids takes.
+
+        Args:
+          table: the docids.
+          outputs: number of tokens of the model's softmax.
+          reuse_shapes_of: the arrays of an earlier state of the table: where the new ones fit into their
+            shapes, a search that was compiled for those takes the new ones.
+
+        Returns:
+          (docids; first_N int: for each row of the table the first row with the same docid).
+
+        Raises:
+          UserError: the docids cannot be searched in this way.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def abstract(cls, shape: DocidShape, passages: int, outputs: int) -> Trie | DocidTokens:
+        """Returns the same for docids that are not made yet: jax.ShapeDtypeStruct in the place of arrays."""
+        raise NotImplementedError
+
+    @classmethod
+    def width(cls, beams: int, k: int, outputs: int) -> int:
+        """Returns how many docids per query a search with that many beams finds, if k passages are wanted."""
+        raise NotImplementedError
+
+    @classmethod
+    def steps(cls, docids: Trie | DocidTokens) -> int:
+        """Returns the number of decoding steps in the loop of the search, at most."""
+        raise NotImplementedError
+
+    @classmethod
+    def decode(
+        cls,
+        model: GenerativeRetriever,
+        params: dict,
+        batch: Mapping[str, jax.Array],
+        docids: Trie | DocidTokens,
+        width: int,
+        mesh: Mesh | None = None,
+        recall_target: float | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Finds the most probable docids of each query. Pure: it may be compiled, with `width` static.
+
+        Args:
+          model: the retriever.
+          params: its parameters.
+          batch: "encoder_input_tokens", int32 B×S.
+          docids: as `build` gives them.
+          width: number of docids to find per query.
+          mesh: the devices that `params` and `docids` lie on; None for one device.
+          recall_target: None for an exact search; else the expected recall of an approximate top-k, where
+            the strategy has one.
+
+        Returns:
+          (rows int32 B×width: rows of the table, best first, -1 where there are no more docids; {"scores":
+          float32 B×width, log-probabilities of the docids under the model's whole softmax, …}). Of passages
+          that share a docid the first one's row is found.
+        """
+        raise NotImplementedError
+
+
+class TrieSearch(SearchStrategy):
+    """Beam search along the trie of the docids; see `decoding.beam_search`."""
+
+    name = "trie"
+
+    @classmethod
+    def build(cls, table, outputs, reuse_shapes_of=None):
+        """See SearchStrategy. Raises UserError where one docid is a prefix of another."""
+        try:
+            return build_trie(table.tokens_NxL, reuse_shapes_of=reuse_shapes_of)
+        except ValueError as error:
+            raise UserError(f"docids/{table.kind}: {error}: `retrieval-jax docids` makes them anew") from None
+
+    @classmethod
+    def abstract(cls, shape, passages, outputs):
+        """See SearchStrategy. The trie is rather too large than too small."""
+
+        def array(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype)
+
+        local_ids = round_up(shape.tokens_per_position, 8)
+        bits, edges = (local_ids - 1).bit_length(), EDGES_PER_DOCID * passages
+        words = round_up(passages, 32) // 32 * (shape.length - 1) * bits
+        max_branching = (local_ids,) * shape.length
+        return Trie(
+            array(np.int32, shape.length, local_ids),
+            *(array(dtype, edges) for dtype in edge_dtypes(local_ids, max_branching)),
+            array(np.int32, edges),
+            array(np.uint32, words),
+            array(np.int32),
+            max_branching=max_branching,
+            suffix_start=1,
+            local_id_bits=bits,
+        )
+
+    @classmethod
+    def width(cls, beams, k, outputs):
+        """See SearchStrategy: a beam search finds as many docids as it has beams."""
+        return beams
+
+    @classmethod
+    def steps(cls, docids):
+        """See SearchStrategy: the first token of a docid is chosen before the loop."""
+        return docids.length - 1
+
+    @classmethod
+    def decode(cls, model, params, batch, docids, width, mesh=None, recall_target=None):
+        """See SearchStrategy. The search is as exact as its beams allow: `recall_target` has no effect."""
+        return model.predict_batch_with_aux(params, batch, trie=docids, beams=width, mesh=mesh)
+
+
+class SoftmaxSearch(SearchStrategy):
+    """One decoding step, then the best k of the softmax; see `decoding.atomic`. Every docid is one token."""
+
+    name = "softmax"
+    mesh_axes = ("model",)
+
+    @classmethod
+    def build(cls, table, outputs, reuse_shapes_of=None):
+        """See SearchStrategy. Raises UserError where a docid has several tokens or several passages."""
+        rows_N = np.arange(len(table.tokens_NxL), dtype=np.int32)
+        token_to_passage_V = np.full(outputs, -1, np.int32)
+        token_to_passage_V[table.tokens_NxL[:, 0]] = rows_N
+        if table.length > 1 or np.count_nonzero(token_to_passage_V >= 0) < len(rows_N):
+            raise UserError(
+                f"docids/{table.kind}: one step of the softmax finds only docids that are a single token, "
+                "each of one passage: give the kind search = TrieSearch"
+            )
+        return DocidTokens(token_to_passage_V), rows_N
+
+    @classmethod
+    def abstract(cls, shape, passages, outputs):
+        """See SearchStrategy."""
+        return DocidTokens(jax.ShapeDtypeStruct((outputs,), np.int32))
+
+    @classmethod
+    def width(cls, beams, k, outputs):
+        """See SearchStrategy: there are no beams, and all k docids are found."""
+        return min(k, outputs)
+
+    @classmethod
+    def steps(cls, docids):
+        """See SearchStrategy."""
+        return 1
+
+    @classmethod
+    def decode(cls, model, params, batch, docids, width, mesh=None, recall_target=None):
+        """See SearchStrategy."""
+        token_to_passage_V = docids.token_to_passage_V
+        tokens_BxK, aux = model.rank_atomic(
+            params, batch, token_to_passage_V >= 0, width, mesh, recall_target
+        )
+        return jnp.where(tokens_BxK >= 0, token_to_passage_V[tokens_BxK], -1), aux
+
+
+STRATEGIES: dict[str, type[SearchStrategy]] = {
+    strategy.name: strategy for strategy in (TrieSearch, SoftmaxSearch)
+}

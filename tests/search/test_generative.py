@@ -1,0 +1,107 @@
+"""The generative searcher: shared docids, passages that come and go, approximate search, docids refused."""
+
+import jax
+import numpy as np
+import pytest
+from model_folders import random_params
+
+from retrieval_jax.core import arrow_ids
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.vocabulary import EOS, Vocabulary, learn
+from retrieval_jax.docids.kinds import docid_kind
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.search.generative import GenerativeSearcher
+
+VOCABULARY = 128
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"
+    learn(["the quick brown fox", "jumps over", "the lazy dog"], 60, path)
+    return Vocabulary(path)
+
+
+def searcher(vocabulary, kind, tokens, output_size=VOCABULARY, recall=None):
+    """A searcher of random weights over passages p0, p1, …"""
+    ids = arrow_ids.array([f"p{row}" for row in range(len(tokens))])
+    table = DocidTable(kind, tokens, ids, output_size, "", search=docid_kind(kind).search.name)
+    model = GenerativeRetriever(T5Config(VOCABULARY, 16, 2, 8, 32, 1, 1))
+    params = jax.tree.map(lambda x: 3 * x, random_params(model))  # of larger differences between docids
+    return GenerativeSearcher(
+        model, params, table, vocabulary, input_length=6, beams=4, batch_size=2, recall_target=recall
+    )
+
+
+def test_passages_that_share_a_docid_are_all_found(vocabulary):
+    docids = [(3, EOS), (2, 4, EOS), (3, EOS), (2, 5, 6, EOS), (3, EOS)]
+    matrix = np.array([docid + (0,) * (4 - len(docid)) for docid in docids], np.int32)
+    twins = ["p0", "p2", "p4"]
+    searching = searcher(vocabulary, "naive", matrix)
+    queries = ["the fox", "lazy", "over the dog"]
+    rankings = searching.search(queries, k=10)
+    for query, ranking in zip(queries, rankings, strict=True):
+        scores = dict(ranking)
+        assert len(ranking) == len(scores) == len(docids)
+        assert [passage for passage, _ in ranking if passage in twins] == twins
+        assert len({scores[twin] for twin in twins}) == 1
+        assert len(set(scores.values())) == 3
+        ((alone),) = searching.search([query], k=2)
+        np.testing.assert_allclose([s for _, s in alone], [s for _, s in ranking[:2]], atol=1e-5)
+        assert [p for p, _ in alone] == [p for p, _ in ranking[:2]]
+
+
+def test_atomic_docids_are_all_found_where_more_are_asked_for(vocabulary):
+    searching = searcher(vocabulary, "atomic", np.arange(1, 6, dtype=np.int32)[:, None])
+    for ranking in searching.search(["the fox", "lazy"], k=10):
+        assert sorted(passage for passage, _ in ranking) == [f"p{row}" for row in range(5)]
+        scores = [score for _, score in ranking]
+        assert scores == sorted(scores, reverse=True)
+        assert np.exp(scores).sum() < 1  # the rest of the softmax has its share
+
+
+def test_passages_come_and_go_without_recompiling(vocabulary):
+    rng = np.random.default_rng(0)
+    docids = np.unique(rng.integers(2, VOCABULARY, (400, 3)), axis=0)
+    searching = searcher(vocabulary, "rq_3x40", docids)
+    queries = ["the fox", "lazy"]
+    before = searching.search(queries, k=4)
+    ((best, _), *_) = before[0]
+
+    def compiled():
+        return searching._decode._cache_size()
+
+    assert compiled() == 1
+    searching.replace(searching.table.without([best, "no such passage"]))
+    after = searching.search(queries, k=4)
+    assert [p for p, _ in after[0]][:3] == [p for p, _ in before[0] if p != best]
+    # It comes back under another name.
+    searching.replace(searching.table.with_passages(["new"], docids[[int(best[1:])]]))
+    assert [p for p, _ in searching.search(queries, k=4)[0]] == ["new", *(p for p, _ in before[0][1:])]
+    assert compiled() == 1
+    assert len(searching.table.ancestors) == 2
+
+
+def test_atomic_passages_come_and_go_without_recompiling(vocabulary):
+    searching = searcher(vocabulary, "atomic", np.arange(1, 21, dtype=np.int32)[:, None])
+    (before,) = searching.search(["the fox"], k=20)
+    searching.replace(searching.table.without([before[0][0]]))
+    assert [p for p, _ in searching.search(["the fox"], k=20)[0]] == [p for p, _ in before[1:]]
+    searching.replace(searching.table.with_passages(["new"], np.array([[100]])))
+    (after,) = searching.search(["the fox"], k=20)
+    assert {p for p, _ in after} == {p for p, _ in before[1:]} | {"new"}
+    assert searching._decode._cache_size() == 1
+
+
+def test_approximate_search_tells_its_recall(vocabulary):
+    searching = searcher(vocabulary, "atomic", np.arange(1, 101, dtype=np.int32)[:, None], recall=0.9)
+    assert searching.measured_recall(["the fox", "lazy", "dog"], k=10) == 1.0  # exact on a processor
+
+
+def test_docids_that_the_model_cannot_write_are_refused(vocabulary):
+    with pytest.raises(UserError, match=r"docids/rq_1x200: tokens up to 200.*below 128.*trained on"):
+        searcher(vocabulary, "rq_1x200", np.array([[200], [5]]), output_size=201)
+    with pytest.raises(UserError, match=r"docids/rq_2x9: .*prefix of another.*retrieval-jax docids"):
+        searcher(vocabulary, "rq_2x9", np.array([[5, 0], [5, 3]]))
