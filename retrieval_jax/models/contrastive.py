@@ -152,7 +152,7 @@ def _margins(scores_BxG, positive_BxG, negatives_B, positives_compete: bool) -> 
 
 
 def _count(positive_BxG) -> jax.Array:
-    """m of each query as a float; 1 where it is 0."""
+    """M of each query as a float; 1 where it is 0."""
     return jnp.maximum(jnp.sum(positive_BxG, axis=1), 1).astype(jnp.float32)
 
 

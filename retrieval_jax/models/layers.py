@@ -352,7 +352,7 @@ class DecoderLayer(nn.Module):
 def run_layers(
     config: T5Config, layers: nn.Module | Sequence[nn.Module], count: int, x: jax.Array, *shared
 ) -> jax.Array:
-    """x through `count` layers that are all given the same beside it, kept or computed again as `remat` says.
+    """X through `count` layers that are all given the same beside it, kept or computed again as `remat` says.
 
     With `scan_layers`, `layers` is one module that holds the arrays of all of them.
     """

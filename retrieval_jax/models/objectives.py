@@ -1,14 +1,7 @@
 """Objectives of models that write tokens, in float32. Those of dual encoders are in contrastive.py.
 
 An objective says what a model is trained for. It is a function of the model's predictions, chosen by gin:
-`--gin.GenerativeRetriever.objective=@NAME`. One from outside this package is registered in the same way, by a
-module that the gin file imports:
-
-    @gin.configurable(denylist=["predict", "batch", "rng"])
-    def focal_loss(predict, batch, rng, gamma=2.0):
-        predictions = predict(batch, rng)
-        log_probs_BxT = predictions.log_probs_BxT
-        return token_metrics(predictions, -((1 - jnp.exp(log_probs_BxT)) ** gamma) * log_probs_BxT)
+`--gin.GenerativeRetriever.objective=@NAME`. CONTRIBUTING.md has an example of one from another package.
 
 Letters in shapes: B rows of a batch, T target positions, E embedding, V outputs of the softmax.
 """

@@ -1,5 +1,12 @@
-"""Objectives against their definitions, in float64."""
+"""Objectives against their definitions, in float64; and one from outside of the package."""
 
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.objectives import symmetric_kl, token_cross_entropy
 from retrieval_jax.models.softmax import softmax_stats
 
@@ -51,3 +60,91 @@ def test_divergence_stays_finite_where_that_of_probabilities_does_not():
     value, gradient = jax.value_and_grad(lambda a: symmetric_kl(a, b)[0])(a)
     assert value == pytest.approx((300 + 200) / 2, rel=1e-6)  # all of p is at 0, all of q at 1
     assert np.isfinite(gradient).all()
+
+
+CONFIG = T5Config(40, 12, 2, 4, 10, 1, 1, output_size=24, separate_target_embedding=True, dropout_rate=0.0)
+
+
+def tiny_batch(rows: int = 4) -> dict[str, np.ndarray]:
+    """Targets of 1 to 5 tokens, padded with 0."""
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.integers(1, 40, (rows, 6)), rng.integers(1, 24, (rows, 5))
+    targets[np.arange(5) >= rng.integers(1, 6, (rows, 1))] = 0
+    return {
+        "encoder_input_tokens": inputs,
+        "decoder_target_tokens": targets,
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_loss_weights": (targets > 0).astype(np.int32),
+    }
+
+
+def parameters(model: GenerativeRetriever) -> dict:
+    shapes = {name: x.shape for name, x in tiny_batch().items()}
+    return jax.jit(lambda: nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)["params"]))()
+
+
+def log_probs(model: GenerativeRetriever, params: dict, batch: dict) -> np.ndarray:
+    """The targets' log-probabilities B×T in float64."""
+    logits = np.asarray(model.logits(params, batch), np.float64)
+    chosen = np.take_along_axis(logits, batch["decoder_target_tokens"][..., None], -1)[..., 0]
+    return chosen - np.log(np.exp(logits).sum(-1))
+
+
+@pytest.fixture
+def contributed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The files of CONTRIBUTING.md's example, in a folder from which Python imports."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    section = text[text.index("## To add an objective") :]
+    python, config = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)[:2]
+    (tmp_path / "focal.py").write_text(python)
+    (tmp_path / "focal.gin").write_text(config)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("focal")
+    del sys.modules["focal"]
+
+
+def test_an_objective_of_another_package_trains_and_is_part_of_a_runs_settings(
+    contributed, work, arguments, cli, tmp_path: Path
+):
+    batch, weights = tiny_batch(), tiny_batch()["decoder_loss_weights"]
+    whole = GenerativeRetriever(CONFIG, objective=contributed.focal_loss)
+    blocks = GenerativeRetriever(CONFIG, objective=contributed.focal_loss, max_logits_per_block=100)
+    params = parameters(whole)
+    p = log_probs(whole, params, batch)
+    expected = (-((1 - np.exp(p)) ** 2.0) * p * weights).sum() / weights.sum()
+    for model in (whole, blocks):
+        loss, metrics = jax.jit(model.loss_fn)(params, batch, None)
+        assert loss == pytest.approx(expected, rel=1e-5)
+        assert metrics["accuracy"][1] == weights.sum()
+
+    assert cli("docids", *arguments, "--DOCIDS=atomic")[0] == 0
+    folder = tmp_path / "model"
+    focal = ["--gin_file=runs/atomic.gin", f"--gin_file={tmp_path / 'focal.gin'}", f"--MODEL_DIR={folder}"]
+    assert cli("train", *arguments, *focal, "--gin.train.steps=1")[0] == 0
+    recorded = json.loads((folder / "settings.json").read_text())
+    assert recorded["GenerativeRetriever.objective"] == "focal_loss"
+    assert recorded["focal_loss.gamma"] == "1.5"
+    status, _, told = cli("train", *arguments, *focal, "--gin.train.steps=2", "--gin.focal_loss.gamma=3.0")
+    assert status == 2
+    assert "focal_loss.gamma was '1.5' and is '3.0'" in told
+
+
+def test_an_objective_may_compare_several_docids_of_a_query():
+    """Margin distillation: rows of a query stand behind one another, with a teacher's score for each."""
+
+    def margin_distillation(predict, batch, rng):
+        predictions = predict(batch, rng)
+        score_QxG = jnp.sum(predictions.log_probs_BxT * predictions.weights_BxT, axis=1).reshape(-1, 2)
+        margin_Q, teacher_QxG = score_QxG[:, 0] - score_QxG[:, 1], batch["teacher_score"].reshape(-1, 2)
+        errors_Q = jnp.square(margin_Q - (teacher_QxG[:, 0] - teacher_QxG[:, 1]))
+        return {"loss": (jnp.sum(errors_Q), jnp.float32(len(errors_Q)))}
+
+    batch = tiny_batch(6)
+    model = GenerativeRetriever(CONFIG, objective=margin_distillation, max_logits_per_block=100)
+    params, teacher = parameters(model), np.random.default_rng(1).normal(size=6)
+    scores = (log_probs(model, params, batch) * batch["decoder_loss_weights"]).sum(1)
+    expected = np.mean((scores[::2] - scores[1::2] - teacher[::2] + teacher[1::2]) ** 2)
+    given = batch | {"teacher_score": teacher.astype(np.float32)}
+    loss, gradients = jax.jit(jax.value_and_grad(lambda params: model.eval_fn(params, given)[0]))(params)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert np.abs(gradients["decoder"]["logits_dense"]["kernel"]).max() > 0
