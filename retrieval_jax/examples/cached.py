@@ -38,6 +38,7 @@ class CachedExamples:
         return len(self.offsets_Nx2)
 
     def __call__(self, i: int, rng: np.random.Generator) -> dict[str, Sequence[int]]:
+        """Reads example i; nothing is drawn, as a cache holds one epoch."""
         file, start = self.offsets_Nx2[i].tolist()
         (length,) = struct.unpack("<Q", os.pread(self._open[file], 8, start))
         # The record follows its length and that length's checksum.

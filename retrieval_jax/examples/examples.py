@@ -43,6 +43,7 @@ class Examples:
         return len(self.task)
 
     def __call__(self, i: int, rng: np.random.Generator) -> Features:
+        """Makes the features of example i; `rng` draws where there is a choice."""
         return self.targets(self.task(i, rng))
 
 

@@ -1,8 +1,8 @@
-"""Several short examples in one row of a batch, where padding would be most of it.
+"""Packing: several short examples share a row of a batch, which would be padding for the most part.
 
-A row holds the inputs of a few examples one behind the other, and their targets likewise; segment ids keep
-them apart (see models/t5.py), so each is read and answered as if it were alone. Which rows a batch's examples
-go to depends on these examples only: batch n remains a function of n.
+A row holds the inputs of a few examples one behind the other, and their targets likewise. Segment ids keep
+them apart (see models/t5.py), so that each is learned as if it were alone. Which row an example of a batch
+gets depends on the examples of that batch only: batch n remains a function of n.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ Batch = dict[str, np.ndarray]
 
 
 class Tally:
-    """Counts examples that packing leaves out or cuts, and tells of them after 10, 100, 1,000, … batches."""
+    """Counts the examples that packing leaves out or cuts, and logs them after 10, 100, 1,000, … batches."""
 
     def __init__(self):
         self.batches = self.examples = self.left_out = self.cut = 0
         self.next_told = 10
 
     def add(self, examples: int, left_out: int, cut: int) -> None:
-        """Takes the counts of a batch."""
+        """Adds the counts of a batch."""
         self.batches += 1
         self.examples += examples
         self.left_out += left_out
@@ -38,8 +38,17 @@ class Tally:
 
 
 def row_lengths(features: Mapping[str, Feature], pack: int, mean_target: float) -> tuple[int, int]:
-    """Tokens of a row's inputs and targets, for `pack` examples: an example's longest input, and for targets
-    their mean length with an eighth to spare (a multiple of 8), but at least the longest."""
+    """Gives the lengths of a row that `pack` examples share.
+
+    Args:
+      features: the features of an example.
+      pack: the number of examples.
+      mean_target: the mean tokens of a target.
+
+    Returns:
+      (tokens of the inputs: the longest input of an example; tokens of the targets: their mean length with an
+      eighth to spare, a multiple of 8, but at least the longest).
+    """
     targets = -(-int(pack * mean_target * 1.125) // 8) * 8
     return features["inputs"].length, max(targets, features["targets"].length)
 
@@ -51,15 +60,23 @@ def pack_rows(
     lengths: tuple[int, int],
     tally: Tally | None = None,
 ) -> Batch:
-    """A batch of `rows` rows, of the examples' inputs and targets.
+    """Packs examples into the rows of a batch.
 
-    The longest inputs go first, each to the row with most room left (of those with room for its target). An
-    input that is longer than this room is cut to it, and an example for which no row has two tokens of room
-    is left out: neither happens where rows are as many as the mean lengths ask for, and a little more. The
-    `tally` counts both.
+    The longest inputs go first, each to the row with the most room left among those with room for its target.
+    An input that is longer than this room is cut to it, and an example is left out if no row has room for two
+    tokens. Neither happens if there are a few more rows than the mean lengths ask for.
 
-    Gives int32 arrays: encoder_input_tokens and encoder_segment_ids rows × lengths[0]; decoder_input_tokens,
-    decoder_target_tokens, decoder_loss_weights, decoder_segment_ids and decoder_positions rows × lengths[1].
+    Args:
+      examples: the inputs and targets of each example.
+      features: the lengths of both, and which ends with an end of sequence.
+      rows: the number of rows.
+      lengths: tokens of a row's inputs and of its targets; see `row_lengths`.
+      tally: counts what is cut and what is left out.
+
+    Returns:
+      Int32 arrays: encoder_input_tokens and encoder_segment_ids rows × lengths[0]; decoder_input_tokens,
+      decoder_target_tokens, decoder_loss_weights, decoder_segment_ids and decoder_positions, each
+      rows × lengths[1].
     """
     trimmed = [
         (trim(e["inputs"], features["inputs"]), trim(e["targets"], features["targets"])) for e in examples

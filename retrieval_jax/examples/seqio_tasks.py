@@ -37,6 +37,7 @@ class ExampleSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
+        """Whether seqio may ask for any number of shards: it may."""
         return True
 
     def list_shards(self, split: str) -> list[str]:
@@ -80,6 +81,7 @@ class QuerySource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
+        """Whether seqio may ask for any number of shards: it may."""
         return True
 
     def list_shards(self, split: str) -> list[str]:

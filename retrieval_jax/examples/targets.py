@@ -110,10 +110,12 @@ class DocidTargets(Targets):
 
     @classmethod
     def of(cls, dataset) -> "DocidTargets":
+        """See `Targets.of`."""
         return cls(dataset.table, dataset.config.input_length)
 
     @classmethod
     def lengths(cls, config, docid_length: int | None = None, other_positives: int = 1) -> dict[str, int]:
+        """See `Targets.lengths`."""
         return {"inputs": config.input_length, "targets": docid_length}
 
     @functools.cached_property
@@ -122,6 +124,7 @@ class DocidTargets(Targets):
         return float(np.count_nonzero(self.table.tokens_NxL[:100_000], axis=1).mean())
 
     def __call__(self, example: Example) -> Features:
+        """See `Targets.__call__`."""
         docid = self.table.tokens_NxL[example.rows[0]]
         return {"inputs": example.tokens, "targets": docid[docid > 0].tolist()}
 
@@ -143,14 +146,17 @@ class QueryTargets(Targets):
 
     @classmethod
     def of(cls, dataset) -> "QueryTargets":
+        """See `Targets.of`."""
         config = dataset.config
         return cls(dataset.collection, dataset.vocabulary, config.passage_length, config.input_length)
 
     @classmethod
     def lengths(cls, config, docid_length: int | None = None, other_positives: int = 1) -> dict[str, int]:
+        """See `Targets.lengths`."""
         return {"inputs": config.passage_length, "targets": config.input_length}
 
     def __call__(self, example: Example) -> Features:
+        """See `Targets.__call__`."""
         passage = self.collection.passage(example.rows[0])
         return {"inputs": self.vocabulary.encode(passage.full_text), "targets": example.tokens}
 
@@ -192,12 +198,14 @@ class PassageTargets(Targets):
 
     @classmethod
     def of(cls, dataset) -> "PassageTargets":
+        """See `Targets.of`."""
         config, vocabulary = dataset.config, dataset.vocabulary.with_prompt(dataset.prompts.passage)
         lengths = config.input_length, config.passage_length, config.positives + config.negatives
         return cls(dataset.collection, vocabulary, *lengths, max(dataset.most_other_positives, 1))
 
     @classmethod
     def lengths(cls, config, docid_length: int | None = None, other_positives: int = 1) -> dict[str, int]:
+        """See `Targets.lengths`."""
         group_size = config.positives + config.negatives
         return {
             "inputs": config.input_length,
@@ -228,6 +236,7 @@ class PassageTargets(Targets):
         }
 
     def __call__(self, example: Example) -> Features:
+        """See `Targets.__call__`."""
         missing = [PADDING] * (self.group_size - len(example.rows))
         texts = [p.full_text for p in self.collection.get(example.rows)]
         tokens = self.vocabulary.batch([*texts, *([""] * len(missing))], self.passage_length)

@@ -39,7 +39,9 @@ class Task(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __call__(self, i: int, rng: np.random.Generator) -> Example: ...
+    def __call__(self, i: int, rng: np.random.Generator) -> Example:
+        """Makes example i."""
+        ...
 
 
 class FirstP:
@@ -52,6 +54,7 @@ class FirstP:
         return self.collection.passage_count
 
     def __call__(self, i: int, rng: np.random.Generator) -> Example:
+        """Makes example i."""
         text = self.collection.passage(i).full_text
         return Example(self.vocabulary.encode_chunk(text, self.length), [i], [1])
 
@@ -71,6 +74,7 @@ class DaQ:
         return self.chunks * self.collection.passage_count
 
     def __call__(self, i: int, rng: np.random.Generator) -> Example:
+        """Makes example i."""
         chunk, row = divmod(i, self.collection.passage_count)
         text, start = self.collection.passage(row).full_text, storage.hash_fraction(f"{row}.{chunk}")
         return Example(self.vocabulary.encode_chunk(text, self.length, start), [row], [1])
@@ -87,6 +91,7 @@ class D2Q:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __call__(self, i: int, rng: np.random.Generator) -> Example:
+        """Makes example i."""
         row = int(np.searchsorted(self.ends, i, side="right"))
         (queries,) = self.queries.get([row])
         return Example(self.vocabulary.encode(queries[i - self.ends[row]]), [row], [1])
@@ -106,6 +111,7 @@ class LabelledPairs:
         return len(self.texts)
 
     def __call__(self, i: int, rng: np.random.Generator) -> Example:
+        """Makes example i."""
         return Example(self.vocabulary.encode(self.texts[i]), [int(self.rows[i])], [self.grades[i]])
 
 
@@ -136,6 +142,7 @@ class LabelledGroups:
         return len(self.queries)
 
     def __call__(self, i: int, rng: np.random.Generator) -> Example:
+        """Makes example i."""
         query = self.queries[i]
         rows, first_rows = (
             some[self.starts[i] : self.starts[i + 1]].tolist() for some in (self.rows, self.first_rows)

@@ -98,6 +98,7 @@ class TrainDataset:
 
     @functools.cached_property
     def synthetic(self) -> SyntheticQueries | None:
+        """The synthetic queries that the config names; None if it names none."""
         if not self.config.synthetic:
             return None
         queries = SyntheticQueries(self.work.synthetic(self.config.synthetic))
@@ -106,10 +107,12 @@ class TrainDataset:
 
     @functools.cached_property
     def mined(self) -> MinedNegatives | None:
+        """The mined negatives that the config names; None if it names none."""
         return MinedNegatives(self.work.negatives(self.config.mined)) if self.config.mined else None
 
     @functools.cached_property
     def targets(self) -> Targets:
+        """Makes the targets of the examples."""
         return self.target_type.of(self)
 
     @property

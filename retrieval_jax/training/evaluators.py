@@ -88,6 +88,7 @@ class RetrievalEvaluator(abc.ABC):
         return {"id": passage_id}
 
     def __call__(self, params: dict) -> dict[str, float]:
+        """See `Evaluator.__call__`."""
         if not self.queries:
             return {}
         searched = self.searcher(params).search([q.text for q in self.queries], 10 + bool(self.themselves))
@@ -120,16 +121,19 @@ class GenerativeEvaluator(RetrievalEvaluator):
         super().__init__(model, examples, mesh)
 
     def prepare(self, model: GenerativeRetriever, examples: TrainDataset, mesh: Mesh) -> None:
+        """See `RetrievalEvaluator.prepare`."""
         length = examples.config.input_length
         self.generative = GenerativeSearcher(
             model, {}, self.table, examples.vocabulary, length, self.beams, mesh=mesh
         )
 
     def searcher(self, params: dict) -> Searcher:
+        """See `RetrievalEvaluator.searcher`."""
         self.generative.params = params
         return self.generative
 
     def passage(self, passage_id: str) -> dict:
+        """See `RetrievalEvaluator.passage`; the docid's tokens are added."""
         (row,) = arrow_ids.find_rows(self.table.passage_ids, [passage_id])
         docid = self.table.tokens_NxL[row]
         return {"id": passage_id, "docid": docid[docid > 0].tolist()}
@@ -139,6 +143,7 @@ class DenseEvaluator(RetrievalEvaluator):
     """Encodes all passages with a dual encoder, and searches exactly. See RetrievalEvaluator."""
 
     def prepare(self, model: DualEncoder, examples: TrainDataset, mesh: Mesh) -> None:
+        """See `RetrievalEvaluator.prepare`."""
         passages = ((p.id, p.full_text) for p in examples.collection.passages())
         self.ids, self.texts = zip(*passages, strict=True)
         query, passage = map(examples.vocabulary.with_prompt, model.prompts)
@@ -149,6 +154,7 @@ class DenseEvaluator(RetrievalEvaluator):
         )
 
     def searcher(self, params: dict) -> Searcher:
+        """See `RetrievalEvaluator.searcher`."""
         self.queries_encoder.params = self.passages_encoder.params = params
         return ExactSearcher(self.queries_encoder, self.passages_encoder(self.texts), self.ids)
 
@@ -187,6 +193,7 @@ class LossEvaluator:
         self.eval_fn = jax.jit(model.eval_fn)
 
     def __call__(self, params: dict) -> dict[str, float]:
+        """See `Evaluator.__call__`."""
         return {"loss": float(self.eval_fn(params, self.batch)[0])} if self.batch else {}
 
 

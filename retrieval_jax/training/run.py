@@ -1,4 +1,4 @@
-"""What a training is set up with: the model, its examples, its settings, and a folder that fits them."""
+"""The parts of a training run: the model, its examples, the settings to compare, and the model's folder."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,21 +19,53 @@ from retrieval_jax.training.families import family_of
 from retrieval_jax.training.settings import TrainSettings
 
 
-def make_model(retriever: type[Retriever], optimizer: Callable, vocab_size: int, table: DocidTable | None):
-    """The model that gin configures, for a text vocabulary and the docids that it writes, if it does."""
+def make_model(
+    retriever: type[Retriever], optimizer: Callable, vocab_size: int, table: DocidTable | None
+) -> Retriever:
+    """Makes a model, with the parameters of its class and of T5Config that gin configures.
+
+    Args:
+      retriever: the model's class.
+      optimizer: makes the optax optimiser.
+      vocab_size: the size of the text vocabulary.
+      table: the docids that the model writes (a DocidTable, or a DocidShape for preflight); None if it writes
+        none.
+
+    Returns:
+      The model, without parameters.
+    """
     return retriever(T5Config(vocab_size, **(docid_softmax(table) if table else {})), optimizer())
 
 
 def train_dataset(
     config: DataConfig, work: Workspace, collection: Collection, model: Retriever, table: DocidTable | None
 ) -> TrainDataset:
-    """The examples of a collection for a model, with the model's prompts."""
+    """Makes the examples of a collection for a model.
+
+    Args:
+      config: which examples.
+      work: the collection's work folder.
+      collection: the collection.
+      model: the model, whose family chooses the targets, and whose prompts are read.
+      table: the docids that the model writes; None if it writes none.
+
+    Returns:
+      The examples.
+    """
     target_type = family_of(type(model)).target_type
     return TrainDataset(config, work, collection, target_type, table, model.prompts)
 
 
 def docid_softmax(table: DocidTable) -> dict:
-    """The sizes of a T5 that writes a table's docids; its decoder reads them only if they go on."""
+    """Gives the sizes of a T5 that writes docids.
+
+    Args:
+      table: the docids (a DocidTable, or a DocidShape for preflight).
+
+    Returns:
+      Arguments of T5Config: the width of the softmax, where it is not over texts, and whether the decoder
+      embeds docid tokens, which it reads only if docids have several.
+    """
     own = table.has_docid_vocab
     return {
         "output_size": table.output_size if own else None,
@@ -76,7 +108,17 @@ def run_settings(
 def check_inputs(
     folder: Path, retriever: type[Retriever], collection: Collection, table: DocidTable | None
 ) -> None:
-    """Raises UserError where model, docids and collection do not belong together."""
+    """Checks that the model's class, the docids and the collection belong together.
+
+    Args:
+      folder: the model's, for messages.
+      retriever: the model's class.
+      collection: the collection.
+      table: the docids; None for none.
+
+    Raises:
+      UserError: they do not.
+    """
     if retriever.writes_docids and table is None:
         raise UserError(f"{folder}: a {retriever.family} retriever needs docids: --DOCIDS=naive")
     if not retriever.writes_docids and table is not None:
@@ -94,7 +136,16 @@ def check_inputs(
 
 
 def prepare_folder(folder: Path, description: dict, collection: Collection) -> None:
-    """Writes what the model is; raises UserError where the folder already holds another model."""
+    """Writes model.json and the vocabulary into a model's folder, if they are not there yet.
+
+    Args:
+      folder: the model's folder.
+      description: see `model_folder.describe`.
+      collection: the collection, whose vocabulary the model reads.
+
+    Raises:
+      UserError: the folder holds another model.
+    """
     path = folder / model_folder.DESCRIPTION
     if path.exists():
         there = storage.read_json(path, "delete the folder")
