@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,11 @@ import numpy as np
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
+from retrieval_jax.data.generation import Advance
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources.lines import format_error, text_of
 from retrieval_jax.data.synthetic import QueryShards
 
-Advance = Callable[..., None]  # a progress bar's: (more passages, note="")
 _TEXT = re.compile(r"(?P<sample>.+)\.txt(?P<piece>\d*)(-\d+)?(\.gz)?")
 _JSON = re.compile(r".+\.jsonl?(\.gz)?")
 _LINES = 1 << 16  # of JSON, held at once
@@ -44,21 +44,21 @@ class TextPredictions:
         self.samples = {name: [file for _, file in sorted(pieces)] for name, pieces in samples.items()}
         self.files = [file for pieces in self.samples.values() for file in pieces]
 
-    def prepare(self, collection: Collection, parts: QueryShards) -> None:
+    def prepare(self, collection: Collection, shards: QueryShards) -> None:
         """Nothing: the files are in the collection's order."""
 
     def queries(
-        self, collection: Collection, parts: QueryShards, numbers: Sequence[int], advance: Advance
+        self, collection: Collection, shards: QueryShards, numbers: Sequence[int], advance: Advance
     ) -> Iterator[list[list[str]]]:
-        """For each of these parts (ascending) the queries of each of its passages.
+        """For each of these shards (ascending) the queries of each of its passages.
 
-        All samples are read side by side, so that no more than a part is held.
+        All samples are read side by side, so that no more than a shard is held.
         """
-        hint = f"give one line for each of the {parts.passages} passages, in their order"
+        hint = f"give one line for each of the {shards.passages} passages, in their order"
         streams = [itertools.chain.from_iterable(map(_lines, pieces)) for pieces in self.samples.values()]
         at = 0
         for number in numbers:
-            rows = parts.rows(number)
+            rows = shards.rows(number)
             made: list[list[str]] = [[] for _ in rows]
             for stream, pieces in zip(streams, self.samples.values(), strict=True):
                 wanted = [text for _, _, text in itertools.islice(stream, rows.start - at, rows.stop - at)]
@@ -71,7 +71,7 @@ class TextPredictions:
             advance(len(rows))
             yield made
         for stream in streams:
-            if extra := next(itertools.islice(stream, parts.passages - at, None), None):
+            if extra := next(itertools.islice(stream, shards.passages - at, None), None):
                 raise _error(extra[0], extra[1], "there are more lines than passages", hint)
 
 
@@ -81,13 +81,13 @@ class JsonPredictions:
     def __init__(self, files: Sequence[Path]):
         self.files = sorted(files)
 
-    def prepare(self, collection: Collection, parts: QueryShards) -> None:
-        """Copies each line to a file of its part, once."""
-        storage.build_once(parts.folder / "sorted", {}, lambda tmp: self._sort(tmp, collection, parts))
+    def prepare(self, collection: Collection, shards: QueryShards) -> None:
+        """Copies each line to a file of its shard, once."""
+        storage.build_once(shards.folder / "sorted", {}, lambda tmp: self._sort(tmp, collection, shards))
 
-    def _sort(self, folder: Path, collection: Collection, parts: QueryShards) -> dict:
+    def _sort(self, folder: Path, collection: Collection, shards: QueryShards) -> dict:
         lines = itertools.chain.from_iterable(map(_predictions, self.files))
-        with bar("sorting predictions", parts.passages) as advance:
+        with bar("sorting predictions", shards.passages) as advance:
             while some := list(itertools.islice(lines, _LINES)):
                 rows = collection.find_rows([key for _, _, key, _ in some])
                 if len(unknown := np.flatnonzero(rows < 0)):
@@ -95,20 +95,20 @@ class JsonPredictions:
                     what = f"{collection.folder} has no passage {key[:80]!r}"
                     raise _error(path, line, what, "import the collection that was predicted for")
                 order = np.argsort(rows, kind="stable").tolist()
-                for number, group in itertools.groupby(order, lambda i: int(rows[i]) // parts.size):  # noqa: B023
+                for number, group in itertools.groupby(order, lambda i: int(rows[i]) // shards.size):  # noqa: B023
                     with (folder / f"{number}.jsonl").open("a") as file:
                         file.writelines(json.dumps([int(rows[i]), some[i][3]]) + "\n" for i in group)
                 advance(len(some))
         return {}
 
     def queries(
-        self, collection: Collection, parts: QueryShards, numbers: Sequence[int], advance: Advance
+        self, collection: Collection, shards: QueryShards, numbers: Sequence[int], advance: Advance
     ) -> Iterator[list[list[str]]]:
-        """For each of these parts the queries of each of its passages (none where none were predicted)."""
+        """For each of these shards the queries of each of its passages (none where none were predicted)."""
         for number in numbers:
-            rows = parts.rows(number)
+            rows = shards.rows(number)
             made: list[list[str]] = [[] for _ in rows]
-            file = parts.folder / "sorted" / f"{number}.jsonl"
+            file = shards.folder / "sorted" / f"{number}.jsonl"
             if file.exists():
                 with file.open() as lines:
                     for row, queries in map(json.loads, lines):

@@ -4,7 +4,7 @@
     synthetic/NAME/counts.npy                         int32: how many queries each passage has
     synthetic/NAME/COLLECTION/synthetic/1.0.0/        split train: queries (may be none)
 
-It is joined from parts: files of JSON lines, a line a passage, each part a run of rows.
+It is joined from shards: files of JSON lines, a line a passage, each shard a run of rows.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ class SyntheticQueries:
 
 @dataclasses.dataclass(frozen=True)
 class QueryShards:
-    """A folder of unfinished work, and how the passages are parted: each part is a run of `size` rows."""
+    """A folder of unfinished work, and how the passages are parted: each shard is a run of `size` rows."""
 
     folder: Path
     passages: int
@@ -92,23 +92,23 @@ class QueryShards:
         return -(-self.passages // self.size)
 
     def rows(self, number: int) -> range:
-        """The rows of a part."""
+        """The rows of a shard."""
         return range(number * self.size, min((number + 1) * self.size, self.passages))
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number:05}.jsonl"
 
     def missing(self, host: int, hosts: int) -> list[int]:
-        """The parts that this one of several hosts has still to make: hosts take them in turns."""
+        """The shards that this one of several hosts has still to make: hosts take them in turns."""
         return [number for number in range(host, self.count, hosts) if not self.path(number).exists()]
 
     def write(self, number: int, lines: Iterable[dict]) -> None:
-        """Writes a part whole or not at all: each passage's queries, and how many were made and distinct."""
+        """Writes a shard whole or not at all: each passage's queries, and how many were made and distinct."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
         storage.atomic_write(self.path(number), text.encode())
 
     def read(self, numbers: Iterable[int]) -> Iterator[dict]:
-        """The lines of these parts."""
+        """The lines of these shards."""
         for number in numbers:
             with self.path(number).open() as lines:
                 yield from map(json.loads, lines)
@@ -118,16 +118,16 @@ class QueryShards:
         return ({"queries": line["queries"]} for line in self.read(numbers))
 
 
-def join(folder: Path, collection: Collection, parts: QueryShards) -> dict:
-    """Joins the parts into the dataset, in `folder`; gives what its manifest shall say."""
+def join(folder: Path, collection: Collection, shards: QueryShards) -> dict:
+    """Joins the shards into the dataset, in `folder`; gives what its manifest shall say."""
     import tensorflow_datasets as tfds
 
-    parts = dataclasses.replace(parts, folder=paths.ensure_local(parts.folder))
-    counts = np.zeros(parts.passages, np.int32)
+    shards = dataclasses.replace(shards, folder=paths.ensure_local(shards.folder))
+    counts = np.zeros(shards.passages, np.int32)
     totals = {"made": 0, "distinct": 0}
 
     def contents() -> Iterator[str]:
-        for row, line in enumerate(parts.read(range(parts.count))):
+        for row, line in enumerate(shards.read(range(shards.count))):
             counts[row] = len(line["queries"])
             for key in totals:
                 totals[key] += line[key]
@@ -135,16 +135,16 @@ def join(folder: Path, collection: Collection, parts: QueryShards) -> dict:
 
     fingerprint = storage.digest(contents())
     np.save(folder / "counts.npy", counts)
-    step = max(SHARD // parts.size, 1)
-    shards = [
-        functools.partial(parts.records, range(first, min(first + step, parts.count)))
-        for first in range(0, parts.count, step)
+    step = max(SHARD // shards.size, 1)
+    files = [
+        functools.partial(shards.records, range(first, min(first + step, shards.count)))
+        for first in range(0, shards.count, step)
     ]
     features = {"queries": tfds.features.Sequence(tfds.features.Text())}
-    write_dataset(folder, collection.name, "synthetic", features, {"train": shards})
+    write_dataset(folder, collection.name, "synthetic", features, {"train": files})
     return {
         "name": collection.name,
-        "passages": parts.passages,
+        "passages": shards.passages,
         **totals,
         "queries": int(counts.sum()),
         "fingerprint": fingerprint,

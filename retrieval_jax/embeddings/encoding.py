@@ -20,7 +20,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pyarrow as pa
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.checkpoints.model_folder import LoadedModel, model_recipe
@@ -167,8 +166,7 @@ def encode_collection(
         encode = make_encode()
         multihost.on_process_0(lambda: _begin(unfinished, recipe | {"part": PART}, parts))
         _encode_parts(parts, folder, model, collection, encode)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("every part is there")
+        multihost.barrier("every part is there")
         multihost.on_process_0(
             lambda: storage.build_once(folder, recipe, lambda tmp: _join(tmp, folder, parts, collection))
         )

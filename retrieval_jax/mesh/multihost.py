@@ -107,6 +107,14 @@ def on_process_0(what: Callable[[], object]) -> None:
     value_from_process_0(do)
 
 
+def barrier(name: str) -> None:
+    """Waits until every process has called it with the same name."""
+    if jax.distributed.is_initialized():
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Which rows of a batch this process's devices hold, ascending. Raises UserError for unequal shares.
 

@@ -1,4 +1,4 @@
-"""Generated queries on disk: parts join into records, one a passage, in the collection's order."""
+"""Generated queries on disk: shards join into records, one a passage, in the collection's order."""
 
 import json
 import subprocess
@@ -23,13 +23,13 @@ def queries_of(row: int) -> list[str]:
 @pytest.fixture(scope="module")
 def made(collection: Collection, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic")
-    parts = QueryShards(folder / "q.unfinished", collection.passage_count, 7)
-    for number in range(parts.count):
-        parts.write(
-            number, ({"queries": queries_of(row), "made": 4, "distinct": 3} for row in parts.rows(number))
+    shards = QueryShards(folder / "q.unfinished", collection.passage_count, 7)
+    for number in range(shards.count):
+        shards.write(
+            number, ({"queries": queries_of(row), "made": 4, "distinct": 3} for row in shards.rows(number))
         )
     recipe = {"collection": collection.fingerprint}
-    storage.build_once(folder / "q", recipe, lambda tmp: synthetic.join(tmp, collection, parts))
+    storage.build_once(folder / "q", recipe, lambda tmp: synthetic.join(tmp, collection, shards))
     return folder / "q"
 
 
@@ -58,9 +58,9 @@ def test_any_tfds_program_reads_them(made: Path, collection: Collection):
 
 def test_several_shards_keep_the_order(collection: Collection, tmp_path: Path, monkeypatch, made: Path):
     monkeypatch.setattr(synthetic, "SHARD", 40)
-    parts = QueryShards(made.with_name("q.unfinished"), collection.passage_count, 7)
+    shards = QueryShards(made.with_name("q.unfinished"), collection.passage_count, 7)
     (tmp_path / "s").mkdir()
-    facts = synthetic.join(tmp_path / "s", collection, parts)
+    facts = synthetic.join(tmp_path / "s", collection, shards)
     storage.write_manifest(tmp_path / "s", {"recipe": {"collection": "c"}, **facts})
     queries = SyntheticQueries(tmp_path / "s")
     assert len(list((tmp_path / "s" / collection.name / "synthetic" / "1.0.0").glob("*array_record*"))) > 1
@@ -70,12 +70,12 @@ def test_several_shards_keep_the_order(collection: Collection, tmp_path: Path, m
 
 
 def test_hosts_share_the_parts(tmp_path: Path):
-    parts = QueryShards(tmp_path, 100, 7)
-    assert [row for number in range(parts.count) for row in parts.rows(number)] == list(range(100))
-    shares = [parts.missing(host, 4) for host in range(4)]
+    shards = QueryShards(tmp_path, 100, 7)
+    assert [row for number in range(shards.count) for row in shards.rows(number)] == list(range(100))
+    shares = [shards.missing(host, 4) for host in range(4)]
     assert sorted(number for share in shares for number in share) == list(range(15))
-    parts.write(5, [])
-    assert 5 not in parts.missing(1, 4)
+    shards.write(5, [])
+    assert 5 not in shards.missing(1, 4)
 
 
 def test_another_collection_is_refused(made: Path, collection: Collection, tmp_path: Path):

@@ -241,14 +241,14 @@ def test_predictions_are_read_as_they_stand_or_refused_in_a_line(form, seed, col
     lines = objects if form == "jsonl" else (f"é {key}\twho?" for key in ids)
     written, contents = damaged({f"sample.{form}": "".join(f"{line}\n" for line in lines)}, dice)
     with tempfile.TemporaryDirectory() as temporary:
-        folder, parts = (
+        folder, shards = (
             write(Path(temporary) / "in", written),
-            QueryShards(Path(temporary) / "parts", len(ids), 40),
+            QueryShards(Path(temporary) / "shards", len(ids), 40),
         )
         try:
             opened = open_predictions(folder)
-            opened.prepare(collection, parts)
-            made = opened.queries(collection, parts, range(parts.count), lambda *_, **__: None)
+            opened.prepare(collection, shards)
+            made = opened.queries(collection, shards, range(shards.count), lambda *_, **__: None)
             made = [queries for part in made for queries in part]
         except UserError as error:
             check_error(error, folder)
