@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,3 +58,9 @@ def places(errors: ErrorLog, folder: Path) -> dict[str, list[str]]:
         kind: [f"{fault.path.relative_to(folder)}:{fault.line}" for fault in some]
         for kind, some in errors.first.items()
     }
+
+
+def python_of(page: str) -> list[str]:
+    """The blocks of Python in a page of the repository."""
+    text = (Path(__file__).parents[1] / page).read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)

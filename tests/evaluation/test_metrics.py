@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax.evaluation.metrics import METRICS, compute_metrics
+from retrieval_jax.evaluation import metrics
+from retrieval_jax.evaluation.metrics import METRICS, compute_metrics, deepest_rank, register_metric
 
 QIDS = st.sampled_from(["q1", "q2", "q3", "q4"])
 PIDS = st.sampled_from([f"p{i}" for i in range(24)])
@@ -88,3 +89,36 @@ def test_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@settings(deadline=None, max_examples=50)
+@given(qrels=QRELS, rankings=st.dictionaries(QIDS, RANKINGS), threshold=st.integers(1, 4))
+def test_registered_metrics_are_computed_with_the_others(qrels, rankings, threshold):
+    run = {qid: [(pid, 0.0) for pid in pids] for qid, pids in rankings.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "METRICS", dict(METRICS))
+        register_metric("P@5")
+        register_metric("Precision of grade 2", "P(rel=2)@5")
+        register_metric("Answered", lambda qrels, run, grade: grade * sum(bool(run.get(q)) for q in qrels))
+        scores = compute_metrics(qrels, run, threshold)
+        assert deepest_rank() == 100
+        register_metric("nDCG@1000")
+        assert deepest_rank() == 1000
+
+    def precision(grade):
+        tops = {qid: [pid for pid, _ in run.get(qid, [])[:5]] for qid in qrels}
+        return sum(qrels[qid].get(pid, 0) >= grade for qid in qrels for pid in tops[qid]) / 5 / len(qrels)
+
+    assert list(scores)[len(METRICS) :] == ["P@5", "Precision of grade 2", "Answered"]
+    assert scores["P@5"] == pytest.approx(precision(threshold))
+    assert scores["Precision of grade 2"] == pytest.approx(precision(2))
+    assert scores["Answered"] == threshold * sum(bool(run.get(qid)) for qid in qrels)
+
+
+def test_a_metric_needs_a_known_name_of_its_own():
+    with pytest.raises(ValueError, match=r"a metric 'MRR@10' is registered already"):
+        register_metric("MRR@10")
+    for name in ("Answered", "P@", "nDCG@x"):
+        with pytest.raises(ValueError, match=f"ir_measures has no measure '{name}'"):
+            register_metric("mine", name)
+    assert "mine" not in METRICS

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from reading import python_of
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
@@ -14,38 +15,14 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.search import searcher as registry
 from retrieval_jax.search.searcher import Searcher, register_searcher, searcher_class, searcher_kinds
 
-TOY = """
-import json
-from retrieval_jax.search.searcher import Searcher, register_searcher
-
-@register_searcher
-class Overlap(Searcher):
-    kind, family = "toy", "word overlap"
-
-    def __init__(self, words):
-        self.words = {passage: set(found) for passage, found in words.items()}
-
-    def search(self, queries, k):
-        counts = ({p: float(len(w & set(q.split()))) for p, w in self.words.items()} for q in queries)
-        return [sorted(count.items(), key=lambda pair: -pair[1])[:k] for count in counts]
-
-    @classmethod
-    def write(cls, folder, inputs):
-        words = {passage.id: passage.full_text.split() for passage in inputs.passages()}
-        (folder / "words.json").write_text(json.dumps(words))
-        return {"words": sum(map(len, words.values()))}
-
-    @classmethod
-    def open(cls, folder, make_mesh=None):
-        return cls(json.loads((folder / "words.json").read_text()))
-"""
+(EXAMPLE,) = python_of("retrieval_jax/search/README.md")
 
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The gin file that imports the toy; its module lies outside the package."""
     monkeypatch.setattr(registry, "_CLASSES", dict(registry._CLASSES))
-    (tmp_path / "toy_searcher_module.py").write_text(TOY)
+    (tmp_path / "toy_searcher_module.py").write_text(EXAMPLE)
     (tmp_path / "toy.gin").write_text("import toy_searcher_module\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield f"--gin_file={tmp_path / 'toy.gin'}"
@@ -58,14 +35,14 @@ def test_a_kind_from_outside_is_indexed_searched_and_reported(
     folder = tmp_path / "work"
     shutil.copytree(work.collection, folder / "collection")
     here = [arguments[0], f"--gin.WORK_DIR='{folder}'"]
-    status, made, err = cli("index", toy, *here, "--gin.make_index.kind='toy'")
+    status, made, err = cli("index", toy, *here, "--gin.make_index.kind='overlap'")
     assert status == 0, err
-    assert made == {"searcher": str(folder / "searchers/toy"), "kind": "toy", "parameters": None}
-    manifest = json.loads((folder / "searchers/toy/manifest.json").read_text())
+    assert made == {"searcher": str(folder / "searchers/overlap"), "kind": "overlap", "parameters": None}
+    manifest = json.loads((folder / "searchers/overlap/manifest.json").read_text())
     assert manifest["words"] == sum(len(p.full_text.split()) for p in collection.passages())
 
-    assert cli("search", toy, *here, "--gin.SEARCHER='toy'", "--gin.K=10")[0] == 0
-    run = [line.split() for line in (folder / "runs/toy.test.trec").read_text().splitlines()]
+    assert cli("search", toy, *here, "--gin.SEARCHER='overlap'", "--gin.K=10")[0] == 0
+    run = [line.split() for line in (folder / "runs/overlap.test.trec").read_text().splitlines()]
     words = {passage.id: set(passage.full_text.split()) for passage in collection.passages()}
     for query in collection.queries("test"):
         overlaps = [len(found & set(query.text.split())) for found in words.values()]
@@ -75,10 +52,12 @@ def test_a_kind_from_outside_is_indexed_searched_and_reported(
 
     status, made, err = cli("evaluate", *here)  # which needs not know the kind
     assert status == 0, err
-    assert made["metrics"].keys() == {"toy"}
+    assert made["metrics"].keys() == {"overlap"}
     page = (folder / "report.html").read_text()
-    assert "<tr><th>toy</th><td>word overlap</td>" in page
-    ((found,),) = Searcher.open(folder / "searchers/toy").search([" ".join(set().union(*words.values()))], 1)
+    assert "<tr><th>overlap</th><td>word overlap</td>" in page
+    ((found,),) = Searcher.open(folder / "searchers/overlap").search(
+        [" ".join(set().union(*words.values()))], 1
+    )
     assert found[1] == max(map(len, words.values()))
 
 
@@ -88,13 +67,17 @@ def test_an_unregistered_kind_is_named(
     folder = tmp_path / "work"
     shutil.copytree(work.collection, folder / "collection")
     here = [arguments[0], f"--gin.WORK_DIR='{folder}'"]
-    status, _, err = cli("index", *here, "--gin.make_index.kind='toyy'")
+    status, _, err = cli("index", *here, "--gin.make_index.kind='overlaps'")
     assert status == 2
-    assert "make_index.kind: no kind of searcher 'toyy': choose one of generative, scann, exact, bm25" in err
-    assert cli("index", toy, *here, "--gin.make_index.kind='toy'")[0] == 0
+    assert (
+        "make_index.kind: no kind of searcher 'overlaps': choose one of generative, scann, exact, bm25" in err
+    )
+    assert cli("index", toy, *here, "--gin.make_index.kind='overlap'")[0] == 0
     monkeypatch.setattr(registry, "_CLASSES", {})
-    with pytest.raises(UserError, match=r"searchers/toy: no kind of searcher 'toy': .*import the module"):
-        Searcher.open(folder / "searchers/toy")
+    with pytest.raises(
+        UserError, match=r"searchers/overlap: no kind of searcher 'overlap': .*import the module"
+    ):
+        Searcher.open(folder / "searchers/overlap")
 
 
 def test_a_kind_needs_a_name_of_its_own_and_all_methods():

@@ -5,9 +5,10 @@ from pathlib import Path
 import ir_measures
 import pytest
 from ir_measures import RR, R, nDCG
-from reading import write
+from reading import python_of, write
 
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.evaluation import metrics
 from retrieval_jax.evaluation.trec import read_qrels
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
@@ -114,3 +115,27 @@ def test_a_query_that_is_a_passage_is_left_out_of_its_own_results(tmp_path):
     kept = evaluate(source, folder, ignore_identical_ids=False)
     assert kept["metrics"]["bm25"]["Hits@1"] == pytest.approx(1 / 3)
     assert read_qrels(work.qrels("test")) == {"a1": {"a2": 1}, "a3": {"a4": 1}, "a4": {"a1": 1}}
+
+
+def test_a_metric_of_a_module_that_a_gin_file_imports_is_in_the_table_and_the_report(
+    tmp_path, cli, monkeypatch
+):
+    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
+    (example,) = python_of("retrieval_jax/evaluation/README.md")
+    (tmp_path / "answered_metric_module.py").write_text(example)
+    (tmp_path / "answered.gin").write_text("import answered_metric_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {
+        "docs.tsv": DOCS,
+        "queries.test.tsv": "q1\tmarble?\nq2\tcandle?\n",
+        "qrels.test.tsv": "q1\td0\t1\nq1\td2\t1\nq2\td3\t1\n",
+    }
+    source, folder, work = collection(tmp_path, files)
+    add_run(work, "q1 Q0 d1 1 3\nq1 Q0 d2 2 2\nq1 Q0 d0 3 1\n")
+    here = [f"--COLLECTION={source}", f"--WORK_DIR={folder}", f"--gin_file={tmp_path / 'answered.gin'}"]
+    status, made, err = cli("evaluate", *here)
+    assert status == 0, err
+    assert made["metrics"]["theirs"]["AP@10"] == pytest.approx((1 / 2 + 2 / 3) / 2 / 2)
+    assert made["metrics"]["theirs"]["Answered"] == 0.5
+    assert "<th>AP@10</th><th>Answered</th>" in work.report.read_text()
+    assert "Answered" in err

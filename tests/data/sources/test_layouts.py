@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import error_of, places, read, write
+from reading import error_of, places, python_of, read, write
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage, Query
@@ -405,40 +405,14 @@ def test_reads_the_real_collections(name):
     assert (len(passages), {split: len(asked) for split, asked in queries.items()}) == README[name]
 
 
-TOY = """
-import functools
-from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.sources.folders import Source, find_file, folder_name, line_passages
-from retrieval_jax.data.sources.layouts import register_layout
-from retrieval_jax.data.sources.lines import parsed
-
-def card(line):
-    return [Passage(line.split("|")[0], "", line)]
-
-class Cards:
-    name, needs = "Cards", "cards.jsonl"
-
-    def matches(self, files):
-        return "cards.jsonl" in files
-
-    def open_folder(self, folder):
-        file = find_file(folder, "cards.jsonl")
-        passages = functools.partial(line_passages, [file], card)
-        def queries(find_rows, errors):
-            return {"test": [Query(f"q{n}", text, {text[:2]: 1}) for n, text in parsed(file, str, errors)]}
-        return Source(folder_name(folder), (file,), passages, queries)
-
-register_layout(Cards())
-"""
-
-
 def test_a_layout_from_outside_the_package_goes_first(tmp_path, monkeypatch, cli):
     monkeypatch.setattr(layouts, "_OTHERS", [])
-    (tmp_path / "cards_layout_module.py").write_text(TOY)
+    (example,) = python_of("retrieval_jax/data/README.md")
+    (tmp_path / "cards_layout_module.py").write_text(example)
     (tmp_path / "cards.gin").write_text("import cards_layout_module\n")
     monkeypatch.syspath_prepend(tmp_path)
-    folder = write(tmp_path / "docs", {"cards.jsonl": "d1|red|fox\nd2|blue|bird\n"})
-    with pytest.raises(UserError):  # the file's name alone is Tevatron's, its lines are not JSON
+    folder = write(tmp_path / "docs", {"cards.txt": "d1|red|fox\nd2|blue|bird\n", "notes.jsonl": "[]\n"})
+    with pytest.raises(UserError):  # the notes' name is like Tevatron's
         read(folder)
     command = [
         "import",
@@ -454,5 +428,6 @@ def test_a_layout_from_outside_the_package_goes_first(tmp_path, monkeypatch, cli
     assert [query.positives for query in collection.queries("test")] == [{"d1": 1}, {"d2": 1}]
     with pytest.raises(ValueError, match="a layout 'Cards' is registered already"):
         layouts.register_layout(layouts._OTHERS[0])
-    (folder / "cards.jsonl").rename(folder / "cards.txt")
-    assert "Cards needs cards.jsonl" in error_of(lambda: open_source(folder))
+    for file in folder.iterdir():
+        file.unlink()
+    assert "Cards needs cards.txt" in error_of(lambda: open_source(folder))
