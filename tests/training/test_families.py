@@ -1,5 +1,10 @@
 """Retriever families: found by a class of models, also one from outside the package."""
 
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from retrieval_jax.core.errors import UserError
@@ -8,6 +13,7 @@ from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.models.retriever import RETRIEVERS, Retriever
+from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.training.families import family_of
 
 
@@ -30,3 +36,48 @@ def test_a_class_without_a_family_is_named():
         UserError, match=r"@Stranger has no registered family: choose one of @Generative.*, @"
     ):
         family_of(Stranger)
+
+
+MODULE = '''
+import gin
+
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.retriever import register_retriever
+
+
+@register_retriever
+@gin.configurable(denylist=["config", "optimizer_def"])
+class Mine(GenerativeRetriever):
+    """A generative retriever of another package."""
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A gin file that imports a module with a class of models, and trains such a model."""
+    (tmp_path / "my_models.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.gin").write_text("import my_models\ntrain.retriever = @Mine\n")
+    yield tmp_path / "mine.gin"
+    RETRIEVERS.pop("Mine", None)
+    sys.modules.pop("my_models", None)
+
+
+def test_a_class_of_another_package_is_trained_indexed_and_searched(
+    mine: Path, cli, arguments: list[str], work
+):
+    tiny = ["T5Config.emb_dim=16", "T5Config.mlp_dim=16", "T5Config.num_heads=1", "T5Config.head_dim=8"]
+    given = ["--gin_file=runs/naive.gin", f"--gin_file={mine}", *arguments, "--STEPS=1", "--MODEL_DIR=None"]
+    given += [f"--gin.{binding}" for binding in tiny]
+    for verb in ("docids", "train"):
+        status, made, err = cli(verb, *given)
+        assert status == 0, err
+    assert json.loads(Path(made["model"], "model.json").read_text())["retriever"] == "Mine"
+    status, made, err = cli("index", *given, f"--MODEL_DIR={made['model']}")
+    assert status == 0, err
+    ((*ranking,),) = Searcher.open(made["searcher"]).search(["smooth a noisy signal"], 3)
+    assert len(ranking) == 3
+
+    del RETRIEVERS["Mine"]
+    with pytest.raises(UserError, match=r"model.json: no retriever 'Mine' is known here"):
+        Searcher.open(made["searcher"])
