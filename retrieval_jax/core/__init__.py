@@ -1,4 +1,5 @@
-"""Errors, paths and storage, progress, gin configuration, and the workspace.
+"""Errors, paths, storage, progress, gin configuration and the workspace: what every other package stands on.
 
-Every other package stands on this one, which knows nothing of retrieval.
+Only code that would be useful to a project about something else belongs here. Nothing here knows of passages,
+models or devices, and nothing here imports JAX or another package of this project.
 """

@@ -1,4 +1,4 @@
-"""Passage ids as Arrow string arrays: in memory, in a file, looked up. Millions take little room and time."""
+"""Passage ids as Arrow string arrays, in memory and in a file: millions take little memory and time."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +11,14 @@ from retrieval_jax.core import paths, storage
 
 
 def array(ids: Iterable[str] | pa.Array) -> pa.LargeStringArray:
-    """Texts as one Arrow array (large: the texts together may exceed 2 GB)."""
+    """Converts strings to one Arrow array (with 64-bit offsets, since together they may exceed 2 GB).
+
+    Args:
+      ids: strings, or an Arrow array or chunked array of strings.
+
+    Returns:
+      The array, which shares its memory with `ids` where that is an array already.
+    """
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
     if isinstance(ids, pa.Array):
@@ -20,20 +27,44 @@ def array(ids: Iterable[str] | pa.Array) -> pa.LargeStringArray:
 
 
 def write(path: Path, ids: Iterable[str] | pa.Array) -> None:
-    """Writes ids to an Arrow IPC file: one column `id`, one record batch."""
+    """Writes ids to an Arrow IPC file with one column `id` and one record batch.
+
+    Args:
+      path: the file, on a local disk.
+      ids: the ids.
+    """
     batch = pa.record_batch([array(ids)], ["id"])
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 
 
 def read(path: Path) -> pa.LargeStringArray:
-    """Ids that `write` wrote, mapped into memory. Raises OSError or ValueError where they cannot be read."""
+    """Maps the ids of a file that `write` wrote into memory.
+
+    Args:
+      path: the file. A remote one is first copied to this machine.
+
+    Returns:
+      The ids.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is no such file.
+    """
     with pa.memory_map(str(paths.ensure_local(path))) as file:
         return pa.ipc.open_file(file).get_batch(0).column("id")
 
 
 def find_rows(ids: pa.Array, wanted: Iterable[str] | pa.Array) -> np.ndarray:
-    """int64, for each of `wanted` its place in `ids` (which are distinct), or -1 where it is not there."""
+    """Finds the row of each wanted id.
+
+    Args:
+      ids: distinct ids, by row.
+      wanted: the ids to find; they may repeat.
+
+    Returns:
+      int64, one for each of `wanted`: its index in `ids`, or -1 if it is not there.
+    """
     wanted = array(wanted).dictionary_encode()
     # Looking the many up among the few wanted takes less memory than the other way round.
     found = pc.fill_null(pc.index_in(ids, value_set=wanted.dictionary), -1).to_numpy()
@@ -44,18 +75,18 @@ def find_rows(ids: pa.Array, wanted: Iterable[str] | pa.Array) -> np.ndarray:
 
 
 def first_rows(ids: pa.Array) -> np.ndarray:
-    """int64: for each row the first row that has the same id."""
+    """Returns for each row the first row that has the same id, as int64."""
     codes = ids.dictionary_encode().indices.to_numpy()  # numbered as they first appear
     highest = np.maximum.accumulate(codes)
     return np.flatnonzero(np.diff(highest, prepend=-1))[codes]
 
 
 def batches(ids: pa.Array, size: int = 1 << 16) -> Iterator[list[str]]:
-    """The ids as Python texts, some at a time."""
+    """Yields the ids as lists of at most `size` Python strings."""
     for first in range(0, len(ids), size):
         yield ids[first : first + size].to_pylist()
 
 
 def digest(ids: pa.Array) -> str:
-    """A fingerprint of ids (without line ends) and their order."""
+    """Returns a fingerprint of the ids and their order. No id may contain a line break."""
     return storage.digest("\n".join(some) for some in batches(ids))

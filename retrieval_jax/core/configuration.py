@@ -1,4 +1,4 @@
-"""Gin files and bindings: found in a checkout and in an installed package; errors in one line."""
+"""Gin files and bindings, in a checkout and in an installed package; an error in them is one line."""
 
 import ast
 import contextlib
@@ -25,23 +25,29 @@ _scopes: list[values.Names] = []
 
 
 def gin_folder() -> Path:
-    """`gin_configs`: beside the package in a checkout, inside it when installed from a wheel."""
+    """Returns the folder `gin_configs`: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).parents[1]
     inside = package / "gin_configs"
     return inside if inside.is_dir() else package.parent / "gin_configs"
 
 
 def macros() -> list[str]:
-    """The names that `--gin.NAME=` may set: those that base.gin defines."""
+    """Returns the names that `--NAME=` may set on the command line: the macros that base.gin defines."""
     return re.findall(r"^([A-Z_]+) =", (gin_folder() / BASE).read_text(), re.MULTILINE)
 
 
 def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
-    """Reads base.gin, then the files, then the bindings (`NAME=VALUE`), each overriding what was before.
+    """Reads base.gin, then the files, then the bindings. Later values replace earlier ones.
 
-    A macro that takes text takes it bare, too: `COLLECTION=path/to/folder`.
+    A macro whose value is a text takes it without quotes, too: `COLLECTION=path/to/folder`.
 
-    Raises UserError for a missing file, a name that does not exist, or a value that gin cannot read.
+    Args:
+      files: gin files, by a path or by a path below `gin_configs`.
+      bindings: `NAME=VALUE` each, of a macro or of a parameter (`function.parameter`).
+
+    Raises:
+      UserError: a file is missing, a name does not exist, or a value cannot be read or is not what its
+        parameter's annotation asks for (see `values`).
     """
     global _given
     _given = (list(files), list(bindings))
@@ -67,7 +73,7 @@ def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
 
 
 def _is_literal(value: str) -> bool:
-    """Whether a text on the command line is meant as gin's: in quotes, None, a macro, or some of these."""
+    """Returns whether a text on the command line is meant as a gin value: quoted, None, a macro or a list."""
     if re.fullmatch(r"%[A-Z_]+", value):
         return True
     try:
@@ -78,7 +84,7 @@ def _is_literal(value: str) -> bool:
 
 
 def _text_macros() -> set[str]:
-    """The macros whose value is a text, or None, wherever base.gin gives it to a parameter."""
+    """Returns the macros whose value is a text (or None) wherever base.gin gives it to a parameter."""
     kinds: dict[str, list[bool]] = {}
     for (_, selector), parameters in gin.config._CONFIG.items():
         annotations = {} if selector == "gin.macro" else _annotations(gin.config._REGISTRY[selector].wrapped)
@@ -90,15 +96,15 @@ def _text_macros() -> set[str]:
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
-    """The remedy for a name that does not exist."""
+    """Returns the hint for a name that does not exist."""
     close = difflib.get_close_matches(name, known, 1)
     return f"did you mean {close[0]}?" if close else f"the names are {', '.join(known)}"
 
 
 def _check_macros(known: Sequence[str]) -> None:
-    """Raises UserError for a `%NAME` that nothing defines, and for a name that nothing uses.
+    """Raises UserError for a `%NAME` that is not defined, and for a macro that nothing uses.
 
-    gin itself tells of the first only when it is used, and never of the second.
+    gin itself reports the first only when the value is needed, and the second never.
     """
     used = set()
     for place, leaf in _leaves():
@@ -112,7 +118,14 @@ def _check_macros(known: Sequence[str]) -> None:
 
 
 def parameters_of(function: Callable) -> dict:
-    """The parameters that gin would call a function with, given or by default; scopes count."""
+    """Returns the arguments that gin would call a function with now, given or by default; gin scopes count.
+
+    Args:
+      function: a function that is decorated by `gin.configurable`.
+
+    Returns:
+      Parameter -> value, without parameters that have neither.
+    """
     parameters = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return defaults | gin.get_bindings(function)
@@ -199,7 +212,11 @@ def unrecorded() -> Iterator[None]:
 
 
 def declare_scopes(names: values.Names) -> None:
-    """Says which gin scopes a verb enters, so that bindings in any other are told."""
+    """Declares the gin scopes that a verb enters, so that `configure` refuses bindings in any other scope.
+
+    Args:
+      names: the scopes' names, and what they name, for messages.
+    """
     _scopes.append(names)
 
 
@@ -214,7 +231,7 @@ def _check_scopes() -> None:
 
 
 def scoped() -> list[tuple[str, str]]:
-    """(scope, SCOPE/FUNCTION.PARAMETER) of all bindings that hold in a scope alone."""
+    """Returns (scope, SCOPE/FUNCTION.PARAMETER) of all bindings that hold in one scope alone."""
     return [
         (scope, f"{scope}/{selector.rpartition('.')[2]}.{parameter}")
         for (scope, selector), parameters in gin.config._CONFIG.items()
@@ -224,7 +241,7 @@ def scoped() -> list[tuple[str, str]]:
 
 
 def _leaves() -> Iterator[tuple[str, gin.config.ConfigurableReference]]:
-    """(what it is given to, reference) of every `%NAME` and `@FUNCTION` of the configuration."""
+    """Yields (the name it is given to, reference) of every `%NAME` and `@FUNCTION` of the configuration."""
     for (scope, selector), parameters in gin.config._CONFIG.items():
         for parameter, value in parameters.items():
             for leaf in gin.config._iterate_flattened_values(value):
@@ -236,7 +253,7 @@ def _leaves() -> Iterator[tuple[str, gin.config.ConfigurableReference]]:
 
 
 def _check_values() -> None:
-    """Raises UserError for a value that is not what its parameter's annotation asks for; see values.py."""
+    """Raises UserError for a value that does not fit its parameter's annotation."""
     for (_, selector), parameters in gin.config._CONFIG.items():
         if selector == "gin.macro":
             continue
@@ -252,7 +269,7 @@ def _check_values() -> None:
 
 
 def _resolved(value: object) -> object:
-    """A value with the values of all `%NAME` in it; what a `@FUNCTION` gives is not known yet."""
+    """Returns a value with every `%NAME` in it replaced; the result of a `@FUNCTION` is not known yet."""
     if _is_macro(value):
         return _resolved(gin.query_parameter(f"%{'/'.join(value.scopes)}"))
     if isinstance(value, gin.config.ConfigurableReference):
@@ -268,7 +285,7 @@ def _is_macro(value: object) -> bool:
 
 
 def _annotations(function: Callable) -> dict[str, object]:
-    """The annotations of a function's or a class's parameters, as far as they can be evaluated here."""
+    """Returns the annotations of the parameters of a function or class that can be evaluated here."""
     called = function.__init__ if isinstance(function, type) else function
     try:
         return typing.get_type_hints(called, include_extras=True)
@@ -281,14 +298,14 @@ def _annotations(function: Callable) -> dict[str, object]:
 
 
 def _one_number_of_steps() -> None:
-    """Makes `train.steps`, where it is set alone, the steps of all that goes by them, as a schedule does."""
+    """If `train.steps` alone is set, gives its value to all that depends on STEPS, such as a schedule."""
     steps = gin.query_parameter("train.steps")
     if isinstance(steps, int):
         gin.parse_config(f"STEPS = {steps}")
 
 
 def given() -> tuple[list[str], list[str]]:
-    """The files and bindings that `configure` was given last."""
+    """Returns the files and the bindings of the last `configure`."""
     return _given
 
 
@@ -302,7 +319,12 @@ def _defined(macro: str) -> bool:
 
 @contextlib.contextmanager
 def run_file(file: str, *settings: str) -> Iterator[None]:
-    """Inside, a run file and settings hold, below the person's bindings; afterwards what held before."""
+    """A context in which a run file and settings hold, below the user's own files and bindings.
+
+    Args:
+      file: the gin file.
+      settings: bindings that are read after the file and before the user's.
+    """
     files, bindings = given()
     configure([file, *files], [*settings, *bindings])
     try:

@@ -1,22 +1,22 @@
-"""The exceptions that people are meant to read."""
+"""The exceptions that end a command with one line for its user, and not with a traceback."""
 
 
 class UserError(Exception):
-    """Bad input: one line that names the file, the line and the hint.
+    """Bad input. The message is one line, `WHERE: what is wrong: the remedy`; WHERE is a file, line or name.
 
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 class Diverged(UserError):
-    """The numbers of a training went wrong: one line that names the step and the remedy.
+    """A training run had a loss that is not finite, or a spike. The message names the step and a remedy.
 
-    The command line exits with status 3: the same command would meet the same batch again.
+    The command line exits with status 3, since the same command would meet the same batch again.
     """
 
 
 class Preempted(Exception):
-    """The machine asked the process to end (SIGTERM); what was done is saved. One line that says so.
+    """The machine asked the process to end (SIGTERM), and the work so far is saved. The message is one line.
 
-    The command line prints it and exits with status 143, as a shell tells of SIGTERM.
+    The command line prints it and exits with status 143, as a shell reports SIGTERM.
     """

@@ -1,11 +1,12 @@
-"""Paths on local disks and in Google Cloud Storage (gs://BUCKET/…), by the same calls.
+"""Paths on local disks and in Google Cloud Storage (gs://BUCKET/…), used through the same functions.
 
-A local path is pathlib's. A remote one is etils', which has pathlib's interface and asks TensorFlow's file
-layer. A bucket holds whole objects, written at once: none is appended to, renamed at no cost, or mapped into
-memory. What must be mapped, or is read by a library that knows no gs://, is first copied here by
-`ensure_local`.
+A local path is a `pathlib.Path`. A remote one is an `etils.epath.Path`, which has the same interface and uses
+TensorFlow's file layer. A bucket holds whole objects, each written at once: it cannot append to a file,
+rename a folder at no cost, or map a file into memory. A file that must be mapped, or is read by a library
+that does not know gs://, is first copied to this machine by `ensure_local`.
 
-RETRIEVAL_JAX_CACHE (else ~/.cache/retrieval_jax) is where such copies lie.
+The environment variable RETRIEVAL_JAX_CACHE (default ~/.cache/retrieval_jax) names the folder of these
+copies.
 """
 
 import contextlib
@@ -35,11 +36,22 @@ _AT_ONCE = 16  # requests; each spends most of its time waiting
 
 
 def is_remote(path: str | os.PathLike) -> bool:
+    """Returns whether a path is in a bucket."""
     return os.fspath(path).startswith(SCHEME)
 
 
 def as_path(path: str | os.PathLike) -> Path:
-    """The path that a text names. Raises UserError for a scheme other than gs://."""
+    """Converts a text to a path. `~` stands for the home folder.
+
+    Args:
+      path: a local path or a gs:// one.
+
+    Returns:
+      The path: pathlib's, or etils' for a remote one.
+
+    Raises:
+      UserError: it has a scheme other than gs://.
+    """
     text = os.fspath(path)
     if not is_remote(text):
         if "://" in text:
@@ -51,7 +63,7 @@ def as_path(path: str | os.PathLike) -> Path:
 
 
 def has_client() -> bool:
-    """Whether Google's own client is installed, which Orbax asks about buckets."""
+    """Returns whether Google's own client is installed, which Orbax needs to ask about buckets."""
     try:
         return importlib.util.find_spec("google.cloud.storage") is not None
     except ModuleNotFoundError:
@@ -59,12 +71,17 @@ def has_client() -> bool:
 
 
 def absolute(path: str | os.PathLike) -> Path:
-    """The path from the root, without links; a remote one is whole as it is."""
+    """Returns the path from the root, with links resolved; a remote path is absolute already."""
     return as_path(path) if is_remote(path) else as_path(path).resolve()
 
 
 def require_local(path: str | os.PathLike, what: str) -> None:
-    """Raises UserError for a remote path of something that is only read from a disk."""
+    """Raises UserError if a path is remote.
+
+    Args:
+      path: the path.
+      what: what lies there, for the message.
+    """
     if is_remote(path):
         raise UserError(
             f"{path}: {what} must lie on a local disk: copy it there, only the rest may be remote"
@@ -72,36 +89,44 @@ def require_local(path: str | os.PathLike, what: str) -> None:
 
 
 def relative(path: str | os.PathLike, folder: str | os.PathLike) -> str:
-    """The way from a folder to a path, for `join`; the whole path where only one of the two is remote."""
+    """Returns the relative path from a folder to a path, for `join`.
+
+    If only one of the two is remote, there is no relative path, and the result is the absolute path.
+    """
     if is_remote(path) != is_remote(folder):
         return str(absolute(path))
     return os.path.relpath(path, folder)
 
 
-def join(folder: str | os.PathLike, way: str) -> Path:
-    """Where `way` leads from a folder. Buckets know no "..": it is worked out here."""
+def join(folder: str | os.PathLike, relative_path: str) -> Path:
+    """Returns the path that a result of `relative` leads to from a folder, also if it has ".." in a bucket.
+
+    Args:
+      folder: the folder.
+      relative_path: a relative or an absolute path.
+    """
     folder = as_path(folder)
-    if is_remote(way) or (is_remote(folder) and os.path.isabs(way)):
-        return as_path(way)
+    if is_remote(relative_path) or (is_remote(folder) and os.path.isabs(relative_path)):
+        return as_path(relative_path)
     if is_remote(folder):
-        return as_path(SCHEME + posixpath.normpath(f"{str(folder).removeprefix(SCHEME)}/{way}"))
-    return folder / way
+        return as_path(SCHEME + posixpath.normpath(f"{str(folder).removeprefix(SCHEME)}/{relative_path}"))
+    return folder / relative_path
 
 
 def io_errors() -> tuple[type[Exception], ...]:
-    """What reading and writing may raise: OSError, and TensorFlow's own where it is loaded."""
+    """Returns the exceptions that reading and writing raise: OSError, and TensorFlow's if it is loaded."""
     tf = sys.modules.get("tensorflow")
     return (OSError, tf.errors.OpError) if tf else (OSError,)
 
 
 def error_text(error: Exception) -> str:
-    """What an error of `io_errors` says, in a line."""
+    """Returns the message of an exception of `io_errors` as one line."""
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
     return text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
 
 
 def check_bucket(path: Path) -> None:
-    """Raises UserError where a path is remote, and its bucket cannot be read."""
+    """Raises UserError if a path is remote and its bucket cannot be read."""
     try:
         _ = is_remote(path) and path.exists()
     except io_errors() as error:
@@ -110,19 +135,19 @@ def check_bucket(path: Path) -> None:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file."""
+    """Returns the size of a file in bytes."""
     return path.stat().length if is_remote(path) else path.stat().st_size
 
 
 def files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted."""
+    """Returns all files below a folder, sorted."""
     if is_remote(folder):
         return sorted(root / name for root, _, names in folder.walk() for name in names)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder and all in it, if it is there."""
+    """Removes a folder and everything in it, if it exists."""
     if is_remote(folder):
         folder.rmtree(missing_ok=True)
     else:
@@ -130,7 +155,13 @@ def remove(folder: Path) -> None:
 
 
 def copy(source: Path, target: Path, advance: Callable[[int], None] | None = None) -> None:
-    """Copies a file from anywhere to anywhere. `advance` is told how many more bytes are there."""
+    """Copies a file; both paths may be local or remote.
+
+    Args:
+      source: the file to read.
+      target: the file to write, in a folder that exists.
+      advance: called with the number of bytes after each chunk.
+    """
     with source.open("rb") as read, target.open("wb") as write:
         write.write(b"")  # an empty file is one, too: in a bucket only what is written to is made
         while chunk := read.read(_CHUNK):
@@ -140,7 +171,14 @@ def copy(source: Path, target: Path, advance: Callable[[int], None] | None = Non
 
 
 def copy_files(source: Path, target: Path, names: Sequence[str], what: str) -> None:
-    """Copies files from below one folder to below another, several at once."""
+    """Copies files from one folder to another, several at once. Large copies show a progress bar.
+
+    Args:
+      source: the folder to copy from.
+      target: the folder to copy to, local or remote.
+      names: paths of the files below `source`.
+      what: the name of the work on the progress bar.
+    """
     sizes = [size(source / name) for name in names]
 
     def all_of_them(advance: Callable[[int], None] | None) -> None:
@@ -159,10 +197,20 @@ def copy_files(source: Path, target: Path, names: Sequence[str], what: str) -> N
 
 
 def ensure_local(path: str | os.PathLike) -> Path:
-    """A local path as it is; of a remote file or folder a copy on this machine, made unless it is there.
+    """Returns a local copy of a remote file or folder; a local path is returned as it is.
 
-    A copy is known by its files' names, sizes and times, so a change is seen; the earlier copy then goes.
-    Raises FileNotFoundError where there is nothing, UserError where it cannot be copied.
+    The copy is kept, and used again while names, sizes and times of the remote files stay the same; after a
+    change, it is replaced.
+
+    Args:
+      path: a file or folder, local or remote.
+
+    Returns:
+      The local path.
+
+    Raises:
+      FileNotFoundError: nothing is at a remote path.
+      UserError: the copy failed.
     """
     path = as_path(path)
     if not is_remote(path):
@@ -192,14 +240,14 @@ def ensure_local(path: str | os.PathLike) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where copies of remote files lie."""
+    """Returns the folder of the local copies of remote files."""
     given = os.environ.get("RETRIEVAL_JAX_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(home) / "retrieval_jax"
 
 
 def _state(path: Path) -> tuple[Path, list[tuple[str, int, int]]]:
-    """(the folder that a remote file or folder lies in, its files: name from there, bytes, nanoseconds)."""
+    """Returns (the parent of a remote path, (name from there, bytes, mtime in ns) of each of its files)."""
     import tensorflow as tf
 
     there = files(path) if path.is_dir() else [path]

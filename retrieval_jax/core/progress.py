@@ -1,4 +1,4 @@
-"""What a person sees while a verb works: progress with rate and time left, on stderr; quiet libraries."""
+"""What a user sees while a verb works, all of it on stderr: progress bars and single lines."""
 
 import contextlib
 import glob
@@ -45,7 +45,15 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def bar(what: str, total: int | None, done: int = 0) -> Iterator:
-    """A progress bar; yields `advance(n=1, note="")`. Without a terminal, a line a minute and the last."""
+    """Shows a progress bar; yields a function `advance(n=1, note="")`.
+
+    Without a terminal it prints a line every minute and one at the end.
+
+    Args:
+      what: the name of the work.
+      total: the number of steps; None if unknown.
+      done: the number of steps that are done already.
+    """
     columns = (  # with a note, 80 characters wide
         TextColumn("{task.description:<18}"),
         BarColumn(bar_width=8),
@@ -72,7 +80,13 @@ def bar(what: str, total: int | None, done: int = 0) -> Iterator:
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Passes items through, counting them on a bar."""
+    """Yields the items and counts them on a progress bar.
+
+    Args:
+      items: anything to iterate over.
+      what: the name of the work.
+      total: the number of items; None if unknown.
+    """
     with bar(what, total) as advance:
         for item in items:
             yield item
@@ -80,12 +94,12 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 
 def log(text: str) -> None:
-    """One line for the person, on stderr (stdout is for results)."""
+    """Prints one line for the user on stderr (stdout is for results)."""
     console.print(text, markup=False, soft_wrap=True)
 
 
 def quiet_libraries() -> None:
-    """Hides TensorFlow's, absl's, TFDS's and libtpu's start-up noise. Call before they are imported."""
+    """Silences TensorFlow, absl, TFDS and libtpu at start-up. To be called before they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

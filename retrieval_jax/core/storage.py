@@ -1,13 +1,15 @@
-"""What lies on disk is whole or absent: files and folders are written aside and renamed when finished.
+"""Files and folders that are complete or absent: they are written elsewhere and renamed when finished.
 
-In a bucket (gs://…, see paths.py) nothing is renamed. A file is an object there, and so whole or absent by
-itself. A folder is made on this machine, then copied, its manifest last: what a kill leaves has none.
+Nothing is renamed in a bucket (gs://…, see `paths`). There a file is an object, which is complete or absent
+by itself, and a folder is made on this machine and then copied, its manifest last: a folder that a kill left
+incomplete has none.
 
-On a disk one process at a time makes a folder NAME: it holds a lock on `.NAME.lock`, fills `.NAME.making`,
+On a disk, one process at a time makes a folder NAME: it holds a lock on `.NAME.lock`, fills `.NAME.making`,
 and moves the earlier folder to `.NAME.old` until the new one is in its place. No other file is touched.
 
-A finished folder holds a `manifest.json`: the recipe it was made by (its inputs and settings) and what it
-contains. The same recipe again is not made again; another recipe makes the folder anew.
+A finished folder holds a `manifest.json`: the version of its format, the recipe that it was made by (its
+inputs and settings), and facts about its content. A folder is not made again for the same recipe, and is
+replaced for another one.
 """
 
 import contextlib
@@ -33,9 +35,14 @@ FORMAT = 1  # of finished folders; another one is refused, so a change of what f
 
 
 def atomic_write(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file whole or not at all; makes missing folders; compresses where the path ends in `.gz`.
+    """Writes a file completely or not at all, and makes missing folders. A path in `.gz` is compressed.
 
-    Raises UserError where it cannot be written.
+    Args:
+      path: the file, local or remote.
+      data: its content.
+
+    Raises:
+      UserError: it cannot be written.
     """
     path = paths.as_path(path)
     data = gzip.compress(data) if path.suffix == ".gz" else data
@@ -57,11 +64,20 @@ def atomic_write(path: str | os.PathLike, data: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
+    """Writes a value to a JSON file, completely or not at all. Raises UserError if it cannot be written."""
     atomic_write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: str | os.PathLike, hint: str) -> dict:
-    """The JSON object in a file; UserError (with the hint) where it is missing or broken."""
+    """Reads the JSON object in a file.
+
+    Args:
+      path: the file, local or remote.
+      hint: the remedy in the message if the file is missing or damaged.
+
+    Raises:
+      UserError: the file is missing, unreadable or damaged.
+    """
     try:
         return json.loads(paths.as_path(path).read_text())
     except FileNotFoundError:
@@ -73,7 +89,12 @@ def read_json(path: str | os.PathLike, hint: str) -> dict:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
-    """Writes the manifest of a folder, with the version of its format."""
+    """Writes the manifest of a folder.
+
+    Args:
+      folder: the folder.
+      manifest: its content, without the version of its format, which is added.
+    """
     write_json(folder / MANIFEST, {"format": FORMAT, **manifest})
 
 
@@ -82,10 +103,10 @@ def read_manifest(folder: str | os.PathLike, verb: str) -> dict:
 
     Args:
       folder: the folder.
-      verb: the verb that makes such folders, for the hint of an error.
+      verb: the verb that makes such folders, for the hint in messages.
 
     Returns:
-      what the folder's `make` returned, and its "recipe".
+      What the folder's `make` returned (see `build_once`), and the recipe as "recipe".
 
     Raises:
       UserError: there is no finished folder, its manifest is damaged, or another version of this package made
@@ -107,7 +128,7 @@ def _read_manifest(folder: Path, hint: str = "delete the folder, then the same c
 
 
 def finished(folder: str | os.PathLike) -> bool:
-    """Whether a finished folder lies there. One that a kill left moved aside is first moved back."""
+    """Returns whether a finished folder is there. One that a kill left half replaced is first restored."""
     folder = paths.as_path(folder)
     if (folder / MANIFEST).is_file():
         return True
@@ -119,7 +140,11 @@ def finished(folder: str | os.PathLike) -> bool:
 
 
 def is_up_to_date(folder: str | os.PathLike, recipe: dict) -> bool:
-    """Whether the folder is finished and was made by that recipe."""
+    """Returns whether the folder is finished and was made by this recipe.
+
+    Raises:
+      UserError: its manifest is damaged, or another version of this package made it.
+    """
     if not finished(folder):
         return False
     return _read_manifest(paths.as_path(folder))["recipe"] == json.loads(json.dumps(recipe))
@@ -127,12 +152,16 @@ def is_up_to_date(folder: str | os.PathLike, recipe: dict) -> bool:
 
 @contextlib.contextmanager
 def lock(folder: str | os.PathLike) -> Iterator[None]:
-    """Holds the lock of a folder; where another process has it, says so once and waits.
+    """Holds the lock of a folder. If another process has it, says so once and waits.
 
-    The system releases it when its process ends, however it ends. In a bucket, and on a file system
-    without locks, there is none. A thread must not take the same lock twice.
+    The operating system releases the lock when the process ends, however it ends. There are no locks in a
+    bucket, and on a file system without them. A thread must not take the same lock twice.
 
-    Raises UserError where the lock's file cannot be written.
+    Args:
+      folder: the folder, which need not exist.
+
+    Raises:
+      UserError: the lock's file cannot be written.
     """
     folder = paths.as_path(folder)
     if paths.is_remote(folder):
@@ -151,7 +180,7 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def _locked(path: Path, folder: Path) -> int:
-    """An open descriptor of the file at `path` that has its lock."""
+    """Returns an open descriptor of the file at `path`, with its lock."""
     told = False
     while True:
         try:
@@ -180,12 +209,23 @@ def _locked(path: Path, folder: Path) -> int:
 
 
 def build_once(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict]) -> dict:
-    """Gives the manifest of `folder`, which `make` fills unless it already holds the same recipe's work.
+    """Makes a folder, unless it was already made by the same recipe.
 
-    `make` writes into the (empty, local) folder that it is handed and returns what the manifest shall say.
     A kill leaves at most a hidden folder (in a bucket, files without a manifest), which the next call
-    removes. Of processes that build the same folder at once the second waits, then finds it finished. A
-    folder that no `build_once` made is never overwritten: UserError.
+    removes. If several processes make the same folder at once, the others wait and then find it finished.
+
+    Args:
+      folder: the folder, local or remote.
+      recipe: everything that its content depends on, as JSON.
+      make: a function that writes the content into the empty local folder that it is given, and returns facts
+        for the manifest.
+
+    Returns:
+      The manifest: the recipe as "recipe", and the facts.
+
+    Raises:
+      UserError: the folder cannot be written, holds files that `build_once` did not make (they are never
+        replaced), or was made by another version of this package.
     """
     folder = paths.as_path(folder)
     recipe = json.loads(json.dumps(recipe))
@@ -203,7 +243,7 @@ def build_once(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], d
 
 
 def _same(folder: Path, recipe: dict) -> dict | None:
-    """The manifest of a folder whose lock is held, where that recipe made it."""
+    """Returns the manifest of a folder whose lock is held, if this recipe made it."""
     if not paths.is_remote(folder):
         _move_back(folder)
     path = folder / MANIFEST
@@ -212,18 +252,18 @@ def _same(folder: Path, recipe: dict) -> dict | None:
 
 
 def _old(folder: Path) -> Path:
-    """Where a finished folder lies while another takes its place."""
+    """Returns where a finished folder lies while another takes its place."""
     return folder.with_name(f".{folder.name}.old")
 
 
 def _move_back(folder: Path) -> None:
-    """Undoes the first of the two renames, where a kill came before the second."""
+    """Undoes the first of the two renames if a kill came before the second."""
     if not folder.exists() and (_old(folder) / MANIFEST).is_file():
         _old(folder).rename(folder)
 
 
 def _build_local(folder: Path, tmp: Path, recipe: dict, make: Callable[[Path], dict]) -> dict:
-    """`build_once` on a disk, by the process that has the lock."""
+    """Does the work of `build_once` on a disk, in the process that has the lock."""
     paths.remove(tmp)
     paths.remove(_old(folder))
     try:
@@ -249,7 +289,7 @@ def _build_local(folder: Path, tmp: Path, recipe: dict, make: Callable[[Path], d
 
 
 def _build_remote(folder: Path, mark: Path, recipe: dict, make: Callable[[Path], dict]) -> dict:
-    """`build_once` in a bucket. The mark tells the next call that files without a manifest are a kill's."""
+    """Does the work of `build_once` in a bucket. The mark tells files without a manifest after a kill."""
     atomic_write(mark, b"what lies beside is being made\n")  # fails before the work, if it must
     with tempfile.TemporaryDirectory(prefix="retrieval_jax.") as scratch:
         tmp = Path(scratch) / folder.name
@@ -275,14 +315,31 @@ def _build_remote(folder: Path, mark: Path, recipe: dict, make: Callable[[Path],
 
 
 def write_arrays(path: Path, holder: object) -> None:
-    """Writes a dataclass whose fields are NumPy arrays to a safetensors file, for `build_once`'s folders."""
+    """Writes a dataclass whose fields are NumPy arrays to a safetensors file.
+
+    Args:
+      path: the file, in a folder that `build_once` makes.
+      holder: the dataclass.
+    """
     from safetensors.numpy import save_file
 
     save_file({field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}, path)
 
 
 def read_arrays(path: Path, holder: type[T], hint: str) -> T:
-    """The dataclass that `write_arrays` wrote; UserError (with the hint) where the file does not hold it."""
+    """Reads a file that `write_arrays` wrote.
+
+    Args:
+      path: the file, local or remote.
+      holder: the dataclass's type.
+      hint: the remedy in the message if the file is damaged.
+
+    Returns:
+      The dataclass.
+
+    Raises:
+      UserError: the file cannot be read, or holds other fields.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -293,7 +350,7 @@ def read_arrays(path: Path, holder: type[T], hint: str) -> T:
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
-    """A short SHA-256 of a sequence of texts or bytes, each with its length."""
+    """Returns a short SHA-256 (16 hexadecimal digits) of texts or bytes and their lengths."""
     sha = hashlib.sha256()
     for part in parts:
         part = part.encode() if isinstance(part, str) else part
@@ -303,13 +360,13 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 
 def checksum(path: Path) -> str:
-    """The SHA-256 of a file's contents."""
+    """Returns the SHA-256 of a file's content, as hexadecimal digits."""
     with paths.ensure_local(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
-    """{path below it: SHA-256} of all files but the manifest, to be kept in that."""
+    """Returns {path below the folder: SHA-256} of all files except the manifest, which is to hold them."""
     files = [path for path in paths.files(folder) if path != folder / MANIFEST]
     with ThreadPoolExecutor() as pool:
         names = (str(p.relative_to(folder)) for p in files)
@@ -317,7 +374,12 @@ def file_checksums(folder: Path) -> dict[str, str]:
 
 
 def check_files(folder: Path, manifest: dict) -> None:
-    """Raises UserError unless the files are those whose checksums the manifest has, and no others."""
+    """Raises UserError unless the folder has exactly the files that its manifest lists, all unchanged.
+
+    Args:
+      folder: the folder.
+      manifest: its manifest, with "files" (see `file_checksums`) and "manifest_digest".
+    """
     there = file_checksums(folder)
     for name in sorted(there.keys() | manifest["files"].keys()):
         was, now = manifest["files"].get(name), there.get(name)
@@ -329,11 +391,11 @@ def check_files(folder: Path, manifest: dict) -> None:
 
 
 def manifest_digest(manifest: dict) -> str:
-    """A digest of all else that a manifest says."""
+    """Returns a digest of a manifest, without its entry "manifest_digest"."""
     rest = {key: value for key, value in manifest.items() if key != "manifest_digest"}
     return digest([json.dumps(rest, sort_keys=True)])
 
 
 def hash_fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone: for splits that never move."""
+    """Returns a number in [0, 1) that depends on the text alone, for splits that never change."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") / 2**64

@@ -1,6 +1,6 @@
-"""Whether a value is what a parameter's annotation asks for: its kind, its range and the names in it.
+"""Checks whether a value fits a parameter's annotation: its type, its range and the names in it.
 
-Ranges and names are written with `typing.Annotated`, by the classes below. `configuration.configure` checks
+Ranges and names are written with `typing.Annotated` and the classes below. `configuration.configure` checks
 every value of gin files and of the command line against the annotation of its parameter, before a verb runs.
 """
 
@@ -18,13 +18,20 @@ LISTED = 12  # names that a message lists at most
 
 @dataclasses.dataclass(frozen=True)
 class Within:
-    """The range of a number: at least `least` (or, if `open`, more than that), and at most `most`."""
+    """The range of a number.
+
+    Attributes:
+      least: the smallest value.
+      most: the largest value.
+      open: whether `least` itself is excluded.
+    """
 
     least: float = -math.inf
     most: float = math.inf
     open: bool = False
 
     def holds(self, value: float) -> bool:
+        """Returns whether a number is in the range."""
         return (value > self.least if self.open else value >= self.least) and value <= self.most
 
     def __str__(self) -> str:
@@ -34,23 +41,26 @@ class Within:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """The names that a text may be, such as the keys of a mapping: another one would have no effect.
+    """The names that a text may be, such as the keys of a mapping: any other name would have no effect.
 
-    In a name, one capital letter stands for a number and a word of capitals for any text: "layers_N",
-    "labelled_LABEL".
+    In a name, one capital letter stands for a number and a word of capitals for any text, as in "layers_N"
+    and "labelled_LABEL".
 
     Attributes:
       kind: what they name, as "a task".
-      known: the names, or a function that gives them where they take time to find.
+      known: the names, or a function that returns them if it takes time to find them.
     """
 
     kind: str
     known: tuple[str, ...] | Callable[[], Iterable[str]]
 
     def names(self) -> list[str]:
+        """Returns the names."""
         return list(self.known() if callable(self.known) else self.known)
 
     def holds(self, name: str) -> bool:
+        """Returns whether a text is one of the names."""
+
         def any_of(match: re.Match) -> str:
             return r"\d+" if len(match[0]) == 1 else ".+"
 
@@ -62,13 +72,18 @@ class Names:
         return f"the name of {self.kind} ({', '.join(names[:LISTED])}{more})"
 
     def near(self, name: str) -> str:
-        """The names that may have been meant, where there are some near to it; else as many as are listed."""
+        """Describes the names that may have been meant: those that are similar, or else a list of all."""
         close = difflib.get_close_matches(name, self.names(), 3)
         return f"the name of {self.kind}, as {' or '.join(close)} is" if close else str(self)
 
 
 class Misfit(typing.NamedTuple):
-    """A value, or a part of one, that is not what is asked for; and what is, in words."""
+    """A value (or a part of one) that does not fit, and a description of what would.
+
+    Attributes:
+      value: the value.
+      wanted: what is asked for, in words.
+    """
 
     value: object
     wanted: str
@@ -94,10 +109,17 @@ KINDS = {
 
 
 def misfit(value: object, annotation: object) -> Misfit | None:
-    """The part of a value that is not what an annotation asks for; None where the value is that.
+    """Finds the part of a value that does not fit an annotation.
 
-    Kinds that it does not know (classes, callables) are taken to fit. A whole number is a number, too; True
-    and False are no numbers.
+    Types that are not known here (classes, callables) fit always. An int is a float, too; a bool is no
+    number.
+
+    Args:
+      value: the value; `ANY` fits always.
+      annotation: a type, a union or container of types, or one of these with `Annotated` ranges and names.
+
+    Returns:
+      The part that does not fit; None if the value does.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if value is ANY:
@@ -126,7 +148,7 @@ def misfit(value: object, annotation: object) -> Misfit | None:
 
 
 def _elements(value: Sequence, container: type, kinds: Sequence) -> Misfit | None:
-    """The misfit of a list's elements: of one kind, or, of a tuple's, each of its own."""
+    """Returns the misfit of the elements of a list, or of a tuple with a type for each element."""
     if container is not tuple or kinds[1:] == (Ellipsis,) or not kinds:
         return _first((part, kinds[0]) for part in value) if kinds else None
     if len(value) != len(kinds):
@@ -135,12 +157,12 @@ def _elements(value: Sequence, container: type, kinds: Sequence) -> Misfit | Non
 
 
 def _first(parts: Iterable[tuple[object, object]]) -> Misfit | None:
-    """The first misfit of some (value, annotation)."""
+    """Returns the first misfit of (value, annotation) pairs."""
     return next(filter(None, (misfit(part, kind) for part, kind in parts)), None)
 
 
 def _none_of(value: object, found: Sequence[Misfit | None]) -> Misfit | None:
-    """The misfit of a union's options: of the part of the value where one of them fits but for that."""
+    """Returns the misfit of a union: of a part of the value, if an option fits but for that part."""
     if None in found:
         return None
     parts = [one for one in found if one.value is not value]
@@ -148,7 +170,7 @@ def _none_of(value: object, found: Sequence[Misfit | None]) -> Misfit | None:
 
 
 def _outside(value: object, arguments: Sequence) -> Misfit | None:
-    """The misfit of a value of the right kind that is not in its range, or not one of the names."""
+    """Returns the misfit of a value of the right type: outside its range, or not one of the names."""
     for bound in arguments[1:]:
         if isinstance(bound, Names) and not bound.holds(value):
             return Misfit(value, bound.near(value))
@@ -158,7 +180,7 @@ def _outside(value: object, arguments: Sequence) -> Misfit | None:
 
 
 def _words(annotation: object) -> str:
-    """What an annotation with a range or names asks for."""
+    """Describes what an annotation with a range or names asks for."""
     kind, *bounds = typing.get_args(annotation)
     names = [str(bound) for bound in bounds if isinstance(bound, Names)]
     ranges = [str(bound) for bound in bounds if isinstance(bound, Within)]

@@ -1,4 +1,4 @@
-"""Where things lie: one folder a collection, with a place for each of the seven nouns."""
+"""The workspace: where the artefacts of one collection lie, in one work folder."""
 
 import dataclasses
 import re
@@ -12,20 +12,32 @@ UNFINISHED = ".unfinished"  # ends the name of a folder in which synthetic queri
 
 @dataclasses.dataclass(frozen=True)
 class Workspace:
-    """The paths under a work folder.
+    """The paths in a work folder.
 
     collection/ · embeddings/NAME/ · docids/KIND/ · cache/TASK/ (examples) · models/NAME/ (checkpoints) ·
     synthetic/NAME/ (generated queries) · negatives/NAME/ (mined ones) · searchers/NAME/ ·
     runs/NAME.SPLIT.trec · report.html, metrics.json · exports/NAME/
+
+    Methods that take a name raise UserError if it cannot be the name of a file.
+
+    Attributes:
+      folder: the work folder, local or remote.
     """
 
     folder: Path
 
     @classmethod
     def for_source(cls, collection: str, work_dir: str | None) -> "Workspace":
-        """The given folder (local or gs://…), or `work/NAME` with the name of the collection's source.
+        """Returns the workspace of a collection.
 
-        Raises UserError where `work/NAME` holds the collection of another source of that name.
+        Args:
+          collection: the name of its source, as `import` takes it.
+          work_dir: the work folder, local or gs://…; None is `work/NAME`, with the last part of the source's
+            name.
+
+        Raises:
+          UserError: the bucket cannot be read, or `work/NAME` holds the collection of another source with
+            that name.
         """
         # A folder's last part is its name; the parts of ir_datasets:beir/scifact/test name it together.
         name = re.sub("[:/,]", "_", collection) if ":" in collection else paths.absolute(collection).name
@@ -43,54 +55,67 @@ class Workspace:
 
     @property
     def collection(self) -> Path:
+        """The folder of passages, queries, judgements and the vocabulary."""
         return self.folder / "collection"
 
     def docids(self, kind: str) -> Path:
+        """Returns the folder of the docids of a kind."""
         return self.folder / "docids" / checked(kind)
 
     def embeddings(self, name: str) -> Path:
+        """Returns the folder of vectors of the passages."""
         return self.folder / "embeddings" / name
 
     def cache(self, task: str) -> Path:
+        """Returns the folder of the cached examples of a task."""
         return self.folder / "cache" / task
 
     def synthetic(self, name: str) -> Path:
+        """Returns the folder of generated queries."""
         return self.folder / "synthetic" / checked(name)
 
     def negatives(self, name: str) -> Path:
+        """Returns the folder of mined negatives."""
         return self.folder / "negatives" / checked(name)
 
     def model(self, name: str) -> Path:
+        """Returns the folder of a model and its checkpoints."""
         return self.folder / "models" / checked(name)
 
     def searcher(self, name: str) -> Path:
+        """Returns the folder of a searcher."""
         return self.folder / "searchers" / checked(name)
 
     def export(self, name: str) -> Path:
+        """Returns the folder of an exported model or searcher."""
         return self.folder / "exports" / checked(name)
 
     def run(self, name: str, split: str) -> Path:
+        """Returns the file of a searcher's run on a split."""
         return self.folder / "runs" / f"{checked(name)}.{split}.trec"
 
     def qrels(self, split: str) -> Path:
+        """Returns the file of the judgements of a split, in TREC's format."""
         return self.folder / "runs" / f"qrels.{split}.trec"
 
     @property
     def report(self) -> Path:
+        """The report, a page of HTML."""
         return self.folder / "report.html"
 
     @property
     def metrics(self) -> Path:
+        """The metrics of all searchers that were evaluated."""
         return self.folder / "metrics.json"
 
 
 def source_path(collection: str) -> str:
-    """A collection's source, with the whole path of a folder."""
+    """Returns the name of a collection's source; a folder by its absolute path."""
     return collection if ":" in collection else str(paths.absolute(collection))
 
 
 def checked(name: str) -> str:
-    """The name of an artefact, which becomes a file's name. Raises UserError where it cannot be one."""
+    """Returns the name of an artefact. Raises UserError if it cannot be the name of a file."""
     if (
         not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", str(name))
         or name == "qrels"

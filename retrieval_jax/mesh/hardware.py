@@ -1,4 +1,4 @@
-"""What chips can do: peak arithmetic, memory and its bandwidth, and the slices that TPUs come in."""
+"""What chips can do: peak arithmetic, memory and its bandwidth, and the slices in which TPUs are offered."""
 
 import dataclasses
 
@@ -12,12 +12,13 @@ class Chip:
     """One accelerator, which is one JAX device.
 
     Attributes:
-      device_kinds: what `jax.Device.device_kind` says of it.
-      flops: peak bfloat16 FLOP/s of dense products, as its vendor publishes it.
-      bandwidth: bytes/s between it and its memory, as published.
-      hbm: bytes of its memory that a program may fill: what the TPU compiler enforces, or the card's size.
-      topologies: the slices it comes in (chips along each dimension), smallest first.
-      config: the name of its configuration, where the TPU compiler wants one.
+      name: its short name, as in "v4:2x2x1".
+      device_kinds: the values of `jax.Device.device_kind` for it.
+      flops: peak bfloat16 FLOP/s of dense products, as published by its vendor.
+      bandwidth: bytes/s between the chip and its memory, as published.
+      hbm: bytes of its memory that a program may fill: the limit of the TPU compiler, or the card's size.
+      topologies: the slices in which it is offered (chips along each dimension), smallest first.
+      config: the name of its configuration, if the TPU compiler wants one.
     """
 
     name: str
@@ -54,7 +55,7 @@ _CARDS = (
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """The chip that JAX calls so; None for one that is not known (a CPU, say)."""
+    """Returns the chip of a `jax.Device.device_kind`; None if it is not known (a CPU, for example)."""
     for chip in CHIPS.values():
         if device_kind in chip.device_kinds:
             return chip
@@ -62,7 +63,17 @@ def find_chip(device_kind: str) -> Chip | None:
 
 
 def parse_topology(topology: str) -> tuple[Chip, str]:
-    """(chip, shape) of a slice's name, as "v4:4x4x4". UserError for one that does not exist."""
+    """Parses the name of a slice, such as "v4:4x4x4".
+
+    Args:
+      topology: the name.
+
+    Returns:
+      (chip, shape), such as (v4, "4x4x4").
+
+    Raises:
+      UserError: there is no such slice.
+    """
     name, _, shape = topology.partition(":")
     chip = CHIPS.get(name)
     if chip is None:

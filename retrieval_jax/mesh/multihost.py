@@ -1,7 +1,7 @@
-"""Several processes as one run: how they meet, which rows each reads, and what only the first one does.
+"""Several processes as one run: how they connect, which rows each one reads, and what only process 0 does.
 
-Every process runs the same program on its own devices; together these make the mesh. A pod's hosts are such
-processes, and so are two on one machine that are told each other's address.
+Every process runs the same program on its own devices; all these devices together are the mesh. The hosts of
+a pod are such processes, and so are two processes on one machine that are given each other's address.
 """
 
 import os
@@ -26,16 +26,19 @@ def initialize(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Meets the other processes of the run, before anything touches a device; alone unless asked.
+    """Connects to the other processes of the run, before anything uses a device. Does nothing by default.
 
     Args:
-      verb: what they shall do, one of VERBS.
-      enabled: to meet where the platform knows the others (TPU pods, GKE, SLURM): no more is needed there.
-      coordinator_address: else HOST:PORT of the first process (or the environment's JAX_COORDINATOR_ADDRESS).
-      num_processes, process_id: how many there are, and which one this is, from 0 (or the environment's
-        JAX_NUM_PROCESSES and JAX_PROCESS_ID).
+      verb: the verb that will run, one of VERBS.
+      enabled: connect on a platform that knows the processes (TPU pods, GKE, SLURM); nothing more is needed
+        there.
+      coordinator_address: elsewhere, HOST:PORT of process 0; None is the environment's
+        JAX_COORDINATOR_ADDRESS.
+      num_processes: how many processes there are; None is the environment's JAX_NUM_PROCESSES.
+      process_id: which one this is, from 0; None is the environment's JAX_PROCESS_ID.
 
-    Raises UserError where they cannot meet.
+    Raises:
+      UserError: the verb runs in one process only, or the processes cannot connect.
     """
     coordinator_address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if not (enabled or coordinator_address):
@@ -68,12 +71,12 @@ def _number(variable: str) -> int | None:
 
 
 def is_process_0() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Returns whether this is the process that writes everything that is written once."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def broadcast_from_process_0(value: int) -> int:
-    """The first process's value, on all of them. All must call it."""
+    """Returns the value of process 0 on all processes, all of which must call it."""
     if not jax.distributed.is_initialized():
         return value
     from jax.experimental import multihost_utils
@@ -82,9 +85,14 @@ def broadcast_from_process_0(value: int) -> int:
 
 
 def value_from_process_0(what: Callable[[], int]) -> int:
-    """The number that a function gives on the first process, on all of them; only the first one calls it.
+    """Calls a function on process 0 and returns its result, an int, on all processes. All must call this.
 
-    All must call this. Whatever error the first process meets, it raises; the others raise UserError.
+    Args:
+      what: the function, which is called on process 0 alone.
+
+    Raises:
+      Exception: on process 0, whatever the function raised.
+      UserError: on the other processes, if the function raised.
     """
     value, failure = 0, None
     if is_process_0():
@@ -98,7 +106,7 @@ def value_from_process_0(what: Callable[[], int]) -> int:
 
 
 def on_process_0(what: Callable[[], object]) -> None:
-    """Calls a function on the first process while the others wait; errors as in `value_from_process_0`."""
+    """Calls a function on process 0 while the others wait. Errors are those of `value_from_process_0`."""
 
     def do() -> int:
         what()
@@ -116,9 +124,20 @@ def barrier(name: str) -> None:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Which rows of a batch this process's devices hold, ascending. Raises UserError for unequal shares.
+    """Finds the rows of a batch that the devices of this process hold.
 
-    Processes that hold the same shards of `data` (a model over several hosts) read the same rows.
+    Processes that hold the same shards of `data` (a model that is divided over several hosts) read the same
+    rows.
+
+    Args:
+      mesh: the mesh of all processes.
+      batch_size: rows of the whole batch.
+
+    Returns:
+      The rows, ascending.
+
+    Raises:
+      UserError: the mesh's shards of data do not divide `batch_size`.
     """
     shards = mesh.shape["data"]
     if batch_size % shards:
@@ -131,12 +150,21 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def make_global_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Arrays of the whole batch over all processes, of which each gives its own rows."""
+    """Makes arrays of the whole batch, of which each process provides its own rows (`local_rows`)."""
     return jax.make_array_from_process_local_data(partitioning.batch_sharding(mesh), dict(batch))
 
 
 def make_global_arrays(mesh: Mesh, tree: object, *axes: str | None) -> object:
-    """Arrays that every process has whole, laid over the mesh's axes; nothing is sent between processes."""
+    """Places arrays that every process has completely on the mesh; processes send each other nothing.
+
+    Args:
+      mesh: the mesh of all processes.
+      tree: a tree of arrays, equal on all processes.
+      *axes: the mesh axis over which each dimension is divided, None for none.
+
+    Returns:
+      The tree with `jax.Array`s.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -149,7 +177,7 @@ def make_global_arrays(mesh: Mesh, tree: object, *axes: str | None) -> object:
 
 
 def global_batch_shapes(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, tuple]:
-    """The shapes of those arrays."""
+    """Returns the shapes of the arrays that `make_global_batch` makes."""
     shards = mesh.shape["data"]
     own = len(local_rows(mesh, shards))
     return {name: (len(x) * shards // own, *x.shape[1:]) for name, x in batch.items()}
