@@ -1,4 +1,8 @@
-"""k-means on the devices' mesh: rows stream from memory or a memory map, many small sets at once by vmap."""
+"""k-means on a mesh of devices: large sets stream in blocks, many small sets are clustered at once by vmap.
+
+All distances are float32 at the highest precision of products, relative to the centroids' mean. The same
+seed, vectors and mesh give the same clusters.
+"""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -12,35 +16,49 @@ from jax.sharding import Mesh
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.mesh.partitioning import all_devices, batch_sharding
 
-BLOCK = 1 << 14  # rows at once of a large set
-SMALL_SET_SIZES = (128, 512, 2048, 8192)  # sizes that small sets are padded to: a program each
-IN_MEMORY_BYTES = 1 << 30  # bytes of rows that may stay in memory
+BLOCK = 1 << 14  # rows of a large set that are on the devices at once
+SMALL_SET_SIZES = (
+    128,
+    512,
+    2048,
+    8192,
+)  # small sets are padded to these sizes, so that few programs are compiled
+IN_MEMORY_BYTES = 1 << 30  # vectors of no more bytes than this stay in memory
 MAX_FITTED_ROWS = 1_000_000  # centroids of more rows are fitted on a sample of them
 SAMPLE_ROWS = 100_000
 ITERATIONS = 50
-TOLERANCE = 1e-4  # an update that lowers the error by less ends the fit
-_FARTHEST = 16  # most empty clusters that one update seeds again
-_NOISE = 1e-6  # squared distances below this share of the largest are float32's rounding
+TOLERANCE = 1e-4  # k-means ends with an update that lowers the error by a smaller share than this
+_FARTHEST = 16  # an update gives new centroids to this many empty clusters, at most
+_NOISE = 1e-6  # squared distances below this share of the largest squared norm are rounding errors
 
 
 class _Sums(NamedTuple):
-    """What one pass over rows tells about centroids. Points are relative to their mean."""
+    """Sums over rows, by which centroids are updated. Points are relative to the centroids' mean."""
 
     points_KxE: jax.Array
     counts_K: jax.Array
-    error: jax.Array  # sum of squared distances to the nearest centroid
-    largest: jax.Array  # squared norm
+    error: jax.Array  # sum of the squared distances to the nearest centroids
+    largest: jax.Array  # the largest squared norm
     far_F: jax.Array  # squared distances of the farthest rows, largest first
     far_FxE: jax.Array
 
 
 def _origin(centroids_KxE: jax.Array, used_K: jax.Array) -> jax.Array:
-    """Distances are computed relative to this: squares of large coordinates would eat small differences."""
+    """Returns the mean of the centroids: relative to it, squares do not round small differences away."""
     return jnp.where(used_K[:, None], centroids_KxE, 0).sum(0) / jnp.maximum(used_K.sum(), 1)
 
 
 def nearest(x_BxE: jax.Array, centroids_KxE: jax.Array, used_K: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(number of the nearest used centroid, int32 B; its squared distance, float32 B), without a B×K×E."""
+    """Finds the nearest centroid of each row, by one matrix product and without an array of B×K×E.
+
+    Args:
+      x_BxE: float32 rows.
+      centroids_KxE: float32 centroids.
+      used_K: bool, which centroids to consider.
+
+    Returns:
+      (int32 B: index of the nearest centroid; float32 B: the squared distance to it).
+    """
     origin = _origin(centroids_KxE, used_K)
     x, c = x_BxE - origin, centroids_KxE - origin
     dots = jnp.einsum("be,ke->bk", x, c, precision=jax.lax.Precision.HIGHEST)
@@ -50,9 +68,9 @@ def nearest(x_BxE: jax.Array, centroids_KxE: jax.Array, used_K: jax.Array) -> tu
 
 
 def _seed(key: jax.Array, x_SxE: jax.Array, weight_S: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """k-means++ (Arthur & Vassilvitskii, 2007): (centroids K×E, whether each is used).
+    """Chooses centroids by k-means++ (Arthur & Vassilvitskii 2007): (centroids K×E, bool K: which are used).
 
-    Rows of weight 0 are padding. With fewer distinct rows than k, the last centroids are not used.
+    Rows of weight 0 are padding. If there are fewer distinct rows than k, the last centroids are not used.
     """
 
     def pick(distances_S, key):
@@ -91,22 +109,26 @@ def _add(a: _Sums, b: _Sums) -> _Sums:
 def _update(
     centroids_KxE: jax.Array, used_K: jax.Array, sums: _Sums
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(the clusters' means, which are used, whether the fit is done). Empty ones go to the farthest rows."""
+    """Moves centroids to their clusters' means, and empty clusters to the rows that are farthest from theirs.
+
+    Returns:
+      (centroids K×E; bool K: which are used; whether k-means has converged).
+    """
     full = sums.counts_K > 0
     means = sums.points_KxE / jnp.maximum(sums.counts_K, 1)[:, None] + _origin(centroids_KxE, used_K)
     moved = jnp.where(full[:, None], means - centroids_KxE, 0)
     gain = (sums.counts_K * (moved**2).sum(-1)).sum()
     place = jnp.cumsum(~full) - 1  # which of the farthest rows an empty cluster takes
     far = sums.far_F[jnp.clip(place, 0, len(sums.far_F) - 1)]
-    anew = ~full & (place < len(sums.far_F)) & (far > _NOISE * sums.largest)
+    reseeded = ~full & (place < len(sums.far_F)) & (far > _NOISE * sums.largest)
     points = sums.far_FxE[jnp.clip(place, 0, len(sums.far_F) - 1)]
-    centroids = jnp.where(anew[:, None], points, centroids_KxE + moved)
-    return centroids, full | anew, (gain <= TOLERANCE * sums.error) & ~anew.any()
+    centroids = jnp.where(reseeded[:, None], points, centroids_KxE + moved)
+    return centroids, full | reseeded, (gain <= TOLERANCE * sums.error) & ~reseeded.any()
 
 
 @functools.partial(jax.jit, static_argnames="k")
 def _cluster(seed, spans_Gx2, x_GxSxE, weight_GxS, k: int) -> tuple[jax.Array, jax.Array]:
-    """Lloyd's algorithm on G sets at once: (centroids G×K×E, codes G×S)."""
+    """Runs k-means on G padded sets of S rows at once: (centroids G×K×E, codes G×S)."""
 
     def one(span, x, weight):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), span[0]), span[1])
@@ -138,23 +160,34 @@ _nearest = jax.jit(nearest)
 def blocks(
     vectors: np.ndarray, rows: np.ndarray, size: int, mesh: Mesh
 ) -> Iterator[tuple[jax.Array, jax.Array, int]]:
-    """(rows B×E on the mesh, 1 for a row and 0 for padding, how many are rows): the vectors at `rows`."""
+    """Yields vectors in blocks that lie on a mesh, divided over its `data` axis.
+
+    Args:
+      vectors: N×E of any float type, maybe mapped from a file.
+      rows: int, the rows of `vectors` to yield, in their order.
+      size: rows of a block, rounded up to a multiple of the mesh's `data` axis.
+      mesh: the devices.
+
+    Yields:
+      (x_BxE: float32, the last block padded with 0; weight_B: float32, 1 for a row and 0 for padding; the
+      number of rows).
+    """
     size, place = round_up(size, mesh.shape["data"]), batch_sharding(mesh)
     for first in range(0, len(rows), size):
-        some = rows[first : first + size]
+        chunk = rows[first : first + size]
         x = np.zeros((size, vectors.shape[1]), np.float32)
-        x[: len(some)] = vectors[some]
-        weight = (np.arange(size) < len(some)).astype(np.float32)
-        yield jax.device_put(x, place), jax.device_put(weight, place), len(some)
+        x[: len(chunk)] = vectors[chunk]
+        weight = (np.arange(size) < len(chunk)).astype(np.float32)
+        yield jax.device_put(x, place), jax.device_put(weight, place), len(chunk)
 
 
 def block_size(k: int) -> int:
-    """Rows at once, so that B×k distances stay below 256 MB."""
+    """Returns how many rows to process at once: their distances to k centroids take at most 256 MB."""
     return max(min(BLOCK, (1 << 26) // k), 1 << 10)
 
 
 def sample(rows: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """`size` of the rows, in their order; all of them where they are no more."""
+    """Returns `size` random rows, in their order; all rows if there are no more."""
     if len(rows) <= size:
         return rows
     return rows[np.sort(np.random.default_rng(seed).choice(len(rows), size, replace=False))]
@@ -168,10 +201,20 @@ def kmeans(
     mesh: Mesh | None = None,
     report: Callable[[str], object] = lambda text: None,
 ) -> np.ndarray:
-    """Centroids, float32 K×E, of the vectors (N×E, maybe memory-mapped) at `rows` (None: all of them).
+    """Clusters vectors: k-means++, then Lloyd's iterations.
 
-    k-means++, then Lloyd's iterations. K is below k where there are fewer distinct vectors. Above a million
-    rows they are fitted on 100,000 (Pradeep et al. 2023). `report` is told the iteration.
+    More than a million rows are clustered by a sample of 100,000 (as in Pradeep et al. 2023).
+
+    Args:
+      vectors: N×E of any float type, maybe mapped from a file.
+      k: number of clusters.
+      seed: seed of all random choices.
+      rows: int, the rows of `vectors` to cluster; None for all.
+      mesh: the devices to compute on; None for all devices.
+      report: is called with the iteration, as text.
+
+    Returns:
+      Centroids, float32 K×E. K is below k if there are fewer distinct vectors.
     """
     mesh = mesh or all_devices()
     rows = np.arange(len(vectors)) if rows is None else rows
@@ -209,7 +252,17 @@ def assign(
     rows: np.ndarray | None = None,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """The nearest centroid of each vector at `rows` (None: all), in the smallest unsigned type; streaming."""
+    """Assigns vectors to the nearest of K centroids, in blocks that stream through the devices.
+
+    Args:
+      vectors: N×E of any float type, maybe mapped from a file.
+      centroids_KxE: float32 centroids.
+      rows: int, the rows of `vectors` to assign; None for all.
+      mesh: the devices to compute on; None for all devices.
+
+    Returns:
+      The centroid of each of `rows`, in the smallest unsigned type.
+    """
     mesh = mesh or all_devices()
     rows = np.arange(len(vectors)) if rows is None else rows
     codes = np.empty(len(rows), np.min_scalar_type(len(centroids_KxE) - 1))
@@ -224,10 +277,19 @@ def assign(
 def kmeans_many(
     vectors: np.ndarray, sets: list[np.ndarray], spans: list[tuple[int, int]], k: int, seed: int, mesh: Mesh
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Clusters many small sets (rows of `vectors`): (which, centroids k×E, codes).
+    """Clusters many small sets of vectors, several at once.
 
-    `spans` are two numbers a set, which together with the seed choose its random numbers. Some centroids may
-    be nobody's.
+    Args:
+      vectors: N×E of any float type, in memory.
+      sets: the rows of `vectors` in each set, at most SMALL_SET_SIZES[-1].
+      spans: two numbers for each set, which together with the seed choose its random numbers.
+      k: number of clusters of a set.
+      seed: seed of all random choices.
+      mesh: the devices to compute on, over whose `data` axis the sets are divided.
+
+    Yields:
+      (index of the set; its centroids, float32 k×E, some of which may have no rows; the centroid of each of
+      its rows).
     """
     sizes = np.array(SMALL_SET_SIZES)[np.searchsorted(SMALL_SET_SIZES, [len(rows) for rows in sets])]
     place = batch_sharding(mesh)
@@ -235,14 +297,14 @@ def kmeans_many(
         group = round_up(2 * BLOCK // size, mesh.shape["data"])
         members = np.flatnonzero(sizes == size)
         for first in range(0, len(members), group):
-            some = members[first : first + group]
+            chunk = members[first : first + group]
             rows, weight = np.zeros((group, size), np.int64), np.zeros((group, size), np.float32)
             keys = np.zeros((group, 2), np.uint32)
-            for g, member in enumerate(some):
+            for g, member in enumerate(chunk):
                 count = len(sets[member])
                 rows[g, :count], weight[g, :count], keys[g] = sets[member], 1, spans[member]
             x = np.asarray(vectors[rows], np.float32)
             args = (jax.device_put(value, place) for value in (keys, x, weight))
             centroids, codes = map(np.asarray, _cluster(np.uint32(seed), *args, k))
-            for g, member in enumerate(some):
+            for g, member in enumerate(chunk):
                 yield member, centroids[g], codes[g, : len(sets[member])]

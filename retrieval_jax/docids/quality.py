@@ -115,9 +115,9 @@ def nearest(vectors_NxE: np.ndarray, query_Q: np.ndarray, k: int, block: int = 1
     best = jnp.full((len(query_Q), k), -jnp.inf), jnp.zeros((len(query_Q), k), jnp.int32)
     with bar("neighbours", len(vectors_NxE)) as advance:
         for rows in blocks(len(vectors_NxE), block):
-            some = np.asarray(vectors_NxE[rows], np.float32)
-            best = _nearer(best, query_QxE, query_Q, some, rows.start)
-            advance(len(some))
+            vectors_BxE = np.asarray(vectors_NxE[rows], np.float32)
+            best = _nearer(best, query_QxE, query_Q, vectors_BxE, rows.start)
+            advance(len(vectors_BxE))
     return np.asarray(best[1])
 
 
@@ -258,8 +258,8 @@ def _draw_fanout(axes, report: dict) -> None:
 
 def _draw_leaves(axes, report: dict) -> None:
     bins = report["leaves"]["sizes"]
-    smallest = next(i for i, some in enumerate(bins) if some["leaves"])
-    counts = {_range(some): some["leaves"] for some in bins[smallest:]}
+    smallest = next(i for i, size_bin in enumerate(bins) if size_bin["leaves"])
+    counts = {_range(size_bin): size_bin["leaves"] for size_bin in bins[smallest:]}
     bars = axes.bar(list(counts), list(counts.values()), width=0.85, color=_ONE)
     axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts.values()], fontsize="x-small")
     if len(counts) > 5:
@@ -293,6 +293,6 @@ def _draw_neighbours(axes, report: dict) -> None:
     axes.set_title(f"Prefixes of near neighbours: {times}", loc="left", fontsize="medium")
 
 
-def _range(some: dict) -> str:
-    low, high = some["from"], some["to"]
+def _range(size_bin: dict) -> str:
+    low, high = size_bin["from"], size_bin["to"]
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"

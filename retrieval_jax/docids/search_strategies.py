@@ -132,7 +132,9 @@ class TrieSearch(SearchStrategy):
         try:
             return build_trie(table.tokens_NxL, reuse_shapes_of=reuse_shapes_of)
         except ValueError as error:
-            raise UserError(f"docids/{table.kind}: {error}: `retrieval-jax docids` makes them anew") from None
+            raise UserError(
+                f"docids/{table.kind}: {error}: make the docids again, `retrieval-jax docids`"
+            ) from None
 
     @classmethod
     def abstract(cls, shape, passages, outputs):

@@ -92,8 +92,8 @@ class Tree:
         digits = np.arange(self.children_M.max())
         with bar("descending", len(rows)) as advance:
             for first in range(0, len(rows), 1024):
-                some = slice(first, first + 1024)
-                x_BxE, node_B = np.asarray(vectors[rows[some]], np.float32), leaves[some]
+                block = slice(first, first + 1024)
+                x_BxE, node_B = np.asarray(vectors[rows[block]], np.float32), leaves[block]
                 while (inner := self.children_M[node_B] > 0).any():
                     at, x = node_B[inner], x_BxE[inner, None]
                     there = digits < self.children_M[at][:, None]
@@ -272,12 +272,12 @@ def tokens(tree: Tree, leaves: np.ndarray, leaf_index_N: np.ndarray, base: int, 
     length = int((depth_M[leaves] + count_N).max(initial=0)) + 1
     docids = np.zeros((len(leaves), length), np.min_scalar_type(1 + base * (length if two_d else 1)))
     for first in range(0, len(leaves), 1 << 18):
-        some = slice(first, first + (1 << 18))
-        leaf, out = leaves[some], docids[some]
-        depth_B, count_B = depth_M[leaf], count_N[some]
+        block = slice(first, first + (1 << 18))
+        leaf, out = leaves[block], docids[block]
+        depth_B, count_B = depth_M[leaf], count_N[block]
         for position in range(length):
             place = position - depth_B  # in the index, whose first digit is the most significant
-            digit = leaf_index_N[some] // base ** np.clip(count_B - 1 - place, 0, count_B - 1) % base
+            digit = leaf_index_N[block] // base ** np.clip(count_B - 1 - place, 0, count_B - 1) % base
             if position < paths_MxD.shape[1]:
                 digit = np.where(place < 0, paths_MxD[leaf, position], digit)
             token = 2 + digit + (position * base if two_d else 0)

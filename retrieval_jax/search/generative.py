@@ -100,14 +100,14 @@ class GenerativeSearcher(Searcher):
         """See Searcher. Scores are log-probabilities; passages that share a docid tie, in row order."""
         results, width = [], self.strategy.width(self.beams, k, self.outputs)
         for first in range(0, len(queries), self.batch_size):
-            some = list(queries[first : first + self.batch_size])
-            tokens = self.vocabulary.batch(some + [""] * (self.batch_size - len(some)), self.input_length)
+            texts = list(queries[first : first + self.batch_size])
+            tokens = self.vocabulary.batch(texts + [""] * (self.batch_size - len(texts)), self.input_length)
             batch = {"encoder_input_tokens": self.place(tokens, "data")}
             found, aux = self._decode(
                 self.strategy, self.params, batch, self.docids, width, self.recall_target
             )
             pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
-            results += [self.ranked_list(rows, scores)[:k] for rows, scores in [*pairs][: len(some)]]
+            results += [self.ranked_list(rows, scores)[:k] for rows, scores in [*pairs][: len(texts)]]
         return results
 
     def ranked_list(self, rows: np.ndarray, scores: Sequence[float]) -> RankedList:

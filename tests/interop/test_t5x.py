@@ -44,7 +44,8 @@ SEED = 3
 @pytest.fixture(scope="module")
 def made(work, arguments):
     """The work folder, with docids."""
-    assert main(["docids", *arguments, "--json"]) == 0
+    for kind in ("naive", "atomic"):
+        assert main(["docids", *arguments, f"--DOCIDS={kind}", "--json"]) == 0
     return work
 
 
@@ -160,6 +161,26 @@ def test_docids_are_arguments_of_the_search(made, settings):
     assert not constants & {x.shape for x in model.docid_arrays().values() if x.ndim}
     trained = Model(GenerativeRetriever, str(made.folder), DataConfig(), "naive", adamw)
     assert {*trained.get_initial_variables(jax.random.key(0), shapes)} == {"params", "params_axes"}
+
+
+@pytest.mark.parametrize("kind", ["naive", "atomic"])
+def test_docids_along_the_trie_and_of_the_softmax_are_found(made, settings, kind):
+    settings(f"runs/{kind}.gin")
+    model = Model(GenerativeRetriever, str(made.folder), DataConfig(), kind, beams=10)
+    texts, searcher = ["smooth a noisy signal", "progress bar"], model.searcher
+    tokens = searcher.vocabulary.batch(texts, searcher.input_length)
+    shapes = {"encoder_input_tokens": tokens.shape, "decoder_input_tokens": (2, 1)}
+    variables = model.get_initial_variables(jax.random.key(0), shapes)
+    docids = {"docids": variables["docids"]}
+    rows, aux = model.predict_batch_with_aux(
+        variables["params"], {"encoder_input_tokens": tokens}, None, docids
+    )
+    searcher.params = variables["params"]
+    expected = searcher.search(texts, 10)
+    for ranking, found, scores in zip(expected, np.asarray(rows), np.asarray(aux["scores"]), strict=True):
+        ids, given = zip(*searcher.ranked_list(found, scores.tolist()), strict=True)
+        assert [*ids] == [passage for passage, _ in ranking]
+        np.testing.assert_allclose(given, [score for _, score in ranking], rtol=1e-5)
 
 
 def run(mode: str, arguments: list[str], folder: Path, *bindings: str) -> str:
