@@ -1,7 +1,8 @@
 """Hugging Face's T5 folders, read and written without transformers: config.json and safetensors weights.
 
-Of T5 1.0, T5 1.1 and Flan-T5 alike, whole or the encoder alone. PyTorch keeps matrices as outputs × inputs,
-T5X (and this project) as inputs × outputs.
+T5 1.0, T5 1.1 and Flan-T5 are read alike, whole or the encoder alone; where there are no safetensors, the
+weights of transformers' Flax models are read. PyTorch keeps matrices as outputs × inputs, T5X (and this
+project) as inputs × outputs.
 """
 
 import json
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from flax.serialization import msgpack_restore
+from flax.traverse_util import flatten_dict
 
 from retrieval_jax.checkpoints.weights import LazyArray, read_safetensors, write_safetensors
 from retrieval_jax.core import storage
@@ -16,6 +19,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.layers import T5Config
 
 CONFIG, WEIGHTS, PIECES = "config.json", "model", "spiece.model"
+FLAX = "flax_model.msgpack"  # the only weights beside pickles in some repositories, such as google/t5-v1_1-*
 # Their names of an MLP's activation -> ours. Their "gelu" is another function than the T5s' "gelu_new".
 ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "linear": "linear"}
 GATED_GELU = "gated-gelu"  # which means "gated-gelu_new"
@@ -53,13 +57,14 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict]:
     """
     path = folder / CONFIG
     config = storage.read_json(path, "fetch it again")
-    if not list(folder.glob(f"{WEIGHTS}*.safetensors*")):
+    has_safetensors = bool(list(folder.glob(f"{WEIGHTS}*.safetensors*")))
+    if not has_safetensors and not (folder / FLAX).is_file():
         raise UserError(
             f"{folder}: no safetensors here, and pickled weights are not read: open it with transformers and "
             "save_pretrained"
         )
     check_fields(path, config, FIXED)
-    arrays = read_safetensors(folder, WEIGHTS)
+    arrays = read_safetensors(folder, WEIGHTS) if has_safetensors else _read_flax(folder / FLAX)
     embedding = next((name for name in (SHARED, *COPIES) if name in arrays), None)
     if embedding is None:
         raise UserError(f"{folder}: has no token embedding ({SHARED}): it is no T5")
@@ -90,6 +95,24 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict]:
             array = arrays.pop(theirs)
             ours[name] = array.transposed() if turned else array
     return ours | arrays, network
+
+
+def _read_flax(path: Path) -> dict[str, LazyArray]:
+    """Reads the weights of transformers' Flax models under their PyTorch names and in PyTorch's layout.
+
+    The whole file is read into memory. Raises UserError where it cannot be read.
+    """
+    try:
+        tree = flatten_dict(msgpack_restore(path.read_bytes()), sep=".")
+        found = {name: LazyArray.from_numpy(np.asarray(x)) for name, x in tree.items()}
+    except Exception as error:  # msgpack's and Flax's have no common class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path}: cannot be read ({reason}): fetch it again") from None
+    arrays = {}
+    for name, array in found.items():
+        module, _, kind = name.rpartition(".")
+        arrays[f"{module}.weight"] = array.transposed() if kind == "kernel" else array
+    return arrays
 
 
 def check_fields(path: Path, config: Mapping, known: Mapping[str, tuple]) -> None:

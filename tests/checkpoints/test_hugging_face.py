@@ -8,13 +8,15 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
+from flax.traverse_util import unflatten_dict
 from model_folders import GOLDENS, random_params, same
 
 from retrieval_jax.checkpoints import hugging_face
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
 from retrieval_jax.checkpoints.model_folder import params_to_devices
 from retrieval_jax.checkpoints.pretrained import open_pretrained
-from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays
+from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays, read_safetensors
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -75,6 +77,30 @@ def test_written_and_read_again(tmp_path, kind, scan):
     model, again = opened(tmp_path, scan_layers=scan)
     assert model.config == config
     same(lazy_arrays(again), lazy_arrays(params))
+
+
+@pytest.mark.parametrize("kind", ["t5_1_1", "t5_1_0"])
+def test_weights_of_transformers_flax_models(tmp_path, kind):
+    """FlaxT5's names: `embedding` of embeddings, `weight` of norms, `kernel` of (turned) matrices."""
+    leaves = {}
+    for name, array in read_safetensors(GOLDENS / kind, "model").items():
+        *modules, _ = name.split(".")
+        if modules[-1] in ("shared", "relative_attention_bias"):
+            leaves[(*modules, "embedding")] = array.read()
+        elif modules[-1].endswith("layer_norm"):
+            leaves[(*modules, "weight")] = array.read()
+        else:
+            leaves[(*modules, "kernel")] = array.read().T
+    shutil.copyfile(GOLDENS / kind / "config.json", tmp_path / "config.json")
+    data = msgpack_serialize(unflatten_dict(leaves))
+    (tmp_path / "flax_model.msgpack").write_bytes(data)
+    arrays, network = hugging_face.read(tmp_path)
+    expected, same_network = hugging_face.read(GOLDENS / kind)
+    same(arrays, expected)
+    assert network == same_network
+    (tmp_path / "flax_model.msgpack").write_bytes(data[:1000])
+    with pytest.raises(UserError, match=r"flax_model\.msgpack: cannot be read .*: fetch it again"):
+        hugging_face.read(tmp_path)
 
 
 def test_docids_lengthen_the_vocabulary():
