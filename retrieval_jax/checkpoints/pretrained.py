@@ -50,6 +50,7 @@ class Pretrained:
 def open_pretrained(path: str | Path) -> Pretrained:
     """Opens weights; little but names and shapes is read yet. Raises UserError where they are none."""
     path = paths.as_path(path)
+    paths.check_bucket(path)
     if not path.exists():
         raise UserError(f"INITIAL_CHECKPOINT: {path}: there is no such file or folder")
     if (path / model_folder.DESCRIPTION).is_file():

@@ -18,6 +18,7 @@ from retrieval_jax.checkpoints import t5x_checkpoints
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
 from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays
+from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -206,6 +207,30 @@ def test_orbaxs_format(tmp_path):
     pretrained = open_pretrained(tmp_path)
     assert (pretrained.format, pretrained.step) == ("T5X", 5)
     same(pretrained.arrays, lazy_arrays(params))
+
+
+@pytest.mark.parametrize("layout", ["legacy", "orbax"])
+def test_a_checkpoint_in_a_bucket(bucket, tmp_path, layout, monkeypatch):
+    model = GenerativeRetriever(CONFIG)
+    params = random_params(model)
+    local, remote = tmp_path / "t5x", f"gs://bucket/pretrained_models/{layout}"
+    if layout == "legacy":
+        (local / "checkpoint_7").mkdir(parents=True)
+        monkeypatch.setattr(t5x_checkpoints, "INLINE", 100)  # bytes; others are zarr arrays beside it
+        t5x_checkpoints.write(local / "checkpoint_7", lazy_arrays(params), 7)
+    else:
+        checkpointer = ocp.StandardCheckpointer()
+        checkpointer.save(local / "checkpoint_7" / "state", {"target": params, "step": np.int32(7)})
+        checkpointer.close()
+    names = [str(path.relative_to(local)) for path in paths.files(local)]
+    paths.copy_files(local, paths.as_path(remote), names, "send")
+    assert open_pretrained(remote).step == 7  # the newest of T5X's MODEL_DIR
+    for path in (remote, f"{remote}/checkpoint_7"):
+        same(InitialCheckpoint(path).arrays_for(model), lazy_arrays(params))
+    with pytest.raises(UserError, match=r"^INITIAL_CHECKPOINT: gs://bucket/none: there is no such"):
+        open_pretrained("gs://bucket/none")
+    with pytest.raises(UserError, match=r"^gs://forbidden/t5x: cannot be read"):
+        open_pretrained("gs://forbidden/t5x")
 
 
 def test_bfloat16_of_version_2(tmp_path):
