@@ -32,6 +32,7 @@ from retrieval_jax.core.progress import log
 T = TypeVar("T")
 MANIFEST = "manifest.json"
 FORMAT = 1  # of finished folders; another one is refused, so a change of what files mean raises it
+EDITABLE = ("README.md", ".gitattributes")  # a model card, and what a hub puts beside it
 
 
 def atomic_write(path: str | os.PathLike, data: bytes) -> None:
@@ -366,8 +367,9 @@ def checksum(path: Path) -> str:
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
-    """Returns {path below the folder: SHA-256} of all files except the manifest, which is to hold them."""
-    files = [path for path in paths.files(folder) if path != folder / MANIFEST]
+    """Returns {path below the folder: SHA-256} of all files except the manifest and the EDITABLE ones."""
+    left_out = {folder / name for name in (MANIFEST, *EDITABLE)}
+    files = [path for path in paths.files(folder) if path not in left_out]
     with ThreadPoolExecutor() as pool:
         names = (str(p.relative_to(folder)) for p in files)
         return dict(zip(names, pool.map(checksum, files), strict=True))

@@ -22,7 +22,7 @@ from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.interop import stablehlo
+from retrieval_jax.interop import model_card, stablehlo
 from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
 from retrieval_jax.models.layers import STACK_AXIS
 from retrieval_jax.search.searcher import searcher_manifest
@@ -98,11 +98,22 @@ def export(
     def make(tmp: Path) -> dict:
         facts = WRITERS[format](tmp, subject)
         facts |= {"files": storage.file_checksums(tmp)}
+        write_model_card(tmp, name, format, subject, recipe.get("metrics"))
         return facts | {"manifest_digest": storage.manifest_digest({"recipe": recipe, **facts})}
 
     made = storage.build_once(output, recipe, make)
     size = sum(map(paths.size, paths.files(output)))
     return {"export": str(output), "format": format, "files": len(made["files"]), "bytes": size}
+
+
+def write_model_card(folder: Path, name: str, format: str, subject: Subject, test: Mapping | None) -> None:
+    """Writes README.md of what the model's folder, the searcher's manifest and the reports tell."""
+    description, metrics = {}, {"test": test or {}}
+    if subject.model_dir:
+        description = model_folder.read_description(subject.model_dir)
+        metrics = {"dev": model_card.dev_metrics(subject.model_dir, subject.step)} | metrics
+    facts = {**subject.manifest, "step": subject.step}
+    model_card.write(folder, name, format, description, facts, metrics)
 
 
 def _metrics(work: Workspace, name: str) -> dict | None:

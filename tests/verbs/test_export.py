@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,16 @@ def test_it_tells_what_was_measured(cli, work, arguments, searchers, tmp_path):
     assert manifest["recipe"]["metrics"] == metrics
     assert metrics["MRR@10"] > 0
     assert manifest["files"] == storage.file_checksums(folder)
+
+
+def test_the_card_of_a_searcher_loads_it(cli, arguments, searchers, tmp_path, monkeypatch, capsys):
+    card = (exported(cli, arguments, "naive", tmp_path / "made") / "README.md").read_text()
+    assert "| docids | naive |" in card
+    assert "library_name: retrieval_jax" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(tmp_path / "made")
+    exec(code, {})
+    assert capsys.readouterr().out.count("\n") == len(Searcher.open(".").search(QUERIES[:1], 10)[0])
 
 
 def test_a_changed_folder_is_refused(cli, arguments, searchers, tmp_path):

@@ -1,0 +1,196 @@
+"""The model card of an exported folder: README.md with the YAML header that the Hugging Face hub reads.
+
+It says what the model is, how it was trained, what was measured and how it is loaded, as far as the model's
+folder and the reports tell. People may edit it: it does not count among the files that the manifest seals.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from retrieval_jax.checkpoints.hub import SCHEME
+from retrieval_jax.checkpoints.learning_curve import read_curve
+
+CARD = "README.md"
+ABOUT = {
+    "GenerativeRetriever": "A generative retriever: a T5 that reads a query and writes the docid of a "
+    "passage that answers it. Search is constrained, so that only docids of the collection can be written.",
+    "DualEncoder": "A dual encoder: a T5 encoder that turns queries and passages into vectors. The dot "
+    "product of a query's and a passage's vector is the passage's score.",
+    "QueryGenerator": "A query generator: a T5 that reads a passage and writes a query that it answers.",
+    "bm25": "A BM25 index: passages are scored by the words that they share with a query.",
+}
+TAGS = {
+    "GenerativeRetriever": "generative-retrieval",
+    "DualEncoder": "dense-retrieval",
+    "QueryGenerator": "query-generation",
+    "bm25": "bm25",
+}
+LIBRARIES = {
+    "searcher": "retrieval_jax",
+    "huggingface": "transformers",
+    "sentence_transformers": "sentence-transformers",
+    "t5x": "t5x",
+    "stablehlo": "jax",
+}
+_QUERY = "smooth a noisy signal"
+
+
+def write(
+    folder: Path, name: str, format: str, description: Mapping, facts: Mapping, metrics: Mapping[str, Mapping]
+) -> None:
+    """Writes the card into an exported folder.
+
+    Args:
+      folder: the exported folder, with all other files in it.
+      name: the model's or the searcher's name, the card's title.
+      format: the export's format, one of LIBRARIES.
+      description: what model.json says; empty where there is no model.
+      facts: what the searcher's manifest says, and `step` of the model, where there is one.
+      metrics: split -> {metric: value}.
+    """
+    kind = description.get("retriever") or facts.get("kind", "")
+    parts = [
+        _header(kind, format, description),
+        f"# {name}",
+        ABOUT.get(kind, f"A {kind} of retrieval_jax."),
+        _table(("", ""), _training(description, facts)),
+        *([f"## Metrics\n\n{_metrics(metrics)}"] if any(metrics.values()) else []),
+        f"## How to load it\n\n{_loading(folder, format, kind, description)}",
+    ]
+    (folder / CARD).write_text("\n\n".join(parts) + "\n")
+
+
+def dev_metrics(model_dir: Path, step: int | None) -> dict[str, float]:
+    """The metrics on dev of a model's checkpoint, from its learning curve; {} where none was evaluated."""
+    curve = model_dir / "learning_curve.jsonl"
+    points = read_curve(curve) if curve.is_file() else []
+    found = {key: value for p in points if p.get("step") == step for key, value in p.items()}
+    return {key.removeprefix("dev/"): x for key, x in found.items() if key.startswith("dev/")}
+
+
+def _header(kind: str, format: str, description: Mapping) -> str:
+    lines = [f"library_name: {LIBRARIES[format]}"]
+    initial = str(description.get("initial_checkpoint") or "")
+    if initial.startswith(SCHEME):
+        lines.append(f"base_model: {initial.removeprefix(SCHEME).partition('@')[0]}")
+    if format == "sentence_transformers":
+        lines.append("pipeline_tag: sentence-similarity")
+    tags = ["retrieval_jax", "information-retrieval", *([TAGS[kind]] if kind in TAGS else [])]
+    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _training(description: Mapping, facts: Mapping) -> dict[str, object]:
+    """What is known of how the model was made."""
+    network = description.get("network", {})
+    layers = (network.get("num_encoder_layers"), network.get("num_decoder_layers"))
+    texts = {"queries": description.get("input_length"), "passages": description.get("passage_length")}
+    known = {
+        "collection": description.get("collection_name"),
+        "collection's fingerprint": description.get("collection") or facts.get("collection"),
+        "docids": description.get("docids"),
+        "training steps": facts.get("step"),
+        "initial weights": (description.get("initial_checkpoint") or "random") if description else None,
+        "network": network
+        and f"T5, width {network['emb_dim']}, {layers[0]} encoder and {layers[1]} decoder layers",
+        "tokens at most": ", ".join(f"{length} of {what}" for what, length in texts.items() if length),
+        "searched by": facts.get("kind"),
+    }
+    return {key: value for key, value in known.items() if value not in (None, "", {})}
+
+
+def _metrics(metrics: Mapping[str, Mapping]) -> str:
+    """A row for each metric, a column for each split on which something was measured."""
+    splits = [split for split, found in metrics.items() if found]
+    names = dict.fromkeys(name for split in splits for name in metrics[split])
+    rows = {
+        name: " | ".join(f"{metrics[split][name]:.3f}" if name in metrics[split] else "" for split in splits)
+        for name in names
+    }
+    return _table(("metric", *splits), rows)
+
+
+def _table(head: tuple[str, ...], rows: Mapping[str, object]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _loading(folder: Path, format: str, kind: str, description: Mapping) -> str:
+    """Code that runs where the folder is the working directory, and what must be installed for it."""
+    code, needs = {
+        "searcher": _searcher,
+        "huggingface": _hugging_face,
+        "sentence_transformers": _sentence_transformers,
+        "t5x": _t5x,
+        "stablehlo": _stablehlo,
+    }[format](folder, kind, description)
+    return f"In this folder, with {needs}:\n\n```python\n{code}\n```"
+
+
+def _searcher(*_) -> tuple[str, str]:
+    code = f"""\
+from retrieval_jax.search.searcher import Searcher
+
+searcher = Searcher.open(".")
+for passage_id, score in searcher.search(["{_QUERY}"], k=10)[0]:
+    print(passage_id, score)"""
+    return code, "retrieval_jax installed"
+
+
+def _hugging_face(folder: Path, kind: str, _) -> tuple[str, str]:
+    code = f"""\
+from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = T5ForConditionalGeneration.from_pretrained(".")
+inputs = tokenizer(["{_QUERY}"], return_tensors="pt")
+outputs = model.generate(**inputs, max_new_tokens=16)"""
+    if kind == "GenerativeRetriever":
+        code += "\nprint(outputs)  # tokens of a docid, which need not be a real one: nothing constrains them"
+    else:
+        code += "\nprint(tokenizer.batch_decode(outputs, skip_special_tokens=True))"
+    return code, "transformers and torch installed"
+
+
+def _sentence_transformers(folder: Path, *_) -> tuple[str, str]:
+    separate = (folder / "queries").is_dir()
+    sides = ("queries", "passages") if separate else (".", ".")
+    code = f"""\
+from sentence_transformers import SentenceTransformer
+
+queries = SentenceTransformer("{sides[0]}").encode_query(["{_QUERY}"])
+passages = SentenceTransformer("{sides[1]}").encode_document(["a filter", "a kettle"])
+print(queries @ passages.T)"""
+    return code, "sentence-transformers (5 or later) installed"
+
+
+def _t5x(folder: Path, *_) -> tuple[str, str]:
+    (checkpoint,) = (path.name for path in folder.glob("checkpoint_*"))
+    code = f"""\
+from retrieval_jax.checkpoints.pretrained import open_pretrained
+
+for name, array in open_pretrained("{checkpoint}").arrays.items():
+    print(name, array.shape)"""
+    return code, f"retrieval_jax installed; T5X's gin takes {checkpoint} as INITIAL_CHECKPOINT_PATH"
+
+
+def _stablehlo(folder: Path, _, description: Mapping) -> tuple[str, str]:
+    if (folder / "search.stablehlo").is_file():
+        program, arrays = "search", 'load_file("weights.safetensors"), load_file("docids.safetensors")'
+        results = "rows, scores"
+    else:
+        program, arrays, results = "encode_queries", 'load_file("weights.safetensors")', "vectors"
+    code = f"""\
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file
+from sentencepiece import SentencePieceProcessor
+
+program = jax.export.deserialize(bytearray(Path("{program}.stablehlo").read_bytes()))
+tokens = SentencePieceProcessor(model_file="sentencepiece.model").encode("{_QUERY}")
+tokens_BxS = np.zeros((1, {description["input_length"]}), np.int32)
+tokens_BxS[0, : len(tokens) + 1] = [*tokens, 1]  # 1 ends a text, and 0 follows it
+{results} = program.call({arrays}, tokens_BxS)
+print({results})"""
+    return code, "jax, safetensors and sentencepiece installed"
