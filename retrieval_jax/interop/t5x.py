@@ -10,7 +10,6 @@ scanned stack has its layers on axis 0 of its arrays here, where T5X's own netwo
 """
 # ruff: noqa: E402 (T5X cannot be imported before `bridge` was called)
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -72,11 +71,12 @@ import jax
 import numpy as np
 import seqio
 import tensorflow as tf
+from flax.linen import partitioning as flax_partitioning
 from flax.linen.partitioning import AxisMetadata
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.interpreters import pxla
 from jax.sharding import NamedSharding
 from t5x import checkpoints, infer, models, optimizers
+from t5x import partitioning as t5x_partitioning
 
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
@@ -91,6 +91,24 @@ from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.training.run import check_inputs, make_model, train_dataset
 
 Batch = Mapping[str, jax.Array]
+
+
+class FunctionOnMesh(t5x_partitioning.PjittedFnWithContext):
+    """T5X's partitioned functions, which enter their mesh by `jax.set_mesh`.
+
+    T5X enters it by `with Mesh(…)`, which JAX has deprecated together with the only name that told of it.
+    """
+
+    def __call__(self, *args, **kwargs):
+        with jax.set_mesh(self._mesh), flax_partitioning.axis_rules(self._logical_axis_rules):
+            return self._pjitted_fn(*args, **kwargs)
+
+    def lower(self, *args, **kwargs):
+        with jax.set_mesh(self._mesh), flax_partitioning.axis_rules(self._logical_axis_rules):
+            return self._pjitted_fn.lower(*args, **kwargs)
+
+
+t5x_partitioning.PjittedFnWithContext = FunctionOnMesh  # which T5X's partitioner looks for there
 
 
 class Model(models.BaseModel):
@@ -173,8 +191,7 @@ class Model(models.BaseModel):
         With T5X's `num_microbatches` the gradient is the sum of the parts' means: parts count alike, whatever
         their tokens, and the scale is that many times larger, which AdamW and Adafactor do not mind.
         """
-        with _on_mesh():
-            loss, metrics = self.model.loss_fn(params, batch, dropout_rng)
+        loss, metrics = self.model.loss_fn(params, batch, dropout_rng)
         return loss, {name: Mean(*total_and_count) for name, total_and_count in metrics.items()}
 
     def eval_fn(self, params: dict, batch: Batch, flax_mutables: Mapping | None = None) -> tuple:
@@ -204,12 +221,11 @@ class Model(models.BaseModel):
         vectors. A query generator: samples.
         """
         params = flax.core.unfreeze(params)
-        with _on_mesh() as mesh:
-            if self.model.writes_docids:
-                return self._search(params, batch, mesh, flax_mutables)
-            samples = {"count": self.samples, "length": self.feature_lengths["targets"]}
-            settings = samples if isinstance(self.model, QueryGenerator) else {}
-            return self.model.predict_batch_with_aux(params, batch, rng, **settings)
+        if self.model.writes_docids:
+            return self._search(params, batch, _current_mesh(), flax_mutables)
+        samples = {"count": self.samples, "length": self.feature_lengths["targets"]}
+        settings = samples if isinstance(self.model, QueryGenerator) else {}
+        return self.model.predict_batch_with_aux(params, batch, rng, **settings)
 
     def _search(self, params: dict, batch: Batch, mesh, flax_mutables: Mapping | None) -> tuple:
         if not flax_mutables:
@@ -223,8 +239,7 @@ class Model(models.BaseModel):
 
     def score_batch(self, params: dict, batch: Batch, return_intermediates: bool = False) -> jax.Array:
         """The model's own `score_batch`, B."""
-        with _on_mesh():
-            return self.model.score_batch(flax.core.unfreeze(params), batch)
+        return self.model.score_batch(flax.core.unfreeze(params), batch)
 
 
 @flax.struct.dataclass
@@ -365,12 +380,7 @@ def _axes(names: Mapping) -> dict:
     return unflatten_dict({(*at, f"{name}_axes"): AxisMetadata(tuple(x)) for (*at, name), x in flat.items()})
 
 
-@contextlib.contextmanager
-def _on_mesh():
-    """Inside, what is traced knows of the mesh that T5X runs it on, as under the project's own trainer."""
-    mesh = pxla.thread_resources.env.physical_mesh
-    if mesh.empty:
-        yield None
-    else:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            yield mesh
+def _current_mesh() -> jax.sharding.AbstractMesh | None:
+    """The mesh that T5X runs the function on that is traced now; None outside its partitioned functions."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
