@@ -25,6 +25,10 @@ _SIDES = {"query": "query_prompt", "document": "passage_prompt"}  # a prompt's n
 # What modules may follow the encoder and the mean, in this order.
 _ENDS = ([], ["Dense"], ["Normalize"], ["Dense", "Normalize"])
 _LIBRARY = "sentence_transformers."  # a class of that name elsewhere is code of its own
+_OF_VECTORS = {
+    "module_input_name": ("sentence_embedding",),
+    "module_output_name": ("sentence_embedding", None),
+}
 # Fields that change the vectors -> what they must be, where a file has them; see hugging_face.check_fields.
 _FIXED = {
     PROMPTS: {
@@ -37,11 +41,10 @@ _FIXED = {
         "transformer_task": ("feature-extraction",),
         "module_output_name": ("token_embeddings",),
         "processing_kwargs": ({}, None),
+        "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, None),
     },
-    "Dense": {
-        "module_input_name": ("sentence_embedding",),
-        "module_output_name": ("sentence_embedding", None),
-    },
+    "Dense": _OF_VECTORS,
+    "Normalize": _OF_VECTORS,
 }
 _MEND = "only a T5 encoder, the mean over tokens, a matrix and normalisation are supported"
 
@@ -76,6 +79,9 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
     arrays, network = hugging_face.read(encoder)
     arrays = {name: array for name, array in arrays.items() if not name.startswith(("decoder", "lm_head"))}
     network["num_decoder_layers"] = 0
+    for kind, where in modules:
+        if kind == "Normalize":
+            _check(where / "config.json", kind)
     dense = [where for kind, where in modules if kind == "Dense"]
     for where in dense:
         config = _check(where / "config.json", "Dense")
