@@ -92,8 +92,19 @@ class Checkpoints:
         return self.damage[step]
 
     def latest(self) -> int | None:
-        """The step of the newest checkpoint that is not damaged."""
-        return self._newest()
+        """The step of the newest checkpoint that is not damaged; None where there is none.
+
+        A reader passes over a step without checksums as long as an older one has them: a training that runs
+        may be about to write them, and recipes name a checkpoint by them.
+        """
+        newest = self._newest()
+        if newest is None or not self.read_only or self._has_checksums(newest):
+            return newest
+        complete = (step for step in self.steps() if self._has_checksums(step))
+        return next((step for step in complete if not self.find_damage(step)), newest)
+
+    def _has_checksums(self, step: int) -> bool:
+        return (self.folder / str(step) / checksums.NAME).is_file()
 
     def _newest(self, before: int | None = None) -> int | None:
         """The newest step (before another one, if given) that is not damaged.
@@ -158,7 +169,7 @@ class Checkpoints:
                 restored = self.restore(step, params, optimizer)
             except UserError as error:
                 # What is as it was saved does not fit, and neither will older ones.
-                if multihost.broadcast_from_process_0((self.folder / str(step) / checksums.NAME).exists()):
+                if multihost.broadcast_from_process_0(self._has_checksums(step)):
                     raise
                 unread[step] = str(error).removeprefix(f"{self.folder}/{step}: ")
             else:

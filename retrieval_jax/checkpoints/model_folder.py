@@ -219,13 +219,10 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
         raise UserError(f"{folder}: no checkpoint here yet: {MEND}")
     if step is None:
         step = checkpoints.latest() or steps[0]
-        if not (checkpoints.folder / str(step) / checksums.NAME).is_file():
-            # A training that runs may be about to write them; what is made of its model names them.
-            sealed = [s for s in steps if (checkpoints.folder / str(s) / checksums.NAME).is_file()]
-            step = next((s for s in sealed if not checkpoints.find_damage(s)), step)
         if step < steps[0]:
-            reason = checkpoints.find_damage(steps[0])
-            log(f"{checkpoints.folder}/{steps[0]}: damaged ({reason}): the one of step {step} is taken")
+            damage = checkpoints.find_damage(steps[0])
+            reason = f"damaged ({damage})" if damage else "its checksums are not written yet"
+            log(f"{checkpoints.folder}/{steps[0]}: {reason}: the one of step {step} is taken")
     if step not in steps:
         there = ", ".join(map(str, steps))
         raise UserError(
