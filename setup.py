@@ -61,11 +61,13 @@ setup(
     ],
     extras_require={
         "gcs": ["google-cloud-storage>=3,<4"],  # Orbax asks it about buckets: checkpoints at gs://
+        "hf": ["huggingface_hub>=0.34,<3"],  # weights by name: hf:ORG/NAME
         "ir_datasets": ["ir-datasets>=0.6.3,<0.7"],
-        "sentence_transformers": ["sentence-transformers>=3,<6"],
+        "sentence_transformers": ["sentence-transformers>=3,<7"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],  # libtpu of jax's version, for preflight: 213 MB, 700 installed
         "test": [
             "google-cloud-storage>=3,<4",
+            "huggingface_hub>=0.34,<3",
             "hypothesis>=6",
             "pytest>=8",
             "pytest-xdist>=3.6,<4",

@@ -22,6 +22,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import gin
 import pytest
 from gcs import Bucket
+from hub import Hub
 
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
@@ -172,3 +173,17 @@ def own(arguments, source, tmp_path) -> list[str]:
     """Bindings of a work folder, and a source, that a test may change."""
     folder = shutil.copytree(source, tmp_path / "small_docs")
     return [f"--gin.COLLECTION={str(folder)!r}", f"--gin.WORK_DIR='{tmp_path / 'work'}'", *arguments[2:]]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hugging Face hub, which this process and its children ask; their cache is in `tmp_path`/hf."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    with Hub.serve() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.address)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+            monkeypatch.delenv(name, raising=False)
+        # The library read this variable when it was imported.
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        yield served

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from retrieval_jax.checkpoints import model_folder
+from retrieval_jax.checkpoints import hub, model_folder
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
@@ -151,6 +151,11 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
         there = storage.read_json(path, "delete the folder")
         for key, value in description.items():
             if there.get(key) != value:
+                if key == "initial_checkpoint" and hub.is_hub_name(there[key]) and hub.is_hub_name(value):
+                    raise UserError(
+                        f"{path}: began with {there[key]}, and the hub now has {value}: go on with "
+                        f"--INITIAL_CHECKPOINT={there[key]}, or name another MODEL_DIR"
+                    )
                 raise UserError(
                     f"{path}: {key} is {there.get(key)!r} there and {value!r} here: "
                     "another model was trained in this folder; name another MODEL_DIR, or delete it"

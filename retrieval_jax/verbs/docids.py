@@ -37,9 +37,10 @@ def make_docids(
       source, work_dir: the collection, and where its work lies.
       kind: "atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_LxV" (L codes of V), or a kind
         that a module of your own registers, which a gin file imports: see retrieval_jax/docids/README.md.
-      embeddings: the passages' vectors, which semantic and rq docids cluster: a .npy or .safetensors
-        file, a dual encoder's folder, or "sentence-transformers:NAME" (a folder, or a name on Hugging Face's
-        hub, where NAME@REVISION is one state of it); None is models/dual_encoder of the work folder.
+      embeddings: the passages' vectors, which semantic and rq docids cluster: a .npy or .safetensors file, a
+        dual encoder's folder (this project's, or sentence-transformers' of a T5), hf:ORG/NAME with such a
+        folder, or "sentence-transformers:NAME" (any model that this library opens: a folder, or a name on the
+        hub); a name on the hub may end in @REVISION; None is models/dual_encoder of the work folder.
       extends: the folder of a table of an earlier state of the collection: its passages keep their docids,
         new ones get docids by the same clusters (and that table's settings).
       seed: of the clustering.

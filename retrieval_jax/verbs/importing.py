@@ -4,6 +4,7 @@ from pathlib import Path
 
 import gin
 
+from retrieval_jax.checkpoints import hub
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Fraction, Positive, Seed
@@ -34,7 +35,9 @@ def import_collection(
       source: `python_docs` (embedded), `ir_datasets:ID` or `ir_datasets:ID,ID` (splits of one corpus), or a
         folder in the layout of BEIR, TSV, MS MARCO, NCI or Tevatron, or in a registered one.
       work_dir: the work folder, for everything that is made of this collection; None is `work/NAME`.
-      vocabulary_path: a SentencePiece model to use; None learns one on passages, their ids and train queries.
+      vocabulary_path: a SentencePiece model to use (--VOCABULARY): a file, or hf:ORG/NAME or
+        hf:ORG/NAME@REVISION on the Hugging Face hub; None learns one on passages, their ids and train
+        queries.
       vocab_size: pieces of a learned vocabulary.
       held_out: where there are train but no dev queries, this share of them, chosen by a hash of the id,
         becomes dev.
@@ -52,8 +55,9 @@ def import_collection(
     parallel.check_beam_options(beam_options, path)
     docs = {"docs_size": docs_size, "docs_packages": docs_packages}
     opened = from_packages.open_any_source(source, **docs)
+    pieces = hub.locate_vocabulary(vocabulary_path) if vocabulary_path else None
     settings = writing.ImportSettings(
-        vocabulary_path=vocabulary_path,
+        vocabulary_path=pieces and str(pieces.path),
         vocab_size=vocab_size,
         held_out=held_out,
         skip_errors=on_error == "skip",
@@ -70,7 +74,8 @@ def import_collection(
 
     def make(folder: Path) -> dict:
         made = writing.write_collection(folder, opened, settings)
-        return {"source": source, "source_path": source_path(source), **made}
+        facts = {"source": source, "source_path": source_path(source), "vocabulary": pieces and pieces.name}
+        return facts | made
 
     manifest = storage.build_once(path, recipe, make)
     shown = ("name", "passages", "copies", "queries", "skipped", "without_positives", "subset")

@@ -177,7 +177,7 @@ def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -
         collection=collection.fingerprint,
         docids=config.docids,
         docids_fingerprint=table.fingerprint() if table else None,
-        initial_checkpoint=config.initial.path if config.initial else None,
+        initial_checkpoint=config.initial.name if config.initial else None,
     )
     parameters = configuration.texts_of_parameters(settings_file.LEARNING)
     chosen = run_settings(config.retriever, examples, config.settings, parameters)

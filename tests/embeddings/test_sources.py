@@ -137,13 +137,16 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
     assert same == fingerprint
 
 
-def test_sentence_transformers(here, collection, monkeypatch):
+def test_sentence_transformers(here, collection, monkeypatch, hub):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     name = "sentence-transformers:some/model"
     refuses(name, here, collection, r"pip install 'retrieval_jax\[sentence_transformers\]'")
 
+    for repo in ("some/model", "sentence-transformers/other"):
+        hub.push(repo, {"modules.json": b"[]"})
+
     class SentenceTransformer:
-        def __init__(self, name: str):
+        def __init__(self, name: str, revision: str):
             if name != "some/model":
                 raise OSError(f"{name} is not\na model")
 
@@ -152,7 +155,8 @@ def test_sentence_transformers(here, collection, monkeypatch):
 
     module = types.SimpleNamespace(SentenceTransformer=SentenceTransformer)
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
-    refuses("sentence-transformers:other", here, collection, r"cannot be opened \(other is not\): check")
+    refuses("sentence-transformers:other", here, collection, r"cannot be opened \(\S+/other is not\): check")
+    refuses("sentence-transformers:a/b", here, collection, r"sentence-transformers:a/b: no such repository")
     found, _ = load_embeddings(name, here, collection)
     assert found.filename == here.embeddings("some_model") / "vectors.npy"
     lengths = [len(passage.full_text) for passage in collection.passages()]
@@ -182,11 +186,13 @@ def test_vectors_of_a_sentence_transformer_follow_its_folder(here, collection, m
     assert len(fingerprints) == 2
 
 
-def test_a_revision_on_the_hub_is_a_model_of_its_own(here, collection, monkeypatch):
+def test_a_commit_on_the_hub_is_a_model_of_its_own(here, collection, monkeypatch, hub):
+    commits = [hub.push("some/other", {"modules.json": b"[]", "number": b"%d" % i}) for i in range(3)]
+
     class SentenceTransformer:
-        def __init__(self, name: str, revision: str = "0"):
+        def __init__(self, name: str, revision: str):
             assert name == "some/other"
-            self.number = float(revision)
+            self.number = float(commits.index(revision))
 
         def encode_document(self, texts: list[str], **_) -> np.ndarray:
             return np.full((len(texts), 2), self.number, np.float32)
@@ -194,16 +200,21 @@ def test_a_revision_on_the_hub_is_a_model_of_its_own(here, collection, monkeypat
     module = types.SimpleNamespace(SentenceTransformer=SentenceTransformer)
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
     fingerprints = set()
-    for name, number in (("some/other@1", 1), ("some/other@2", 2), ("some/other", 0)):
+    for name, number in ((f"some/other@{commits[0]}", 0), ("some/other", 2)):
         found, fingerprint = load_embeddings(f"sentence-transformers:{name}", here, collection)
         assert (found == number).all()
         fingerprints.add(fingerprint)
-    assert len(fingerprints) == 3
+    hub.branches["some/other", "main"] = commits[1]  # the branch moves, and its vectors follow
+    found, fingerprint = load_embeddings("sentence-transformers:some/other", here, collection)
+    assert (found == 1).all()
+    assert len(fingerprints | {fingerprint}) == 3
 
 
-def test_vectors_that_an_encoder_spoils_are_told(here, collection, monkeypatch):
+def test_vectors_that_an_encoder_spoils_are_told(here, collection, monkeypatch, hub):
+    hub.push("sentence-transformers/bad", {"modules.json": b"[]"})
+
     class SentenceTransformer:
-        def __init__(self, name: str):
+        def __init__(self, name: str, revision: str):
             pass
 
         def encode(self, texts: list[str], **_) -> np.ndarray:
