@@ -1,9 +1,9 @@
-"""The fourth noun: checkpoints, through Orbax, which writes each one aside and renames it.
+"""The checkpoints of a training, through Orbax, which writes each one into a temporary folder and renames it.
 
 MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data, and the
                                 LossSpikeGuard's state), checksums.json
 
-What else lies in a model's folder: see model_folder.py.
+model_folder.py says what else lies in a model's folder.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,22 +22,25 @@ from retrieval_jax.mesh import multihost
 
 
 def in_background() -> bool:
-    """Whether files are written while the next steps run. On CPUs writing takes the cores of the steps."""
+    """Whether files are written while the next steps run. On CPUs, writing would take the steps' cores."""
     return jax.default_backend() != "cpu"
 
 
 class Checkpoints:
-    """The checkpoints of a model folder. Each holds params, the optimiser's state and the data position.
+    """The checkpoints of a model folder: parameters, the optimizer's state and the position in the data.
 
-    Where files are written in the background, `save` returns when the arrays are copied from the devices:
-    Orbax writes them into a folder of another name and renames it, then the checksums are written. The next
-    `save` waits for both, and so does `close`. A step whose files are not what was saved counts as damaged.
+    Where files are written in the background, `save` returns as soon as the arrays are copied from the
+    devices. Orbax writes them into a temporary folder and renames it, and then the checksums are written. The
+    next `save` and `close` wait for both. A step whose files differ from its checksums counts as damaged.
 
     Args:
       model_dir: the model's folder.
-      keep: how many of the newest stay.
-      keep_best: the metric of dev whose best one stays beside them; None: no other one. See RetentionPolicy.
-      read_only: leaves the folder as it is.
+      keep: the number of newest checkpoints that stay on disk.
+      keep_best: the dev metric whose best checkpoint stays beside them, or None; see RetentionPolicy.
+      read_only: whether nothing in the folder may be created, changed or removed.
+
+    Raises:
+      UserError: checkpoints cannot lie in this folder, or a package for buckets is not installed.
     """
 
     def __init__(
@@ -73,14 +76,17 @@ class Checkpoints:
         self.damage: dict[int, str | None] = {}  # as far as looked for
 
     def steps(self) -> list[int]:
-        """The steps that have a folder, whole or damaged, newest first."""
+        """Lists the steps that have a folder, whole or damaged, newest first."""
         there = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted((int(p.name) for p in there if p.name.isdigit()), reverse=True)
 
     def find_damage(self, step: int) -> str | None:
-        """What is wrong with a step's files; None if nothing is known to be.
+        """Compares the files of a step with its checksums.
 
-        Of processes that train together only the first one looks (see `_newest`).
+        Of processes that train together only process 0 looks; see `_newest`.
+
+        Returns:
+          The damage, in words; None where none is known.
         """
         if step not in self.damage:
             found = None
@@ -107,9 +113,9 @@ class Checkpoints:
         return (self.folder / str(step) / checksums.NAME).is_file()
 
     def _newest(self, before: int | None = None) -> int | None:
-        """The newest step (before another one, if given) that is not damaged.
+        """Finds the newest step, before `before` if that is given, that is not damaged.
 
-        Processes that train together take the first one's answer: on a shared file system a listing may be
+        Processes that train together take the answer of process 0. On a shared file system a listing may be
         cached, and processes that saw different steps would wait for each other in different places.
         """
 
@@ -123,9 +129,14 @@ class Checkpoints:
     def save(
         self, step: int, params: Any, optimizer: Any, examples: int | None = None, watch: dict | None = None
     ) -> None:
-        """Saves after `step` steps, for which so many examples were taken (None: one a step).
+        """Saves a checkpoint.
 
-        `watch` is LossSpikeGuard's state.
+        Args:
+          step: the number of steps that were trained.
+          params: the parameters.
+          optimizer: the optimizer's state.
+          examples: the number of examples that these steps took; None means one a step.
+          watch: the state of LossSpikeGuard.
         """
         if multihost.broadcast_from_process_0(step == self.manager.latest_step()):
             return
@@ -151,16 +162,26 @@ class Checkpoints:
         checksums.write(self.folder / str(step))
 
     def _wait(self) -> None:
-        """Waits for the checksums of the save before, on the first process; raises what went wrong in it."""
+        """Waits on process 0 for the checksums of the previous save, and raises what went wrong in it."""
         sealing, self.sealing = self.sealing, None
         if sealing:
             sealing.result()
 
     def restore_newest(self, params: Any, optimizer: Any) -> tuple[Any, Any, int] | None:
-        """`restore` at the newest step that can be; None where there is no checkpoint.
+        """Restores the newest checkpoint that can be restored.
 
-        Damaged ones that are newer are moved to damaged_checkpoints/, so that their steps can be saved again.
-        Where nothing can be restored, raises UserError and moves nothing.
+        Damaged checkpoints that are newer are moved to damaged_checkpoints/, so that their steps can be saved
+        again.
+
+        Args:
+          params: an abstract tree with the shapes, dtypes and shardings of the parameters.
+          optimizer: the same for the optimizer's state.
+
+        Returns:
+          (params, optimizer state, step); None where there is no checkpoint.
+
+        Raises:
+          UserError: there are checkpoints, and none of them can be restored. Nothing is moved then.
         """
         unread: dict[int, str] = {}  # steps without a known fault that could not be read, and why
         step = self._newest()
@@ -182,7 +203,7 @@ class Checkpoints:
         return None
 
     def _refuse_damaged(self, unread: dict[int, str]) -> None:
-        """Raises UserError where there are checkpoints, of which none could be restored."""
+        """Raises UserError where there are checkpoints and none of them could be restored."""
         damaged = {step: unread.get(step) or self.find_damage(step) for step in self.steps()}
         if not damaged:
             return
@@ -195,9 +216,18 @@ class Checkpoints:
         )
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any, int]:
-        """(params, optimiser's state, the step) at a step, laid out like the given abstract trees.
+        """Restores the checkpoint of a step.
 
-        Raises UserError where it is damaged, or of another network or optimiser.
+        Args:
+          step: the step.
+          params: an abstract tree with the shapes, dtypes and shardings of the parameters.
+          optimizer: the same for the optimizer's state.
+
+        Returns:
+          (params, optimizer state, step).
+
+        Raises:
+          UserError: the checkpoint is damaged, or is of another network or optimizer.
         """
         restored = self._restore(
             step,
@@ -207,18 +237,21 @@ class Checkpoints:
         return restored["params"], restored["optimizer"], step
 
     def examples(self, step: int, batch_size: int) -> int:
-        """How many examples were taken up to a step. Older checkpoints counted batches, of one size."""
+        """Returns the number of examples that were taken up to a step.
+
+        Early versions of checkpoints count batches, all of one size.
+        """
         position = self.position(step)
         if "batches" in position:
             return position["batches"] * batch_size
         return position["examples"]
 
     def position(self, step: int) -> dict:
-        """Where a step is in the data, and LossSpikeGuard's state there."""
+        """Returns the position of a step in the data, and the state of LossSpikeGuard there."""
         return self._restore(step, position=ocp.args.JsonRestore())["position"]
 
     def restore_params(self, step: int, params: Any) -> Any:
-        """The params alone."""
+        """Restores the parameters of a step alone."""
         return self._restore(step, params=ocp.args.StandardRestore(params))["params"]
 
     def _restore(self, step: int, **items: Any) -> Any:
@@ -236,7 +269,7 @@ class Checkpoints:
             ) from None
 
     def _move_aside(self, restored: int, unread: dict[int, str]) -> None:
-        """Moves the damaged checkpoints that are newer than the restored one."""
+        """Moves damaged checkpoints that are newer than the restored one to damaged_checkpoints/."""
 
         def move() -> int:
             newer = [step for step in self.steps() if step > restored]
@@ -255,14 +288,14 @@ class Checkpoints:
             self.damage.clear()
 
     def best(self) -> dict:
-        """{"best_step", "best/METRIC"} of the best checkpoint that is kept; {} where none was evaluated."""
+        """Returns {"best_step", "best/METRIC"} of the best kept checkpoint; {} where none was evaluated."""
         step = self.retention.best(self.steps())
         if step is None:
             return {}
         return {"best_step": step, f"best/{self.retention.metric}": self.retention.scores.get(step)}
 
     def close(self) -> None:
-        """Waits until all is written. No process waits for another here: one may have met an error."""
+        """Waits until everything is written. Processes do not wait for each other: one may have failed."""
         try:
             self._wait()
         finally:

@@ -1,8 +1,9 @@
-"""Whether a checkpoint is still what was saved: the size and CRC-32C of each of its files, written after it.
+"""Checksums of a checkpoint: the size and CRC-32C of each of its files, written after the files.
 
-In a bucket, which checks what it stores by itself, the size alone: nothing is read back.
+In a bucket, which checks what it stores by itself, only sizes are recorded, and nothing is read back.
 
-Orbax's own format notices most torn files and hardly any flipped bit; this notices both, before any is read.
+Orbax's own format notices most torn files and hardly any flipped bit. The checksums notice both, before any
+array is read.
 """
 
 import json
@@ -18,7 +19,7 @@ _CHUNK = 1 << 24  # bytes read at once
 
 
 def write(folder: Path) -> None:
-    """Writes folder/checksums.json: {"path below it": [bytes, CRC-32C], …}."""
+    """Writes folder/checksums.json: {path below the folder: [size in bytes, CRC-32C]}."""
     files = [str(p.relative_to(folder)) for p in paths.files(folder) if p.name != NAME]
     with ThreadPoolExecutor() as pool:
         sums = pool.map(lambda name: _sum(folder / name), files)
@@ -26,7 +27,11 @@ def write(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with the files, or None: all are as they were written, or no checksums are there."""
+    """Compares the files of a folder with its checksums.
+
+    Returns:
+      The first difference, in words; None where there is none, or where the folder has no checksums.
+    """
     try:
         text = (folder / NAME).read_text()
     except FileNotFoundError:
@@ -53,7 +58,7 @@ def find_damage(folder: Path) -> str | None:
 
 
 def _sum(path: Path) -> list[int | None]:
-    """[bytes, CRC-32C]; of a file in a bucket the latter is None."""
+    """Returns [size in bytes, CRC-32C]; in a bucket the CRC is None."""
     if paths.is_remote(path):
         return [paths.size(path), None]
     size = crc = 0

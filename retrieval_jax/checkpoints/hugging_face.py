@@ -43,17 +43,21 @@ COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder looks like one of a T5."""
+    """Whether a folder looks like a T5 of Hugging Face."""
     if not (folder / CONFIG).is_file():
         return False
     return "t5" in str(storage.read_json(folder / CONFIG, "fetch it again").get("model_type", "")).lower()
 
 
 def read(folder: Path) -> tuple[dict[str, LazyArray], dict]:
-    """({parameter by T5X's name: array}, T5Config's arguments) of a folder.
+    """Opens the weights of a folder.
 
-    Arrays that no T5 has keep their names, for the reader to complain of. Raises UserError where something
-    cannot be read, or is of a T5 that T5Config cannot describe.
+    Returns:
+      ({T5X's name of a parameter: lazy array}, the arguments of T5Config). Arrays that no T5 has keep their
+      names, so that the caller can report them.
+
+    Raises:
+      UserError: a file cannot be read, or T5Config cannot describe this T5.
     """
     path = folder / CONFIG
     config = storage.read_json(path, "fetch it again")
@@ -116,12 +120,15 @@ def _read_flax(path: Path) -> dict[str, LazyArray]:
 
 
 def check_fields(path: Path, config: Mapping, known: Mapping[str, tuple]) -> None:
-    """Raises UserError for a field that has another value than those which this project's network has.
+    """Checks that the fields of a configuration have values that this project's network computes.
 
     Args:
-      path: the file of the fields.
-      config: what it says.
-      known: field -> values that are right; a field that the file lacks is right.
+      path: the file, for the error.
+      config: its content.
+      known: field -> the values that are supported. A field that the file lacks is not checked.
+
+    Raises:
+      UserError: a field has another value.
     """
     for name, values in known.items():
         if name in config and config[name] not in values:
@@ -130,7 +137,7 @@ def check_fields(path: Path, config: Mapping, known: Mapping[str, tuple]) -> Non
 
 
 def _activations(path: Path, config: dict) -> tuple[str, ...]:
-    """T5Config's mlp_activations. Raises UserError where the fields say another MLP, or two of them."""
+    """Returns T5Config's mlp_activations. Raises UserError for another MLP, or fields that contradict."""
     kind = str(config.get("feed_forward_proj", "relu"))
     gate, _, act = kind.rpartition("-")
     act = "gelu_new" if kind == GATED_GELU else act
@@ -144,7 +151,7 @@ def _activations(path: Path, config: dict) -> tuple[str, ...]:
 
 
 def feed_forward_proj(activations: tuple[str, ...]) -> str:
-    """Hugging Face's name of T5Config's mlp_activations. Raises UserError where it has none."""
+    """Returns Hugging Face's name of T5Config's mlp_activations. Raises UserError where it has none."""
     if activations == ("gelu", "linear"):
         return GATED_GELU
     act = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == activations[0]), None)
@@ -172,7 +179,14 @@ def _network(path: Path, config: dict, rows: int) -> dict:
 
 
 def pairs(network: Mapping) -> Iterator[tuple[str, str, bool]]:
-    """(T5X's name, Hugging Face's, whether it is turned) of each parameter of a T5 with T5Config's sizes."""
+    """Pairs the names of a T5's parameters.
+
+    Args:
+      network: the arguments of T5Config.
+
+    Yields:
+      (T5X's name, Hugging Face's name, whether one is the other's transpose).
+    """
     yield "token_embedder/embedding", SHARED, False
     gated = len(network["mlp_activations"]) > 1
     for stack in ("encoder", "decoder") if network["num_decoder_layers"] else ("encoder",):
@@ -207,12 +221,13 @@ def _mlp(gated: bool) -> list[tuple[str, str]]:
 def write(
     folder: Path, arrays: Mapping[str, LazyArray], config: T5Config, decoder: bool = True, start: int = 0
 ) -> None:
-    """Writes what `from_pretrained` of T5ForConditionalGeneration (or T5EncoderModel) opens.
+    """Writes a folder that `from_pretrained` of T5ForConditionalGeneration or T5EncoderModel opens.
 
     Args:
-      folder: an empty one.
-      arrays: parameters by T5X's names, a layer each; those of a decoder only if `decoder`.
+      folder: an empty folder.
+      arrays: the parameters by T5X's names, an array a layer.
       config: the network.
+      decoder: whether the decoder is written, too.
       start: the decoder's first token.
     """
     network = {**vars(config), "num_decoder_layers": config.num_decoder_layers if decoder else 0}
@@ -249,10 +264,11 @@ def write(
 
 
 def with_docids(arrays: Mapping[str, LazyArray], config: T5Config) -> dict[str, LazyArray]:
-    """The parameters of a T5 that writes docids of its own, as those of one with a longer vocabulary.
+    """Rewrites the parameters of a T5 with a docid vocabulary as those of a T5 with one longer vocabulary.
 
-    Token t of a docid, the 0 at its start too, becomes token vocab_size + t of one embedding, which holds the
-    texts' rows and then the docids'; and so do the logits. Those of texts are 0 and mean nothing.
+    Token t of a docid, also the 0 at its start, becomes token vocab_size + t: the embedding has the rows of
+    the text vocabulary, then those of the docids, and so have the logits. The logits of text tokens are 0 and
+    mean nothing.
     """
     kernel_ExV = arrays["decoder/logits_dense/kernel"].read()
     texts_VxE = arrays["token_embedder/embedding"].read()

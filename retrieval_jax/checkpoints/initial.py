@@ -1,6 +1,7 @@
-"""Where a model's parameters begin: from weights of another program, as far as both have the same arrays."""
+"""Initial weights: a model's parameters begin with weights of another program, as far as both have them."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import gin
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from retrieval_jax.checkpoints import tokenizer
+from retrieval_jax.checkpoints import hub, tokenizer
 from retrieval_jax.checkpoints.model_folder import boxed_params
 from retrieval_jax.checkpoints.parameter_names import Module, module_names
 from retrieval_jax.checkpoints.pretrained import OUTPUT, T5X, Pretrained, open_pretrained
@@ -36,13 +37,15 @@ MAX_LISTED = 8  # names of a list that an error tells
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class InitialCheckpoint:
-    """Weights that training begins with: of T5X, of Hugging Face, or of a model folder of this project.
+    """The weights that training begins with: T5X's, Hugging Face's, or those of a model folder.
 
-    Every array of the model must be in them with its shape, and every one of theirs in the model, but for
-    what is said here; names are T5X's, or the beginnings of such ("decoder", "decoder/logits_dense").
+    Every parameter of the model must be among the weights with the same shape, and every array of the weights
+    among the parameters, with the exceptions that are named here. Names are T5X's names of parameters or of
+    modules ("decoder", "decoder/logits_dense").
 
     Attributes:
-      path: where they lie; None: everything begins at random.
+      path: the folder or file of the weights (also gs://…), or `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` on the
+        Hugging Face hub; None: everything begins at random.
       missing_ok: parameters that begin at random where the weights lack them or have another shape of them.
       unexpected_ok: parameters of the weights that the model lacks, and that are left out.
       resize_vocab: parameters whose axis of the vocabulary may have another size: the first rows are read,
@@ -54,16 +57,39 @@ class InitialCheckpoint:
     unexpected_ok: Sequence[str] = ()
     resize_vocab: Sequence[Annotated[str, WithVocabulary]] = ()
 
-    def arrays_for(self, model, vocabulary: Path | None = None) -> dict[str, LazyArray]:
-        """{name: array} of what a model's parameters begin with; nothing is read yet.
+    @functools.cached_property
+    def located(self) -> hub.Located | None:
+        """Where the weights lie, fetched from the hub where `path` names a repository; None without weights.
 
-        A dual encoder for which no prompts are set keeps those of the weights: they were learned with them.
-        Raises UserError where they do not fit, with all that is missing, unexpected or of another shape, and
-        where the vocabulary that lies with them is not the given one, which the model is to read.
+        Raises:
+          UserError: the weights cannot be fetched.
         """
-        if self.path is None:
+        return hub.locate(self.path, "INITIAL_CHECKPOINT") if self.path else None
+
+    @property
+    def name(self) -> str | None:
+        """The name that the model's folder records: `path`, or the repository with its commit."""
+        return self.located and self.located.name
+
+    def arrays_for(self, model, vocabulary: Path | None = None) -> dict[str, LazyArray]:
+        """Matches the weights with a model's parameters.
+
+        A dual encoder for which no prompts are set takes those of the weights, which were trained with them.
+
+        Args:
+          model: the model that is to be trained.
+          vocabulary: the SentencePiece model that it reads; None skips the comparison with the weights' own.
+
+        Returns:
+          {parameter: lazy array}, for the parameters that do not begin at random. Nothing is read yet.
+
+        Raises:
+          UserError: the weights do not fit, with everything that is missing, unexpected or of another shape,
+            or another vocabulary lies with them.
+        """
+        if self.located is None:
             return {}
-        pretrained = open_pretrained(self.path)
+        pretrained = open_pretrained(self.located.path)
         self._check_unused(pretrained)
         if vocabulary:
             self._check_vocabulary(pretrained, vocabulary)
@@ -90,7 +116,7 @@ class InitialCheckpoint:
             )
 
     def _check_unused(self, pretrained: Pretrained) -> None:
-        """Raises UserError for what shall be left out and is neither in the weights nor in any network."""
+        """Raises UserError for a name in `unexpected_ok` that neither the weights nor any network has."""
         theirs = {split_tower(name)[1] for name in pretrained.arrays}
         known = Names(f"a parameter or a module of {pretrained.path}", (*module_names(), *theirs))
         for name in self.unexpected_ok:
@@ -100,7 +126,7 @@ class InitialCheckpoint:
                 )
 
     def match(self, pretrained: Pretrained, model) -> "Match":
-        """Compares names and shapes."""
+        """Compares names and shapes of the weights with those of a model's parameters."""
         match, used = Match(), set()
         theirs = dict(pretrained.arrays)
         own_outputs = model.config.output_size is not None
@@ -145,7 +171,18 @@ class InitialCheckpoint:
 
 @dataclasses.dataclass
 class Match:
-    """How weights and a model compare: arrays of the model's names, and lists of names."""
+    """How weights and a model compare.
+
+    Attributes:
+      arrays: the arrays that the model takes, by the names of its parameters.
+      random: parameters that begin at random.
+      unused: arrays of the weights that are left out.
+      missing: parameters that the weights lack and that must not be missing.
+      unexpected: arrays that the model lacks and that must not be left out.
+      misshaped: (name, shape in the weights, shape in the model).
+      sizes: settings of the network that differ, in words.
+      other_network: whether a setting differs that no array's shape shows.
+    """
 
     arrays: dict[str, LazyArray] = dataclasses.field(default_factory=dict)
     random: list[str] = dataclasses.field(default_factory=list)
@@ -157,7 +194,15 @@ class Match:
     other_network: bool = False
 
     def mismatch(self, path: object, trains: bool = True) -> str | None:
-        """All that does not fit, and how to train all the same, in a line; None where all fits."""
+        """Describes in one line all that does not fit, and how to train all the same.
+
+        Args:
+          path: where the weights lie.
+          trains: whether the model is to be trained; a converted model must fit as it is.
+
+        Returns:
+          The line; None where everything fits.
+        """
         lists = {
             "is of": self.sizes,
             "lacks": grouped(self.missing),
@@ -187,7 +232,7 @@ class Match:
         return f"INITIAL_CHECKPOINT: {path} {told}: accept it by {flags}"
 
     def modules(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The modules of some arrays: a whole encoder, say, where no array of it is used."""
+        """Names the modules that hold the given arrays: a whole encoder where no array of it is used."""
         used = {split_tower(name)[1].partition("/")[0] for name in self.arrays}
 
         def top(name: str) -> str:
@@ -199,19 +244,19 @@ class Match:
 
 
 def parameters(model) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of a model's parameters."""
+    """Returns {name: shape} of a model's parameters."""
     made = nn.unbox(boxed_params(model))
     return {name: x.shape for name, x in flatten_dict(made, sep="/").items()}
 
 
 def differ_in_vocabulary(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Whether two shapes of a parameter differ in the size of the vocabulary, and in that alone."""
+    """Whether two shapes of a parameter differ in the size of the vocabulary alone."""
     axis = VOCAB_AXES.get(name)
     return theirs != ours and axis is not None and np.delete(theirs, axis) == np.delete(ours, axis)
 
 
 def layer_names(name: str, config: T5Config) -> list[str]:
-    """The parameters, one a layer, that a scanned stack's holds; of another only its name."""
+    """Returns the names of the layers' parameters that a scanned stack's array holds; else the name alone."""
     parts = name.split("/")
     if not is_stacked(tuple(parts)):
         return [name]
@@ -220,16 +265,17 @@ def layer_names(name: str, config: T5Config) -> list[str]:
     return [f"{parts[0]}/layers_{i}/{'/'.join(parts[2:])}" for i in range(count)]
 
 
-def has_prefix(name: str, beginnings: Sequence[str]) -> bool:
-    """Whether a name is one of them, or lies below one."""
-    return any(name == some or name.startswith(f"{some.rstrip('/')}/") for some in beginnings)
+def has_prefix(name: str, modules: Sequence[str]) -> bool:
+    """Whether a parameter is one of `modules`, or lies in one of them."""
+    return any(name == module or name.startswith(f"{module.rstrip('/')}/") for module in modules)
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-    """The names, layers that differ in their number alone as one."""
+    """Returns the names, where layers that differ only in their number are one name."""
     return list(dict.fromkeys(re.sub(r"/layers_\d+/", "/layers_*/", name) for name in names))
 
 
 def shortened(names: list[str]) -> str:
+    """Lists the first names, and says how many more there are."""
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more

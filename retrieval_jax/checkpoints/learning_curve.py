@@ -8,10 +8,12 @@ from retrieval_jax.core.errors import UserError
 
 
 def read_curve(path: str | os.PathLike) -> list[dict]:
-    """Reads a JSON-lines file of a curve's points, one object per line.
+    """Reads the points of a learning curve, one JSON object per line.
 
-    A last line that a killed process left unfinished is ignored; an unreadable file or any other line that is
-    not a JSON object raises UserError.
+    A last line that a killed process left unfinished is ignored.
+
+    Raises:
+      UserError: the file cannot be read, or another line is not a JSON object.
     """
     try:
         lines = paths.as_path(path).read_bytes().split(b"\n")

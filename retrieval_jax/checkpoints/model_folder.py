@@ -1,9 +1,9 @@
-"""A model's folder: all that is needed to open it, without gin or TensorFlow.
+"""A model's folder: everything that is needed to open the model, without gin or TensorFlow.
 
-MODEL_DIR/model.json            what the model is: enough to open it
+MODEL_DIR/model.json            the model's class, network and settings: enough to open it
 MODEL_DIR/sentencepiece.model   its vocabulary
-MODEL_DIR/checkpoints/STEP/     where it is trained: see checkpoints.py
-MODEL_DIR/weights.safetensors   where it is not, but converted or exported: one file, or several and an index
+MODEL_DIR/checkpoints/STEP/     the weights of a model that is trained here: see checkpoints.py
+MODEL_DIR/weights.safetensors   the weights of a converted or exported one: a file, or shards and an index
 MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin, settings.json (see settings.py)
 """
 
@@ -38,7 +38,15 @@ MEND = "train it with `retrieval-jax train`, or check MODEL_DIR"
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A trained model, ready to search with: enough for any searcher, without gin or TensorFlow."""
+    """A model with its parameters on devices, ready to search with.
+
+    Attributes:
+      model: an instance of the retriever class, without an optimizer.
+      params: the parameters, placed on the mesh.
+      step: the number of steps that the model was trained.
+      vocabulary: the SentencePiece vocabulary of its texts.
+      description: the content of model.json.
+    """
 
     model: Retriever
     params: dict
@@ -48,11 +56,17 @@ class LoadedModel:
 
     @property
     def parameter_count(self) -> int:
+        """The number of all parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
 
 def describe(model: Retriever, **facts: object) -> dict:
-    """What model.json says: the class, its sizes, and facts such as lengths and the collection."""
+    """Builds the content of model.json.
+
+    Args:
+      model: the model.
+      **facts: what else the file says, such as lengths and the collection.
+    """
     network = dataclasses.asdict(model.config)
     del network["remat"]  # how it was trained, not what it is: a run may go on with another
     network["mlp_activations"] = list(network["mlp_activations"])  # as JSON has it
@@ -66,7 +80,16 @@ def describe(model: Retriever, **facts: object) -> dict:
 
 
 def load_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> LoadedModel:
-    """Opens a model folder at a step (None: its newest checkpoint), on a mesh (None: on one device)."""
+    """Loads the model of a folder, built from what model.json says, whatever gin was told.
+
+    Args:
+      model_dir: the model's folder, also gs://….
+      step: the checkpoint to load; None means the newest one that is whole.
+      mesh: the devices that the parameters are placed on; None means the first local device.
+
+    Raises:
+      UserError: there is no model or no such checkpoint, it is damaged, or a parameter is not finite.
+    """
     folder = paths.as_path(model_dir)
     description = read_description(folder)
     model = model_from_description(description)
@@ -84,22 +107,25 @@ def load_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None
 
 
 def model_from_description(description: dict) -> Retriever:
-    """The model that a model.json describes, whatever gin is told meanwhile."""
+    """Builds the model that a model.json describes. Nothing comes from gin, whatever it was told."""
     retriever = RETRIEVERS[description["retriever"]]
     config = T5Config(**{**_defaults(T5Config), **description["network"]})
     return retriever(config, None, **{**_defaults(retriever), **description["settings"]})
 
 
 def _defaults(function: type) -> dict:
-    """The defaults of a class's parameters: given in a call, gin cannot replace them."""
+    """The default values of a class's parameters. Passed in the call, they cannot be replaced by gin."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "optimizer_def"}
 
 
 def check_finite(folder: Path, params: dict) -> None:
-    """Raises UserError, with the name of the array, where a parameter has an infinity or NaN.
+    """Checks that all parameters are finite.
 
-    A search with such weights would rank by comparisons with NaN, all of which are false.
+    A search with other parameters would rank by comparisons with NaN, all of which are false.
+
+    Raises:
+      UserError: a parameter has an infinity or NaN; the error names it.
     """
     finite = {name: _all_finite(x) for name, x in flatten_dict(params, sep="/").items()}
     bad = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
@@ -112,14 +138,15 @@ def check_finite(folder: Path, params: dict) -> None:
 
 @jax.jit
 def _all_finite(x: jax.Array) -> jax.Array:
-    """Whether every number of an array is finite; each device looks at its own part."""
+    """Whether all numbers of an array are finite; each device checks its own shard."""
     return jnp.all(jnp.isfinite(x))
 
 
 def read_description(folder: Path) -> dict:
-    """What model.json says.
+    """Reads model.json.
 
-    Raises UserError where there is none, and where a later version wrote what this one would not follow.
+    Raises:
+      UserError: there is none, or a later version wrote something that this version would not follow.
     """
     path = folder / DESCRIPTION
     description = storage.read_json(path, MEND)
@@ -138,19 +165,21 @@ def read_description(folder: Path) -> dict:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether its weights were converted or exported, not trained there."""
+    """Whether the weights of a model folder were converted or exported, and not trained there."""
     return any(folder.glob(f"{WEIGHTS}.safetensors*"))
 
 
 def model_checksum(model_dir: str | Path, step: int, description: dict) -> str | None:
-    """A fingerprint of all that a model's answers depend on: weights, network, settings, lengths, vocabulary.
+    """Computes a fingerprint of everything that a model's answers depend on.
 
-    It stands for the model in the recipes of what is made with it: a folder may be trained anew to the same
-    step.
+    That is the weights, the network, the settings, the lengths and the vocabulary. The fingerprint names the
+    model in the recipes of what is made with it, because another training may reach the same step in the same
+    folder.
 
     Args:
-      model_dir, step: the folder, and which of its checkpoints.
-      description: what its model.json says.
+      model_dir: the model's folder.
+      step: one of its checkpoints.
+      description: the content of its model.json.
 
     Returns:
       The fingerprint; None where the weights of that step are not there.
@@ -176,7 +205,7 @@ def model_checksum(model_dir: str | Path, step: int, description: dict) -> str |
 
 
 def model_recipe(model_dir: str | Path, step: int, description: dict) -> dict:
-    """What the recipe of an artefact says of the model that made it: its folder, step and content."""
+    """Returns what the recipe of an artefact says about the model that made it: folder, step, checksum."""
     return {
         "model": str(paths.absolute(model_dir)),
         "step": step,
@@ -185,9 +214,17 @@ def model_recipe(model_dir: str | Path, step: int, description: dict) -> dict:
 
 
 def read_description_and_step(folder: Path, step: int | None = None) -> tuple[dict, int]:
-    """(What model.json says, the step that is asked for; None: the newest) of a folder.
+    """Reads model.json and finds the step to open.
 
-    Raises UserError where there is no such checkpoint.
+    Args:
+      folder: the model's folder.
+      step: the step that is asked for; None means the newest one that is whole.
+
+    Returns:
+      (the content of model.json, the step).
+
+    Raises:
+      UserError: there is no such checkpoint.
     """
     description = read_description(folder)
     if has_weights(folder):
@@ -201,7 +238,7 @@ def read_description_and_step(folder: Path, step: int | None = None) -> tuple[di
 
 
 def lazy_params(folder: Path) -> tuple[dict, int, dict[str, LazyArray]]:
-    """(what model.json says, the step, the parameters by name) of a folder, at its newest checkpoint."""
+    """Opens a folder's newest checkpoint: (the content of model.json, the step, {name: lazy array})."""
     description, step = read_description_and_step(folder)
     if has_weights(folder):
         return description, step, read_safetensors(folder, WEIGHTS)
@@ -209,7 +246,7 @@ def lazy_params(folder: Path) -> tuple[dict, int, dict[str, LazyArray]]:
 
 
 def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
-    """The checkpoints, to read from, and the step to read. UserError where there is none."""
+    """Opens the checkpoints for reading, and finds the step to read. Raises UserError where there is none."""
     # Only looks: opening a manager on a folder without checkpoints would make one.
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder}: no checkpoint here yet: {MEND}")
@@ -233,7 +270,7 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
 
 
 def boxed_params(model: Retriever) -> dict:
-    """Shapes and dtypes of a model's parameters, boxed with the logical names of their axes."""
+    """Returns shapes and dtypes of a model's parameters, boxed with the logical names of their axes."""
     names = ("encoder_input_tokens", "decoder_input_tokens", "left_encoder_input_tokens")
     shapes = dict.fromkeys(names, (1, 2))
     return jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
@@ -242,7 +279,7 @@ def boxed_params(model: Retriever) -> dict:
 def abstract_params(
     model: Retriever, mesh: Mesh, rules: partitioning.Rules = partitioning.DEFAULT_RULES
 ) -> dict:
-    """Shapes, dtypes and shardings of a model's parameters."""
+    """Returns shapes, dtypes and shardings of a model's parameters on a mesh."""
     boxed = boxed_params(model)
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
@@ -252,6 +289,6 @@ def abstract_params(
 
 
 def params_to_devices(arrays: Mapping[str, LazyArray], model: Retriever, mesh: Mesh) -> dict:
-    """A model's parameters on the mesh, from arrays of their names and shapes."""
+    """Places a model's parameters on a mesh, from lazy arrays of the same names and shapes."""
     flat = flatten_dict(abstract_params(model, mesh), sep="/")
     return unflatten_dict({name: to_devices(arrays[name], like) for name, like in flat.items()}, sep="/")

@@ -1,6 +1,6 @@
-"""The names of parameters of all of this project's networks, for gin parameters that name some of them.
+"""The names of the parameters of all networks of this project, to check names that gin parameters list.
 
-A gin file may be shared by models of which only some have a parameter: a name of any network is right.
+A gin file may be shared by several models, so the name of a parameter of any network is accepted.
 """
 
 import functools
@@ -19,7 +19,7 @@ from retrieval_jax.models.layers import T5Config
 
 @functools.cache
 def parameter_names() -> frozenset[str]:
-    """T5X's names of all parameters, without towers; "layers_N" stands for each layer of a stack."""
+    """Returns T5X's names of all parameters, without towers; "layers_N" stands for each layer of a stack."""
     sizes = {"vocab_size": 8, "num_encoder_layers": 1, "num_decoder_layers": 1}
     sizes |= dict.fromkeys(("emb_dim", "num_heads", "head_dim", "mlp_dim"), 2)
     docids = {"output_size": 8, "separate_target_embedding": True, "pawa_layers": 1}
@@ -36,7 +36,7 @@ def parameter_names() -> frozenset[str]:
 
 
 def module_names() -> set[str]:
-    """The names of all parameters, and those of all modules that they are in: "decoder/logits_dense"."""
+    """Returns the names of all parameters and of all modules that hold them, as "decoder/logits_dense"."""
     return {
         "/".join(parts[:depth])
         for parts in (name.split("/") for name in parameter_names())
@@ -45,7 +45,7 @@ def module_names() -> set[str]:
 
 
 def last_names() -> set[str]:
-    """The last and the last but one part of each parameter's name: "logits_dense", "kernel"."""
+    """Returns the last two parts of each parameter's name: "logits_dense", "kernel"."""
     return {part for name in parameter_names() for part in name.split("/")[-2:]}
 
 

@@ -1,4 +1,4 @@
-"""Weights of whatever format, under T5X's names, an array a layer, read when they are needed."""
+"""Weights of every format that is read here: lazy arrays under T5X's names, one a layer."""
 
 import dataclasses
 import itertools
@@ -23,17 +23,18 @@ _LAYERS = ("encoder", "decoder")
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """Weights, and what is known of their model.
+    """Weights, and what is known about their model.
 
     Attributes:
-      path, format: where they lie, and whose format it is.
+      path: where they lie.
+      format: the program whose format it is.
       arrays: {"encoder/layers_0/mlp/wi_0/kernel": …}; names that no T5 has are kept as they are.
-      network: T5Config's arguments.
-      settings: a dual encoder's: vector_dim, normalize and so on.
-      length: most tokens of a text, where it is known.
-      vocabulary: the SentencePiece model, where it lies with them.
-      symbols: what it reads as symbols in texts; see Vocabulary.
-      step: steps trained, where it is known.
+      network: the arguments of T5Config.
+      settings: the settings of a dual encoder: vector_dim, normalize and so on.
+      length: the maximal number of tokens of a text, where it is known.
+      vocabulary: the SentencePiece model, where one lies with the weights.
+      symbols: the symbols that it finds in texts; see Vocabulary.
+      step: the number of training steps, where it is known.
     """
 
     path: Path
@@ -48,7 +49,14 @@ class Pretrained:
 
 
 def open_pretrained(path: str | Path) -> Pretrained:
-    """Opens weights; little but names and shapes is read yet. Raises UserError where they are none."""
+    """Opens weights. Only names and shapes are read.
+
+    Args:
+      path: a file or folder in one of FORMATS, also gs://….
+
+    Raises:
+      UserError: there are no weights that can be read.
+    """
     path = paths.as_path(path)
     paths.check_bucket(path)
     if not path.exists():
@@ -84,7 +92,7 @@ def open_pretrained(path: str | Path) -> Pretrained:
 
 
 def fingerprint(pretrained: Pretrained) -> str:
-    """A fingerprint of all that a model made of these weights depends on: others may come to lie there."""
+    """Computes a fingerprint of the weights' content, for recipes: other weights may come to lie there."""
     path = pretrained.path
     if (path / model_folder.DESCRIPTION).is_file():
         description = model_folder.read_description(path)
@@ -114,7 +122,7 @@ def _own(folder: Path) -> Pretrained:
 
 
 def network_of(path: Path, arrays: Mapping[str, LazyArray]) -> dict:
-    """T5Config's arguments, read off the arrays. Raises UserError where they are not a T5's."""
+    """Infers the arguments of T5Config from the arrays' shapes. Raises UserError where they are no T5's."""
     try:
         heads, buckets = arrays["encoder/relpos_bias/rel_embedding"].shape
         query = arrays["encoder/layers_0/attention/query/kernel"].shape

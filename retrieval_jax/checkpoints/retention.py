@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay on disk: its newest ones, and the best of those evaluated on dev."""
+"""Which checkpoints of a run stay on disk: the newest ones, and the best of those evaluated on dev."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,15 +12,16 @@ LOWER_IS_BETTER = ("loss",)
 
 
 class RetentionPolicy:
-    """Orbax's preservation policy: the newest checkpoints, and beside them the best one on dev.
+    """An Orbax preservation policy that keeps the newest checkpoints and the best one on dev.
 
-    A checkpoint is written before it is evaluated, so its score is not part of it: the learning curve has the
-    scores, which outlive the process.
+    A checkpoint is written before it is evaluated, so its score cannot be part of it. The scores are read
+    from the learning curve, which outlives the process.
 
     Args:
-      curve: learning_curve.jsonl, which tells of earlier evaluations.
-      keep: how many of the newest checkpoints stay.
-      metric: of dev, by which the best one is chosen (of equals the newest); None: no other one stays.
+      curve: the file learning_curve.jsonl with the evaluations so far.
+      keep: the number of newest checkpoints that stay.
+      metric: the dev metric that chooses the best checkpoint (of equal ones the newest); None keeps the
+        newest ones alone.
     """
 
     def __init__(self, curve: Path, keep: int, metric: str | None):
@@ -32,17 +33,20 @@ class RetentionPolicy:
                 self.add(point["step"], dev)
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes an evaluation's metrics."""
+        """Records the dev metrics of an evaluated step."""
         score = metrics.get(self.metric, math.nan)
         if math.isfinite(score):
             self.scores[step] = score
 
     def forget(self, after: int) -> None:
-        """Forgets the steps after one from which training goes on: they will be others."""
+        """Drops the scores of later steps, where training goes on from an earlier one."""
         self.scores = {step: score for step, score in self.scores.items() if step <= after}
 
     def best(self, steps: Iterable[int]) -> int | None:
-        """The best of some steps, on all processes the first one's; None where none was evaluated."""
+        """Returns the best of the given steps, or None where none of them was evaluated.
+
+        All processes get the answer of process 0.
+        """
         scored = [step for step in steps if step in self.scores]
         sign = -1 if self.metric in LOWER_IS_BETTER else 1
         best = multihost.broadcast_from_process_0(
@@ -51,7 +55,7 @@ class RetentionPolicy:
         return None if best < 0 else best
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
-        """Which of the checkpoints stay, oldest first, as Orbax asks after each save."""
+        """Says for each checkpoint, oldest first, whether it stays; Orbax asks after each save."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         stay = {*steps[-self.keep :], self.best(steps)}
         return [step in stay for step in steps]

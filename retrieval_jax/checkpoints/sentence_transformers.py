@@ -1,7 +1,9 @@
-"""Dual encoders as sentence-transformers keeps them, read and written without it.
+"""Dual encoders in the format of sentence-transformers, read and written without that library.
 
-A folder of modules, each in a folder of its own: a T5's encoder, the mean over the tokens, a matrix without
-bias and, where dot products are cosines, a division by the length. GTR and Sentence-T5 are such.
+A model is a folder of modules, each in a folder of its own: a T5's encoder, the mean over the tokens, a
+matrix without bias and, where dot products are cosines, a division by the vector's length. GTR and
+Sentence-T5 are such models. The folders of all versions from 3 to 6 are read; version 6 names the modules'
+classes otherwise and writes more fields.
 """
 
 import json
@@ -50,14 +52,20 @@ _MEND = "only a T5 encoder, the mean over tokens, a matrix and normalisation are
 
 
 def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model of sentence-transformers."""
     return (folder / MODULES).is_file()
 
 
 def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
-    """(parameters by T5X's names, T5Config's arguments, facts, the encoder's folder).
+    """Opens a dual encoder.
 
-    Facts are vector_dim, normalize and, where the folder tells them, length (tokens), query_prompt and
-    passage_prompt. Raises UserError where another kind of encoder is there.
+    Returns:
+      (parameters by T5X's names, the arguments of T5Config, facts, the encoder's folder). Facts are
+      vector_dim, normalize and, where the folder has them, length (in tokens), query_prompt and
+      passage_prompt.
+
+    Raises:
+      UserError: it is another kind of encoder, or a file cannot be read.
     """
     path = folder / MODULES
     listed = storage.read_json(path, "fetch it again")
@@ -106,9 +114,9 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
 
 
 def _kind(path: Path, module: Mapping) -> str:
-    """The class of a module, with its package where that is not the library's.
+    """Returns the class of a module, with its package where that is not the library's.
 
-    Raises UserError for one that takes arguments of `encode`.
+    Raises UserError for a module that takes arguments of `encode`.
     """
     kind = str(module["type"])
     if module.get("kwargs"):
@@ -117,14 +125,14 @@ def _kind(path: Path, module: Mapping) -> str:
 
 
 def _check(path: Path, kind: str) -> dict:
-    """What a file says ({} where there is none). Raises UserError where that is not done here."""
+    """Reads a file ({} where there is none). Raises UserError for fields that are not supported here."""
     config = storage.read_json(path, "fetch it again") if path.is_file() else {}
     hugging_face.check_fields(path, config, _FIXED[kind])
     return config
 
 
 def pools_by_mean(pooling: Mapping) -> bool:
-    """Whether a Pooling module takes the mean over the tokens, and that alone."""
+    """Whether a Pooling module takes the mean over the tokens, and nothing else."""
     older = [key for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
     if "pooling_mode" in pooling:
         return pooling["pooling_mode"] in ("mean", ["mean"]) and older in ([], ["pooling_mode_mean_tokens"])
@@ -133,11 +141,14 @@ def pools_by_mean(pooling: Mapping) -> bool:
 
 
 def _prompts(folder: Path) -> dict[str, str]:
-    """{"query_prompt", "passage_prompt"}: what `encode_query` and `encode_document` put before a text.
+    """Reads the prompts that `encode_query` and `encode_document` put before a text.
 
-    These read the prompts of the names "query" and "document", which every SentenceTransformer has, be they
-    empty. So `encode_document` never gets to "passage" and "corpus", the names that it tries next, and
-    neither of them gets to the default prompt.
+    These look up the names "query" and "document", which every SentenceTransformer has, even if they are
+    empty. So `encode_document` never comes to "passage" and "corpus", the names that it would try next, and
+    neither function comes to the default prompt.
+
+    Returns:
+      {"query_prompt": …, "passage_prompt": …}, where they are not empty.
     """
     path = folder / PROMPTS
     if not path.is_file():
@@ -161,14 +172,15 @@ def write(
     length: int,
     prompts: Prompts,
 ) -> None:
-    """Writes what SentenceTransformer(folder) opens, but for the tokenizer; see `tokenizer.write`.
+    """Writes a folder that SentenceTransformer opens, without the tokenizer; see `tokenizer.write`.
 
     Args:
-      folder: an empty one.
-      arrays: parameters of one tower by T5X's names, a layer each.
-      config, normalize: the tower.
-      length: most tokens of a text.
-      prompts: what `encode_query` and `encode_document` shall put before a text.
+      folder: an empty folder.
+      arrays: the parameters of one tower by T5X's names, an array a layer.
+      config: the tower's network.
+      normalize: whether vectors are divided by their length.
+      length: the maximal number of tokens of a text.
+      prompts: what `encode_query` and `encode_document` put before a text.
     """
     hugging_face.write(folder, arrays, config, decoder=False)
     kernel_ExV = arrays[PROJECTION]

@@ -1,8 +1,9 @@
-"""T5X's checkpoints, read and written without T5X: its legacy format (msgpack and zarr) and its Orbax one.
+"""T5X's checkpoints, read and written without T5X: the legacy format (msgpack and zarr) and the Orbax format.
 
-A legacy checkpoint is a folder with a msgpack file, `checkpoint`: a tree whose leaves are arrays, or say
-which of the folder's zarr arrays they are. An Orbax one has its arrays in state/, an OCDBT database. Whatever
-the format, `read` gives the parameters by T5X's names, a layer each, also where T5X scans its layers.
+A legacy checkpoint is a folder with a msgpack file, `checkpoint`. It holds a tree whose leaves are arrays, or
+name zarr arrays in the same folder. An Orbax checkpoint has its arrays in state/, an OCDBT database. From
+both formats, `read` returns the parameters by T5X's names, an array a layer, also where T5X scans layers.
+Both are read from disks and from buckets (gs://…).
 """
 
 import re
@@ -27,7 +28,7 @@ LEGACY_VERSION = 3
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether it is the msgpack file of a legacy checkpoint, or a folder of either format."""
+    """Whether a path is the msgpack file of a legacy checkpoint, or a folder of either format."""
     if path.is_file():
         # A map of one or two entries whose first key is 'version' or 'optimizer'.
         with path.open("rb") as file:
@@ -36,7 +37,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint_N of the greatest N in a folder of T5X's (its MODEL_DIR)."""
+    """Finds the checkpoint_N with the greatest N in T5X's MODEL_DIR; None where there is none."""
     steps = {
         int(p.name.removeprefix("checkpoint_")): p
         for p in folder.glob("checkpoint_*")
@@ -46,7 +47,14 @@ def newest(folder: Path) -> Path | None:
 
 
 def read(path: Path) -> dict[str, LazyArray]:
-    """{"encoder/layers_0/mlp/wi_0/kernel": …} of a checkpoint. Raises UserError where it cannot be read."""
+    """Opens the parameters of a checkpoint.
+
+    Returns:
+      {"encoder/layers_0/mlp/wi_0/kernel": lazy array, …}.
+
+    Raises:
+      UserError: the checkpoint cannot be read.
+    """
     try:
         orbax = (path / "state").is_dir()
         arrays = read_ocdbt(path / "state", "target.") if orbax else _read_legacy(path)
@@ -81,7 +89,7 @@ def _read_legacy(path: Path) -> dict[str, LazyArray]:
 
 
 def _bfloat16(array: LazyArray) -> LazyArray:
-    """Version 2 wrote bfloat16 as the uint16 of its bits; no parameter is one."""
+    """Reads uint16 as bfloat16: version 2 wrote its bits so, and no parameter is an integer."""
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
     if array.dtype != np.uint16:
         return array
@@ -89,11 +97,18 @@ def _bfloat16(array: LazyArray) -> LazyArray:
 
 
 def unscanned(arrays: Mapping[str, LazyArray], axis: int) -> dict[str, LazyArray]:
-    """The same with an array a layer, where stacks are scanned: arrays of all layers, along an axis.
+    """Splits the arrays of scanned stacks, which hold all layers along an axis, into an array a layer.
 
-    T5X's network that scans keeps an axis of heads; ours has one of heads times head size. And it has the
-    bias of distances in every layer: T5 has one for all, and so have the checkpoints that were made of a
-    T5's. Raises UserError where the layers' differ.
+    T5X's scanned network has an axis of heads, where this one has a single axis of heads times head size. It
+    also has a bias of distances in every layer. T5 has one for all layers, and so have checkpoints that were
+    converted from a T5.
+
+    Args:
+      arrays: the parameters by name; those of stacks that are not scanned are returned as they are.
+      axis: the axis of the layers.
+
+    Raises:
+      UserError: the layers have different biases of distances.
     """
     separate = {}
     for name, array in arrays.items():
@@ -127,10 +142,15 @@ def _matrix(name: str, array: LazyArray) -> LazyArray:
 
 
 def write(folder: Path, arrays: Mapping[str, LazyArray], step: int) -> None:
-    """Writes a legacy checkpoint into a folder, named checkpoint_STEP by the caller: parameters by name.
+    """Writes a legacy checkpoint.
 
-    T5X restores it with `RestoreCheckpointConfig.fallback_to_scratch` or for inference: there is no state of
-    an optimiser in it.
+    T5X restores it for inference, or with `RestoreCheckpointConfig.fallback_to_scratch`: it holds no state of
+    an optimizer.
+
+    Args:
+      folder: an existing folder, which T5X expects to be called checkpoint_STEP.
+      arrays: the parameters by T5X's names, an array a layer.
+      step: the number of training steps.
     """
     target: dict[str, object] = {}
     for name, array in arrays.items():

@@ -39,9 +39,15 @@ _UNIGRAM = sentencepiece_model_pb2.TrainerSpec.UNIGRAM
 
 
 def write(folder: Path, vocabulary: Vocabulary, length: int | None) -> None:
-    """Writes the pieces and what AutoTokenizer shall do with them, for texts of at most `length` tokens.
+    """Writes the files that AutoTokenizer opens.
 
-    Raises UserError where the vocabulary is of a kind that transformers cannot follow.
+    Args:
+      folder: an existing folder.
+      vocabulary: the vocabulary.
+      length: the maximal number of tokens of a text, or None.
+
+    Raises:
+      UserError: the vocabulary is of a kind that transformers cannot reproduce.
     """
     model = _model(vocabulary.path)
     if model.trainer_spec.model_type != _UNIGRAM or model.trainer_spec.treat_whitespace_as_suffix:
@@ -66,9 +72,16 @@ def write(folder: Path, vocabulary: Vocabulary, length: int | None) -> None:
 
 
 def symbols(pieces: Path) -> dict[str, int]:
-    """What the tokenizer that lies beside imported pieces reads as symbols in a text; see Vocabulary.
+    """Reads which symbols the tokenizer beside a SentencePiece model finds in texts; see Vocabulary.
 
-    Raises UserError where it has other tokens than the pieces and T5's sentinels.
+    Args:
+      pieces: the path of the SentencePiece model.
+
+    Returns:
+      {symbol: id}; empty where symbols in texts are text.
+
+    Raises:
+      UserError: the tokenizer has other tokens than the pieces and T5's sentinels.
     """
     folder, model = pieces.parent, _model(pieces)
     own = _symbols(model)
@@ -91,31 +104,31 @@ def _model(pieces: Path):
 
 
 def _symbols(model) -> dict[str, int]:
-    """Name -> id of the symbols of T5's tokenizer: control pieces, the unknown one, and the sentinels."""
+    """Returns {name: id} of the symbols of T5's tokenizer: control pieces, the unknown one, the sentinels."""
     found = {p.piece: i for i, p in enumerate(model.pieces) if p.type in (_Type.CONTROL, _Type.UNKNOWN)}
     return found | {name: len(model.pieces) + i for i, name in enumerate(_sentinels(model))}
 
 
 def _sentinels(model) -> list[str]:
-    """Names of the tokens behind the pieces; none where the pieces have them."""
+    """Names the sentinels, which follow the pieces; none where the pieces contain them."""
     if any("<extra_id_" in piece.piece for piece in model.pieces):
         return []
     return [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
 
 
 def difference(folder: Path, theirs: Path | None, ours: Path, extended: bool = False) -> str | None:
-    """How the vocabulary that lies with weights differs from another, whose tokens they would get.
+    """Compares the vocabulary that lies with weights with the one whose tokens the weights would get.
 
-    T5's sentinels may be among the pieces or not: no text has them.
+    T5's sentinels may be among the pieces or not, since no text has them.
 
     Args:
-      folder: the weights'.
-      theirs: the SentencePiece model with them; None: their tokenizer.json is read, if there is one.
+      folder: the folder of the weights.
+      theirs: the SentencePiece model in it; None reads tokenizer.json, if there is one.
       ours: the other SentencePiece model.
-      extended: whether one of the two may have more pieces at its end.
+      extended: whether one of the two may have additional pieces at its end.
 
     Returns:
-      What differs, in words; None where nothing does, or nothing lies with the weights.
+      The difference, in words; None where there is none, or no vocabulary lies with the weights.
     """
     a, b = (_pieces(path) if path else [] for path in (theirs, ours))
     if theirs is None and (folder / FAST).is_file():
@@ -136,7 +149,7 @@ def difference(folder: Path, theirs: Path | None, ours: Path, extended: bool = F
 
 
 def _pieces(path: Path) -> list[tuple[str, object]]:
-    """(piece, all else that tells when it is a token) of a SentencePiece model, in the order of their ids."""
+    """Reads (piece, everything else that decides where it is a token) of a SentencePiece model, by id."""
     model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
     normalised = model.normalizer_spec.SerializeToString()
     return [(piece.piece, (piece.score, piece.type, normalised)) for piece in model.pieces]

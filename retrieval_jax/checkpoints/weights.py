@@ -1,7 +1,7 @@
-"""Weights on disk as arrays that are read when they are needed, from safetensors files or by TensorStore.
+"""Lazy arrays: weights on disk that are read when they are needed, from safetensors files or by TensorStore.
 
-A model of 11B parameters has 44 GB of them. Whatever file they come from, each device is given its own part,
-read for it alone: no host ever holds more than its devices do.
+A model of 11B parameters has 44 GB of weights. From every format each device gets its own shard, which is
+read for that device alone, so no host ever holds more than its devices do.
 """
 
 import dataclasses
@@ -28,9 +28,14 @@ SHARD_BYTES = 5 << 30  # of a file, as in Hugging Face's folders
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array that is not read yet: `read_slice` reads the part of it that a tuple of slices names.
+    """An array that has not been read yet.
 
-    `valid_extent`, where it is given, is (axis, how many along it are the array's): zeros follow.
+    Attributes:
+      shape: the array's shape.
+      dtype: its NumPy dtype, also one of ml_dtypes.
+      read_slice: reads the part of the array that a tuple of slices, one an axis, selects.
+      valid_extent: (axis, size) where the array was padded by `resized`: entries beyond that size are zeros
+        that stand for missing ones. None where all entries are the file's.
     """
 
     shape: tuple[int, ...]
@@ -40,25 +45,28 @@ class LazyArray:
 
     @classmethod
     def from_numpy(cls, array: np.ndarray) -> "LazyArray":
+        """Wraps an array that is in memory."""
         return cls(array.shape, array.dtype, lambda index: array[index])
 
     @property
     def nbytes(self) -> int:
+        """The size of the whole array in bytes."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
+        """Reads the whole array."""
         return np.asarray(self.read_slice((slice(None),) * len(self.shape)))
 
     def transposed(self) -> "LazyArray":
-        """Rows as columns."""
+        """Returns the transposed matrix."""
         return LazyArray(self.shape[::-1], self.dtype, lambda index: self.read_slice(index[::-1]).T)
 
     def reshaped(self, *shape: int) -> "LazyArray":
-        """Of another shape: all of it is read for any part."""
+        """Returns the array in another shape. Reading any part of it reads the whole array."""
         return LazyArray(shape, self.dtype, lambda index: self.read().reshape(shape)[index])
 
     def slice_layer(self, number: int, axis: int) -> "LazyArray":
-        """One layer of an array that holds several along an axis."""
+        """Returns one layer of an array that has the layers along `axis`."""
 
         def read(index: Index) -> np.ndarray:
             return self.read_slice((*index[:axis], slice(number, number + 1), *index[axis:])).squeeze(axis)
@@ -66,7 +74,7 @@ class LazyArray:
         return LazyArray(self.shape[:axis] + self.shape[axis + 1 :], self.dtype, read)
 
     def resized(self, axis: int, size: int) -> "LazyArray":
-        """The first `size` along an axis; where there are fewer, zeros follow."""
+        """Returns the first `size` entries along `axis`, padded with zeros where there are fewer."""
         own = self.shape[axis]
 
         def read(index: Index) -> np.ndarray:
@@ -82,7 +90,7 @@ class LazyArray:
 
 
 def stacked(layers: Sequence[LazyArray], axis: int) -> LazyArray:
-    """Equal arrays as one, along a new axis."""
+    """Stacks arrays of one shape along a new axis."""
     first = layers[0]
 
     def read(index: Index) -> np.ndarray:
@@ -93,7 +101,7 @@ def stacked(layers: Sequence[LazyArray], axis: int) -> LazyArray:
 
 
 def lazy_arrays(params: Mapping) -> dict[str, LazyArray]:
-    """A model's parameters by name, fetched from the devices one at a time."""
+    """Wraps a model's parameters, by name; each is fetched from the devices when it is read."""
     return {
         name: LazyArray(x.shape, np.dtype(x.dtype), lambda index, x=x: np.asarray(x)[index])
         for name, x in flatten_dict(params, sep="/").items()
@@ -101,7 +109,7 @@ def lazy_arrays(params: Mapping) -> dict[str, LazyArray]:
 
 
 def to_devices(array: LazyArray, like: jax.ShapeDtypeStruct) -> jax.Array:
-    """The array on the devices, as `like` has its dtype and sharding; each part is read once."""
+    """Places an array on devices, with the dtype and the sharding of `like`. Each shard is read once."""
 
     @functools.cache
     def part(*bounds: tuple[int | None, int | None]) -> np.ndarray:
@@ -115,15 +123,20 @@ def to_devices(array: LazyArray, like: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def read_tensorstore(spec: dict) -> LazyArray:
-    """The array of a TensorStore specification."""
+    """Opens the array of a TensorStore specification."""
     store = tensorstore.open(spec, open=True, read=True).result()
     return LazyArray(tuple(store.shape), store.dtype.numpy_dtype, lambda index: store[index].read().result())
 
 
 def read_ocdbt(folder: Path, prefix: str = "") -> dict[str, LazyArray]:
-    """The zarr arrays of an OCDBT database, as Orbax writes them, whose keys begin with a prefix.
+    """Opens the zarr arrays of an OCDBT database, the format that Orbax writes.
 
-    Dots become slashes.
+    Args:
+      folder: the database.
+      prefix: only arrays whose keys begin with it are opened.
+
+    Returns:
+      {name: array}, names without the prefix and with slashes in place of dots.
     """
     base = {"driver": "ocdbt", "base": kvstore(folder)}
     arrays = {}
@@ -137,15 +150,16 @@ def read_ocdbt(folder: Path, prefix: str = "") -> dict[str, LazyArray]:
 
 
 def kvstore(folder: Path) -> str:
-    """TensorStore's address of a folder."""
+    """Returns TensorStore's address of a folder."""
     text = str(folder)
     return (text if paths.is_remote(text) else f"file://{quote(str(Path(text).resolve()))}") + "/"
 
 
 def read_safetensors(folder: Path, stem: str) -> dict[str, LazyArray]:
-    """The arrays of folder/STEM.safetensors, or of the files that STEM.safetensors.index.json names.
+    """Opens the arrays of folder/STEM.safetensors, or of the shards in STEM.safetensors.index.json.
 
-    Raises UserError where one cannot be read.
+    Raises:
+      UserError: a file cannot be read.
     """
     index = folder / f"{stem}.safetensors.index.json"
     files = [folder / f"{stem}.safetensors"]
@@ -178,7 +192,16 @@ def _lazy(file: safe_open, name: str) -> LazyArray:
 def write_safetensors(
     folder: Path, stem: str, arrays: Mapping[str, LazyArray], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes what `read_safetensors` reads; never holds more than one file's arrays."""
+    """Writes arrays to folder/STEM.safetensors, or to shards and an index; `read_safetensors` reads both.
+
+    No more than the arrays of one file are in memory at a time.
+
+    Args:
+      folder: an existing folder.
+      stem: the name of the files.
+      arrays: the arrays by name.
+      shard_bytes: the size of a file, in bytes, above which the next one is begun.
+    """
     shards: list[dict[str, LazyArray]] = [{}]
     room = shard_bytes
     for name, array in sorted(arrays.items()):

@@ -1,12 +1,12 @@
-"""Texts to vectors by a dual encoder, and the vectors of a collection's passages, made once and kept.
+"""Encoding: vectors of texts by a dual encoder, and the kept vectors of a collection's passages.
 
     embeddings/NAME/vectors.npy    float32 N×E, in the collection's order
     embeddings/NAME/ids.arrow      passage ids by row
-    embeddings/NAME/text_hashes.npy      uint64 by row, a digest of the passage's text
-    embeddings/NAME.unfinished/    while they are made: a file for each part, written whole or not at all
+    embeddings/NAME/text_hashes.npy    uint64 by row, a hash of the passage's text
+    embeddings/NAME.unfinished/    while they are computed: a file for each part, written whole or not at all
 
-After a kill the same command goes on from the parts that are finished. Where the same model's vectors of an
-earlier state of the collection are there, only passages that are new or changed are encoded.
+After a kill the same command goes on after the parts that are finished. If the same model's vectors of an
+earlier state of the collection are there, only new and changed passages are encoded.
 """
 
 import contextlib
@@ -35,15 +35,19 @@ PART = 4096  # passages a part: at most so many are lost by a kill
 _TEXTS_A_SHARD = 64  # encoded at once by each device that has a share of a batch
 
 Encode = Callable[[list[str], Callable[[int], None]], np.ndarray]
-"""Texts -> a vector each; its second argument is told how many more are done."""
+"""(texts, progress callback) -> one vector a text, N×E. The callback gets the number of texts newly done."""
 
 
 class TextEncoder:
-    """Texts to float32 vectors, by a dual encoder's `encode_queries` or `encode_passages`.
+    """Encodes texts as float32 vectors, by a dual encoder's `encode_queries` or `encode_passages`.
 
-    `vocabulary` puts the model's prompt before each text: see `Vocabulary.with_prompt`. `params` may be
-    replaced between calls. `mesh`: where `params` lie; None for one device. `batch_size` is rounded up to
-    share over its `data`.
+    Args:
+      encode: (params, int32 tokens B×S) -> vectors B×E.
+      params: the model's parameters; the attribute may be replaced between calls.
+      vocabulary: tokenizes texts, and puts the model's prompt before each; see `Vocabulary.with_prompt`.
+      length: S, the number of tokens that a text is cut or padded to.
+      batch_size: the texts that are encoded at once, rounded up to a multiple of the mesh's `data` axis.
+      mesh: the mesh that `params` lie on; None for one device.
     """
 
     def __init__(
@@ -62,7 +66,15 @@ class TextEncoder:
         self._encode = jax.jit(encode, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None)
 
     def __call__(self, texts: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
-        """Vectors, len(texts) × vector_dim; `advance` is told how many more texts are done."""
+        """Encodes texts.
+
+        Args:
+          texts: any number of texts but none.
+          advance: called with the number of texts that are newly done.
+
+        Returns:
+          The vectors, float32, len(texts) × vector_dim.
+        """
         vectors, running = [], None
         for batch in self._batches(texts):
             # The next batch is tokenised and under way before the last one's vectors are waited for.
@@ -89,14 +101,14 @@ class TextEncoder:
 
 
 def passage_encoder(opened: LoadedModel, mesh: Mesh) -> TextEncoder:
-    """The encoder of passages of a dual encoder that was opened on a mesh."""
+    """Makes the encoder of passages of a dual encoder that was loaded on a mesh."""
     length, size = opened.description["passage_length"], _TEXTS_A_SHARD * mesh.shape["data"]
     vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.passage)
     return TextEncoder(opened.model.encode_passages, opened.params, vocabulary, length, size, mesh)
 
 
 def query_encoder(opened: LoadedModel, mesh: Mesh | None = None) -> TextEncoder:
-    """The same of queries."""
+    """Makes the encoder of queries of a dual encoder that was loaded on a mesh (None: on one device)."""
     length = opened.description["input_length"]
     vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.query)
     return TextEncoder(opened.model.encode_queries, opened.params, vocabulary, length, 32, mesh)
@@ -104,7 +116,15 @@ def query_encoder(opened: LoadedModel, mesh: Mesh | None = None) -> TextEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """A finished folder. By row: vectors float32 N×E (mapped into memory), ids, uint64 digests of texts."""
+    """The vectors of a collection's passages, as a finished folder holds them.
+
+    Attributes:
+      folder: the folder.
+      vectors_NxE: float32, mapped into memory, in the collection's order.
+      ids: the passage ids by row.
+      text_hashes_N: uint64, a hash of each passage's text.
+      manifest: the folder's manifest.
+    """
 
     folder: Path
     vectors_NxE: np.ndarray
@@ -114,7 +134,7 @@ class Embeddings:
 
     @classmethod
     def open(cls, folder: Path) -> "Embeddings":
-        """Raises UserError where they cannot be read."""
+        """Opens a finished folder. Raises UserError where it cannot be read."""
         manifest = storage.read_manifest(folder, "index")
         try:
             vectors, texts = (
@@ -132,7 +152,18 @@ class Embeddings:
 def encode_by_model(
     model_dir: str | Path, opened: LoadedModel, mesh: Mesh, work: Workspace, collection: Collection
 ) -> Embeddings:
-    """`encode_collection` by a dual encoder that was opened on a mesh of this process's devices."""
+    """Encodes a collection by a dual encoder of a model folder.
+
+    Args:
+      model_dir: the model's folder.
+      opened: the model, loaded on `mesh`.
+      mesh: a mesh of this process's devices.
+      work: the vectors are kept in its embeddings/, by the name of the model's folder.
+      collection: the passages.
+
+    Returns:
+      The vectors, as `encode_collection` does.
+    """
     model = model_recipe(model_dir, opened.step, opened.description)
     folder = work.embeddings(paths.absolute(model_dir).name)
     return encode_collection(folder, model, collection, lambda: passage_encoder(opened, mesh))
@@ -141,16 +172,18 @@ def encode_by_model(
 def encode_collection(
     folder: Path, model: dict, collection: Collection, make_encode: Callable[[], Encode]
 ) -> Embeddings:
-    """The vectors of all passages, from `folder`, where they are made unless they are there.
+    """Returns the vectors of all passages, which are computed unless `folder` holds them.
 
-    Of several processes each encodes its share, on its own devices. All must call it.
+    Each of several processes encodes its share, on its own devices. All processes must call this.
 
     Args:
-      folder: where they lie, an embeddings/NAME.
-      model: says which model's they are, for the recipe.
-      make_encode: opens the model.
+      folder: where the vectors are kept, an embeddings/NAME.
+      model: names the model and its content, for the recipe.
+      collection: the passages.
+      make_encode: loads the model; called only if passages must be encoded.
 
-    Raises UserError where a vector is not finite, or the disk is full; what was finished is kept.
+    Raises:
+      UserError: a vector is not finite, or the disk is full. Finished parts are kept.
     """
     recipe = model | {"collection": collection.fingerprint}
     unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -175,7 +208,7 @@ def encode_collection(
 
 
 def _begin(unfinished: Path, recipe: dict, parts: Sequence[Path]) -> None:
-    """Makes the folder of the parts, unless it holds parts of the same recipe."""
+    """Creates the folder of the parts, unless it holds parts of the same recipe."""
     path = unfinished / "recipe.json"
     if path.exists() and storage.read_json(path, f"delete {unfinished}") == recipe:
         finished = sum(part.exists() for part in parts)
@@ -225,7 +258,7 @@ def _encode_parts(
 
 
 def _earlier(folder: Path, model: dict) -> Embeddings | None:
-    """The same model's vectors of an earlier state of the collection, where they are there."""
+    """Opens the same model's vectors of an earlier state of the collection; None where there are none."""
     try:
         earlier = Embeddings.open(folder)
     except UserError:
@@ -235,7 +268,7 @@ def _earlier(folder: Path, model: dict) -> Embeddings | None:
 
 
 def _join(tmp: Path, folder: Path, parts: Sequence[Path], collection: Collection) -> dict:
-    """One file of the parts; gives what the manifest says."""
+    """Joins the parts into the files of a finished folder, and returns its manifest's facts."""
     texts, sha, encoded, width = [], hashlib.sha256(), 0, None
     with (tmp / "vectors.npy").open("wb") as file:
         for path in parts:
@@ -274,12 +307,21 @@ def _join(tmp: Path, folder: Path, parts: Sequence[Path], collection: Collection
 
 
 def text_hashes(texts: Iterator[str]) -> np.ndarray:
-    """uint64, a digest of each text."""
+    """Computes a uint64 hash of each text."""
     return np.frombuffer(b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts), "<u8")
 
 
 def check_finite(vectors_NxE: np.ndarray, where: object, rows: Sequence[int]) -> None:
-    """Raises UserError, with the row (one of `rows`), where a vector has an infinity or NaN."""
+    """Checks that vectors are finite.
+
+    Args:
+      vectors_NxE: the vectors.
+      where: where they come from, for the error.
+      rows: their rows in the collection, for the error.
+
+    Raises:
+      UserError: a vector has an infinity or NaN.
+    """
     bad = ~np.isfinite(vectors_NxE).all(-1)
     if bad.any():
         row = rows[int(bad.argmax())]

@@ -1,4 +1,4 @@
-"""Vectors of a collection's passages, from wherever they come: on disk, mapped into memory, row by row."""
+"""Sources of the vectors of a collection's passages: files, dual encoders, the hub, sentence-transformers."""
 
 import functools
 import hashlib
@@ -12,22 +12,29 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
+from retrieval_jax.checkpoints import hub, sentence_transformers, tokenizer
+from retrieval_jax.checkpoints.initial import InitialCheckpoint
+from retrieval_jax.checkpoints.model_folder import LoadedModel, model_from_description, params_to_devices
+from retrieval_jax.checkpoints.pretrained import Pretrained, fingerprint, open_pretrained
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.embeddings.encoding import (
     Embeddings,
     Encode,
     check_finite,
     encode_by_model,
     encode_collection,
+    passage_encoder,
 )
 from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.models.dual_encoder import DualEncoder
 
 SENTENCE_TRANSFORMERS = "sentence-transformers:"
+_LENGTH = 256  # tokens of a passage at most, where the folder of a model does not say
 _BLOCK = 1 << 24  # bytes looked at, at once
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -35,29 +42,39 @@ _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dt
 def load_embeddings(
     where: str, work: Workspace, collection: Collection, mesh: Mesh | None = None
 ) -> tuple[np.ndarray, str]:
-    """The passages' vectors, float32 N×E in the collection's order, memory-mapped; and their fingerprint.
+    """Loads or computes the vectors of a collection's passages.
 
     Args:
-      where: a `.npy` file; a `.safetensors` file with one matrix, or one that is named "embeddings"; the
-        folder of a dual encoder; or "sentence-transformers:NAME", a folder or a name on the Hugging Face hub,
-        of which "NAME@REVISION" names one state.
-      work: what must be encoded, or turned to float32, is kept in its embeddings/NAME.
+      where: a `.npy` file; a `.safetensors` file with one matrix, or with one that is named "embeddings"; the
+        folder of a dual encoder, of this project or in the format of sentence-transformers; `hf:ORG/NAME`, a
+        repository of the Hugging Face hub with such a folder; or "sentence-transformers:NAME" for any model
+        that the library sentence-transformers opens: a folder, or a name on the hub. `@REVISION` after a name
+        on the hub takes one revision of it.
+      work: vectors that must be computed, or converted to float32, are kept in its embeddings/NAME.
       collection: the passages.
-      mesh: what a dual encoder runs on; None: all devices.
+      mesh: the devices that a dual encoder runs on; None: all devices.
 
-    Raises UserError where the vectors cannot be read, are not as many as the passages, or not all finite.
+    Returns:
+      The vectors, float32 N×E in the collection's order, memory-mapped; and their fingerprint.
+
+    Raises:
+      UserError: the vectors cannot be read, are not as many as the passages, or are not all finite.
     """
     if where.startswith(SENTENCE_TRANSFORMERS):
         made = _sentence_transformer(where.removeprefix(SENTENCE_TRANSFORMERS), work, collection)
         return made.vectors_NxE, made.manifest["fingerprint"]
-    path = paths.as_path(where)
+    located = hub.locate(where, "EMBEDDINGS")
+    path = located.path
     if (path / "model.json").is_file():
         made = _dual_encoder(path, work, collection, mesh or all_devices())
         return made.vectors_NxE, made.manifest["fingerprint"]
+    if sentence_transformers.is_model(path):
+        made = _pretrained_encoder(located, work, collection, mesh or all_devices())
+        return made.vectors_NxE, made.manifest["fingerprint"]
     if path.suffix not in (".npy", ".safetensors") or not path.is_file():
         raise UserError(
-            f"EMBEDDINGS: {where}: neither a .npy or .safetensors file that exists, nor a model's folder, "
-            f"nor {SENTENCE_TRANSFORMERS}NAME: name one of these"
+            f"EMBEDDINGS: {where}: neither a .npy or .safetensors file that exists, nor a dual encoder's "
+            f"folder, nor {SENTENCE_TRANSFORMERS}NAME: name one of these"
         )
     path = paths.ensure_local(path)
     vectors = _map_npy(path) if path.suffix == ".npy" else _map_safetensors(path)
@@ -86,7 +103,7 @@ def _map_npy(path: Path) -> np.ndarray:
 
 
 def _map_safetensors(path: Path) -> np.ndarray:
-    """The matrix in a file, mapped; the library would read all of it."""
+    """Maps the matrix of a file into memory; the library safetensors would read all of it."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -118,7 +135,7 @@ def _blocks(vectors_NxE: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _checked(where: Path, blocks: Iterable[np.ndarray], sha: "hashlib._Hash") -> Iterator[np.ndarray]:
-    """Passes blocks of rows through, into a digest; UserError where a vector is not finite."""
+    """Yields blocks of rows and adds them to a digest. Raises UserError where a vector is not finite."""
     first = 0
     for block in blocks:
         check_finite(block, where, range(first, first + len(block)))
@@ -128,7 +145,7 @@ def _checked(where: Path, blocks: Iterable[np.ndarray], sha: "hashlib._Hash") ->
 
 
 def _as_float32(folder: Path, file: str, vectors_NxE: np.ndarray, collection: Collection) -> np.ndarray:
-    """The same vectors in float32, by way of a folder; `file` is their fingerprint."""
+    """Converts vectors to float32, kept in a folder; `file` is their fingerprint."""
 
     def make(tmp: Path) -> dict:
         out = np.lib.format.open_memmap(tmp / "vectors.npy", "w+", np.float32, vectors_NxE.shape)
@@ -153,20 +170,56 @@ def _dual_encoder(folder: Path, work: Workspace, collection: Collection, mesh: M
     return encode_by_model(folder, opened, mesh, work, collection)
 
 
-def _sentence_transformer(name: str, work: Workspace, collection: Collection) -> Embeddings:
-    of_folder = paths.as_path(name).is_dir()
-    model_name, _, revision = (name, "", "") if of_folder else name.partition("@")
+def _pretrained_encoder(
+    located: hub.Located, work: Workspace, collection: Collection, mesh: Mesh
+) -> Embeddings:
+    """Encodes the passages by a dual encoder in the format of sentence-transformers, without that library."""
+    pretrained = open_pretrained(located.path)
+    if pretrained.vocabulary is None:
+        raise UserError(f"EMBEDDINGS: {located.name}: no spiece.model is in it: name a T5's folder")
+    length = pretrained.length or _LENGTH
+    recipe = {"model": located.name, "passage_length": length}
+    if located.commit is None:  # a commit's content never changes; a folder's may
+        recipe["fingerprint"] = fingerprint(pretrained)
 
     def make_encode() -> Encode:
+        return passage_encoder(_load_pretrained(pretrained, length, mesh), mesh)
+
+    return encode_collection(work.embeddings(located.label), recipe, collection, make_encode)
+
+
+def _load_pretrained(pretrained: Pretrained, length: int, mesh: Mesh) -> LoadedModel:
+    described = {"network": pretrained.network, "settings": pretrained.settings}
+    model = model_from_description({"retriever": DualEncoder.__name__, **described})
+    match = InitialCheckpoint(None, missing_ok=(), unexpected_ok=(), resize_vocab=()).match(pretrained, model)
+    if mismatch := match.mismatch(pretrained.path, trains=False):
+        raise UserError(mismatch)
+    vocabulary = Vocabulary(pretrained.vocabulary, tokenizer.symbols(pretrained.vocabulary))
+    params = params_to_devices(match.arrays, model, mesh)
+    return LoadedModel(model, params, pretrained.step, vocabulary, {"passage_length": length})
+
+
+def _sentence_transformer(name: str, work: Workspace, collection: Collection) -> Embeddings:
+    """Encodes the passages by the library sentence-transformers."""
+    of_folder = paths.as_path(name).is_dir()
+    if of_folder:
+        model_name, revision = name, {}
+        checksums = storage.file_checksums(paths.as_path(name))
+        recipe = {"sentence_transformer": name, "encodes": "document"}
+        recipe["checksum"] = storage.digest(itertools.chain(*sorted(checksums.items())))
+    else:
+        _import_sentence_transformer(name)  # says first what is not installed
+        model_name, _, branch = name.partition("@")
+        # The library looks for a name without a person or an organisation in its own.
+        model_name = model_name if "/" in model_name else f"sentence-transformers/{model_name}"
+        commit = hub.resolve_commit(model_name, branch or None, f"EMBEDDINGS: {SENTENCE_TRANSFORMERS}{name}")
+        revision = {"revision": commit}
+        recipe = {"sentence_transformer": f"{model_name}@{commit}", "encodes": "document"}
+
+    def make_encode() -> Encode:
+        library = _import_sentence_transformer(name)
         try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError:
-            raise UserError(
-                f"EMBEDDINGS: {SENTENCE_TRANSFORMERS}{name} needs a package that is not installed: "
-                "pip install 'retrieval_jax[sentence_transformers]'"
-            ) from None
-        try:
-            model = SentenceTransformer(model_name, **({"revision": revision} if revision else {}))
+            model = library.SentenceTransformer(model_name, **revision)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
@@ -186,8 +239,15 @@ def _sentence_transformer(name: str, work: Workspace, collection: Collection) ->
         return encode
 
     folder = work.embeddings(re.sub(r"[/\\:]", "_", name))
-    recipe = {"sentence_transformer": name, "encodes": "document"}
-    if of_folder:  # its content; a name on the hub, with or without a revision, stands for itself
-        checksums = storage.file_checksums(paths.as_path(name))
-        recipe["checksum"] = storage.digest(itertools.chain(*sorted(checksums.items())))
     return encode_collection(folder, recipe, collection, make_encode)
+
+
+def _import_sentence_transformer(name: str):
+    try:
+        import sentence_transformers
+    except ImportError:
+        raise UserError(
+            f"EMBEDDINGS: {SENTENCE_TRANSFORMERS}{name} needs a package that is not installed: "
+            "pip install 'retrieval_jax[sentence_transformers]'"
+        ) from None
+    return sentence_transformers

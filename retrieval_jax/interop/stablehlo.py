@@ -1,8 +1,8 @@
-"""Programs for serving without this package: `jax.export`'s, with their arrays beside them.
+"""StableHLO programs for serving without this package, by `jax.export`, with their arrays beside them.
 
 A program takes the arrays of weights.safetensors (and, for docids, of docids.safetensors) as dictionaries,
-and tokens B×S (int32, any B): nothing large is a constant in it. It runs on CPUs, GPUs and TPUs, with jax and
-safetensors alone:
+and tokens B×S (int32, any B), so nothing large is a constant in it. It runs on CPUs, GPUs and TPUs, and needs
+nothing but jax and safetensors:
 
     program = jax.export.deserialize(Path("search.stablehlo").read_bytes())
     found = program.call(load_file("weights.safetensors"), load_file("docids.safetensors"), tokens)
@@ -43,8 +43,18 @@ def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest:
     - search.stablehlo: (weights, docids, tokens B×S) -> (rows B×K of ids.arrow, log-probabilities B×K); rows
       of -1 name no passage. Passages that share a docid are found by the first of them.
 
-    Gives what the manifest says: the most tokens that each takes, of encoders the prompts that come before
-    texts, and the versions of jax and of its format. Raises UserError for a model that does neither.
+    Args:
+      folder: an existing folder.
+      opened: the model.
+      table: the docids that a generative retriever writes; None for a dual encoder.
+      manifest: the searcher's manifest, which has the number of beams.
+
+    Returns:
+      What the manifest says: the lengths S of the texts' tokens, the versions of jax and of its format, and
+      for encoders the prompts that come before texts.
+
+    Raises:
+      UserError: the model neither encodes nor searches.
     """
     facts = {
         "jax": jax.__version__,
@@ -130,14 +140,14 @@ def _search(
 
 
 def _save(folder: Path, name: str, arrays: Mapping) -> None:
-    """One file, so that a program is given it as it was read."""
+    """Writes arrays into a single file, so that a program takes them as they are read from it."""
     lazy = lazy_arrays(arrays)
     write_safetensors(folder, name, lazy, shard_bytes=sum(array.nbytes for array in lazy.values()))
 
 
 @contextlib.contextmanager
 def _no_source_lines() -> Iterator[None]:
-    """Inside, programs do not tell where in which file each operation was written."""
+    """Keeps the lines of source files out of the programs that are exported inside."""
     before = jax.config.jax_traceback_in_locations_limit
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:

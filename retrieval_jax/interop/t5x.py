@@ -23,12 +23,13 @@ from retrieval_jax.core.errors import UserError
 
 
 def bridge() -> None:
-    """Makes T5X importable beside today's libraries. Called before T5X is imported; again does no harm.
+    """Makes T5X importable with today's libraries. It must be called before T5X is imported, once or more.
 
     - jestimator, which T5X imports, looks for PartitionSpec in the module of JAX that it has moved from;
     - airio is in no package index: T5X asks of it four types, to tell its data sets from seqio's.
 
-    Raises UserError where T5X is absent.
+    Raises:
+      UserError: T5X is not installed.
     """
     if importlib.util.find_spec("t5x") is None:
         raise UserError("t5x: not on PYTHONPATH: retrieval_jax/interop/README.md tells how to get it")
@@ -44,7 +45,7 @@ def bridge() -> None:
 
 
 def main() -> int:
-    """T5X's command line, which finds this project's gin files. Gives 2 for bad input, told in one line."""
+    """Runs T5X's command line, which finds this project's gin files. Returns 2 after a UserError."""
     import gin
 
     from retrieval_jax.core import configuration
@@ -71,7 +72,6 @@ import jax
 import numpy as np
 import seqio
 import tensorflow as tf
-from flax.linen import partitioning as flax_partitioning
 from flax.linen.partitioning import AxisMetadata
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
@@ -94,27 +94,30 @@ Batch = Mapping[str, jax.Array]
 
 
 class FunctionOnMesh(t5x_partitioning.PjittedFnWithContext):
-    """T5X's partitioned functions, which enter their mesh by `jax.set_mesh`.
+    """T5X's partitioned functions, which enter their mesh by `jax.set_mesh`, too.
 
-    T5X enters it by `with Mesh(…)`, which JAX has deprecated together with the only name that told of it.
+    T5X enters it by `with Mesh(…)`, which the functions that are traced inside cannot see by any public name
+    of JAX.
     """
 
     def __call__(self, *args, **kwargs):
-        with jax.set_mesh(self._mesh), flax_partitioning.axis_rules(self._logical_axis_rules):
-            return self._pjitted_fn(*args, **kwargs)
+        """Calls the function on the mesh."""
+        with jax.set_mesh(self._mesh):
+            return super().__call__(*args, **kwargs)
 
     def lower(self, *args, **kwargs):
-        with jax.set_mesh(self._mesh), flax_partitioning.axis_rules(self._logical_axis_rules):
-            return self._pjitted_fn.lower(*args, **kwargs)
+        """Lowers the function on the mesh."""
+        with jax.set_mesh(self._mesh):
+            return super().lower(*args, **kwargs)
 
 
 t5x_partitioning.PjittedFnWithContext = FunctionOnMesh  # which T5X's partitioner looks for there
 
 
 class Model(models.BaseModel):
-    """A GenerativeRetriever, DualEncoder or QueryGenerator, as T5X knows models.
+    """A GenerativeRetriever, DualEncoder or QueryGenerator as a T5X model.
 
-    One of them serves a run: its gin file makes it a singleton, since the tasks ask it for its examples.
+    A run has one of them: its gin file makes it a singleton, because the tasks ask it for its examples.
 
     Args:
       retriever: the class.
@@ -157,11 +160,12 @@ class Model(models.BaseModel):
 
     @property
     def FEATURE_CONVERTER_CLS(self):
+        """The model's feature converter."""
         return self.model.FEATURE_CONVERTER_CLS
 
     @property
     def feature_lengths(self) -> dict[str, int]:
-        """Of the tasks' features: T5X's TASK_FEATURE_LENGTHS."""
+        """The lengths of the tasks' features: T5X's TASK_FEATURE_LENGTHS."""
         return {name: feature.length for name, feature in self.examples.targets.features.items()}
 
     def docid_arrays(self) -> dict[str, jax.Array]:
@@ -171,7 +175,7 @@ class Model(models.BaseModel):
     def get_initial_variables(
         self, rng: jax.Array, input_shapes: Mapping[str, tuple], input_types: object = None
     ) -> dict:
-        """params, and the logical names of their axes as `params_axes`; the docids, if it searches.
+        """Returns params, the logical names of their axes as `params_axes`, and the docids if it searches.
 
         T5X gives its infer step no arrays but the parameters, the batch, and what a model keeps besides
         parameters ("Flax mutables"). There the docids go: anywhere else they would be constants of the
@@ -186,7 +190,7 @@ class Model(models.BaseModel):
         return variables
 
     def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple:
-        """(mean loss, metrics).
+        """Computes (mean loss, metrics).
 
         With T5X's `num_microbatches` the gradient is the sum of the parts' means: parts count alike, whatever
         their tokens, and the scale is that many times larger, which AdamW and Adafactor do not mind.
@@ -205,6 +209,7 @@ class Model(models.BaseModel):
         rng: jax.Array | None = None,
         flax_mutables: Mapping | None = None,
     ) -> jax.Array:
+        """Predicts without scores; see `predict_batch_with_aux`."""
         return self.predict_batch_with_aux(params, batch, rng, flax_mutables)[0]
 
     def predict_batch_with_aux(
@@ -214,7 +219,7 @@ class Model(models.BaseModel):
         rng: jax.Array | None = None,
         flax_mutables: Mapping | None = None,
     ) -> tuple[jax.Array, dict]:
-        """What the model's own `predict_batch_with_aux` gives.
+        """Calls the model's own `predict_batch_with_aux`.
 
         A generative retriever: (rows of the docid table B×beams; {"scores": log-probabilities under the full
         softmax}), the best *first*, where T5X's beam search has it last. A dual encoder: the queries'
@@ -238,25 +243,27 @@ class Model(models.BaseModel):
         return searcher.strategy.decode(self.model, params, batch, docids, width, mesh)
 
     def score_batch(self, params: dict, batch: Batch, return_intermediates: bool = False) -> jax.Array:
-        """The model's own `score_batch`, B."""
+        """Calls the model's own `score_batch`: scores B."""
         return self.model.score_batch(flax.core.unfreeze(params), batch)
 
 
 @flax.struct.dataclass
 class Mean(clu.metrics.Average):
-    """0, not NaN, of nothing: no docid may be so long."""
+    """A mean that is 0, not NaN, where it averages nothing, as at positions that no docid reaches."""
 
     def compute(self) -> np.ndarray:
+        """Returns the mean."""
         return self.total / np.maximum(self.count, 1e-9)
 
 
 class OptaxOptimizer(optimizers.OptaxWrapper):
-    """An optax optimiser whose state lies as the parameters do: T5X knows the states of some optimisers only.
+    """An optax optimizer whose state is sharded like the parameters. T5X knows the states of some only.
 
     The rate is the optimiser's own; `Trainer.learning_rate_fn` is what T5X tells as the rate.
     """
 
     def derive_logical_axes(self, optimizer, param_logical_axes):
+        """Returns the logical axes of the optimizer's state."""
         states = partitioning.specs_like_params(
             optimizer.state.param_states, optimizer.target, param_logical_axes
         )
@@ -265,7 +272,7 @@ class OptaxOptimizer(optimizers.OptaxWrapper):
 
 
 class DocidsBeside(checkpoints.OrbaxCheckpointManagerInterface):
-    """T5X's checkpoints, which hold no docids: those of a model that searches are put beside what is read.
+    """T5X's checkpoints, which hold no docids. The docids of a model that searches are added to what is read.
 
     Here, not as a transformation of what is restored: that casts all arrays to the parameters' dtype.
     """
@@ -283,16 +290,17 @@ class DocidsBeside(checkpoints.OrbaxCheckpointManagerInterface):
         self.docids = flax.core.freeze(docids)
 
     def restore(self, *args, **settings):
+        """Restores T5X's state, with the docids."""
         return super().restore(*args, **settings).replace_flax_mutables(self.docids)
 
 
 def feature_lengths(model: Model) -> dict[str, int]:
-    """T5X's TASK_FEATURE_LENGTHS."""
+    """Returns T5X's TASK_FEATURE_LENGTHS."""
     return model.feature_lengths
 
 
 def training_task(model: Model) -> str:
-    """Registers what DataConfig mixes as a seqio mixture, of split "train"; its name.
+    """Registers what DataConfig mixes as a seqio mixture with the split "train", and returns its name.
 
     Cached tasks (`retrieval-jax cache`) are found where T5X is told to use them.
 
@@ -316,7 +324,7 @@ def training_task(model: Model) -> str:
 
 
 def queries_task(model: Model) -> str:
-    """Registers the labelled queries of every split as a seqio task, each query once; its name.
+    """Registers the labelled queries of every split as a seqio task, each query once; returns its name.
 
     Of a generative retriever that searches, seqio's Evaluator then tells MRR, Recall, Hits and nDCG.
     """
@@ -354,7 +362,7 @@ def write_predictions(
     *,
     model: Model,
 ) -> None:
-    """T5X infer's `write_fn`. Of a search: lines {"id", "query", "passages": [{"id", "score"}, …]} of JSON.
+    """The `write_fn` of T5X's infer. A search gives JSON lines of id, query and [{id, score}, …] of passages.
 
     Best first; passages that share a docid tie. All else (vectors, sampled queries, scores of given targets)
     is written as T5X writes it.
@@ -375,12 +383,12 @@ def write_predictions(
 
 
 def _axes(names: Mapping) -> dict:
-    """Flax's `…_axes` collection of a tree of axes' names."""
+    """Builds Flax's collection `…_axes` from a tree of axis names."""
     flat = flatten_dict(names)
     return unflatten_dict({(*at, f"{name}_axes"): AxisMetadata(tuple(x)) for (*at, name), x in flat.items()})
 
 
 def _current_mesh() -> jax.sharding.AbstractMesh | None:
-    """The mesh that T5X runs the function on that is traced now; None outside its partitioned functions."""
+    """Returns the mesh of the T5X function that is being traced; None outside partitioned functions."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else mesh

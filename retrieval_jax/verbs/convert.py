@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gin
 
-from retrieval_jax.checkpoints import model_folder, tokenizer
+from retrieval_jax.checkpoints import hub, model_folder, tokenizer
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
 from retrieval_jax.checkpoints.pretrained import Pretrained, fingerprint, open_pretrained
 from retrieval_jax.checkpoints.weights import write_safetensors
@@ -40,23 +40,26 @@ def convert(
     give them to `train` by --gin.INITIAL_CHECKPOINT.
 
     Args:
-      source, work_dir: the collection whose docids a generative retriever writes, and where its work lies.
-      checkpoint: the weights (--gin.INITIAL_CHECKPOINT).
+      source: the collection whose docids a generative retriever writes.
+      checkpoint: the weights (--INITIAL_CHECKPOINT): a path (also gs://…), or hf:ORG/NAME or
+        hf:ORG/NAME@REVISION on the Hugging Face hub.
+      work_dir: the collection's work folder; None is `work/NAME`.
       model_dir: the folder to make; None is models/ and the weights' own name in the work folder.
       retriever: what they are: @DualEncoder, @GenerativeRetriever or @QueryGenerator; None: a dual encoder,
         where there is no decoder.
       docids: kind of docids that they write (a generative retriever).
-      vocabulary: the SentencePiece model; None: the one that lies with the weights.
-      input_length, passage_length: most tokens of a query and of a passage; None: as the weights' folder
-        tells, else 64 and 256.
+      vocabulary: the SentencePiece model, or hf:ORG/NAME; None: the one that lies with the weights.
+      input_length: the maximal number of tokens of a query; None: as the weights' folder says, else 64.
+      passage_length: the same for passages; None: as the weights' folder says, else 256.
     """
     if checkpoint is None:
-        raise UserError("convert: no weights are named: --INITIAL_CHECKPOINT=path")
-    pretrained = open_pretrained(checkpoint)
+        raise UserError("convert: no weights are named: --INITIAL_CHECKPOINT=path or hf:ORG/NAME")
+    weights = hub.locate(checkpoint, "INITIAL_CHECKPOINT")
+    pretrained = open_pretrained(weights.path)
     work = Workspace.for_source(source, work_dir)
     retriever = retriever or _retriever(pretrained)
     table = DocidTable.open(work.docids(docids)) if retriever.writes_docids else None
-    pieces = paths.as_path(vocabulary) if vocabulary else pretrained.vocabulary
+    pieces = hub.locate_vocabulary(vocabulary).path if vocabulary else pretrained.vocabulary
     check_vocabulary(pretrained, pieces)
     symbols = {} if vocabulary else dict(pretrained.symbols)
     if vocabulary is None and pretrained.format in ("Hugging Face", "sentence-transformers"):
@@ -83,7 +86,7 @@ def convert(
         collection=table.collection if table else None,
         docids=docids if table else None,
         docids_fingerprint=table.fingerprint() if table else None,
-        initial_checkpoint=str(checkpoint),
+        initial_checkpoint=weights.name,
         step=pretrained.step,
         **({"symbols": symbols} if symbols else {}),
     )
@@ -94,10 +97,10 @@ def convert(
         storage.write_json(tmp / model_folder.DESCRIPTION, description)
         return {"parameters": sum(math.prod(array.shape) for array in match.arrays.values())}
 
-    folder = paths.as_path(model_dir) if model_dir else work.model(paths.absolute(checkpoint).name)
+    folder = paths.as_path(model_dir) if model_dir else work.model(weights.label)
     recipe = {
-        "checkpoint": str(paths.absolute(checkpoint)),
-        "fingerprint": fingerprint(pretrained),
+        "checkpoint": weights.name if weights.commit else str(paths.absolute(weights.path)),
+        "fingerprint": weights.commit or fingerprint(pretrained),
         "vocabulary": Vocabulary(pieces).checksum,
     }
     made = storage.build_once(folder, recipe | description, make)

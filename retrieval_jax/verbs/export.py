@@ -32,7 +32,14 @@ MODEL, DOCIDS = "model", "docids"  # folders in an exported searcher's
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is exported: a model, and the searcher's folder and manifest, if there is one."""
+    """What is exported: a model, and the searcher's folder and manifest, if there is one.
+
+    Attributes:
+      model_dir: the model's folder; None for BM25.
+      step: the model's checkpoint.
+      searcher: the searcher's folder; None where a model is exported alone.
+      manifest: the searcher's manifest.
+    """
 
     model_dir: Path | None
     step: int | None
@@ -40,13 +47,14 @@ class Subject:
     manifest: Mapping = dataclasses.field(default_factory=dict)
 
     def open(self) -> LoadedModel:
-        """The model. UserError for BM25, which has none."""
+        """Loads the model. Raises UserError for BM25, which has none."""
         if self.model_dir is None:
             raise UserError(f"{self.searcher}: BM25 has no weights: --gin.export.format=\"'searcher'\"")
         return load_model(self.model_dir, self.step)
 
     @property
     def docids(self) -> Path | None:
+        """The folder of the docids that the searcher finds; None where it finds passages by vectors."""
         docids = self.manifest.get("docids")
         return paths.join(self.searcher, docids) if docids else None
 
@@ -64,7 +72,8 @@ def export(
     """Writes a searcher, or a model alone, into one folder.
 
     Args:
-      source, work_dir: the collection, and where its work lies.
+      source: the collection.
+      work_dir: the collection's work folder; None is `work/NAME`.
       name: the searcher, one of searchers/.
       model_dir: a model to export instead.
       format: "searcher" (weights, vocabulary, docids or index: `Searcher.open(path)` answers queries with
@@ -117,14 +126,14 @@ def write_model_card(folder: Path, name: str, format: str, subject: Subject, tes
 
 
 def _metrics(work: Workspace, name: str) -> dict | None:
-    """What `evaluate` found of a searcher."""
+    """Reads the metrics that `evaluate` wrote for a searcher; None where there are none."""
     if not work.metrics.is_file():
         return None
     return storage.read_json(work.metrics, "`retrieval-jax evaluate` again").get(name)
 
 
 def write_searcher(folder: Path, subject: Subject) -> dict:
-    """All that a Searcher is opened from; gives what its manifest says beside the recipe."""
+    """Writes everything that a Searcher is opened from, and returns the facts of its manifest."""
     if subject.searcher is None:
         raise UserError(f"{subject.model_dir}: no searcher: name one by --gin.SEARCHER, without MODEL_DIR")
     shutil.copytree(
@@ -145,7 +154,7 @@ def write_searcher(folder: Path, subject: Subject) -> dict:
 
 
 def write_model(folder: Path, model_dir: Path, opened: LoadedModel) -> None:
-    """A model folder of weights alone, and the gin that made them."""
+    """Writes a model folder with weights and without checkpoints, and the gin that trained it."""
     folder.mkdir()
     write_safetensors(folder, model_folder.WEIGHTS, lazy_arrays(opened.params))
     storage.write_json(folder / model_folder.DESCRIPTION, opened.description | {"step": opened.step})
@@ -155,12 +164,12 @@ def write_model(folder: Path, model_dir: Path, opened: LoadedModel) -> None:
 
 
 def layers_of(params: Mapping) -> dict[str, LazyArray]:
-    """A model's parameters by name, an array a layer."""
+    """Returns a model's parameters by name, an array a layer."""
     return t5x_checkpoints.unscanned(lazy_arrays(params), STACK_AXIS)
 
 
 def write_hugging_face(folder: Path, subject: Subject) -> dict:
-    """A T5ForConditionalGeneration and its tokenizer; docids of its own lengthen the vocabulary."""
+    """Writes a T5ForConditionalGeneration and its tokenizer. A docid vocabulary follows the texts' one."""
     opened = subject.open()
     config = opened.model.config
     if isinstance(opened.model, DualEncoder):
@@ -180,7 +189,7 @@ def write_hugging_face(folder: Path, subject: Subject) -> dict:
 
 
 def write_sentence_transformers(folder: Path, subject: Subject) -> dict:
-    """What SentenceTransformer opens; where towers are separate, in folders queries/ and passages/."""
+    """Writes what SentenceTransformer opens: separate towers in folders queries/ and passages/."""
     opened = subject.open()
     model = opened.model
     if not isinstance(model, DualEncoder):
@@ -200,7 +209,7 @@ def write_sentence_transformers(folder: Path, subject: Subject) -> dict:
 
 
 def write_t5x(folder: Path, subject: Subject) -> dict:
-    """checkpoint_STEP of T5X's, an array a layer."""
+    """Writes T5X's checkpoint_STEP, an array a layer."""
     opened = subject.open()
     checkpoint = folder / f"checkpoint_{opened.step}"
     checkpoint.mkdir()
@@ -209,7 +218,7 @@ def write_t5x(folder: Path, subject: Subject) -> dict:
 
 
 def write_stablehlo(folder: Path, subject: Subject) -> dict:
-    """Programs, and the arrays they take; see stablehlo.py."""
+    """Writes StableHLO programs and the arrays that they take; see stablehlo.py."""
     opened = subject.open()
     table = DocidTable.open(subject.docids) if subject.docids else None
     made = stablehlo.write(folder, opened, table, subject.manifest)
