@@ -4,15 +4,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 UNTESTED = {  # modules that have no test file of their name yet
-    "checkpoints/learning_curve",
-    "checkpoints/pretrained",
-    "checkpoints/retention",
     "core/errors",
     "core/values",
     "data/collection",
     "decoding/sampling",
     "examples/training_data",
-    "interop/stablehlo",
     "mesh/hardware",
     "mesh/partitioning",
     "models/encoder_decoder",

@@ -11,7 +11,6 @@ import pytest
 from tiny_training import CONFIG, SHAPES, batches, retriever, train
 
 from retrieval_jax.checkpoints import checkpoints, checksums, model_folder
-from retrieval_jax.checkpoints.retention import RetentionPolicy
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
@@ -242,15 +241,3 @@ def test_training_goes_on_from_the_best_alone_and_a_damaged_best_hinders_nothing
     made = train(retriever(), evaluator=scripted("MRR@10", 0.1, 0.1), steps=7, **run)
     assert made["step"] == 7
     assert steps_of(tmp_path) == [4, 7]
-
-
-def test_scores_of_steps_that_are_trained_anew_are_forgotten(tmp_path: Path):
-    """With other settings what is saved under the same number is another model."""
-    curve = tmp_path / "learning_curve.jsonl"
-    curve.write_text("".join(f'{{"step": {n}, "minutes": 0, "dev/MRR@10": 0.{n}}}\n' for n in (1, 2, 3)))
-    kept = RetentionPolicy(curve, 1, "MRR@10")
-    assert kept.best([1, 2, 3, 4]) == 3
-    kept.forget(after=1)
-    assert kept.best([1, 2, 3, 4]) == 1
-    kept.add(2, {"MRR@10": 0.05})
-    assert kept.best([2, 3]) == 2

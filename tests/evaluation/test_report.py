@@ -1,12 +1,10 @@
 import io
-import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
-from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.evaluation.report import (
     PANELS,
@@ -215,26 +213,3 @@ def test_the_console_table_has_the_best_in_bold():
     print_table([row("a", MRR=0.5), row("b", MRR=0.25)], Console(file=out, force_terminal=True, width=80))
     assert re.search(r"\x1b\[1m *0\.500", out.getvalue())
     assert not re.search(r"\x1b\[1m *0\.250", out.getvalue())
-
-
-POINT = {"step": 1, "minutes": 0.5, "loss": 2.0}
-
-
-@pytest.mark.parametrize("tail", ["", "\n", '\n{"step": 2, "lo', "\n12", b"\n{\xff"])
-def test_a_torn_last_line_is_ignored(tmp_path, tail):
-    tail = tail if isinstance(tail, bytes) else tail.encode()
-    (tmp_path / "curve.jsonl").write_bytes(json.dumps(POINT).encode() + tail)
-    assert read_curve(tmp_path / "curve.jsonl") == [POINT]
-
-
-@pytest.mark.parametrize("line", ["{", "[1]", "nonsense"])
-def test_a_broken_line_inside_is_named(tmp_path, line):
-    path = tmp_path / "curve.jsonl"
-    path.write_text(f"{json.dumps(POINT)}\n{line}\n")
-    with pytest.raises(UserError, match=r"curve\.jsonl:2: not a JSON object"):
-        read_curve(path)
-
-
-def test_a_missing_curve(tmp_path):
-    with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
-        read_curve(tmp_path / "none.jsonl")
