@@ -178,7 +178,7 @@ def test_import_and_train_from_the_hub(hub: Hub, cli, source, tmp_path):
         "--gin.train.batch_size=8",
         *(f"--gin.T5Config.{name}={value}" for name, value in sizes.items()),
         "--gin.T5Config.mlp_activations=('relu',)",
-        "--gin.DualEncoder.vector_dim=9", "--gin.TrainingData.passage_length=16",
+        "--gin.DualEncoder.vector_dim=9", "--gin.DataConfig.passage_length=16",
     ]  # fmt: skip
     status, made, err = cli("train", *train, "--STEPS=1")
     assert status == 0, err
