@@ -1,4 +1,4 @@
-"""The first noun: passages, queries and relevance judgements (qrels)."""
+"""Passages, queries and relevance judgements (qrels), of which a collection consists."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,7 +6,13 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """A text that can be retrieved. `id` is unique, not empty, and has no whitespace (TREC files)."""
+    """A text that can be retrieved.
+
+    Attributes:
+      id: its name, which is unique, not empty and without white space (TREC files separate columns by it).
+      title: its title; may be empty.
+      text: its text; may be empty if there is a title.
+    """
 
     id: str
     title: str
@@ -14,21 +20,23 @@ class Passage:
 
     @property
     def full_text(self) -> str:
-        """Title and text in one string, as models and BM25 read them."""
+        """Title and text as one string, as models and BM25 read them."""
         return f"{self.title}. {self.text}" if self.title else self.text
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """A question with its judged passages.
+    """A question with its relevance judgements.
 
     Attributes:
-      positives: passage id -> grade (> 0). A query that was judged without any keeps its place in the means.
-      negatives: ids of passages known to be irrelevant, hardest first where the source orders them.
-      label: who judged: "human", "llm", or "" where the source does not say.
-      missing: the same as `positives`, of passages that are not in the collection (`ON_ERROR='skip'`).
-      is_passage: whether it is itself a passage, of that id and with that text (as in ArguAna and Quora), so
-        that evaluations leave this one out of its results; not where it shall find it.
+      id: its name, unique in a split.
+      text: the question.
+      positives: passage id -> grade (> 0). A query that was judged without any still counts in every mean.
+      negatives: ids of passages that were judged irrelevant, hardest first if the source orders them.
+      label: who judged: "human", "llm", or "" if the source does not say.
+      missing: like `positives`, of passages that are not in the collection (with `ON_ERROR=skip`).
+      is_passage: whether the query is itself a passage of this id and text (as in ArguAna and Quora), so that
+        evaluations leave it out of its own results. False if it is among its positives.
     """
 
     id: str
@@ -41,10 +49,10 @@ class Query:
 
     @property
     def relevant(self) -> dict[str, int]:
-        """Passage id -> grade (> 0) of all that count in an evaluation, found or not to be found."""
+        """Passage id -> grade (> 0) of all passages that count in an evaluation, in the collection or not."""
         return {**self.positives, **self.missing}
 
     @property
     def judgements(self) -> dict[str, int]:
-        """Passage id -> grade of all that was judged, as in a file of qrels."""
+        """Passage id -> grade of all judgements, as in a file of qrels; the grade of negatives is 0."""
         return {**self.relevant, **dict.fromkeys(self.negatives, 0)}

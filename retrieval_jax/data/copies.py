@@ -1,8 +1,8 @@
-"""Texts that stand in a collection more than once: no passage is a negative of a query that its copy answers.
+"""Texts that are in a collection more than once: a copy of a positive passage is never used as a negative.
 
     collection/copies.npy    int64, C×2: the row of a passage, and the first row that has the same text
 
-Two texts are the same where they differ in white space alone.
+Two texts are the same if they differ in white space alone.
 """
 
 import collections
@@ -19,17 +19,24 @@ MOST_OTHERS = 64  # a log of clicks may have one query thousands of times, each 
 
 
 def normal(text: str) -> str:
-    """The text with single blanks between its words."""
+    """Returns the text with single blanks between its words."""
     return " ".join(text.split())
 
 
 def digest(text: str) -> bytes:
-    """16 bytes, the same for texts that are the same."""
+    """Returns 16 bytes that are equal for texts that are the same."""
     return hashlib.blake2b(normal(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def pairs(digests_Nx2: np.ndarray) -> np.ndarray:
-    """Int64 C×2, by row: each row whose digest (two uint64) stood before, and the first row that has it."""
+    """Finds the later copies of texts.
+
+    Args:
+      digests_Nx2: the digest of each text (`digest`), as two uint64.
+
+    Returns:
+      int64 C×2, by row: each row whose digest occurs in an earlier row, and the first row that has it.
+    """
     order = np.lexsort(tuple(digests_Nx2.T))  # stable: equal digests stay in the order of their rows
     ordered = digests_Nx2[order]
     new = np.ones(len(order), bool)
@@ -40,17 +47,23 @@ def pairs(digests_Nx2: np.ndarray) -> np.ndarray:
 
 
 def same_text(query: Query, passage: Passage) -> bool:
-    """Whether the query is the passage: one's words hold the other's, whatever became of the title."""
+    """Returns whether the words of a query are part of a passage, or the passage's text is part of the query.
+
+    Case is ignored, and the passage's title may be missing from the query.
+    """
     words = normal(f"{passage.title} {passage.text}").casefold()
     text, body = normal(query.text).casefold(), normal(passage.text).casefold()
     return bool(text) and (text in words or (bool(body) and body in text))
 
 
 class KnownAnswers:
-    """The passages that answer a query, as far as some queries tell: its positives, and then others.
+    """Finds the passages that are known to answer a query besides its own positives.
 
-    The others are the positives of queries with the same text (as people and a language model judged them
-    under two ids; at most MOST_OTHERS, the first ones), and the passage that the query itself is.
+    These are the positives of other queries with the same text (judged by people and by a language model
+    under two ids, for example; the first MOST_OTHERS of them), and the passage that the query itself is.
+
+    Args:
+      queries: all queries whose positives are known.
     """
 
     def __init__(self, queries: Iterable[Query]):
@@ -64,7 +77,7 @@ class KnownAnswers:
             log(f"{cut:,} texts of train queries have over {MOST_OTHERS} positives: the first are known")
 
     def others(self, query: Query) -> Sequence[str]:
-        """Ids of the passages that are not among the query's own positives."""
+        """Returns the ids of the passages that answer a query and are not among its own positives."""
         shared = self.of_text.get(digest(query.text), ())[:MOST_OTHERS]
         own = [query.id] if query.is_passage else []
         return [passage for passage in dict.fromkeys([*own, *shared]) if passage not in query.positives]

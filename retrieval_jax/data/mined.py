@@ -22,7 +22,15 @@ FILE = "qrels.train.tsv"
 
 
 class MinedNegatives:
-    """A finished `negatives/NAME` folder. `fingerprint`: of the file."""
+    """The mined negatives of a finished folder `negatives/NAME`.
+
+    Args:
+      folder: the folder, local or remote.
+
+    Attributes:
+      collection: the fingerprint of the collection that they were mined for.
+      fingerprint: the checksum of the file.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = paths.as_path(folder)
@@ -31,7 +39,17 @@ class MinedNegatives:
         self.fingerprint: str = manifest["fingerprint"]
 
     def of_queries(self, collection: Collection) -> dict[str, tuple[str, ...]]:
-        """Query id -> ids of its negatives. UserError where they are another collection's, or damaged."""
+        """Reads the negatives of all queries.
+
+        Args:
+          collection: the collection.
+
+        Returns:
+          Query id -> passage ids, hardest first.
+
+        Raises:
+          UserError: they were mined for another collection, or the file is missing or damaged.
+        """
         hint = f"make it again with `retrieval-jax {VERB}`"
         if self.collection != collection.fingerprint:
             raise UserError(
@@ -51,7 +69,15 @@ class MinedNegatives:
 
 
 def write(folder: Path, negatives: Iterable[tuple[str, Sequence[str]]]) -> Mapping[str, object]:
-    """Writes (query, its negatives) into a new folder; gives what its manifest shall say of them."""
+    """Writes negatives into a new folder.
+
+    Args:
+      folder: an empty local folder.
+      negatives: (query id, passage ids) of each query, hardest passage first.
+
+    Returns:
+      The facts for the folder's manifest.
+    """
     path, counts = folder / FILE, []
     with path.open("w") as file:
         for query, passages in negatives:
@@ -79,7 +105,9 @@ def choose_all(
       collection: the collection, which knows the copies of each passage.
       queries: all queries whose positives are known; those of one text share them.
       ranked_lists: the passages that were found for each of these queries, in their order.
-      limit, skip_top, margin: see `choose_negatives`.
+      limit: see `choose_negatives`.
+      skip_top: see `choose_negatives`.
+      margin: see `choose_negatives`.
     """
     answers, first_copies = KnownAnswers(queries), collection.first_ids
     for query, ranked_list in zip(queries, ranked_lists, strict=True):

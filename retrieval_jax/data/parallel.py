@@ -1,7 +1,7 @@
-"""Work in pieces: a function of many jobs, on all cores of this machine or on Apache Beam.
+"""Functions of many jobs, run on all cores of this machine or on Apache Beam.
 
-Beam's own local runner is not used: where the system kills one of its workers (for memory, say) it waits for
-that worker for ever. A pool of processes says so and ends.
+Beam's own local runner is not used: if the system kills one of its workers (out of memory, for example), it
+waits for that worker for ever. A pool of processes reports it and ends.
 """
 
 import concurrent.futures
@@ -23,10 +23,19 @@ Result = TypeVar("Result")
 
 
 def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], what: str) -> list[Result]:
-    """The results of `function` for the jobs, in their order; `what` names the work on the progress bar.
+    """Calls a function for each job, in as many processes as there are cores.
 
-    Several jobs run in as many processes as there are cores, so functions, jobs and results are picklable;
-    one job runs right here. Raises what a job raised, and UserError where a process was killed.
+    Args:
+      function: the function. It, its arguments and its results must be picklable if there are several jobs.
+      jobs: its arguments. A single job runs in this process.
+      what: the name of the work on the progress bar.
+
+    Returns:
+      The results, in the order of the jobs.
+
+    Raises:
+      Exception: whatever a job raised.
+      UserError: a worker process was killed.
     """
     if len(jobs) <= 1:
         return [function(job) for job in jobs]
@@ -50,7 +59,7 @@ def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], what: str) 
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ends this worker soon after its parent is gone, however that was killed; Ctrl-C is for the parent."""
+    """Ends this worker soon after its parent has ended, however it was killed. The parent handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -62,7 +71,12 @@ def _end_with_parent(parent: int) -> None:
 
 
 def check_beam_options(options: Sequence[str], folder: Path) -> None:
-    """Raises UserError where a Beam runner's workers elsewhere would make files for a folder in a bucket."""
+    """Raises UserError if a Beam runner's workers on other machines would have to write into a bucket.
+
+    Args:
+      options: Beam's flags, as in ("--runner=FlinkRunner", …).
+      folder: the folder that they write to.
+    """
     runners = [option.partition("=")[2] for option in options if option.startswith("--runner=")]
     if paths.is_remote(folder) and not set(runners) <= {"DirectRunner"}:
         raise UserError(
@@ -72,9 +86,12 @@ def check_beam_options(options: Sequence[str], folder: Path) -> None:
 
 
 def run_on_beam(function: Callable[[Job], object], jobs: Sequence[Job], options: Sequence[str]) -> None:
-    """Runs `function` for the jobs on a Beam runner, for what it does, not for what it gives.
+    """Calls a function for each job on a Beam runner. Its results are ignored.
 
-    `options` are Beam's flags, as in ("--runner=FlinkRunner", …); the workers share this file system.
+    Args:
+      function: the function, which must be picklable.
+      jobs: its arguments.
+      options: Beam's flags, as in ("--runner=FlinkRunner", …). The workers must share this file system.
     """
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions

@@ -1,13 +1,14 @@
-"""Released docT5query predictions, read as a stream: generated queries that somebody else's model sampled.
+"""Released docT5query predictions, read as a stream: queries that somebody else's model generated.
 
 They come in two forms, and any file may be compressed (`.gz`):
 
-    NAME.txt            a line a passage, in the collection's order; a file a sample. A sample may be cut into
-                        numbered pieces, as in predicted_queries_topk_sample007.txt003-1004000 (sample 7,
-                        piece 3); a line may hold several queries with tabs between them
+    NAME.txt            one line for each passage, in the collection's order; one file for each sample. A
+                        sample may be cut into numbered pieces, as in
+                        predicted_queries_topk_sample007.txt003-1004000 (sample 7, piece 3); a line may hold
+                        several queries, separated by tabs
     NAME.jsonl          {"id": passage id, "predicted_queries": [...]}, in any order
 
-What is wrong is a `UserError`: `FILE:LINE: what: hint`.
+Errors are UserErrors of the form `FILE:LINE: what is wrong: the remedy`.
 """
 
 import gzip
@@ -34,7 +35,14 @@ _LINES = 1 << 16  # of JSON, held at once
 
 
 class TextPredictions:
-    """Files with a line a passage. `samples` are their names, each with its pieces in order."""
+    """Text files with one line for each passage, as a `generation.QuerySource`.
+
+    Args:
+      files: all files, in any order.
+
+    Attributes:
+      samples: the name of each sample -> its pieces, in order.
+    """
 
     def __init__(self, files: Sequence[Path]):
         samples: dict[str, list[tuple[int, Path]]] = {}
@@ -45,14 +53,23 @@ class TextPredictions:
         self.files = [file for pieces in self.samples.values() for file in pieces]
 
     def prepare(self, collection: Collection, shards: QueryShards) -> None:
-        """Nothing: the files are in the collection's order."""
+        """Does nothing: the files are in the collection's order."""
 
     def queries(
         self, collection: Collection, shards: QueryShards, numbers: Sequence[int], advance: Advance
     ) -> Iterator[list[list[str]]]:
-        """For each of these shards (ascending) the queries of each of its passages.
+        """Yields for each of these shards the queries of each of its passages.
 
-        All samples are read side by side, so that no more than a shard is held.
+        All samples are read side by side, so that no more than a shard is in memory.
+
+        Args:
+          collection: the passages.
+          shards: how the passages are divided.
+          numbers: the shards to read, ascending.
+          advance: called with the number of passages that are done.
+
+        Raises:
+          UserError: a line is not UTF-8, or a sample has more or fewer lines than there are passages.
         """
         hint = f"give one line for each of the {shards.passages} passages, in their order"
         streams = [itertools.chain.from_iterable(map(_lines, pieces)) for pieces in self.samples.values()]
@@ -76,13 +93,27 @@ class TextPredictions:
 
 
 class JsonPredictions:
-    """Files with a JSON object a passage, in any order: they are sorted on disk before they are used."""
+    """Files with one JSON object for each passage, in any order, as a `generation.QuerySource`.
+
+    They are sorted on disk before they are used.
+
+    Args:
+      files: all files.
+    """
 
     def __init__(self, files: Sequence[Path]):
         self.files = sorted(files)
 
     def prepare(self, collection: Collection, shards: QueryShards) -> None:
-        """Copies each line to a file of its shard, once."""
+        """Copies each line to a file of its shard, once.
+
+        Args:
+          collection: the passages.
+          shards: how the passages are divided.
+
+        Raises:
+          UserError: a line is damaged, or names a passage that the collection does not have.
+        """
         storage.build_once(shards.folder / "sorted", {}, lambda tmp: self._sort(tmp, collection, shards))
 
     def _sort(self, folder: Path, collection: Collection, shards: QueryShards) -> dict:
@@ -104,7 +135,14 @@ class JsonPredictions:
     def queries(
         self, collection: Collection, shards: QueryShards, numbers: Sequence[int], advance: Advance
     ) -> Iterator[list[list[str]]]:
-        """For each of these shards the queries of each of its passages (none where none were predicted)."""
+        """Yields for each of these shards the queries of each of its passages (none if none were predicted).
+
+        Args:
+          collection: the passages.
+          shards: how the passages are divided.
+          numbers: the shards to read.
+          advance: called with the number of passages that are done.
+        """
         for number in numbers:
             rows = shards.rows(number)
             made: list[list[str]] = [[] for _ in rows]
@@ -118,7 +156,14 @@ class JsonPredictions:
 
 
 def open_predictions(path: str | Path) -> TextPredictions | JsonPredictions:
-    """Finds the files of predictions in a folder; their contents are checked later, as they are read."""
+    """Finds the files of predictions in a folder. Their contents are checked later, as they are read.
+
+    Args:
+      path: a local folder.
+
+    Raises:
+      UserError: there is no such folder, or not exactly one of the two forms is in it.
+    """
     paths.require_local(path, "predictions")
     folder = Path(path)
     if not folder.is_dir():
@@ -132,7 +177,7 @@ def open_predictions(path: str | Path) -> TextPredictions | JsonPredictions:
 
 
 def _predictions(path: Path) -> Iterator[tuple[Path, int, str, list[str]]]:
-    """(file, line, passage id, queries) of each JSON object."""
+    """Yields (file, line number, passage id, queries) of each JSON object."""
     for _, line, text in _lines(path):
         try:
             record = json.loads(text)
@@ -148,7 +193,7 @@ def _predictions(path: Path) -> Iterator[tuple[Path, int, str, list[str]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[Path, int, str]]:
-    """(file, line number, text) of each line, also of empty ones: a line's place says whose it is."""
+    """Yields (file, line number, text) of each line. Empty lines count: a line's number says whose it is."""
     line = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:

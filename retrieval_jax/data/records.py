@@ -51,14 +51,20 @@ def write_dataset(
     splits: Mapping[str, Sequence[Callable[[], Iterable[dict]]]],
     beam_options: Sequence[str] = (),
 ) -> dict[str, int]:
-    """Writes the TFDS dataset NAME/CONFIG into `folder`, its records in the order given; split -> its count.
+    """Writes the TFDS dataset NAME/CONFIG, its records in the order in which they are given.
 
     Args:
-      folder, name, config: the files go to folder/name/config/1.0.0, which must not exist.
+      folder: the files go to folder/name/config/1.0.0, which must not exist.
+      name: the name of the dataset.
+      config: the name of its configuration.
       features: name -> tfds feature.
-      splits: split -> one callable a shard (a file), which gives its records. Several shards are written by
-        several processes, so their callables must be picklable; one shard is written right here.
-      beam_options: flags of a Beam runner that shall write the shards instead of this machine.
+      splits: split -> one callable for each shard (a file), which returns the shard's records. Several shards
+        are written by several processes, so their callables must be picklable; a single one is written in
+        this process.
+      beam_options: flags of a Beam runner that writes the shards instead of this machine.
+
+    Returns:
+      Split -> its number of records.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
@@ -106,7 +112,7 @@ def write_dataset(
 
 
 def _write_shard(shard: _Shard) -> None:
-    """Writes one file whole or not at all, as TFDS would."""
+    """Writes one file completely or not at all, as TFDS would write it."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
@@ -120,7 +126,7 @@ def _write_shard(shard: _Shard) -> None:
 
 
 def _count(path: Path) -> int:
-    """Records in a file."""
+    """Returns the number of records in a file."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(str(path))
@@ -130,10 +136,16 @@ def _count(path: Path) -> int:
 
 
 class Records:
-    """The records of one split that `write_dataset` wrote, in any order, from any thread.
+    """Random access to the records of a split that `write_dataset` wrote, from any thread.
 
-    TFDS's own data source starts threads for each read and knows any feature: a record takes it about a
-    millisecond, and here some twenty microseconds.
+    TFDS's own data source starts threads for each read and supports every feature. It takes about a
+    millisecond for a record, and this class some twenty microseconds.
+
+    Args:
+      folder: the folder of the dataset, local or remote.
+      name: the name of the dataset.
+      config: the name of its configuration.
+      split: the split.
     """
 
     def __init__(self, folder: Path, name: str, config: str, split: str):
@@ -149,7 +161,14 @@ class Records:
         return self._ends[-1] if self._ends else 0
 
     def get(self, rows: Sequence[int]) -> list[Mapping]:
-        """The features of the records at these rows, by name, as TensorFlow's protocol buffers."""
+        """Reads the records at these rows.
+
+        Args:
+          rows: rows in any order; they may repeat.
+
+        Returns:
+          For each row the features by name, as TensorFlow's protocol buffers.
+        """
         from tensorflow_datasets.proto import tf_example_pb2
 
         places: dict[int, list[int]] = {}  # file -> which of `rows` are in it
@@ -187,7 +206,14 @@ def write_passages(
     shards: Sequence[Callable[[], Iterable[Passage]]],
     beam_options: Sequence[str] = (),
 ) -> None:
-    """Writes the TFDS dataset NAME/passages, a callable a shard (see `write_dataset`)."""
+    """Writes the TFDS dataset NAME/passages.
+
+    Args:
+      folder: the collection's folder.
+      name: the name of the dataset.
+      shards: one callable for each shard, which returns its passages; see `write_dataset`.
+      beam_options: flags of a Beam runner that writes the shards instead of this machine.
+    """
     import tensorflow_datasets as tfds
 
     features = {key: tfds.features.Text() for key in _PASSAGE}
@@ -200,7 +226,17 @@ def _passage_records(shard: Callable[[], Iterable[Passage]]) -> Iterator[dict]:
 
 
 def mark_passages(folder: Path, name: str, ids: pa.Array, queries: Sequence[Query]) -> list[Query]:
-    """The queries, with those marked that are passages; see `Query`. The passages are written already."""
+    """Finds the queries that are passages themselves (`Query.is_passage`). The passages are written already.
+
+    Args:
+      folder: the collection's folder.
+      name: the name of the dataset.
+      ids: the ids of the passages, by row.
+      queries: the queries.
+
+    Returns:
+      The queries, in their order.
+    """
     row_of_query = arrow_ids.find_rows(ids, [query.id for query in queries]).tolist()
     there = [i for i, q in enumerate(queries) if row_of_query[i] >= 0 and q.id not in q.relevant]
     rows = [row_of_query[i] for i in there]
@@ -215,7 +251,13 @@ def mark_passages(folder: Path, name: str, ids: pa.Array, queries: Sequence[Quer
 
 
 def write_queries(folder: Path, name: str, queries: Mapping[str, Sequence[Query]]) -> None:
-    """Writes the TFDS dataset NAME/queries (split -> queries), in the order given."""
+    """Writes the TFDS dataset NAME/queries.
+
+    Args:
+      folder: the collection's folder.
+      name: the name of the dataset.
+      queries: split -> its queries, in the order in which they are written.
+    """
     import tensorflow_datasets as tfds
 
     text = tfds.features.Text()
@@ -248,7 +290,21 @@ def _query_record(query: Query) -> dict:
 
 
 class Collection:
-    """A finished `collection` folder, opened for reading."""
+    """A finished `collection` folder, opened for reading.
+
+    Args:
+      folder: the folder, local or remote.
+
+    Attributes:
+      name: the name of its dataset.
+      fingerprint: a digest of all passages, queries and judgements and their order.
+      passage_count: the number of passages.
+      query_counts: split -> its number of queries.
+      vocabulary_path: the file of its SentencePiece model.
+
+    Raises:
+      UserError: the folder is not finished, or was made by another version of this package.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = paths.as_path(folder)
@@ -269,12 +325,19 @@ class Collection:
             raise UserError(f"{self.folder / 'ids.arrow'}: cannot be read ({error}): {hint}") from None
 
     def find_rows(self, passage_ids: Iterable[str] | pa.Array) -> np.ndarray:
-        """int64, the row of each id; -1 where there is no such passage. Made for many ids at once."""
+        """Finds the rows of passages, best for many ids at once.
+
+        Args:
+          passage_ids: ids; they may repeat.
+
+        Returns:
+          int64, the row of each id, or -1 if there is no such passage.
+        """
         return arrow_ids.find_rows(self.ids, passage_ids)
 
     @functools.cached_property
     def _copies(self) -> np.ndarray:
-        """Int64 C×2, by row: a passage, and the first one with the same text."""
+        """Int64 C×2, by row: a passage, and the first passage with the same text."""
         try:
             return np.load(paths.ensure_local(self.folder / "copies.npy"))
         except (OSError, ValueError) as error:
@@ -282,7 +345,7 @@ class Collection:
             raise UserError(f"{self.folder / 'copies.npy'}: cannot be read ({error}): {hint}") from None
 
     def first_copies(self, rows: np.ndarray) -> np.ndarray:
-        """For each row (-1: none) the first row whose passage has the same text."""
+        """Returns for each row (-1 for none) the first row whose passage has the same text."""
         if not len(self._copies):
             return rows
         place = np.searchsorted(self._copies[:, 0], rows).clip(max=len(self._copies) - 1)
@@ -291,7 +354,7 @@ class Collection:
 
     @functools.cached_property
     def first_ids(self) -> dict[str, str]:
-        """The id of each passage whose text stands before -> the first id of that text."""
+        """The id of each passage that is a later copy -> the id of the first passage with the same text."""
         copy, first = (self.ids.take(pa.array(rows)).to_pylist() for rows in self._copies.T)
         return dict(zip(copy, first, strict=True))
 
@@ -300,20 +363,20 @@ class Collection:
         return Records(self.folder, self.name, "passages", "train")
 
     def get(self, rows: Sequence[int]) -> list[Passage]:
-        """The passages at these rows (0-based, in the source's order), read at once."""
+        """Reads the passages at these rows (0-based, in the source's order)."""
         return [Passage(*(_text(record, key) for key in _PASSAGE)) for record in self._passages.get(rows)]
 
     def passage(self, row: int) -> Passage:
-        """The passage at a row."""
+        """Reads the passage at a row."""
         return self.get([row])[0]
 
     def passages(self) -> Iterator[Passage]:
-        """All passages, by row."""
+        """Yields all passages, by row."""
         for first in range(0, self.passage_count, _BATCH):
             yield from self.get(range(first, min(first + _BATCH, self.passage_count)))
 
     def queries(self, split: str) -> list[Query]:
-        """The judged queries of a split. Raises UserError for a split that is not there."""
+        """Reads the judged queries of a split. Raises UserError for a split that does not exist."""
         if split not in self.query_counts:
             there = ", ".join(self.query_counts)
             raise UserError(

@@ -1,4 +1,4 @@
-"""Smaller collections, chosen as the paper chose MSMarco100k and MSMarco1M."""
+"""Smaller collections, chosen in the way in which the paper chose MSMarco100k and MSMarco1M."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,23 @@ from retrieval_jax.data.sources.judged import FindRows
 def choose(
     count: int, queries: Mapping[str, list[Query]], rows: FindRows, size: int, seed: int
 ) -> np.ndarray:
-    """int64 rows, ascending: `size` of `count` passages (all, where there are not more).
+    """Chooses the passages of a subset.
 
-    First every passage that is relevant to a query of a split other than train, then as many as fit of those
-    relevant to train queries, then of the others, both in a random order that `seed` sets. Raises UserError
-    where the first alone are more than `size`.
+    These are first all passages that are relevant to a query of a split other than train, then as many as fit
+    of those relevant to train queries, and then of the others, both in a random order.
+
+    Args:
+      count: the number of passages.
+      queries: split -> its queries.
+      rows: finds the rows of passage ids.
+      size: the number of passages to choose; all are chosen if there are not more.
+      seed: the seed of the random order.
+
+    Returns:
+      int64 rows, ascending.
+
+    Raises:
+      UserError: the passages that are relevant to dev and test queries are more than `size`.
     """
     chosen = np.zeros(count, bool)
     relevant = {split: rows([p for q in some for p in q.positives]) for split, some in queries.items()}
@@ -36,9 +48,17 @@ def choose(
 
 
 def keep(queries: Mapping[str, list[Query]], rows: FindRows) -> dict[str, list[Query]]:
-    """Queries with the positives and negatives that `rows` knows; without train queries that lose every one.
+    """Restricts queries to the judgements of passages that `rows` finds.
 
-    `choose` keeps all that is relevant to the others, of which some may have been judged without a positive.
+    Train queries that lose all their positives are left out. `choose` keeps every passage that is relevant to
+    the other splits, of which a query may have been judged without a positive.
+
+    Args:
+      queries: split -> its queries.
+      rows: finds the rows of passage ids; -1 is a passage that was not chosen.
+
+    Returns:
+      Split -> its queries, without empty splits.
     """
     kept: dict[str, list[Query]] = {}
     for split, some in queries.items():

@@ -1,10 +1,10 @@
-"""Generated queries (doc2query) on disk: a TFDS dataset with one record a passage, in the collection's order.
+"""Generated queries (doc2query) on disk: a TFDS dataset with one record for each passage, by row.
 
     synthetic/NAME/manifest.json
     synthetic/NAME/counts.npy                         int32: how many queries each passage has
     synthetic/NAME/COLLECTION/synthetic/1.0.0/        split train: queries (may be none)
 
-It is joined from shards: files of JSON lines, a line a passage, each shard a run of rows.
+It is joined from shards, which are files of JSON with one line for each passage of a range of rows.
 """
 
 import dataclasses
@@ -25,12 +25,15 @@ SHARD = 100_000  # passages a file, about
 
 
 class SyntheticQueries:
-    """A finished `synthetic/NAME` folder, opened for reading (without TensorFlow).
+    """The generated queries of a finished folder `synthetic/NAME`, read without TensorFlow.
+
+    Args:
+      folder: the folder, local or remote.
 
     Attributes:
-      fingerprint: of all the queries and their order.
-      collection: fingerprint of the collection whose passages they are of.
-      total: how many queries there are.
+      fingerprint: a digest of all queries and their order.
+      collection: the fingerprint of the collection whose passages they are of.
+      total: the number of queries.
     """
 
     def __init__(self, folder: str | Path):
@@ -43,7 +46,7 @@ class SyntheticQueries:
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
-        """int32, passages: how many queries each has; mapped into memory."""
+        """int32, the number of queries of each passage; mapped into memory."""
         try:
             return np.load(paths.ensure_local(self.folder / "counts.npy"), mmap_mode="r")
         except (OSError, EOFError, ValueError) as error:
@@ -55,16 +58,16 @@ class SyntheticQueries:
         return Records(self.folder, self._name, "synthetic", "train")
 
     def get(self, rows: Sequence[int]) -> list[list[str]]:
-        """The queries of the passages at these rows, read at once."""
+        """Reads the queries of the passages at these rows."""
         records = self._records.get(rows)
         return [[query.decode() for query in record["queries"].bytes_list.value] for record in records]
 
     def queries(self, row: int) -> list[str]:
-        """The queries of the passage at a row."""
+        """Reads the queries of the passage at a row."""
         return self.get([row])[0]
 
     def check(self, collection: Collection) -> None:
-        """Raises UserError where these are the queries of another collection."""
+        """Raises UserError if these are the queries of another collection."""
         if self.collection != collection.fingerprint:
             raise UserError(
                 f"{self.folder}: of another collection (or an earlier version) than {collection.folder}: "
@@ -72,7 +75,12 @@ class SyntheticQueries:
             )
 
     def expanded(self, collection: Collection, size: int = 1024) -> Iterator[Passage]:
-        """The collection's passages by row, each text followed by its queries (Nogueira et al. 2019)."""
+        """Yields the collection's passages by row, each text followed by its queries (Nogueira et al., 2019).
+
+        Args:
+          collection: the collection.
+          size: passages that are read at once.
+        """
         for first in range(0, collection.passage_count, size):
             rows = range(first, min(first + size, collection.passage_count))
             for passage, queries in zip(collection.get(rows), self.get(rows), strict=True):
@@ -81,7 +89,13 @@ class SyntheticQueries:
 
 @dataclasses.dataclass(frozen=True)
 class QueryShards:
-    """A folder of unfinished work, and how the passages are parted: each shard is a run of `size` rows."""
+    """A folder of unfinished work: the passages are divided into shards, each a range of `size` rows.
+
+    Attributes:
+      folder: the folder.
+      passages: the number of passages.
+      size: the number of passages of a shard; the last one may have fewer.
+    """
 
     folder: Path
     passages: int
@@ -89,37 +103,53 @@ class QueryShards:
 
     @property
     def count(self) -> int:
+        """The number of shards."""
         return -(-self.passages // self.size)
 
     def rows(self, number: int) -> range:
-        """The rows of a shard."""
+        """Returns the rows of a shard."""
         return range(number * self.size, min((number + 1) * self.size, self.passages))
 
     def path(self, number: int) -> Path:
+        """Returns the file of a shard."""
         return self.folder / f"{number:05}.jsonl"
 
     def missing(self, host: int, hosts: int) -> list[int]:
-        """The shards that this one of several hosts has still to make: hosts take them in turns."""
+        """Returns the shards that one of several hosts still has to make. Hosts take shards in turn."""
         return [number for number in range(host, self.count, hosts) if not self.path(number).exists()]
 
     def write(self, number: int, lines: Iterable[dict]) -> None:
-        """Writes a shard whole or not at all: each passage's queries, and how many were made and distinct."""
+        """Writes a shard completely or not at all.
+
+        Args:
+          number: the number of the shard.
+          lines: for each passage its "queries", and how many were "made" and "distinct".
+        """
         text = "".join(json.dumps(line) + "\n" for line in lines)
         storage.atomic_write(self.path(number), text.encode())
 
     def read(self, numbers: Iterable[int]) -> Iterator[dict]:
-        """The lines of these shards."""
+        """Yields the lines of these shards."""
         for number in numbers:
             with self.path(number).open() as lines:
                 yield from map(json.loads, lines)
 
     def records(self, numbers: Iterable[int]) -> Iterator[dict]:
-        """The same, as records of the dataset."""
+        """Yields the lines of these shards as records of the dataset."""
         return ({"queries": line["queries"]} for line in self.read(numbers))
 
 
 def join(folder: Path, collection: Collection, shards: QueryShards) -> dict:
-    """Joins the shards into the dataset, in `folder`; gives what its manifest shall say."""
+    """Joins all shards into the dataset.
+
+    Args:
+      folder: an empty local folder for the dataset.
+      collection: the collection.
+      shards: the shards, all of which exist.
+
+    Returns:
+      The facts for the folder's manifest.
+    """
     import tensorflow_datasets as tfds
 
     shards = dataclasses.replace(shards, folder=paths.ensure_local(shards.folder))

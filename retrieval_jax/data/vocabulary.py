@@ -1,6 +1,6 @@
 """The text vocabulary: a SentencePiece model with T5's special ids (0 padding, 1 end, 2 unknown).
 
-Nothing here imports TensorFlow: searchers tokenise with this; seqio reads the same file for training.
+Nothing here imports TensorFlow: searchers tokenise with this, and seqio reads the same file for training.
 """
 
 import copy
@@ -25,7 +25,12 @@ LONGEST = 1 << 16  # bytes of such a text: SentencePiece leaves out longer ones 
 
 
 class Prompts(NamedTuple):
-    """The texts that a dual encoder reads before every query and before every passage."""
+    """The texts that a dual encoder reads before every query and before every passage.
+
+    Attributes:
+      query: before queries.
+      passage: before passages.
+    """
 
     query: str = ""
     passage: str = ""
@@ -35,15 +40,18 @@ NO_PROMPTS = Prompts()
 
 
 class Vocabulary:
-    """A SentencePiece model read from a file.
+    """A SentencePiece model that was read from a file.
 
     Args:
-      path: the file.
-      symbols: name -> id of what in a text is no text but a symbol, as transformers reads `</s>` or
-        `<extra_id_3>`. None, as SentencePiece, seqio and T5X read texts: there is no such thing.
+      path: the file, local or remote.
+      symbols: names in a text that stand for ids, as transformers reads `</s>` or `<extra_id_3>`. None, as
+        SentencePiece, seqio and T5X read texts: there are no such names.
 
     Attributes:
       prompt: a text that is put before every text that is encoded; see `with_prompt`.
+
+    Raises:
+      UserError: the file is no SentencePiece model, or its padding and end are not the ids 0 and 1.
     """
 
     def __init__(self, path: str | Path, symbols: Mapping[str, int] | None = None):
@@ -57,28 +65,29 @@ class Vocabulary:
             raise UserError(f"{path}: padding and end must be ids 0 and 1, as in T5: train it so")
 
     def with_prompt(self, prompt: str) -> "Vocabulary":
-        """The same vocabulary, which puts `prompt` before every text that it encodes."""
+        """Returns the same vocabulary with a text that is put before every text that it encodes."""
         other = copy.copy(self)
         other.prompt = prompt
         return other
 
     @property
     def checksum(self) -> str:
-        """A fingerprint of the file: another file may come to lie under its name."""
+        """A fingerprint of the file, since another file may replace it under its name."""
         return storage.digest([self.path.read_bytes()])
 
     @property
     def size(self) -> int:
-        """Rows of an embedding for this vocabulary: its pieces and T5's sentinels, to a multiple of 128.
+        """The number of rows of an embedding: the pieces and T5's sentinels, rounded up to a multiple of 128.
 
-        So public checkpoints fit: T5's have 32,128 for 32,000 pieces, mT5's 250,112 for 250,000. Some files
+        Public checkpoints fit this: T5's have 32,128 rows for 32,000 pieces, and mT5's 250,112 for 250,000.
+        Some files
         have the sentinels among their pieces.
         """
         last = self.model.id_to_piece(self.model.vocab_size() - 1)
         return round_up(self.model.vocab_size() + (0 if "<extra_id_" in last else SENTINELS), 128)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the prompt and a text, without the end."""
+        """Returns the token ids of the prompt and a text, without the end."""
         return self._encode([self.prompt + text])[0]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -88,30 +97,38 @@ class Vocabulary:
         return [list(itertools.chain.from_iterable(self._runs(text))) for text in texts]
 
     def _runs(self, text: str) -> Iterator[list[int]]:
-        """The tokens of a text between symbols, and of the symbols, as transformers splits it."""
+        """Yields the tokens of each text between symbols and of each symbol, split as transformers does."""
         for part in self._names.split(text):
             number = self.symbols.get(part)
             yield self.model.encode(part) if number is None else [PAD_SYMBOL if number == PAD else number]
 
     def encode_chunk(self, text: str, length: int, start: float = 0.0) -> list[int]:
-        """Token ids of the prompt, then of a run of at most `length` tokens of a text.
+        """Returns the token ids of the prompt, followed by a run of consecutive tokens of a text.
 
         Args:
-          text: the text that the run is cut out of; the prompt is not a part of it.
-          length: most tokens of the run.
-          start: in [0, 1): where among all places for a run it begins; 0 is the first.
+          text: the text that the run is cut from; the prompt is not a part of it.
+          length: the most tokens of the run.
+          start: in [0, 1), chooses where the run begins among all possible positions; 0 is the first.
         """
         (tokens,) = self._encode([text])
         first = int(start * (max(len(tokens) - length, 0) + 1))
         return [*self.encode(""), *tokens[first : first + length]]
 
     def decode(self, tokens_NxT: np.ndarray) -> list[str]:
-        """N texts, without the special pieces and the ids that only round the size up."""
+        """Converts token ids N×T to N texts, without special pieces and ids that only round the size up."""
         pieces = range(self.model.unk_id() + 1, self.model.vocab_size())
         return self.model.decode([[t for t in some if t in pieces] for some in tokens_NxT.tolist()])
 
     def batch(self, texts: Sequence[str], length: int) -> np.ndarray:
-        """Int32 tokens, len(texts) × length: truncated, ended by EOS, padded with 0 (as seqio does it)."""
+        """Encodes texts, each with the prompt before it, as seqio does.
+
+        Args:
+          texts: N texts.
+          length: the number of columns.
+
+        Returns:
+          int32 tokens, N × length: truncated, ended by EOS, padded with 0.
+        """
         tokens = np.zeros((len(texts), length), np.int32)
         whole = self._encode([self.prompt + text for text in texts])
         for row, ids in zip(tokens, whole, strict=True):
@@ -121,17 +138,17 @@ class Vocabulary:
 
 
 def valid_text(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot write."""
+    """Returns the text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot encode."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if not text.isascii() else text
 
 
 def round_up(n: int, multiple: int) -> int:
-    """The least multiple that is at least n: array sizes that divide over a mesh."""
+    """Returns the smallest multiple that is at least `n`, for sizes of arrays that divide over a mesh."""
     return -(-n // multiple) * multiple
 
 
 def split_long(text: str) -> Iterator[str]:
-    """The text in parts of at most LONGEST bytes, between words where there is white space."""
+    """Yields the text in parts of at most LONGEST bytes, cut between words where there is white space."""
     start = 0
     # Of a rest that is longer in characters, the bytes need not be counted: that would take a square of time.
     while len(text) - start > LONGEST or len(text[start:].encode()) > LONGEST:
@@ -143,9 +160,17 @@ def split_long(text: str) -> Iterator[str]:
 
 
 def learn(texts: Iterable[str], size: int, path: Path) -> None:
-    """Learns a unigram vocabulary of at most `size` pieces from the first MOST texts and writes it.
+    """Learns a unigram vocabulary and writes it.
 
-    Case is folded: from scratch and on little text, "When" and "when" had better be one piece.
+    Case is folded: for training from scratch on little text, "When" and "when" should be one piece.
+
+    Args:
+      texts: the texts, of which the first MOST are used.
+      size: the most pieces.
+      path: the file to write, on a local disk.
+
+    Raises:
+      UserError: no vocabulary of this size can be learned.
     """
     model = io.BytesIO()
     try:

@@ -21,7 +21,18 @@ Rules = Sequence[tuple[LogicalAxis, MeshAxis | tuple[MeshAxis, ...] | None]]
 
 
 def all_devices(model_parallelism: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices (None: all) as a data × model mesh; `model_parallelism` of them share a copy of the weights."""
+    """Arranges devices as a mesh of data × model.
+
+    Args:
+      model_parallelism: the number of devices that share one copy of the weights.
+      devices: the devices; None for all.
+
+    Returns:
+      The mesh, with the axes `data` and `model`.
+
+    Raises:
+      UserError: `model_parallelism` does not divide the number of devices.
+    """
     devices = np.array(jax.devices() if devices is None else devices)
     if devices.size % model_parallelism:
         raise UserError(
@@ -33,7 +44,12 @@ def all_devices(model_parallelism: int = 1, devices: Sequence[jax.Device] | None
 
 @gin.configurable
 def make_mesh(model_parallelism: Positive = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """`all_devices` as gin sets them. Verbs call this, and hand the mesh to all that compute on it."""
+    """Returns the mesh that gin sets. Verbs call this, and hand the mesh to everything that computes on it.
+
+    Args:
+      model_parallelism: the number of devices that share one copy of the weights.
+      devices: the devices; None for all.
+    """
     return all_devices(model_parallelism, devices)
 
 
@@ -88,16 +104,29 @@ def params_shardings(mesh: Mesh, boxed_params: dict, rules: Rules = DEFAULT_RULE
 
 
 def like_params(mesh: Mesh, tree: object, params: dict, shardings: dict) -> object:
-    """Shardings for an optimiser's state; see `specs_like_params`."""
+    """Returns shardings for an optimiser's state; see `specs_like_params`.
+
+    Args:
+      mesh: the devices.
+      tree: the state, or its shapes.
+      params: the parameters, or their shapes.
+      shardings: the sharding of each parameter.
+    """
     specs = specs_like_params(tree, params, jax.tree.map(lambda sharding: sharding.spec, shardings))
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def specs_like_params(tree: object, params: dict, specs: dict) -> object:
-    """PartitionSpecs for an optimiser's state: a leaf with a parameter's name and shape has that one's.
+    """Returns PartitionSpecs for an optimiser's state.
 
-    One that lacks a single axis of the parameter's (Adafactor's factored moments) lies as the others do. All
-    else (counts) is small, and on every device.
+    A leaf with the name and shape of a parameter has the parameter's spec. A leaf that lacks one axis of a
+    parameter (Adafactor's factored moments) has the spec without that axis. Other leaves (counts) are small,
+    and are on every device.
+
+    Args:
+      tree: the state, or its shapes.
+      params: the parameters, or their shapes.
+      specs: the PartitionSpec of each parameter.
     """
     known = {
         jax.tree_util.keystr(path): (leaf.shape, spec)
@@ -123,5 +152,5 @@ def specs_like_params(tree: object, params: dict, specs: dict) -> object:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over `data`."""
+    """Returns the sharding of a batch, whose rows are divided over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))

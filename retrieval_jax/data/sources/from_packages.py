@@ -1,6 +1,7 @@
-"""Sources that are no folder: the embedded `python_docs` and what ir_datasets knows.
+"""Sources that are not a folder: the embedded `python_docs` and the datasets of ir_datasets.
 
-Each is written to a scratch folder in BEIR layout and imported from there, so one reader checks them all.
+Each one is written to a scratch folder in BEIR's layout and imported from there, so that one reader checks
+all.
 """
 
 import contextlib
@@ -47,7 +48,12 @@ def open_any_source(source: str, docs_size: int, docs_packages: tuple[str, ...])
 
 
 def python_docs_source(size: int, packages: tuple[str, ...]) -> Source:
-    """`python_docs`: 80% of its queries train, 10% dev and 10% test, by a hash of the id."""
+    """Returns the source `python_docs`: of its queries 80% train, 10% dev and 10% test, by a hash of the id.
+
+    Args:
+      size: the most passages.
+      packages: the packages whose documentation is read.
+    """
 
     def split(query: Query) -> str:
         fraction = storage.hash_fraction(query.id)
@@ -67,10 +73,16 @@ def python_docs_source(size: int, packages: tuple[str, ...]) -> Source:
 
 
 def ir_datasets_source(ids: str) -> Source:
-    """Datasets of ir_datasets: `ID` or `ID,ID,…`, splits of one corpus; downloads what is not there yet.
+    """Returns datasets of ir_datasets, which downloads what is not on this machine yet.
 
-    A split is named by what its id adds to the corpus's: msmarco-passage/dev/small is `dev.small` (see
-    `find_splits`), and `test` where it adds nothing. Raises UserError where it cannot be had.
+    A split is named by what its id adds to the corpus's id: msmarco-passage/dev/small is `dev.small` (see
+    `folders.find_splits`). It is `test` if it adds nothing.
+
+    Args:
+      ids: `ID` or `ID,ID,…`, which are splits of one corpus.
+
+    Raises:
+      UserError: there is no such dataset, it lacks queries or judgements, or the package is not installed.
     """
     try:
         import ir_datasets
@@ -110,7 +122,7 @@ def ir_datasets_source(ids: str) -> Source:
 
 @contextlib.contextmanager
 def _readable(ids: str) -> Iterator[None]:
-    """What goes wrong inside ir_datasets (anything: it downloads and unpacks) is said in one line."""
+    """A context that reports in one line whatever goes wrong in ir_datasets, which downloads and unpacks."""
     try:
         yield
     except KeyError:
@@ -129,7 +141,7 @@ def _passage(doc) -> Passage:
 
 
 def _exported(name: str, write: Callable[[Path], None]) -> Source:
-    """The source that `write` makes in a folder, when its passages are asked for."""
+    """Returns the source that `write` writes into a folder when its passages are asked for."""
     folders = []
 
     def passages(scratch: Path, errors: ErrorLog, shard_bytes: int) -> Passages:
@@ -149,7 +161,14 @@ def _write(
     queries: Mapping[str, str],
     qrels: Iterable[tuple[str, str, Mapping[str, int]]],
 ) -> None:
-    """Writes BEIR files; `qrels` are (split, query id, passage id -> grade)."""
+    """Writes files in BEIR's layout.
+
+    Args:
+      folder: the new folder.
+      passages: the passages.
+      queries: query id -> text.
+      qrels: (split, query id, passage id -> grade).
+    """
     (folder / "qrels").mkdir(parents=True)
     dump = functools.partial(json.dumps, ensure_ascii=False)
     with (folder / "corpus.jsonl").open("w") as file:

@@ -1,4 +1,4 @@
-"""Queries with their judgements (qrels): two files a split, joined and checked."""
+"""Queries with their judgements (qrels): two files for each split, which are joined and checked."""
 
 import collections
 import dataclasses
@@ -21,10 +21,15 @@ HEADER = ("query-id", "corpus-id", "score")  # of BEIR's qrels; may be left out
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The files of a split and what their lines hold.
+    """The files of a split, and how their lines are parsed.
 
-    `parse_query` makes (id, text) of a line and `parse_qrel` (query, passage, grade); both raise ParseError.
-    `header` is the first line of the queries, where that is none (see `lines.Table`).
+    Attributes:
+      queries: the file of queries.
+      qrels: the file of judgements.
+      parse_query: a function from a line to (query id, text); it raises ParseError for a bad line.
+      parse_qrel: a function from a line to (query id, passage id, grade); it raises ParseError for a bad
+        line.
+      header: the first line of the queries if it is a header (see `lines.Table`); otherwise "".
     """
 
     queries: Path
@@ -35,9 +40,21 @@ class Split:
 
 
 def read(splits: Mapping[str, Split], rows: FindRows, errors: ErrorLog) -> dict[str, list[Query]]:
-    """Split -> its judged queries, in the order of their file.
+    """Reads the judged queries of all splits.
 
-    The texts of other queries do not stay in memory. Splits may share a query, but not an id alone.
+    The texts of other queries do not stay in memory. A query may be in several splits if its text is the
+    same.
+
+    Args:
+      splits: split -> its files.
+      rows: finds the rows of passage ids, -1 for unknown ones.
+      errors: receives the bad lines.
+
+    Returns:
+      Split -> its queries, in the order of their file.
+
+    Raises:
+      UserError: a line is bad and `errors` does not skip, or a split has no query with a positive passage.
     """
     qrels = {name: list(_qrels(split, errors)) for name, split in splits.items()}
     errors.raise_first()
@@ -73,7 +90,7 @@ def _qrels(split: Split, errors: ErrorLog) -> Iterator[Qrel]:
 def _texts(
     path: Path, parse: Callable, header: str, wanted: set[str], known: dict[str, str], errors: ErrorLog
 ) -> dict[str, str]:
-    """Query id -> text (empty in some real collections) of the wanted ones; `known` are other files' too."""
+    """Returns query id -> text (which is empty in some real collections) of the wanted ids."""
     seen: set[str] = set()
     texts: dict[str, str] = {}
 
@@ -101,7 +118,7 @@ def _texts(
 def _join(
     path: Path, qrels: list[Qrel], texts: dict[str, str], rows: FindRows, errors: ErrorLog
 ) -> list[Query]:
-    """The judged queries of a split; passages judged 0 or less are their negatives."""
+    """Returns the judged queries of a split. Passages with a grade of 0 or less are their negatives."""
     known = rows([passage for _, _, passage, _ in qrels]) >= 0
     grades: dict[str, dict[str, int]] = {}
     missing: dict[str, dict[str, int]] = {}

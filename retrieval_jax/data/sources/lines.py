@@ -1,8 +1,8 @@
-"""Text files by line, however large: exact ranges of lines, and what is wrong with a line.
+"""Text files by line, however large they are: exact ranges of lines, and reports of bad lines.
 
-A parser raises `ParseError`; its reader knows the file and the line, and makes it a `LineError`; `ErrorLog`
-gathers them and stops the import, or leaves the lines out. Nothing is repaired in silence: a collection that
-lost passages still trains, with metrics that are wrong.
+A parser raises `ParseError`; its reader knows the file and the line and makes it a `LineError`; `ErrorLog`
+collects them, and ends the import or leaves the lines out. Nothing is repaired silently: a model can be
+trained on a collection that lost passages, and its metrics are wrong.
 """
 
 import collections
@@ -33,20 +33,34 @@ NAMES = {
 
 
 class ParseError(Exception):
-    """A line that cannot be used: a kind (for counts), what is wrong, and the hint."""
+    """A line that cannot be used.
+
+    Args:
+      kind: the kind of error, by which errors are counted.
+      what: what is wrong.
+      hint: the remedy.
+    """
 
     def __init__(self, kind: str, what: str, hint: str):
         super().__init__(kind, what, hint)
         self.kind, self.what, self.hint = kind, what, hint
 
     def at(self, path: Path, line: int) -> "LineError":
-        """It, in its place."""
+        """Returns the error with its file and line."""
         return LineError(path, line, self.kind, self.what, self.hint)
 
 
 @dataclasses.dataclass(frozen=True)
 class LineError:
-    """A bad line and where it is. `str()` is one line: `FILE:LINE: what: hint`."""
+    """A bad line. `str()` of it is one line: `FILE:LINE: what is wrong: the remedy`.
+
+    Attributes:
+      path: the file.
+      line: the line's number, from 1.
+      kind: the kind of error, by which errors are counted.
+      what: what is wrong.
+      hint: the remedy.
+    """
 
     path: Path
     line: int
@@ -59,7 +73,15 @@ class LineError:
 
 
 class ErrorLog:
-    """The bad lines of an import. `skip`: they are left out; otherwise `raise_first` raises the first."""
+    """Collects the bad lines of an import.
+
+    Args:
+      skip: whether bad lines are left out; otherwise `raise_first` raises the first one.
+
+    Attributes:
+      counts: kind -> number of errors.
+      first: kind -> the first few errors.
+    """
 
     def __init__(self, skip: bool = False):
         self.skip = skip
@@ -67,20 +89,20 @@ class ErrorLog:
         self.first: dict[str, list[LineError]] = {}  # kind -> the first few
 
     def add(self, error: LineError) -> None:
-        """Notes one."""
+        """Adds an error."""
         self.counts[error.kind] += 1
         first = self.first.setdefault(error.kind, [])
         if len(first) < SHOWN:
             first.append(error)
 
     def merge(self, other: "ErrorLog") -> None:
-        """Notes what `other` noted, after one's own."""
+        """Adds the errors of another log after those of this one."""
         self.counts.update(other.counts)
         for kind, some in other.first.items():
             self.first[kind] = (self.first.get(kind, []) + some)[:SHOWN]
 
     def raise_first(self) -> None:
-        """Raises UserError with the first bad line that was noted, and how many more there are."""
+        """Raises UserError with the first error and the number of the others, unless errors are skipped."""
         if self.counts and not self.skip:
             first = min((some[0] for some in self.first.values()), key=lambda error: (error.path, error.line))
             more = self.counts - collections.Counter([first.kind])
@@ -89,22 +111,34 @@ class ErrorLog:
             raise UserError(f"{first} (to leave bad lines out: --ON_ERROR=skip{also})")
 
     def report(self) -> None:
-        """Says what was left out: for each kind how many lines, and the first few."""
+        """Prints the number of lines that were left out and the first few of them, by kind."""
         for kind, count in self.counts.items():
             places = ", ".join(f"{error.path}:{error.line}" for error in self.first[kind])
             log(f"left out {count:,} × {kind}: {places}{', …' if count > SHOWN else ''}")
 
 
 def format_error(path: Path, line: int | None, what: str, hint: str) -> str:
-    """One line about a line of a file, or about the file as a whole."""
+    """Formats an error about a line of a file, or about the file as a whole, as one line.
+
+    Args:
+      path: the file.
+      line: the line's number, from 1; None for the file as a whole.
+      what: what is wrong.
+      hint: the remedy.
+    """
     return " ".join(f"{path}{f':{line}' if line else ''}: {what}: {hint}".splitlines())
 
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """`count` lines of a plain text file, from a byte offset on; iterating gives (line number, bytes).
+    """A range of lines of a plain text file. Iterating yields (line number, bytes).
 
-    `path` is the file that people know, also where what is read (`plain`) is an unpacked copy.
+    Attributes:
+      path: the file that the user knows, for messages.
+      plain: the file that is read: `path`, or an unpacked copy of it.
+      offset: the byte at which the range begins.
+      first: the number of its first line, from 1.
+      count: the number of its lines.
     """
 
     path: Path
@@ -120,7 +154,17 @@ class Lines:
 
 
 def ranges(path: Path, scratch: Path, errors: ErrorLog, size: int) -> list[Lines]:
-    """The lines of a file in ranges of about `size` bytes. A `.gz` is unpacked into `scratch` first."""
+    """Divides the lines of a file into ranges.
+
+    Args:
+      path: the file, plain or compressed.
+      scratch: the folder for an unpacked copy of a compressed file.
+      errors: receives an error if the compressed file is damaged.
+      size: about how many bytes a range has.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     plain = _unpack(path, scratch / path.stem, errors) if path.suffix == ".gz" else path
     found: list[Lines] = []
     offset, first = 0, 1
@@ -137,7 +181,7 @@ def ranges(path: Path, scratch: Path, errors: ErrorLog, size: int) -> list[Lines
 
 
 def _unpack(path: Path, plain: Path, errors: ErrorLog) -> Path:
-    """Decompresses the whole lines of a .gz."""
+    """Decompresses the undamaged lines of a .gz file, and returns the new file."""
     scratch = plain.parent
     scratch.mkdir(parents=True, exist_ok=True)
     with plain.open("wb") as file:
@@ -146,7 +190,15 @@ def _unpack(path: Path, plain: Path, errors: ErrorLog) -> Path:
 
 
 def stream(path: Path, errors: ErrorLog) -> Iterator[tuple[int, bytes]]:
-    """Yields (line number, bytes) of a plain or a .gz file, to the end or to where it is damaged."""
+    """Yields (line number, bytes) of a plain or compressed file, to its end or to where it is damaged.
+
+    Args:
+      path: the file.
+      errors: receives an error where a compressed file is damaged.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     line = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -163,10 +215,17 @@ def stream(path: Path, errors: ErrorLog) -> Iterator[tuple[int, bytes]]:
 def texts(
     lines: Iterable[tuple[int, bytes]], path: Path, errors: ErrorLog, header: str = ""
 ) -> Iterator[tuple[int, str]]:
-    r"""Yields (line number, text without its line end), without the empty lines and the header on line 1.
+    r"""Decodes lines: yields (line number, text without the line end), without empty lines and the header.
 
-    Only `\n` and `\r\n` end a line. `str.splitlines` would also cut at U+2028 and the like, which texts hold.
-    A byte order mark may start any line: files that were joined by `cat` have several.
+    Only `\n` and `\r\n` end a line; `str.splitlines` would also cut at U+2028 and similar characters, which
+    texts contain. Any line may begin with a byte order mark, since files that were joined by `cat` have
+    several.
+
+    Args:
+      lines: (line number, bytes) of each line.
+      path: the file, for messages.
+      errors: receives the lines that are not UTF-8.
+      header: the text of line 1 if it is a header; otherwise "".
     """
     for line, raw in lines:
         try:
@@ -183,14 +242,21 @@ def texts(
 
 
 def text_of(raw: bytes) -> str:
-    """A line's text, without its end and a byte order mark. Raises UnicodeDecodeError."""
+    """Returns a line's text without its end and a byte order mark. Raises UnicodeDecodeError."""
     return raw.decode().removeprefix(MARK).removesuffix("\n").removesuffix("\r")
 
 
 def parsed(
     path: Path, parse: Callable[[str], T], errors: ErrorLog, header: str = ""
 ) -> Iterator[tuple[int, T]]:
-    """Yields (line number, what `parse` makes of the text) of a file; notes the lines that it refuses."""
+    """Parses a file: yields (line number, result of `parse`) of each good line.
+
+    Args:
+      path: the file, plain or compressed.
+      parse: a function of a line's text, which raises ParseError for a bad line.
+      errors: receives the bad lines.
+      header: the text of line 1 if it is a header; otherwise "".
+    """
     for line, text in texts(stream(path, errors), path, errors, header):
         try:
             value = parse(text)
@@ -201,7 +267,15 @@ def parsed(
 
 
 def columns(text: str, fields: Sequence[str]) -> list[str]:
-    """The columns of a row without quoting, so they hold no tab. Raises ParseError for another number."""
+    """Splits a row at its tabs. Quotes have no meaning, so no column contains a tab.
+
+    Args:
+      text: the row.
+      fields: the names of the columns, for messages.
+
+    Raises:
+      ParseError: the row has another number of columns.
+    """
     values = text.split("\t")
     if len(values) != len(fields):
         what = f"{len(values)} tab-separated columns instead of {len(fields)}"
@@ -211,9 +285,10 @@ def columns(text: str, fields: Sequence[str]) -> list[str]:
 
 
 def unquoted(cell: str) -> str:
-    """The text of a cell that csv or pandas put in quotes, doubling those within: `"a ""b"" c"` is `a "b" c`.
+    """Returns the text of a cell that csv or pandas quoted: `"a ""b"" c"` becomes `a "b" c`.
 
-    They quote a cell of a TSV file because it has a quote, so one without doubled quotes stays as it is.
+    They quote a cell of a TSV file because it contains a quote, which they double. A cell without doubled
+    quotes stays as it is.
     """
     inner = cell[1:-1]
     if cell[:1] == cell[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', ""):
@@ -222,7 +297,7 @@ def unquoted(cell: str) -> str:
 
 
 def _first(path: Path) -> str:
-    """Line 1 of a file; "" where it cannot be read: the file's reader says what is wrong."""
+    """Returns line 1 of a file, or "" if it cannot be read: the file's reader reports why."""
     try:
         return text_of(next(stream(path, ErrorLog()), (1, b""))[1])
     except (UserError, UnicodeDecodeError):
@@ -230,11 +305,11 @@ def _first(path: Path) -> str:
 
 
 def header_of(path: Path, named: Mapping[int, str]) -> str:
-    """Line 1 of a file whose order of columns is fixed, where it names the columns `named`; else "".
+    """Returns line 1 of a file with a fixed order of columns if it is a header; otherwise "".
 
     Args:
       path: a TSV file, plain or compressed.
-      named: column -> its field, a key of NAMES.
+      named: column -> its field, a key of NAMES. Line 1 is a header if it names all of these columns.
     """
     text = _first(path)
     cells = [cell.strip().lower() for cell in text.split("\t")]
@@ -244,13 +319,13 @@ def header_of(path: Path, named: Mapping[int, str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A TSV file whose first line may name the columns; called, it gives a row's values in `fields`' order.
+    """A TSV file whose first line may name the columns. Calling it parses a row: its values by `fields`.
 
-    Titles and texts are read out of the quotes of csv and pandas: see `unquoted`.
+    Titles and texts that csv or pandas quoted are unquoted; see `unquoted`.
 
     Attributes:
-      fields: keys of NAMES, as many as there are columns.
-      header: line 1 where it is a header, that is where it names each field once (see NAMES); else "".
+      fields: keys of NAMES, one for each column.
+      header: line 1 if it is a header, that is if it names each field exactly once (see NAMES); otherwise "".
       order: the column of each field.
     """
 
@@ -260,7 +335,7 @@ class Table:
 
     @classmethod
     def of(cls, path: Path, fields: tuple[str, ...]) -> "Table":
-        """The table in a file. One that cannot be read has no header."""
+        """Returns the table in a file. If the file cannot be read, it has no header."""
         text = _first(path)
         named = [name.strip().lower() for name in text.split("\t")]
         columns = [[i for i, name in enumerate(named) if name in NAMES[field]] for field in fields]
@@ -269,19 +344,28 @@ class Table:
         return cls(fields, "", tuple(range(len(fields))))
 
     def __call__(self, text: str) -> list[str]:
+        """Returns the values of a row in the order of `fields`. Raises ParseError for a bad row."""
         values = columns(text, self.fields)
         pairs = zip(self.fields, self.order, strict=True)
         return [values[i] if field == "_id" else unquoted(values[i]) for field, i in pairs]
 
 
 def say_header(path: Path, header: str) -> None:
-    """Says that line 1 of a file is left out, where it is a header."""
+    """Prints that line 1 of a file is left out, if it is a header."""
     if header:
         log(f"{path}:1: a header ({', '.join(header.split())}): left out")
 
 
 def json_object(text: str, fields: Sequence[str]) -> dict:
-    """The JSON object of a line. Raises ParseError; `fields` are named in its hint."""
+    """Parses a line that is a JSON object.
+
+    Args:
+      text: the line.
+      fields: the keys that it should have, for messages.
+
+    Raises:
+      ParseError: it is no JSON object, or contains half of a surrogate pair.
+    """
     try:
         record = json.loads(text)
         if not isinstance(record, dict):
@@ -295,13 +379,27 @@ def json_object(text: str, fields: Sequence[str]) -> dict:
 
 
 def bad_json(reason: str, fields: Sequence[str]) -> ParseError:
-    """The exception for a JSON line without what it needs."""
+    """Returns the exception for a JSON line that lacks something.
+
+    Args:
+      reason: what is wrong.
+      fields: the keys that it should have.
+    """
     hint = f"write one JSON object a line, with {', '.join(fields)}"
     return ParseError("bad JSON", f"the JSON is wrong ({reason})", hint)
 
 
 def string(record: dict, field: str, fields: Sequence[str]) -> str:
-    """The text under a key; a title may be left out, or null (as pandas writes it). Raises ParseError."""
+    """Returns the text of a key of a JSON object. A title may be missing or null (as pandas writes it).
+
+    Args:
+      record: the object.
+      field: the key.
+      fields: all keys that it should have, for messages.
+
+    Raises:
+      ParseError: the value is missing or no text.
+    """
     value = record.get(field)
     if value is None and field == "title":
         return ""

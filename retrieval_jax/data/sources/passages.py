@@ -1,7 +1,7 @@
-"""The passages of a source, in parts that workers read: first checked, then written.
+"""The passages of a source, in parts that workers read twice: once to check them, and once to write them.
 
-Checking finds every bad line and every id; only then is it known which passages are kept (not the second of
-two with one id, only those of a subset). Writing reads the parts again, and nothing of them stays in memory.
+Checking finds every bad line and every id. Only then is it known which passages are kept: the first of
+several with one id, or those of a subset. Writing reads the parts again, so that no text stays in memory.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ _UNSEEN = re.compile(f"[\x00-\x1f\x7f-\x9f{lines.MARK}]")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some lines and how they become passages; called, it gives those that are kept.
+    """A range of lines and how they are parsed. Calling it yields the passages that are kept.
 
     Attributes:
       lines: (line number, bytes) of each line.
-      parse: a line's text -> its passages; raises ParseError.
-      header: its first line where that is no passage (see `lines.Table`).
-      kept: which of the good passages are kept, by their number among them; None is all.
+      parse: a function from a line's text to its passages; it raises ParseError for a bad line.
+      header: the first line if it is a header (see `lines.Table`); otherwise "".
+      kept: the indices, among the part's good passages, of those that are kept; None for all.
     """
 
     lines: Lines
@@ -39,6 +39,7 @@ class Part:
     kept: np.ndarray | None = None
 
     def __call__(self) -> Iterator[Passage]:
+        """Yields the passages that are kept."""
         good = (passage for _, passage in self.good(ErrorLog()))
         if self.kept is None:
             return good
@@ -47,7 +48,11 @@ class Part:
         return (passage for keep, passage in zip(kept.tolist(), good, strict=False) if keep)
 
     def good(self, errors: ErrorLog) -> Iterator[tuple[int, Passage]]:
-        """Yields (line number, passage); notes the lines that have none."""
+        """Yields (line number, passage) of all good passages.
+
+        Args:
+          errors: receives the bad lines.
+        """
         path = self.lines.path
         for line, text in lines.texts(self.lines, path, errors, self.header):
             try:
@@ -69,7 +74,7 @@ def _check_passage(passage: Passage) -> None:
 
 
 def check_id(key: str) -> None:
-    """Ids become columns of TREC run files, which whitespace separates. Raises ParseError."""
+    """Raises ParseError for an id that cannot be a column of a TREC run file, which white space separates."""
     if key.split() != [key]:
         raise ParseError(
             "bad id", f"the id {key[:80]!r} is empty or has whitespace", "write it without spaces"
@@ -84,10 +89,10 @@ class _Checked:
     """What a worker found in a part.
 
     Attributes:
-      ids: of its good passages.
+      ids: the ids of its good passages.
       lines: int64, their line numbers.
-      texts: uint32, a check sum of title and text each.
-      digests: uint64 N×2, by which passages of the same text are found; see `copies`.
+      texts: uint32, a checksum of title and text of each.
+      digests: uint64 N×2, by which passages with the same text are found; see `copies`.
       errors: its bad lines.
     """
 
@@ -116,15 +121,15 @@ def _check(part: Part) -> _Checked:
 
 @dataclasses.dataclass(frozen=True)
 class Passages:
-    """Checked passages.
+    """The checked passages of a source.
 
     Attributes:
-      ids: N ids, by row.
-      texts: uint32, N check sums of title and text.
-      digests: uint64 N×2, by which passages of the same text are found; see `copies`.
-      parts: of the source, in its order.
-      kept: bool, for each good passage whether it is one of the N.
-      starts: int64, where the good passages of each part start among all; the last is their number.
+      ids: the ids of the N passages that are kept, by row.
+      texts: uint32, N checksums of title and text.
+      digests: uint64 N×2, by which passages with the same text are found; see `copies`.
+      parts: the parts of the source, in its order.
+      kept: bool, for each good passage of the source whether it is one of the N.
+      starts: int64, the index of the first good passage of each part among all, and at the end their number.
     """
 
     ids: pa.LargeStringArray
@@ -135,11 +140,11 @@ class Passages:
     starts: np.ndarray
 
     def fingerprint(self) -> str:
-        """Of the N passages and their order, however they came to be chosen."""
+        """Returns a digest of the N passages and their order, however they were chosen."""
         return storage.digest([arrow_ids.digest(self.ids), self.texts.tobytes()])
 
     def subset(self, rows: np.ndarray) -> "Passages":
-        """Those at some rows, in the same order."""
+        """Returns the passages at some rows, in the same order."""
         chosen = np.zeros(len(self.ids), bool)
         chosen[rows] = True
         kept = self.kept.copy()
@@ -150,7 +155,7 @@ class Passages:
         )
 
     def shards(self) -> list[Part]:
-        """The parts, each with what is kept of it; without those of which nothing is."""
+        """Returns the source parts restricted to the passages that are kept, without parts that have none."""
         shards = []
         for part, start, end in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
             kept = self.kept[start:end]
@@ -160,12 +165,18 @@ class Passages:
 
 
 def check(parts: Sequence[Part], errors: ErrorLog, repeats: bool = False) -> Passages:
-    """Reads all parts for their ids and their bad lines, which are then left out (or raised, see `ErrorLog`).
+    """Reads all parts for their ids and their bad lines.
 
     Args:
-      parts: of the source, in its order.
-      errors: notes the bad lines. A second passage with an id is one, too.
-      repeats: a passage may stand in several lines, with the same text each time.
+      parts: the parts of the source, in its order.
+      errors: receives the bad lines, which are then left out. A second passage with an id is one, too.
+      repeats: whether a passage may stand in several lines, with the same text each time.
+
+    Returns:
+      The passages.
+
+    Raises:
+      UserError: a line is bad and `errors` does not skip.
     """
     checked = parallel.map_jobs(_check, parts, "checking passages")
     for found in checked:

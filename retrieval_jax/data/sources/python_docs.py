@@ -1,8 +1,8 @@
-"""The embedded collection `python_docs`: API documentation of the Python packages the install brings.
+"""The embedded collection `python_docs`: API documentation of the Python packages that the install brings.
 
-Every docstring gives one pair: its summary line is a query and the rest of it the relevant passage. So there
-is a real collection, with text that people wrote, on every machine and without a download. Sources are read
-with `ast`, packages are never imported; the same installed versions always give the same collection.
+Every docstring gives one pair: its summary line is a query, and the rest of it the relevant passage. So there
+is a real collection, written by people, on every machine and without a download. Sources are read with `ast`,
+and packages are never imported; the same versions of the packages always give the same collection.
 """
 
 import ast
@@ -181,7 +181,7 @@ def _shorten(text: str) -> str:
 
 
 def split_docstring(docstring: str) -> tuple[str, str]:
-    """(summary sentence, text of the passage): both plain, the passage without the summary."""
+    """Splits a docstring into (summary sentence, text of the passage), both plain text."""
     summary, *body = _paragraphs(docstring) or [""]
     summary, *rest = _SENTENCE_END.split(summary, maxsplit=1)
     return summary.rstrip(".:;, "), _shorten(" ".join(rest + body))
@@ -192,7 +192,7 @@ def _normalise(text: str) -> str:
 
 
 def _is_good(query: str, passage: Passage) -> bool:
-    """Whether a person would accept the pair: a query that says something, a passage in (English) prose."""
+    """Returns whether a person would accept the pair: a meaningful query, and a passage of English prose."""
     return (
         4 <= len(query.split()) <= 40
         and len(passage.text.split()) >= MIN_WORDS
@@ -253,9 +253,15 @@ def _short_ids(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def python_docs(size: int = 5000, seed: int = 0, packages=PACKAGES) -> tuple[list[Passage], list[Query]]:
-    """Up to `size` passages and as many queries, ordered by id; query i is for passage i and has its id.
+    """Returns up to `size` passages, ordered by id, and one query for each, which has the passage's id.
 
-    Packages that are not installed are skipped; `seed` chooses which pairs are taken.
+    Args:
+      size: the most passages.
+      seed: the seed by which pairs are chosen if there are more.
+      packages: the packages to read. Those that are not installed are skipped.
+
+    Raises:
+      UserError: no documentation was found.
     """
     pairs = _distinct(pair for package in packages for pair in _package_pairs(package))
     if not pairs:
