@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from retrieval_jax.models.softmax import block_width, mesh_axes, on_shards
+from retrieval_jax.models.softmax import Blocks, mesh_axes, on_shards
 
 NEG_INF = -1e30  # the log of nothing: finite, so that no gradient is NaN
 
@@ -82,7 +82,7 @@ def _negatives(
 
 def _forward(hardest_negative_only: bool, max_logits_per_block: int, over: tuple[str, ...], *arrays):
     def of_shard(queries_BxE, passages_MxE, known_BxK, passage_M):
-        blocks = _blocks(passages_MxE, passage_M, over, len(queries_BxE), max_logits_per_block)
+        blocks, count = _blocks(passages_MxE, passage_M, over, len(queries_BxE), max_logits_per_block)
 
         def add(carry, block):
             largest_B, total_B, hardest_B = carry
@@ -98,7 +98,7 @@ def _forward(hardest_negative_only: bool, max_logits_per_block: int, over: tuple
         B = len(queries_BxE)
         start = (jnp.full(B, NEG_INF), jnp.zeros(B), jnp.zeros(B, jnp.int32))
         (largest_B, total_B, hardest_B), columns = jax.lax.scan(add, start, blocks)
-        largest_M, total_M = (x.reshape(-1) for x in columns)
+        largest_M, total_M = (x.reshape(-1)[:count] for x in columns)
         if over:
             own_M, largest_M = largest_M, jax.lax.pmax(largest_M, over)
             total_M = jax.lax.psum(total_M * jnp.exp(own_M - largest_M), over)
@@ -113,7 +113,7 @@ def _forward(hardest_negative_only: bool, max_logits_per_block: int, over: tuple
 
 def _backward(hardest_negative_only: bool, max_logits_per_block: int, over: tuple[str, ...], kept, gradients):
     def of_shard(queries_BxE, passages_MxE, known_BxK, passage_M, log_B, log_M, hardest_B, of_B, of_M):
-        blocks = _blocks(passages_MxE, passage_M, over, len(queries_BxE), max_logits_per_block)
+        blocks, count = _blocks(passages_MxE, passage_M, over, len(queries_BxE), max_logits_per_block)
 
         def add(of_queries_BxE, block):
             logits_BxC, there_BxC = _scores(queries_BxE, known_BxK, block)
@@ -128,7 +128,7 @@ def _backward(hardest_negative_only: bool, max_logits_per_block: int, over: tupl
             return of_queries_BxE, _dot(of_logits_BxC.T, queries_BxE)
 
         of_queries_BxE, of_blocks = jax.lax.scan(add, jnp.zeros_like(queries_BxE), blocks)
-        of_passages_MxE = of_blocks.reshape(-1, queries_BxE.shape[1])
+        of_passages_MxE = of_blocks.reshape(-1, queries_BxE.shape[1])[:count]
         if over:
             of_passages_MxE = jax.lax.psum_scatter(of_passages_MxE, over, scatter_dimension=0, tiled=True)
         return of_queries_BxE, of_passages_MxE
@@ -152,14 +152,23 @@ class _Block(NamedTuple):
 
 def _blocks(
     passages_MxE, passage_M, over: tuple[str, ...], queries: int, max_logits_per_block: int
-) -> _Block:
-    """All devices' passages, cut into blocks along a new first axis."""
+) -> tuple[_Block, int]:
+    """Gathers the passages of all devices, and cuts them into blocks along a new first axis.
+
+    The last block is filled up with passages -1. Gives (the blocks, the number of passages before that).
+    """
     if over:
         passages_MxE = jax.lax.all_gather(passages_MxE, over, tiled=True)
         passage_M = jax.lax.all_gather(passage_M, over, tiled=True)
-    width = block_width(queries, len(passage_M), max_logits_per_block)
-    whole = _Block(passages_MxE, passage_M, jnp.arange(len(passage_M)))
-    return jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), whole)
+    cut = Blocks.of(len(passage_M), max_logits_per_block // queries)
+    missing = cut.count * cut.width - cut.size
+    whole = _Block(
+        jnp.pad(passages_MxE, ((0, missing), (0, 0))),
+        jnp.pad(passage_M, (0, missing), constant_values=-1),
+        jnp.arange(cut.size + missing),
+    )
+    blocks = jax.tree.map(lambda x: x.reshape(cut.count, cut.width, *x.shape[1:]), whole)
+    return blocks, cut.size
 
 
 def _scores(queries_BxE, known_BxK, block: _Block) -> tuple[jax.Array, jax.Array]:

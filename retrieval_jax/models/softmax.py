@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 LOG_Z_GROUPS = 8
+LOG_Z_BLOCK = 2048  # outputs of a block, of all groups together
 
 
 def logits_of(x: jax.Array, kernel_ExV: jax.Array) -> jax.Array:
@@ -48,10 +49,8 @@ def candidate_logits(
 
 
 def log_z_blocks(size: int) -> int:
-    """Into how many blocks of about 2,048 outputs a softmax of `size` is best cut; 1: as a whole."""
-    eighth = size // LOG_Z_GROUPS
-    counts = [n for n in range(1, eighth + 1) if eighth % n == 0] if size % LOG_Z_GROUPS == 0 else [1]
-    return min(counts, key=lambda n: abs(size / n - 2048))
+    """Gives the number of blocks, of about 2,048 outputs each, that `log_z` cuts a softmax of `size` into."""
+    return max(round(size / LOG_Z_BLOCK), 1) if size % LOG_Z_GROUPS == 0 else 1
 
 
 def log_z(x_BxKxE: jax.Array, kernel_ExV: jax.Array, blocks: int) -> jax.Array:
@@ -61,21 +60,59 @@ def log_z(x_BxKxE: jax.Array, kernel_ExV: jax.Array, blocks: int) -> jax.Array:
     multiplied where it lies; the groups are added up at the end.
     """
     E, V = kernel_ExV.shape
-    parts_ExGxNxC = kernel_ExV.reshape(E, LOG_Z_GROUPS, blocks, V // LOG_Z_GROUPS // blocks)
+    cut = Blocks.of(V // LOG_Z_GROUPS, -(-V // LOG_Z_GROUPS // blocks))
+    groups_ExGxH = kernel_ExV.reshape(E, LOG_Z_GROUPS, cut.size)
     shape = (*x_BxKxE.shape[:2], LOG_Z_GROUPS)
 
-    def add(carry, block):
+    def add(carry, number):
         largest_BxKxG, total_BxKxG = carry
-        part = jax.lax.dynamic_index_in_dim(parts_ExGxNxC, block, 2, keepdims=False).reshape(E, -1)
+        first, new_C = cut.at(number)
+        part = jax.lax.dynamic_slice_in_dim(groups_ExGxH, first, cut.width, axis=2).reshape(E, -1)
         logits_BxKxGxC = logits_of(x_BxKxE.reshape(-1, E), part).reshape(*shape, -1)
+        logits_BxKxGxC = masked(new_C, logits_BxKxGxC, -jnp.inf)
         largest = jnp.maximum(largest_BxKxG, jnp.max(logits_BxKxGxC, axis=-1))
         total_BxKxG *= jnp.exp(largest_BxKxG - largest)
         total_BxKxG += jnp.sum(jnp.exp(logits_BxKxGxC - largest[..., None]), axis=-1)
         return (largest, total_BxKxG), None
 
     start = (jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.float32))
-    (largest_BxKxG, total_BxKxG), _ = jax.lax.scan(add, start, jnp.arange(blocks))
+    (largest_BxKxG, total_BxKxG), _ = jax.lax.scan(add, start, jnp.arange(cut.count))
     return jax.nn.logsumexp(largest_BxKxG + jnp.log(total_BxKxG), axis=-1)
+
+
+class Blocks(NamedTuple):
+    """A cut of `size` columns into `count` blocks of equal `width`; the last one overlaps the one before.
+
+    Blocks need not divide the columns: a number without divisors is cut as well as any other.
+    """
+
+    size: int
+    width: int
+    count: int
+
+    @classmethod
+    def of(cls, size: int, widest: int) -> "Blocks":
+        """Cuts columns into the fewest blocks that are no wider than `widest` (at least 1)."""
+        width = -(-size // -(-size // min(max(widest, 1), size)))  # blocks of about the same width
+        return cls(size, width, -(-size // width))
+
+    def at(self, number: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Gives a block by its number.
+
+        Returns:
+          (its first column; bool `width`, the columns which are in no block before it, or None where blocks
+          do not overlap).
+        """
+        begin = number * self.width
+        if self.count * self.width == self.size:
+            return begin, None
+        first = jnp.minimum(begin, self.size - self.width)
+        return first, first + jnp.arange(self.width) >= begin
+
+
+def masked(new_C: jax.Array | None, x: jax.Array, other: float) -> jax.Array:
+    """Gives x …×C with `other` in the columns that are not new; see `Blocks.at`."""
+    return x if new_C is None else jnp.where(new_C, x, other)
 
 
 class SoftmaxStats(NamedTuple):
@@ -162,9 +199,12 @@ def _forward(max_logits_per_block: int, places: _Places, x_NxE, kernel_ExV, targ
         targets_N = _own(targets_N, kernel_ExV, places)
         shape = (len(x_NxE),)
 
-        def add(carry, first):
+        def add(carry, number):
             largest_N, total_N, target_N = carry
-            logits_NxC, chosen_NxC, _ = _block(x_NxE, kernel_ExV, targets_N, first, width)
+            first, new_C = cut.at(number)
+            logits_NxC, chosen_NxC, _ = _block(x_NxE, kernel_ExV, targets_N, first, cut.width)
+            chosen_NxC = masked(new_C, chosen_NxC, False)
+            logits_NxC = masked(new_C, logits_NxC, -jnp.inf)
             larger_N = jnp.maximum(largest_N, jnp.max(logits_NxC, axis=1))
             total_N *= jnp.exp(largest_N - larger_N)
             total_N += jnp.sum(jnp.exp(logits_NxC - larger_N[:, None]), axis=1)
@@ -174,10 +214,9 @@ def _forward(max_logits_per_block: int, places: _Places, x_NxE, kernel_ExV, targ
                 target_N + jnp.sum(jnp.where(chosen_NxC, logits_NxC, 0.0), axis=1),
             ), None
 
-        width = block_width(len(x_NxE), kernel_ExV.shape[1], max_logits_per_block)
+        cut = Blocks.of(kernel_ExV.shape[1], max_logits_per_block // len(x_NxE))
         start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.zeros(shape))
-        firsts = jnp.arange(0, kernel_ExV.shape[1], width)
-        (largest_N, total_N, target_N), _ = jax.lax.scan(add, start, firsts)
+        (largest_N, total_N, target_N), _ = jax.lax.scan(add, start, jnp.arange(cut.count))
         if places.over_V:
             own_N = largest_N
             largest_N = jax.lax.pmax(own_N, places.over_V)
@@ -195,21 +234,23 @@ def _backward(max_logits_per_block: int, places: _Places, kept, gradients):
     def of_shard(x_NxE, kernel_ExV, targets_N, log_z_N, of_target_N, of_log_z_N):
         targets_N = _own(targets_N, kernel_ExV, places)
 
-        def add(carry, first):
+        def add(carry, number):
             of_x_NxE, of_kernel_ExV = carry
-            logits_NxC, chosen_NxC, part_ExC = _block(x_NxE, kernel_ExV, targets_N, first, width)
+            first, new_C = cut.at(number)
+            logits_NxC, chosen_NxC, part_ExC = _block(x_NxE, kernel_ExV, targets_N, first, cut.width)
             of_logits_NxC = of_log_z_N[:, None] * jnp.exp(logits_NxC - log_z_N[:, None])
             of_logits_NxC += jnp.where(chosen_NxC, of_target_N[:, None], 0.0)
-            of_x_NxE += jnp.dot(of_logits_NxC, part_ExC.T)
+            # Columns of two blocks are the same in both: what is added up counts them once.
+            of_x_NxE += jnp.dot(masked(new_C, of_logits_NxC, 0.0), part_ExC.T)
             of_part_ExC = jnp.dot(x_NxE.astype(jnp.float32).T, of_logits_NxC)
             return (
                 of_x_NxE,
                 jax.lax.dynamic_update_slice_in_dim(of_kernel_ExV, of_part_ExC, first, axis=1),
             ), None
 
-        width = block_width(len(x_NxE), kernel_ExV.shape[1], max_logits_per_block)
+        cut = Blocks.of(kernel_ExV.shape[1], max_logits_per_block // len(x_NxE))
         start = (jnp.zeros(x_NxE.shape), jnp.zeros(kernel_ExV.shape))
-        (of_x_NxE, of_kernel_ExV), _ = jax.lax.scan(add, start, jnp.arange(0, kernel_ExV.shape[1], width))
+        (of_x_NxE, of_kernel_ExV), _ = jax.lax.scan(add, start, jnp.arange(cut.count))
         if places.over_V:
             of_x_NxE = jax.lax.psum(of_x_NxE, places.over_V)
         if places.over_N:
@@ -235,9 +276,3 @@ def _block(x_NxE, kernel_ExV, targets_N, first, width: int):
     part_ExC = jax.lax.dynamic_slice_in_dim(kernel_ExV, first, width, axis=1)
     logits_NxC = logits_of(x_NxE, part_ExC)
     return logits_NxC, first + jnp.arange(width) == targets_N[:, None], part_ExC
-
-
-def block_width(tokens: int, outputs: int, max_logits_per_block: int) -> int:
-    """The widest block that divides the outputs and has no more logits than that."""
-    most = max(max_logits_per_block // tokens, 1)
-    return max(n for n in range(1, min(most, outputs) + 1) if outputs % n == 0)

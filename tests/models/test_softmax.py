@@ -8,15 +8,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.models.objectives import token_cross_entropy
 from retrieval_jax.models.softmax import (
+    Blocks,
     SoftmaxStats,
     blockwise_softmax_stats,
     candidate_logits,
+    log_z_blocks,
     logits_of,
     softmax_stats,
 )
@@ -55,7 +58,7 @@ def blocked(x, kernel, targets, z_loss: float, max_logits_per_block: int):
     st.integers(0, 10**6),
     st.integers(1, 5),
     st.integers(1, 6),
-    st.sampled_from([1, 6, 7, 24, 128]),
+    st.sampled_from([1, 6, 7, 24, 127, 128]),
     st.sampled_from([1, 10, 100, 10**6]),
     st.sampled_from([0.0, 1e-3]),
 )
@@ -65,6 +68,46 @@ def test_blocks_equal_the_whole(seed, N, E, V, max_logits_per_block, z_loss):
     found = blocked(x, kernel, targets, z_loss, max_logits_per_block)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 10**9), st.integers(1, 10**9))
+def test_a_size_without_divisors_is_cut_as_well_as_any_other(size: int, widest: int):
+    """Blocks are as few as can be, but for evening out; every column is new in exactly one of them."""
+    cut = Blocks.of(size, widest)
+    ideal = -(-size // min(widest, size))
+    assert cut.width <= widest
+    assert cut.count <= ideal
+    assert (cut.count - 1) * cut.width < size <= cut.count * cut.width
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 20))
+def test_blocks_hold_every_column_once(size: int, widest: int):
+    cut, seen = Blocks.of(size, widest), []
+    for number in range(cut.count):
+        first, new_C = cut.at(jnp.int32(number))
+        assert 0 <= first <= size - cut.width
+        columns = np.arange(first, first + cut.width)
+        seen += columns[new_C if new_C is not None else slice(None)].tolist()
+    assert seen == [*range(size)]
+
+
+def test_wikipedias_passages_on_64_devices_are_cut_into_few_blocks():
+    """21,015,324 passages (DPR): 328,366 outputs a device, whose largest small divisor is 2."""
+    outputs = -(-21_015_324 // 128) * 128 // 64
+    assert Blocks.of(outputs, (1 << 28) // 4096) == (328_366, 54_728, 6)
+    assert log_z_blocks(outputs * 64 - 8 * 3) == pytest.approx(outputs * 64 / 2048, abs=1)
+
+
+@pytest.mark.parametrize("V", [8 * 2053, 16_384])
+def test_candidates_are_scored_under_the_softmax_of_all(V: int):
+    x, kernel, _ = (jnp.array(a, jnp.float32) for a in examples(0, 6, 4, V))
+    tokens = jnp.array([0, 5, V - 1])
+    logits, log_z = candidate_logits(x.reshape(2, 3, 4), kernel, tokens)
+    whole = np.float64(x) @ np.float64(kernel)
+    np.testing.assert_allclose(logits.reshape(6, 3), whole[:, tokens], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(log_z.reshape(6), np.log(np.exp(whole).sum(1)), rtol=1e-6)
 
 
 def test_large_logits_stay_finite():
