@@ -75,7 +75,10 @@ def missing_package(error: BaseException) -> str | None:
     name = re.match(r"No module named '(\w+)", str(error))
     if name is None or name[1] == "retrieval_jax":
         return None
-    return f"{name[1]}: not installed, and this command needs it: install retrieval_jax's requirements again"
+    return (
+        f"{name[1]}: not installed, and this command needs it: install retrieval_jax's requirements again, "
+        "or name the folder of a module of your own in PYTHONPATH"
+    )
 
 
 def disk_error(error: BaseException) -> str | None:

@@ -46,5 +46,5 @@ def test_help_needs_none_and_a_verb_names_in_one_line_what_it_lacks(python, sour
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "retrieval-jax: tensorflow_datasets: not installed, and this command needs it: "
-        "install retrieval_jax's requirements again"
+        "install retrieval_jax's requirements again, or name the folder of a module of your own in PYTHONPATH"
     )

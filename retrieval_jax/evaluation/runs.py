@@ -89,7 +89,7 @@ def outdated(recipe: dict, searcher: Path, collection: Collection) -> str | None
         storage.finished(searcher)
         and storage.read_manifest(searcher, "index")["recipe"] != recipe["searcher"]
     ):
-        return f"{searcher} was made anew since"
+        return f"{searcher} was built again since"
     return None
 
 

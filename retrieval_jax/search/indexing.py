@@ -33,18 +33,10 @@ def choose_searcher(kind: str | None, model_dir: str | Path | None) -> type[Sear
     family = None
     if model_dir is not None:
         family = RETRIEVERS[read_description(paths.as_path(model_dir))["retriever"]].family
-    if kind is None and family is not None:
-        classes = [searcher_class(known) for known in searcher_kinds()]
-        classes = [known for known in classes if known.model_family == family]
-        kind = next((known.kind for known in classes if known.is_installed()), None)
-        if kind and kind != classes[0].kind:
-            log(f"{classes[0].kind}: not installed: the searcher is of the kind {kind}")
-        if kind is None:
-            raise UserError(
-                f"{model_dir}: holds a {family}, which finds no passages: name a retriever's folder"
-            )
+    if kind is None:
+        kind = DEFAULT_KIND if family is None else _default_kind(family, model_dir)
     try:
-        searcher = searcher_class(kind or DEFAULT_KIND)
+        searcher = searcher_class(kind)
     except UserError as error:
         raise UserError(f"make_index.kind: {error}") from None
     if searcher.model_family != family:
@@ -54,6 +46,17 @@ def choose_searcher(kind: str | None, model_dir: str | Path | None) -> type[Sear
             raise UserError(f"MODEL_DIR: the searcher {kind} has no model: --MODEL_DIR=None")
         raise UserError(f"{model_dir}: holds a {family} model, not one for the searcher {kind}")
     return searcher
+
+
+def _default_kind(family: str, model_dir: str | Path) -> str:
+    """Returns the first kind that searches with models of a family and whose packages are installed."""
+    kinds = searcher_kinds(family)
+    kind = next((known for known in kinds if searcher_class(known).is_installed()), None)
+    if kind is None:
+        raise UserError(f"{model_dir}: holds a {family}, which finds no passages: name a retriever's folder")
+    if kind != kinds[0]:
+        log(f"{kinds[0]}: not installed: the searcher is of the kind {kind}")
+    return kind
 
 
 def default_name(searcher: type[Searcher], model: LoadedModel | None, settings: IndexSettings) -> str:

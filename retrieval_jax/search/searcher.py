@@ -213,9 +213,15 @@ def register_searcher(searcher: _Class) -> _Class:
     return searcher
 
 
-def searcher_kinds() -> list[str]:
-    """Returns the names of all kinds: the package's own, then those that others registered."""
-    return [*dict.fromkeys([*_MODULES, *_CLASSES])]
+def searcher_kinds(model_family: str | None = None) -> list[str]:
+    """Returns the names of all kinds: the package's own, then those that others registered.
+
+    Args:
+      model_family: only kinds that search with models of this family; None for all kinds. Telling them apart
+        imports their modules.
+    """
+    kinds = [*dict.fromkeys([*_MODULES, *_CLASSES])]
+    return [k for k in kinds if model_family is None or searcher_class(k).model_family == model_family]
 
 
 def searcher_class(kind: str) -> type[Searcher]:

@@ -11,6 +11,7 @@ from retrieval_jax.core.values import Names, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.docids.kinds import KIND, kind_names
 from retrieval_jax.search import scann_index
+from retrieval_jax.search.searcher import searcher_kinds
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
@@ -20,6 +21,7 @@ from retrieval_jax.verbs.train import train
 
 DUAL_ENCODER = "dual_encoder"
 MODEL = Names("a model that demo trains", lambda: (*kind_names(), DUAL_ENCODER))
+DENSE = Names("a dense searcher", lambda: searcher_kinds("dual encoder"))
 configuration.declare_scopes(MODEL)
 
 
@@ -29,7 +31,7 @@ def demo(
     work_dir: str | None = None,
     split: str = "test",
     generative: Sequence[Annotated[str, KIND]] = ("atomic", "naive"),
-    dense: Sequence[Annotated[str, Names("a dense searcher", ("exact", "scann"))]] | None = None,
+    dense: Sequence[Annotated[str, DENSE]] | None = None,
     steps: Mapping[Annotated[str, MODEL], Positive] | None = None,
 ) -> dict:
     """Imports, trains, indexes, searches and reports.

@@ -29,7 +29,8 @@ def evaluate(
     were put there. A run of an earlier collection or searcher is left out, and one line says so.
 
     Args:
-      source, work_dir: the collection, and the folder in which its artefacts lie.
+      source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
+      work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       split: the queries that were searched for.
       min_relevant_grade: the least grade that is relevant to the binary metrics (2 on the Deep Learning
         tracks of TREC).

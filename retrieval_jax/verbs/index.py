@@ -33,7 +33,8 @@ def make_index(
     """Builds a searcher in searchers/NAME.
 
     Args:
-      source, work_dir: the collection, and the folder in which its artefacts lie.
+      source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
+      work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       model_dir: the trained model; None for a searcher that has no model, such as BM25.
       kind: the kind of searcher: "generative", "scann", "exact", "bm25", or one that a gin file's
         `import MODULE` registers. None for the default: bm25 without a model, scann for a dual encoder

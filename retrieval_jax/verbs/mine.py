@@ -35,7 +35,8 @@ def mine(
     the same text, all passages that have the text of one of these, and the passage that the query itself is.
 
     Args:
-      source, work_dir: the collection, and the folder in which its artefacts lie.
+      source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
+      work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       searcher: one of searchers/: BM25, or a checkpoint's.
       name: the name of the negatives; None for the searcher's.
       depth: passages to search for, for each query.

@@ -25,7 +25,8 @@ def search(
     """Writes runs/NAME.SPLIT.trec, or answers one query.
 
     Args:
-      source, work_dir: the collection, and the folder in which its artefacts lie.
+      source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
+      work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       name: the searcher, one of searchers/.
       split: the queries to search for.
       k: passages to find for each query.

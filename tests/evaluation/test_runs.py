@@ -69,4 +69,4 @@ def test_runs_of_an_earlier_state_are_left_out(own, tmp_path, cli):
     (runs / "bm25.test.json").write_text(json.dumps(note))
     status, _, err = cli("evaluate", *own)
     assert status == 2
-    assert "searchers/bm25 was made anew since" in err
+    assert "searchers/bm25 was built again since" in err
