@@ -18,7 +18,7 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import Beams, expand
 from retrieval_jax.decoding.trie import Trie
-from retrieval_jax.mesh.multihost import placed
+from retrieval_jax.mesh.multihost import make_global_arrays
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.t5 import T5
@@ -165,14 +165,17 @@ def compiled_search(model: GenerativeRetriever, mesh: Mesh | None = None) -> Cal
 
 def placed_search(model: GenerativeRetriever, params: dict, trie: Trie, mesh: Mesh) -> Callable:
     """queries B×S -> (rows B×BEAMS, scores), the queries shared among the mesh's devices."""
-    search, (params, trie) = compiled_search(model, mesh), placed(mesh, (params, trie))
-    return lambda queries_BxS: search(params, trie, placed(mesh, queries_BxS, "data"))
+    search, (params, trie) = compiled_search(model, mesh), make_global_arrays(mesh, (params, trie))
+    return lambda queries_BxS: search(params, trie, make_global_arrays(mesh, queries_BxS, "data"))
 
 
 def placed_products(products: list[tuple], mesh: Mesh) -> Callable:
     """() -> those matrix products (rows, kernel), the rows shared among the mesh's devices."""
     multiply = jax.jit(lambda pairs: [rows @ kernel for rows, kernel in pairs])
-    pairs = [(placed(mesh, rows, "data"), placed(mesh, kernel)) for rows, kernel in products]
+    pairs = [
+        (make_global_arrays(mesh, rows, "data"), make_global_arrays(mesh, kernel))
+        for rows, kernel in products
+    ]
     return functools.partial(multiply, pairs)
 
 

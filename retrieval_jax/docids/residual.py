@@ -1,7 +1,7 @@
 """Residual-quantised docids: each codebook quantises what the codebooks before it left (RQ).
 
-TIGER (Rajput et al. 2023, section 3.1) introduced such docids to recommendation; RIPOR (Zeng et al. 2024) to
-retrieval, with tokens of its own for each position.
+TIGER (Rajput et al. 2023, section 3.1) recommends items by such docids; RIPOR (Zeng et al. 2024, section 3.2)
+brought them to retrieval, with tokens of their own for each position.
 """
 
 import dataclasses
