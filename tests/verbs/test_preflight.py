@@ -27,7 +27,7 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
-from retrieval_jax.mesh.hardware import CHIPS, GIB, find_chip, parse_topology
+from retrieval_jax.mesh.hardware import CHIPS, GIB, parse_topology
 from retrieval_jax.training.aot import MemoryReport, needed
 from retrieval_jax.training.shapes import batch_shapes
 from retrieval_jax.verbs.preflight import configured, preflight
@@ -70,13 +70,6 @@ def test_one_line_says_that_the_compiler_died(cli, monkeypatch: pytest.MonkeyPat
 def test_an_unknown_slice_names_those_that_there_are(topology: str, hint: str):
     with pytest.raises(UserError, match=f"TOPOLOGY: no slice '{topology}'.*{hint}"):
         preflight(topology)
-
-
-def test_chips_are_known_by_what_jax_calls_them():
-    assert [find_chip(kind).name for kind in ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite")] == [*CHIPS]
-    assert find_chip("NVIDIA H100 80GB HBM3").flops == 989e12
-    assert find_chip("NVIDIA A100-SXM4-40GB").name == "a100"
-    assert find_chip("cpu") is None
 
 
 def test_every_gin_file_of_a_slice_says_what_it_is():
