@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from tables import KINDS
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
@@ -11,21 +10,6 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.examples import PAPER_MIXTURES, TaskFactory, mix_tasks
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module")
-def vocabulary(collection: Collection) -> Vocabulary:
-    return Vocabulary(collection.vocabulary_path)
-
-
-@pytest.fixture(scope="module")
-def inputs(collection: Collection, vocabulary: Vocabulary) -> TaskFactory:
-    return TaskFactory(collection, vocabulary, chunk_length=8, chunks=3)
-
-
-@pytest.fixture(scope="module", params=["atomic", "naive"])
-def table(request, collection: Collection) -> DocidTable:
-    return KINDS[request.param](collection)
 
 
 def test_docid_tables_name_every_passage(collection: Collection, vocabulary: Vocabulary, table: DocidTable):

@@ -1,8 +1,6 @@
 """Targets, decoded and compared with the texts and docids that they are made of."""
 
 import numpy as np
-import pytest
-from tables import KINDS
 
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -11,21 +9,6 @@ from retrieval_jax.examples.examples import Examples, TaskFactory
 from retrieval_jax.examples.targets import DocidTargets, QueryTargets, pad
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module")
-def vocabulary(collection: Collection) -> Vocabulary:
-    return Vocabulary(collection.vocabulary_path)
-
-
-@pytest.fixture(scope="module")
-def inputs(collection: Collection, vocabulary: Vocabulary) -> TaskFactory:
-    return TaskFactory(collection, vocabulary, chunk_length=8, chunks=3)
-
-
-@pytest.fixture(scope="module", params=["atomic", "naive"])
-def table(request, collection: Collection) -> DocidTable:
-    return KINDS[request.param](collection)
 
 
 def test_targets_are_docids_or_the_query(

@@ -1,7 +1,6 @@
 """Tasks, decoded and compared with the texts that they are made of."""
 
 import numpy as np
-import pytest
 
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
@@ -12,16 +11,6 @@ from retrieval_jax.examples.targets import PassageTargets, pad
 from retrieval_jax.examples.tasks import PADDING, LabelledGroups
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module")
-def vocabulary(collection: Collection) -> Vocabulary:
-    return Vocabulary(collection.vocabulary_path)
-
-
-@pytest.fixture(scope="module")
-def inputs(collection: Collection, vocabulary: Vocabulary) -> TaskFactory:
-    return TaskFactory(collection, vocabulary, chunk_length=8, chunks=3)
 
 
 def test_passages_are_read_from_their_beginning_and_in_chunks(
