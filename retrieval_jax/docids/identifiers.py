@@ -10,14 +10,14 @@ from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
-from retrieval_jax.docids.kinds import DocidKind, DocidRequest, DocidResult, register
+from retrieval_jax.docids.kinds import DocidKind, DocidRequest, DocidResult, register_docid_kind
 from retrieval_jax.docids.search_strategies import SoftmaxSearch
 from retrieval_jax.docids.table import DocidShape
 
 LONG_DOCID = 64  # a docid of more tokens than this is reported where most are much shorter
 
 
-@register
+@register_docid_kind
 class Atomic(DocidKind):
     """One token per passage: its row + 1, since 0 is padding (DSI, Tay et al. 2022, section 3.2).
 
@@ -39,7 +39,7 @@ class Atomic(DocidKind):
         return DocidShape(length=1, output_size=round_up(passages + 1, 128), tokens_per_position=passages)
 
 
-@register
+@register_docid_kind
 class Naive(DocidKind):
     """The passage's id in pieces of the text vocabulary, then the end (DSI: "naively structured" docids).
 
@@ -109,7 +109,7 @@ def _report_long_docid(tokens_NxL: np.ndarray, ids: pa.Array) -> None:
         )
 
 
-@register
+@register_docid_kind
 class NaiveDigits(DocidKind):
     """The id, if all ids are decimal numbers, else the row number: a token 2 + digit each, then the end."""
 

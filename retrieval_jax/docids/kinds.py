@@ -1,6 +1,6 @@
 """Docid kinds: what a kind defines, and the registry that finds a kind by its name.
 
-A kind is a subclass of `DocidKind` under `@register`. The package's own kinds are in identifiers.py,
+A kind is a subclass of `DocidKind` under `@register_docid_kind`. The package's own kinds are in identifiers.py,
 semantic.py and residual.py, which `retrieval_jax.docids` imports; a module elsewhere registers its kinds
 when it is imported (in a gin file: `import my_package.my_docids`).
 """
@@ -139,7 +139,7 @@ class DocidKind:
 _KINDS: dict[str, type[DocidKind]] = {}
 
 
-def register(kind: type[DocidKind]) -> type[DocidKind]:
+def register_docid_kind(kind: type[DocidKind]) -> type[DocidKind]:
     """Adds a docid kind to those that DOCIDS may name; used as a class decorator.
 
     A second class of the same name replaces the first, as when a notebook's cell runs again.

@@ -26,7 +26,6 @@ from retrieval_jax.docids.kinds import (
     DocidResult,
     check_dimensions,
     digits_needed,
-    register,
 )
 from retrieval_jax.docids.table import DocidShape
 from retrieval_jax.mesh.partitioning import all_devices
@@ -220,7 +219,7 @@ def output_size(length: int, size: int) -> int:
     return round_up(2 + length * size, 128)
 
 
-@register
+@register_docid_kind
 class Residual(DocidKind):
     """L codes of codebooks of V vectors: "rq_8x256" is L = 8, V = 256."""
 

@@ -18,7 +18,6 @@ from retrieval_jax.docids.kinds import (
     DocidResult,
     check_dimensions,
     digits_needed,
-    register,
 )
 from retrieval_jax.docids.table import DocidShape
 from retrieval_jax.mesh.partitioning import all_devices
@@ -290,7 +289,7 @@ def output_size(length: int, base: int, two_d: bool) -> int:
     return round_up(2 + base * (length if two_d else 1), 128)
 
 
-@register
+@register_docid_kind
 class Semantic(DocidKind):
     """The path in a tree of clusters and the index within the leaf, in one set of tokens (DSI)."""
 
@@ -329,7 +328,7 @@ class Semantic(DocidKind):
         return DocidShape(length, output_size(length, base, self.two_d), tokens_per_position=1 + base)
 
 
-@register
+@register_docid_kind
 class Semantic2D(Semantic):
     """The same with tokens of its own for each position (NCI, whose decoder is PAWA)."""
 

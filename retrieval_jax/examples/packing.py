@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from retrieval_jax.core.progress import log
-from retrieval_jax.examples.targets import Feature, Features, trim
-
-Batch = dict[str, np.ndarray]
+from retrieval_jax.examples.targets import Batch, Feature, Features, trim
 
 
 class Tally:

@@ -87,10 +87,9 @@ from retrieval_jax.examples import seqio_tasks
 from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.query_generator import QueryGenerator
+from retrieval_jax.models.retriever import Batch
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.training.run import check_inputs, make_model, train_dataset
-
-Batch = Mapping[str, jax.Array]
 
 
 class FunctionOnMesh(t5x_partitioning.PjittedFnWithContext):

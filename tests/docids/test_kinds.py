@@ -12,7 +12,7 @@ from retrieval_jax.core import configuration
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import EOS
 from retrieval_jax.docids import kinds
-from retrieval_jax.docids.kinds import DocidKind, docid_kind, kind_names, register
+from retrieval_jax.docids.kinds import DocidKind, docid_kind, kind_names, register_docid_kind
 from retrieval_jax.docids.residual import Residual
 from retrieval_jax.docids.search_strategies import SoftmaxSearch, TrieSearch
 from retrieval_jax.docids.table import DocidTable
@@ -107,9 +107,9 @@ def test_atomic_docids_alone_are_found_in_one_step():
 
 def test_a_kind_may_be_registered_again(registry):
     first, second = (type("Kind", (DocidKind,), {"name": "mine"}) for _ in range(2))
-    register(first)
+    register_docid_kind(first)
     assert type(docid_kind("mine")) is first
-    register(second)
+    register_docid_kind(second)
     assert type(docid_kind("mine")) is second
     assert kind_names().count("mine") == 1
 
