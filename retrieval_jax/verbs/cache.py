@@ -33,7 +33,8 @@ def cache(
     Training with the same settings then reads them. A task that is there already is not made again.
 
     Args:
-      source, work_dir: the collection, and where its work lies.
+      source: the collection, as `import` takes it.
+      work_dir: its work folder; None is `work/NAME`.
       data: which tasks, as in training.
       docids: kind of docids that a generative retriever writes.
       retriever: the class of the models that train on the examples: GenerativeRetriever, DualEncoder or

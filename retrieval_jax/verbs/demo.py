@@ -37,7 +37,8 @@ def demo(
     """Imports, trains, indexes, searches and reports.
 
     Args:
-      source, work_dir: the collection, and where its work lies.
+      source: the collection, as `import` takes it.
+      work_dir: its work folder; None is `work/NAME`.
       split: the queries to answer.
       generative: docid kinds to train a generative retriever for. Those that cluster vectors take the dual
         encoder's.

@@ -34,7 +34,8 @@ def make_docids(
     """Makes the docid table of a collection that was imported, and reports how good the docids are.
 
     Args:
-      source, work_dir: the collection, and where its work lies.
+      source: the collection, as `import` takes it.
+      work_dir: its work folder; None is `work/NAME`.
       kind: "atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_LxV" (L codes of V), or a kind
         that a module of your own registers, which a gin file imports: see retrieval_jax/docids/README.md.
       embeddings: the passages' vectors, which semantic and rq docids cluster: a .npy or .safetensors file, a

@@ -46,18 +46,22 @@ def generate_queries(
     makes its share of them.
 
     Args:
-      source, work_dir: the collection, and where its work lies.
+      source: the collection, as `import` takes it.
+      work_dir: its work folder; None is `work/NAME`.
       name: the name of these queries.
       model_dir: the query generator to sample from; None is models/doc2query of the work folder.
       predictions: a folder of released docT5query predictions to read instead.
       count: queries that are sampled for a passage, or the most that are taken from the predictions.
-      temperature, top_k: each token is drawn from the top_k likeliest, their logits divided by temperature.
-      seed: of the sampling. A passage's queries depend on this and its row, not on batches, hosts or devices.
+      temperature: the logits are divided by it before a token is drawn.
+      top_k: each token is drawn from this many likeliest ones.
+      seed: the seed of the sampling. A passage's queries depend on it and on the passage's row, not on
+        batches, hosts or devices.
       batch_size: passages that a host samples for at once (rounded up to its devices).
-      filter_searcher: one of searchers/; only queries for which it finds their own passage are kept.
-      filter_k: among this many passages.
+      filter_searcher: the name of a searcher. A query is kept only if this searcher finds its passage with
+        it. None keeps all queries.
+      filter_k: how many passages that searcher finds for a query.
       shard_size: passages of a shard: a kill loses the work of at most this many.
-      step: which of the query generator's checkpoints (--MODEL_STEP); None is the newest.
+      step: the step of the query generator's checkpoint (--MODEL_STEP); None is the newest.
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)

@@ -39,15 +39,17 @@ def import_collection(
         hf:ORG/NAME@REVISION on the Hugging Face hub; None learns one on passages, their ids and train
         queries.
       vocab_size: pieces of a learned vocabulary.
-      held_out: where there are train but no dev queries, this share of them, chosen by a hash of the id,
-        becomes dev.
+      held_out: if there are train but no dev queries, this share of them becomes the dev split. A hash of
+        its id chooses a query.
       on_error: a bad line ends the import ("fail") or is left out and counted ("skip").
-      subset: passages to keep: those relevant to dev and test queries, then to train queries, then others, in
-        a random order that `subset_seed` sets; None is all.
+      subset: the number of passages to keep: those relevant to dev and test queries, then those relevant to
+        train queries, then others, in a random order; None keeps all.
+      subset_seed: the seed of that order.
       shard_bytes: about how much source text goes into a file of records (MS MARCO's 3 GB into 94 files).
-      beam_options: flags of a Beam runner that shall write the records instead of this machine's cores, as in
-        ("--runner=FlinkRunner", …); its workers must share this file system.
-      docs_size, docs_packages: most passages of `python_docs`, and the packages that they come from.
+      beam_options: flags of a Beam runner that writes the records instead of this machine's cores, as in
+        ("--runner=FlinkRunner", …). Its workers must share this file system.
+      docs_size: the most passages of `python_docs`.
+      docs_packages: the packages whose documentation `python_docs` reads.
     """
     if on_error not in ("fail", "skip"):
         raise UserError(f"ON_ERROR: no way {on_error!r} to treat bad lines: choose 'fail' or 'skip'")
