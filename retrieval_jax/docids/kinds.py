@@ -149,8 +149,8 @@ def register_docid_kind(kind: type[DocidKind]) -> type[DocidKind]:
 
 
 def kind_names() -> list[str]:
-    """Returns the names of all registered kinds, in the order of their registration."""
-    return list(_KINDS)
+    """Returns the names of all registered kinds, families of kinds (as "rq_LxV") last."""
+    return sorted(_KINDS, key=lambda name: _KINDS[name].pattern is not None)
 
 
 KIND = Names("a kind of docids", kind_names)
