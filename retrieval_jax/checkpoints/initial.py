@@ -109,7 +109,7 @@ class InitialCheckpoint:
         extended = has_prefix("token_embedder/embedding", self.resize_vocab)
         mismatch = tokenizer.difference(pretrained.path, pretrained.vocabulary, vocabulary, extended)
         if mismatch:
-            theirs = pretrained.vocabulary or "…/sentencepiece.model"
+            theirs = self.name if self.located.commit else pretrained.vocabulary or "…/sentencepiece.model"
             raise UserError(
                 f"INITIAL_CHECKPOINT: {vocabulary} {mismatch}: import the collection with theirs, "
                 f"--VOCABULARY={theirs}"

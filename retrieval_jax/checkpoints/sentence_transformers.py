@@ -97,6 +97,11 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
         if bias or not (activation or "Identity").endswith("Identity"):
             told = f"bias {bias!r}, activation_function {activation!r}"
             raise UserError(f"{where}: has a bias or an activation ({told}): {_MEND}")
+        if not list(where.glob("model*.safetensors*")):
+            raise UserError(
+                f"{where}: no safetensors here, and pickled weights are not read: open the model with "
+                "sentence-transformers and save it"
+            )
         arrays[PROJECTION] = read_safetensors(where, "model")[DENSE].transposed()
     if not dense:
         arrays[PROJECTION] = LazyArray.from_numpy(np.eye(network["emb_dim"], dtype=np.float32))

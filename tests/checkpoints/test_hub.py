@@ -11,11 +11,15 @@ from model_folders import GOLDENS
 
 from retrieval_jax.checkpoints import hub as hub_names
 from retrieval_jax.checkpoints.hub import locate, locate_vocabulary
+from retrieval_jax.checkpoints.initial import InitialCheckpoint
+from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings.encoding import Embeddings
 from retrieval_jax.embeddings.sources import load_embeddings
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.layers import T5Config
 
 pytest.importorskip("huggingface_hub")
 GTR = GOLDENS / "gtr"
@@ -113,6 +117,19 @@ def test_access_on_request_needs_a_token(hub: Hub, monkeypatch):
     assert (locate("hf:org/gated", "INITIAL_CHECKPOINT").path / "spiece.model").is_file()
 
 
+def test_the_environment_says_where_the_hub_and_the_cache_are(hub: Hub, python, tmp_path):
+    """In a process of its own, of which nothing but the environment is told."""
+    commit = hub.push("org/gtr", files_of(GTR))
+    script = (
+        "from retrieval_jax.checkpoints.hub import locate; print(locate('hf:org/gtr', 'EMBEDDINGS').path)"
+    )
+    done = python(script)
+    assert done.returncode == 0, done.stderr
+    expected = tmp_path / "hf" / "hub" / "models--org--gtr" / "snapshots" / commit
+    assert done.stdout.splitlines() == [str(expected)]
+    assert done.stderr.splitlines() == [f"hf:org/gtr: commit {commit}"]  # no bars where nobody watches
+
+
 def test_a_cut_download_goes_on(hub: Hub):
     hub.push("org/gtr", files_of(GTR))
     hub.cut = "model.safetensors"
@@ -192,6 +209,15 @@ def test_import_and_train_from_the_hub(hub: Hub, cli, source, tmp_path):
     assert f"go on with --INITIAL_CHECKPOINT=hf:org/gtr@{first}" in err
     train = [x.replace("hf:org/gtr", f"hf:org/gtr@{first}") for x in train]
     assert cli("train", *train, "--STEPS=2")[1]["step"] == 2
+
+
+def test_another_vocabulary_than_the_repositorys_is_told_by_its_name(hub: Hub, collection):
+    commit = hub.push("org/gtr", files_of(GTR))
+    network = open_pretrained(GTR).network
+    with pytest.raises(UserError, match=f"--VOCABULARY=hf:org/gtr@{commit}$"):
+        InitialCheckpoint("hf:org/gtr").arrays_for(
+            DualEncoder(T5Config(**network), vector_dim=9), collection.vocabulary_path
+        )
 
 
 def test_convert_from_the_hub(hub: Hub, cli, source, tmp_path):

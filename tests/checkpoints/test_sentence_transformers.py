@@ -210,6 +210,13 @@ def test_prompts_are_those_of_encode_query_and_encode_document(prompts, default,
             assert cosines.min() > 0.9999
 
 
+def test_a_matrix_that_is_pickled_is_not_read(tmp_path):
+    folder = shutil.copytree(GOLDENS / "gtr", tmp_path / "gtr")
+    (folder / "2_Dense" / "model.safetensors").rename(folder / "2_Dense" / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"2_Dense: no safetensors here, and pickled weights are not read"):
+        open_pretrained(folder)
+
+
 def test_embeddings_of_a_folder_have_the_prompt_of_documents(tmp_path, collection):
     library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
     folder = with_prompts(tmp_path / "theirs", PROMPTS)
