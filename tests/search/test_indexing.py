@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import flax.linen as nn
@@ -181,3 +184,43 @@ def test_a_moved_searcher_and_another_model_are_named(index, model: Path, tmp_pa
     save(place, jax.tree.map(lambda x: 1.01 * x, params))
     with pytest.raises(UserError, match=r"not the model \(of step 1\) that .*scann was made of"):
         Searcher.open(other)
+
+
+@pytest.mark.slow
+def test_two_processes_build_what_one_does(index, model: Path, collection, arguments, tmp_path: Path):
+    """They encode together; the first one writes, and both tell the same."""
+    assert index("exact")[0] == 0
+    alone = Workspace(tmp_path / "work")
+    queries = [QUERY, "progress bar", "gradient clipping"]
+    expected = Searcher.open(alone.searcher("exact")).search(queries, 20)
+    together = Workspace(tmp_path / "together")
+    shutil.copytree(alone.collection, together.collection)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    rest = [argument for argument in arguments if "WORK_DIR" not in argument]
+    here = [*rest, f"--WORK_DIR={together.folder}", f"--MODEL_DIR={model}"]
+    for kind in ("exact", "scann"):
+        command = [sys.executable, "-m", "retrieval_jax.main", "index", *here, "--json"]
+        command += [f"--gin.make_index.kind={kind!r}"]
+        environment = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        started = [
+            subprocess.Popen(
+                command,
+                env=environment | {"JAX_PROCESS_ID": str(process)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for process in range(2)
+        ]
+        first, second = (process.communicate(timeout=300) for process in started)
+        assert [process.returncode for process in started] == [0, 0], first[1] + second[1]
+        made = [json.loads(out.splitlines()[-1]) for out, _ in (first, second)]  # after Gloo's
+        assert made[0] == made[1]
+        assert made[0]["passages"] == len(collection.ids)
+        for query, ranked_list in zip(
+            expected, Searcher.open(together.searcher(kind)).search(queries, 20), strict=True
+        ):
+            assert [passage for passage, _ in query] == [passage for passage, _ in ranked_list]
+            np.testing.assert_allclose([s for _, s in query], [s for _, s in ranked_list], atol=1e-5)
