@@ -1,8 +1,8 @@
 """Docid kinds: what a kind defines, and the registry that finds a kind by its name.
 
-A kind is a subclass of `DocidKind` under `@register_docid_kind`. The package's own kinds are in identifiers.py,
-semantic.py and residual.py, which `retrieval_jax.docids` imports; a module elsewhere registers its kinds
-when it is imported (in a gin file: `import my_package.my_docids`).
+A kind is a subclass of `DocidKind` under `@register_docid_kind`. The package's own kinds are in
+identifiers.py, semantic.py and residual.py, which `retrieval_jax.docids` imports; a module elsewhere
+registers its kinds when it is imported (in a gin file: `import my_package.my_docids`).
 """
 
 import dataclasses

@@ -26,6 +26,7 @@ from retrieval_jax.docids.kinds import (
     DocidResult,
     check_dimensions,
     digits_needed,
+    register_docid_kind,
 )
 from retrieval_jax.docids.table import DocidShape
 from retrieval_jax.mesh.partitioning import all_devices
