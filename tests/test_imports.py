@@ -70,7 +70,7 @@ def test_verbs_alone_ask_gin_for_the_mesh_and_its_rules():
             assert not asked, f"{module}:{asked[0]}"
 
 
-MAKERS = ("make_mesh", "axis_rules")
+MAKERS = ("make_mesh", "axis_rules", "make_partitioner")
 # What gin was told is read by the configuration itself, and by T5X's own command.
 READ_GIN = ("core.configuration", "interop.t5x")
 

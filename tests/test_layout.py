@@ -14,18 +14,8 @@ UNTESTED = {  # modules that have no test file of their name yet
     "models/feature_converters",
     "models/generative",
     "models/layers",
-    "training/aot",
-    "training/metric_writer",
-    "training/preemption",
-    "training/profiler",
-    "training/program",
-    "training/run",
-    "training/settings",
-    "training/shapes",
-    "training/throughput",
     "verbs/demo",
     "verbs/table",
-    "verbs/train",
 }
 
 

@@ -79,13 +79,19 @@ def describe(model: Retriever, **facts: object) -> dict:
     }
 
 
-def load_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> LoadedModel:
+def load_model(
+    model_dir: str | Path,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+) -> LoadedModel:
     """Loads the model of a folder, built from what model.json says, whatever gin was told.
 
     Args:
       model_dir: the model's folder, also gs://….
       step: the checkpoint to load; None means the newest one that is whole.
       mesh: the devices that the parameters are placed on; None means the first local device.
+      rules: the mesh axes of each logical axis; see `partitioning.axis_rules`.
 
     Raises:
       UserError: there is no model or no such checkpoint, it is damaged, or a parameter is not finite.
@@ -96,10 +102,10 @@ def load_model(model_dir: str | Path, step: int | None = None, mesh: Mesh | None
     mesh = mesh or partitioning.all_devices(devices=jax.local_devices()[:1])
     if has_weights(folder):
         _, step = read_description_and_step(folder, step)
-        params = params_to_devices(read_safetensors(folder, WEIGHTS), model, mesh)
+        params = params_to_devices(read_safetensors(folder, WEIGHTS), model, mesh, rules)
     else:
         checkpoints, step = _checkpoint(folder, step)
-        params = checkpoints.restore_params(step, abstract_params(model, mesh))
+        params = checkpoints.restore_params(step, abstract_params(model, mesh, rules))
         checkpoints.close()
     check_finite(folder, params)
     vocabulary = Vocabulary(folder / VOCABULARY, description.get("symbols"))
@@ -288,7 +294,12 @@ def abstract_params(
     )
 
 
-def params_to_devices(arrays: Mapping[str, LazyArray], model: Retriever, mesh: Mesh) -> dict:
+def params_to_devices(
+    arrays: Mapping[str, LazyArray],
+    model: Retriever,
+    mesh: Mesh,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+) -> dict:
     """Places a model's parameters on a mesh, from lazy arrays of the same names and shapes."""
-    flat = flatten_dict(abstract_params(model, mesh), sep="/")
+    flat = flatten_dict(abstract_params(model, mesh, rules), sep="/")
     return unflatten_dict({name: to_devices(arrays[name], like) for name, like in flat.items()}, sep="/")

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import gin
@@ -18,6 +18,37 @@ MESH_AXES = ("data", "model")
 LogicalAxis = Annotated[str, Names("a logical axis", LOGICAL_AXES)]
 MeshAxis = Annotated[str, Names("an axis of the mesh", MESH_AXES)]
 Rules = Sequence[tuple[LogicalAxis, MeshAxis | tuple[MeshAxis, ...] | None]]
+
+
+DEFAULT_RULES: Rules = (
+    ("batch", "data"),
+    ("vocab", "model"),
+    ("mlp", "model"),
+    ("heads", "model"),
+    ("joined_kv", "model"),
+    ("pawa", "model"),
+    ("embed", None),
+    ("layers", None),
+    ("relpos_buckets", None),
+)
+"""T5X's default rules."""
+
+
+class Partitioner(NamedTuple):
+    """The devices to run on, and the rules by which parameters are divided over them.
+
+    Attributes:
+      mesh: the devices.
+      rules: (logical axis, the mesh axis or axes that it is divided over, or None) pairs; see `axis_rules`.
+    """
+
+    mesh: Mesh
+    rules: Rules = DEFAULT_RULES
+
+    @property
+    def local(self) -> "Partitioner":
+        """The same for the devices of this process alone, which then works on its own."""
+        return Partitioner(self.mesh.local_mesh, self.rules)
 
 
 def all_devices(model_parallelism: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -53,20 +84,6 @@ def make_mesh(model_parallelism: Positive = 1, devices: Sequence[jax.Device] | N
     return all_devices(model_parallelism, devices)
 
 
-DEFAULT_RULES: Rules = (
-    ("batch", "data"),
-    ("vocab", "model"),
-    ("mlp", "model"),
-    ("heads", "model"),
-    ("joined_kv", "model"),
-    ("pawa", "model"),
-    ("embed", None),
-    ("layers", None),
-    ("relpos_buckets", None),
-)
-"""T5X's default rules."""
-
-
 @gin.configurable
 def axis_rules(rules: Rules = DEFAULT_RULES) -> Rules:
     """Gives the rules that gin sets, by which arrays are divided over a mesh. Only verbs call this.
@@ -79,6 +96,11 @@ def axis_rules(rules: Rules = DEFAULT_RULES) -> Rules:
       The rules, to be handed to all that divides parameters over a mesh.
     """
     return tuple(rules)
+
+
+def make_partitioner() -> Partitioner:
+    """Makes the partitioner that gin configures. Only verbs call this, and hand it to what loads a model."""
+    return Partitioner(make_mesh(), axis_rules())
 
 
 @contextlib.contextmanager

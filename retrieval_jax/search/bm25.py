@@ -68,8 +68,8 @@ class BM25Searcher(Searcher):
         arrow_ids.write(folder / "ids.arrow", ids)
 
     @classmethod
-    def open(cls, folder: Path, make_mesh: object = None) -> "BM25Searcher":
-        """See `Searcher.open`. No device is needed, and `make_mesh` is not called."""
+    def open(cls, folder: Path, make_partitioner: object = None) -> "BM25Searcher":
+        """See `Searcher.open`. No device is needed, and `make_partitioner` is not called."""
         folder = paths.ensure_local(folder)
         index = bm25s.BM25.load(folder / "bm25")
         return cls(index, arrow_ids.read(folder / "ids.arrow"))

@@ -23,7 +23,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings.encoding import Embeddings, TextEncoder, query_encoder
-from retrieval_jax.mesh.partitioning import all_devices
+from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.search import scann_index
 from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.search.scann_index import ScannIndex, changed_rows
@@ -135,11 +135,12 @@ class ExactSearcher(DenseSearcher):
         return {}
 
     @classmethod
-    def open(cls, folder: Path, make_mesh: Callable[[], Mesh] | None = None) -> "ExactSearcher":
+    def open(cls, folder: Path, make_partitioner: Callable[[], Partitioner] | None = None) -> "ExactSearcher":
         """See `Searcher.open`."""
         _, encoder, folder = _open(folder)
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-        return cls(encoder, vectors, arrow_ids.read(folder / "ids.arrow"), (make_mesh or all_devices)())
+        mesh = make_partitioner().mesh if make_partitioner else all_devices()
+        return cls(encoder, vectors, arrow_ids.read(folder / "ids.arrow"), mesh)
 
 
 @register_searcher
@@ -189,8 +190,8 @@ class ScannSearcher(DenseSearcher):
         return index.write(folder) | recalls
 
     @classmethod
-    def open(cls, folder: Path, make_mesh: object = None) -> "ScannSearcher":
-        """See `Searcher.open`. `make_mesh` is not called."""
+    def open(cls, folder: Path, make_partitioner: object = None) -> "ScannSearcher":
+        """See `Searcher.open`. `make_partitioner` is not called."""
         manifest, encoder, folder = _open(folder)
         return cls(encoder, ScannIndex.open(folder, manifest), manifest["dimensions"])
 

@@ -18,7 +18,7 @@ from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.docids.search_strategies import STRATEGIES, SearchStrategy
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import multihost
-from retrieval_jax.mesh.partitioning import all_devices
+from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
 
@@ -69,13 +69,7 @@ class GenerativeSearcher(Searcher):
         self.beams, self.recall_target = beams, recall_target
         self.docids = None
         self.replace(table)
-        # B×K results go to every device, so that each process of a mesh of several reads them whole.
-        whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
-
-        def decode(strategy: type[SearchStrategy], params, batch, docids, width: int, recall_target):
-            return strategy.decode(model, params, batch, docids, width, mesh, recall_target)
-
-        self._decode = jax.jit(decode, static_argnums=(0, 4, 5), out_shardings=whole)
+        self._decode = search_function(model, mesh)
 
     def replace(self, table: DocidTable) -> None:
         """Searches another state of the docids from now on, to which passages were added or from it removed.
@@ -156,12 +150,14 @@ class GenerativeSearcher(Searcher):
         return {"docids": paths.relative(docids, inputs.folder)}
 
     @classmethod
-    def open(cls, folder: Path, make_mesh: Callable[[], Mesh] | None = None) -> "GenerativeSearcher":
+    def open(
+        cls, folder: Path, make_partitioner: Callable[[], Partitioner] | None = None
+    ) -> "GenerativeSearcher":
         """Opens a searcher's folder.
 
         Args:
           folder: a folder that `retrieval-jax index` or `export` made.
-          make_mesh: gives the devices to search on; None for all devices.
+          make_partitioner: gives the devices to search on; None for all devices.
 
         Raises:
           UserError: files are missing, or the docids are not those that the searcher was made of.
@@ -171,8 +167,8 @@ class GenerativeSearcher(Searcher):
         if table.fingerprint() != manifest["docids_fingerprint"]:
             docids = paths.join(folder, manifest["docids"])
             raise UserError(f"{docids}: not the docids that {folder} was made of: `retrieval-jax index`")
-        mesh = (make_mesh or all_devices)()
-        opened = load_model(paths.join(folder, manifest["model"]), manifest["step"], mesh)
+        mesh, rules = make_partitioner() if make_partitioner else Partitioner(all_devices())
+        opened = load_model(paths.join(folder, manifest["model"]), manifest["step"], mesh, rules)
         return cls(
             opened.model,
             opened.params,
@@ -216,3 +212,23 @@ def check_docids(opened: LoadedModel, collection: Collection, docids: Path, mode
 def _place(mesh: Mesh | None, tree: object, *axes: str) -> object:
     """Places arrays on the mesh: their first axis over one of its axes, or whole on every device."""
     return multihost.make_global_arrays(mesh, tree, *axes) if mesh else jax.device_put(tree)
+
+
+def search_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
+    """Makes the jitted search of a batch of queries, which searchers run and preflight compiles.
+
+    Args:
+      model: the retriever.
+      mesh: the devices that parameters and docids lie on; None for one device.
+
+    Returns:
+      (strategy, params, batch, docids, width, recall_target) -> (rows, {"scores": …}), as
+      `SearchStrategy.decode` gives them; the strategy, the width and the recall are static. The results go
+      to every device, so that each process of a mesh of several reads them whole.
+    """
+
+    def search(strategy: type[SearchStrategy], params, batch, docids, width: int, recall_target):
+        return strategy.decode(model, params, batch, docids, width, mesh, recall_target)
+
+    whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
+    return jax.jit(search, static_argnums=(0, 4, 5), out_shardings=whole)

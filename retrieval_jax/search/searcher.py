@@ -14,7 +14,7 @@ This adds one, from any package and without a change to another file:
         def write(cls, folder, inputs): ...    # called by `retrieval-jax index`
 
         @classmethod
-        def open(cls, folder, make_mesh=None): ...
+        def open(cls, folder, make_partitioner=None): ...
 
 The class must be imported before its kind is used: in Python by `import`, on the command line by a gin file
 (`--gin_file`) with the line `import MODULE`.
@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # a searcher without a model is opened without importing Flax
 
     from retrieval_jax.checkpoints.model_folder import LoadedModel
     from retrieval_jax.embeddings.encoding import Embeddings
+    from retrieval_jax.mesh.partitioning import Partitioner
 
 RankedList = list[tuple[str, float]]
 """(passage id, score) of each retrieved passage, best first, no passage twice."""
@@ -165,7 +166,7 @@ class Searcher:
         raise NotImplementedError
 
     @staticmethod
-    def open(folder: str | Path, make_mesh: "Callable[[], Mesh] | None" = None) -> "Searcher":
+    def open(folder: str | Path, make_partitioner: "Callable[[], Partitioner] | None" = None) -> "Searcher":
         """Opens a searcher that `retrieval-jax index` or `export` made, whatever its kind.
 
         This needs neither gin nor the collection, and imports TensorFlow for no kind. A subclass overrides
@@ -173,13 +174,14 @@ class Searcher:
 
         Args:
           folder: the searcher's folder.
-          make_mesh: makes the mesh that the searcher runs on, if it runs on one; None for all devices.
+          make_partitioner: makes the mesh that the searcher runs on, if it runs on one, with the rules by
+            which parameters are divided over it; None for all devices and T5X's rules.
 
         Raises:
           UserError: files are missing or were changed after they were written, or the searcher's kind is
             not registered.
         """
-        return _open(paths.as_path(folder), make_mesh)
+        return _open(paths.as_path(folder), make_partitioner)
 
 
 _Class = TypeVar("_Class", bound=type[Searcher])
@@ -277,7 +279,7 @@ def check_model(folder: Path, manifest: dict) -> None:
         )
 
 
-def _open(folder: Path, make_mesh: "Callable[[], Mesh] | None") -> Searcher:
+def _open(folder: Path, make_partitioner: "Callable[[], Partitioner] | None") -> Searcher:
     manifest = storage.read_manifest(folder, "index")
     try:
         searcher = searcher_class(manifest["kind"])
@@ -287,4 +289,4 @@ def _open(folder: Path, make_mesh: "Callable[[], Mesh] | None") -> Searcher:
         folder = paths.ensure_local(folder)
         storage.check_files(folder, manifest)
     check_model(folder, manifest)
-    return searcher.open(folder, make_mesh)
+    return searcher.open(folder, make_partitioner)

@@ -124,7 +124,7 @@ class GenerativeEvaluator(RetrievalEvaluator):
         """See `RetrievalEvaluator.prepare`."""
         length = examples.config.input_length
         self.generative = GenerativeSearcher(
-            model, {}, self.table, examples.vocabulary, length, self.beams, mesh=mesh
+            model, {}, self.table, examples.vocabulary, input_length=length, beams=self.beams, mesh=mesh
         )
 
     def searcher(self, params: dict) -> Searcher:

@@ -1,4 +1,4 @@
-"""Floating-point operations of a traced function: what its matrix products take, loops counted in full.
+"""Floating-point operations (FLOPs) of a traced function's matrix products, with loops counted in full.
 
 XLA's own `cost_analysis()` counts a loop's body once, however often it runs.
 """
@@ -13,21 +13,25 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 def matmul_flops(function: Callable, *args, trips: int = 1) -> int:
-    """FLOPs of all matrix products of `function(*args)`, of all devices together; nothing is computed.
+    """Counts the FLOPs of all matrix products of a function, on all devices together. Nothing is computed.
 
-    A product of M×K and K×N takes 2·M·N·K, times its batch dimensions. Everything else is left out: it is
-    little, and is not what peak FLOP/s are of. Of several branches the largest counts.
+    A product of M×K and K×N takes 2·M·N·K FLOPs, times its batch dimensions. Everything else takes little,
+    and is left out, as in the devices' peak FLOP/s. Of the branches of a `lax.cond` the largest counts.
 
     Args:
-      args: arrays, or jax.ShapeDtypeStruct.
-      trips: how often a loop runs whose end is only found while it runs (`lax.while_loop`). Loops of a known
-        length count by it.
+      function: the function.
+      *args: its arguments: arrays, or jax.ShapeDtypeStruct.
+      trips: the number of iterations of a `lax.while_loop`, which is only known when it runs. A `lax.scan`
+        counts by its length.
+
+    Returns:
+      The number of FLOPs.
     """
     return jaxpr_flops(jax.make_jaxpr(function)(*args), trips)
 
 
 def jaxpr_flops(jaxpr: Jaxpr | ClosedJaxpr, trips: int = 1) -> int:
-    """See `matmul_flops`."""
+    """Counts the FLOPs of a traced function; see `matmul_flops`."""
     return sum(_equation_flops(equation, trips) for equation in jaxpr.eqns)
 
 
@@ -50,7 +54,7 @@ def _equation_flops(equation: JaxprEqn, trips: int) -> int:
 
 
 def _inner(params: Mapping) -> Iterator[Jaxpr | ClosedJaxpr]:
-    """The functions that an equation calls: those of jit, remat, custom derivatives, loops and branches."""
+    """Yields the functions that an equation calls, as jit, remat, custom derivatives and loops do."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, Jaxpr | ClosedJaxpr):
@@ -58,10 +62,17 @@ def _inner(params: Mapping) -> Iterator[Jaxpr | ClosedJaxpr]:
 
 
 def model_flops(model, shapes: Mapping[str, tuple]) -> int:
-    """FLOPs of one training step on a batch of these shapes, as convention counts them for MFU.
+    """Counts the FLOPs of a training step as the model FLOPs utilisation (MFU) has them.
 
-    Three times the forward pass's: the backward pass takes two products for each of its one (Chowdhery et al.
-    2022, appendix B). What rematerialisation computes again does not count.
+    They are three times those of the forward pass, as the backward pass takes two products for each of its
+    one (Chowdhery et al. 2022, appendix B). What rematerialisation computes again does not count.
+
+    Args:
+      model: has T5X's model interface.
+      shapes: name -> shape of the int32 arrays of a global batch.
+
+    Returns:
+      The number of FLOPs.
     """
     variables = jax.eval_shape(lambda: nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)))
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""Optimisers by gin: optax's AdamW and Adafactor, a warm-up and decay, and rates by kind of parameter."""
+"""Optimisers that gin configures: optax's AdamW and Adafactor, learning-rate schedules and multipliers."""
 
 from collections.abc import Mapping
 from typing import Annotated, NamedTuple
@@ -22,7 +22,20 @@ Multipliers = Mapping[Annotated[str, LastName], float]
 def learning_rate(
     peak: PositiveFloat, steps: Positive, warmup: NonNegative = 0, decay: str = "constant"
 ) -> optax.Schedule:
-    """Linear warm-up to `peak`, then "constant", or "linear" to 0 at `steps`, or "rsqrt" (1/sqrt(step))."""
+    """Makes a learning-rate schedule with a linear warm-up.
+
+    Args:
+      peak: the highest rate, which is reached after the warm-up.
+      steps: the step at which a linear decay reaches 0.
+      warmup: number of steps of the warm-up from 0.
+      decay: what follows: "constant", "linear" to 0, or "rsqrt", in proportion to 1/sqrt(step).
+
+    Returns:
+      An optax schedule.
+
+    Raises:
+      UserError: there is no such decay.
+    """
     if decay == "linear":
         after = optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))
     elif decay == "rsqrt":
@@ -47,12 +60,23 @@ def adamw(
     weight_decay: float = 0.0,
     momentum_dtype: str | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW. `multipliers` maps a parameter's last or last but one name to a factor on its learning rate;
-    a name that no network of this project has is an error.
+    """Makes AdamW (Loshchilov and Hutter 2019).
 
-    From scratch and for minutes only, the embedding and the output softmax must move much faster than the
-    layers between them: {"embedding": 50, "logits_dense": 10}, say. `momentum_dtype` "bfloat16" halves the
-    first moment's memory; the second needs float32, whose small changes bfloat16 would round away.
+    A model that is trained from scratch for only minutes needs a much higher rate for the embedding and the
+    output softmax than for the layers between them: multipliers = {"embedding": 50, "logits_dense": 10}, say.
+
+    Args:
+      schedule: the learning rate.
+      multipliers: factors on the learning rate by the last or the last but one part of a parameter's name;
+        the name must be that of a parameter of some network of this project.
+      b1: the decay rate of the first moment.
+      b2: the decay rate of the second moment.
+      weight_decay: the decoupled weight decay.
+      momentum_dtype: dtype of the first moment; "bfloat16" halves its memory. The second moment is always
+        float32: bfloat16 would round its small changes away.
+
+    Returns:
+      The optimiser.
     """
     adam = optax.chain(
         optax.scale_by_adam(b1, b2, mu_dtype=momentum_dtype), optax.add_decayed_weights(weight_decay)
@@ -64,11 +88,19 @@ def adamw(
 def adafactor(
     schedule: optax.Schedule, multipliers: Multipliers | None = None, decay_rate: float = 0.8
 ) -> optax.GradientTransformation:
-    """Adafactor (Shazeer and Stern 2018, algorithm 5) as T5X configures it.
+    """Makes Adafactor (Shazeer and Stern 2018, algorithm 5) as T5X configures it.
 
-    Second moments are factored where an array has two axes of at least 128; an update's root mean square is
-    clipped at 1 and multiplied by the parameter's own (at least 1e-3); there is no momentum. In a scanned
-    stack each layer counts as an array of its own, as it does where layers are not scanned.
+    Second moments are factored where an array has two axes of at least 128 elements. The root mean square of
+    an update is clipped at 1, and multiplied by that of the parameter (at least 1e-3). There is no momentum.
+    In a scanned stack each layer counts as an array of its own, as in a stack that is not scanned.
+
+    Args:
+      schedule: the learning rate.
+      multipliers: see `adamw`.
+      decay_rate: the exponent of the second moment's decay.
+
+    Returns:
+      The optimiser.
     """
     return optax.chain(
         optax.scale_by_factored_rms(decay_rate=decay_rate, epsilon=EPSILON),
@@ -90,21 +122,21 @@ def _scale_by_parameter_rms(updates, params):
 
 
 def _rms(path, x: jax.Array) -> jax.Array:
-    """The root mean square of an array, or of each layer's part of it; broadcasts to it."""
+    """Gives the root mean square of an array, or of each layer's part of it, in a shape that broadcasts."""
     stacked = is_stacked(tuple(str(getattr(key, "key", key)) for key in path))
     axes = tuple(axis for axis in range(x.ndim) if not (stacked and axis == STACK_AXIS))
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=True))
 
 
 class RateState(NamedTuple):
-    """Steps taken (int32), and the rate of the last one, for the learning curve."""
+    """The number of steps taken (int32), and the learning rate of the last one, for the learning curve."""
 
     count: jax.Array
     learning_rate: jax.Array
 
 
 def _scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Multiplies by minus the schedule's rate, which stays in the state to be told."""
+    """Multiplies by minus the schedule's rate, and keeps the rate in the state."""
 
     def init(_) -> RateState:
         return RateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))

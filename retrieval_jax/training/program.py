@@ -1,7 +1,8 @@
 """Programs: jitted functions with the shapes of their arguments, before they are compiled.
 
-`plan_train_step` gives the training step. The training loop runs the function that it gives, and preflight
-compiles the same function for a mesh of devices that are not there.
+`plan_train_step` gives the training step: the training loop runs the function that it gives, and preflight
+compiles the same function for a mesh of devices that are not there. So does `plan_search` for the search of a
+generative retriever, whose function the searcher runs.
 """
 
 import dataclasses
@@ -17,6 +18,9 @@ from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.docids.search_strategies import DocidTokens, SearchStrategy
 from retrieval_jax.mesh import partitioning
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.search.generative import search_function
+from retrieval_jax.search.searcher import IndexSettings
 from retrieval_jax.training.settings import TrainSettings
 from retrieval_jax.training.step import abstract_state, make_train_step
 
@@ -31,7 +35,7 @@ class Program:
 
     Attributes:
       function: the jitted function.
-      arguments: its arguments: trees of jax.ShapeDtypeStruct with shardings.
+      arguments: its arguments: trees of jax.ShapeDtypeStruct with shardings, and static values.
       memory: name -> tree, the same arguments as a report names them. Scalars may be left out.
       loop_trips: the most iterations of its `lax.while_loop`, if it has one, for counting FLOPs.
     """
@@ -111,12 +115,13 @@ def bytes_per_device(tree: object) -> int:
 
 
 def plan_search(
-    model,
-    input_shape: tuple[int, int],
+    model: GenerativeRetriever,
+    input_length: int,
     strategy: type[SearchStrategy],
     docids: Trie | DocidTokens,
     *,
-    width: int,
+    settings: IndexSettings,
+    k: int,
     mesh: Mesh,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
 ) -> Program:
@@ -124,26 +129,27 @@ def plan_search(
 
     Args:
       model: the retriever.
-      input_shape: (queries decoded at once, tokens of a query).
+      input_length: the number of tokens of a query.
       strategy: how the docids are found.
       docids: the docids as the strategy takes them, of arrays or jax.ShapeDtypeStruct.
-      width: the number of docids to find for a query.
+      settings: those of the searcher.
+      k: the number of passages to find for a query.
       mesh: the devices to run on.
       rules: the mesh axes of each logical axis.
 
     Returns:
-      The program of (parameters, batch, docids) -> (rows of the docid table, scores).
+      The program that `GenerativeSearcher` runs; see `search_function`.
     """
-    count, length = input_shape
-    count = round_up(count, mesh.shape["data"])  # as GenerativeSearcher does
     rows = partitioning.batch_sharding(mesh)
-    batch = {"encoder_input_tokens": jax.ShapeDtypeStruct((count, length), jnp.int32, sharding=rows)}
+    shape = (round_up(settings.batch_size, mesh.shape["data"]), input_length)  # as GenerativeSearcher does
+    batch = {"encoder_input_tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)}
     params = abstract_params(model, mesh, rules)
     place = NamedSharding(mesh, PartitionSpec(*strategy.mesh_axes))
-    tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), docids)
-
-    def decode(params, batch, tree):
-        return strategy.decode(model, params, batch, tree, width, mesh)
-
-    memory = {"parameters": params, "batch": batch, "docids": tree}
-    return Program(jax.jit(decode), (params, batch, tree), memory, loop_trips=strategy.steps(docids))
+    arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), docids)
+    width = strategy.width(settings.beams, k, model.config.output_size or model.config.vocab_size)
+    return Program(
+        search_function(model, mesh),
+        (strategy, params, batch, arrays, width, settings.recall_target),
+        {"parameters": params, "batch": batch, "docids": arrays},
+        loop_trips=strategy.steps(docids),
+    )

@@ -53,7 +53,7 @@ def train_dataset(
       The examples.
     """
     target_type = family_of(type(model)).target_type
-    return TrainDataset(config, work, collection, target_type, table, model.prompts)
+    return TrainDataset(config, work, collection, target_type, table=table, prompts=model.prompts)
 
 
 def docid_softmax(table: DocidTable) -> dict:

@@ -115,7 +115,7 @@ def make_train_step(
 
     Args:
       model: its `loss_fn` gives the loss and metrics {name: (total, count)}, the loss among them.
-      mesh, rules: where arrays lie; see `abstract_state`.
+      mesh: the devices that the step runs on.
       abstract: the state that the step changes, as `abstract_state` gives it.
       seed: of dropout, together with the number of the step.
       microbatches: number of equal parts of a batch whose gradients are accumulated, for less memory. A part
@@ -195,7 +195,7 @@ def _gradients(model, microbatches: int) -> Callable:
 
 
 def _norm(gradients: dict) -> jax.Array:
-    """The gradients' Euclidean norm.
+    """Gives the Euclidean norm of the gradients.
 
     Adafactor averages the same squares (with its epsilon) over each array's longest axis: asked for in that
     way they are one computation, and the norm, which guards every step, does not read the gradients again.
@@ -210,7 +210,7 @@ def _norm(gradients: dict) -> jax.Array:
 
 
 def _parts(x: jax.Array, count: int) -> jax.Array:
-    """B×… as (B/count)×count×…"""
+    """Reshapes B×… to (B/count)×count×…."""
     if len(x) % count:
         raise UserError(f"train.microbatches: {count} does not divide the batch of {len(x)}: change one")
     return x.reshape(len(x) // count, count, *x.shape[1:])

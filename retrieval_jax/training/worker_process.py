@@ -1,6 +1,7 @@
-"""A process whose death is an exception here, for a library that may end the process it runs in."""
+"""A worker process whose death is an exception, for a library that may end the process in which it runs."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -15,33 +16,44 @@ from retrieval_jax.core.errors import UserError
 
 
 class WorkerDied(Exception):
-    """The process ended instead of answering; how, in a few words."""
+    """The process ended instead of answering. The message says how."""
 
 
 class WorkerProcess:
-    """Calls functions in a process of its own, one after another; a context manager.
+    """Calls functions in a process of its own, one after another. It is a context manager.
 
-    The process begins anew, with nothing of this one's state, at the first call and at the next after a
-    death. What it says goes to stderr.
+    The process starts at the first call, and again at the next call after a death, without any state of this
+    process. What it prints goes to stderr.
 
     Args:
-      prepare, args: a function that it calls first, and its arguments.
+      prepare: the function that a new process calls first.
+      *args: its arguments.
     """
 
     def __init__(self, prepare: Callable, *args):
         self._first = (prepare, args)
         self._process = None
 
-    def __call__(self, function: Callable, *args) -> object:
-        """What a function of an installed module gives there; all of it must be picklable.
+    def __call__(self, function: Callable, *args, **kwargs) -> object:
+        """Calls a function in the process.
 
-        Raises WorkerDied, the UserError that it raises, or RuntimeError with the traceback of any other
-        error.
+        Args:
+          function: a function of an installed module.
+          *args: its arguments, which must be picklable, as must be its result.
+          **kwargs: its keyword arguments, likewise.
+
+        Returns:
+          What the function returns.
+
+        Raises:
+          WorkerDied: the process ended.
+          UserError: the function raised it.
+          RuntimeError: the function raised another error; the message is its traceback.
         """
         if self._process is None:
             self._begin()
             self._ask(*self._first)
-        return self._ask(function, args)
+        return self._ask(functools.partial(function, **kwargs), args)
 
     def __enter__(self) -> "WorkerProcess":
         return self
@@ -78,7 +90,7 @@ class WorkerProcess:
 
 
 def _answer(pipe: Connection) -> None:
-    """What the process does until the other end of the pipe is closed, be it by a death."""
+    """Answers calls until the other end of the pipe is closed, which a death does, too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once: the parent tells of it
     threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -87,7 +99,7 @@ def _answer(pipe: Connection) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process soon after a killed parent, though it be compiling for minutes."""
+    """Ends this process soon after its parent was killed, even if it is compiling for minutes."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

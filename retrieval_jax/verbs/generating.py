@@ -16,7 +16,7 @@ from retrieval_jax.data.predictions import open_predictions
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.mesh import multihost
-from retrieval_jax.mesh.partitioning import make_mesh
+from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.models.query_sampler import QuerySampler, SamplingSettings
 from retrieval_jax.search.batched import BATCH_SIZE
@@ -79,7 +79,7 @@ def generate_queries(
     if filter_searcher:
         searcher = work.searcher(filter_searcher)
         recipe["filter"] = {"searcher": searcher_manifest(searcher, collection)["recipe"], "k": filter_k}
-        opened = Searcher.open(searcher, lambda: make_mesh().local_mesh)  # hosts work on their own
+        opened = Searcher.open(searcher, lambda: make_partitioner().local)  # hosts work on their own
         consistency_filter = generation.ConsistencyFilter(opened.search, filter_k, BATCH_SIZE)
 
     folder = work.synthetic(name)
@@ -108,8 +108,8 @@ def generate_queries(
 
 def _sampler(model_dir: str | Path, step: int | None, **sampling) -> tuple[QuerySampler, dict]:
     """Returns the sampler of a query generator, and the part of the recipe that the model is."""
-    mesh = make_mesh().local_mesh  # hosts work on their own
-    opened = load_model(model_dir, step, mesh)
+    mesh, rules = make_partitioner().local  # hosts work on their own
+    opened = load_model(model_dir, step, mesh, rules)
     if not isinstance(opened.model, QueryGenerator):
         raise UserError(
             f"{model_dir}: holds a {opened.model.family} model, not a query generator: "

@@ -1,5 +1,7 @@
 """The verb `index`: a checkpoint (or the passages, for BM25) becomes a searcher folder."""
 
+import dataclasses
+
 import gin
 
 from retrieval_jax.checkpoints.model_folder import load_model
@@ -7,7 +9,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Fraction, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
-from retrieval_jax.mesh.partitioning import make_mesh
+from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.indexing import build_searcher, choose_searcher, default_name
 from retrieval_jax.search.searcher import IndexInputs, IndexSettings
 
@@ -17,19 +19,9 @@ SUMMARY_KEYS = (
 )  # of the manifest
 
 
-@gin.configurable
-def make_index(
-    source: str,
-    work_dir: str | None = None,
-    model_dir: str | None = None,
-    kind: str | None = None,
-    name: str | None = None,
-    beams: Positive = 40,
-    batch_size: Positive = 32,
-    recall_target: Fraction | None = None,
-    expansion: str | None = None,
-    step: Positive | None = None,
-) -> dict:
+@gin.configurable("make_index")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexConfig:
     """Builds a searcher in searchers/NAME.
 
     Args:
@@ -47,16 +39,49 @@ def make_index(
       expansion: name of the synthetic queries that BM25 reads as if they were part of the passages.
       step: which of the model's checkpoints (--MODEL_STEP); None for the newest.
     """
-    if expansion and model_dir:
+
+    source: str
+    work_dir: str | None = None
+    model_dir: str | None = None
+    kind: str | None = None
+    name: str | None = None
+    beams: Positive = 40
+    batch_size: Positive = 32
+    recall_target: Fraction | None = None
+    expansion: str | None = None
+    step: Positive | None = None
+
+    @property
+    def settings(self) -> IndexSettings:
+        """What searchers may read."""
+        return IndexSettings(self.beams, self.batch_size, self.recall_target, self.expansion)
+
+
+def make_index(**values: object) -> dict:
+    """Builds a searcher.
+
+    Args:
+      **values: of IndexConfig's attributes; those that are left out are gin's.
+
+    Returns:
+      The searcher's folder, and facts of its manifest.
+
+    Raises:
+      UserError: the values do not go together.
+    """
+    config = IndexConfig(**values)
+    if config.expansion and config.model_dir:
         raise UserError("make_index.expansion: only BM25 reads it: set MODEL_DIR=None")
-    work = Workspace.for_source(source, work_dir)
+    work = Workspace.for_source(config.source, config.work_dir)
     collection = Collection(work.collection)
-    searcher = choose_searcher(kind, model_dir)
-    mesh = make_mesh().local_mesh if model_dir else None  # each host works on its own
-    model = load_model(model_dir, step, mesh) if model_dir else None
-    settings = IndexSettings(beams, batch_size, recall_target, expansion)
-    folder = work.searcher(name or default_name(searcher, model, settings))
+    searcher = choose_searcher(config.kind, config.model_dir)
+    mesh = model = None
+    if config.model_dir:
+        mesh, rules = make_partitioner().local  # each host works on its own
+        model = load_model(config.model_dir, config.step, mesh, rules)
+    settings = config.settings
+    folder = work.searcher(config.name or default_name(searcher, model, settings))
     manifest = build_searcher(
-        searcher, IndexInputs(collection, work, folder, settings, model_dir, model, mesh)
+        searcher, IndexInputs(collection, work, folder, settings, config.model_dir, model, mesh)
     )
     return {"searcher": str(folder)} | {key: manifest[key] for key in SUMMARY_KEYS if key in manifest}

@@ -9,7 +9,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import mined
 from retrieval_jax.data.records import Collection
-from retrieval_jax.mesh.partitioning import make_mesh
+from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.batched import search_in_batches
 from retrieval_jax.search.searcher import Searcher, searcher_manifest
 
@@ -61,7 +61,7 @@ def mine(
     queries = collection.queries("train")
 
     def write(tmp: Path) -> dict:
-        opened, texts = Searcher.open(folder, make_mesh), [query.text for query in queries]
+        opened, texts = Searcher.open(folder, make_partitioner), [query.text for query in queries]
         ranked_lists = search_in_batches(opened, texts, depth, f"mine with {searcher}")
         return mined.write(
             tmp,

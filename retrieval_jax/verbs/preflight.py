@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from retrieval_jax.core import configuration, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -28,8 +29,7 @@ from retrieval_jax.training.flops import model_flops
 from retrieval_jax.training.program import DoesNotDivide, Program, plan_search, plan_train_step
 from retrieval_jax.training.shapes import batch_shapes
 from retrieval_jax.training.worker_process import WorkerDied, WorkerProcess
-from retrieval_jax.verbs.index import make_index
-from retrieval_jax.verbs.search import search as search_verb
+from retrieval_jax.verbs.index import IndexConfig
 from retrieval_jax.verbs.table import configure_verbs
 from retrieval_jax.verbs.train import TrainConfig
 
@@ -41,6 +41,7 @@ def preflight(
     topology: str,
     search: bool = False,
     smallest: bool = True,
+    k: Positive = 100,
     passages: int | None = None,
     vocab_size: int | None = None,
     optimization: int | None = 1,
@@ -53,6 +54,7 @@ def preflight(
     Args:
       topology: the slice, as "v4:4x4x4"; see gin_configs/tpu/.
       search: the constrained search of a generative retriever instead, with the beams and batch of `index`.
+      k: the number of passages that a search finds for a query.
       smallest: also look for the smallest slice of that generation that fits.
       passages: of the collection; None: the collection's that was imported, else 8,841,823 (MS MARCO).
       vocab_size: of the texts; None: the collection's, else 32,128 (T5). A number of passages or of the
@@ -66,7 +68,7 @@ def preflight(
     """
     parse_topology(topology)
     reach_compiler()
-    program = (search, passages, vocab_size)
+    program = (search, passages, vocab_size, k)
     # In a process of its own, as the compiler ends that where it fails an assertion of its own.
     with WorkerProcess(_prepare, *configuration.given()) as worker:
         try:
@@ -231,7 +233,7 @@ class Plan:
         return measure(self.program(mesh), hbm, title, optimization)
 
 
-def configured(search: bool, passages: int | None, vocab_size: int | None) -> Plan:
+def configured(search: bool, passages: int | None, vocab_size: int | None, k: int = 100) -> Plan:
     """Plans the program that gin configures: the training step that `train` would run, or a search."""
     config = TrainConfig()
     retriever, kind = config.retriever, config.docids
@@ -254,7 +256,7 @@ def configured(search: bool, passages: int | None, vocab_size: int | None) -> Pl
     docid_length = docids.length if docids else None
     shapes = batch_shapes(family_of(retriever).target_type, config.data, config.batch_size, docid_length)
     if search:
-        program, inputs = _plan_search(model, config, docids, passages)
+        program, inputs = _plan_search(model, config, docids, passages, k)
     else:
         inputs = shapes
 
@@ -291,22 +293,20 @@ def _check(config: TrainConfig, search: bool, passages: int | None, vocab_size: 
 
 
 def _plan_search(
-    model, config: TrainConfig, docids: DocidTable | DocidShape, passages: int
+    model, config: TrainConfig, docids: DocidTable | DocidShape, passages: int, k: int
 ) -> tuple[Callable[[Mesh], Program], dict]:
-    """Plans the search with the beams and batch of `index`. Gives (program, shape of the inputs by name)."""
-    index, k = configuration.parameters_of(make_index), configuration.parameters_of(search_verb)["k"]
+    """Plans the search of a searcher that `index` makes. Gives (program, shape of the inputs by name)."""
     strategy, outputs = docid_kind(config.docids).search, model.config.output_size or model.config.vocab_size
-    width = strategy.width(index["beams"], k, outputs)
     if isinstance(docids, DocidTable):
         arrays, _ = strategy.build(docids, outputs)
     else:
         arrays = strategy.abstract(docids, passages, outputs)
-    shape, rules = (index["batch_size"], config.data.input_length), partitioning.axis_rules()
+    settings, rules, length = IndexConfig().settings, partitioning.axis_rules(), config.data.input_length
 
     def program(mesh: Mesh) -> Program:
-        return plan_search(model, shape, strategy, arrays, width=width, mesh=mesh, rules=rules)
+        return plan_search(model, length, strategy, arrays, settings=settings, k=k, mesh=mesh, rules=rules)
 
-    return program, {"encoder_input_tokens": shape}
+    return program, {"encoder_input_tokens": (settings.batch_size, length)}
 
 
 @functools.lru_cache(1)

@@ -8,7 +8,7 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation.trec import write_qrels
-from retrieval_jax.mesh.partitioning import make_mesh
+from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.batched import BATCH_SIZE, search_queries, search_texts
 from retrieval_jax.search.searcher import Searcher, searcher_manifest
 
@@ -37,7 +37,7 @@ def search(
     folder = work.searcher(name)
     manifest = searcher_manifest(folder, collection)
     if query is not None:
-        passages = search_texts(Searcher.open(folder, make_mesh), collection, query, k)
+        passages = search_texts(Searcher.open(folder, make_partitioner), collection, query, k)
         if not passages:
             log(f"{name}: no passage was found for {query!r}")
         return {"query": query, "passages": passages}
@@ -49,7 +49,7 @@ def search(
         return {"run": str(path), **facts["summary"]}
 
     queries = collection.queries(split)
-    searcher = Searcher.open(folder, make_mesh)
+    searcher = Searcher.open(folder, make_partitioner)
     run, summary = search_queries(searcher, queries, k, f"search {name}")
     if manifest.get("recall_target"):
         sample = [query.text for query in queries[:BATCH_SIZE]]

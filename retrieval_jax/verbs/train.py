@@ -135,7 +135,7 @@ def train(**values: object) -> dict:
     stages = examples.stages()  # before anything is written: raises where a task's examples are not there
     _prepare(config, folder, model, examples)
 
-    mesh, rules = partitioning.make_mesh(), partitioning.axis_rules()
+    mesh, rules = partitioning.make_partitioner()
     rows = multihost.local_rows(mesh, settings.batch_size)
 
     def batches(position: int) -> Iterator[Batch]:

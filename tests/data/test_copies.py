@@ -94,7 +94,7 @@ def test_they_are_no_negatives_in_a_batch(work: Workspace):
 
 def test_they_are_not_mined(work: Workspace):
     source, folder = Collection(work.collection).folder.parent.parent / "docs", work.folder
-    make_index(str(source), str(folder), kind="bm25")
+    make_index(source=str(source), work_dir=str(folder), kind="bm25")
     mine(str(source), str(folder), depth=9)
     lines = [
         line.split("\t") for line in (work.negatives("bm25") / "qrels.train.tsv").read_text().splitlines()

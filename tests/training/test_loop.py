@@ -8,13 +8,11 @@ import optax
 import pytest
 from tiny_training import CONFIG, SHAPES, batches, curve, retriever, train
 
-from retrieval_jax.checkpoints import checkpoints, model_folder
+from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training.optimizers import adafactor, adamw
-from retrieval_jax.training.run import prepare_folder
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 
 
@@ -72,12 +70,3 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step(tmp_path: Path):
     model = GenerativeRetriever(CONFIG, adamw(optax.constant_schedule(float("nan"))))
     with pytest.raises(UserError, match="the learning_rate is nan at step 1"):
         train(model, batches, lambda params: {}, tmp_path, steps=5)
-
-
-def test_another_model_in_the_folder_is_refused(tmp_path: Path, collection):
-    first = model_folder.describe(retriever(), docids="naive")
-    prepare_folder(tmp_path / "m", first, collection)
-    prepare_folder(tmp_path / "m", first, collection)
-    other = model_folder.describe(DualEncoder(CONFIG), docids=None)
-    with pytest.raises(UserError, match=r"model.json: retriever is 'GenerativeRetriever' there"):
-        prepare_folder(tmp_path / "m", other, collection)

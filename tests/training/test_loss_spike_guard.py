@@ -1,23 +1,19 @@
-"""What ends a run early: SIGTERM, numbers that went wrong; and what is told of a run that finds nothing."""
+"""What ends a run whose numbers went wrong, or skips an update; and the warning of one that finds nothing."""
 
 import dataclasses
 import functools
-import itertools
 import json
-import os
 import re
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import gin
 import jax
 import numpy as np
 import pytest
-from tiny_training import SHAPES, SKIPS, batches, curve, poisoned, retriever, spiky, train
+from tiny_training import SHAPES, SKIPS, curve, poisoned, spiky, train
 
 from retrieval_jax.checkpoints import checkpoints
-from retrieval_jax.core.errors import Diverged, Preempted, UserError
+from retrieval_jax.core.errors import Diverged, UserError
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.training.loss_spike_guard import LossMonitor, LossSpikeGuard
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
@@ -198,38 +194,3 @@ def test_a_run_that_finds_nothing_is_told_of_once(tmp_path: Path, capsys):
         other.check_evaluation(step, {"Hits@10": hits})
     other.check_evaluation(20, {"loss": 3.0})  # a query generator finds nothing, nor need it
     assert not capsys.readouterr().err
-
-
-def test_sigterm_saves_the_running_step_and_the_same_call_goes_on(tmp_path: Path):
-    run = {"evaluator": lambda params: {}, "steps": 9, "save_every": 100, "log_every": 1}
-
-    def interrupted(position: int) -> Iterator[dict[str, np.ndarray]]:
-        for number, batch in enumerate(batches(position), start=position):
-            if number == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    before = signal.getsignal(signal.SIGTERM)
-    folder = tmp_path / "stopped"
-    with pytest.raises(Preempted, match=r"step 5 of 9 is saved"):
-        train(retriever(), interrupted, folder=folder, **run)
-    assert signal.getsignal(signal.SIGTERM) is before
-    saved = checkpoints.Checkpoints(folder)
-    assert saved.latest() == 5
-    saved.close()
-    train(retriever(), batches, folder=folder, **run)
-    train(retriever(), batches, folder=tmp_path / "whole", **run)
-    losses = [[p["loss"] for p in curve(f) if "loss" in p] for f in (folder, tmp_path / "whole")]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 9
-    assert same_parameters(folder, tmp_path / "whole", 9)
-
-
-def same_parameters(first: Path, second: Path, step: int) -> bool:
-    abstract = abstract_state(retriever(), partitioning.make_mesh(), SHAPES)
-    trees = []
-    for folder in (first, second):
-        saved = checkpoints.Checkpoints(folder)
-        trees.append(jax.tree.leaves(saved.restore(step, abstract.params, abstract.optimizer)))
-        saved.close()
-    return all(itertools.starmap(np.array_equal, zip(*trees, strict=True)))

@@ -8,13 +8,7 @@ from tiny_training import curve
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.examples.targets import PassageTargets
-from retrieval_jax.examples.training_data import DataConfig, TrainDataset
-from retrieval_jax.models.dual_encoder import DualEncoder
-from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training import settings_file
-from retrieval_jax.training.run import run_settings
-from retrieval_jax.training.settings import TrainSettings
 
 
 def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_accepted(
@@ -101,16 +95,6 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
         in told
     )
     assert curve(folder)[-1]["step"] == 6
-
-
-def test_parts_of_a_batch_are_compared_where_they_change_the_negatives(work, collection):
-    data = DataConfig({"labelled": 1.0})
-    examples = TrainDataset(data, work, collection, PassageTargets)
-    settings = TrainSettings(microbatches=4, random_bits="rbg")
-    of_generative = run_settings(GenerativeRetriever, examples, settings, {})
-    assert of_generative["train.random_bits"] == "rbg"
-    assert "train.microbatches" not in of_generative
-    assert run_settings(DualEncoder, examples, settings, {})["train.microbatches"] == 4
 
 
 def test_what_is_compared_is_what_json_holds(tmp_path: Path):

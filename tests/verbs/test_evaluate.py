@@ -101,7 +101,7 @@ def test_a_query_that_is_a_passage_is_left_out_of_its_own_results(tmp_path):
         "qrels.test.tsv": "a1\ta2\t1\na3\ta4\t1\na4\ta1\t1\n",
     }
     source, folder, work = collection(tmp_path, files)
-    make_index(source, folder, kind="bm25")
+    make_index(source=source, work_dir=folder, kind="bm25")
     search(source, folder, k=1)
     run = [line.split() for line in work.run("bm25", "test").read_text().splitlines()]
     assert [(query, passage) for query, _, passage, *_ in run] == [

@@ -4,7 +4,6 @@ On eight simulated CPU devices everything but the compiler is what a TPU slice g
 (the extra "tpu"), its compiler is asked too.
 """
 
-import dataclasses
 import glob
 import json
 import math
@@ -15,7 +14,6 @@ import subprocess
 import sys
 
 import gin
-import numpy as np
 import pytest
 
 from retrieval_jax import main
@@ -24,12 +22,7 @@ from retrieval_jax.core.configuration import gin_folder
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.batches import batches
-from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
-from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.mesh.hardware import CHIPS, GIB, parse_topology
-from retrieval_jax.training.aot import MemoryReport, needed
-from retrieval_jax.training.shapes import batch_shapes
 from retrieval_jax.verbs.preflight import configured, preflight
 
 NO_LIBTPU = "libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'"
@@ -96,19 +89,6 @@ def test_assumed_docids_are_no_smaller_than_real_ones(arguments, work, cli):
         assert shape.has_docid_vocab == table.has_docid_vocab
 
 
-def test_batches_have_the_shapes_that_are_compiled(arguments, work, collection, cli):
-    assert cli("docids", *arguments, "--gin.DOCIDS='naive'")[0] == 0
-    table = DocidTable.open(work.docids("naive"))
-    data = DataConfig({"labelled": 1.0}, input_length=12, passage_length=20, positives=2, negatives=1)
-    for targets in (DocidTargets, PassageTargets, QueryTargets):
-        mixture = {"doc2query": 1.0} if targets is QueryTargets else data.mixture
-        config = dataclasses.replace(data, mixture=mixture)
-        some = TrainDataset(config, work, collection, targets, table if targets is DocidTargets else None)
-        batch = next(batches(some.stages(), some.targets, {}, 4, seed=0))
-        assert {name: x.shape for name, x in batch.items()} == batch_shapes(targets, data, 4, table.length)
-        assert {x.dtype for x in batch.values()} == {np.dtype(np.int32)}
-
-
 def test_the_collection_and_its_docids_are_used_where_they_are(arguments, work, cli):
     assert cli("docids", *arguments, "--gin.DOCIDS='naive'")[0] == 0
     _, files, bindings, _ = main.parse(["train", "--gin_file=runs/naive.gin", *arguments])
@@ -121,22 +101,6 @@ def test_the_collection_and_its_docids_are_used_where_they_are(arguments, work, 
     assumed = configured(search=False, passages=10**6, vocab_size=None)
     assert assumed.facts["collection"] == "assumed"
     assert assumed.model.config.vocab_size == 32_128
-
-
-def test_the_verdict_compares_the_peak_with_the_memory():
-    report = MemoryReport(4 * GIB, {"parameters": GIB}, 3 * GIB, flops=0, compiled=True)
-    assert report.verdict == "fits: 3.00 of 4.00 GiB a chip, 1.00 to spare"
-    large = dataclasses.replace(report, peak=6 * GIB)
-    assert not large.fits
-    assert large.verdict == "does not fit: 6.00 of 4.00 GiB a chip, 2.00 too many"
-
-
-def test_what_the_compiler_says_is_read():
-    used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 28.37G of 15.75G hbm. Exceeded …"
-    assert needed(used, 0) == int(28.37 * GIB)
-    temporaries = "Ran out of memory on HBM, the total memory required for HLO temporaries (512.00M) exceeds"
-    assert needed(temporaries, GIB) == 1.5 * GIB
-    assert needed("no number", 7) == 7
 
 
 ON_CPUS = """
@@ -269,20 +233,3 @@ def test_without_a_tpu_libtpu_neither_hinders_nor_tells():
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     assert result.stderr == ""
-
-
-def test_every_topology_is_one_that_the_compiler_knows():
-    pytest.importorskip("libtpu", reason=NO_LIBTPU)
-    script = """
-import math
-from retrieval_jax.mesh.hardware import CHIPS, find_chip
-from retrieval_jax.training.aot import devices_of, reach_compiler
-reach_compiler()
-for chip in CHIPS.values():
-    for shape in chip.topologies:
-        devices = devices_of(f"{chip.name}:{shape}")
-        assert len(devices) == math.prod(map(int, shape.split("x"))), shape
-        assert find_chip(devices[0].device_kind) == chip
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr

@@ -1,0 +1,40 @@
+"""How a run is set up: what belongs together, what is compared, and whose folder it is."""
+
+from pathlib import Path
+
+import pytest
+from tiny_training import CONFIG, retriever
+
+from retrieval_jax.checkpoints import model_folder
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.examples.targets import PassageTargets
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.training.run import check_inputs, prepare_folder, run_settings
+from retrieval_jax.training.settings import TrainSettings
+
+
+def test_another_model_in_the_folder_is_refused(tmp_path: Path, collection):
+    first = model_folder.describe(retriever(), docids="naive")
+    prepare_folder(tmp_path / "m", first, collection)
+    prepare_folder(tmp_path / "m", first, collection)
+    other = model_folder.describe(DualEncoder(CONFIG), docids=None)
+    with pytest.raises(UserError, match=r"model.json: retriever is 'GenerativeRetriever' there"):
+        prepare_folder(tmp_path / "m", other, collection)
+
+
+def test_parts_of_a_batch_are_compared_where_they_change_the_negatives(work, collection):
+    data = DataConfig({"labelled": 1.0})
+    examples = TrainDataset(data, work, collection, PassageTargets)
+    settings = TrainSettings(microbatches=4, random_bits="rbg")
+    of_generative = run_settings(GenerativeRetriever, examples, settings, {})
+    assert of_generative["train.random_bits"] == "rbg"
+    assert "train.microbatches" not in of_generative
+    assert run_settings(DualEncoder, examples, settings, {})["train.microbatches"] == 4
+
+
+def test_a_model_and_docids_that_do_not_belong_together_are_refused(tmp_path: Path, collection):
+    check_inputs(tmp_path, DualEncoder, collection, None)
+    with pytest.raises(UserError, match="needs docids: --DOCIDS=naive"):
+        check_inputs(tmp_path, GenerativeRetriever, collection, None)
