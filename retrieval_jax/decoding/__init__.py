@@ -1,4 +1,5 @@
-"""The docid trie, constrained beam search, top-k and sampling: pure functions on arrays.
+"""The docid trie, constrained beam search, top-k of atomic docids, and sampling: pure functions on arrays.
 
-Nothing here knows a network: a search is given the step by which one writes tokens.
+Nothing here imports a network: a search is given the decode step of one as a function. Nothing here reads
+files.
 """

@@ -150,7 +150,8 @@ def expand(
       max_children: C, how many children of each beam are looked at; as many as any node at this position has.
       beams: how many hypotheses are kept.
       state: the beams, K of them.
-      logits_BxKxI, log_z_BxK: what the step returned for them.
+      logits_BxKxI: what the step returned for them.
+      log_z_BxK: what the step returned for them.
       position: of the tokens that are chosen here; may be traced.
 
     Returns:

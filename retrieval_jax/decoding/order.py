@@ -1,16 +1,22 @@
-"""Docids in lexicographic order, and how much neighbours share: what tries and statistics are made from."""
+"""Sorts docids lexicographically and counts the tokens that neighbours share, for tries and statistics."""
 
 import numpy as np
 
-_BLOCK = 1 << 16  # rows packed at once: they stay in the processor's cache
+_BLOCK = 1 << 16  # rows packed at a time: they stay in the processor's cache
 
 
 def order(values_NxL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorts rows of non-negative integers, millions in seconds: many columns are compared as one number.
+    """Sorts rows of non-negative integers lexicographically.
+
+    Millions of rows take seconds, because several columns are packed into one number and compared at once.
+
+    Args:
+      values_NxL: non-negative integers.
 
     Returns:
-      (rows_N int64: the rows in lexicographic order, equal ones in their own; shared_N int16: how many
-      leading values each has in common with the one before it in that order, 0 for the first, L if equal).
+      (rows_N int64: the rows in lexicographic order; equal rows stay in the order in which they were;
+      shared_N int16: how many leading values each row has in common with the row before it in that order; 0
+      for the first, L if both are equal).
     """
     N, L = values_NxL.shape
     bits = max(int(values_NxL.max(initial=0)).bit_length(), 1)
@@ -22,7 +28,7 @@ def order(values_NxL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shared_N[1:] = _equal_columns(key_N, columns, bits)
     first = columns
     while first < L:
-        same_N = shared_N == first  # as the one before it, as far as was compared
+        same_N = shared_N == first  # equal to the row before, in the columns compared so far
         tied = same_N.copy()
         tied[:-1] |= same_N[1:]
         tied = np.flatnonzero(tied)
@@ -40,7 +46,7 @@ def order(values_NxL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pack(values_NxL: np.ndarray, rows, first: int, columns: int, bits: int) -> np.ndarray:
-    """uint64: `columns` values of each row from column `first` on, side by side."""
+    """Packs `columns` values of each row, from column `first` on, side by side into a uint64."""
     count = len(values_NxL) if isinstance(rows, slice) else len(rows)
     key_N = np.zeros(count, np.uint64)
     for start in range(0, count, _BLOCK):
@@ -53,7 +59,7 @@ def _pack(values_NxL: np.ndarray, rows, first: int, columns: int, bits: int) -> 
 
 
 def _equal_columns(key_N: np.ndarray, columns: int, bits: int) -> np.ndarray:
-    """int16, N - 1: leading columns that each key shares with the one before it."""
+    """Counts the leading columns that each key shares with the one before it, int16, N - 1."""
     different = key_N[1:] ^ key_N[:-1]
     equal = np.zeros(len(different), np.int16)
     for column in range(columns):

@@ -222,7 +222,8 @@ class _Edges:
         """Lays out the edges.
 
         Args:
-          local_id_NxL, tokens_of: of `_to_local_ids`.
+          local_id_NxL: the docids as local ids; see `_to_local_ids`.
+          tokens_of: the tokens of the local ids; see `_to_local_ids`.
           docids_D: the rows of the distinct docids, in lexicographic order.
           shared_D: how many leading tokens each shares with the one before it in that order.
           earlier: the trie whose shapes are to be reused. It has no suffixes before its `suffix_start`, so

@@ -1,4 +1,5 @@
-"""The T5 network, the families of retrievers with T5X's model interface, and their objectives.
+"""The T5 network, the retrievers behind T5X's model interface, and their objectives.
 
-Nothing here reads files; parameters are arguments.
+A model is an object without parameters; its functions take them as arguments. Nothing here reads files, makes
+a mesh or knows a collection.
 """

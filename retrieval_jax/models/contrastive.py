@@ -2,13 +2,13 @@
 
 Wang et al. 2026, "Training Dense Retrievers with Multiple Positive Passages", section 3. Notation: s are the
 scores (dot products over the temperature), P a query's own positives, m of them, N its negatives, LSE the
-log-sum-exp. Each objective reads the scores of a query's own candidates, which of them are positives, and
-LSE_N (see negatives.py), and gives the query's loss in nats: 0 without a positive. With one positive all of
-them are InfoNCE, LSE(s of the positive, s of N) - s of the positive.
+log-sum-exp. Each objective is given the scores of a query's own candidates, which of them are positives, and
+LSE_N (see negatives.py), and computes the query's loss in nats, which is 0 without a positive. With one
+positive all of them are InfoNCE: LSE(s of the positive, s of N) - s of the positive.
 
 With `positives_compete` a query's other positives compete with each positive, as its negatives do:
 LSE_N∪P∖i takes the place of LSE_N. The paper's code does so for JointLH and SumMargLH, and not for LSEPair
-and Rand1LH.
+and Rand1LH. Letters in shapes: B queries, G candidates of a query.
 """
 
 from typing import Protocol
@@ -22,13 +22,13 @@ from retrieval_jax.models.negatives import NEG_INF
 
 
 class Objective(Protocol):
-    """Losses B, float32, of rows of candidates.
+    """Computes the losses B of queries, float32, in nats.
 
     Args:
-      scores_BxG: float32, of each query's own candidates.
+      scores_BxG: float32, the scores of each query's own candidates.
       positive_BxG: bool, which of them are its positives.
-      negatives_B: LSE_N.
-      rng: of what is drawn; None gives its expectation.
+      negatives_B: float32, LSE_N.
+      rng: the key for what is drawn; None gives the expectation.
     """
 
     def __call__(
@@ -37,7 +37,9 @@ class Objective(Protocol):
         positive_BxG: jax.Array,
         negatives_B: jax.Array,
         rng: jax.Array | None = None,
-    ) -> jax.Array: ...
+    ) -> jax.Array:
+        """Computes the losses."""
+        ...
 
 
 @gin.configurable(allowlist=["mean", "positives_compete"])
@@ -50,7 +52,18 @@ def joint_lh(
     mean: bool = True,
     positives_compete: bool = True,
 ) -> jax.Array:
-    """JointLH: Σ_P (LSE_P∪N - s_i), or its mean over P. Every positive shall have probability 1/m."""
+    """Computes JointLH: Σ_P (LSE_P∪N - s_i), or its mean over P.
+
+    It is least where every positive has probability 1/m.
+
+    Args:
+      scores_BxG: see `Objective`.
+      positive_BxG: see `Objective`.
+      negatives_B: see `Objective`.
+      rng: not used.
+      mean: whether the sum is divided by m.
+      positives_compete: whether the query's other positives compete with a positive.
+    """
     margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, positives_compete)
     total_B = jnp.sum(jax.nn.softplus(margins_BxG), axis=1)
     return total_B / _count(positive_BxG) if mean else total_B
@@ -65,10 +78,18 @@ def sum_marg_lh(
     *,
     positives_compete: bool = True,
 ) -> jax.Array:
-    """SumMargLH: LSE_P∪N - LSE_P. The positives together shall have probability 1; one can have it all.
+    """Computes SumMargLH: LSE_P∪N - LSE_P.
 
-    Without `positives_compete`, each positive's probability is normalised over itself and N alone, and the
-    loss is -log of the mean of these probabilities.
+    It is least where the positives together have probability 1; a single one may have all of it.
+
+    Args:
+      scores_BxG: see `Objective`.
+      positive_BxG: see `Objective`.
+      negatives_B: see `Objective`.
+      rng: not used.
+      positives_compete: whether the query's other positives compete with a positive. Otherwise each
+        positive's probability is normalised over itself and N alone, and the loss is -log of the mean of
+        these probabilities.
     """
     if positives_compete:
         positives_B = jax.nn.logsumexp(jnp.where(positive_BxG, scores_BxG, NEG_INF), axis=1)
@@ -89,9 +110,18 @@ def lse_pair(
     positives: str = "all",
     positives_compete: bool = False,
 ) -> jax.Array:
-    """LSEPair: log(1 + Σ_P Σ_N e^(s_n - s_i)), a softened largest margin of a negative over a positive.
+    """Computes LSEPair: log(1 + Σ_P Σ_N e^(s_n - s_i)), a smooth maximum of the margins s_n - s_i.
 
-    `positives`: "all", or one alone: the "min" or the "max" of their scores.
+    Args:
+      scores_BxG: see `Objective`.
+      positive_BxG: see `Objective`.
+      negatives_B: see `Objective`.
+      rng: not used.
+      positives: which of a query's positives count: "all", or only that of the "min" or the "max" score.
+      positives_compete: whether the query's other positives compete with a positive.
+
+    Raises:
+      UserError: `positives` is none of these.
     """
     margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, positives_compete)
     if positives == "all":
@@ -112,10 +142,17 @@ def rand1_lh(
     *,
     positives_compete: bool = False,
 ) -> jax.Array:
-    """Rand1LH: InfoNCE of one positive a query, drawn from P.
+    """Computes Rand1LH: InfoNCE of one positive a query, drawn from P.
 
-    Row b has its positive number b + r, counted round and round, so a batch takes first, second, … ones
-    equally often; r is drawn from `rng` (in training of the seed and the step). Without one: the mean over P.
+    Row b takes its positive number (b + r) modulo m, so that a batch takes first, second, … positives equally
+    often. r is drawn from `rng`, which in training depends on the seed and the step.
+
+    Args:
+      scores_BxG: see `Objective`.
+      positive_BxG: see `Objective`.
+      negatives_B: see `Objective`.
+      rng: the key; None: the mean over P.
+      positives_compete: whether the query's other positives compete with a positive.
     """
     losses_BxG = jax.nn.softplus(_margins(scores_BxG, positive_BxG, negatives_B, positives_compete))
     count_B = _count(positive_BxG)
@@ -136,25 +173,34 @@ def info_nce(
     *,
     positives_compete: bool = False,
 ) -> jax.Array:
-    """InfoNCE of each query's first positive (van den Oord et al. 2018)."""
+    """Computes InfoNCE of each query's first positive (van den Oord et al. 2018, equation 4).
+
+    Args:
+      scores_BxG: see `Objective`.
+      positive_BxG: see `Objective`.
+      negatives_B: see `Objective`.
+      rng: not used.
+      positives_compete: whether the query's other positives compete with a positive.
+    """
     margins_BxG = _margins(scores_BxG, positive_BxG, negatives_B, positives_compete)
     return jax.nn.softplus(_take(margins_BxG, jnp.argmax(positive_BxG, axis=1)))
 
 
 def _margins(scores_BxG, positive_BxG, negatives_B, positives_compete: bool) -> jax.Array:
-    """How far each positive's rivals (their LSE) outscore it; NEG_INF without a positive, or a rival."""
-    rivals_Bx1 = negatives_B[:, None]
+    """Computes LSE(competitors) - s_i of each positive; NEG_INF without a positive, or a competitor."""
+    competitors_Bx1 = negatives_B[:, None]
     if positives_compete:
-        rival_GxG = ~jnp.eye(scores_BxG.shape[1], dtype=bool)
-        rivals_BxGxG = jnp.where(rival_GxG & positive_BxG[:, None, :], scores_BxG[:, None, :], NEG_INF)
-        rivals_Bx1 = jnp.logaddexp(rivals_Bx1, jax.nn.logsumexp(rivals_BxGxG, axis=2))
-    return jnp.where(positive_BxG, rivals_Bx1 - scores_BxG, NEG_INF)
+        other_GxG = ~jnp.eye(scores_BxG.shape[1], dtype=bool)
+        competitors_BxGxG = jnp.where(other_GxG & positive_BxG[:, None, :], scores_BxG[:, None, :], NEG_INF)
+        competitors_Bx1 = jnp.logaddexp(competitors_Bx1, jax.nn.logsumexp(competitors_BxGxG, axis=2))
+    return jnp.where(positive_BxG, competitors_Bx1 - scores_BxG, NEG_INF)
 
 
 def _count(positive_BxG) -> jax.Array:
-    """M of each query as a float; 1 where it is 0."""
+    """Counts each query's positives, m, as float32; 1 where there is none."""
     return jnp.maximum(jnp.sum(positive_BxG, axis=1), 1).astype(jnp.float32)
 
 
 def _take(x_BxG, index_B) -> jax.Array:
+    """Takes one number of each row."""
     return jnp.take_along_axis(x_BxG, index_B[:, None], axis=1)[:, 0]

@@ -19,18 +19,25 @@ from retrieval_jax.models.retriever import Batch, Metrics, Retriever, register_r
 from retrieval_jax.models.softmax import exact_products
 from retrieval_jax.models.t5 import Encoder
 
-MAX_SCALE = 100.0  # of a learned one (CLIP, Radford et al. 2021, section 2.5): it keeps training stable
-TOWERS = ("left_tower", "right_tower")  # of queries and of passages, where they are not shared
+MAX_SCALE = 100.0  # of a learned scale (CLIP, Radford et al. 2021, section 2.5): keeps training stable
+TOWERS = ("left_tower", "right_tower")  # of queries and of passages, if they are not shared
 
 
 def split_tower(name: str) -> tuple[str, str]:
-    """("left_tower/", the rest) of the name of a tower's parameter; ("", the name) of another's."""
+    """Splits the name of a parameter into its tower and the rest.
+
+    Args:
+      name: of a parameter, with slashes.
+
+    Returns:
+      ("left_tower/", the rest) for a parameter of that tower; ("", the name) for one that is in no tower.
+    """
     tower, _, rest = name.partition("/")
     return (f"{tower}/", rest) if tower in TOWERS else ("", name)
 
 
 class DualEncoderNetwork(nn.Module):
-    """Encoder, mean over the real tokens, projection without bias in float32, unit length (GTR).
+    """An encoder, the mean over its tokens, a projection in float32 without bias, unit length (as GTR).
 
     Parameter names are t5x_retrieval's: token_embedder, encoder, projection_layer.
     """
@@ -40,18 +47,27 @@ class DualEncoderNetwork(nn.Module):
     normalize: bool = True
 
     def setup(self) -> None:
+        """Makes the submodules."""
         self.token_embedder = TokenEmbedder(self.config, self.config.vocab_size)
         self.encoder = Encoder(self.config)
         self.projection_layer = Dense(self.vector_dim, ("embed", "joined_kv"))
 
     def __call__(self, tokens_BxS: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Float32 vectors B×vector_dim of tokens (0 = padding); of unit length where `normalize`."""
+        """Encodes texts to vectors.
+
+        Args:
+          tokens_BxS: int32, 0 is padding.
+          deterministic: False for dropout.
+
+        Returns:
+          Float32 B×vector_dim; of unit length with `normalize`.
+        """
         embedded = self.token_embedder(tokens_BxS)
         real_BxS = tokens_BxS != PAD
         encoded_BxSxE = self.encoder(embedded, real_BxS[:, None, :], deterministic).astype(jnp.float32)
         real_BxSx1 = real_BxS[..., None]
         count = jnp.maximum(jnp.sum(real_BxSx1, axis=1), 1)
-        with exact_products():  # a product a text, next to the encoder's at every token
+        with exact_products():  # one product a text, whereas the encoder has some a token: it costs little
             vectors = self.projection_layer(jnp.sum(encoded_BxSxE * real_BxSx1, axis=1) / count)
         if not self.normalize:
             return vectors
@@ -67,29 +83,33 @@ class DualEncoder(Retriever):
     query's candidates), passage B×G (their rows, -1 is padding), grade B×G (> 0 positive, 0 negative) and
     other_positives B×K (rows of other passages that answer the query, -1 is padding; may be left out).
 
-    A query's negatives are all candidates of the batch, other queries' too, except those that answer it as
-    far as is known. A row without a positive contributes nothing, neither as query nor by its candidates.
+    A query's negatives are all candidates of the batch, those of other queries too, except the passages that
+    are known to answer it. A row without a positive contributes nothing, neither as a query nor by its
+    candidates.
 
     Args:
-      config, optimizer_def: the towers' sizes; the optimiser.
-      vector_dim: of the vectors.
+      config: the sizes of the towers.
+      optimizer_def: the optimiser; None for a model that does not learn.
+      vector_dim: the size of the vectors.
       scale: multiplies the dot products (1 / temperature).
-      learn_scale: whether it is learned from there on: the parameter `log_scale`, by which e^ multiplies it,
-        up to MAX_SCALE (or `scale`, where that is larger).
+      learn_scale: whether the scale is learned: it is multiplied by e^log_scale, where `log_scale` is a
+        parameter that begins at 0, and stays below MAX_SCALE (or below `scale`, if that is larger).
       normalize: whether vectors have unit length, so that dot products are cosines.
-      shared_towers: whether one tower encodes both; else queries and passages each have their own, which
-        begin alike.
-      objective: of contrastive.py.
-      bidirectional: whether each positive shall also find its query among the batch's (InfoNCE; a query's
-        mean over its positives is added), as in GTR. Hard negatives take no part there.
+      shared_towers: whether one tower encodes both queries and passages. Otherwise each has a tower of its
+        own; both begin with the same parameters.
+      objective: a function of contrastive.py, or another of that signature.
+      bidirectional: whether InfoNCE of the other direction is added, as in GTR: each positive is to find its
+        query among the queries of the batch. A query's positives are averaged; its hard negatives take no
+        part in this direction.
       in_batch_negatives: whether the candidates of the batch's other queries are negatives too.
       hardest_negative_only: whether only the negative of highest score counts, for each query.
       gradcache_chunk_size: how many texts the network encodes at a time, to save memory (gradient caching,
         Gao et al. 2021). When the gradient with respect to all vectors is known, each chunk is encoded again,
         with the same dropout, for its part of the gradient. None encodes all texts at once.
       max_logits_per_block: about how many scores a device holds at a time.
-      query_prompt, passage_prompt: texts that come before every query and every passage, in training and in
-        search ("query: " of E5, say). None: those of the weights that training begins with, if they have any.
+      query_prompt: the text that comes before every query, in training and in search (E5 has "query: ").
+        None: that of the weights that training begins with, if they have one.
+      passage_prompt: the same of passages.
     """
 
     family = "dual encoder"
@@ -127,18 +147,18 @@ class DualEncoder(Retriever):
 
     @property
     def prompts(self) -> Prompts:
-        """The texts that come before queries and before passages."""
+        """The texts that come before queries and before passages; "" for none."""
         return Prompts(*(prompt or "" for prompt in self._prompts.values()))
 
     def inherit_prompts(self, settings: Mapping) -> None:
-        """Takes the prompts that another dual encoder's `settings` have, where none were given."""
+        """Takes over prompts that were not given from another dual encoder's `settings`."""
         for name, prompt in self._prompts.items():
             if prompt is None:
                 self._prompts[name] = settings.get(name)
 
     @property
     def settings(self) -> dict:
-        """What makes its parameters and its vectors, besides the network's sizes. No prompt has no entry."""
+        """The arguments, besides `config`, on which parameters and vectors depend; prompts only if given."""
         prompts = {name: prompt for name, prompt in self._prompts.items() if prompt}
         return prompts | {
             "vector_dim": self.module.vector_dim,
@@ -150,6 +170,7 @@ class DualEncoder(Retriever):
 
     @property
     def FEATURE_CONVERTER_CLS(self):
+        """The seqio feature converter that makes such batches."""
         from retrieval_jax.models.feature_converters import DualEncoderFeatureConverter  # TensorFlow
 
         return DualEncoderFeatureConverter
@@ -157,7 +178,7 @@ class DualEncoder(Retriever):
     def get_initial_variables(
         self, rng: jax.Array, input_shapes: Mapping[str, tuple], input_types: object = None
     ) -> dict:
-        """Random parameters, boxed with their logical axis names."""
+        """Makes random parameters, boxed with their logical axis names; T5X calls it so."""
         tokens = jnp.ones(input_shapes["left_encoder_input_tokens"], jnp.int32)
         params = self.module.init(rng, tokens)["params"]
         if not self.shared_towers:
@@ -169,13 +190,22 @@ class DualEncoder(Retriever):
     def encode_queries(
         self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None = None
     ) -> jax.Array:
-        """Float32 vectors B×vector_dim of tokens (0 = padding)."""
+        """Encodes queries.
+
+        Args:
+          params: the parameters of the whole model.
+          tokens_BxS: int32, 0 is padding.
+          dropout_rng: None for no dropout.
+
+        Returns:
+          Float32 vectors B×vector_dim.
+        """
         return self._encode(params if self.shared_towers else params[TOWERS[0]], tokens_BxS, dropout_rng)
 
     def encode_passages(
         self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None = None
     ) -> jax.Array:
-        """The same of passages."""
+        """Encodes passages; see `encode_queries`."""
         return self._encode(params if self.shared_towers else params[TOWERS[1]], tokens_BxS, dropout_rng)
 
     def _encode(self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None) -> jax.Array:
@@ -184,9 +214,16 @@ class DualEncoder(Retriever):
         return self.module.apply({"params": own}, tokens_BxS, deterministic=dropout_rng is None, rngs=rngs)
 
     def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """Mean of the objective (nats) over the queries with a positive.
+        """Computes the mean of the objective over the queries with a positive.
 
-        Metrics: loss; accuracy, of queries whose best positive outscores all their negatives.
+        Args:
+          params: the parameters of the whole model.
+          batch: see the class.
+          dropout_rng: the key for dropout and for what the objective draws; None: neither.
+
+        Returns:
+          (the loss, a float32 scalar in nats; metrics, name -> (total, count): `loss`, and `accuracy`, the
+          share of queries whose best positive outscores all their negatives).
         """
         of_queries, of_passages, drawn = (
             (None,) * 3 if dropout_rng is None else jax.random.split(dropout_rng, 3)
@@ -225,7 +262,7 @@ class DualEncoder(Retriever):
         return total / jnp.maximum(rows, 1.0), {"loss": (total, rows), "accuracy": (right, rows)}
 
     def _multiplier(self, params: dict) -> jax.Array | float:
-        """What dot products are multiplied by: `scale`, or what became of it in training."""
+        """Gives the factor of the dot products: `scale`, multiplied by what was learned."""
         if not self.learn_scale:
             return self.scale
         return self.scale * jnp.exp(
@@ -237,7 +274,7 @@ class DualEncoder(Retriever):
     ) -> jax.Array:
         """Encodes texts to vectors N×E, `gradcache_chunk_size` at a time; keeps one chunk's activations.
 
-        Chunk i takes texts i, i + chunks, …, so that each device keeps its own.
+        Chunk i takes texts i, i + chunks, …, so that each device keeps its own texts.
         """
         count = -(-len(tokens_NxS) // (self.gradcache_chunk_size or len(tokens_NxS)))
         if count == 1:
@@ -260,11 +297,11 @@ class DualEncoder(Retriever):
     def predict_batch_with_aux(
         self, params: dict, batch: Batch, rng: jax.Array | None = None
     ) -> tuple[jax.Array, Metrics]:
-        """(The queries' vectors B×vector_dim, {})."""
+        """Gives (the queries' vectors B×vector_dim, {}); T5X calls it so."""
         return self.encode_queries(params, batch["left_encoder_input_tokens"]), {}
 
     def score_batch(self, params: dict, batch: Batch) -> jax.Array:
-        """Dot product of each query with its first candidate, B."""
+        """Computes the dot product of each query with its first candidate, float32 B."""
         queries = self.encode_queries(params, batch["left_encoder_input_tokens"])
         passages = self.encode_passages(params, batch["right_encoder_input_tokens"][:, 0])
         return jnp.sum(queries * passages, axis=-1)
@@ -272,7 +309,7 @@ class DualEncoder(Retriever):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _clip_from_above(x: jax.Array, limit: float) -> jax.Array:
-    """The smaller of both. From the limit on, a gradient that would raise x further is 0."""
+    """Gives the smaller of both. From the limit on, a gradient that would raise x further becomes 0."""
     return jnp.minimum(x, limit)
 
 
@@ -288,7 +325,12 @@ _clip_from_above.defvjp(_clip_from_above_forward, _clip_from_above_backward)
 
 
 def _candidates(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(passage B×G, positive B×G, known B×K) with all that is known; nothing of a row without a positive."""
+    """Reads the candidates of a batch.
+
+    Returns:
+      (rows of the candidates B×G; which of them are positives B×G; rows of all passages that are known to
+      answer the query B×K). A row without a positive has -1 everywhere.
+    """
     positive_BxG = (batch["grade"] > 0) & (batch["passage"] >= 0)
     answered_Bx1 = jnp.any(positive_BxG, axis=1, keepdims=True)
     known_BxK = jnp.where(positive_BxG, batch["passage"], -1)

@@ -46,6 +46,7 @@ class EncoderDecoder(Retriever):
 
     @property
     def FEATURE_CONVERTER_CLS(self):
+        """The seqio feature converter that makes such batches."""
         import seqio  # imports TensorFlow, which a searcher does not need
 
         return seqio.EncDecFeatureConverter

@@ -1,4 +1,4 @@
-"""From seqio's features to the arrays of a model's batch. Imports TensorFlow.
+"""Converts seqio's features to the arrays of a model's batch. Imports TensorFlow.
 
 Generative retrievers use seqio's own `EncDecFeatureConverter`.
 """
@@ -12,10 +12,11 @@ _INT32 = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
 
 
 class DualEncoderFeatureConverter(seqio.FeatureConverter):
-    """Two encoder inputs, named as in t5x_retrieval, and what the candidates are (see PassageTargets).
+    """Makes the batches of a dual encoder: two encoder inputs, named as in t5x_retrieval, and the candidates.
 
-    left_encoder_input_tokens: B × inputs; right_encoder_input_tokens: B × G × targets / G; passage and grade:
-    B × G; other_positives: B × other_positives.
+    With `lengths` those of the task's features: left_encoder_input_tokens is B × lengths["inputs"],
+    right_encoder_input_tokens B × G × lengths["targets"] / G, passage and grade B × G, other_positives
+    B × lengths["other_positives"], where G = lengths["passage"] is how many candidates a query has.
     """
 
     TASK_FEATURES = dict.fromkeys(("inputs", "targets", "passage", "grade", "other_positives"), _INT32)
@@ -45,6 +46,7 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
         return self._pack_or_pad(ds, task_feature_lengths).map(convert)
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
+        """Gives the length of each array's first dimension after the batch; seqio calls it so."""
         group = task_feature_lengths["passage"]
         return {
             "left_encoder_input_tokens": task_feature_lengths["inputs"],

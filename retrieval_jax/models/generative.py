@@ -78,7 +78,10 @@ class GenerativeRetriever(EncoderDecoder):
         Args:
           params: the network's parameters.
           batch: `encoder_input_tokens` B×S, int32, padded with 0.
-          valid_mask_V, k, mesh, recall: as in `top_docids`.
+          valid_mask_V: see `top_docids`.
+          k: see `top_docids`.
+          mesh: see `top_docids`.
+          recall: see `top_docids`.
 
         Returns:
           (docid tokens B×k int32, best first; {"scores": their log-probabilities B×k}).

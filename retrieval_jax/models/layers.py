@@ -1,8 +1,7 @@
-"""The layers that a T5's encoder and decoder are stacks of. Letters in shapes: see t5.py."""
+"""The layers of a T5's encoder and decoder. Letters in shapes: see t5.py."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import flax.linen as nn
 import gin
@@ -14,16 +13,17 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Fraction, NonNegative, Positive
 from retrieval_jax.data.vocabulary import PAD
+from retrieval_jax.models.softmax import NEG_INF
 
 KeysValues = tuple[jax.Array, jax.Array]
-NEG_INF = -1e10  # added to attention logits; finite, so that an all-padding row stays finite
+"""The keys and values of an attention layer."""
 ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
     "linear": lambda x: x,
 }
-# Of the layers in the arrays of a scanned stack. T5X has them on axis 1, and XLA then copies all parameters
-# at each step: 0.8 GiB a chip more for XXL on 16 chips.
+# The axis of layers in the arrays of a scanned stack. T5X has it on axis 1; XLA then copies all parameters at
+# each step: 0.8 GiB a chip more for XXL on 16 chips.
 STACK_AXIS = 0
 REMAT_POLICIES = {
     "none": None,
@@ -35,27 +35,37 @@ REMAT_POLICIES = {
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """Sizes of a T5. One gin file a size in `gin_configs/models/`.
+    """The sizes of a T5. Each size has a gin file in `gin_configs/models/`.
 
-    `output_size` is the width of the decoder's softmax: the text vocabulary (None), or the docids'. With
-    `separate_target_embedding` the decoder embeds target tokens by a table of its own of `output_size` rows;
-    otherwise it shares the encoder's, as T5 does. `dtype` is that of the computation; parameters are float32.
-
-    `embedding_init_std` and `branch_init_scale` say how parameters begin, for training from scratch: the
-    embedding's standard deviation, and the variance, relative to T5's, of the matrices by which
-    self-attention and MLPs write into the residual stream. Near 0, the network starts as a bag of words that
-    the decoder attends to, and learns in minutes what it would otherwise take hours to find.
-
-    For large models: with `scan_layers` each array holds all layers of a stack, on its first axis, so that a
-    program of 24 layers compiles as fast as one of one; `remat` says what the backward pass computes again
-    instead of keeping: "none" keeps all, "dots" all matrix products, "full" only what goes from layer to
-    layer.
-
-    `pawa_layers` > 0 adds the prefix-aware weight-adaptive decoder (NCI, Wang et al. 2022, section 3.3).
-
-    The last four make other members of the family, by T5X's names. T5 1.0 (2020), of which docT5query, GTR
-    and Sentence-T5 were made, has `mlp_activations` ("relu",), and with `logits_via_embedding` a softmax over
-    texts whose matrix is the embedding's; docids of their own always have a matrix of their own.
+    Attributes:
+      vocab_size: rows of the token embedding.
+      emb_dim: E, the width of the residual stream.
+      num_heads: H.
+      head_dim: D.
+      mlp_dim: the width of the MLPs.
+      num_encoder_layers: how many layers the encoder has.
+      num_decoder_layers: how many layers the decoder has.
+      dropout_rate: of all dropouts.
+      dtype: that of the computation; parameters are always float32.
+      embedding_init_std: the standard deviation of random embeddings.
+      branch_init_scale: the initial variance, relative to T5's, of the matrices by which self-attention and
+        MLPs write into the residual stream. Near 0, a network that is trained from scratch begins as a bag of
+        words that the decoder attends to, and learns in minutes what otherwise takes hours.
+      output_size: V, the width of the decoder's softmax; None: that of the text vocabulary.
+      separate_target_embedding: whether the decoder embeds target tokens by a table of its own, of
+        `output_size` rows. Otherwise it shares the encoder's, as T5 does.
+      scan_layers: whether each array holds all layers of a stack, on its first axis. Then a program of 24
+        layers compiles as fast as one of a single layer.
+      remat: what the backward pass computes again instead of keeping it: "none" keeps everything, "dots"
+        keeps all matrix products, "full" only what goes from layer to layer.
+      pawa_layers: above 0, the layers of the prefix-aware weight-adaptive decoder (NCI, Wang et al. 2022,
+        section 3.3).
+      mlp_activations: one for T5 1.0 (2020), ("relu",), of which docT5query, GTR and Sentence-T5 were made;
+        two whose outputs are multiplied for T5 1.1. This and the next three have T5X's names.
+      logits_via_embedding: whether a softmax over texts uses the embedding as its matrix, as in T5 1.0. The
+        softmax of docids with a vocabulary of their own always has a matrix of its own.
+      relpos_buckets: how many buckets of relative positions there are.
+      relpos_max_distance: from this distance on, all share the last bucket.
     """
 
     vocab_size: int
@@ -94,14 +104,29 @@ class T5Config:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Says by logical names how x lies on the mesh, where a trainer has told of one; else x alone."""
+    """Constrains how an array lies on the mesh, if there is one; see `mesh_context`.
+
+    Args:
+      x: the array.
+      axes: the logical name of each of its axes; None for one that is not sharded.
+
+    Returns:
+      The array.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(axes))
 
 
 class Dense(nn.Module):
-    """x_…xI -> …xO without bias; the kernel's logical axes name how it is sharded."""
+    """A linear layer without bias, …×I to …×`features`. Products and results are in `dtype`.
+
+    Attributes:
+      features: the width of the output.
+      axes: the logical axes of the kernel, which say how it is sharded.
+      dtype: that of the computation; the kernel is float32.
+      init_scale: the variance of the random kernel, relative to 1 / I.
+    """
 
     features: int
     axes: tuple[str, str]
@@ -110,6 +135,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Multiplies x by the kernel."""
         init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "truncated_normal")
         kernel = self.param(
             "kernel", nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features), jnp.float32
@@ -124,12 +150,13 @@ class Dense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """T5's layer norm: no mean, no bias; statistics in float32."""
+    """T5's layer norm: it subtracts no mean and adds no bias; its statistics are float32."""
 
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last axis of x."""
         scale = self.param(
             "scale",
             nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
@@ -142,12 +169,13 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose keys and values are made apart, so that they can be kept and shared."""
+    """Multi-head attention. Its keys and values are computed apart, so that they can be cached and shared."""
 
     config: T5Config
     out_init_scale: float = 1.0
 
     def setup(self) -> None:
+        """Makes the submodules."""
         c = self.config
         joined = c.num_heads * c.head_dim
         # 1/head_dim: the scaling that other transformers apply to the attention logits.
@@ -162,7 +190,7 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
 
     def keys_values(self, x_BxSxE: jax.Array) -> KeysValues:
-        """Keys and values, each BxSxHxD."""
+        """Computes keys and values, each B×S×H×D."""
         return self._heads(self.key(x_BxSxE)), self._heads(self.value(x_BxSxE))
 
     def __call__(
@@ -173,7 +201,18 @@ class Attention(nn.Module):
         deterministic: bool,
         bias_HxTxS: jax.Array | float = 0.0,
     ) -> jax.Array:
-        """Attends from x to the keys where the mask is true (its T may be 1, for all alike). Gives BxTxE."""
+        """Attends from each position of x to the keys.
+
+        Args:
+          x_BxTxE: from where to attend.
+          keys_values: see `keys_values`.
+          mask_BxTxS: bool, which keys each position may attend to; its T may be 1, for all positions.
+          deterministic: False for dropout.
+          bias_HxTxS: added to the logits.
+
+        Returns:
+          B×T×E.
+        """
         keys_BxSxHxD, values_BxSxHxD = keys_values
         query_BxTxHxD = self._heads(self.query(x_BxTxE))
         logits_BxHxTxS = jnp.einsum("bthd,bshd->bhts", query_BxTxHxD, keys_BxSxHxD)
@@ -187,9 +226,18 @@ class Attention(nn.Module):
     def decode_self_attention(
         self, x_BxKxE: jax.Array, keys_values: KeysValues, bias_HxT: jax.Array
     ) -> jax.Array:
-        """Each of K beams attends from its newest token to its own keys, each BxKxHxTxD. Gives BxKxE.
+        """Attends from the newest token of each of K beams to the beam's own cached keys.
 
-        A head's keys lie together: a third of the time, on a CPU, of the same sums with the heads innermost.
+        The keys of a head lie together in the cache: on a CPU this takes a third of the time that it takes
+        with heads as the innermost axis.
+
+        Args:
+          x_BxKxE: the newest tokens.
+          keys_values: the cache, each B×K×H×T×D.
+          bias_HxT: added to the logits; NEG_INF masks later positions.
+
+        Returns:
+          B×K×E.
         """
         keys, values = keys_values
         query_BxKxHxD = self._heads(self.query(x_BxKxE))
@@ -200,12 +248,13 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """T5 1.1: wo(gelu(x wi_0) * x wi_1). T5 1.0: wo(relu(x wi))."""
+    """The feed-forward layer. T5 1.1: wo(gelu(x wi_0) * x wi_1). T5 1.0: wo(relu(x wi))."""
 
     config: T5Config
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """Applies the layer to …×E; `deterministic` is False for dropout."""
         c = self.config
         names = [f"wi_{i}" for i in range(len(c.mlp_activations))] if len(c.mlp_activations) > 1 else ["wi"]
         x = math.prod(
@@ -219,10 +268,17 @@ class MLP(nn.Module):
 def relpos_bucket(
     distance: np.ndarray, bidirectional: bool, buckets: int = 32, max_distance: int = 128
 ) -> np.ndarray:
-    """T5's bucket of each distance (key position - query position): exact when near, logarithmic when far.
+    """Finds T5's bucket of each distance: near distances have buckets of their own, far ones share them.
 
-    Half the buckets are for each direction if `bidirectional`; otherwise the future shares bucket 0. All from
-    `max_distance` on share the last.
+    Args:
+      distance: int, key position - query position, of any shape.
+      bidirectional: whether each direction has half of the buckets; otherwise all keys after the query share
+        bucket 0.
+      buckets: how many there are.
+      max_distance: up to here buckets widen logarithmically; from here on all distances share the last.
+
+    Returns:
+      The buckets, of the shape of `distance`.
     """
     offset = np.zeros_like(distance)
     if bidirectional:
@@ -239,14 +295,22 @@ def relpos_bucket(
 
 
 class RelativePositionBias(nn.Module):
-    """A learned number per head and bucket of distance, added to the attention logits."""
+    """A learned number for each head and bucket of distances, which is added to the attention logits."""
 
     config: T5Config
     bidirectional: bool
 
     @nn.compact
     def __call__(self, query_positions: np.ndarray, key_positions: np.ndarray) -> jax.Array:
-        """HxTxS for T query and S key positions (both known when compiling)."""
+        """Gives the biases.
+
+        Args:
+          query_positions: T positions, known when compiling.
+          key_positions: S positions, known when compiling.
+
+        Returns:
+          Float32 H×T×S.
+        """
         c = self.config
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         table_HxN = self.param(
@@ -260,131 +324,15 @@ class RelativePositionBias(nn.Module):
         return table_HxN[:, bucket_TxS]
 
 
-class EncoderLayer(nn.Module):
-    config: T5Config
-
-    @nn.compact
-    def __call__(
-        self, x_BxSxE: jax.Array, bias_HxSxS: jax.Array, mask_BxSxS: jax.Array, deterministic: bool
-    ) -> jax.Array:
-        c = self.config
-        drop = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
-        attention = Attention(c, c.branch_init_scale, name="attention")
-        x = constrain(x_BxSxE, "batch", None, None)
-        h = RMSNorm(c.dtype, name="pre_attention_layer_norm")(x)
-        attended = attention(h, attention.keys_values(h), mask_BxSxS, deterministic, bias_HxSxS)
-        x = x + drop(attended, deterministic)
-        h = RMSNorm(c.dtype, name="pre_mlp_layer_norm")(x)
-        return x + drop(MLP(c, name="mlp")(h, deterministic), deterministic)
-
-
-class DecoderLayer(nn.Module):
-    config: T5Config
-
-    def setup(self) -> None:
-        c = self.config
-        self.pre_self_attention_layer_norm = RMSNorm(c.dtype)
-        self.self_attention = Attention(c, c.branch_init_scale)
-        self.pre_cross_attention_layer_norm = RMSNorm(c.dtype)
-        self.encoder_decoder_attention = Attention(c)
-        self.pre_mlp_layer_norm = RMSNorm(c.dtype)
-        self.mlp = MLP(c)
-        self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
-
-    def _after_self_attention(
-        self, x, cross_kv: KeysValues, cross_mask_BxTxS, deterministic: bool
-    ) -> jax.Array:
-        h = self.pre_cross_attention_layer_norm(x)
-        attended = self.encoder_decoder_attention(h, cross_kv, cross_mask_BxTxS, deterministic)
-        x = x + self.dropout(attended, deterministic)
-        return x + self.dropout(self.mlp(self.pre_mlp_layer_norm(x), deterministic), deterministic)
-
-    def __call__(
-        self, x_BxTxE, encoded_BxSxE, bias_HxTxT, self_mask_BxTxT, cross_mask_BxTxS, deterministic: bool
-    ) -> jax.Array:
-        x = constrain(x_BxTxE, "batch", None, None)
-        h = self.pre_self_attention_layer_norm(x)
-        own = self.self_attention.keys_values(h)
-        attended = self.self_attention(h, own, self_mask_BxTxT, deterministic, bias_HxTxT)
-        x = x + self.dropout(attended, deterministic)
-        return self._after_self_attention(
-            x, self.cross_keys_values(encoded_BxSxE), cross_mask_BxTxS, deterministic
-        )
-
-    def cross_keys_values(self, encoded_BxSxE: jax.Array) -> KeysValues:
-        return self.encoder_decoder_attention.keys_values(encoded_BxSxE)
-
-    def decode_step(
-        self,
-        x_BxKxE: jax.Array,
-        position: jax.Array | int,
-        kv_cache: KeysValues,
-        cross_kv: KeysValues,
-        bias_HxT: jax.Array,
-        cross_mask_BxTxS: jax.Array,
-    ) -> tuple[jax.Array, KeysValues]:
-        """Feeds one token of each of K beams through the layer, and adds its keys and values to the cache.
-
-        Each beam's self-attention sees the beam alone. Cross-attention treats beams as positions, so that
-        they share the keys and values of their query without a copy.
-
-        Args:
-          x_BxKxE: the tokens.
-          position: where in the cache their keys and values go.
-          kv_cache: keys and values of the beams' earlier tokens, each B×K×H×T×D.
-          cross_kv: keys and values of the encodings, each B×S×H×D.
-          bias_HxT: added to the logits of self-attention; it also masks later positions.
-          cross_mask_BxTxS: which encodings may be attended to (its T may be 1).
-
-        Returns:
-          (B×K×E; the cache with these tokens).
-        """
-        h = self.pre_self_attention_layer_norm(x_BxKxE)
-        kv_cache = jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, :, :, None], position, axis=3),
-            kv_cache,
-            self.self_attention.keys_values(h),
-        )
-        x = x_BxKxE + self.self_attention.decode_self_attention(h, kv_cache, bias_HxT)
-        return self._after_self_attention(x, cross_kv, cross_mask_BxTxS, deterministic=True), kv_cache
-
-
-def run_layers(
-    config: T5Config, layers: nn.Module | Sequence[nn.Module], count: int, x: jax.Array, *shared
-) -> jax.Array:
-    """X through `count` layers that are all given the same beside it, kept or computed again as `remat` says.
-
-    With `scan_layers`, `layers` is one module that holds the arrays of all of them.
-    """
-
-    def layer(module, x, *shared):
-        return module(x, *shared)
-
-    if config.remat != "none":
-        # Within a scan XLA cannot merge the second computation with the first: nothing need prevent it.
-        policy = REMAT_POLICIES[config.remat]
-        static = 1 + len(shared)  # deterministic
-        layer = nn.remat(layer, policy=policy, prevent_cse=not config.scan_layers, static_argnums=(static,))
-    if not config.scan_layers:
-        for module in layers:
-            x = layer(module, x, *shared)
-        return x
-    scan = nn.scan(
-        lambda module, x: (layer(module, x, *shared), None),
-        variable_axes={"params": STACK_AXIS},
-        split_rngs={"params": True, "dropout": True},
-        length=count,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return scan(layers, x)[0]
-
-
 class TokenEmbedder(nn.Module):
+    """An embedding of `size` tokens, in the dtype of the computation; negative tokens are read as padding."""
+
     config: T5Config
     size: int
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Looks up int32 tokens of any shape; …×E."""
         table_VxE = self.param(
             "embedding",
             nn.with_logical_partitioning(

@@ -1,8 +1,9 @@
-"""What a batch's negatives come to, where its scores may be too many to be in memory at once.
+"""The log-sum-exp of the scores of a batch's negatives, which may be too many to be in memory at once.
 
-Every objective of `contrastive.py` needs one number of a query's negatives, the log-sum-exp of its scores of
-them; the other direction needs the same of a passage's. Queries are B×E, the batch's passages M×E (each
-query's candidates after one another, M = B·G), their scores B×M.
+Every objective of `contrastive.py` needs one number of a query's negatives, the log-sum-exp of the query's
+scores of them; the other direction needs the same number of a passage. Letters in shapes: B queries, E vector
+size, G candidates of a query, M = B·G passages of the batch (the candidates of each query stand together), K
+passages known to answer a query, C passages of a block.
 """
 
 import functools
@@ -12,19 +13,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from retrieval_jax.models.softmax import Blocks, mesh_axes, on_shards
-
-NEG_INF = -1e30  # the log of nothing: finite, so that no gradient is NaN
+from retrieval_jax.models.softmax import NEG_INF, Blocks, mesh_axes, on_shards
 
 
 class Negatives(NamedTuple):
-    """Float32.
+    """Log-sum-exps of scores, float32.
 
     Attributes:
       of_queries: B, the log-sum-exp of each query's scores of its negatives, or the largest of these scores
         alone; NEG_INF for a query without negatives.
-      of_passages: M, each passage's log-sum-exp of its scores of the queries that it does not answer.
-      largest: B, each query's score of its hardest negative; without a gradient.
+      of_passages: M, the log-sum-exp of each passage's scores with the queries that it does not answer.
+      largest: B, the score of each query's hardest negative; has no gradient.
     """
 
     of_queries: jax.Array
@@ -40,18 +39,19 @@ def batch_negatives(
     hardest_negative_only: bool = False,
     max_logits_per_block: int = 1 << 26,
 ) -> Negatives:
-    """Of scores that are the vectors' dot products.
+    """Computes the log-sum-exps of scores that are dot products of vectors.
 
-    They are made a block of passages at a time, and made again for the gradient, so that all B×M of them
-    never exist. On a mesh (see `mesh_context`) each device scores its own queries against the
+    Scores are computed a block of passages at a time, and computed again for the gradient, so that all B×M of
+    them never exist. On a mesh (see `mesh_context`) each device scores its own queries against the
     passages of all devices, whose vectors are gathered.
 
     Args:
-      queries_BxE, passages_MxE: float32.
-      known_BxK: int32, passages that answer the query and are never its negatives; -1 is none. A row of
-        nothing but -1 is no query.
-      passage_M: int32, which passage it is; -1 is none, and nobody's negative. One that is there several
-        times counts several times.
+      queries_BxE: float32.
+      passages_MxE: float32.
+      known_BxK: int32, rows of passages that answer the query and are never its negatives; -1 is padding. A
+        row of nothing but -1 is not a query.
+      passage_M: int32, the row of each passage in the collection; -1 is padding, and never a negative. A
+        passage that occurs several times counts several times.
       hardest_negative_only: whether only the negative of highest score counts (the first, if several tie).
       max_logits_per_block: about how many scores a device holds at a time.
     """
@@ -63,7 +63,17 @@ def batch_negatives(
 def within_group_negatives(
     scores_BxG: jax.Array, known_BxK: jax.Array, passage_BxG: jax.Array, hardest_negative_only: bool = False
 ) -> Negatives:
-    """The same of the query's own candidates alone, whose scores are given; `of_passages` is NEG_INF."""
+    """Computes the log-sum-exps of each query's own candidates alone.
+
+    Args:
+      scores_BxG: float32, each query's scores of its candidates.
+      known_BxK: see `batch_negatives`.
+      passage_BxG: see `batch_negatives`.
+      hardest_negative_only: see `batch_negatives`.
+
+    Returns:
+      The log-sum-exps; `of_passages` is NEG_INF.
+    """
     answers_BxG = jnp.any(known_BxK[:, :, None] == passage_BxG[:, None, :], axis=1)
     own_BxG = jnp.where((passage_BxG >= 0) & ~answers_BxG, scores_BxG, NEG_INF)
     largest_B = jnp.max(own_BxG, axis=1)
@@ -143,7 +153,7 @@ _negatives.defvjp(_forward, _backward)
 
 
 class _Block(NamedTuple):
-    """Passages of the batch: their vectors, which they are, and their places among the M."""
+    """Some passages of the batch: their vectors, rows in the collection, and indices among the M."""
 
     passages_CxE: jax.Array
     passage_C: jax.Array
@@ -172,7 +182,7 @@ def _blocks(
 
 
 def _scores(queries_BxE, known_BxK, block: _Block) -> tuple[jax.Array, jax.Array]:
-    """(scores B×C, NEG_INF of what is no negative; which are negatives)."""
+    """Computes (scores B×C, NEG_INF where the passage is not a negative; which are negatives)."""
     answers_BxC = jnp.any(known_BxK[:, :, None] == block.passage_C, axis=1)
     queries_B = jnp.any(known_BxK >= 0, axis=1)
     there_BxC = queries_B[:, None] & (block.passage_C >= 0) & ~answers_BxC
@@ -180,5 +190,5 @@ def _scores(queries_BxE, known_BxK, block: _Block) -> tuple[jax.Array, jax.Array
 
 
 def _dot(a, b) -> jax.Array:
-    """In full float32: a TPU's default rounds to 8 bits, and a low temperature multiplies that error."""
+    """Multiplies in full float32: a TPU rounds to 8 bits by default, which a low temperature multiplies."""
     return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -96,7 +96,9 @@ class Objective(Protocol):
       microbatches, so that padding and parts of different length count right.
     """
 
-    def __call__(self, predict: Predict, batch: Batch, rng: jax.Array | None) -> Metrics: ...
+    def __call__(self, predict: Predict, batch: Batch, rng: jax.Array | None) -> Metrics:
+        """Computes the metrics."""
+        ...
 
 
 @gin.configurable(allowlist=["label_smoothing", "z_loss"])
@@ -110,8 +112,11 @@ def cross_entropy(
     """Computes the mean negative log-likelihood of the target tokens: maximum-likelihood training.
 
     Args:
-      predict, batch, rng: see `Objective`.
-      label_smoothing, z_loss: see `token_cross_entropy`.
+      predict: see `Objective`.
+      batch: see `Objective`.
+      rng: see `Objective`.
+      label_smoothing: see `token_cross_entropy`.
+      z_loss: see `token_cross_entropy`.
     """
     predictions = predict(batch, rng)
     losses_BxT = token_cross_entropy(
@@ -140,8 +145,10 @@ def rdrop(
     other objective.
 
     Args:
-      predict, batch, rng: see `Objective`.
-      weight: of the divergence.
+      predict: see `Objective`.
+      batch: see `Objective`.
+      rng: see `Objective`.
+      weight: the weight of the divergence.
       objective: what it is added to.
 
     Raises:
@@ -198,8 +205,8 @@ def token_cross_entropy(
       label_smoothing: s. The target's probability is to become 1 - s, and that of each other output
         s / (V - 1). The entropy of this distribution is subtracted, so that the least loss is 0 (Szegedy et
         al. 2016, section 7).
-      vocab_size, sums_of_logits: V, and the sum of all V logits of each token; only label smoothing needs
-        them.
+      vocab_size: V; only label smoothing needs it.
+      sums_of_logits: the sum of all V logits of each token; only label smoothing needs it.
 
     Returns:
       Float32, in nats, of the shape of the tokens.
@@ -219,7 +226,8 @@ def symmetric_kl(logits_a: jax.Array, logits_b: jax.Array) -> jax.Array:
     whereas p log(p / q) divides by probabilities that may have become 0.
 
     Args:
-      logits_a, logits_b: float32 …×V.
+      logits_a: float32 …×V.
+      logits_b: float32 …×V.
 
     Returns:
       Float32 ….

@@ -1,4 +1,4 @@
-"""The query generator (doc2query): a T5 that reads a passage and writes queries that it answers."""
+"""The query generator (doc2query): a T5 that reads a passage and writes queries that the passage answers."""
 
 import gin
 import jax
@@ -11,7 +11,7 @@ from retrieval_jax.models.retriever import Batch, Metrics, register_retriever
 @register_retriever
 @gin.configurable(denylist=["config", "optimizer_def"])
 class QueryGenerator(EncoderDecoder):
-    """Passage -> query, as docT5query (Nogueira and Lin 2019)."""
+    """A T5 that reads a passage and writes a query, as docT5query (Nogueira and Lin 2019)."""
 
     family = "query generator"
 
@@ -25,9 +25,19 @@ class QueryGenerator(EncoderDecoder):
         temperature: float = 1.0,
         top_k: int = 10,
     ) -> tuple[jax.Array, jax.Array]:
-        """(tokens B×count×length int32, their log-probabilities B×count) of sampled queries.
+        """Samples queries; see `sample_top_k`. A passage is encoded once for all its queries.
 
-        See `sample_top_k`. A passage is encoded once for all its queries.
+        Args:
+          params: the network's parameters.
+          passages_BxS: int32 tokens, 0 is padding.
+          keys_B: typed PRNG keys, one a passage.
+          count: how many queries a passage.
+          length: how many tokens a query has at most.
+          temperature: divides the logits.
+          top_k: among how many tokens is drawn.
+
+        Returns:
+          (tokens B×count×length int32, padded with 0; their log-probabilities B×count, float32).
         """
         variables = self.decode_variables(params)
         cross_kv, cache = self.decode_module.apply(variables, passages_BxS, count, length, method="prefill")
@@ -43,7 +53,18 @@ class QueryGenerator(EncoderDecoder):
     def predict_batch_with_aux(
         self, params: dict, batch: Batch, rng: jax.Array, *, count: int, length: int
     ) -> tuple[jax.Array, Metrics]:
-        """`count` sampled queries a passage: (tokens B×count×length, {"scores": log-probabilities})."""
+        """Samples `count` queries a passage; T5X calls it so.
+
+        Args:
+          params: the network's parameters.
+          batch: `encoder_input_tokens` B×S, the passages.
+          rng: a key.
+          count: how many queries a passage.
+          length: how many tokens a query has at most.
+
+        Returns:
+          (tokens B×count×length int32, {"scores": their log-probabilities B×count}).
+        """
         passages_BxS = batch["encoder_input_tokens"]
         keys_B = jax.random.split(rng, len(passages_BxS))
         tokens, scores = self.sample(params, passages_BxS, keys_B, count, length)

@@ -1,6 +1,7 @@
-"""The output softmax: its float32 logits, and what is needed of them where they are too many for the memory.
+"""The output softmax: its float32 logits, and the cross-entropy where they are too many for the memory.
 
-N is any number of tokens, each a vector of E; the softmax has V outputs and its kernel is E×V.
+Letters in shapes: N tokens (of any batch), E embedding, V outputs of the softmax, C outputs of a block, S
+candidate tokens, B queries, K beams.
 
 Whatever the dtype of the network, this layer reads its input as float32, multiplies it by the float32 kernel
 and adds up in float32, as T5X does: bfloat16 has 8 significant bits, so that of 40 neighbouring logits about
@@ -18,29 +19,46 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-LOG_Z_GROUPS = 8
+LOG_Z_GROUPS = 8  # see `log_z`
 LOG_Z_BLOCK = 2048  # outputs of a block, of all groups together
+NEG_INF = -1e30  # stands for log 0; finite, so that no gradient is NaN
 
 
 def logits_of(x: jax.Array, kernel_ExV: jax.Array) -> jax.Array:
-    """Float32 logits …×V of x …×E (any dtype) by a float32 kernel.
+    """Computes logits.
 
-    In training the product has JAX's default precision, as T5X's has: a TPU rounds its float32 inputs to 8
+    In training the product has JAX's default precision, as in T5X: a TPU rounds its float32 inputs to 8
     significant bits and a GPU to 11, a CPU does not. Sums and results are float32 on all of them. Search and
-    scoring, whose results are told as exact, ask for `exact_products`.
+    scoring, whose results are called exact, use `exact_products`.
+
+    Args:
+      x: …×E, of any dtype.
+      kernel_ExV: float32.
+
+    Returns:
+      Float32 …×V.
     """
     return jnp.dot(x.astype(jnp.float32), kernel_ExV, preferred_element_type=jnp.float32)
 
 
 def exact_products() -> AbstractContextManager:
-    """Inside, products of float32 arrays round nothing; on a TPU they take six times as long."""
+    """Gives a context in which products of float32 arrays do not round; a TPU takes six times as long."""
     return jax.default_matmul_precision("highest")
 
 
 def candidate_logits(
     x_BxKxE: jax.Array, kernel_ExV: jax.Array, tokens_S: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Float32 (logits BxKxS of some tokens, log-sum-exp BxK of all logits)."""
+    """Computes the logits of candidate tokens, and what normalises them.
+
+    Args:
+      x_BxKxE: of any dtype.
+      kernel_ExV: float32.
+      tokens_S: int32, the candidates.
+
+    Returns:
+      (float32 logits B×K×S of the candidates, float32 log-sum-exp B×K of all V logits).
+    """
     blocks = log_z_blocks(kernel_ExV.shape[1])
     if blocks == 1 or 2 * len(tokens_S) > kernel_ExV.shape[1]:
         logits_BxKxV = logits_of(x_BxKxE, kernel_ExV)
@@ -54,10 +72,18 @@ def log_z_blocks(size: int) -> int:
 
 
 def log_z(x_BxKxE: jax.Array, kernel_ExV: jax.Array, blocks: int) -> jax.Array:
-    """Float32 B×K: the log-sum-exp of all logits x · kernel, which are never in memory together.
+    """Computes the log-sum-exp of all logits x · kernel, which are never in memory together.
 
-    A block takes a part of each of eight groups of outputs, so that a kernel sharded over its outputs is
-    multiplied where it lies; the groups are added up at the end.
+    A block takes a part of each of eight groups of outputs, so that a kernel that is sharded over its outputs
+    is multiplied where it lies; the groups are added up at the end.
+
+    Args:
+      x_BxKxE: of any dtype.
+      kernel_ExV: float32.
+      blocks: see `log_z_blocks`.
+
+    Returns:
+      Float32 B×K.
     """
     E, V = kernel_ExV.shape
     cut = Blocks.of(V // LOG_Z_GROUPS, -(-V // LOG_Z_GROUPS // blocks))
@@ -116,12 +142,12 @@ def masked(new_C: jax.Array | None, x: jax.Array, other: float) -> jax.Array:
 
 
 class SoftmaxStats(NamedTuple):
-    """What a cross-entropy needs of a softmax, of each of N tokens (any shape), float32.
+    """The numbers of each token's softmax that a cross-entropy needs. Each is float32, of the tokens' shape.
 
     Attributes:
-      target: its target's logit.
+      target: the logit of the token's target.
       log_z: the log-sum-exp of all its logits.
-      largest: the largest of them; without a gradient.
+      largest: the largest of its logits; has no gradient.
     """
 
     target: jax.Array
@@ -130,7 +156,12 @@ class SoftmaxStats(NamedTuple):
 
 
 def softmax_stats(logits: jax.Array, targets: jax.Array) -> SoftmaxStats:
-    """Of float32 logits …×V and int32 targets …"""
+    """Computes the stats of whole logits.
+
+    Args:
+      logits: float32 …×V.
+      targets: int32 ….
+    """
     # By comparing, not by a gather: logits that lie over several devices then stay where they are.
     chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
     target = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
@@ -141,24 +172,27 @@ def softmax_stats(logits: jax.Array, targets: jax.Array) -> SoftmaxStats:
 def blockwise_softmax_stats(
     x_NxE: jax.Array, kernel_ExV: jax.Array, targets_N: jax.Array, max_logits_per_block: int
 ) -> SoftmaxStats:
-    """The same of the logits x · kernel, without ever holding all of them, neither here nor backwards.
+    """Computes the stats of the logits x · kernel, without ever holding all of them, nor their gradients.
 
-    They are made a block of outputs at a time, and made again for the gradient: one matrix product more than
-    with all in memory. On a mesh (see `mesh_context`) each device makes those of its own part of
-    the kernel, which stays where it lies; where outputs lie over `data` too, the tokens are gathered, which
-    are few. What is summed over devices is three numbers a token, and N×E for the gradient.
+    Logits are computed a block of outputs at a time, and computed again for the gradient: this takes one
+    matrix product more than holding them does. On a mesh (see `mesh_context`) each device computes the logits
+    of its own part of the kernel, which stays where it lies. Where outputs lie over `data` too, the tokens,
+    which are few, are gathered. Three numbers a token are summed over devices, and N×E for the gradient.
 
     Args:
-      x_NxE: in any dtype; its gradient has the same.
+      x_NxE: of any dtype; its gradient has the same.
       kernel_ExV: float32.
       targets_N: int32.
-      max_logits_per_block: about the most that a device holds.
+      max_logits_per_block: about how many logits a device holds at a time.
+
+    Returns:
+      The stats, each N.
     """
     return SoftmaxStats(*_blockwise_stats(max_logits_per_block, _Places.here(), x_NxE, kernel_ExV, targets_N))
 
 
 def mesh_axes(name: str) -> tuple[str, ...]:
-    """Axes of the mesh, if there is one, over which a logical axis lies; see `mesh_context`."""
+    """Gives the axes of the mesh over which a logical axis lies; () without a mesh. See `mesh_context`."""
     if jax.sharding.get_abstract_mesh().empty:
         return ()
     found = nn.logical_to_mesh_axes((name,))[0]
@@ -166,14 +200,20 @@ def mesh_axes(name: str) -> tuple[str, ...]:
 
 
 def on_shards(function: Callable, in_specs, out_specs) -> Callable:
-    """The function of each device's part, on the mesh if there is one."""
+    """Maps a function over the devices of the mesh, if there is one; otherwise gives the function itself.
+
+    Args:
+      function: is called on each device with its shards.
+      in_specs: see `jax.shard_map`.
+      out_specs: see `jax.shard_map`.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return function
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 class _Places(NamedTuple):
-    """Mesh axes over which outputs and tokens lie; () for both on one device."""
+    """The mesh axes over which outputs (V) and tokens (N) lie; () for both on one device."""
 
     over_V: tuple[str, ...]
     over_N: tuple[str, ...]
@@ -185,7 +225,7 @@ class _Places(NamedTuple):
 
     @property
     def specs(self) -> tuple[P, P, P]:
-        """Of x_NxE, kernel_ExV and one number a token."""
+        """The shardings of x_NxE, of kernel_ExV, and of one number a token."""
         return P(self.over_N), P(None, self.over_V), P(self.over_N)
 
 
@@ -267,12 +307,12 @@ _blockwise_stats.defvjp(_forward, _backward)
 
 
 def _own(targets_N, kernel_ExV, places: _Places):
-    """Targets as numbers within this device's part of the outputs; others fall outside it."""
+    """Counts targets from the start of this device's outputs; those of other devices fall outside."""
     return targets_N - jax.lax.axis_index(places.over_V) * kernel_ExV.shape[1] if places.over_V else targets_N
 
 
 def _block(x_NxE, kernel_ExV, targets_N, first, width: int):
-    """(logits of `width` outputs, which of them are targets, their part of the kernel)."""
+    """Computes (logits of `width` outputs, which of them are targets, their part of the kernel)."""
     part_ExC = jax.lax.dynamic_slice_in_dim(kernel_ExV, first, width, axis=1)
     logits_NxC = logits_of(x_NxE, part_ExC)
     return logits_NxC, first + jnp.arange(width) == targets_N[:, None], part_ExC

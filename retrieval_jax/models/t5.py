@@ -1,8 +1,8 @@
-"""The T5 1.1 network: encoder, decoder, and the decoder's one-token-a-beam step for docid search.
+"""The T5 1.1 network: encoder, decoder, and the decode step that a search takes with one token a beam.
 
-T5 1.1 (Raffel et al. 2020, section 2.1, and the 1.1 release notes): pre-RMSNorm, relative position
-buckets shared by the layers of a stack, gated GELU, no biases, no 1/sqrt(d) in attention (it is in the
-query's initialiser), and an output matrix of its own. Parameter names and shapes are T5X's, so public
+T5 1.1 (Raffel et al. 2020, section 2.1, and the 1.1 release notes) has RMSNorm before each layer, relative
+position buckets that the layers of a stack share, gated GELU, no biases, no 1/sqrt(d) in attention (it is in
+the query's initialiser), and an output matrix of its own. Parameter names and shapes are T5X's, so public
 checkpoints load without renaming.
 
 Letters in shapes: B batch, S encoder length, T decoder length, K beams, E embedding, H heads, D head
@@ -18,38 +18,43 @@ import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax.data.vocabulary import PAD
+from retrieval_jax.models.blocks import DecoderLayer, EncoderLayer, run_layers
 from retrieval_jax.models.layers import (
-    NEG_INF,
     STACK_AXIS,
-    DecoderLayer,
     Dense,
-    EncoderLayer,
     KeysValues,
     RelativePositionBias,
     RMSNorm,
     T5Config,
     TokenEmbedder,
     constrain,
-    run_layers,
 )
-from retrieval_jax.models.softmax import candidate_logits, logits_of
+from retrieval_jax.models.pawa import PawaAdaptor
+from retrieval_jax.models.softmax import NEG_INF, candidate_logits, logits_of
 
-PAWA_TOKENS = 2048
 STACKS = {"encoder": "encoder", "decoder": "decoder", "pawa_decoder": "decoder"}
-"""A stack's name -> the name in it of the one module that holds all of its layers when they are scanned."""
+"""The name of a stack -> the name of the module in it that holds all of its layers if they are scanned."""
 
 
 class Segments(NamedTuple):
-    """Which example each position of a packed row belongs to (int32; 0 is padding): B×S and B×T."""
+    """The example that each position of a packed row belongs to, int32, from 1; 0 is padding.
+
+    Attributes:
+      encoder_BxS: of the encoder's positions.
+      decoder_BxT: of the decoder's positions.
+    """
 
     encoder_BxS: jax.Array
     decoder_BxT: jax.Array
 
 
 class Encoder(nn.Module):
+    """A stack of encoder layers, and the norm after it."""
+
     config: T5Config
 
     def setup(self) -> None:
+        """Makes the submodules."""
         c = self.config
         self.relpos_bias = RelativePositionBias(c, bidirectional=True)
         if c.scan_layers:
@@ -60,7 +65,16 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
 
     def __call__(self, x_BxSxE: jax.Array, mask_BxSxS: jax.Array, deterministic: bool) -> jax.Array:
-        """Encodings BxSxE. The mask says which positions each may look at (its first S may be 1)."""
+        """Encodes embedded tokens.
+
+        Args:
+          x_BxSxE: the embedded tokens.
+          mask_BxSxS: bool, which positions each may attend to; its first S may be 1.
+          deterministic: False for dropout.
+
+        Returns:
+          B×S×E.
+        """
         c = self.config
         positions = np.arange(x_BxSxE.shape[1])
         bias_HxSxS = self.relpos_bias(positions, positions)
@@ -71,12 +85,16 @@ class Encoder(nn.Module):
 
 
 class DecoderStack(nn.Module):
-    """A decoder up to its last norm. Only one that is not scanned can `step`."""
+    """A stack of `count` decoder layers, and the norm after it.
+
+    Only a stack that is not scanned has a `decode_step`.
+    """
 
     config: T5Config
     count: int
 
     def setup(self) -> None:
+        """Makes the submodules."""
         c = self.config
         self.relpos_bias = RelativePositionBias(c, bidirectional=False)
         if c.scan_layers:
@@ -87,6 +105,7 @@ class DecoderStack(nn.Module):
         self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
 
     def __call__(self, x_BxTxE, encoded_BxSxE, self_mask_BxTxT, cross_mask_BxTxS, deterministic: bool):
+        """Decodes embedded targets, given the encodings and which positions each may attend to; B×T×E."""
         c = self.config
         positions = np.arange(x_BxTxE.shape[1])
         bias_HxTxT = self.relpos_bias(positions, positions)
@@ -96,6 +115,7 @@ class DecoderStack(nn.Module):
         return self.dropout(self.decoder_norm(x), deterministic)
 
     def cross_keys_values(self, encoded_BxSxE: jax.Array) -> list[KeysValues]:
+        """Computes the keys and values of each layer's cross-attention, each B×S×H×D."""
         return [layer.cross_keys_values(encoded_BxSxE) for layer in self.layers]
 
     def decode_step(
@@ -120,63 +140,42 @@ class DecoderStack(nn.Module):
 
 
 class Decoder(DecoderStack):
-    """The decoder, and the softmax over what it writes, unless that is the embedding's."""
+    """The decoder, and the matrix of its softmax, unless that is the embedding's."""
 
     def setup(self) -> None:
+        """Makes the submodules."""
         super().setup()
         c = self.config
         if not c.tied:
             self.logits_dense = Dense(c.output_size or c.vocab_size, ("embed", "vocab"), "float32")
 
     def logits(self, x: jax.Array) -> jax.Array:
+        """Computes float32 logits …×V."""
         return self.logits_dense(x)
 
 
 def output_kernel(config: T5Config, params: dict) -> jax.Array:
-    """The matrix E×V (float32) by which the softmax reads what `hidden` or `step` gave."""
+    """Gives the matrix of the softmax, which multiplies what `T5.hidden` or `T5.decode_step` gave.
+
+    Args:
+      config: the sizes.
+      params: the parameters of a T5.
+
+    Returns:
+      Float32 E×V.
+    """
     if config.tied:
         return params["token_embedder"]["embedding"].T
     return params["decoder"]["logits_dense"]["kernel"]
 
 
-class PawaAdaptor(nn.Module):
-    """x_i A_i, where the d×d matrix A_i is a linear function of what the PAWA decoder says at i.
-
-    NCI (Wang et al. 2022, equations 4 and 5) writes a position's logits as h_i A_i W. Multiplied from the
-    left as here, A_i W (d×V a token) never exists, and the softmax stays one matrix for all tokens.
-    """
-
-    config: T5Config
-
-    @nn.compact
-    def __call__(self, x_BxTxE: jax.Array, adapting_BxTxE: jax.Array) -> jax.Array:
-        E = self.config.emb_dim
-        # Of all d·d products that make one output: keeps the scale of x where both have it.
-        init = nn.initializers.normal(1.0 / E)
-        kernel_AxExO = self.param(
-            "kernel", nn.with_logical_partitioning(init, ("pawa", "embed", None)), (E, E, E), jnp.float32
-        )
-        kernel_AxExO = kernel_AxExO.astype(self.config.dtype)
-
-        @jax.checkpoint  # a matrix a token: computed again, not kept
-        def adapt(x_BxCxE, adapting_BxCxE):
-            matrix_BxCxExO = jnp.einsum("bca,aeo->bceo", adapting_BxCxE, kernel_AxExO)
-            return jnp.einsum("bce,bceo->bco", x_BxCxE, matrix_BxCxExO)
-
-        B, T = x_BxTxE.shape[:2]
-        width = max((c for c in range(1, T + 1) if T % c == 0 and B * c <= PAWA_TOKENS), default=1)
-        if width == T:
-            return adapt(x_BxTxE, adapting_BxTxE)
-        parts = [jnp.moveaxis(y.reshape(B, T // width, width, E), 1, 0) for y in (x_BxTxE, adapting_BxTxE)]
-        return jnp.moveaxis(jax.lax.map(lambda part: adapt(*part), tuple(parts)), 0, 1).reshape(B, T, E)
-
-
 class T5(nn.Module):
-    """Encoder and decoder over one token embedding. Token 0 is padding, and starts every target."""
+    """An encoder and a decoder. Token 0 is padding, and starts every target."""
 
     config: T5Config
 
     def setup(self) -> None:
+        """Makes the submodules."""
         c = self.config
         self.token_embedder = TokenEmbedder(c, c.vocab_size)
         if c.separate_target_embedding:
@@ -196,7 +195,16 @@ class T5(nn.Module):
     def encode(
         self, inputs_BxS: jax.Array, deterministic: bool = True, segment_BxS: jax.Array | None = None
     ) -> jax.Array:
-        """Encodings BxSxE of tokens (0 = padding)."""
+        """Encodes tokens.
+
+        Args:
+          inputs_BxS: int32, 0 is padding.
+          deterministic: False for dropout.
+          segment_BxS: the examples of packed rows; None for rows of one example.
+
+        Returns:
+          B×S×E.
+        """
         mask_BxSxS = _same(segment_BxS, segment_BxS) if segment_BxS is not None else _real(inputs_BxS)
         return self.encoder(self.token_embedder(inputs_BxS), mask_BxSxS, deterministic)
 
@@ -207,9 +215,16 @@ class T5(nn.Module):
         deterministic: bool = True,
         segments: Segments | None = None,
     ) -> jax.Array:
-        """BxTxE from which `logits` reads each target's, given the targets before it (teacher forcing).
+        """Computes what the softmax reads for each target, given the targets before it (teacher forcing).
 
-        `segments` are those of packed rows: an example then sees no other of its row.
+        Args:
+          inputs_BxS: int32, 0 is padding.
+          decoder_inputs_BxT: int32, the targets, moved one position to the right.
+          deterministic: False for dropout.
+          segments: the examples of packed rows, which do not see one another; None for rows of one example.
+
+        Returns:
+          B×T×E, from which `logits` makes the logits.
         """
         T = decoder_inputs_BxT.shape[1]
         causal_TxT = np.tril(np.ones((1, T, T), bool))
@@ -230,7 +245,7 @@ class T5(nn.Module):
     def __call__(
         self, inputs_BxS: jax.Array, decoder_inputs_BxT: jax.Array, deterministic: bool = True
     ) -> jax.Array:
-        """Float32 logits BxTxV; see `hidden`."""
+        """Computes float32 logits B×T×V; see `hidden`."""
         return self.logits(self.hidden(inputs_BxS, decoder_inputs_BxT, deterministic))
 
     def prefill(
@@ -290,17 +305,25 @@ class T5(nn.Module):
         return self._scaled(self.pawa_adaptor(x, adapting)), new_cache + pawa_cache
 
     def _scaled(self, x: jax.Array) -> jax.Array:
-        """T5 1.0's embedding has rows of length about √E, and its softmax reads with them."""
+        """Divides by √E where the softmax uses the embedding, whose rows have about that length (T5 1.0)."""
         return x * self.config.emb_dim**-0.5 if self.config.tied else x
 
     def logits(self, x_BxKxE: jax.Array) -> jax.Array:
-        """Float32 logits BxKxV of what `step` or `hidden` gave."""
+        """Computes float32 logits …×V of what `decode_step` or `hidden` gave."""
         if not self.config.tied:
             return self.decoder.logits(x_BxKxE)
         return logits_of(x_BxKxE, self._kernel())
 
     def candidate_logits(self, x_BxKxE: jax.Array, tokens_S: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Float32 (logits BxKxS of some tokens, log-sum-exp BxK of all logits) of what `step` gave."""
+        """Computes the logits of candidate tokens; see `softmax.candidate_logits`.
+
+        Args:
+          x_BxKxE: what `decode_step` gave.
+          tokens_S: int32, the candidates.
+
+        Returns:
+          (float32 logits B×K×S, float32 log-sum-exp B×K of all logits).
+        """
         return candidate_logits(x_BxKxE, self._kernel(), tokens_S)
 
     def _kernel(self) -> jax.Array:
@@ -309,17 +332,24 @@ class T5(nn.Module):
 
 
 def _real(tokens_BxS: jax.Array) -> jax.Array:
-    """Attention's mask Bx1xS: all may look at every token that is not padding (PAD_SYMBOL is none)."""
+    """Makes the mask B×1×S by which all positions attend to every token but padding."""
     return (tokens_BxS != PAD)[:, None, :]
 
 
 def _same(segment_BxT: jax.Array, segment_BxS: jax.Array) -> jax.Array:
-    """Attention's mask BxTxS of packed rows: an example's tokens look at its own, and at no padding."""
+    """Makes the mask B×T×S of packed rows: the tokens of an example attend to that example's alone."""
     return (segment_BxT[:, :, None] == segment_BxS[:, None, :]) & (segment_BxS > 0)[:, None, :]
 
 
 def unstack_layers(params: dict) -> dict:
-    """The parameters of a scanned T5 as those of the same T5 that is not: an array a layer."""
+    """Converts the parameters of a T5 with `scan_layers` to those of the same T5 without.
+
+    Args:
+      params: arrays of all layers of a stack.
+
+    Returns:
+      The parameters with arrays of one layer each.
+    """
 
     def unstacked(stack: dict, name: str) -> dict:
         rest = {k: v for k, v in stack.items() if k != name}
@@ -333,5 +363,9 @@ def unstack_layers(params: dict) -> dict:
 
 
 def is_stacked(path: tuple[str, ...]) -> bool:
-    """Whether the parameter of that path (T5X's names) holds a scanned stack's layers, on axis STACK_AXIS."""
+    """Tells whether a parameter holds all layers of a scanned stack, on axis STACK_AXIS.
+
+    Args:
+      path: the parameter's path, of T5X's names.
+    """
     return any(STACKS.get(stack) == name for stack, name in itertools.pairwise(path))

@@ -1,22 +1,25 @@
 """Objectives against their definitions, in float64; and one from outside of the package."""
 
+import dataclasses
+import functools
 import importlib
 import json
 import re
 import sys
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_t5 import CONFIG, loss_and_metrics, parameters, random_batch
+from test_t5 import jit
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.models.layers import T5Config
-from retrieval_jax.models.objectives import symmetric_kl, token_cross_entropy
+from retrieval_jax.models.objectives import rdrop, symmetric_kl, token_cross_entropy
 from retrieval_jax.models.softmax import softmax_stats
 
 
@@ -62,25 +65,7 @@ def test_divergence_stays_finite_where_that_of_probabilities_does_not():
     assert np.isfinite(gradient).all()
 
 
-CONFIG = T5Config(40, 12, 2, 4, 10, 1, 1, output_size=24, separate_target_embedding=True, dropout_rate=0.0)
-
-
-def tiny_batch(rows: int = 4) -> dict[str, np.ndarray]:
-    """Targets of 1 to 5 tokens, padded with 0."""
-    rng = np.random.default_rng(0)
-    inputs, targets = rng.integers(1, 40, (rows, 6)), rng.integers(1, 24, (rows, 5))
-    targets[np.arange(5) >= rng.integers(1, 6, (rows, 1))] = 0
-    return {
-        "encoder_input_tokens": inputs,
-        "decoder_target_tokens": targets,
-        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-        "decoder_loss_weights": (targets > 0).astype(np.int32),
-    }
-
-
-def parameters(model: GenerativeRetriever) -> dict:
-    shapes = {name: x.shape for name, x in tiny_batch().items()}
-    return jax.jit(lambda: nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)["params"]))()
+RDROP = functools.partial(rdrop, weight=3.0)
 
 
 def log_probs(model: GenerativeRetriever, params: dict, batch: dict) -> np.ndarray:
@@ -106,7 +91,7 @@ def contributed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_an_objective_of_another_package_trains_and_is_part_of_a_runs_settings(
     contributed, work, arguments, cli, tmp_path: Path
 ):
-    batch, weights = tiny_batch(), tiny_batch()["decoder_loss_weights"]
+    batch, weights = random_batch(), random_batch()["decoder_loss_weights"]
     whole = GenerativeRetriever(CONFIG, objective=contributed.focal_loss)
     blocks = GenerativeRetriever(CONFIG, objective=contributed.focal_loss, max_logits_per_block=100)
     params = parameters(whole)
@@ -139,7 +124,7 @@ def test_an_objective_may_compare_several_docids_of_a_query():
         errors_Q = jnp.square(margin_Q - (teacher_QxG[:, 0] - teacher_QxG[:, 1]))
         return {"loss": (jnp.sum(errors_Q), jnp.float32(len(errors_Q)))}
 
-    batch = tiny_batch(6)
+    batch = random_batch(rows=6)
     model = GenerativeRetriever(CONFIG, objective=margin_distillation, max_logits_per_block=100)
     params, teacher = parameters(model), np.random.default_rng(1).normal(size=6)
     scores = (log_probs(model, params, batch) * batch["decoder_loss_weights"]).sum(1)
@@ -148,3 +133,31 @@ def test_an_objective_may_compare_several_docids_of_a_query():
     loss, gradients = jax.jit(jax.value_and_grad(lambda params: model.eval_fn(params, given)[0]))(params)
     assert loss == pytest.approx(expected, rel=1e-4)
     assert np.abs(gradients["decoder"]["logits_dense"]["kernel"]).max() > 0
+
+
+def test_rdrop_is_the_divergence_of_two_dropout_passes():
+    batch, key = random_batch(), jax.random.key(5)
+    params = parameters(GenerativeRetriever(CONFIG))
+    still = dataclasses.replace(CONFIG, dropout_rate=0.0)
+    plain, _ = loss_and_metrics(GenerativeRetriever(still), params, batch, key)
+    same, metrics = loss_and_metrics(GenerativeRetriever(still, objective=RDROP), params, batch, key)
+    assert same == pytest.approx(float(plain), rel=1e-6)
+    assert metrics["rdrop"][0] == pytest.approx(0, abs=1e-6)
+
+    model = GenerativeRetriever(CONFIG, objective=RDROP)
+    loss, metrics = loss_and_metrics(model, params, batch, key)
+    twice = {name: np.repeat(x, 2, axis=0) for name, x in batch.items()}
+    log_p = jax.nn.log_softmax(jit(model.logits)(params, twice, key))  # of the same two readings
+    p = np.exp(np.asarray(log_p, np.float64))
+    weights = batch["decoder_loss_weights"]
+    both = [(p[i::2] * np.log(p[i::2] / p[1 - i :: 2])).sum(-1) for i in (0, 1)]
+    apart = (np.mean(both, axis=0) * weights).sum() / weights.sum()
+    chosen = np.take_along_axis(np.log(p), twice["decoder_target_tokens"][..., None], -1)[..., 0]
+    nll = -(chosen * twice["decoder_loss_weights"]).sum() / twice["decoder_loss_weights"].sum()
+    assert apart > 1e-3
+    assert metrics["rdrop"][0] / metrics["rdrop"][1] == pytest.approx(apart, rel=1e-3)
+    assert loss == pytest.approx(nll + 3 * apart, rel=1e-4)
+    assert metrics["loss"][0] / metrics["loss"][1] == pytest.approx(float(loss), rel=1e-6)
+    blocks = GenerativeRetriever(CONFIG, objective=RDROP, max_logits_per_block=100)
+    with pytest.raises(UserError, match="max_logits_per_block=None"):
+        blocks.loss_fn(params, batch, key)

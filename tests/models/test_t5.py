@@ -15,7 +15,7 @@ import pytest
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from retrieval_jax.models.layers import T5Config, relpos_bucket
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.t5 import T5
 
 GOLDEN = Path(__file__).with_name("t5_golden.npz")
@@ -358,32 +358,3 @@ def test_dropout(config, variables, tokens, logits):
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.1
     assert np.abs(one - logits).max() > 0.1
-
-
-def slow_bucket(distance: int, bidirectional: bool) -> int:
-    """The bucket of one distance from the definition, in whole numbers so that no edge is rounded.
-
-    Of n buckets for a direction, n/2 hold one distance each; the k-th after these starts where
-    distance / (n/2) reaches (128 / (n/2)) ** (k / (n/2)), and the last has no end.
-    """
-    n, offset = 32, 0
-    if bidirectional:
-        n = 16
-        offset = n if distance > 0 else 0
-        distance = abs(distance)
-    else:
-        distance = max(-distance, 0)
-    half = n // 2
-    if distance < half:
-        return offset + distance
-    k = 0
-    while k + 1 < half and distance**half * half ** (k + 1) >= 128 ** (k + 1) * half**half:
-        k += 1
-    return offset + half + k
-
-
-@pytest.mark.parametrize("bidirectional", [True, False])
-def test_relpos_bucket(bidirectional):
-    distances = np.arange(-300, 301)
-    expected = [slow_bucket(int(d), bidirectional) for d in distances]
-    np.testing.assert_array_equal(relpos_bucket(distances, bidirectional), expected)
