@@ -15,20 +15,22 @@ import numpy as np
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.collection import Passage, Query
 
-MOST_OTHERS = 64  # a log of clicks may have one query thousands of times, each with another passage
+MAX_OTHERS = 64  # a log of clicks may have one query thousands of times, each with another passage
 
 
-def normal(text: str) -> str:
+def normalize_white_space(text: str) -> str:
     """Returns the text with single blanks between its words."""
     return " ".join(text.split())
 
 
 def digest(text: str) -> bytes:
     """Returns 16 bytes that are equal for texts that are the same."""
-    return hashlib.blake2b(normal(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(
+        normalize_white_space(text).encode("utf-8", "surrogatepass"), digest_size=16
+    ).digest()
 
 
-def pairs(digests_Nx2: np.ndarray) -> np.ndarray:
+def find_copies(digests_Nx2: np.ndarray) -> np.ndarray:
     """Finds the later copies of texts.
 
     Args:
@@ -51,8 +53,8 @@ def same_text(query: Query, passage: Passage) -> bool:
 
     Case is ignored, and the passage's title may be missing from the query.
     """
-    words = normal(f"{passage.title} {passage.text}").casefold()
-    text, body = normal(query.text).casefold(), normal(passage.text).casefold()
+    words = normalize_white_space(f"{passage.title} {passage.text}").casefold()
+    text, body = normalize_white_space(query.text).casefold(), normalize_white_space(passage.text).casefold()
     return bool(text) and (text in words or (bool(body) and body in text))
 
 
@@ -60,7 +62,7 @@ class KnownAnswers:
     """Finds the passages that are known to answer a query besides its own positives.
 
     These are the positives of other queries with the same text (judged by people and by a language model
-    under two ids, for example; the first MOST_OTHERS of them), and the passage that the query itself is.
+    under two ids, for example; the first MAX_OTHERS of them), and the passage that the query itself is.
 
     Args:
       queries: all queries whose positives are known.
@@ -73,11 +75,11 @@ class KnownAnswers:
                 positives[digest(query.text)].append(query.positives)
         repeated = {key: some for key, some in positives.items() if len(some) > 1}
         self.of_text = {key: [*dict.fromkeys(itertools.chain(*some))] for key, some in repeated.items()}
-        if cut := sum(len(some) > MOST_OTHERS for some in self.of_text.values()):
-            log(f"{cut:,} texts of train queries have over {MOST_OTHERS} positives: the first are known")
+        if cut := sum(len(some) > MAX_OTHERS for some in self.of_text.values()):
+            log(f"{cut:,} texts of train queries have over {MAX_OTHERS} positives: the first are known")
 
     def others(self, query: Query) -> Sequence[str]:
         """Returns the ids of the passages that answer a query and are not among its own positives."""
-        shared = self.of_text.get(digest(query.text), ())[:MOST_OTHERS]
+        shared = self.of_text.get(digest(query.text), ())[:MAX_OTHERS]
         own = [query.id] if query.is_passage else []
         return [passage for passage in dict.fromkeys([*own, *shared]) if passage not in query.positives]

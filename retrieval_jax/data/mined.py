@@ -61,7 +61,7 @@ class MinedNegatives:
         path = paths.ensure_local(path)
         found: dict[str, list[str]] = {}
         fields = ("query", "passage", "grade")
-        for _, (query, passage, _) in lines.parsed(
+        for _, (query, passage, _) in lines.parse_lines(
             path, lambda x: lines.columns(x, fields), lines.ErrorLog()
         ):
             found.setdefault(query, []).append(passage)

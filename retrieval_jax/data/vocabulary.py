@@ -20,8 +20,8 @@ from retrieval_jax.core.errors import UserError
 PAD, EOS = 0, 1
 PAD_SYMBOL = -1  # the padding symbol within a text: models read it as PAD, and do not mask it
 SENTINELS = 100  # ids that T5 keeps after the pieces
-MOST = 1_000_000  # texts that a vocabulary is learned on
-LONGEST = 1 << 16  # bytes of such a text: SentencePiece leaves out longer ones in silence
+MAX_TEXTS = 1_000_000  # texts that a vocabulary is learned on
+MAX_TEXT_BYTES = 1 << 16  # bytes of such a text: SentencePiece leaves out longer ones in silence
 
 
 class Prompts(NamedTuple):
@@ -148,11 +148,11 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def split_long(text: str) -> Iterator[str]:
-    """Yields the text in parts of at most LONGEST bytes, cut between words where there is white space."""
+    """Yields the text in parts of at most MAX_TEXT_BYTES, cut between words if there is white space."""
     start = 0
     # Of a rest that is longer in characters, the bytes need not be counted: that would take a square of time.
-    while len(text) - start > LONGEST or len(text[start:].encode()) > LONGEST:
-        head = text[start : start + LONGEST // 4]  # a character has at most four bytes
+    while len(text) - start > MAX_TEXT_BYTES or len(text[start:].encode()) > MAX_TEXT_BYTES:
+        head = text[start : start + MAX_TEXT_BYTES // 4]  # a character has at most four bytes
         end = start + (max(map(head.rfind, " \n\t")) + 1 or len(head))
         yield text[start:end]
         start = end
@@ -165,7 +165,7 @@ def learn(texts: Iterable[str], size: int, path: Path) -> None:
     Case is folded: for training from scratch on little text, "When" and "when" should be one piece.
 
     Args:
-      texts: the texts, of which the first MOST are used.
+      texts: the texts, of which the first MAX_TEXTS are used.
       size: the most pieces.
       path: the file to write, on a local disk.
 
@@ -175,13 +175,15 @@ def learn(texts: Iterable[str], size: int, path: Path) -> None:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.islice(itertools.chain.from_iterable(map(split_long, texts)), MOST),
+            sentence_iterator=itertools.islice(
+                itertools.chain.from_iterable(map(split_long, texts)), MAX_TEXTS
+            ),
             model_writer=model,
             vocab_size=size,
             model_type="unigram",
             normalization_rule_name="nmt_nfkc_cf",
             character_coverage=0.9999,
-            max_sentence_length=LONGEST,
+            max_sentence_length=MAX_TEXT_BYTES,
             hard_vocab_limit=False,  # a small collection has fewer pieces
             num_threads=2,  # fixed: the sums, and so the pieces, depend on it
             pad_id=PAD,

@@ -106,7 +106,7 @@ def write_collection(folder: Path, source: Source, settings: ImportSettings) -> 
 
     write_passages(folder, source.name, passages.shards(), settings.beam_options)
     arrow_ids.write(folder / "ids.arrow", passages.ids)
-    np.save(folder / "copies.npy", same := copies.pairs(passages.digests))
+    np.save(folder / "copies.npy", same := copies.find_copies(passages.digests))
     queries = {
         split: mark_passages(folder, source.name, passages.ids, judged) for split, judged in queries.items()
     }
@@ -192,8 +192,8 @@ def _write_vocabulary(
         return
     log(f"learning a vocabulary of {settings.vocab_size} pieces")
     # Of a large collection, neither the queries nor the ids crowd out the texts.
-    train = itertools.islice((q.text for q in queries.get("train", [])), vocabulary.MOST // 4)
-    ids = passages.ids[: vocabulary.MOST // 4].to_pylist()
+    train = itertools.islice((q.text for q in queries.get("train", [])), vocabulary.MAX_TEXTS // 4)
+    ids = passages.ids[: vocabulary.MAX_TEXTS // 4].to_pylist()
     texts = (p.full_text for part in passages.shards() for p in part())
     vocabulary.learn(itertools.chain(train, ids, texts), settings.vocab_size, path)
 

@@ -50,7 +50,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 @given(st.lists(st.sampled_from(["a b", " a  b", "a\tb\n", "c", "c ", "C", "d\u00a0e", "d e"])))
 def test_a_copy_is_known_by_the_first_of_its_text(texts: list[str]):
     digests = b"".join(map(copies.digest, texts))
-    found = copies.pairs(np.frombuffer(digests, np.uint64).reshape(-1, 2))
+    found = copies.find_copies(np.frombuffer(digests, np.uint64).reshape(-1, 2))
     normal = [" ".join(text.split()) for text in texts]
     expected = [(i, normal.index(text)) for i, text in enumerate(normal) if normal.index(text) < i]
     assert list(map(tuple, found.tolist())) == expected
@@ -121,7 +121,7 @@ def test_a_text_asked_very_often_has_a_bounded_number_of_answers(capsys):
     answers = copies.KnownAnswers([*queries, *(Query(f"e{i}", " ", {"x": 1}) for i in range(9))])
     assert "have over 64 positives" in " ".join(capsys.readouterr().err.split())
     others = [answers.others(query) for query in queries]
-    assert max(map(len, others)) == copies.MOST_OTHERS
+    assert max(map(len, others)) == copies.MAX_OTHERS
     assert others[3000] == [f"p{i}" for i in range(64)]
     assert answers.others(Query("e0", "", {"x": 1})) == []
     assert answers.others(Query("p7", "a passage", {"x": 1}, is_passage=True)) == ["p7"]

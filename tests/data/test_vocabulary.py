@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from retrieval_jax.data.vocabulary import LONGEST, Vocabulary, learn, split_long
+from retrieval_jax.data.vocabulary import MAX_TEXT_BYTES, Vocabulary, learn, split_long
 
 
 def test_long_texts_are_learned_from_in_parts(tmp_path):
     words = [f"{a}{b}" for a in ("har", "tid", "lan", "mar", "sol") for b in ("bour", "ement", "tern", "ket")]
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(words, 12_000)) for _ in range(3)]
-    assert all(len(text) > LONGEST for text in texts)
+    assert all(len(text) > MAX_TEXT_BYTES for text in texts)
     learn(texts, 100, tmp_path / "pieces.model")
     vocabulary = Vocabulary(tmp_path / "pieces.model")
     for word in words:
@@ -23,5 +23,5 @@ def test_parts_are_cut_between_words_and_lose_nothing():
     for text in ("", "short", "ab cde " * 20_000, long, f"{long} {long}"):
         parts = list(split_long(text))
         assert "".join(parts) == text
-        assert all(len(part.encode()) <= LONGEST for part in parts)
+        assert all(len(part.encode()) <= MAX_TEXT_BYTES for part in parts)
     assert all(part.endswith(" ") for part in split_long("ab cde " * 20_000))

@@ -10,7 +10,7 @@ from typing import Protocol
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.judged import FindRows
-from retrieval_jax.data.sources.lines import ErrorLog, format_error, ranges, say_header
+from retrieval_jax.data.sources.lines import ErrorLog, format_error, say_header, split_lines
 from retrieval_jax.data.sources.passages import Part, Passages, check
 
 _SAME_SPLIT = {"validation": "dev", "valid": "dev", "val": "dev"}
@@ -151,7 +151,9 @@ def line_passages(
     for file in files:
         say_header(file, header)
     parts = [
-        Part(some, parse, header) for file in files for some in ranges(file, scratch, errors, shard_bytes)
+        Part(some, parse, header)
+        for file in files
+        for some in split_lines(file, scratch, errors, shard_bytes)
     ]
     passages = check(parts, errors, repeats)
     if not len(passages.ids):

@@ -76,7 +76,7 @@ def read(splits: Mapping[str, Split], rows: FindRows, errors: ErrorLog) -> dict[
 
 def _qrels(split: Split, errors: ErrorLog) -> Iterator[Qrel]:
     path = split.qrels
-    for line, (query, passage, grade) in lines.parsed(path, split.parse_qrel, errors):
+    for line, (query, passage, grade) in lines.parse_lines(path, split.parse_qrel, errors):
         if line == 1 and (query, passage, grade) == HEADER:
             continue
         if re.fullmatch("-?[0-9]{1,9}", grade):
@@ -106,7 +106,7 @@ def _texts(
         return key, text
 
     lines.say_header(path, header)
-    for _, (key, text) in lines.parsed(path, query, errors, header):
+    for _, (key, text) in lines.parse_lines(path, query, errors, header):
         if key in wanted:
             texts[key] = text
     if not seen:

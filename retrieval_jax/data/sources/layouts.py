@@ -118,7 +118,7 @@ class _Judged:
             queries = find_file(folder, self.queries.replace("SPLIT", spelling))
             parse, header = _beir_query, ""
             if self.columns:
-                parse = lines.Table.of(queries, _QUERY)
+                parse = lines.Table.from_file(queries, _QUERY)
                 header = parse.header
             splits[split] = Split(queries, qrels, parse, self.parse_qrel, header)
         if not splits:
@@ -128,7 +128,7 @@ class _Judged:
         others = dict.fromkeys(path for split in splits.values() for path in (split.queries, split.qrels))
         parse, header = _beir_passage, ""
         if self.columns:
-            table = lines.Table.of(file, self.columns)
+            table = lines.Table.from_file(file, self.columns)
             parse, header = functools.partial(_row_passage, table), table.header
         return Source(
             folder_name(folder),

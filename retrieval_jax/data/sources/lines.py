@@ -130,7 +130,7 @@ def format_error(path: Path, line: int | None, what: str, hint: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lines:
+class LineRange:
     """A range of lines of a plain text file. Iterating yields (line number, bytes).
 
     Attributes:
@@ -153,7 +153,7 @@ class Lines:
             yield from enumerate(itertools.islice(file, self.count), self.first)
 
 
-def ranges(path: Path, scratch: Path, errors: ErrorLog, size: int) -> list[Lines]:
+def split_lines(path: Path, scratch: Path, errors: ErrorLog, size: int) -> list[LineRange]:
     """Divides the lines of a file into ranges.
 
     Args:
@@ -166,14 +166,14 @@ def ranges(path: Path, scratch: Path, errors: ErrorLog, size: int) -> list[Lines
       UserError: the file cannot be read.
     """
     plain = _unpack(path, scratch / path.stem, errors) if path.suffix == ".gz" else path
-    found: list[Lines] = []
+    found: list[LineRange] = []
     offset, first = 0, 1
     try:
         with plain.open("rb") as file:
             while block := file.read(size):
                 block += file.readline()
                 count = block.count(b"\n") + (not block.endswith(b"\n"))
-                found.append(Lines(path, plain, offset, first, count))
+                found.append(LineRange(path, plain, offset, first, count))
                 offset, first = offset + len(block), first + count
     except OSError as error:
         raise UserError(format_error(path, 1, f"the file is unreadable ({error})", "restore it")) from None
@@ -185,11 +185,11 @@ def _unpack(path: Path, plain: Path, errors: ErrorLog) -> Path:
     scratch = plain.parent
     scratch.mkdir(parents=True, exist_ok=True)
     with plain.open("wb") as file:
-        file.writelines(raw for _, raw in stream(path, errors))
+        file.writelines(raw for _, raw in read_lines(path, errors))
     return plain
 
 
-def stream(path: Path, errors: ErrorLog) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path, errors: ErrorLog) -> Iterator[tuple[int, bytes]]:
     """Yields (line number, bytes) of a plain or compressed file, to its end or to where it is damaged.
 
     Args:
@@ -212,7 +212,7 @@ def stream(path: Path, errors: ErrorLog) -> Iterator[tuple[int, bytes]]:
         raise UserError(format_error(path, line + 1, what, "restore it")) from error
 
 
-def texts(
+def decode_lines(
     lines: Iterable[tuple[int, bytes]], path: Path, errors: ErrorLog, header: str = ""
 ) -> Iterator[tuple[int, str]]:
     r"""Decodes lines: yields (line number, text without the line end), without empty lines and the header.
@@ -246,7 +246,7 @@ def text_of(raw: bytes) -> str:
     return raw.decode().removeprefix(MARK).removesuffix("\n").removesuffix("\r")
 
 
-def parsed(
+def parse_lines(
     path: Path, parse: Callable[[str], T], errors: ErrorLog, header: str = ""
 ) -> Iterator[tuple[int, T]]:
     """Parses a file: yields (line number, result of `parse`) of each good line.
@@ -257,7 +257,7 @@ def parsed(
       errors: receives the bad lines.
       header: the text of line 1 if it is a header; otherwise "".
     """
-    for line, text in texts(stream(path, errors), path, errors, header):
+    for line, text in decode_lines(read_lines(path, errors), path, errors, header):
         try:
             value = parse(text)
         except ParseError as bad:
@@ -299,7 +299,7 @@ def unquoted(cell: str) -> str:
 def _first(path: Path) -> str:
     """Returns line 1 of a file, or "" if it cannot be read: the file's reader reports why."""
     try:
-        return text_of(next(stream(path, ErrorLog()), (1, b""))[1])
+        return text_of(next(read_lines(path, ErrorLog()), (1, b""))[1])
     except (UserError, UnicodeDecodeError):
         return ""
 
@@ -334,7 +334,7 @@ class Table:
     order: tuple[int, ...]
 
     @classmethod
-    def of(cls, path: Path, fields: tuple[str, ...]) -> "Table":
+    def from_file(cls, path: Path, fields: tuple[str, ...]) -> "Table":
         """Returns the table in a file. If the file cannot be read, it has no header."""
         text = _first(path)
         named = [name.strip().lower() for name in text.split("\t")]

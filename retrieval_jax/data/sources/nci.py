@@ -74,7 +74,7 @@ def _read(splits: Mapping[str, Path], rows: FindRows, errors: ErrorLog) -> dict[
     for split, path in splits.items():
         header = header_of(path, _QUERY_COLUMNS)
         lines.say_header(path, header)
-        parsed = lines.parsed(path, _query, errors, header)
+        parsed = lines.parse_lines(path, _query, errors, header)
         found = [(line, text, key) for line, (text, keys) in parsed for key in keys]
         known = rows([key for _, _, key in found]) >= 0
         joined: dict[str, Query] = {}

@@ -17,7 +17,7 @@ from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.data import copies, parallel
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.sources import lines
-from retrieval_jax.data.sources.lines import ErrorLog, LineError, Lines, ParseError
+from retrieval_jax.data.sources.lines import ErrorLog, LineError, LineRange, ParseError
 
 _UNSEEN = re.compile(f"[\x00-\x1f\x7f-\x9f{lines.MARK}]")
 
@@ -33,7 +33,7 @@ class Part:
       kept: the indices, among the part's good passages, of those that are kept; None for all.
     """
 
-    lines: Lines
+    lines: LineRange
     parse: Callable[[str], Sequence[Passage]]
     header: str = ""
     kept: np.ndarray | None = None
@@ -54,7 +54,7 @@ class Part:
           errors: receives the bad lines.
         """
         path = self.lines.path
-        for line, text in lines.texts(self.lines, path, errors, self.header):
+        for line, text in lines.decode_lines(self.lines, path, errors, self.header):
             try:
                 found = self.parse(text)
                 for passage in found:

@@ -81,7 +81,7 @@ def _read(
         for path, label in some:
             # Without a corpus, what is wrong with a line was noted when its passages were read.
             noted = errors if has_corpus else ErrorLog()
-            found = list(lines.parsed(path, functools.partial(_query, label), noted))
+            found = list(lines.parse_lines(path, functools.partial(_query, label), noted))
             known = iter((rows([p for _, q in found for p in (*q.positives, *q.negatives)]) >= 0).tolist())
             for line, query in found:
                 unknown = {p for p in (*query.positives, *query.negatives) if not next(known)}

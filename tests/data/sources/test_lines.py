@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.sources.lines import ErrorLog, LineError, ranges, stream, texts
+from retrieval_jax.data.sources.lines import ErrorLog, LineError, decode_lines, read_lines, split_lines
 
 
 @settings(max_examples=100, deadline=None)
@@ -20,8 +20,8 @@ def test_ranges_are_the_lines_of_the_file(lines, size, compressed):
         path = Path(folder) / ("a.txt.gz" if compressed else "a.txt")
         path.write_bytes(gzip.compress(content) if compressed else content)
         errors = ErrorLog()
-        found = ranges(path, Path(folder) / "scratch", errors, size)
-        assert [pair for part in found for pair in part] == list(stream(path, errors))
+        found = split_lines(path, Path(folder) / "scratch", errors, size)
+        assert [pair for part in found for pair in part] == list(read_lines(path, errors))
         assert all(part.count > 0 for part in found)
         assert all(part.path == path for part in found)
         assert not errors.counts
@@ -37,7 +37,7 @@ def test_a_damaged_file_keeps_the_whole_lines_before_the_damage(tmp_path):
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"".join(whole))[:-40_000])
     errors = ErrorLog(skip=True)
-    parts = ranges(path, tmp_path / "scratch", errors, 1 << 16)
+    parts = split_lines(path, tmp_path / "scratch", errors, 1 << 16)
     found = [raw for part in parts for _, raw in part]
     assert 0 < len(found) < 20_000
     assert found == whole[: len(found)]
@@ -49,7 +49,7 @@ def test_a_damaged_file_keeps_the_whole_lines_before_the_damage(tmp_path):
 def test_lines_that_are_not_utf_8_are_noted():
     errors = ErrorLog(skip=True)
     lines = [(1, b"\xef\xbb\xbfa\r\n"), (2, b"\xff\n"), (3, b"\n"), (4, "b\u2028c".encode())]
-    assert list(texts(lines, Path("f"), errors)) == [(1, "a"), (4, "b\u2028c")]
+    assert list(decode_lines(lines, Path("f"), errors)) == [(1, "a"), (4, "b\u2028c")]
     assert [str(fault) for fault in errors.first["not UTF-8"]] == [
         "f:2: the line is not UTF-8 (invalid start byte): save it as UTF-8"
     ]

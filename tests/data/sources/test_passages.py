@@ -54,7 +54,7 @@ def test_a_subset_holds_the_chosen_passages_in_their_order(tmp_path_factory, num
     rows = sorted(dice.sample(range(len(whole)), dice.randint(0, len(whole))))
     parts = [
         passages.Part(some, parse)
-        for some in lines.ranges(folder / "collection.tsv", folder, ErrorLog(), shard_bytes)
+        for some in lines.split_lines(folder / "collection.tsv", folder, ErrorLog(), shard_bytes)
     ]
     with pytest.MonkeyPatch.context() as here:  # a pool of processes for each example would take minutes
         here.setattr(parallel, "map_jobs", lambda function, jobs, what: [*map(function, jobs)])
@@ -74,7 +74,7 @@ def parse(line: str) -> list[Passage]:
 def test_a_passage_that_is_repeated_must_have_the_same_text(tmp_path):
     file = tmp_path / "collection.tsv"
     file.write_text("d1\tone\nd2\ttwo\nd1\tone\n")
-    parts = [passages.Part(some, parse) for some in lines.ranges(file, tmp_path, ErrorLog(), 99)]
+    parts = [passages.Part(some, parse) for some in lines.split_lines(file, tmp_path, ErrorLog(), 99)]
     assert passages.check(parts, ErrorLog(), repeats=True).ids.to_pylist() == ["d1", "d2"]
     message = error_of(lambda: passages.check(parts, ErrorLog()))
     assert message.startswith(f"{file}:3: the id 'd1' was used on an earlier line ({file}:1)")
