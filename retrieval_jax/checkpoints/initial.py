@@ -98,11 +98,11 @@ class InitialCheckpoint:
             raise UserError(mismatch)
         if isinstance(model, DualEncoder):
             model.inherit_prompts(pretrained.settings)
-        told = [f"{pretrained.path}: {pretrained.format}'s weights, {len(match.arrays)} arrays are read"]
+        messages = [f"{pretrained.path}: {pretrained.format}'s weights, {len(match.arrays)} arrays are read"]
         for what, names in (("begin at random", match.random), ("are not used", match.unused)):
             if names:
-                told.append(f"{what}: {', '.join(match.modules(names))}")
-        log("; ".join(told))
+                messages.append(f"{what}: {', '.join(match.modules(names))}")
+        log("; ".join(messages))
         return match.arrays
 
     def _check_vocabulary(self, pretrained: Pretrained, vocabulary: Path) -> None:
@@ -214,22 +214,22 @@ class Match:
         }
         if not (self.missing or self.unexpected or self.misshaped or self.other_network):
             return None
-        told = "; ".join(f"{what} {shortened(names)}" for what, names in lists.items() if names)
+        found = "; ".join(f"{what} {shortened(names)}" for what, names in lists.items() if names)
         if not trains:
-            return f"{path} {told}: it is another model's; `retrieval-jax train` can begin with a part of it"
+            return f"{path} {found}: it is another model's; `retrieval-jax train` can begin with a part of it"
         if self.sizes:
-            return f"INITIAL_CHECKPOINT: {path} {told}: train a model of its sizes (--gin_file=models/…)"
+            return f"INITIAL_CHECKPOINT: {path} {found}: train a model of its sizes (--gin_file=models/…)"
         resized = [name for name, *shapes in self.misshaped if differ_in_vocabulary(name, *shapes)]
         new = [*self.missing, *(name for name, *_ in self.misshaped if name not in resized)]
-        mends = {
+        options = {
             "missing_ok": self.modules(new),
             "unexpected_ok": self.modules(self.unexpected),
             "resize_vocab": self.modules(resized),
         }
         flags = " ".join(
-            f'--gin.InitialCheckpoint.{option}="{names!r}"' for option, names in mends.items() if names
+            f'--gin.InitialCheckpoint.{option}="{names!r}"' for option, names in options.items() if names
         )
-        return f"INITIAL_CHECKPOINT: {path} {told}: accept it by {flags}"
+        return f"INITIAL_CHECKPOINT: {path} {found}: accept it by {flags}"
 
     def modules(self, names: Iterable[str]) -> tuple[str, ...]:
         """Names the modules that hold the given arrays: a whole encoder where no array of it is used."""

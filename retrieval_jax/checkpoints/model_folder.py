@@ -33,7 +33,7 @@ from retrieval_jax.models.retriever import RETRIEVERS, Retriever
 
 DESCRIPTION, VOCABULARY, GIN, WEIGHTS = "model.json", "sentencepiece.model", "config.gin", "weights"
 FORMAT = 1  # of model.json
-MEND = "train it with `retrieval-jax train`, or check MODEL_DIR"
+HINT = "train it with `retrieval-jax train`, or check MODEL_DIR"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ def read_description(folder: Path) -> dict:
       UserError: there is none, or a later version wrote something that this version would not follow.
     """
     path = folder / DESCRIPTION
-    description = storage.read_json(path, MEND)
+    description = storage.read_json(path, HINT)
     later = "upgrade retrieval_jax, or train the model again"
     if description.get("format", FORMAT) > FORMAT:
         raise UserError(
@@ -255,11 +255,11 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
     """Opens the checkpoints for reading, and finds the step to read. Raises UserError where there is none."""
     # Only looks: opening a manager on a folder without checkpoints would make one.
     if not (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder}: no checkpoint here yet: {MEND}")
+        raise UserError(f"{folder}: no checkpoint here yet: {HINT}")
     checkpoints = Checkpoints(folder, read_only=True)
     steps = checkpoints.steps()
     if not steps:
-        raise UserError(f"{folder}: no checkpoint here yet: {MEND}")
+        raise UserError(f"{folder}: no checkpoint here yet: {HINT}")
     if step is None:
         step = checkpoints.latest() or steps[0]
         if step < steps[0]:

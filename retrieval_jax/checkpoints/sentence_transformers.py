@@ -48,7 +48,7 @@ _FIXED = {
     "Dense": _OF_VECTORS,
     "Normalize": _OF_VECTORS,
 }
-_MEND = "only a T5 encoder, the mean over tokens, a matrix and normalisation are supported"
+_SUPPORTED = "only a T5 encoder, the mean over tokens, a matrix and normalisation are supported"
 
 
 def is_model(folder: Path) -> bool:
@@ -72,16 +72,16 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
     kinds = [_kind(path, module) for module in listed]
     modules = [(kind, folder / module["path"]) for kind, module in zip(kinds, listed, strict=True)]
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in _ENDS:
-        raise UserError(f"{path}: modules {', '.join(kinds)}: {_MEND}")
+        raise UserError(f"{path}: modules {', '.join(kinds)}: {_SUPPORTED}")
     _check(folder / PROMPTS, PROMPTS)
     pooling = storage.read_json(modules[1][1] / "config.json", "fetch it again")
     if not pools_by_mean(pooling):
         modes = {key: value for key, value in pooling.items() if key.startswith("pooling_mode") and value}
-        told = ", ".join(f"{key} {value!r}" for key, value in modes.items()) or "no pooling_mode"
-        raise UserError(f"{modules[1][1]}: pools otherwise than by the mean ({told}): {_MEND}")
+        found = ", ".join(f"{key} {value!r}" for key, value in modes.items()) or "no pooling_mode"
+        raise UserError(f"{modules[1][1]}: pools otherwise than by the mean ({found}): {_SUPPORTED}")
     prompts = _prompts(folder)
     if prompts and pooling.get("include_prompt") is False:
-        raise UserError(f"{modules[1][1]}: include_prompt: leaves the prompt out of the mean: {_MEND}")
+        raise UserError(f"{modules[1][1]}: include_prompt: leaves the prompt out of the mean: {_SUPPORTED}")
     encoder = modules[0][1]
     _check(encoder / LENGTH, LENGTH)
     arrays, network = hugging_face.read(encoder)
@@ -95,8 +95,8 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
         config = _check(where / "config.json", "Dense")
         bias, activation = config.get("bias", True), config.get("activation_function", "Tanh")  # its defaults
         if bias or not (activation or "Identity").endswith("Identity"):
-            told = f"bias {bias!r}, activation_function {activation!r}"
-            raise UserError(f"{where}: has a bias or an activation ({told}): {_MEND}")
+            found = f"bias {bias!r}, activation_function {activation!r}"
+            raise UserError(f"{where}: has a bias or an activation ({found}): {_SUPPORTED}")
         if not list(where.glob("model*.safetensors*")):
             raise UserError(
                 f"{where}: no safetensors here, and pickled weights are not read: open the model with "
@@ -125,7 +125,7 @@ def _kind(path: Path, module: Mapping) -> str:
     """
     kind = str(module["type"])
     if module.get("kwargs"):
-        raise UserError(f"{path}: kwargs {module['kwargs']!r} of {kind} are not supported: {_MEND}")
+        raise UserError(f"{path}: kwargs {module['kwargs']!r} of {kind} are not supported: {_SUPPORTED}")
     return kind.rpartition(".")[2] if kind.startswith(_LIBRARY) else kind
 
 
