@@ -39,7 +39,8 @@ class TrainConfig:
     """Trains a retriever on a collection that was imported, from its newest checkpoint on.
 
     Args:
-      source, work_dir: the collection, and the folder for what is made of it.
+      source: the collection, as `import` takes it.
+      work_dir: its work folder; None is `work/NAME`.
       retriever: a class with T5X's model interface: GenerativeRetriever, DualEncoder or QueryGenerator.
       optimizer: makes the optax optimiser.
       data: which examples; see DataConfig's parameters (--gin.DataConfig.NAME=VALUE).
