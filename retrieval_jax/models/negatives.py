@@ -121,32 +121,34 @@ def _forward(hardest_negative_only: bool, max_logits_per_block: int, over: tuple
     return (of_queries_B, of_passages_M, largest_B), (*arrays, of_queries_B, of_passages_M, hardest_B)
 
 
-def _backward(hardest_negative_only: bool, max_logits_per_block: int, over: tuple[str, ...], kept, gradients):
-    def of_shard(queries_BxE, passages_MxE, known_BxK, passage_M, log_B, log_M, hardest_B, of_B, of_M):
+def _backward(
+    hardest_negative_only: bool, max_logits_per_block: int, over: tuple[str, ...], residuals, gradients
+):
+    def of_shard(queries_BxE, passages_MxE, known_BxK, passage_M, log_B, log_M, hardest_B, grad_B, grad_M):
         blocks, count = _blocks(passages_MxE, passage_M, over, len(queries_BxE), max_logits_per_block)
 
-        def add(of_queries_BxE, block):
+        def add(grad_queries_BxE, block):
             logits_BxC, there_BxC = _scores(queries_BxE, known_BxK, block)
             if hardest_negative_only:
                 share_BxC = (block.number_C == hardest_B[:, None]).astype(jnp.float32)
             else:
                 share_BxC = jnp.exp(logits_BxC - log_B[:, None])
-            of_logits_BxC = of_B[:, None] * share_BxC
-            of_logits_BxC += of_M[block.number_C] * jnp.exp(logits_BxC - log_M[block.number_C])
-            of_logits_BxC = jnp.where(there_BxC, of_logits_BxC, 0.0)
-            of_queries_BxE += _dot(of_logits_BxC, block.passages_CxE)
-            return of_queries_BxE, _dot(of_logits_BxC.T, queries_BxE)
+            grad_logits_BxC = grad_B[:, None] * share_BxC
+            grad_logits_BxC += grad_M[block.number_C] * jnp.exp(logits_BxC - log_M[block.number_C])
+            grad_logits_BxC = jnp.where(there_BxC, grad_logits_BxC, 0.0)
+            grad_queries_BxE += _dot(grad_logits_BxC, block.passages_CxE)
+            return grad_queries_BxE, _dot(grad_logits_BxC.T, queries_BxE)
 
-        of_queries_BxE, of_blocks = jax.lax.scan(add, jnp.zeros_like(queries_BxE), blocks)
-        of_passages_MxE = of_blocks.reshape(-1, queries_BxE.shape[1])[:count]
+        grad_queries_BxE, grad_blocks = jax.lax.scan(add, jnp.zeros_like(queries_BxE), blocks)
+        grad_passages_MxE = grad_blocks.reshape(-1, queries_BxE.shape[1])[:count]
         if over:
-            of_passages_MxE = jax.lax.psum_scatter(of_passages_MxE, over, scatter_dimension=0, tiled=True)
-        return of_queries_BxE, of_passages_MxE
+            grad_passages_MxE = jax.lax.psum_scatter(grad_passages_MxE, over, scatter_dimension=0, tiled=True)
+        return grad_queries_BxE, grad_passages_MxE
 
-    of_queries_B, of_passages_M, _ = gradients
+    grad_queries_B, grad_passages_M, _ = gradients
     specs = (*(P(over),) * 5, P(), P(over), P(over), P())
-    of_vectors = on_shards(of_shard, specs, (P(over), P(over)))(*kept, of_queries_B, of_passages_M)
-    return *of_vectors, None, None
+    grad_vectors = on_shards(of_shard, specs, (P(over), P(over)))(*residuals, grad_queries_B, grad_passages_M)
+    return *grad_vectors, None, None
 
 
 _negatives.defvjp(_forward, _backward)

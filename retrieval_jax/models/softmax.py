@@ -268,39 +268,39 @@ def _forward(max_logits_per_block: int, places: _Places, x_NxE, kernel_ExV, targ
     return result, (x_NxE, kernel_ExV, targets_N, result[1])
 
 
-def _backward(max_logits_per_block: int, places: _Places, kept, gradients):
-    x_NxE, kernel_ExV, targets_N, log_z_N = kept
+def _backward(max_logits_per_block: int, places: _Places, residuals, gradients):
+    x_NxE, kernel_ExV, targets_N, log_z_N = residuals
 
-    def of_shard(x_NxE, kernel_ExV, targets_N, log_z_N, of_target_N, of_log_z_N):
+    def of_shard(x_NxE, kernel_ExV, targets_N, log_z_N, grad_target_N, grad_log_z_N):
         targets_N = _own(targets_N, kernel_ExV, places)
 
         def add(carry, number):
-            of_x_NxE, of_kernel_ExV = carry
+            grad_x_NxE, grad_kernel_ExV = carry
             first, new_C = cut.at(number)
             logits_NxC, chosen_NxC, part_ExC = _block(x_NxE, kernel_ExV, targets_N, first, cut.width)
-            of_logits_NxC = of_log_z_N[:, None] * jnp.exp(logits_NxC - log_z_N[:, None])
-            of_logits_NxC += jnp.where(chosen_NxC, of_target_N[:, None], 0.0)
+            grad_logits_NxC = grad_log_z_N[:, None] * jnp.exp(logits_NxC - log_z_N[:, None])
+            grad_logits_NxC += jnp.where(chosen_NxC, grad_target_N[:, None], 0.0)
             # Columns of two blocks are the same in both: what is added up counts them once.
-            of_x_NxE += jnp.dot(masked(new_C, of_logits_NxC, 0.0), part_ExC.T)
-            of_part_ExC = jnp.dot(x_NxE.astype(jnp.float32).T, of_logits_NxC)
+            grad_x_NxE += jnp.dot(masked(new_C, grad_logits_NxC, 0.0), part_ExC.T)
+            grad_part_ExC = jnp.dot(x_NxE.astype(jnp.float32).T, grad_logits_NxC)
             return (
-                of_x_NxE,
-                jax.lax.dynamic_update_slice_in_dim(of_kernel_ExV, of_part_ExC, first, axis=1),
+                grad_x_NxE,
+                jax.lax.dynamic_update_slice_in_dim(grad_kernel_ExV, grad_part_ExC, first, axis=1),
             ), None
 
         cut = Blocks.of(kernel_ExV.shape[1], max_logits_per_block // len(x_NxE))
         start = (jnp.zeros(x_NxE.shape), jnp.zeros(kernel_ExV.shape))
-        (of_x_NxE, of_kernel_ExV), _ = jax.lax.scan(add, start, jnp.arange(cut.count))
+        (grad_x_NxE, grad_kernel_ExV), _ = jax.lax.scan(add, start, jnp.arange(cut.count))
         if places.over_V:
-            of_x_NxE = jax.lax.psum(of_x_NxE, places.over_V)
+            grad_x_NxE = jax.lax.psum(grad_x_NxE, places.over_V)
         if places.over_N:
-            of_kernel_ExV = jax.lax.psum(of_kernel_ExV, places.over_N)
-        return of_x_NxE.astype(x_NxE.dtype), of_kernel_ExV
+            grad_kernel_ExV = jax.lax.psum(grad_kernel_ExV, places.over_N)
+        return grad_x_NxE.astype(x_NxE.dtype), grad_kernel_ExV
 
     tokens = P(places.over_N)
     of_shards = on_shards(of_shard, (*places.specs, tokens, tokens, tokens), places.specs[:2])
-    of_x_NxE, of_kernel_ExV = of_shards(x_NxE, kernel_ExV, targets_N, log_z_N, *gradients[:2])
-    return of_x_NxE, of_kernel_ExV, None
+    grad_x_NxE, grad_kernel_ExV = of_shards(x_NxE, kernel_ExV, targets_N, log_z_N, *gradients[:2])
+    return grad_x_NxE, grad_kernel_ExV, None
 
 
 _blockwise_stats.defvjp(_forward, _backward)
