@@ -33,7 +33,15 @@ class PreviousTable:
 
     @classmethod
     def open(cls, folder: str | Path, kind: str) -> "PreviousTable":
-        """Opens the table in a folder. Raises UserError where it is not a table of that kind."""
+        """Opens the table in a folder.
+
+        Args:
+          folder: the table's folder, also of a bucket.
+          kind: name of the docid kind that the table must be of.
+
+        Raises:
+          UserError: the folder holds no table, or a table of another kind.
+        """
         table = DocidTable.open(folder)
         if table.kind != kind:
             raise UserError(f"EXTENDS: {folder}: holds {table.kind} docids: name a table of {kind} docids")
@@ -116,13 +124,31 @@ class DocidKind:
     search: ClassVar[type[SearchStrategy]] = TrieSearch
 
     def build(self, request: DocidRequest) -> DocidResult:
-        """Makes the docids of a new table."""
+        """Makes the docids of a new table.
+
+        Args:
+          request: the collection and what else docids are made from; `request.rows` are all its rows.
+
+        Returns:
+          The docids. No token but the padding is 0, and no docid may be a prefix of another; passages may
+          share a docid, unless `search` is SoftmaxSearch.
+
+        Raises:
+          UserError: the kind has no docids for this collection.
+        """
         raise NotImplementedError
 
     def extend(self, request: DocidRequest) -> DocidResult:
-        """Makes docids for the passages that `request.previous` lacks; the docids in it do not change.
+        """Makes docids for the passages that the previous table lacks; the docids in it do not change.
 
-        Raises UserError where the kind, or this table, cannot be extended.
+        Args:
+          request: as for `build`, with `request.previous`; `request.rows` are the rows of the new passages.
+
+        Returns:
+          The docids of the new passages.
+
+        Raises:
+          UserError: the kind, or this table, cannot be extended.
         """
         raise UserError(f"EXTENDS: {self.name} docids cannot be extended: leave it out to make a new table")
 
@@ -132,6 +158,9 @@ class DocidKind:
         Args:
           passages: number of passages, whose ids are taken to be numbers from 0 on.
           vocab_size: size of the text vocabulary.
+
+        Returns:
+          The shape, by which `preflight` plans a training or a search of a collection that is not there.
         """
         raise NotImplementedError
 
@@ -157,7 +186,14 @@ KIND = Names("a kind of docids", kind_names)
 
 
 def docid_kind(name: str | None) -> DocidKind:
-    """Returns the kind of a name, as "naive" or "rq_8x256". Raises UserError where no kind has it."""
+    """Finds a docid kind.
+
+    Args:
+      name: its name: "naive", "rq_8x256" and so on.
+
+    Raises:
+      UserError: no registered kind has that name; the message lists the kinds.
+    """
     for kind in _KINDS.values():
         if match := re.fullmatch(kind.pattern or re.escape(kind.name), name or ""):
             return kind(*map(int, match.groups()))

@@ -15,6 +15,10 @@ from retrieval_jax.docids.table import DocidTable
 def make_table(kind: DocidKind, request: DocidRequest) -> tuple[DocidTable, DocidResult]:
     """Makes the docid table of a collection.
 
+    Args:
+      kind: the docid kind.
+      request: what it makes docids from; with `request.previous`, that table is extended.
+
     Returns:
       (table: docids of all passages, row by row as the collection; where a table is extended, its passages'
       docids as they were; result: what the kind made, only for `request.rows`).
@@ -55,6 +59,11 @@ def _with_previous(new_tokens: np.ndarray, request: DocidRequest) -> np.ndarray:
 
 def write_docids(kind: DocidKind, request: DocidRequest, folder: Path) -> dict:
     """Makes a docid table and writes it into a folder, with quality.json, quality.png and what was fitted.
+
+    Args:
+      kind: the docid kind.
+      request: what it makes docids from.
+      folder: an empty folder.
 
     Returns:
       What the folder's manifest shall say: the table's facts, the kind's, the settings, and the table's
