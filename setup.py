@@ -50,6 +50,7 @@ setup(
         "orbax-checkpoint>=0.11.16,<0.13",
         "protobuf>=6,<7",
         "pyarrow>=25,<26",
+        "PyStemmer>=3,<4",  # Snowball's stemmers, for BM25
         "rich>=13,<16",
         "safetensors>=0.5,<1",
         "scann>=1.4.2,<1.5; sys_platform == 'linux'",  # it has no wheels for others, and no source

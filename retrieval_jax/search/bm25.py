@@ -9,10 +9,11 @@ import bm25s
 import numpy as np
 import pyarrow as pa
 
-from retrieval_jax.core import arrow_ids, paths
+from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import track
 from retrieval_jax.data.collection import Passage
-from retrieval_jax.data.vocabulary import valid_text
+from retrieval_jax.search.analysis import DEFAULT_LANGUAGE, VERSION, analyzer, languages
 from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
 
 logging.getLogger("bm25s").setLevel(logging.ERROR)  # the library sets it to DEBUG when it is imported
@@ -20,7 +21,7 @@ logging.getLogger("bm25s").setLevel(logging.ERROR)  # the library sets it to DEB
 
 @register_searcher
 class BM25Searcher(Searcher):
-    """BM25 over title and text, without stop words and stemming.
+    """BM25 over the terms of title and text; see `analysis` for what the terms are.
 
     The variant is Lucene's with k1 0.9 and b 0.4 (Kamphuis et al. 2020, "Which BM25 do you mean?", table 1;
     the parameters are Anserini's defaults).
@@ -28,42 +29,59 @@ class BM25Searcher(Searcher):
     Args:
       index: the library's index.
       passage_ids: the passage ids by the index's row.
+      language: the language of the analysis, which must be that of the index.
     """
 
     kind: ClassVar[str] = "bm25"
     family: ClassVar[str] = "lexical"
 
-    def __init__(self, index: bm25s.BM25, passage_ids: Sequence[str]):
+    def __init__(
+        self, index: bm25s.BM25, passage_ids: Sequence[str], language: str | None = DEFAULT_LANGUAGE
+    ):
         self.index, self.passage_ids = index, arrow_ids.array(passage_ids)
+        self.analyze = analyzer(language)
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
-        """See `Searcher.search`. Passages without a word of the query are not found."""
+        """See `Searcher.search`. Passages without a term of the query are not found."""
         if not queries:
             return []
         k = min(k, len(self.passage_ids))
         ranked_lists = []
-        for words in tokenize(queries):
-            scores_N = self.index.get_scores(words) if words else np.zeros(0, np.float32)
+        for query in queries:
+            terms = self.analyze(query)
+            scores_N = self.index.get_scores(terms) if terms else np.zeros(0, np.float32)
             rows = top_rows(scores_N, k)
             ids = self.passage_ids.take(pa.array(rows)).to_pylist()
             ranked_lists.append(list(zip(ids, scores_N[rows].tolist(), strict=True)))
         return ranked_lists
 
     @classmethod
+    def recipe(cls, inputs: IndexInputs) -> dict:
+        """See `Searcher.recipe`: the analysis."""
+        language = inputs.settings.language
+        if language not in (None, *languages()):
+            known = ", ".join(languages())
+            raise UserError(f"make_index.language: no language {language!r}: choose one of {known}, or None")
+        return {"language": language, "analysis": VERSION}
+
+    @classmethod
     def write(cls, folder: Path, inputs: IndexInputs) -> dict:
         """See `Searcher.write`."""
-        cls.write_passages(folder, track(inputs.passages(), "BM25", inputs.collection.passage_count))
+        passages = track(inputs.passages(), "BM25", inputs.collection.passage_count)
+        cls.write_passages(folder, passages, inputs.settings.language)
         return {}
 
     @staticmethod
-    def write_passages(folder: Path, passages: Iterable[Passage]) -> None:
-        """Indexes passages; writes the index and their ids into a folder."""
-        ids, texts = [], []
+    def write_passages(
+        folder: Path, passages: Iterable[Passage], language: str | None = DEFAULT_LANGUAGE
+    ) -> None:
+        """Indexes passages in a language; writes the index and their ids into a folder."""
+        ids, terms, analyze = [], [], analyzer(language)
         for passage in passages:
             ids.append(passage.id)
-            texts.append(passage.full_text)
+            terms.append(analyze(passage.full_text))
         index = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
-        index.index(tokenize(texts), show_progress=False)
+        index.index(terms, show_progress=False)
         index.save(folder / "bm25")
         arrow_ids.write(folder / "ids.arrow", ids)
 
@@ -71,8 +89,11 @@ class BM25Searcher(Searcher):
     def open(cls, folder: Path, make_partitioner: object = None) -> "BM25Searcher":
         """See `Searcher.open`. No device is needed, and `make_partitioner` is not called."""
         folder = paths.ensure_local(folder)
+        manifest = storage.read_manifest(folder, "index")
+        if manifest.get("analysis") != VERSION:
+            raise UserError(f"{folder}: indexed with another version of the analysis: `retrieval-jax index`")
         index = bm25s.BM25.load(folder / "bm25")
-        return cls(index, arrow_ids.read(folder / "ids.arrow"))
+        return cls(index, arrow_ids.read(folder / "ids.arrow"), manifest["language"])
 
 
 def top_rows(scores_N: np.ndarray, k: int) -> np.ndarray:
@@ -93,8 +114,3 @@ def top_rows(scores_N: np.ndarray, k: int) -> np.ndarray:
         least = np.partition(scores_N[rows], len(rows) - k)[len(rows) - k]
         rows = rows[scores_N[rows] >= least]
     return rows[np.argsort(-scores_N[rows], kind="stable")][:k]
-
-
-def tokenize(texts: Sequence[str]) -> list[list[str]]:
-    """Splits texts into lower-case words of two characters and more."""
-    return bm25s.tokenize(list(map(valid_text, texts)), stopwords=None, return_ids=False, show_progress=False)

@@ -55,12 +55,15 @@ class IndexSettings:
       batch_size: queries that a generative search decodes at once.
       recall_target: recall of an approximate top-k over atomic docids; None for the exact top-k.
       expansion: name of the synthetic queries that are appended to the passages; None for none.
+      language: the language of a lexical search, by the name of Snowball's stemmer ("porter" is English);
+        None for no stemmer and no stop words.
     """
 
     beams: int = 40
     batch_size: int = 32
     recall_target: float | None = None
     expansion: str | None = None
+    language: str | None = "porter"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,8 @@ class IndexConfig:
       recall_target: for a search with atomic docids: None for the exact top-k, otherwise the recall of an
         approximate one, such as 0.95.
       expansion: name of the synthetic queries that BM25 reads as if they were part of the passages.
+      language: the language of BM25's stemmer and stop words, by Snowball's name: "porter" for English with
+        Porter's stemmer (as Anserini), "english" for his second one, "german", …; None for neither.
       step: which of the model's checkpoints (--MODEL_STEP); None for the newest.
     """
 
@@ -49,12 +51,13 @@ class IndexConfig:
     batch_size: Positive = 32
     recall_target: Fraction | None = None
     expansion: str | None = None
+    language: str | None = "porter"
     step: Positive | None = None
 
     @property
     def settings(self) -> IndexSettings:
         """What searchers may read."""
-        return IndexSettings(self.beams, self.batch_size, self.recall_target, self.expansion)
+        return IndexSettings(self.beams, self.batch_size, self.recall_target, self.expansion, self.language)
 
 
 def make_index(**values: object) -> dict:

@@ -1,13 +1,16 @@
 """The vectors of passages without a model, and scripts in processes of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from retrieval_jax.core import arrow_ids
+from retrieval_jax.core import arrow_ids, storage
+from retrieval_jax.data.collection import Passage
 from retrieval_jax.embeddings.encoding import Embeddings
+from retrieval_jax.search import analysis
+from retrieval_jax.search.bm25 import BM25Searcher
 
 
 def embeddings_of(folder: Path, vectors: np.ndarray, ids: list[str], texts: np.ndarray | None = None):
@@ -28,3 +31,17 @@ def embeddings_of(folder: Path, vectors: np.ndarray, ids: list[str], texts: np.n
 @pytest.fixture
 def embeddings() -> Callable[..., Embeddings]:
     return embeddings_of
+
+
+def bm25_of_passages(
+    folder: Path, passages: Iterable[Passage], language: str | None = "porter"
+) -> BM25Searcher:
+    """BM25 over passages without a collection, written and opened again."""
+    BM25Searcher.write_passages(folder, iter(passages), language)
+    storage.write_manifest(folder, {"recipe": {}, "language": language, "analysis": analysis.VERSION})
+    return BM25Searcher.open(folder)
+
+
+@pytest.fixture
+def bm25_of() -> Callable[..., BM25Searcher]:
+    return bm25_of_passages

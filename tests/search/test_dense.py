@@ -83,23 +83,21 @@ def test_vectors_of_queries_that_do_not_fit_are_told(kind, vectors: np.ndarray):
 
 
 @pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher, BM25Searcher])
-def test_no_query_finds_nothing(kind, vectors: np.ndarray, tmp_path: Path):
+def test_no_query_finds_nothing(kind, vectors: np.ndarray, tmp_path: Path, bm25_of):
     if kind is BM25Searcher:
-        BM25Searcher.write_passages(tmp_path, [Passage("p0", "", "a red apple")])
-        searcher = BM25Searcher.open(tmp_path)
+        searcher = bm25_of(tmp_path, [Passage("p0", "", "a red apple")])
     else:
         searcher = searcher_of(kind, vectors)
     assert searcher.search([], 3) == []
 
 
 @pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher, BM25Searcher])
-def test_equal_scores_are_in_the_collections_order_for_any_k(kind, tmp_path: Path):
+def test_equal_scores_are_in_the_collections_order_for_any_k(kind, tmp_path: Path, bm25_of):
     """Copies of a few passages: each has the same score as its copies."""
     originals, N = ["red apple", "green apple tree", "a dog", "an apple falls far"], 120
     if kind is BM25Searcher:
         passages = [Passage(f"p{i}", "", originals[i % 4]) for i in range(N)]
-        BM25Searcher.write_passages(tmp_path, passages)
-        searcher, query = BM25Searcher.open(tmp_path), "apple"
+        searcher, query = bm25_of(tmp_path, passages), "apple"
     else:
         vectors = np.eye(4, dtype=np.float32)[np.arange(N) % 4] + np.float32(0.5)
         searcher, query = searcher_of(kind, vectors), "1"
