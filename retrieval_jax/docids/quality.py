@@ -82,19 +82,26 @@ def report(
     if vectors_NxE is not None and N > 1:
         query_Q = np.sort(np.random.default_rng(seed).choice(N, min(queries, N), replace=False))
         near_QxK = nearest(vectors_NxE, query_Q, min(neighbours, N - 1))
-        shared_QxK = _common(tokens_NxL[query_Q][:, None], tokens_NxL[near_QxK])
         by_chance = _shares_by_chance(np.minimum(shared_N, length_N), L)
-        chance = sum(by_chance)
-        result["neighbours"] = {
-            "queries": len(query_Q),
-            "neighbours": near_QxK.shape[1],
-            "shares": [float((shared_QxK >= depth).mean()) for depth in range(1, L + 1)],
-            "shares_by_chance": by_chance,
-            "mean": float(shared_QxK.mean()),
-            "mean_by_chance": chance,
-            "ratio": float(shared_QxK.mean()) / chance if chance else None,
-        }
+        result["neighbours"] = _neighbours(tokens_NxL, query_Q, near_QxK, by_chance)
     return result
+
+
+def _neighbours(
+    tokens_NxL: np.ndarray, query_Q: np.ndarray, near_QxK: np.ndarray, by_chance: list[float]
+) -> dict:
+    """Returns `neighbours` of the rows `query_Q`, whose nearest rows are `near_QxK`."""
+    shared_QxK = _common(tokens_NxL[query_Q][:, None], tokens_NxL[near_QxK])
+    mean, chance = float(shared_QxK.mean()), sum(by_chance)
+    return {
+        "queries": len(query_Q),
+        "neighbours": near_QxK.shape[1],
+        "shares": [float((shared_QxK >= depth).mean()) for depth in range(1, tokens_NxL.shape[1] + 1)],
+        "shares_by_chance": by_chance,
+        "mean": mean,
+        "mean_by_chance": chance,
+        "ratio": mean / chance if chance else None,
+    }
 
 
 def nearest(vectors_NxE: np.ndarray, query_Q: np.ndarray, k: int, block: int = 1 << 14) -> np.ndarray:
