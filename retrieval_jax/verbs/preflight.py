@@ -1,7 +1,8 @@
-"""The verb `preflight`: does a configuration fit a TPU slice, and how fast could it be? Needs no TPU.
+"""The verb `preflight`: does a configuration fit a TPU slice, and how fast could it be? It needs no TPU.
 
-The TPU's own compiler, which libtpu brings to any machine, compiles the very program that `train` would run.
-All arrays are shapes; none is ever made.
+The TPU's own compiler, which libtpu brings to any machine, compiles the very program that `train` would run:
+`plan_train_step` plans both, from the values that `TrainConfig` takes from gin. Arrays are only shapes; none
+is ever made.
 """
 
 import dataclasses
@@ -47,29 +48,30 @@ def preflight(
     optimization: int | None = 1,
     price: float | None = None,
 ) -> dict:
-    """Compiles a configuration's training step for a TPU slice, without one: memory, FLOPs, least time.
+    """Compiles a training step for a TPU slice that need not be there: memory, FLOPs, least time.
 
-    Everything else is as `train` is configured: give the same gin files. Needs libtpu: the extra "tpu".
+    It is the step that `retrieval-jax train` would run with the same gin files. Times are lower bounds: the
+    matrix products at the chip's published peak FLOP/s, or the state read and written once at the bandwidth
+    of its memory, whichever takes longer. Communication between chips is not counted. Needs libtpu (the
+    extra "tpu").
 
     Args:
-      topology: the slice, as "v4:4x4x4"; see gin_configs/tpu/.
-      search: the constrained search of a generative retriever instead, with the beams and batch of `index`.
+      topology: the slice, such as "v4:4x4x4"; see gin_configs/tpu/.
+      search: whether to compile the search of a generative retriever instead, with the beams and the batch
+        size of `retrieval-jax index`.
+      smallest: whether to look for the smallest slice of the same generation that fits, too.
       k: the number of passages that a search finds for a query.
-      smallest: also look for the smallest slice of that generation that fits.
-      passages: of the collection; None: the collection's that was imported, else 8,841,823 (MS MARCO).
-      vocab_size: of the texts; None: the collection's, else 32,128 (T5). A number of passages or of the
-        vocabulary makes the docids assumed ones, too.
-      optimization: the compiler's effort: 1 takes a third of the time of None, its default, and comes within
-        10% of its peak.
-      price: of a chip for an hour, in any currency; given, the least cost of the run is told.
-
-    Times are lower bounds: the matrix products at the chip's published peak, or the state read and written
-    once at the bandwidth of its memory, whichever is longer; what chips tell each other is not counted.
+      passages: the number of passages; None for those of the imported collection, else 8,841,823 (MS MARCO).
+      vocab_size: the size of the text vocabulary; None for the collection's, else 32,128 (T5's). If this or
+        the number of passages is set, the sizes of the docids are assumed, too.
+      optimization: the compiler's effort. 1 takes a third of the time of None, which is the compiler's
+        default, and comes within 10% of its peak memory.
+      price: the price of a chip for an hour, in any currency, to compute the least cost of the run.
     """
     parse_topology(topology)
     reach_compiler()
     program = (search, passages, vocab_size, k)
-    # In a process of its own, as the compiler ends that where it fails an assertion of its own.
+    # The compiler ends its process if one of its own assertions fails: it gets a process of its own.
     with WorkerProcess(_prepare, *configuration.given()) as worker:
         try:
             told, facts, parallelism = worker(on_slice, topology, program, optimization)
@@ -89,7 +91,7 @@ def preflight(
 
 
 def _prepare(files: list[str], bindings: list[str]) -> None:
-    """What the compiling process does first."""
+    """Prepares the compiling process."""
     configure_verbs(files, bindings)
     reach_compiler()
 

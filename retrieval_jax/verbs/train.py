@@ -195,9 +195,18 @@ def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -
 def describe_batch(
     examples: TrainDataset, batch_size: int, seed: int, position: int, tasks: dict[str, Task] | None = None
 ) -> list[dict]:
-    """The examples of the batch after `position` examples: task, number, the text, and its passages' ids.
+    """Describes the examples of the batch at a position of the data.
 
-    `tasks` keeps the tasks from one call to the next: making them reads all train queries.
+    Args:
+      examples: the collection's examples.
+      batch_size: examples of a batch.
+      seed: of the data's order.
+      position: the number of examples before the batch.
+      tasks: keeps the tasks from one call to the next, as making them reads all train queries; None: they
+        are made for this call.
+
+    Returns:
+      {"task", "number" (of the example within its task), "text", "passages" (their ids)} of each example.
     """
     tasks = {} if tasks is None else tasks
 
