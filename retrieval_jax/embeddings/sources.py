@@ -10,7 +10,6 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints import hub, sentence_transformers, tokenizer
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
@@ -30,7 +29,7 @@ from retrieval_jax.embeddings.encoding import (
     encode_collection,
     passage_encoder,
 )
-from retrieval_jax.mesh.partitioning import all_devices
+from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.models.dual_encoder import DualEncoder
 
 SENTENCE_TRANSFORMERS = "sentence-transformers:"
@@ -40,7 +39,7 @@ _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dt
 
 
 def load_embeddings(
-    where: str, work: Workspace, collection: Collection, mesh: Mesh | None = None
+    where: str, work: Workspace, collection: Collection, partitioner: Partitioner | None = None
 ) -> tuple[np.ndarray, str]:
     """Loads or computes the vectors of a collection's passages.
 
@@ -52,7 +51,8 @@ def load_embeddings(
         on the hub takes one revision of it.
       work: vectors that must be computed, or converted to float32, are kept in its embeddings/NAME.
       collection: the passages.
-      mesh: the devices that a dual encoder runs on; None: all devices.
+      partitioner: the devices that a dual encoder runs on, and how it is divided over them; None: all
+        of them.
 
     Returns:
       The vectors, float32 N×E in the collection's order, memory-mapped; and their fingerprint.
@@ -63,13 +63,14 @@ def load_embeddings(
     if where.startswith(SENTENCE_TRANSFORMERS):
         made = _sentence_transformer(where.removeprefix(SENTENCE_TRANSFORMERS), work, collection)
         return made.vectors_NxE, made.manifest["fingerprint"]
+    partitioner = partitioner or Partitioner(all_devices())
     located = hub.locate(where, "EMBEDDINGS")
     path = located.path
     if (path / "model.json").is_file():
-        made = _dual_encoder(path, work, collection, mesh or all_devices())
+        made = _dual_encoder(path, work, collection, partitioner)
         return made.vectors_NxE, made.manifest["fingerprint"]
     if sentence_transformers.is_model(path):
-        made = _pretrained_encoder(located, work, collection, mesh or all_devices())
+        made = _pretrained_encoder(located, work, collection, partitioner)
         return made.vectors_NxE, made.manifest["fingerprint"]
     if path.suffix not in (".npy", ".safetensors") or not path.is_file():
         raise UserError(
@@ -161,17 +162,20 @@ def _as_float32(folder: Path, file: str, vectors_NxE: np.ndarray, collection: Co
     return np.load(paths.ensure_local(folder / "vectors.npy"), mmap_mode="r")
 
 
-def _dual_encoder(folder: Path, work: Workspace, collection: Collection, mesh: Mesh) -> Embeddings:
+def _dual_encoder(
+    folder: Path, work: Workspace, collection: Collection, partitioner: Partitioner
+) -> Embeddings:
     from retrieval_jax.checkpoints.model_folder import load_model
 
-    opened = load_model(folder, mesh=mesh)
+    mesh, rules = partitioner
+    opened = load_model(folder, mesh=mesh, rules=rules)
     if not isinstance(opened.model, DualEncoder):
         raise UserError(f"EMBEDDINGS: {folder}: holds a {opened.model.family} model: name a dual encoder's")
     return encode_by_model(folder, opened, mesh, work, collection)
 
 
 def _pretrained_encoder(
-    located: hub.Located, work: Workspace, collection: Collection, mesh: Mesh
+    located: hub.Located, work: Workspace, collection: Collection, partitioner: Partitioner
 ) -> Embeddings:
     """Encodes the passages by a dual encoder in the format of sentence-transformers, without that library."""
     pretrained = open_pretrained(located.path)
@@ -183,19 +187,19 @@ def _pretrained_encoder(
         recipe["fingerprint"] = fingerprint(pretrained)
 
     def make_encode() -> Encode:
-        return passage_encoder(_load_pretrained(pretrained, length, mesh), mesh)
+        return passage_encoder(_load_pretrained(pretrained, length, partitioner), partitioner.mesh)
 
     return encode_collection(work.embeddings(located.label), recipe, collection, make_encode)
 
 
-def _load_pretrained(pretrained: Pretrained, length: int, mesh: Mesh) -> LoadedModel:
+def _load_pretrained(pretrained: Pretrained, length: int, partitioner: Partitioner) -> LoadedModel:
     described = {"network": pretrained.network, "settings": pretrained.settings}
     model = model_from_description({"retriever": DualEncoder.__name__, **described})
     match = InitialCheckpoint(None, missing_ok=(), unexpected_ok=(), resize_vocab=()).match(pretrained, model)
     if mismatch := match.mismatch(pretrained.path, trains=False):
         raise UserError(mismatch)
     vocabulary = Vocabulary(pretrained.vocabulary, tokenizer.symbols(pretrained.vocabulary))
-    params = params_to_devices(match.arrays, model, mesh)
+    params = params_to_devices(match.arrays, model, *partitioner)
     return LoadedModel(model, params, pretrained.step, vocabulary, {"passage_length": length})
 
 

@@ -15,7 +15,7 @@ from retrieval_jax.docids.kinds import DocidKind, DocidRequest, PreviousTable, d
 from retrieval_jax.docids.making import write_docids
 from retrieval_jax.docids.table import VERSION
 from retrieval_jax.embeddings.sources import SENTENCE_TRANSFORMERS, load_embeddings
-from retrieval_jax.mesh.partitioning import make_mesh
+from retrieval_jax.mesh.partitioning import make_partitioner
 
 QUALITY_KEYS = ("tokens_to_uniqueness", "neighbour_prefix_overlap", "extension")
 SUMMARY_KEYS = ("kind", "passages", "length", "distinct", *QUALITY_KEYS)  # of a table's manifest
@@ -56,9 +56,9 @@ def make_docids(
     if docids.text_vocabulary:
         recipe |= {"vocabulary": Vocabulary(collection.vocabulary_path).checksum}
     settings, vectors, previous = docids.settings and docids.settings(), None, None
-    mesh = make_mesh() if docids.needs_vectors else None
+    partitioner = make_partitioner() if docids.needs_vectors else None
     if embeddings:
-        vectors, fingerprint = load_embeddings(embeddings, work, collection, mesh)
+        vectors, fingerprint = load_embeddings(embeddings, work, collection, partitioner)
         recipe |= {"embeddings": fingerprint, "seed": seed}
     if extends:
         previous = PreviousTable.open(extends, docids.name)
@@ -71,6 +71,7 @@ def make_docids(
             recipe = previous.manifest["recipe"]  # extended in its place, by an earlier call
     elif settings:
         recipe |= {"settings": dataclasses.asdict(settings)}
+    mesh = partitioner.mesh if partitioner else None
     request = DocidRequest(collection, previous, vectors, settings, seed % (1 << 32), mesh)
     if not force and not storage.is_up_to_date(folder, recipe) and previous is None:
         check_unused(folder, work)

@@ -92,7 +92,9 @@ def test_files_that_do_not_fit_are_told(vectors, here, collection, tmp_path):
 def test_a_model_that_is_no_dual_encoder_is_told(here, collection, tmp_path, monkeypatch):
     (tmp_path / "model.json").write_text("{}")
     opened = types.SimpleNamespace(model=types.SimpleNamespace(family="generative"))
-    monkeypatch.setattr("retrieval_jax.checkpoints.model_folder.load_model", lambda folder, mesh: opened)
+    monkeypatch.setattr(
+        "retrieval_jax.checkpoints.model_folder.load_model", lambda folder, mesh, rules: opened
+    )
     refuses(tmp_path, here, collection, "holds a generative model: name a dual encoder's")
 
 
@@ -115,7 +117,7 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
         lambda x: getattr(x, "value", x), params["params"], is_leaf=lambda x: hasattr(x, "value")
     )
     opened = model_folder.LoadedModel(model, params, 7, vocabulary, {"passage_length": 24})
-    monkeypatch.setattr(model_folder, "load_model", lambda folder, mesh: opened)
+    monkeypatch.setattr(model_folder, "load_model", lambda folder, mesh, rules: opened)
     monkeypatch.setattr(encoding, "PART", 40)  # passages in several parts
     (tmp_path / "dense").mkdir()
     (tmp_path / "dense/model.json").write_text("{}")

@@ -1,6 +1,7 @@
 """How arrays are divided by the logical names of their axes, and an optimiser's state like its parameters."""
 
 import flax.linen as nn
+import gin
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,7 +9,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.mesh.partitioning import all_devices, params_shardings, specs_like_params
+from retrieval_jax.mesh.partitioning import (
+    Partitioner,
+    all_devices,
+    make_partitioner,
+    params_shardings,
+    specs_like_params,
+)
 
 
 def test_the_model_axis_divides_the_devices():
@@ -36,6 +43,22 @@ def test_parameters_lie_by_the_names_of_their_axes():
         "both": P(None, ("model", "data")),
         "scale": P("data"),
     }
+
+
+def test_gins_rules_reach_only_what_is_handed_them():
+    """Placing parameters takes rules as an argument; the verbs' partitioner has those of gin."""
+    mesh, params = all_devices(devices=jax.devices()[:1]), {"embedding": boxed("vocab", "embed")}
+    with gin.unlock_config():
+        gin.bind_parameter("axis_rules.rules", (("vocab", None), ("embed", "data")))
+        gin.bind_parameter("make_mesh.model_parallelism", 1)
+    try:
+        mesh_of_gin, rules = make_partitioner()
+    finally:
+        gin.clear_config()
+    assert dict(mesh_of_gin.shape) == {"data": len(jax.devices()), "model": 1}
+    assert params_shardings(mesh, params)["embedding"].spec == P("model", None)
+    assert params_shardings(mesh, params, rules)["embedding"].spec == P(None, "data")
+    assert Partitioner(mesh_of_gin, rules).local == (mesh_of_gin, rules)  # of one process
 
 
 def test_an_optimisers_state_lies_like_its_parameters():
