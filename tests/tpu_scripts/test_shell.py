@@ -105,7 +105,7 @@ def test_what_is_shipped_can_be_built(tmp_path: Path):
     assert all((root / name).exists() for name in shipped)
     for page, licence in re.findall(r'with_name\("([^"]+)"\)|"(LICENSE)"', (root / "setup.py").read_text()):
         assert (page or licence) in shipped
-    # Folders of MANIFEST.in that only a source distribution has may be missing: setuptools builds all the same.
+    # Folders of MANIFEST.in that only a source distribution has may be missing: setuptools builds anyway.
     for name in shipped:
         (shutil.copytree if (root / name).is_dir() else shutil.copy)(root / name, tmp_path / name)
     built = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
