@@ -1,25 +1,20 @@
 """The verb `convert`: weights of other programs become a model folder, to search with or to train on."""
 
-import dataclasses
-import math
-from pathlib import Path
-
 import gin
 
-from retrieval_jax.checkpoints import hub, model_folder, tokenizer
-from retrieval_jax.checkpoints.initial import InitialCheckpoint
+from retrieval_jax.checkpoints import hub, model_folder
+from retrieval_jax.checkpoints.conversion import convert_weights
 from retrieval_jax.checkpoints.pretrained import Pretrained, fingerprint, open_pretrained
-from retrieval_jax.checkpoints.weights import write_safetensors
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.dual_encoder import DualEncoder
-from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.retriever import Retriever
 from retrieval_jax.training.run import docid_softmax
 
-LENGTHS = {"input_length": 64, "passage_length": 256}  # tokens, where nothing says how many
+INPUT_LENGTH, PASSAGE_LENGTH = 64, 256  # tokens, where nothing says how many
 
 
 @gin.configurable
@@ -28,7 +23,7 @@ def convert(
     checkpoint: str | None = None,
     work_dir: str | None = None,
     model_dir: str | None = None,
-    retriever: type | None = None,
+    retriever: type[Retriever] | None = None,
     docids: str | None = None,
     vocabulary: str | None = None,
     input_length: int | None = None,
@@ -59,77 +54,40 @@ def convert(
     work = Workspace.for_source(source, work_dir)
     retriever = retriever or _retriever(pretrained)
     table = DocidTable.open(work.docids(docids)) if retriever.writes_docids else None
-    pieces = hub.locate_vocabulary(vocabulary).path if vocabulary else pretrained.vocabulary
-    check_vocabulary(pretrained, pieces)
-    symbols = {} if vocabulary else dict(pretrained.symbols)
-    if vocabulary is None and pretrained.format in ("Hugging Face", "sentence-transformers"):
-        symbols = tokenizer.symbols(pieces)
-    network = pretrained.network | (docid_softmax(table) if table else {})
-    settings = pretrained.settings if retriever is DualEncoder else {}
-    model = retriever(T5Config(**network), None, **settings)
-    unused = ("decoder",) if retriever is DualEncoder else ()
-    # The outputs are what the person says they are.
-    pretrained = dataclasses.replace(pretrained, network=network)
-    match = InitialCheckpoint(missing_ok=(), unexpected_ok=unused, resize_vocab=()).match(pretrained, model)
-    if mismatch := match.mismatch(pretrained.path, trains=False):
-        raise UserError(mismatch)
-
-    known = pretrained.length
-    lengths = {
-        "input_length": input_length or known or LENGTHS["input_length"],
-        "passage_length": passage_length or known or LENGTHS["passage_length"],
-    }
+    pieces = hub.locate_vocabulary(vocabulary).path if vocabulary else None
+    converted = convert_weights(pretrained, retriever, pieces, docid_softmax(table) if table else None)
     description = model_folder.describe(
-        model,
-        **lengths,
+        converted.model,
+        input_length=input_length or pretrained.length or INPUT_LENGTH,
+        passage_length=passage_length or pretrained.length or PASSAGE_LENGTH,
         collection_name=None,
         collection=table.collection if table else None,
         docids=docids if table else None,
         docids_fingerprint=table.fingerprint() if table else None,
         initial_checkpoint=weights.name,
         step=pretrained.step,
-        **({"symbols": symbols} if symbols else {}),
+        **({"symbols": converted.symbols} if converted.symbols else {}),
     )
-
-    def make(tmp: Path) -> dict:
-        write_safetensors(tmp, model_folder.WEIGHTS, match.arrays)
-        paths.copy(pieces, tmp / model_folder.VOCABULARY)
-        storage.write_json(tmp / model_folder.DESCRIPTION, description)
-        return {"parameters": sum(math.prod(array.shape) for array in match.arrays.values())}
-
-    folder = paths.as_path(model_dir) if model_dir else work.model(weights.label)
     recipe = {
         "checkpoint": weights.name if weights.commit else str(paths.absolute(weights.path)),
         "fingerprint": weights.commit or fingerprint(pretrained),
-        "vocabulary": Vocabulary(pieces).checksum,
+        "vocabulary": Vocabulary(converted.vocabulary).checksum,
     }
-    made = storage.build_once(folder, recipe | description, make)
+    folder = paths.as_path(model_dir) if model_dir else work.model(weights.label)
+    made = storage.build_once(folder, recipe | description, lambda tmp: converted.write(tmp, description))
     return {
         "model": str(folder),
         "format": pretrained.format,
         "retriever": retriever.__name__,
         "parameters": made["parameters"],
-        "not used": len(match.unused),
+        "not used": len(converted.unused),
     }
 
 
-def _retriever(pretrained: Pretrained) -> type:
+def _retriever(pretrained: Pretrained) -> type[Retriever]:
     if pretrained.network["num_decoder_layers"]:
         raise UserError(
             f"{pretrained.path}: has a decoder: say what it is by --gin.convert.retriever=@QueryGenerator, "
             "@GenerativeRetriever or (the encoder alone) @DualEncoder"
         )
     return DualEncoder
-
-
-def check_vocabulary(pretrained: Pretrained, pieces: Path | None) -> None:
-    """Raises UserError where there is no vocabulary, or one that is not of the embedding's rows."""
-    if pieces is None:
-        raise UserError(f"{pretrained.path}: no vocabulary lies with it: --VOCABULARY=…/sentencepiece.model")
-    if mismatch := tokenizer.difference(pretrained.path, pretrained.vocabulary, pieces):
-        raise UserError(f"VOCABULARY: {pieces} {mismatch}: leave it out, to take the weights' own")
-    count, rows = Vocabulary(pieces).model.vocab_size(), pretrained.network["vocab_size"]
-    if count > rows:
-        raise UserError(
-            f"{pieces}: has {count} pieces, and the weights' embedding {rows} rows: name their own VOCABULARY"
-        )
