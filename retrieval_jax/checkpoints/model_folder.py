@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from retrieval_jax.checkpoints import checksums
 from retrieval_jax.checkpoints.checkpoints import Checkpoints
 from retrieval_jax.checkpoints.weights import LazyArray, read_ocdbt, read_safetensors, to_devices
-from retrieval_jax.core import paths, storage
+from retrieval_jax.core import configuration, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -32,7 +32,7 @@ from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.retriever import RETRIEVERS, Retriever
 
 DESCRIPTION, VOCABULARY, GIN, WEIGHTS = "model.json", "sentencepiece.model", "config.gin", "weights"
-FORMAT = 1  # of model.json
+FORMAT = 2  # of model.json
 HINT = "train it with `retrieval-jax train`, or check MODEL_DIR"
 
 
@@ -113,10 +113,14 @@ def load_model(
 
 
 def model_from_description(description: dict) -> Retriever:
-    """Builds the model that a model.json describes. Nothing comes from gin, whatever it was told."""
+    """Builds the model that a model.json describes. Nothing comes from gin, and gin records nothing of it.
+
+    A run that opens another model, to cluster its docids for example, has no settings of that model.
+    """
     retriever = RETRIEVERS[description["retriever"]]
-    config = T5Config(**{**_defaults(T5Config), **description["network"]})
-    return retriever(config, None, **{**_defaults(retriever), **description["settings"]})
+    with configuration.unrecorded():
+        config = T5Config(**{**_defaults(T5Config), **description["network"]})
+        return retriever(config, None, **{**_defaults(retriever), **description["settings"]})
 
 
 def _defaults(function: type) -> dict:
@@ -152,14 +156,16 @@ def read_description(folder: Path) -> dict:
     """Reads model.json.
 
     Raises:
-      UserError: there is none, or a later version wrote something that this version would not follow.
+      UserError: there is none, or another version wrote it.
     """
     path = folder / DESCRIPTION
     description = storage.read_json(path, HINT)
     later = "upgrade retrieval_jax, or train the model again"
-    if description.get("format", FORMAT) > FORMAT:
+    if (found := description.get("format", 1)) > FORMAT:
+        raise UserError(f"{path}: of format {found}, and {FORMAT} is the last known here: {later}")
+    if found < FORMAT:
         raise UserError(
-            f"{path}: of format {description['format']}, and {FORMAT} is the last known here: {later}"
+            f"{path}: made by an earlier version of retrieval_jax: train or convert the model again"
         )
     retriever = RETRIEVERS.get(description["retriever"])
     if retriever is None:

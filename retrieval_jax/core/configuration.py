@@ -117,20 +117,6 @@ def _check_macros(known: Sequence[str]) -> None:
             raise UserError(f"{macro}: no such name: {_meant(macro, known)}")
 
 
-def parameters_of(function: Callable) -> dict:
-    """Returns the arguments that gin would call a function with now, given or by default; gin scopes count.
-
-    Args:
-      function: a function that is decorated by `gin.configurable`.
-
-    Returns:
-      Parameter -> value, without parameters that have neither.
-    """
-    parameters = inspect.signature(function).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return defaults | gin.get_bindings(function)
-
-
 def texts_of_parameters(modules: Sequence[str]) -> dict[str, str]:
     """Gives the gin parameters, as text, of some modules' functions and classes, and of what these refer to.
 

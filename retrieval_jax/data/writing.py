@@ -92,6 +92,7 @@ def write_collection(folder: Path, source: Source, settings: ImportSettings) -> 
     scratch, errors = folder / "scratch", ErrorLog(skip=settings.skip_errors)
     passages = source.passages(scratch, errors, settings.shard_bytes)
     queries = source.queries(functools.partial(arrow_ids.find_rows, passages.ids), errors)
+    errors.raise_first()
     errors.report()
     queries, without_positives = leave_out_unanswerable(queries)
     facts = {

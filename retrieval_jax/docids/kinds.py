@@ -108,7 +108,7 @@ class DocidKind:
       name: the value of DOCIDS that selects the kind; with `pattern`, how a value looks: "rq_LxV".
       pattern: a regular expression for the names of a family of kinds. Its groups are whole numbers, with
         which the class is called. None where `name` is the only name.
-      settings: a class that gin configures, whose instance `DocidRequest.settings` holds; None without any.
+      settings: a dataclass that gin configures, an instance of which `DocidRequest.settings` holds, or None.
       needs_vectors: whether the docids depend on the passages' vectors.
       text_vocabulary: whether the tokens are pieces of the collection's text vocabulary (and the model writes
         them through the softmax over that vocabulary), not tokens of the docids' own.

@@ -70,6 +70,7 @@ def write_docids(kind: DocidKind, request: DocidRequest, folder: Path) -> dict:
       quality.
     """
     table, result = make_table(kind, request)
+    table.check()
     result.write(folder)
     report = quality.report(table, request.vectors, seed=request.seed)
     storage.write_json(folder / "quality.json", report)

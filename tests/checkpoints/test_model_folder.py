@@ -15,13 +15,14 @@ from retrieval_jax.checkpoints.model_folder import (
     load_model,
     read_description_and_step,
 )
-from retrieval_jax.core import storage
+from retrieval_jax.core import configuration, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.objectives import cross_entropy, rdrop
+from retrieval_jax.training import settings_file
 
 SIZES = (1024, 16, 2, 8, 32, 1, 1)
 
@@ -50,20 +51,24 @@ def test_gin_changes_nothing_of_a_saved_model(folder: Path, tmp_path: Path, coll
     opened = load_model(folder).model
     assert (opened.scale, opened.bidirectional) == (20.0, True)
     assert opened.config == T5Config(*SIZES, dropout_rate=0.1, remat="none")
+    before = configuration.texts_of_parameters(settings_file.LEARNING)
     other = load_model(tmp_path / "other").model
+    # A run that opens another model does not count that model's parameters among its own.
+    assert configuration.texts_of_parameters(settings_file.LEARNING) == before
     assert (other.objective, other.max_logits_per_block) == (cross_entropy, None)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "of format 2, and 1 is the last known here: upgrade"),
+        ({"format": 3}, "of format 3, and 2 is the last known here: upgrade"),
+        ({"format": 1}, "made by an earlier version of retrieval_jax: train or convert the model again"),
         ({"retriever": "Oracle"}, "no retriever 'Oracle' is known here"),
         ({"settings": {"vector_dim": 8, "telepathy": 1}}, "settings: telepathy is not known here"),
         ({"network": {"vocab_size": 8, "quantum": 1}}, "network: quantum is not known here"),
     ],
 )
-def test_what_a_later_version_wrote_is_one_line(folder: Path, change: dict, message: str):
+def test_what_another_version_wrote_is_one_line(folder: Path, change: dict, message: str):
     path = folder / DESCRIPTION
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message) as error:

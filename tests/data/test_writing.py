@@ -1,7 +1,15 @@
 """How a source is divided into splits, and the vocabulary that a collection gets; imports: tests/verbs."""
 
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.writing import hold_out_dev, leave_out_unanswerable
+import functools
+from pathlib import Path
+
+import pytest
+
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.collection import Passage, Query
+from retrieval_jax.data.sources.folders import Source, line_passages
+from retrieval_jax.data.sources.lines import ErrorLog, parse_lines
+from retrieval_jax.data.writing import ImportSettings, hold_out_dev, leave_out_unanswerable, write_collection
 
 
 def test_dev_is_held_out_of_train_by_a_hash():
@@ -29,3 +37,26 @@ def test_train_queries_without_a_positive_are_left_out_and_counted(capsys):
     assert "train: 1 of 2 judged queries have no relevant passage: left out" in told
     assert "test: 1 of 2 judged queries have no relevant passage: they count 0 in evaluations" in told
     assert leave_out_unanswerable({"train": [unanswered]}) == ({}, {"train": 1})
+
+
+def test_a_bad_line_of_queries_ends_the_import_whoever_reads_them(tmp_path: Path):
+    """A layout reports bad lines; that they end the import is not its own affair."""
+    (tmp_path / "docs.txt").write_text("d1\td2\n")
+    bad = tmp_path / "queries.txt"
+    bad.write_bytes(b"d1\n\xff\n")
+
+    def passages(line: str) -> list[Passage]:
+        return [Passage(key, "", key) for key in line.split("\t")]
+
+    def queries(find_rows, errors: ErrorLog) -> dict[str, list[Query]]:
+        return {"test": [Query(f"q{n}", key, {key: 1}) for n, key in parse_lines(bad, str, errors)]}
+
+    read = functools.partial(line_passages, [tmp_path / "docs.txt"], passages)
+    source = Source("bad", (bad,), read, queries)
+    settings = ImportSettings(
+        vocabulary_path=None, vocab_size=30, held_out=0.05, skip_errors=False, subset=None, subset_seed=0,
+        shard_bytes=1 << 20,
+    )  # fmt: skip
+    (tmp_path / "collection").mkdir()
+    with pytest.raises(UserError, match=r"queries.txt:2: the line is not UTF-8"):
+        write_collection(tmp_path / "collection", source, settings)

@@ -12,7 +12,14 @@ from retrieval_jax.core import configuration
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import EOS
 from retrieval_jax.docids import kinds
-from retrieval_jax.docids.kinds import DocidKind, docid_kind, kind_names, register_docid_kind
+from retrieval_jax.docids.kinds import (
+    DocidKind,
+    DocidRequest,
+    DocidResult,
+    docid_kind,
+    kind_names,
+    register_docid_kind,
+)
 from retrieval_jax.docids.residual import Residual
 from retrieval_jax.docids.search_strategies import SoftmaxSearch, TrieSearch
 from retrieval_jax.docids.table import DocidTable
@@ -119,3 +126,19 @@ def test_digits_that_numbers_need():
         expected = [len(np.base_repr(highest, base)) for highest in range(1, 300)]
         assert [kinds.digits_needed(highest, base) for highest in range(1, 300)] == expected
     assert kinds.digits_needed(0, 10) == 0
+
+
+def test_docids_that_no_table_can_hold_are_named_before_anything_is_written(registry, cli, arguments):
+    @register_docid_kind
+    class Negative(DocidKind):
+        """Docids with a token below 0."""
+
+        name = "negative"
+
+        def build(self, request: DocidRequest) -> DocidResult:
+            return DocidResult(np.full((len(request.rows), 1), -1))
+
+    status, _, err = cli("docids", *arguments, "--DOCIDS=negative")
+    assert status == 2
+    assert "docids/negative: [-1], docid of passage" in err
+    assert "a token outside 1 to" in err
