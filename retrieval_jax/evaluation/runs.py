@@ -3,7 +3,8 @@
 A run of another tool is a TREC file without facts:
 
     runs/NAME.SPLIT.trec    qid Q0 docid rank score tag
-    runs/NAME.SPLIT.json    {"recipe": …, "kind": …, "family": …, "parameters": …, "summary": …}
+    runs/NAME.SPLIT.json    {"recipe": …, "kind": …, "family": …, "parameters": …, "summary": …}, and
+                            "metrics" once `evaluate` has scored the run
 """
 
 from collections.abc import Mapping
@@ -42,6 +43,27 @@ def read_facts(path: Path) -> dict | None:
     """Returns the facts of a run; None for a run of another tool."""
     facts = _facts_path(path)
     return storage.read_json(facts, f"delete {path}, then search again") if facts.is_file() else None
+
+
+def write_metrics(path: Path, facts: Mapping[str, object], metrics: Mapping[str, float]) -> None:
+    """Writes a run's metrics into its facts, so that they stay with the split and the recipe of the run."""
+    storage.write_json(_facts_path(path), {**facts, "metrics": metrics})
+
+
+def searcher_metrics(work: Workspace, name: str, collection: Collection) -> dict[str, dict[str, float]]:
+    """Returns the metrics of a searcher as it is now: split -> {metric: value}.
+
+    Runs of an earlier collection or searcher, and those that `evaluate` has not scored, are left out.
+    """
+    found = {}
+    for path in sorted((work.folder / "runs").glob(f"{name}.*.trec")):
+        facts = read_facts(path) or {}
+        split = facts.get("recipe", {}).get("split")
+        if "metrics" not in facts or path != work.run(name, split):
+            continue
+        if outdated(facts["recipe"], work.searcher(name), collection) is None:
+            found[split] = facts["metrics"]
+    return found
 
 
 def current_runs(

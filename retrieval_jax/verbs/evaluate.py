@@ -9,7 +9,7 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import comparison, report
 from retrieval_jax.evaluation.metrics import compute_metrics, deepest_rank
-from retrieval_jax.evaluation.runs import current_runs
+from retrieval_jax.evaluation.runs import current_runs, write_metrics
 from retrieval_jax.evaluation.trec import drop_identical_ids
 
 
@@ -24,6 +24,8 @@ def evaluate(
     passages_per_example: NonNegative = 3,
 ) -> dict:
     """Scores every run of a split; writes metrics.json and report.html into the work folder.
+
+    The metrics of a run of `search` are also kept in runs/NAME.SPLIT.json, beside what the run was made by.
 
     The runs are the files runs/NAME.SPLIT.trec: those that `search` wrote, and TREC runs of other tools that
     were put there. A run of an earlier collection or searcher is left out, and one line says so.
@@ -57,6 +59,9 @@ def evaluate(
     rows.sort(key=lambda row: (row.family, row.name))
     metrics = {row.name: row.metrics for row in rows}
     storage.write_json(work.metrics, metrics)
+    for name, (_, facts) in known.items():
+        if facts:
+            write_metrics(work.run(name, split), facts, metrics[name])
 
     counts = {f"{name} queries": count for name, count in collection.query_counts.items()}
     without = sum(max(grades.values(), default=0) < min_relevant_grade for grades in qrels.values())

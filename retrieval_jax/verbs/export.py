@@ -22,6 +22,7 @@ from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.evaluation.runs import searcher_metrics
 from retrieval_jax.interop import model_card, stablehlo
 from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
 from retrieval_jax.models.layers import STACK_AXIS
@@ -94,10 +95,11 @@ def export(
         recipe = model_folder.model_recipe(model_dir, step, description)
     else:
         folder = work.searcher(name)
-        manifest = searcher_manifest(folder, Collection(work.collection))
+        collection = Collection(work.collection)
+        manifest = searcher_manifest(folder, collection)
         model = paths.join(folder, manifest["model"]) if "model" in manifest else None
         subject = Subject(model, manifest.get("step"), folder, manifest)
-        recipe = manifest["recipe"] | {"metrics": _metrics(work, name)}
+        recipe = manifest["recipe"] | {"metrics": searcher_metrics(work, name, collection)}
     output = (
         paths.as_path(output) if output else work.export(name if format == "searcher" else f"{name}.{format}")
     )
@@ -107,7 +109,7 @@ def export(
     def make(tmp: Path) -> dict:
         facts = WRITERS[format](tmp, subject)
         facts |= {"files": storage.file_checksums(tmp)}
-        write_model_card(tmp, name, format, subject, recipe.get("metrics"))
+        write_model_card(tmp, name, format, subject, recipe.get("metrics", {}))
         return facts | {"manifest_digest": storage.manifest_digest({"recipe": recipe, **facts})}
 
     made = storage.build_once(output, recipe, make)
@@ -115,21 +117,24 @@ def export(
     return {"export": str(output), "format": format, "files": len(made["files"]), "bytes": size}
 
 
-def write_model_card(folder: Path, name: str, format: str, subject: Subject, test: Mapping | None) -> None:
-    """Writes README.md of what the model's folder, the searcher's manifest and the reports tell."""
-    description, metrics = {}, {"test": test or {}}
+def write_model_card(
+    folder: Path, name: str, format: str, subject: Subject, metrics: Mapping[str, Mapping]
+) -> None:
+    """Writes README.md of what the model's folder, the searcher's manifest and the reports tell.
+
+    Args:
+      folder: the exported folder.
+      name: the title.
+      format: the export's format.
+      subject: what is exported.
+      metrics: split -> what `evaluate` measured of the searcher.
+    """
+    description = {}
     if subject.model_dir:
         description = model_folder.read_description(subject.model_dir)
         metrics = {"dev": model_card.dev_metrics(subject.model_dir, subject.step)} | metrics
     facts = {**subject.manifest, "step": subject.step}
     model_card.write(folder, name, format, description, facts, metrics)
-
-
-def _metrics(work: Workspace, name: str) -> dict | None:
-    """Reads the metrics that `evaluate` wrote for a searcher; None where there are none."""
-    if not work.metrics.is_file():
-        return None
-    return storage.read_json(work.metrics, "`retrieval-jax evaluate` again").get(name)
 
 
 def write_searcher(folder: Path, subject: Subject) -> dict:

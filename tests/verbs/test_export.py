@@ -117,14 +117,28 @@ def test_opened_elsewhere(cli, work, arguments, searchers, tmp_path, kind):
 
 
 def test_it_tells_what_was_measured(cli, work, arguments, searchers, tmp_path):
-    for verb in ("search", "evaluate"):
-        assert cli(verb, *arguments, "--gin.SEARCHER='x_bm25'")[0] == 0
-    metrics = storage.read_json(work.metrics, "")["x_bm25"]
+    """Of each split by its name; and nothing of a searcher of that name that was replaced since."""
+    metrics = {}
+    for split in ("dev", "test"):
+        for verb in ("search", "evaluate"):
+            assert cli(verb, *arguments, "--gin.SEARCHER='x_bm25'", f"--SPLIT={split}")[0] == 0
+        metrics[split] = storage.read_json(work.metrics, "")["x_bm25"]
+    assert metrics["dev"] != metrics["test"]
     folder = exported(cli, arguments, "bm25", tmp_path / "made")
     manifest = storage.read_manifest(folder, "export")
     assert manifest["recipe"]["metrics"] == metrics
-    assert metrics["MRR@10"] > 0
+    assert metrics["test"]["MRR@10"] > 0
     assert manifest["files"] == storage.file_checksums(folder)
+    numbers = " | ".join(f"{metrics[split]['MRR@10']:.3f}" for split in metrics)
+    card = (folder / "README.md").read_text().splitlines()
+    assert {"| metric | dev | test |", f"| MRR@10 | {numbers} |"} <= {*card}
+
+    of = ["index", *arguments, "--gin.make_index.name='x_bm25'"]
+    assert cli(*of, f"--gin.MODEL_DIR='{searchers / 'naive'}'")[0] == 0
+    folder = exported(cli, arguments, "bm25", tmp_path / "made")
+    assert storage.read_manifest(folder, "export")["recipe"]["metrics"] == {}
+    assert "## Metrics" not in (folder / "README.md").read_text()
+    assert cli(*of, "--gin.MODEL_DIR=None")[0] == 0
 
 
 def test_the_card_of_a_searcher_loads_it(cli, arguments, searchers, tmp_path, monkeypatch, capsys):
