@@ -24,6 +24,7 @@ from retrieval_jax.core.progress import log
 
 SCHEME = "hf:"
 _NAME = re.compile(r"hf:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # At the top of a repository, or in the folder of a sentence-transformers module, such as 1_Pooling/.
 _MODULE = r"(?:\d+_\w+/)?"
 _PIECES = re.compile(rf"{_MODULE}(?:spiece|sentencepiece)\.model")
@@ -88,6 +89,24 @@ def locate_vocabulary(text: str | Path) -> Located:
     return dataclasses.replace(found, path=file)
 
 
+def name_with_commit(text: str, setting: str) -> str:
+    """Returns the `name` that `locate` would give, without a download; a commit's own name as it is.
+
+    Args:
+      text: as `locate` takes it.
+      setting: the macro that has this value, for errors.
+
+    Raises:
+      UserError: as `locate` does.
+    """
+    if not is_hub_name(text):
+        return text
+    repo, revision = _parse(text, f"{setting}: {text}")
+    if revision and _COMMIT.fullmatch(revision):
+        return text  # even if the hub cannot be reached
+    return f"{SCHEME}{repo}@{resolve_commit(repo, revision, f'{setting}: {text}')}"
+
+
 def resolve_commit(repo: str, revision: str | None, where: str) -> str:
     """Asks for the commit of a repository's revision.
 
@@ -108,12 +127,17 @@ def _located(text: str | Path, setting: str, needed: _Needed) -> Located:
         path = paths.as_path(text)
         return Located(path, str(text), paths.absolute(path).name)
     where = f"{setting}: {text}"
-    if (match := _NAME.fullmatch(text)) is None:
-        raise UserError(f"{where}: not a name of the hub: write hf:ORG/NAME or hf:ORG/NAME@REVISION")
-    repo = match["repo"]
-    folder, offline = _fetch(repo, match["revision"], where, needed)
+    repo, revision = _parse(text, where)
+    folder, offline = _fetch(repo, revision, where, needed)
     log(f"{text}: commit {folder.name}" + (" of the cache, as HF_HUB_OFFLINE says" if offline else ""))
     return Located(folder, f"{SCHEME}{repo}@{folder.name}", repo.rpartition("/")[2], folder.name)
+
+
+def _parse(text: str, where: str) -> tuple[str, str | None]:
+    """Splits a name of the hub into ORG/NAME and the revision."""
+    if (match := _NAME.fullmatch(text)) is None:
+        raise UserError(f"{where}: not a name of the hub: write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    return match["repo"], match["revision"]
 
 
 def _fetch(repo: str, revision: str | None, where: str, needed: _Needed) -> tuple[Path, bool]:

@@ -66,10 +66,18 @@ class InitialCheckpoint:
         """
         return hub.locate(self.path, "INITIAL_CHECKPOINT") if self.path else None
 
-    @property
+    @functools.cached_property
     def name(self) -> str | None:
-        """The name that the model's folder records: `path`, or the repository with its commit."""
-        return self.located and self.located.name
+        """The name that the model's folder records: `path`, or the repository with its commit.
+
+        The weights are not downloaded for it.
+
+        Raises:
+          UserError: the hub does not tell the commit.
+        """
+        if "located" in vars(self) or self.path is None:
+            return self.located and self.located.name
+        return hub.name_with_commit(self.path, "INITIAL_CHECKPOINT")
 
     def arrays_for(self, model, vocabulary: Path | None = None) -> dict[str, LazyArray]:
         """Matches the weights with a model's parameters.

@@ -181,6 +181,13 @@ def has_weights(folder: Path) -> bool:
     return any(folder.glob(f"{WEIGHTS}.safetensors*"))
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a training in a model folder has saved a checkpoint, be it damaged."""
+    saved = folder / "checkpoints"
+    steps = (path for path in saved.iterdir() if path.name.isdigit()) if saved.is_dir() else iter(())
+    return (folder / DESCRIPTION).is_file() and any(steps)
+
+
 def model_checksum(model_dir: str | Path, step: int, description: dict) -> str | None:
     """Computes a fingerprint of everything that a model's answers depend on.
 

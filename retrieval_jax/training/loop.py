@@ -42,7 +42,7 @@ def train_loop(
     *,
     mesh: Mesh | None = None,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
-    pretrained_params: Mapping[str, LazyArray] | None = None,
+    pretrained_params: Callable[[], Mapping[str, LazyArray]] | None = None,
     describe_batch: Callable[[int], list[dict]] | None = None,
 ) -> dict:
     """Trains a model, from the newest checkpoint of its folder on.
@@ -60,7 +60,8 @@ def train_loop(
       settings: what the run does for how long.
       mesh: the devices to run on; None: all devices.
       rules: the mesh axes of each logical axis.
-      pretrained_params: parameters to begin with, by name; all others are random.
+      pretrained_params: gives the parameters to begin with, by name; all others are random. It is called
+        only where no checkpoint is restored.
       describe_batch: gives the examples of the batch at a position, for the file that says which batch went
         wrong; see `LossMonitor`.
 
@@ -164,7 +165,7 @@ class _Run:
         self.dev: dict[str, float] = {}
         self.ended = self.preempted = False
 
-    def restore(self, pretrained_params: Mapping[str, LazyArray] | None) -> None:
+    def restore(self, pretrained_params: Callable[[], Mapping[str, LazyArray]] | None) -> None:
         """Reads the newest checkpoint that is not damaged, or makes the state before the first step."""
         restored = self.checkpoints.restore_newest(self.abstract.params, self.abstract.optimizer)
         if restored is None:
@@ -174,7 +175,7 @@ class _Run:
                 self.abstract,
                 self.shapes,
                 self.settings.seed,
-                pretrained_params=pretrained_params,
+                pretrained_params=pretrained_params() if pretrained_params else None,
             )
         else:
             params, optimizer, self.step = restored

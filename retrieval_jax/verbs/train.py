@@ -11,6 +11,7 @@ import optax
 
 from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
+from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core import configuration, paths
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import NonNegativeFloat, Positive, Seed
@@ -24,6 +25,7 @@ from retrieval_jax.examples.batches import examples_of as told_examples
 from retrieval_jax.examples.tasks import Task
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.mesh import multihost, partitioning
+from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.retriever import Retriever
 from retrieval_jax.training import settings_file
 from retrieval_jax.training.evaluators import METRICS
@@ -130,7 +132,7 @@ def train(**values: object) -> dict:
 
     vocabulary = Vocabulary(collection.vocabulary_path)
     model = config.make_model(vocabulary.size, table)
-    pretrained_params = config.initial.arrays_for(model, collection.vocabulary_path) if config.initial else {}
+    pretrained_params = _pretrained_params(config, folder, model, collection)
     data, settings = config.data, config.settings
     examples = train_dataset(data, work, collection, model, table)
     stages = examples.stages()  # before anything is written: raises where a task's examples are not there
@@ -165,6 +167,24 @@ def train(**values: object) -> dict:
         ),
     )
     return {"model": str(folder)} | made
+
+
+def _pretrained_params(
+    config: TrainConfig, folder: Path, model: Retriever, collection: Collection
+) -> Callable[[], dict[str, LazyArray]]:
+    """Returns a function that gives the parameters to begin with.
+
+    They are matched with the model at once, before anything is written. A run that goes on from a checkpoint
+    does not need them: its prompts are in model.json, and nothing is downloaded.
+    """
+    if not config.initial or not config.initial.path:
+        return dict
+    give = functools.partial(config.initial.arrays_for, model, collection.vocabulary_path)
+    if not model_folder.is_begun(folder):
+        return functools.partial(dict, give())
+    if isinstance(model, DualEncoder):
+        model.inherit_prompts(model_folder.read_description(folder)["settings"])
+    return give
 
 
 def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -> None:

@@ -1,6 +1,7 @@
 """Names of the Hugging Face hub, by its own library against a hub on loopback."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -176,8 +177,10 @@ def test_embeddings_of_a_repository(hub: Hub, tmp_path, work, collection):
     assert Embeddings.open(here.embeddings("gtr")).manifest["recipe"]["model"] == f"hf:org/gtr@{second}"
 
 
-def test_import_and_train_from_the_hub(hub: Hub, cli, source, tmp_path):
-    first = hub.push("org/gtr", files_of(GTR))
+def test_import_and_train_from_the_hub(hub: Hub, cli, source, tmp_path, monkeypatch):
+    prompts = json.dumps({"prompts": {"query": "find: ", "document": ""}}).encode()
+    gtr = files_of(GTR) | {"config_sentence_transformers.json": prompts}
+    first = hub.push("org/gtr", gtr)
     work = Workspace(tmp_path / "work")
     here = [f"--COLLECTION={source}", f"--WORK_DIR={work.folder}"]
     assert cli("import", *here, "--VOCABULARY=hf:org/gtr")[0] == 0
@@ -201,14 +204,32 @@ def test_import_and_train_from_the_hub(hub: Hub, cli, source, tmp_path):
     assert status == 0, err
     described = json.loads((Path(made["model"]) / "model.json").read_text())
     assert described["initial_checkpoint"] == f"hf:org/gtr@{first}"
+    assert described["settings"]["query_prompt"] == "find: "
 
     # Another state of the branch is noticed; the one that the run began with is still there by its name.
-    hub.push("org/gtr", files_of(GTR) | {"README.md": b"# another"})
+    hub.push("org/gtr", gtr | {"README.md": b"# another"})
     status, _, err = cli("train", *train, "--STEPS=2")
     assert status == 2
     assert f"go on with --INITIAL_CHECKPOINT=hf:org/gtr@{first}" in err
+
+    # A run that goes on downloads nothing, keeps its prompts, and by a commit's name needs no hub at all.
+    hub.push("org/gtr", gtr)
+    shutil.rmtree(tmp_path / "hf")
+    hub.fetched.clear()
+    status, made, err = cli("train", *train, "--STEPS=2")
+    assert (status, made and made["step"]) == (0, 2), err
+    assert set(hub.fetched) <= {"modules.json"}  # which tells the commit
     train = [x.replace("hf:org/gtr", f"hf:org/gtr@{first}") for x in train]
-    assert cli("train", *train, "--STEPS=2")[1]["step"] == 2
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    assert cli("train", *train, "--STEPS=3")[1]["step"] == 3
+    status, _, err = cli("train", *train, "--gin.DualEncoder.query_prompt='other: '", "--STEPS=4")
+    assert status == 2
+    assert "settings is" in err
+    # Where no checkpoint is left, it begins with the weights again, or says that they cannot be fetched.
+    shutil.rmtree(Path(made["model"]) / "checkpoints")
+    status, _, err = cli("train", *train, "--STEPS=3")
+    assert status == 2
+    assert f"INITIAL_CHECKPOINT: hf:org/gtr@{first}: cannot be fetched" in err
 
 
 def test_another_vocabulary_than_the_repositorys_is_told_by_its_name(hub: Hub, collection):
