@@ -33,6 +33,7 @@ T = TypeVar("T")
 MANIFEST = "manifest.json"
 FORMAT = 1  # of finished folders; another one is refused, so a change of what files mean raises it
 EDITABLE = ("README.md", ".gitattributes")  # a model card, and what a hub puts beside it
+DOWNLOADED = (".cache", ".git")  # folders that `hf download` and `git clone` leave in what they fetch
 
 
 def atomic_write(path: str | os.PathLike, data: bytes) -> None:
@@ -367,12 +368,12 @@ def checksum(path: Path) -> str:
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
-    """Returns {path below the folder: SHA-256} of all files except the manifest and the EDITABLE ones."""
-    left_out = {folder / name for name in (MANIFEST, *EDITABLE)}
-    files = [path for path in paths.files(folder) if path not in left_out]
+    """Returns {path below the folder: SHA-256} of all files but the manifest, EDITABLE and DOWNLOADED ones."""
+    below = {path.relative_to(folder): path for path in paths.files(folder)}
+    names = [p for p in below if str(p) not in (MANIFEST, *EDITABLE) and p.parts[0] not in DOWNLOADED]
     with ThreadPoolExecutor() as pool:
-        names = (str(p.relative_to(folder)) for p in files)
-        return dict(zip(names, pool.map(checksum, files), strict=True))
+        sums = pool.map(checksum, (below[name] for name in names))
+        return dict(zip(map(str, names), sums, strict=True))
 
 
 def check_files(folder: Path, manifest: dict) -> None:

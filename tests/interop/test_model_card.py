@@ -10,6 +10,7 @@ import pytest
 from model_folders import random_params, write_model_folder
 
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.interop import model_card
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
@@ -119,4 +120,9 @@ def test_people_may_edit_it(models, tmp_path):
     manifest = storage.read_manifest(tmp_path / "made", "export")
     (tmp_path / "made" / "README.md").write_text("# Mine")
     (tmp_path / "made" / ".gitattributes").write_text("*.safetensors filter=lfs")
+    for name in (".git/config", ".cache/huggingface/download/model.json.metadata"):  # of a copy from the hub
+        storage.atomic_write(tmp_path / "made" / name, b"x")
     storage.check_files(tmp_path / "made", manifest)
+    storage.atomic_write(tmp_path / "made" / "more" / ".git" / "config", b"x")
+    with pytest.raises(UserError, match=r"more/\.git/config was added"):
+        storage.check_files(tmp_path / "made", manifest)
