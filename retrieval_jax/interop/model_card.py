@@ -2,6 +2,7 @@
 
 It says what the model is, how it was trained, what was measured and how it is loaded, as far as the model's
 folder and the reports tell. People may edit it: it does not count among the files that the manifest seals.
+An export that makes the folder again writes it again.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from retrieval_jax.checkpoints.hub import SCHEME
 from retrieval_jax.checkpoints.learning_curve import read_curve
+from retrieval_jax.core import paths
 
 CARD = "README.md"
 ABOUT = {
@@ -89,13 +91,20 @@ def _training(description: Mapping, facts: Mapping) -> dict[str, object]:
         "collection's fingerprint": description.get("collection") or facts.get("collection"),
         "docids": description.get("docids"),
         "training steps": facts.get("step"),
-        "initial weights": (description.get("initial_checkpoint") or "random") if description else None,
+        "initial weights": _public(description.get("initial_checkpoint")) if description else None,
         "network": network
         and f"T5, width {network['emb_dim']}, {layers[0]} encoder and {layers[1]} decoder layers",
         "tokens at most": ", ".join(f"{length} of {what}" for what, length in texts.items() if length),
         "searched by": facts.get("kind"),
     }
     return {key: value for key, value in known.items() if value not in (None, "", {})}
+
+
+def _public(initial: str | None) -> str:
+    """The name of initial weights that others can make use of: of a path on this machine its last part."""
+    if initial is None or initial.startswith((SCHEME, "gs://")):
+        return initial or "random"
+    return paths.absolute(initial).name
 
 
 def _metrics(metrics: Mapping[str, Mapping]) -> str:
@@ -179,6 +188,8 @@ def _stablehlo(folder: Path, _, description: Mapping) -> tuple[str, str]:
         results = "rows, scores"
     else:
         program, arrays, results = "encode_queries", 'load_file("weights.safetensors")', "vectors"
+    length, prompt = description["input_length"], description["settings"].get("query_prompt")
+    query = f'{prompt!r} + "{_QUERY}"' if prompt else f'"{_QUERY}"'
     code = f"""\
 from pathlib import Path
 
@@ -188,8 +199,8 @@ from safetensors.numpy import load_file
 from sentencepiece import SentencePieceProcessor
 
 program = jax.export.deserialize(bytearray(Path("{program}.stablehlo").read_bytes()))
-tokens = SentencePieceProcessor(model_file="sentencepiece.model").encode("{_QUERY}")
-tokens_BxS = np.zeros((1, {description["input_length"]}), np.int32)
+tokens = SentencePieceProcessor(model_file="sentencepiece.model").encode({query})[:{length - 1}]
+tokens_BxS = np.zeros((1, {length}), np.int32)
 tokens_BxS[0, : len(tokens) + 1] = [*tokens, 1]  # 1 ends a text, and 0 follows it
 {results} = program.call({arrays}, tokens_BxS)
 print({results})"""

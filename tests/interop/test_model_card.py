@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from model_folders import random_params, write_model_folder
 
+from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.embeddings.encoding import query_encoder
 from retrieval_jax.interop import model_card
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
@@ -26,7 +28,7 @@ def models(collection, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name, model in {
         "generator": QueryGenerator(CONFIG),
-        "dense": DualEncoder(CONFIG, vector_dim=6),
+        "dense": DualEncoder(CONFIG, vector_dim=6, query_prompt="it's a query: ", passage_prompt="passage: "),
         "towers": DualEncoder(CONFIG, vector_dim=6, shared_towers=False),
     }.items():
         write_model_folder(folder / name, model, random_params(model), collection, initial_checkpoint=INITIAL)
@@ -80,6 +82,20 @@ def test_the_header_is_the_hubs(models, tmp_path):
     assert ModelCard(card).data.library_name == "transformers"
 
 
+@pytest.mark.parametrize(
+    ("initial", "told"),
+    [
+        (None, "random"),
+        ("/home/somebody/t5/checkpoint_1000000/", "checkpoint_1000000"),
+        ("gs://t5-data/t5_1_1_base", "gs://t5-data/t5_1_1_base"),
+        (INITIAL, INITIAL),
+    ],
+)
+def test_initial_weights_have_a_name_that_others_can_use(tmp_path, initial, told):
+    model_card.write(tmp_path, "mine", "searcher", {"initial_checkpoint": initial}, {}, {})
+    assert f"| initial weights | {told} |" in (tmp_path / "README.md").read_text().splitlines()
+
+
 def test_of_bm25_and_of_kinds_that_it_does_not_know(tmp_path):
     metrics = {"test": {"MRR@10": 0.5, "Hits@1": 0.25}}
     model_card.write(tmp_path, "words", "searcher", {}, {"kind": "bm25", "step": None}, metrics)
@@ -110,7 +126,8 @@ def test_its_code_runs(models, tmp_path, capsys, name, format, needs):
     if format == "sentence_transformers":
         assert (names["queries"] @ names["passages"].T).shape == (1, 2)
     if format == "stablehlo":
-        assert np.shape(names["vectors"]) == (1, 6)
+        expected = query_encoder(load_model(models / name))([model_card._QUERY])
+        np.testing.assert_allclose(names["vectors"], expected, rtol=0, atol=1e-5)
     if format == "t5x":
         assert "projection_layer/kernel (16, 6)" in printed
 
