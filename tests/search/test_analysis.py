@@ -21,6 +21,13 @@ from retrieval_jax.search.analysis import analyzer, languages
         ("Don't you know what you've been?", ["know"]),
         ("vitamin D in C++", ["vitamin", "d", "c"]),
         ("optax.adam 1,000.5 jax_platforms", ["optax", "adam", "1,000.5", "jax_platform"]),
+        # Words of two letters are not stemmed, as in Lucene's PorterStemmer; no term is empty.
+        ("U.S. fish", ["u", "s", "fish"]),
+        ("S&P 500's", ["s", "p", "500"]),
+        ("OS JS CS C US MS", ["os", "js", "cs", "c", "us", "ms"]),
+        # Possessives, contractions of stop words, and other apostrophes.
+        ("it's don't can't they’d I'm we'll", []),
+        ("O'Neil's rock'n'roll, all'italiana", ["o'neil", "rock'n'rol", "all'italiana"]),
         ("", []),
         ("!? …", []),
     ],
@@ -44,6 +51,9 @@ FINDS = [
     ("istanbul", "İstanbul Boğazı iki kıtayı ayırır"),
     ("fullwidth", "Ｆｕｌｌｗｉｄｔｈ ｌｅｔｔｅｒｓ"),
     ("می‌خواهم", "میخواهم"),
+    ("ខ្មែរ", "ភាសា\u200bខ្មែរ"),
+    ("葛\U000e0100飾区", "葛飾区の駅"),
+    ("1️⃣", "1 fish"),
 ]
 
 
@@ -55,9 +65,27 @@ def test_half_of_a_querys_terms_are_in_its_passage(query: str, passage: str):
 
 def test_scripts_without_spaces_become_pairs_of_letters():
     assert analyzer()("Python言語を 字") == ["python", "言語", "語を", "字"]
+    assert analyzer()("日本語'test, test'日本's 日'本") == [
+        "日本",
+        "本語",
+        "test",
+        "test",
+        "日本",
+        "日",
+        "本",
+    ]
     # A mark stays with its letter; Devanagari has spaces, and its words stay whole.
     assert analyzer()("ที่นี่") == ["ที่นี่"]
     assert analyzer()("दिल्ली") == ["दिल्ली"]
+
+
+def test_marks_and_selectors_alone_are_no_terms():
+    assert analyzer()("❤️ heart ´ \u0301 ☀️\u20e3") == ["heart"]
+
+
+def test_a_zero_width_space_separates_words_and_a_joiner_does_not():
+    assert analyzer()("foo\u200bbar") == ["foo", "bar"]
+    assert analyzer()("foo\u200dbar soft\u00adware") == ["foobar", "softwar"]
 
 
 def test_languages_are_snowballs():
@@ -74,3 +102,16 @@ def test_forms_of_unicode_do_not_matter_and_parts_of_a_text_stand_alone(one: str
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         assert analyze(unicodedata.normalize(form, one)) == analyze(one)
     assert analyze(f"{one}\n{other}") == analyze(one) + analyze(other)
+
+
+# Apostrophes, ends of words, marks, letters without spaces, and any other character.
+TEXTS = st.lists(
+    st.sampled_from([*"s'’_.1日ท", "'s", "s ", "cats", "\u200b", "\ufe0f", "\u0e31"]) | st.text(max_size=4)
+)
+
+
+@given(TEXTS.map("".join), st.sampled_from([None, *languages()]))
+def test_no_term_is_empty_and_a_word_outside_the_stop_words_has_one(text: str, language: str | None):
+    analyze = analyzer(language)
+    assert all(analyze(text))
+    assert analyze(f"{text} zyzzyva")[:-1] == analyze(text)
