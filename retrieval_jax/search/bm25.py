@@ -80,6 +80,8 @@ class BM25Searcher(Searcher):
         for passage in passages:
             ids.append(passage.id)
             terms.append(analyze(passage.full_text))
+        if not any(terms):
+            raise UserError(_without_terms(language))
         index = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
         index.index(terms, show_progress=False)
         index.save(folder / "bm25")
@@ -94,6 +96,15 @@ class BM25Searcher(Searcher):
             raise UserError(f"{folder}: indexed with another version of the analysis: `retrieval-jax index`")
         index = bm25s.BM25.load(folder / "bm25")
         return cls(index, arrow_ids.read(folder / "ids.arrow"), manifest["language"])
+
+
+def _without_terms(language: str | None) -> str:
+    if language is None:
+        return "make_index: no passage has a term: the texts hold no letter or digit: import others"
+    return (
+        f"make_index.language: no passage has a term in {language!r} but stop words: "
+        "index them as they are: --gin.make_index.language=None"
+    )
 
 
 def top_rows(scores_N: np.ndarray, k: int) -> np.ndarray:

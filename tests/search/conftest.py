@@ -42,6 +42,6 @@ def bm25_of_passages(
     return BM25Searcher.open(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bm25_of() -> Callable[..., BM25Searcher]:
     return bm25_of_passages

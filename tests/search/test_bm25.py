@@ -99,6 +99,36 @@ def test_bm25_equals_its_formula(tmp_path: Path, bm25_of):
     assert searcher.search(["apple \ud800"], 4) == searcher.search(["apple \ufffd"], 4)
 
 
+@pytest.fixture(scope="module")
+def cats(tmp_path_factory: pytest.TempPathFactory, bm25_of) -> Searcher:
+    """A searcher of two passages in which no word is "s"."""
+    passages = [Passage("cats", "Cats", "eat fish"), Passage("dogs", "Dogs", "run far")]
+    return bm25_of(tmp_path_factory.mktemp("cats"), passages)
+
+
+@pytest.mark.parametrize(("query", "found"), [("U.S. fish", ["cats"]), ("s", []), ("S&P 500", [])])
+def test_a_lone_letter_in_no_passage_finds_nothing(cats: Searcher, query: str, found: list[str]):
+    assert [passage for passage, _ in cats.search([query], 10)[0]] == found
+
+
+@given(st.lists(st.sampled_from(["s", "'s", "fish", "日", " ", "."]) | st.text(max_size=5)).map("".join))
+def test_any_query_is_searched(cats: Searcher, query: str):
+    (ranking,) = cats.search([query], 10)
+    words = {"cat": "cats", "eat": "cats", "fish": "cats", "dog": "dogs", "run": "dogs", "far": "dogs"}
+    assert {passage for passage, _ in ranking} == {words[t] for t in analyzer()(query) if t in words}
+
+
+def test_passages_without_a_term_are_no_index(bm25_of, tmp_path: Path):
+    passages = [Passage("a", "", "to be or not to be"), Passage("b", "", "!?")]
+    with pytest.raises(
+        UserError, match=r"no passage has a term .*stop words.*: --gin.make_index.language=None$"
+    ):
+        bm25_of(tmp_path, passages)
+    assert len(bm25_of(tmp_path, passages, None).search(["be"], 10)[0]) == 1
+    with pytest.raises(UserError, match=r"no passage has a term: .*$"):
+        bm25_of(tmp_path, passages[1:], None)
+
+
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 2.5]), max_size=30), st.integers(1, 12))
 def test_top_rows_are_those_of_a_stable_sort(scores: list[float], k: int):
     order = sorted((row for row, score in enumerate(scores) if score > 0), key=lambda row: -scores[row])
