@@ -368,7 +368,7 @@ def checksum(path: Path) -> str:
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
-    """Returns {path below the folder: SHA-256} of the files; without the manifest, EDITABLE and DOWNLOADED."""
+    """Returns {path below the folder: SHA-256} of the files; without manifest, EDITABLE and DOWNLOADED."""
     below = {path.relative_to(folder): path for path in paths.files(folder)}
     names = [p for p in below if str(p) not in (MANIFEST, *EDITABLE) and p.parts[0] not in DOWNLOADED]
     with ThreadPoolExecutor() as pool:

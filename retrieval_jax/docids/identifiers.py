@@ -25,6 +25,7 @@ class Atomic(DocidKind):
     """
 
     name = "atomic"
+    uses_seed = False
     search = SoftmaxSearch
 
     def build(self, request: DocidRequest) -> DocidResult:
@@ -47,6 +48,7 @@ class Naive(DocidKind):
     """
 
     name = "naive"
+    uses_seed = False
     text_vocabulary = True
 
     def build(self, request: DocidRequest) -> DocidResult:
@@ -114,6 +116,7 @@ class NaiveDigits(DocidKind):
     """The id, if all ids are decimal numbers, else the row number: a token 2 + digit each, then the end."""
 
     name = "naive_digits"
+    uses_seed = False
 
     def build(self, request: DocidRequest) -> DocidResult:
         """See DocidKind.

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from jax.sharding import Mesh
 
-from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core import arrow_ids, paths, registry, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Names
 from retrieval_jax.data.records import Collection
@@ -91,7 +91,8 @@ class DocidResult:
       tokens_NxL: non-negative integers, one row for each of `DocidRequest.rows`, padded with 0 on the right.
       output_size: number of tokens of the softmax, which is above every token. None: the size of the text
         vocabulary for a kind that writes its pieces, else the largest token + 1, rounded up to 128.
-      facts: JSON values to keep in the table's manifest; `extend` finds them in `previous.manifest`.
+      facts: JSON values to keep in the table's manifest, under names that it has no entry of yet; `extend`
+        finds them in `previous.manifest`.
       write: writes what was fitted (a tree of clusters, for example) into the table's folder.
     """
 
@@ -110,6 +111,7 @@ class DocidKind:
         which the class is called. None where `name` is the only name.
       settings: a dataclass that gin configures, an instance of which `DocidRequest.settings` holds, or None.
       needs_vectors: whether the docids depend on the passages' vectors.
+      uses_seed: whether the docids depend on `DocidRequest.seed`. If they do, another SEED makes them again.
       text_vocabulary: whether the tokens are pieces of the collection's text vocabulary (and the model writes
         them through the softmax over that vocabulary), not tokens of the docids' own.
       search: how a model finds the docids: along a trie, or, where every docid is a single token of its own,
@@ -120,6 +122,7 @@ class DocidKind:
     pattern: ClassVar[str | None] = None
     settings: ClassVar[type | None] = None
     needs_vectors: ClassVar[bool] = False
+    uses_seed: ClassVar[bool] = True
     text_vocabulary: ClassVar[bool] = False
     search: ClassVar[type[SearchStrategy]] = TrieSearch
 
@@ -171,9 +174,14 @@ _KINDS: dict[str, type[DocidKind]] = {}
 def register_docid_kind(kind: type[DocidKind]) -> type[DocidKind]:
     """Adds a docid kind to those that DOCIDS may name; used as a class decorator.
 
-    A second class of the same name replaces the first, as when a notebook's cell runs again.
+    The class replaces the one that was registered from the same place, as when a notebook's cell runs again.
+
+    Raises:
+      TypeError: the class lacks a name or a method.
+      ValueError: another class has the same `name`.
     """
-    _KINDS[kind.name] = kind
+    registry.check_complete(kind, DocidKind, ("name", "build", "shape"), "a docid kind")
+    registry.register(_KINDS, kind.name, kind, "the docid kind")
     return kind
 
 

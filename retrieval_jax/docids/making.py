@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.docids import quality
 from retrieval_jax.docids.kinds import DocidKind, DocidRequest, DocidResult
@@ -22,10 +23,14 @@ def make_table(kind: DocidKind, request: DocidRequest) -> tuple[DocidTable, Doci
     Returns:
       (table: docids of all passages, row by row as the collection; where a table is extended, its passages'
       docids as they were; result: what the kind made, only for `request.rows`).
+
+    Raises:
+      UserError: the kind has no docids for this collection, or what it made is not a row of tokens for each
+        of `request.rows`.
     """
     collection, previous = request.collection, request.previous
     result = kind.extend(request) if previous else kind.build(request)
-    tokens_NxL, output_size, ancestors = result.tokens_NxL, result.output_size, ()
+    tokens_NxL, output_size, ancestors = _checked_tokens(kind, request, result), result.output_size, ()
     vocabulary = Vocabulary(collection.vocabulary_path) if kind.text_vocabulary else None
     if output_size is None:
         output_size = vocabulary.size if vocabulary else round_up(int(tokens_NxL.max(initial=0)) + 1, 128)
@@ -44,6 +49,23 @@ def make_table(kind: DocidKind, request: DocidRequest) -> tuple[DocidTable, Doci
         search=kind.search.name,
     )
     return table, result
+
+
+def _checked_tokens(kind: DocidKind, request: DocidRequest, result: DocidResult) -> np.ndarray:
+    """Returns the tokens that a kind made. Raises UserError if they are not whole numbers, row by row."""
+    tokens_NxL, method = np.asarray(result.tokens_NxL), "extend" if request.previous else "build"
+    if tokens_NxL.ndim != 2:
+        raise UserError(
+            f"docids/{kind.name}: tokens of shape {tokens_NxL.shape}: {method} gives passages × length"
+        )
+    if len(tokens_NxL) != len(request.rows):
+        raise UserError(
+            f"docids/{kind.name}: {len(tokens_NxL):,} rows of tokens for {len(request.rows):,} passages: "
+            f"{method} gives one row for each of request.rows"
+        )
+    if tokens_NxL.dtype.kind not in "iu":
+        raise UserError(f"docids/{kind.name}: tokens are {tokens_NxL.dtype}: give whole numbers")
+    return tokens_NxL
 
 
 def _with_previous(new_tokens: np.ndarray, request: DocidRequest) -> np.ndarray:
@@ -68,6 +90,10 @@ def write_docids(kind: DocidKind, request: DocidRequest, folder: Path) -> dict:
     Returns:
       What the folder's manifest shall say: the table's facts, the kind's, the settings, and the table's
       quality.
+
+    Raises:
+      UserError: as `make_table`; or the docids are not those of a table; or a fact of the kind has a name of
+        the manifest's own.
     """
     table, result = make_table(kind, request)
     table.check()
@@ -76,7 +102,13 @@ def write_docids(kind: DocidKind, request: DocidRequest, folder: Path) -> dict:
     storage.write_json(folder / "quality.json", report)
     quality.plot(report, folder / "quality.png")
     settings = {"settings": dataclasses.asdict(request.settings)} if kind.settings else {}
-    return table.write(folder) | result.facts | settings | _quality_facts(request, report)
+    facts, more = table.write(folder), settings | _quality_facts(request, report)
+    if clashes := sorted(result.facts.keys() & {*facts, *more, "recipe"}):
+        raise UserError(
+            f"docids/{kind.name}: facts {', '.join(clashes)}: the manifest has entries of these names: "
+            "choose others"
+        )
+    return facts | result.facts | more
 
 
 def _quality_facts(request: DocidRequest, report: dict) -> dict:

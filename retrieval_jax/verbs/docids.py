@@ -44,7 +44,7 @@ def make_docids(
         hub); a name on the hub may end in @REVISION; None is models/dual_encoder of the work folder.
       extends: the folder of a table of an earlier state of the collection: its passages keep their docids,
         new ones get docids by the same clusters (and that table's settings).
-      seed: of the clustering.
+      seed: of the clustering, or whatever else a kind chooses at random.
       force: whether a table may be replaced that a trained model of the work folder writes.
     """
     docids = docid_kind(kind)
@@ -59,7 +59,9 @@ def make_docids(
     partitioner = make_partitioner() if docids.needs_vectors else None
     if embeddings:
         vectors, fingerprint = load_embeddings(embeddings, work, collection, partitioner)
-        recipe |= {"embeddings": fingerprint, "seed": seed}
+        recipe |= {"embeddings": fingerprint}
+    if embeddings or docids.uses_seed:  # with vectors, the report of the quality draws queries by the seed
+        recipe |= {"seed": seed}
     if extends:
         previous = PreviousTable.open(extends, docids.name)
         settings = docids.settings and docids.settings(**previous.manifest["settings"])

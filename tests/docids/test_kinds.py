@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -113,12 +114,18 @@ def test_atomic_docids_alone_are_found_in_one_step():
 
 
 def test_a_kind_may_be_registered_again(registry):
-    first, second = (type("Kind", (DocidKind,), {"name": "mine"}) for _ in range(2))
+    mine = {"name": "mine", "build": lambda *_: None, "shape": lambda *_: None}
+    first, second = (type("Kind", (DocidKind,), mine) for _ in range(2))
     register_docid_kind(first)
     assert type(docid_kind("mine")) is first
     register_docid_kind(second)
     assert type(docid_kind("mine")) is second
     assert kind_names().count("mine") == 1
+    with pytest.raises(ValueError, match=r"Kind is the docid kind 'mine'"):
+        register_docid_kind(type("Other", (DocidKind,), mine))
+    with pytest.raises(TypeError, match="Half: a docid kind needs build, shape"):
+        register_docid_kind(type("Half", (DocidKind,), {"name": "half"}))
+    assert "half" not in kind_names()
 
 
 def test_digits_that_numbers_need():
@@ -128,17 +135,53 @@ def test_digits_that_numbers_need():
     assert kinds.digits_needed(0, 10) == 0
 
 
-def test_docids_that_no_table_can_hold_are_named_before_anything_is_written(registry, cli, arguments):
-    @register_docid_kind
-    class Negative(DocidKind):
-        """Docids with a token below 0."""
+@pytest.fixture
+def make_as(registry, cli, arguments):
+    """`make_as(name, build, …)` runs the verb on a kind of that `build`."""
 
-        name = "negative"
+    def make(name: str, build: Callable[[DocidRequest], DocidResult], *more: str) -> tuple[int, dict, str]:
+        own = {"name": name, "build": lambda _, request: build(request), "shape": lambda *_: None}
+        register_docid_kind(type(name, (DocidKind,), own))
+        return cli("docids", *arguments, f"--DOCIDS={name}", *more)
 
-        def build(self, request: DocidRequest) -> DocidResult:
-            return DocidResult(np.full((len(request.rows), 1), -1))
+    return make
 
-    status, _, err = cli("docids", *arguments, "--DOCIDS=negative")
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda r: DocidResult(np.full((len(r.rows), 1), -1)), "[-1], docid of passage"),
+        (
+            lambda r: DocidResult(r.rows[:3, None] + 1),
+            "3 rows of tokens for COUNT passages: build gives one",
+        ),
+        (
+            lambda r: DocidResult(r.rows + 1),
+            "tokens of shape (COUNT,): build gives passages × length",
+        ),
+        (lambda r: DocidResult(r.rows[:, None] + 1.0), "tokens are float64: give whole numbers"),
+        (
+            lambda r: DocidResult(r.rows[:, None] + 1, facts={"mine": 1, "length": 77, "kind": "z"}),
+            "facts kind, length: the manifest has entries of these names: choose others",
+        ),
+    ],
+)
+def test_docids_that_no_table_can_hold_are_one_line(make_as, work, collection, build, message: str):
+    status, _, err = make_as("faulty", build)
     assert status == 2
-    assert "docids/negative: [-1], docid of passage" in err
-    assert "a token outside 1 to" in err
+    assert f"docids/faulty: {message.replace('COUNT', str(collection.passage_count))}" in err
+    assert not work.docids("faulty").exists()
+
+
+def test_docids_at_random_are_made_again_with_another_seed(make_as, work):
+    def shuffled(request: DocidRequest) -> DocidResult:
+        return DocidResult(1 + np.random.default_rng(request.seed).permutation(len(request.rows))[:, None])
+
+    def tokens(seed: int) -> list[int]:
+        assert make_as("shuffled", shuffled, f"--SEED={seed}")[0] == 0
+        return DocidTable.open(work.docids("shuffled")).tokens_NxL[:, 0].tolist()
+
+    first, second = tokens(1), tokens(2)
+    assert second == (1 + np.random.default_rng(2).permutation(len(first))).tolist() != first
+    unseeded = [name for name in kind_names() if not kinds._KINDS[name].uses_seed]
+    assert unseeded == ["atomic", "naive", "naive_digits"]
