@@ -100,7 +100,7 @@ def build_searcher(searcher: type[Searcher], inputs: IndexInputs) -> dict:
             inputs = dataclasses.replace(inputs, embeddings=_encode(inputs))
 
         def write(folder: Path) -> dict:
-            return facts | searcher.write(folder, inputs)
+            return facts | (searcher.write(folder, inputs) or {})
 
         multihost.on_process_0(lambda: storage.build_once(inputs.folder, recipe, write))
     return storage.read_manifest(inputs.folder, "index")

@@ -23,12 +23,11 @@ The class must be imported before its kind is used: in Python by `import`, on th
 import dataclasses
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from retrieval_jax.core import paths, storage
+from retrieval_jax.core import paths, registry, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Passage
@@ -156,7 +155,7 @@ class Searcher:
         return {}
 
     @classmethod
-    def write(cls, folder: Path, inputs: IndexInputs) -> dict:
+    def write(cls, folder: Path, inputs: IndexInputs) -> dict | None:
         """Builds the searcher: writes the files that `open` reads.
 
         Args:
@@ -164,7 +163,7 @@ class Searcher:
           inputs: what to build the searcher from.
 
         Returns:
-          Facts for the searcher's manifest, as JSON.
+          Facts for the searcher's manifest, as JSON; None for no facts.
         """
         raise NotImplementedError
 
@@ -201,20 +200,15 @@ _CLASSES: dict[str, type[Searcher]] = {}
 def register_searcher(searcher: _Class) -> _Class:
     """Adds a kind of searcher: a class decorator. The module's docstring shows how.
 
+    The class replaces the one that was registered from the same place, as when a notebook's cell runs again.
+
     Raises:
       TypeError: the class lacks a name, a label or a method.
       ValueError: another class has the same `kind`.
     """
     required = ("kind", "family", "search", "write", "open")
-    of = inspect.getattr_static  # a class method is another object each time it is looked up
-    missing = [name for name in required if of(searcher, name, None) is of(Searcher, name, None)]
-    if missing:
-        raise TypeError(f"{searcher.__qualname__}: a searcher needs {', '.join(missing)}")
-    path = f"{searcher.__module__}.{searcher.__qualname__}"
-    other = _CLASSES.get(searcher.kind)
-    if other is not None and f"{other.__module__}.{other.__qualname__}" != path:
-        raise ValueError(f"{path}: {other.__module__}.{other.__qualname__} is the searcher {other.kind!r}")
-    _CLASSES[searcher.kind] = searcher
+    registry.check_complete(searcher, Searcher, required, "a searcher")
+    registry.register(_CLASSES, searcher.kind, searcher, "the searcher")
     return searcher
 
 

@@ -1,6 +1,7 @@
 """The registry of searchers: a kind from outside the package is indexed, searched, evaluated and reported."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,21 @@ def test_a_kind_from_outside_is_indexed_searched_and_reported(
         [" ".join(set().union(*words.values()))], 1
     )
     assert found[1] == max(map(len, words.values()))
+
+
+def test_a_searcher_that_keeps_nothing_need_not_say_so(toy: str, work: Workspace, arguments, cli, tmp_path):
+    module = tmp_path / "toy_searcher_module.py"
+    code, count = re.subn(
+        r"\n    def write\(.*?(?=\n\n)", "\n    def write(cls, folder, inputs): ...", EXAMPLE, flags=re.DOTALL
+    )
+    assert count == 1
+    module.write_text(code)
+    folder = tmp_path / "work"
+    shutil.copytree(work.collection, folder / "collection")
+    here = [arguments[0], f"--gin.WORK_DIR='{folder}'", "--gin.make_index.kind='overlap'"]
+    status, made, err = cli("index", toy, *here)
+    assert status == 0, err
+    assert made["kind"] == "overlap"
 
 
 def test_an_unregistered_kind_is_named(
