@@ -10,10 +10,13 @@ The module that does so must be imported first: in Python by `import`, on the co
 (`--gin_file`) with the line `import MODULE`.
 """
 
+import traceback
 from collections.abc import Callable
 
 import ir_measures
 
+from retrieval_jax.core import registry
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.evaluation.trec import Qrels, Run
 
 MetricFunction = Callable[[Qrels, Run, int], float]
@@ -25,22 +28,23 @@ METRICS: dict[str, ir_measures.Measure | MetricFunction] = {}
 def register_metric(name: str, metric: str | MetricFunction | None = None) -> None:
     """Adds a metric. The module's docstring shows how.
 
+    The same measure, or a function of the same place (as when a notebook's cell runs again), replaces the one
+    before.
+
     Args:
       name: the name to show.
       metric: its name in ir_measures, or a function. Larger values must be better, and bars in the report
         run from 0 to 1. None if `name` is its name in ir_measures.
 
     Raises:
-      ValueError: a metric of that name is registered, or ir_measures has no such measure.
+      ValueError: another metric has that name, or ir_measures has no such measure.
     """
-    if name in METRICS:
-        raise ValueError(f"a metric {name!r} is registered already")
     if not callable(metric):
         try:
             metric = ir_measures.parse_measure(metric or name)
         except (NameError, ValueError, SyntaxError) as error:
             raise ValueError(f"ir_measures has no measure {metric or name!r} ({error})") from None
-    METRICS[name] = metric
+    registry.register(METRICS, name, metric, "the metric")
 
 
 register_metric("MRR@10", "RR@10")  # Voorhees (1999), "The TREC-8 question answering track report"
@@ -71,6 +75,7 @@ def compute_metrics(qrels: Qrels, run: Run, min_relevant_grade: int = 1) -> dict
 
     Raises:
       ValueError: `qrels` is empty, or a list has a passage twice.
+      UserError: a registered function fails or returns no number.
     """
     if not qrels:
         raise ValueError("no judged query: the mean over no queries is not defined")
@@ -82,9 +87,29 @@ def compute_metrics(qrels: Qrels, run: Run, min_relevant_grade: int = 1) -> dict
     }
     means = ir_measures.calc_aggregate(measures.values(), qrels, scores)
     return {
-        name: float(means[measures[name]] if name in measures else metric(qrels, run, min_relevant_grade))
+        name: float(means[measures[name]])
+        if name in measures
+        else _of_function(name, metric, qrels, run, min_relevant_grade)
         for name, metric in METRICS.items()
     }
+
+
+def _of_function(name: str, metric: MetricFunction, qrels: Qrels, run: Run, grade: int) -> float:
+    """Returns a function's metric. Raises UserError, with the metric's name, if it fails or is no number."""
+    try:
+        value = metric(qrels, run, grade)
+    except UserError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"metric {name}: {type(error).__name__}: {error} ({last.filename}:{last.lineno}): "
+            "mend the function that register_metric was given"
+        ) from error
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"metric {name}: {value!r} is not a number: return the queries' mean") from None
 
 
 def deepest_rank() -> int:

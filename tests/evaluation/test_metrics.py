@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.evaluation import metrics
 from retrieval_jax.evaluation.metrics import METRICS, compute_metrics, deepest_rank, register_metric
 
@@ -116,9 +117,31 @@ def test_registered_metrics_are_computed_with_the_others(qrels, rankings, thresh
 
 
 def test_a_metric_needs_a_known_name_of_its_own():
-    with pytest.raises(ValueError, match=r"a metric 'MRR@10' is registered already"):
-        register_metric("MRR@10")
+    with pytest.raises(ValueError, match=r"RR@100: RR@10 is the metric 'MRR@10': choose another name"):
+        register_metric("MRR@10", "RR@100")
+    names = list(METRICS)
+    register_metric("MRR@10")  # the same measure again
+    assert list(METRICS) == names
     for name in ("Answered", "P@", "nDCG@x"):
         with pytest.raises(ValueError, match=f"ir_measures has no measure '{name}'"):
             register_metric("mine", name)
     assert "mine" not in METRICS
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda qrels, run, grade: run["x"],
+            r"metric Mine: KeyError: 'x' \(.*test_metrics\.py:\d+\): ",
+        ),
+        (
+            lambda qrels, run, grade: None,
+            "metric Mine: None is not a number: return the",
+        ),
+    ],
+)
+def test_a_function_that_fails_is_named_by_its_metric(monkeypatch, function, message: str):
+    monkeypatch.setattr(metrics, "METRICS", METRICS | {"Mine": function})
+    with pytest.raises(UserError, match=message):
+        compute_metrics({"q": {"a": 1}}, {})
