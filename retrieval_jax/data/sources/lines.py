@@ -339,8 +339,8 @@ class Table:
         text = _first(path)
         named = [name.strip().lower() for name in text.split("\t")]
         columns = [[i for i, name in enumerate(named) if name in NAMES[field]] for field in fields]
-        if len(named) == len(fields) and all(len(some) == 1 for some in columns):
-            return cls(fields, text, tuple(some[0] for some in columns))
+        if len(named) == len(fields) and all(len(matches) == 1 for matches in columns):
+            return cls(fields, text, tuple(matches[0] for matches in columns))
         return cls(fields, "", tuple(range(len(fields))))
 
     def __call__(self, text: str) -> list[str]:
