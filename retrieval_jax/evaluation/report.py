@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from html import escape
 from string import Template
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -97,22 +99,46 @@ _INK = "#123456"  # stands for the page's text colour until the figure is in the
 def print_table(rows: Sequence[MethodRow], console: Console) -> None:
     """Prints a line for each method, with the best value of each metric in bold.
 
+    No name or value is cut: metrics that the console is too narrow for follow in further tables.
+
     Args:
       rows: the methods.
       console: where to print.
     """
     best = _best(rows)
-    table = Table("Method", "Family", box=None, header_style="dim", pad_edge=False)
-    for heading in (*best, "ms/query", "Params"):
-        # In two lines, so that all columns fit a terminal of 80.
+    unlimited = console.options.update_width(1 << 16)
+    left, printed = list(best), False
+    while left or not printed:
+        # A table of one metric at least, but for the first, which has other columns.
+        for count in range(len(left), 0 if printed else -1, -1):
+            table = _table(
+                rows, {name: best[name] for name in left[:count]}, console.width, costs=not printed
+            )
+            if Measurement.get(console, unlimited, table).minimum <= console.width:
+                break
+        console.print(*[""] * printed, table, sep="\n")
+        left, printed = left[count:], True
+
+
+def _table(rows: Sequence[MethodRow], best: dict[str, str], width: int, costs: bool) -> Table:
+    """Returns the table of these metrics; with `costs`, that of families, times and parameters, too."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    # Only a name that is wider than half of the console is broken, into several lines.
+    longest = max((cell_len(row.name) for row in rows), default=0)
+    table.add_column("Method", width=max(len("Method"), min(longest, width // 2)), overflow="fold")
+    if costs:
+        table.add_column("Family")
+    for heading in (*best, *(("ms/query", "Params") if costs else ())):
+        # In two lines, so that all columns of the usual metrics fit a terminal of 80.
         table.add_column(re.sub("(?=[@/])", "\n", heading, count=1), justify="right", no_wrap=True)
     for row in rows:
         values = [_value(row, name) for name in best]
         styles = ["bold" if value == best[name] else "" for name, value in zip(best, values, strict=True)]
-        costs = (_milliseconds(row.ms_per_query), format_count(row.parameters))
+        family = [Text(row.family)] if costs else []
+        spent = [_milliseconds(row.ms_per_query), format_count(row.parameters)] if costs else []
         # Text, not str: a name in square brackets is no markup.
-        table.add_row(Text(row.name), Text(row.family), *map(Text, values, styles), *costs)
-    console.print(table)
+        table.add_row(Text(row.name), *family, *map(Text, values, styles), *spent)
+    return table
 
 
 def write_report(

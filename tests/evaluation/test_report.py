@@ -208,6 +208,43 @@ def test_the_console_table_fits_80_columns_and_takes_names_literally():
     assert "…" not in text
 
 
+def printed(rows: list[MethodRow], width: int) -> list[str]:
+    out = io.StringIO()
+    print_table(rows, Console(file=out, width=width, color_system=None))
+    lines = out.getvalue().splitlines()
+    assert "…" not in out.getvalue()
+    assert max(map(len, lines)) <= width
+    return lines
+
+
+def test_metrics_that_do_not_fit_follow_in_another_table():
+    names = [
+        f"{metric}@{cut}" for metric in ("MRR", "Recall", "nDCG", "Judged", "Success") for cut in (10, 100)
+    ]
+    methods = ["semantic_2d", "rq_8x256_bf16", "dual_encoder_scann"]
+    rows = [
+        MethodRow(
+            method, "dual encoder", {name: (i + j / 10) / 10 for j, name in enumerate(names)}, 12.3, 4_200_000
+        )
+        for i, method in enumerate(methods)
+    ]
+    lines = printed(rows, 80)
+    assert [line.split()[0] for line in lines if line.split(" ")[0] in methods] == methods * 2
+    headings = " ".join(lines).split()
+    assert [headings.count(name) for name in ("Family", "ms", "Params")] == [1, 1, 1]
+    for i, method in enumerate(methods):
+        values = [word for line in lines if line.startswith(method) for word in line.split() if "0." in word]
+        assert values == [f"{(i + j / 10) / 10:.3f}" for j in range(10)]
+    assert [headings.count(word) for word in ("Recall", "nDCG", "@10", "@100")] == [2, 2, 5, 5]
+
+
+def test_a_long_name_is_broken_and_not_cut():
+    lines = printed([row("x" * 50, MRR=0.5)], 60)
+    assert "".join(lines).count("x") == 2 * 50  # MRR has a table of its own
+    assert "".join(lines).count("0.500") == 1
+    assert printed([row("a")], 80)[0].split() == ["Method", "Family", "ms", "Params"]
+
+
 def test_the_console_table_has_the_best_in_bold():
     out = io.StringIO()
     print_table([row("a", MRR=0.5), row("b", MRR=0.25)], Console(file=out, force_terminal=True, width=80))
