@@ -14,7 +14,7 @@ import numpy as np
 
 from retrieval_jax.checkpoints import hugging_face
 from retrieval_jax.checkpoints.weights import LazyArray, read_safetensors, write_safetensors
-from retrieval_jax.core import storage
+from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import Prompts
@@ -70,7 +70,8 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
     path = folder / MODULES
     listed = storage.read_json(path, "fetch it again")
     kinds = [_kind(path, module) for module in listed]
-    modules = [(kind, folder / module["path"]) for kind, module in zip(kinds, listed, strict=True)]
+    folders = [paths.join_inside(folder, module["path"], path) for module in listed]
+    modules = list(zip(kinds, folders, strict=True))
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in _ENDS:
         raise UserError(f"{path}: modules {', '.join(kinds)}: {_SUPPORTED}")
     _check(folder / PROMPTS, PROMPTS)

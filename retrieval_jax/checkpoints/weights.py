@@ -165,11 +165,10 @@ def read_safetensors(folder: Path, stem: str) -> dict[str, LazyArray]:
     files = [folder / f"{stem}.safetensors"]
     if index.exists():
         try:
-            files = [
-                folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            ]
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index}: not an index of safetensors files ({error}): fetch it again") from None
+        files = [paths.join_inside(folder, name, index) for name in names]
     arrays: dict[str, LazyArray] = {}
     for path in files:
         try:

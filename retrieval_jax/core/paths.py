@@ -113,6 +113,23 @@ def join(folder: str | os.PathLike, relative_path: str) -> Path:
     return folder / relative_path
 
 
+def join_inside(folder: Path, name: object, where: str | os.PathLike) -> Path:
+    """Returns the path of a file whose name another file says, and which must lie in a folder.
+
+    Args:
+      folder: the folder.
+      name: the relative path that the file says.
+      where: the file that says it, for the error.
+
+    Raises:
+      UserError: the name is absolute, remote or has a part "..".
+    """
+    text = str(name)
+    if os.path.isabs(text) or is_remote(text) or ".." in text.split("/"):
+        raise UserError(f"{where}: names {text!r}, which is not in its folder: use weights that you trust")
+    return folder / text
+
+
 def io_errors() -> tuple[type[Exception], ...]:
     """Returns the exceptions that reading and writing raise: OSError, and TensorFlow's if it is loaded."""
     tf = sys.modules.get("tensorflow")

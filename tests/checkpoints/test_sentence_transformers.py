@@ -86,6 +86,9 @@ def test_other_encoders_are_refused(tmp_path):
     refused("Pooling, Normalize, Dense", "modules.json", lambda m: m.insert(2, m.pop()))
     refused("Dense, Dense, Normalize", "modules.json", lambda m: m.insert(2, m[2]))
     refused(r"kwargs \['task'\] of .*Dense are", "modules.json", lambda m: m[2].update(kwargs=["task"]))
+    for outside in ("../x", "/x", "gs://x/y"):
+        told = f"names {outside!r}, which is not in its folder"
+        refused(told, "modules.json", lambda m, outside=outside: m[2].update(path=outside))
     for name, field, value in (
         ("config_sentence_transformers.json", "model_type", "SparseEncoder"),
         ("config_sentence_transformers.json", "similarity_fn_name", "euclidean"),

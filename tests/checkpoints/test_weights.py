@@ -92,6 +92,17 @@ def test_a_torn_file_is_named(tmp_path):
         read_safetensors(tmp_path, "weights")
 
 
+def test_an_index_names_no_file_elsewhere(tmp_path):
+    for folder in ("secret", "fetched"):
+        (tmp_path / folder).mkdir()
+    write_safetensors(tmp_path / "secret", "weights", {"a": LazyArray.from_numpy(ARRAY)})
+    for name in ("../secret/weights.safetensors", str(tmp_path / "secret" / "weights.safetensors")):
+        index = json.dumps({"weight_map": {"a": name}})
+        (tmp_path / "fetched" / "weights.safetensors.index.json").write_text(index)
+        with pytest.raises(UserError, match=r"index\.json: names '.*', which is not in its folder"):
+            read_safetensors(tmp_path / "fetched", "weights")
+
+
 ON_EIGHT = """
 import json
 import jax, numpy as np
