@@ -58,6 +58,10 @@ class Located:
     commit: str | None = None
 
 
+class NoRepository(UserError):
+    """There is no such repository; offline, the cache has nothing of it."""
+
+
 def is_hub_name(text: object) -> bool:
     """Whether a value names a repository of the hub."""
     return str(text).startswith(SCHEME)
@@ -74,7 +78,10 @@ def locate(text: str | Path, setting: str) -> Located:
       UserError: the repository, the revision or readable weights are not there, access is denied, the
         download broke off, or huggingface_hub is not installed.
     """
-    return _located(text, setting, _needed_weights)
+    found = _located(text, setting, _needed_weights)
+    if found.commit and not _has_weights(found.path):  # offline, where the cache holds another part of it
+        raise UserError(f"{setting}: {text}: the cache has no weights of it: unset HF_HUB_OFFLINE")
+    return found
 
 
 def locate_vocabulary(text: str | Path) -> Located:
@@ -171,6 +178,11 @@ def _needed_weights(names: Sequence[str], where: str) -> list[str]:
     return weights + [name for name in names if _DESCRIPTIONS.fullmatch(name) or _PIECES.fullmatch(name)]
 
 
+def _has_weights(folder: Path) -> bool:
+    names = (_relative(path, folder) for path in folder.rglob("*") if path.is_file())
+    return any(name == FLAX or (_WEIGHTS.fullmatch(name) and not name.endswith(".json")) for name in names)
+
+
 def _stem(name: str) -> str:
     """The name of a file of weights without the number of a part and without suffixes."""
     return re.sub(r"(-\d+-of-\d+)?\.safetensors(\.index\.json)?$", "", name)
@@ -243,7 +255,7 @@ def _one_line(repo: str, revision: str | None, where: str) -> Iterator[None]:
             "(or `hf auth login`)"
         ) from None
     except errors.RepositoryNotFoundError:
-        raise UserError(
+        raise NoRepository(
             f"{where}: no such repository at {endpoint}, or a private one: check the name, or set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
@@ -252,8 +264,11 @@ def _one_line(repo: str, revision: str | None, where: str) -> Iterator[None]:
             f"{endpoint}/{repo} has"
         ) from None
     except errors.EntryNotFoundError as error:
-        hint = "unset HF_HUB_OFFLINE" if isinstance(error, FileNotFoundError) else "the same command again"
-        raise UserError(f"{where}: a file of it is neither there nor in the cache: {hint}") from None
+        offline = isinstance(error, FileNotFoundError)
+        hint = "unset HF_HUB_OFFLINE" if offline else "the same command again"
+        raise (NoRepository if offline else UserError)(
+            f"{where}: a file of it is neither there nor in the cache: {hint}"
+        ) from None
     except errors.HFValidationError:
         raise UserError(
             f"{where}: not a name of the hub: write hf:ORG/NAME or hf:ORG/NAME@REVISION"

@@ -1,5 +1,6 @@
 """Sources of the vectors of a collection's passages: files, dual encoders, the hub, sentence-transformers."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -189,7 +190,10 @@ def _pretrained_encoder(
     def make_encode() -> Encode:
         return passage_encoder(_load_pretrained(pretrained, length, partitioner), partitioner.mesh)
 
-    return encode_collection(work.embeddings(located.label), recipe, collection, make_encode)
+    label = located.label
+    if located.commit:  # hf--ORG--NAME: a model of this work folder, or another organisation's, may be a NAME
+        label = re.sub("[:/]", "--", located.name.partition("@")[0])
+    return encode_collection(work.embeddings(label), recipe, collection, make_encode)
 
 
 def _load_pretrained(pretrained: Pretrained, length: int, partitioner: Partitioner) -> LoadedModel:
@@ -212,11 +216,7 @@ def _sentence_transformer(name: str, work: Workspace, collection: Collection) ->
         recipe = {"sentence_transformer": name, "encodes": "document"}
         recipe["checksum"] = storage.digest(itertools.chain(*sorted(checksums.items())))
     else:
-        _import_sentence_transformer(name)  # says first what is not installed
-        model_name, _, branch = name.partition("@")
-        # The library looks for a name without a person or an organisation in its own.
-        model_name = model_name if "/" in model_name else f"sentence-transformers/{model_name}"
-        commit = hub.resolve_commit(model_name, branch or None, f"EMBEDDINGS: {SENTENCE_TRANSFORMERS}{name}")
+        model_name, commit = _resolve_sentence_transformer(name)
         revision = {"revision": commit}
         recipe = {"sentence_transformer": f"{model_name}@{commit}", "encodes": "document"}
 
@@ -244,6 +244,21 @@ def _sentence_transformer(name: str, work: Workspace, collection: Collection) ->
 
     folder = work.embeddings(re.sub(r"[/\\:]", "_", name))
     return encode_collection(folder, recipe, collection, make_encode)
+
+
+def _resolve_sentence_transformer(name: str) -> tuple[str, str]:
+    """Returns (repository, commit) of a model on the hub.
+
+    A name without an organisation is one of the library's own models, or else one of the hub's first models,
+    such as t5-base, which have no organisation.
+    """
+    repo, _, branch = name.partition("@")
+    where = f"EMBEDDINGS: {SENTENCE_TRANSFORMERS}{name}"
+    if "/" not in repo:
+        own = f"sentence-transformers/{repo}"
+        with contextlib.suppress(hub.NoRepository):
+            return own, hub.resolve_commit(own, branch or None, where)
+    return repo, hub.resolve_commit(repo, branch or None, where)
 
 
 def _import_sentence_transformer(name: str):

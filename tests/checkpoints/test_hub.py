@@ -149,6 +149,11 @@ def test_without_a_network(hub: Hub, monkeypatch):
     assert locate("hf:org/gtr", "INITIAL_CHECKPOINT") == found
     assert "unset HF_HUB_OFFLINE" in message("hf:org/other")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.push("org/part", files_of(GTR))
+    locate_vocabulary("hf:org/part")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "the cache has no weights of it: unset HF_HUB_OFFLINE" in message("hf:org/part")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     assert "HF_HUB_OFFLINE=1 takes what the cache has" in message("hf:org/gtr")
 
@@ -164,7 +169,7 @@ def test_embeddings_of_a_repository(hub: Hub, tmp_path, work, collection):
     first = hub.push("org/gtr", files_of(GTR) | EXTRA)
     here = Workspace(tmp_path / "work")
     found, fingerprint = load_embeddings("hf:org/gtr", here, collection)
-    made = Embeddings.open(here.embeddings("gtr"))
+    made = Embeddings.open(here.embeddings("hf--org--gtr"))
     assert made.manifest["recipe"]["model"] == f"hf:org/gtr@{first}"
     of_folder, same = load_embeddings(str(GTR), Workspace(tmp_path / "other"), collection)
     assert same == fingerprint
@@ -174,7 +179,12 @@ def test_embeddings_of_a_repository(hub: Hub, tmp_path, work, collection):
     second = hub.push("org/gtr", files_of(GTR) | {"sentence_bert_config.json": json.dumps(settings).encode()})
     _, shorter = load_embeddings("hf:org/gtr", here, collection)
     assert shorter != fingerprint
-    assert Embeddings.open(here.embeddings("gtr")).manifest["recipe"]["model"] == f"hf:org/gtr@{second}"
+    made = Embeddings.open(here.embeddings("hf--org--gtr"))
+    assert made.manifest["recipe"]["model"] == f"hf:org/gtr@{second}"
+    hub.push("other/gtr", files_of(GTR))
+    load_embeddings("hf:other/gtr", here, collection)  # beside the vectors of the first
+    assert Embeddings.open(here.embeddings("hf--org--gtr")).manifest == made.manifest
+    assert not here.embeddings("gtr").exists()  # those of a converted model
 
 
 def test_import_and_train_from_the_hub(hub: Hub, cli, source, tmp_path, monkeypatch):

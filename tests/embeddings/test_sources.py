@@ -142,14 +142,13 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
 def test_sentence_transformers(here, collection, monkeypatch, hub):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     name = "sentence-transformers:some/model"
-    refuses(name, here, collection, r"pip install 'retrieval_jax\[sentence_transformers\]'")
-
-    for repo in ("some/model", "sentence-transformers/other"):
+    for repo in ("some/model", "sentence-transformers/other", "t5-tiny"):
         hub.push(repo, {"modules.json": b"[]"})
+    refuses(name, here, collection, r"pip install 'retrieval_jax\[sentence_transformers\]'")
 
     class SentenceTransformer:
         def __init__(self, name: str, revision: str):
-            if name != "some/model":
+            if name not in ("some/model", "t5-tiny"):
                 raise OSError(f"{name} is not\na model")
 
         def encode(self, texts: list[str], **_) -> np.ndarray:
@@ -163,6 +162,12 @@ def test_sentence_transformers(here, collection, monkeypatch, hub):
     assert found.filename == here.embeddings("some_model") / "vectors.npy"
     lengths = [len(passage.full_text) for passage in collection.passages()]
     assert np.array_equal(found[:, 0], np.array(lengths, np.float16).astype(np.float32))
+    # The hub's first models have no organisation. Vectors that are there need no library.
+    load_embeddings("sentence-transformers:t5-tiny", here, collection)
+    refuses("sentence-transformers:none", here, collection, r"none: no such repository")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    again, _ = load_embeddings(name, here, collection)
+    assert np.array_equal(again, found)
 
 
 def test_vectors_of_a_sentence_transformer_follow_its_folder(here, collection, monkeypatch, tmp_path):
