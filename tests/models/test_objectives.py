@@ -79,7 +79,7 @@ def log_probs(model: GenerativeRetriever, params: dict, batch: dict) -> np.ndarr
 def contributed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The files of CONTRIBUTING.md's example, in a folder from which Python imports."""
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-    section = text[text.index("## To add an objective") :]
+    section = text[text.index("### Add an objective") :]
     python, config = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)[:2]
     (tmp_path / "focal.py").write_text(python)
     (tmp_path / "focal.gin").write_text(config)
