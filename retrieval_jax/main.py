@@ -14,37 +14,31 @@ import sys
 from pathlib import Path
 
 from retrieval_jax.core.errors import Diverged, Preempted, UserError
-from retrieval_jax.verbs.table import DEFAULT_FILES, VERBS, configure_verbs
+from retrieval_jax.verbs.table import DEFAULT_FILES, EXAMPLES, VERBS, configure_verbs
 
-EXAMPLES = """examples:
-  retrieval-jax demo                                          everything, on the embedded collection
-  retrieval-jax demo path/to/folder                           … on a folder in BEIR or TSV layout
-  retrieval-jax train --gin_file=runs/naive.gin --STEPS=2000
-  retrieval-jax search --SEARCHER=naive --QUERY="how do I smooth a signal?"
-
-options of every verb:
+OPTIONS = """options of every verb:
   --gin_file=FILE     a gin file, from the working folder or from gin_configs/; may be repeated
                       (train and preflight without one read runs/naive.gin, demo runs/demo.gin)
   --NAME=VALUE        sets a macro of base.gin: --COLLECTION=path, --DOCIDS=atomic, --K=10, --MODEL_DIR=None
-  --gin.NAME=VALUE    the same, or a function's parameter; texts for these need quotes of their own, as in
+  --gin.NAME=VALUE    the same, or a function's parameter; a text needs quotes of its own here, as in
                       --gin.make_index.kind="'exact'"
-  --json              one JSON object of what was made on stdout, everything else on stderr
+  --json              one JSON object that says what was made on stdout, everything else on stderr
 
 WORK_DIR and MODEL_DIR may lie in Google Cloud Storage (training there needs the extra retrieval_jax[gcs]):
   --WORK_DIR=gs://BUCKET/NAME
 
-train, generate-queries or index on several hosts: the same command on each, the work folder shared by all
+train, generate-queries and index on several hosts: the same command on each, the work folder shared by all
   --gin.multihost.enabled=True                 on a TPU pod, GKE or SLURM: no more is needed
   JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 retrieval-jax train …    elsewhere
 
-exit status: 0; 2 for bad input, told in one line; 3 where a training's numbers went wrong
-(LossSpikeGuard.on_spike); 130 after Ctrl-C; 143 after SIGTERM in training, when the running step has ended
-and is saved: the same command goes on
+exit status: 0; 2 for bad input (one line says what); 3 if a training diverged (LossSpikeGuard.on_spike);
+130 after Ctrl-C; 143 after SIGTERM in training, when the running step has ended and is saved: the same
+command goes on
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb; gives the exit status, which `EXAMPLES` explains."""
+    """Runs a verb; returns the exit status, which `OPTIONS` explains."""
     verb, files, bindings, as_json = parse(sys.argv[1:] if argv is None else argv)
     try:
         made = run(verb, files, bindings)
@@ -102,7 +96,7 @@ def disk_error(error: BaseException) -> str | None:
 
 
 def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
-    """Configures and runs a verb; gives what it made (None where another process of a training tells)."""
+    """Configures and runs a verb; returns what it made (None if another process of a training reports it)."""
     configure_verbs(files or DEFAULT_FILES.get(verb, []), bindings)
     from retrieval_jax.core import configuration
     from retrieval_jax.core.progress import console, log
@@ -122,7 +116,7 @@ def parse(argv: list[str]) -> tuple[str, list[str], list[str], bool]:
     parser = argparse.ArgumentParser(
         "retrieval-jax",
         description="Trains, searches and compares generative retrievers and dual encoders.",
-        epilog=EXAMPLES,
+        epilog=_epilog("demo", "train", "search"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -133,7 +127,7 @@ def parse(argv: list[str]) -> tuple[str, list[str], list[str], bool]:
             verb,
             help=summary,
             description=detail,
-            epilog=EXAMPLES,
+            epilog=_epilog(verb),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -167,15 +161,29 @@ def documentation(verb: str) -> tuple[str, str]:
         args = node.args.args
         defaults = [None] * (len(args) - len(node.args.defaults)) + node.args.defaults
         parameters = [(arg.arg, default) for arg, default in zip(args, defaults, strict=True)]
+    macros = _macros()
     listed = "\n".join(
-        f"  {name}.{parameter}" + (f" = {ast.unparse(default)}" if default else "")
-        for parameter, default in parameters
+        f"  {key}{f' = {ast.unparse(default)}' if default else ''}"
+        f"{f'   (--{macros[key]})' if key in macros else ''}"
+        for key, default in ((f"{name}.{parameter}", default) for parameter, default in parameters)
     )
     text = ast.get_docstring(node)
     return (
         text.splitlines()[0],
-        f"{text}\n\nSet by --gin.NAME=VALUE (defaults before any gin file):\n{listed}",
+        f"{text}\n\nSet by --gin.NAME=VALUE, or by the macro named (defaults before any gin file):\n{listed}",
     )
+
+
+def _epilog(*verbs: str) -> str:
+    return "\n".join(["examples:", *(f"  {line}" for verb in verbs for line in EXAMPLES[verb]), "", OPTIONS])
+
+
+def _macros() -> dict[str, str]:
+    """Reads base.gin without gin: a verb's parameter -> the macro that gives its value."""
+    package = Path(__file__).parent  # beside gin_configs/ in a checkout, above it in a wheel
+    files = (folder / "gin_configs" / "base.gin" for folder in (package, package.parent))
+    text = next(file for file in files if file.is_file()).read_text()
+    return dict(re.findall(r"^(\w+\.\w+) = %([A-Z_]+)$", text, re.MULTILINE))
 
 
 def _gin_name(node: ast.stmt) -> str | None:
@@ -189,7 +197,7 @@ def _gin_name(node: ast.stmt) -> str | None:
 
 
 def plain(made: dict) -> str:
-    """What a verb made, for people: a line a fact, a line a row of a table, a paragraph a passage."""
+    """What a verb made, for people: a line per fact and per row of a table, a paragraph per passage."""
 
     def value(x: object) -> str:
         if isinstance(x, dict):

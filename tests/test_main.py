@@ -2,14 +2,17 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from retrieval_jax.core import configuration
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.main import VERBS, disk_error, main, parse
+from retrieval_jax.main import VERBS, disk_error, documentation, main, parse
+from retrieval_jax.verbs.table import EXAMPLES
 
 METHODS = {"atomic", "naive", "semantic", "exact", "scann", "bm25"}
 TRAINED = ["--gin.SPLIT='train'", "--gin.demo.generative=('atomic', 'naive', 'semantic')"]
@@ -136,6 +139,24 @@ def test_help_imports_nothing_heavy():
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "train.batch_size = 128" in result.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_examples_that_the_command_line_takes(verb: str):
+    for line in EXAMPLES[verb]:
+        program, *argv = shlex.split(line, comments=True)
+        named, files, bindings, _ = parse(argv)
+        assert (program, named) == ("retrieval-jax", verb)
+        assert all((configuration.gin_folder() / file).is_file() for file in files)
+        names = {binding.split("=")[0] for binding in bindings}
+        assert {name for name in names if name.isupper()} <= {*configuration.macros(), "COLLECTION"}
+
+
+def test_help_names_the_macro_that_sets_a_parameter():
+    text = documentation("evaluate")[1]
+    assert "  evaluate.split = 'test'   (--SPLIT)\n" in text
+    assert "  evaluate.source   (--COLLECTION)\n" in text
+    assert "  evaluate.min_relevant_grade = 1\n" in text
 
 
 def test_arguments():

@@ -29,10 +29,10 @@ def convert(
     input_length: int | None = None,
     passage_length: int | None = None,
 ) -> dict:
-    """Makes a model folder of weights of T5X's, Hugging Face's or sentence-transformers.
+    """Turns weights of T5X, Hugging Face or sentence-transformers into a model folder.
 
-    Sizes are read off the weights. Nothing may be missing: to begin training with a part of some weights,
-    give them to `train` by --gin.INITIAL_CHECKPOINT.
+    Sizes are read from the weights. Nothing may be missing: to begin training with only a part of them, name
+    them to `train` by --INITIAL_CHECKPOINT.
 
     Args:
       source: the collection whose docids a generative retriever writes.
@@ -40,10 +40,10 @@ def convert(
         hf:ORG/NAME@REVISION on the Hugging Face hub.
       work_dir: the collection's work folder; None is `work/NAME`.
       model_dir: the folder to make; None is models/ and the weights' own name in the work folder.
-      retriever: what they are: @DualEncoder, @GenerativeRetriever or @QueryGenerator; None: a dual encoder,
-        where there is no decoder.
-      docids: kind of docids that they write (a generative retriever).
-      vocabulary: the SentencePiece model, or hf:ORG/NAME; None: the one that lies with the weights.
+      retriever: the class of the model: @DualEncoder, @GenerativeRetriever or @QueryGenerator; None: a dual
+        encoder, if there is no decoder.
+      docids: the kind of docids that the weights write (a generative retriever).
+      vocabulary: the SentencePiece model, or hf:ORG/NAME; None: the one beside the weights.
       input_length: the maximal number of tokens of a query; None: as the weights' folder says, else 64.
       passage_length: the same for passages; None: as the weights' folder says, else 256.
     """

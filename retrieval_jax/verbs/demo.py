@@ -44,7 +44,7 @@ def demo(
         encoder's.
       dense: searchers to build over the dual encoder's vectors; () trains no dual encoder. None is ("exact",
         "scann"), without scann where ScaNN is not installed (it exists for Linux only).
-      steps: model -> training steps, for those that shall not have STEPS; a given --gin.STEPS is for all.
+      steps: model -> training steps, for models that differ from STEPS; a given --STEPS is for all.
     """
     if dense is None:
         dense = ("exact", "scann") if scann_index.is_installed() else ("exact",)

@@ -31,7 +31,7 @@ def make_docids(
     seed: Seed = 0,
     force: bool = False,
 ) -> dict:
-    """Makes the docid table of a collection that was imported, and reports how good the docids are.
+    """Makes the docid table of an imported collection, and reports how good the docids are.
 
     Args:
       source: the collection, as `import` takes it.
@@ -44,8 +44,8 @@ def make_docids(
         hub); a name on the hub may end in @REVISION; None is models/dual_encoder of the work folder.
       extends: the folder of a table of an earlier state of the collection: its passages keep their docids,
         new ones get docids by the same clusters (and that table's settings).
-      seed: of the clustering, or whatever else a kind chooses at random.
-      force: whether a table may be replaced that a trained model of the work folder writes.
+      seed: the seed of the clustering, or of other random choices that a kind makes.
+      force: whether to replace a table that a trained model of the work folder was trained to write.
     """
     docids = docid_kind(kind)
     work = Workspace.for_source(source, work_dir)

@@ -25,7 +25,7 @@ def evaluate(
 ) -> dict:
     """Scores every run of a split; writes metrics.json and report.html into the work folder.
 
-    The metrics of a run of `search` are also kept in runs/NAME.SPLIT.json, beside what the run was made by.
+    The metrics of a run of `search` are also kept in runs/NAME.SPLIT.json, with the recipe of the run.
 
     The runs are the files runs/NAME.SPLIT.trec: those that `search` wrote, and TREC runs of other tools that
     were put there. A run of an earlier collection or searcher is left out, and one line says so.

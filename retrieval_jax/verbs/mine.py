@@ -37,7 +37,7 @@ def mine(
     Args:
       source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
       work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
-      searcher: one of searchers/: BM25, or a checkpoint's.
+      searcher: the name of a searcher, one of searchers/.
       name: the name of the negatives; None for the searcher's.
       depth: passages to search for, for each query.
       negatives_per_query: negatives to keep, hardest first.

@@ -48,7 +48,7 @@ def preflight(
     optimization: int | None = 1,
     price: float | None = None,
 ) -> dict:
-    """Compiles a training step for a TPU slice that need not be there: memory, FLOPs, least time.
+    """Compiles a training step for a TPU slice, without one: memory, FLOPs, least time.
 
     It is the step that `retrieval-jax train` would run with the same gin files. Times are lower bounds: the
     matrix products at the chip's published peak FLOP/s, or the state read and written once at the bandwidth

@@ -17,6 +17,39 @@ VERBS = {
     "evaluate": ("retrieval_jax.verbs.evaluate", "evaluate"),
     "export": ("retrieval_jax.verbs.export", "export"),
 }
+# Verb -> the command lines that its --help shows.
+EXAMPLES = {
+    "demo": (
+        "retrieval-jax demo                      # on the collection that comes with the package",
+        "retrieval-jax demo path/to/folder       # on a folder in BEIR or TSV layout",
+    ),
+    "import": ("retrieval-jax import path/to/folder --WORK_DIR=work/NAME",),
+    "docids": (
+        "retrieval-jax docids --DOCIDS=naive",
+        "retrieval-jax docids --DOCIDS=semantic --EMBEDDINGS=vectors.npy",
+    ),
+    "cache": ("retrieval-jax cache --DOCIDS=naive --gin_file=tasks/paper.gin --SYNTHETIC=doc2query",),
+    "preflight": ("retrieval-jax preflight --gin_file=runs/atomic.gin --gin_file=tpu/v5e_2x2.gin",),
+    "train": (
+        "retrieval-jax train --gin_file=runs/naive.gin --STEPS=2000",
+        "retrieval-jax train --gin_file=runs/dual_encoder.gin",
+    ),
+    "convert": (
+        "retrieval-jax convert --INITIAL_CHECKPOINT=path/to/gtr-t5 --MODEL_DIR=work/NAME/models/gtr",
+    ),
+    "generate-queries": ("retrieval-jax generate-queries --gin.generate_queries.count=10",),
+    "mine": ("retrieval-jax mine --SEARCHER=bm25 --gin.mine.skip_top=2",),
+    "index": (
+        "retrieval-jax index                     # BM25",
+        "retrieval-jax index --MODEL_DIR=work/NAME/models/naive",
+    ),
+    "search": (
+        "retrieval-jax search --SEARCHER=naive --SPLIT=test",
+        'retrieval-jax search --SEARCHER=naive --QUERY="how do I smooth a signal?"',
+    ),
+    "evaluate": ("retrieval-jax evaluate --SPLIT=test",),
+    "export": ("retrieval-jax export --SEARCHER=naive",),
+}
 # Where no --gin_file is given.
 DEFAULT_FILES = {"demo": ["runs/demo.gin"], "preflight": ["runs/naive.gin"], "train": ["runs/naive.gin"]}
 # Modules whose gin names a configuration file may mention, whichever verb runs.

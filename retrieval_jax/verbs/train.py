@@ -38,16 +38,17 @@ from retrieval_jax.training.settings import TrainSettings
 @gin.configurable("train")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Trains a retriever on a collection that was imported, from its newest checkpoint on.
+    """Trains a retriever on an imported collection, resuming from its newest checkpoint.
 
     Args:
       source: the collection, as `import` takes it.
       work_dir: its work folder; None is `work/NAME`.
       retriever: a class with T5X's model interface: GenerativeRetriever, DualEncoder or QueryGenerator.
-      optimizer: makes the optax optimiser.
-      data: which examples; see DataConfig's parameters (--gin.DataConfig.NAME=VALUE).
-      initial: weights to begin with (--gin.INITIAL_CHECKPOINT); see InitialCheckpoint's parameters
-        (--gin.InitialCheckpoint.NAME=VALUE).
+      optimizer: @adamw or @adafactor; their parameters: --gin.adamw.NAME=VALUE.
+      data: which examples. Its parameters (--gin.DataConfig.NAME=VALUE) are listed by DataConfig in
+        retrieval_jax/examples/training_data.py; retrieval_jax/data/README.md shows the tasks.
+      initial: weights to begin with (--INITIAL_CHECKPOINT). Its parameters
+        (--gin.InitialCheckpoint.NAME=VALUE) are listed in retrieval_jax/interop/README.md.
       model_dir: the model's folder; None is models/DOCIDS of the work folder, models/dual_encoder or
         models/doc2query.
       docids: the kind of docids to write (generative retrievers).
