@@ -1,4 +1,4 @@
-"""The contents of a report: a row for each method, queries side by side, and how the report was made."""
+"""What a report compares: rows of metrics, learning curves, example queries, and provenance."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""The comparison of methods: a table on the console, and one self-contained HTML page."""
+"""Prints the table of methods, and writes the HTML report (one self-contained page)."""
 
 import dataclasses
 import io
