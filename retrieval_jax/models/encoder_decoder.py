@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.models.objectives import Objective, Predictions, cross_entropy
+from retrieval_jax.models.objectives import Objective, Predictions, cross_entropy, loss_of
 from retrieval_jax.models.retriever import Batch, Metrics, Retriever
 from retrieval_jax.models.softmax import blockwise_softmax_stats, exact_products, softmax_stats
 from retrieval_jax.models.t5 import T5, Segments, output_kernel, unstack_layers
@@ -127,9 +127,12 @@ class EncoderDecoder(Retriever):
         Returns:
           (the loss, a float32 scalar in nats; the objective's metrics, name -> (total, count), the loss's own
           among them).
+
+        Raises:
+          UserError: what the objective returns is not such metrics.
         """
         metrics = self.objective(functools.partial(self.predict, params), batch, dropout_rng)
-        total, count = metrics["loss"]
+        total, count = loss_of(metrics, self.objective)
         return total / jnp.maximum(count, 1), metrics
 
     def score_batch(self, params: dict, batch: Batch) -> jax.Array:

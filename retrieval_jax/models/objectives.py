@@ -7,7 +7,7 @@ Letters in shapes: B rows of a batch, T target positions, E embedding, V outputs
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import gin
@@ -152,19 +152,35 @@ def rdrop(
       objective: what it is added to.
 
     Raises:
-      UserError: the softmax is computed in blocks.
+      UserError: the softmax is computed in blocks, or the other objective returns no metrics.
     """
     if rng is None:
         return objective(predict, batch, rng)
     twice = {name: jnp.repeat(x, 2, axis=0) for name, x in batch.items()}
     predictions = predict(twice, rng)
     metrics = objective(lambda _batch, _rng: predictions, twice, rng)
+    total, count = loss_of(metrics, objective)
     logits, weights_BxT = predictions.whole_logits(), predictions.weights_BxT
     divergence = jnp.sum(symmetric_kl(logits[::2], logits[1::2]) * weights_BxT[::2])
     tokens = jnp.sum(weights_BxT)
-    total, count = metrics["loss"]
     loss = total + 2 * weight * divergence * (count / jnp.maximum(tokens, 1))
     return metrics | {"loss": (loss, count), "rdrop": (divergence, tokens / 2)}
+
+
+def loss_of(metrics: Metrics, objective: Objective) -> tuple[jax.Array, jax.Array]:
+    """Returns (total, count) of the loss among the metrics that an objective returned.
+
+    Raises:
+      UserError: they are not metrics, or the loss is not among them.
+    """
+    whole = isinstance(metrics, Mapping) and "loss" in metrics
+    if not whole or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in metrics.values()):
+        name = getattr(objective, "__name__", "of the model")
+        raise UserError(
+            f"objective {name}: what it returns is not metrics: give {{'loss': (total, count), …}}, as "
+            "token_metrics does"
+        )
+    return metrics["loss"]
 
 
 def token_metrics(predictions: Predictions, losses_BxT: jax.Array) -> Metrics:

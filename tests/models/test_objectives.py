@@ -135,6 +135,21 @@ def test_an_objective_may_compare_several_docids_of_a_query():
     assert np.abs(gradients["decoder"]["logits_dense"]["kernel"]).max() > 0
 
 
+@pytest.mark.parametrize(
+    "returned",
+    [None, 0.5, {}, {"accuracy": (1.0, 2.0)}, {"loss": 0.5}, {"loss": (1.0, 2.0), "accuracy": 0.5}],
+)
+def test_an_objective_that_returns_no_metrics_is_named(returned):
+    def mine(predict, batch, rng):
+        return returned
+
+    message, key = r"^objective mine: .*: give \{'loss': \(total, count\), …\}, as", jax.random.key(0)
+    with pytest.raises(UserError, match=message):
+        GenerativeRetriever(CONFIG, objective=mine).loss_fn({}, random_batch(), key)
+    with pytest.raises(UserError, match=message):
+        rdrop(lambda *_: None, random_batch(), key, objective=mine)
+
+
 def test_rdrop_is_the_divergence_of_two_dropout_passes():
     batch, key = random_batch(), jax.random.key(5)
     params = parameters(GenerativeRetriever(CONFIG))
