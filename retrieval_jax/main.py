@@ -149,7 +149,7 @@ def documentation(verb: str) -> tuple[str, str]:
     """Reads a verb's documentation without importing it.
 
     Returns:
-      (its first line; the whole text, with the gin parameters and their defaults).
+      (its first line; the whole text, with the gin parameters, their defaults and the macros that set them).
     """
     module, name = VERBS[verb]
     path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")

@@ -122,7 +122,7 @@ def on_slice(topology: str, program: tuple, optimization: int | None) -> tuple[d
 
 
 def summary(plan: "Plan", report: MemoryReport, chip: Chip, chips: int) -> dict:
-    """Gives what the verb says of a program on a slice of so many chips."""
+    """Returns what the verb reports of a program on a slice with this number of chips."""
     arguments = sum(report.argument_bytes.values())
     # The state is read, and what training changes is written, at least once.
     changed = report.argument_bytes["parameters"] + report.argument_bytes["optimizer"] if plan.steps else 0
@@ -228,7 +228,7 @@ class Plan:
     facts: dict
 
     def measure(self, where: str, mesh: Mesh, hbm: float, optimization: int | None = None) -> MemoryReport:
-        """Compiles the program for a mesh of devices with so many bytes of memory; see `aot.measure`."""
+        """Compiles the program for a mesh of devices with `hbm` bytes of memory each; see `aot.measure`."""
         title = (
             f"{where}: compiling the {self.facts['program']} of {self.facts['model']} for {mesh_name(mesh)}"
         )
