@@ -12,7 +12,8 @@ All languages have in common, much as in Lucene's StandardTokenizer and CJKAnaly
 - Words of one letter count.
 - Apostrophes inside a word are part of it: "o'neil" is a term.
 - Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese, which have no spaces between words (or, in Korean,
-  before particles), become overlapping pairs of letters; a letter alone stays.
+  before particles), become overlapping pairs of letters; a letter alone stays. As a query, it is looked up in
+  the pairs, too (`pairs_with`).
 
 One thing differs from StandardTokenizer: a full stop between letters separates words, so that "adam" finds
 `optax.adam`.
@@ -22,7 +23,7 @@ import functools
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import Stemmer
 from bm25s import stopwords
@@ -78,6 +79,24 @@ def languages() -> list[str]:
 
 
 @functools.cache
+def _unspaced_letter() -> re.Pattern[str]:
+    return re.compile(f"[{_UNSPACED}][{_marks()}]*")
+
+
+def pairs_with(term: str, terms: Iterable[str]) -> list[str]:
+    """Returns the terms that are pairs with this one, where it is a letter of a script without spaces.
+
+    Args:
+      term: a term; one that is no such letter has no pairs.
+      terms: the terms among which to look, each once.
+    """
+    letter = _unspaced_letter()
+    if not letter.fullmatch(term):
+        return []
+    return [pair for pair in terms if term in pair and pair != term and term in letter.findall(pair)]
+
+
+@functools.cache
 def analyzer(language: str | None = DEFAULT_LANGUAGE) -> Callable[[str], list[str]]:
     """Returns the function that turns a text into its terms, in order, with repetitions.
 
@@ -91,8 +110,8 @@ def analyzer(language: str | None = DEFAULT_LANGUAGE) -> Callable[[str], list[st
     letter = rf"[\w{_marks()}]"
     words = re.compile(_WORD.replace("{letter}", letter))
     ascii_words = re.compile(_WORD.replace("{letter}", r"\w"), re.ASCII)
-    unspaced = re.compile(rf"((?:[{_UNSPACED}][{_marks()}]*)+)")
-    letters = re.compile(rf"[{_UNSPACED}][{_marks()}]*")
+    unspaced = re.compile(f"((?:{_unspaced_letter().pattern})+)")
+    letters = _unspaced_letter()
 
     def stem(word: str) -> str:
         # Porter's paper takes the "s" of "OS" and all of "s"; Lucene leaves words of two letters alone.

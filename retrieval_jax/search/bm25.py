@@ -13,7 +13,7 @@ from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import track
 from retrieval_jax.data.collection import Passage
-from retrieval_jax.search.analysis import DEFAULT_LANGUAGE, VERSION, analyzer, languages
+from retrieval_jax.search.analysis import DEFAULT_LANGUAGE, VERSION, analyzer, languages, pairs_with
 from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
 
 logging.getLogger("bm25s").setLevel(logging.ERROR)  # the library sets it to DEBUG when it is imported
@@ -49,6 +49,8 @@ class BM25Searcher(Searcher):
         ranked_lists = []
         for query in queries:
             terms = self.analyze(query)
+            if len(terms) == 1:  # in a longer query, the many pairs would outweigh the other terms
+                terms += pairs_with(terms[0], self.index.vocab_dict)
             scores_N = self.index.get_scores(terms) if terms else np.zeros(0, np.float32)
             rows = top_rows(scores_N, k)
             ids = self.passage_ids.take(pa.array(rows)).to_pylist()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval_jax.search.analysis import analyzer, languages
+from retrieval_jax.search.analysis import analyzer, languages, pairs_with
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,14 @@ def test_scripts_without_spaces_become_pairs_of_letters():
     # A mark stays with its letter; Devanagari has spaces, and its words stay whole.
     assert analyzer()("ที่นี่") == ["ที่นี่"]
     assert analyzer()("दिल्ली") == ["दिल्ली"]
+
+
+def test_pairs_with_a_letter_have_it_with_its_marks():
+    terms = ["นที่", "ที่น", "ทน", "日本", "日", "ab", "a"]
+    assert pairs_with("ที่", terms) == ["นที่", "ที่น"]
+    assert pairs_with("ท", terms) == ["ทน"]
+    assert pairs_with("日", terms) == ["日本"]
+    assert pairs_with("a", terms) == pairs_with("日本", terms) == pairs_with("", terms) == []
 
 
 def test_marks_and_selectors_alone_are_no_terms():
