@@ -3,8 +3,11 @@
 import ast
 import contextlib
 import difflib
+import functools
 import inspect
+import itertools
 import logging
+import operator
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -117,27 +120,29 @@ def _check_macros(known: Sequence[str]) -> None:
             raise UserError(f"{macro}: no such name: {_meant(macro, known)}")
 
 
-def texts_of_parameters(modules: Sequence[str]) -> dict[str, str]:
+def texts_of_parameters(modules: Sequence[str], references: Sequence[str] = ()) -> dict[str, str]:
     """Gives the gin parameters, as text, of some modules' functions and classes, and of what these refer to.
 
-    A parameter may refer to a function of any module, an objective for example: its parameters count, too.
+    A parameter may refer to a function of any module, an objective for example: its parameters count, too,
+    and so do those that hold in the scope of the reference (`@SCOPE/rdrop`).
     Inside of a gin scope (`demo` trains each model in one of its name) the values of that scope count, by the
     names that they have outside: the same run without the scope has the same parameters.
 
     Args:
       modules: beginnings of the modules' names.
+      references: names of parameters ("train.retriever") whose functions and classes count wherever they are.
 
     Returns:
-      "FUNCTION.PARAMETER" -> the value that gin gives, or else the default, of all functions and classes that
-      were called, that have a value by gin, or that are referred to. The names of macros are replaced by
-      their values.
+      "FUNCTION.PARAMETER" (or "SCOPE/FUNCTION.PARAMETER") -> the value that gin gives, or else the default,
+      of all functions and classes that were called, that have a value by gin, or that are referred to. The
+      names of macros are replaced by their values.
     """
     values = {**gin.config._CONFIG, **gin.config._OPERATIVE_CONFIG}
     macros = {scope: bound.get("value") for (scope, name), bound in values.items() if name == "gin.macro"}
 
     def text(value: object) -> str:
         if callable(value):
-            return value.__name__
+            return getattr(value, "__name__", repr(value))
         shown = re.sub(r"%([\w.]+)", lambda m: text(macros[m[1]]) if m[1] in macros else m[0], repr(value))
         return shown.removeprefix("@")
 
@@ -145,26 +150,32 @@ def texts_of_parameters(modules: Sequence[str]) -> dict[str, str]:
     for (scope, selector), parameters in sorted(values.items(), key=lambda item: item[0][0] == here != ""):
         if scope in ("", here):
             bound.setdefault(selector, {}).update(parameters)
-    found: dict[str, dict] = {}
-    pending = [selector for selector in bound if selector.startswith(tuple(modules))]
+    found: dict[tuple[str, str], dict] = {}
+    pending = [("", selector) for selector in bound if selector.startswith(tuple(modules))]
+    for selector, parameters in bound.items():
+        function = selector.rpartition(".")[2]
+        given = [value for name, value in parameters.items() if f"{function}.{name}" in references]
+        pending += filter(None, map(_referred, given))
     while pending:
-        selector = pending.pop()
-        if selector not in found:
-            found[selector] = _defaults(selector) | bound.get(selector, {})
-            pending += filter(None, map(_referred, found[selector].values()))
+        scope, selector = pending.pop()
+        if (scope, selector) not in found:
+            scopes = itertools.accumulate(scope.split("/"), lambda outer, inner: f"{outer}/{inner}")
+            own = [bound.get(selector, {}), *(values.get((outer, selector), {}) for outer in scopes if outer)]
+            found[scope, selector] = functools.reduce(operator.or_, own, _defaults(selector))
+            pending += filter(None, map(_referred, found[scope, selector].values()))
     return {
-        f"{selector.rpartition('.')[2]}.{name}": text(value)
-        for selector, parameters in found.items()
+        f"{scope}{'/' if scope else ''}{selector.rpartition('.')[2]}.{name}": text(value)
+        for (scope, selector), parameters in found.items()
         for name, value in parameters.items()
     }
 
 
-def _referred(value: object) -> str | None:
-    """Gives gin's name of the function or class that a parameter's value refers to, if it does."""
+def _referred(value: object) -> tuple[str, str] | None:
+    """Gives (scope, gin's name) of the function or class that a parameter's value refers to, if it does."""
     if isinstance(value, gin.config.ConfigurableReference):
-        return None if _is_macro(value) else value.configurable.selector
+        return None if _is_macro(value) else ("/".join(value.scopes), value.configurable.selector)
     configurable = gin.config._inverse_lookup(value) if callable(value) else None
-    return configurable.selector if configurable else None
+    return ("", configurable.selector) if configurable else None
 
 
 def _defaults(selector: str) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """What a report compares: rows of metrics, learning curves, example queries, and provenance."""
 
+import contextlib
 import os
 import platform
 import sys
@@ -93,7 +94,10 @@ def provenance() -> dict[str, str]:
     import jax
 
     devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
-    versions = [f"Python {platform.python_version()}", *(f"{n} {metadata.version(n)}" for n in PACKAGES)]
+    versions = [f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # ScaNN, for one, exists for Linux only
+            versions.append(f"{name} {metadata.version(name)}")
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}; {len(jax.devices())} × {devices}",

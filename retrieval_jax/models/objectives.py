@@ -142,7 +142,8 @@ def rdrop(
     Liang et al. 2021, equation 4; NCI (Wang et al. 2022, equation 7) calls it consistency. Every row of the
     batch is read twice, in one pass through the network. The metrics are averages over both, and `rdrop`, the
     mean of `symmetric_kl` over the target tokens, is added. When evaluating, without dropout, this is the
-    other objective.
+    other objective. The other objective must compute the loss of each row by itself, of the batch that it is
+    given: rows that it would compare come twice.
 
     Args:
       predict: see `Objective`.
@@ -152,13 +153,20 @@ def rdrop(
       objective: what it is added to.
 
     Raises:
-      UserError: the softmax is computed in blocks, or the other objective returns no metrics.
+      UserError: the softmax is computed in blocks, or the other objective returns no metrics or predicts on a
+        batch of its own.
     """
     if rng is None:
         return objective(predict, batch, rng)
     twice = {name: jnp.repeat(x, 2, axis=0) for name, x in batch.items()}
     predictions = predict(twice, rng)
-    metrics = objective(lambda _batch, _rng: predictions, twice, rng)
+
+    def predict_again(batch: Batch, rng: jax.Array | None) -> Predictions:
+        if batch is not twice:
+            raise UserError("rdrop.objective: it predicts on another batch than the one that it is given")
+        return predictions
+
+    metrics = objective(predict_again, twice, rng)
     total, count = loss_of(metrics, objective)
     logits, weights_BxT = predictions.whole_logits(), predictions.weights_BxT
     divergence = jnp.sum(symmetric_kl(logits[::2], logits[1::2]) * weights_BxT[::2])

@@ -89,6 +89,13 @@ class Retriever(abc.ABC):
 
 
 def register_retriever(cls: type[Retriever]) -> type[Retriever]:
-    """Makes a model class known by its name, so that model folders of it can be opened. A decorator."""
+    """Makes a model class known by its name, so that model folders of it can be opened. A decorator.
+
+    Raises:
+      ValueError: a class of another module has the name.
+    """
+    other = RETRIEVERS.get(cls.__name__, cls)
+    if other.__module__ != cls.__module__:
+        raise ValueError(f"{cls.__module__}: {other.__module__} has the retriever {cls.__name__!r}")
     RETRIEVERS[cls.__name__] = cls
     return cls

@@ -18,6 +18,7 @@ from retrieval_jax.mesh import multihost
 NAME = "settings.json"
 # Modules whose gin parameters change what is learned: optimisers with their schedules, models, objectives.
 LEARNING = ("retrieval_jax.training.optimizers.", "retrieval_jax.models.")
+REFERENCES = ("train.retriever", "train.optimizer")  # these may be of any module
 # T5Config is in model.json, but for what only saves memory.
 NOT_COMPARED = ("T5Config.",)
 CHOICES = ("refuse", "accept")
@@ -27,7 +28,7 @@ def learning_settings(parameters: Mapping[str, str], steps: int) -> dict[str, st
     """Gives the gin parameters, as text, that change what is learned.
 
     Args:
-      parameters: those of the modules LEARNING, by name; see `configuration.texts_of_parameters`.
+      parameters: those of LEARNING and REFERENCES, by name; see `configuration.texts_of_parameters`.
       steps: of the run. A schedule that ends with the run is said to end at "train.steps": a run that goes on
         for more steps does not have another schedule.
 
@@ -64,7 +65,8 @@ def keep(folder: Path, settings: dict, on_change: str, config: str) -> None:
             for name in sorted({*there, *settings})
             if there.get(name) != settings.get(name)
         }
-        if changed and on_change == "refuse":
+        # Nothing was learned yet with settings of which no checkpoint is there.
+        if changed and on_change == "refuse" and model_folder.is_begun(folder):
             raise UserError(
                 f"{folder}: trained with other settings: {'; '.join(changed.values())}: set them as they "
                 "were, name another MODEL_DIR, or go on all the same with --gin.train.on_change=\"'accept'\""

@@ -31,6 +31,7 @@ from retrieval_jax.training import settings_file
 from retrieval_jax.training.evaluators import METRICS
 from retrieval_jax.training.families import family_of
 from retrieval_jax.training.loop import train_loop
+from retrieval_jax.training.loss_spike_guard import LossSpikeGuard
 from retrieval_jax.training.run import check_inputs, make_model, prepare_folder, run_settings, train_dataset
 from retrieval_jax.training.settings import TrainSettings
 
@@ -106,7 +107,7 @@ class TrainConfig:
     def settings(self) -> TrainSettings:
         """What the training loop takes."""
         names = {field.name for field in dataclasses.fields(TrainSettings)} - {"spike_guard"}
-        return TrainSettings(**{name: getattr(self, name) for name in names})
+        return TrainSettings(**{name: getattr(self, name) for name in names}, spike_guard=LossSpikeGuard())
 
     def make_model(self, vocab_size: int, docids: DocidTable | DocidShape | None):
         """Makes the model for a text vocabulary, and for the docids that it writes, if it does."""
@@ -201,7 +202,7 @@ def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -
         docids_fingerprint=table.fingerprint() if table else None,
         initial_checkpoint=config.initial.name if config.initial else None,
     )
-    parameters = configuration.texts_of_parameters(settings_file.LEARNING)
+    parameters = configuration.texts_of_parameters(settings_file.LEARNING, settings_file.REFERENCES)
     chosen = run_settings(config.retriever, examples, config.settings, parameters)
 
     def prepare() -> None:

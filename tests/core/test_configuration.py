@@ -17,6 +17,7 @@ from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.t5 import T5
+from retrieval_jax.training import settings_file
 from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.run import make_model
 from retrieval_jax.verbs.table import CONFIGURABLE, VERBS
@@ -254,3 +255,17 @@ def test_a_value_that_can_be_is_taken(binding: str):
 def test_a_macro_that_takes_text_takes_it_bare(binding, value):
     configuration.configure([], [binding])
     assert gin.query_parameter(f"%{binding.partition('=')[0]}") == value
+
+
+def test_the_scope_of_a_reference_has_parameters_of_its_own():
+    def weight_of(*bindings: str) -> dict[str, str]:
+        configuration.configure(
+            ["runs/naive.gin"], ["GenerativeRetriever.objective=@strong/rdrop", *bindings]
+        )
+        texts = configuration.texts_of_parameters(settings_file.LEARNING)
+        return {name: value for name, value in texts.items() if "rdrop." in name}
+
+    assert weight_of()["strong/rdrop.weight"] == "1.0"
+    found = weight_of("strong/rdrop.weight=9.0", "rdrop.weight=2.0")
+    assert (found["strong/rdrop.weight"], found["rdrop.weight"]) == ("9.0", "2.0")
+    assert weight_of("rdrop.weight=2.0")["strong/rdrop.weight"] == "2.0"

@@ -19,7 +19,7 @@ from test_t5 import jit
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.models.objectives import rdrop, symmetric_kl, token_cross_entropy
+from retrieval_jax.models.objectives import rdrop, symmetric_kl, token_cross_entropy, token_metrics
 from retrieval_jax.models.softmax import softmax_stats
 
 
@@ -176,3 +176,12 @@ def test_rdrop_is_the_divergence_of_two_dropout_passes():
     blocks = GenerativeRetriever(CONFIG, objective=RDROP, max_logits_per_block=100)
     with pytest.raises(UserError, match="max_logits_per_block=None"):
         blocks.loss_fn(params, batch, key)
+
+
+def test_rdrop_refuses_an_objective_that_reads_another_batch():
+    def halves(predict, batch, rng):
+        return token_metrics(predictions := predict({**batch}, rng), -predictions.log_probs_BxT)
+
+    model = GenerativeRetriever(CONFIG, objective=functools.partial(rdrop, objective=halves))
+    with pytest.raises(UserError, match=r"rdrop.objective: it predicts on another batch"):
+        model.loss_fn(parameters(model), random_batch(), jax.random.key(0))

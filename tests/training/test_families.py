@@ -49,6 +49,10 @@ from retrieval_jax.models.retriever import register_retriever
 @gin.configurable(denylist=["config", "optimizer_def"])
 class Mine(GenerativeRetriever):
     """A generative retriever of another package."""
+
+    def __init__(self, config, optimizer_def=None, margin=0.5, **settings):
+        super().__init__(config, optimizer_def, **settings)
+        self.margin = margin
 '''
 
 
@@ -73,6 +77,9 @@ def test_a_class_of_another_package_is_trained_indexed_and_searched(
         status, made, err = cli(verb, *given)
         assert status == 0, err
     assert json.loads(Path(made["model"], "model.json").read_text())["retriever"] == "Mine"
+    status, _, err = cli("train", *given, "--STEPS=2", "--gin.Mine.margin=0.9")
+    assert status == 2
+    assert "trained with other settings: Mine.margin was '0.5' and is '0.9'" in err
     status, made, err = cli("index", *given, f"--MODEL_DIR={made['model']}")
     assert status == 0, err
     ((*ranking,),) = Searcher.open(made["searcher"]).search(["smooth a noisy signal"], 3)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_training import curve
 
+from retrieval_jax.checkpoints.model_folder import DESCRIPTION
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.training import settings_file
@@ -97,7 +98,24 @@ def test_a_run_goes_on_with_more_steps_unasked_and_with_other_settings_only_if_a
     assert curve(folder)[-1]["step"] == 6
 
 
+def begin(folder: Path) -> None:
+    """Makes a folder of which a training has saved something."""
+    (folder / DESCRIPTION).write_text("{}")
+    (folder / "checkpoints" / "1").mkdir(parents=True)
+
+
+def test_a_run_that_never_saved_anything_may_begin_with_other_settings(tmp_path: Path):
+    """What refuses to train, an R-Drop in blocks for example, is changed and trained in the same folder."""
+    settings_file.keep(tmp_path, {"objective": "rdrop"}, "refuse", "")
+    settings_file.keep(tmp_path, {"objective": "cross_entropy"}, "refuse", "")
+    assert storage.read_json(tmp_path / settings_file.NAME, "") == {"objective": "cross_entropy"}
+    begin(tmp_path)
+    with pytest.raises(UserError, match="objective was 'cross_entropy' and is 'rdrop'"):
+        settings_file.keep(tmp_path, {"objective": "rdrop"}, "refuse", "")
+
+
 def test_what_is_compared_is_what_json_holds(tmp_path: Path):
+    begin(tmp_path)
     settings_file.keep(tmp_path, {"a": (1, 2), "b": None}, "refuse", "")
     settings_file.keep(tmp_path, {"a": [1, 2], "b": None}, "refuse", "")
     with pytest.raises(UserError, match=r"settings: a was \[1, 2\] and is \[1\]; c was None and is 4: set"):
