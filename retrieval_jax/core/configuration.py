@@ -9,6 +9,7 @@ import itertools
 import logging
 import operator
 import re
+import tokenize
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from retrieval_jax.core.errors import UserError
 gin.config._FILE_READERS[1:] = []
 
 BASE = "base.gin"  # read first: it defines every macro and wires the verbs to them
+QUOTES = "a text in quotes of its own, as in --gin.make_index.kind=\"'exact'\""
 _given: tuple[list[str], list[str]] = ([], [])
 _scopes: list[values.Names] = []
 
@@ -63,11 +65,13 @@ def configure(files: Sequence[str], bindings: Sequence[str]) -> None:
     known, texts = macros(), _text_macros()
     for binding in bindings:
         name, _, value = (part.strip() for part in binding.partition("="))
+        # As people usually write it: a macro needs no `gin.`.
+        option = f"--{binding}" if re.fullmatch("[A-Z_]+", name) else f"--gin.{binding}"
         if name in texts and not _is_literal(value):
             binding = f"{name}={value!r}"
         if re.fullmatch(r"\w+", name) and name not in known and not _defined(name):
-            raise UserError(f"--gin.{name}: no such name: {_meant(name, known)}")
-        with _one_line(f"--gin.{binding}"):
+            raise UserError(f"{option.partition('=')[0].strip()}: no such name: {_meant(name, known)}")
+        with _one_line(option):
             gin.parse_config(binding)
     _check_macros(known)
     _check_scopes()
@@ -336,17 +340,48 @@ def _one_line(where: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        there = sorted(str(p.relative_to(gin_folder())) for p in (gin_folder() / "runs").glob("*.gin"))
-        raise UserError(
-            f"{where}: no such file ({str(error).splitlines()[0]}): there are {', '.join(there)}"
-        ) from None
-    except (ValueError, SyntaxError, TypeError, NameError) as error:
-        lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines()]
-        place = re.search(r'In file "([^"]+)", line (\d+)', str(error))
-        where = f"{place[1]}:{place[2]}" if place else where
-        hint = "`retrieval-jax VERB --help` lists the names"
-        if isinstance(error, SyntaxError) or "pars" in lines[0]:
-            hint = "a text needs quotes of its own, as in --gin.make_index.kind=\"'exact'\""
-        raise UserError(f"{where}: {lines[0].rstrip('.')}: {hint}") from None
+        raise UserError(_no_file(error, where)) from None
+    except (ValueError, SyntaxError, TypeError, NameError, tokenize.TokenError) as error:
+        said = str(error.args[0] if error.args else error).splitlines()[0].strip().rstrip(".")
+        place, hint = _place(error, where), "`retrieval-jax VERB --help` lists the names"
+        if unknown := re.match(r"No configurable matching (?:reference )?'@?([\w.]+)", said):
+            hint = _meant_function(unknown[1].rpartition(".")[2])
+        elif ".py:" in place and isinstance(error, SyntaxError):  # of a module that a gin file imports
+            hint = "mend the line"
+        elif re.search("malformed node|pars|Expected newline|EOF", said):
+            said, hint = "not a value", f"write a number, or {QUOTES}"
+        elif isinstance(error, SyntaxError):
+            hint = "a setting is NAME = VALUE, a text in quotes"
+        raise UserError(f"{place}: {said}: {hint}") from None
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _place(error: Exception, where: str) -> str:
+    """Returns file and line of an error, if gin or Python tells them; `where` otherwise."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    place = re.search(r'In file "([^"]+)", line (\d+)', str(error))
+    return f"{place[1]}:{place[2]}" if place else where
+
+
+def _no_file(error: OSError, where: str) -> str:
+    """Returns the message for a gin file, given or included, that cannot be opened."""
+    name, place = re.search(r"Unable to open file: (.+?)\. Searched", str(error)), _place(error, where)
+    if name and place != where:
+        return (
+            f"{place}: include {name[1]!r}: no such file: paths are from the working folder or gin_configs/"
+        )
+    there = sorted(str(p.relative_to(gin_folder())) for p in (gin_folder() / "runs").glob("*.gin"))
+    why = "" if name else f" ({str(error).splitlines()[0]})"
+    return (
+        f"{where}: no such file{why}, from the working folder or gin_configs/: there are {', '.join(there)}"
+    )
+
+
+def _meant_function(name: str) -> str:
+    """Returns the hint for a function or class that gin does not know."""
+    known = [selector.rpartition(".")[2] for selector in gin.config._REGISTRY._selector_map]
+    close = difflib.get_close_matches(name, known, 1)
+    meant = f"did you mean {close[0]}?" if close else "`retrieval-jax VERB --help` lists the names."
+    return f"{meant} A module of your own needs the line `import MODULE` in a gin file"

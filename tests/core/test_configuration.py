@@ -105,10 +105,27 @@ def test_later_wins_and_a_run_file_is_below_what_the_person_gave():
     assert gin.query_parameter("%DOCIDS") == "naive"
 
 
-def test_a_broken_file_is_named_with_its_line(tmp_path):
+def test_a_broken_file_is_named_with_its_line(tmp_path, monkeypatch):
     file = tmp_path / "mine.gin"
     file.write_text("SEED = 3\ntrain.stepz = 4\n")
     with pytest.raises(UserError, match=r"mine\.gin:2: .*stepz"):
+        configuration.configure([str(file)], [])
+    file.write_text("SEED = 3\nK = abc\n")
+    with pytest.raises(UserError, match=r"mine\.gin:2: not a value: write a number"):
+        configuration.configure([str(file)], [])
+    file.write_text("SEED = 3\ninclude 'sub/other.gin'\n")
+    with pytest.raises(
+        UserError, match=r"mine\.gin:2: include 'sub/other\.gin': no such file: paths are from"
+    ):
+        configuration.configure([str(file)], [])
+    with pytest.raises(
+        UserError, match=r"^--gin_file=no\.gin: no such file, from .*: there are runs/atomic\.gin"
+    ):
+        configuration.configure(["no.gin"], [])
+    (tmp_path / "broken_module.py").write_text("import os\nx = = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file.write_text("import broken_module\n")
+    with pytest.raises(UserError, match=r"broken_module\.py:2: invalid syntax: mend the line"):
         configuration.configure([str(file)], [])
     with pytest.raises(UserError, match="SED: no such name: did you mean SEED"):
         configuration.configure([], ["SED=1"])
@@ -208,6 +225,36 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
     ],
 )
 def test_a_value_that_cannot_be_is_one_line(binding: str, message: str):
+    with pytest.raises(UserError) as caught:
+        configuration.configure([], [binding])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("STEPS=abc", "--STEPS=abc: not a value: write a number, or a text in quotes"),
+        ("STEPS=3 4", "--STEPS=3 4: not a value: "),
+        ("STEPS=(3", "--STEPS=(3: not a value: "),
+        ("STEP=2", "--STEP: no such name: did you mean STEPS?"),
+        (
+            "make_index.kind=exact",
+            "--gin.make_index.kind=exact: not a value: write a number, or a text in quotes",
+        ),
+        (
+            "GenerativeRetriever.objective=@rdorp",
+            "--gin.GenerativeRetriever.objective=@rdorp: No configurable matching reference '@rdorp': did "
+            "you mean rdrop? A module of your own needs the line `import MODULE` in a gin file",
+        ),
+        (
+            "mine/trian.steps=3",
+            "--gin.mine/trian.steps=3: No configurable matching 'trian': did you mean train?",
+        ),
+        ("T5Config.objective=@focal_loss", "--gin.T5Config.objective=@focal_loss: No configurable matching"),
+    ],
+)
+def test_what_cannot_be_read_is_named_as_it_was_written(binding: str, message: str):
     with pytest.raises(UserError) as caught:
         configuration.configure([], [binding])
     assert str(caught.value).startswith(message)
