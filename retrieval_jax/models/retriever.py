@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from retrieval_jax.core import registry
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts
 from retrieval_jax.models.layers import T5Config
 
@@ -92,10 +93,7 @@ def register_retriever(cls: type[Retriever]) -> type[Retriever]:
     """Makes a model class known by its name, so that model folders of it can be opened. A decorator.
 
     Raises:
-      ValueError: a class of another module has the name.
+      ValueError: another class has the name.
     """
-    other = RETRIEVERS.get(cls.__name__, cls)
-    if other.__module__ != cls.__module__:
-        raise ValueError(f"{cls.__module__}: {other.__module__} has the retriever {cls.__name__!r}")
-    RETRIEVERS[cls.__name__] = cls
+    registry.register(RETRIEVERS, cls.__name__, cls, "the retriever")
     return cls

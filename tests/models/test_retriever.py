@@ -24,7 +24,7 @@ def test_a_class_that_lacks_a_part_cannot_be_made_and_a_registered_one_is_found(
         assert RETRIEVERS["Unfinished"] is Unfinished
         with pytest.raises(TypeError, match="loss_fn"):
             Unfinished()
-        with pytest.raises(ValueError, match=r"dual_encoder has the retriever 'DualEncoder'"):
+        with pytest.raises(ValueError, match=r"dual_encoder.DualEncoder is the retriever 'DualEncoder'"):
             register_retriever(type("DualEncoder", (Unfinished,), {}))
     finally:
         del RETRIEVERS["Unfinished"]
