@@ -1,4 +1,4 @@
-"""The one rule of all registries by name (docid kinds, searchers, metrics, retrievers): who may replace whom."""
+"""The one rule of the registries of docid kinds, searchers, metrics and retrievers: who may replace whom."""
 
 import inspect
 
