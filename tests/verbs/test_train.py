@@ -51,11 +51,11 @@ def test_every_setting_of_the_loop_is_a_parameter_of_the_verb():
 
 def test_help_lists_every_parameter_with_its_default():
     first, text = documentation("train")
-    assert first == "Trains a retriever on a collection that was imported, from its newest checkpoint on."
+    assert first == "Trains a retriever on an imported collection, resuming from its newest checkpoint."
     for field in dataclasses.fields(TrainConfig):
         assert f"\n  train.{field.name} = " in text
     assert "train.batch_size = 128" in text
-    assert "preflight.topology\n" in documentation("preflight")[1]
+    assert "\n  preflight.topology   (--TOPOLOGY)\n" in documentation("preflight")[1]
 
 
 @pytest.fixture(scope="module")
