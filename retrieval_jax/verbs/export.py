@@ -1,63 +1,22 @@
 """The verb `export`: a searcher or a model becomes a folder that others open, with this package or not."""
 
-import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import gin
 
 from retrieval_jax.checkpoints import (
-    hugging_face,
     model_folder,
-    sentence_transformers,
-    t5x_checkpoints,
-    tokenizer,
 )
-from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
-from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays, write_safetensors
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
-from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.runs import searcher_metrics
-from retrieval_jax.interop import model_card, stablehlo
-from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
-from retrieval_jax.models.layers import STACK_AXIS
+from retrieval_jax.interop import model_card
+from retrieval_jax.interop.writers import WRITERS, Subject
 from retrieval_jax.search.searcher import searcher_manifest
-
-MODEL, DOCIDS = "model", "docids"  # folders in an exported searcher's
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is exported: a model, and the searcher's folder and manifest, if there is one.
-
-    Attributes:
-      model_dir: the model's folder; None for BM25.
-      step: the model's checkpoint.
-      searcher: the searcher's folder; None where a model is exported alone.
-      manifest: the searcher's manifest.
-    """
-
-    model_dir: Path | None
-    step: int | None
-    searcher: Path | None = None
-    manifest: Mapping = dataclasses.field(default_factory=dict)
-
-    def open(self) -> LoadedModel:
-        """Loads the model. Raises UserError for BM25, which has none."""
-        if self.model_dir is None:
-            raise UserError(f"{self.searcher}: BM25 has no weights: --gin.export.format=\"'searcher'\"")
-        return load_model(self.model_dir, self.step)
-
-    @property
-    def docids(self) -> Path | None:
-        """The folder of the docids that the searcher finds; None where it finds passages by vectors."""
-        docids = self.manifest.get("docids")
-        return paths.join(self.searcher, docids) if docids else None
 
 
 @gin.configurable
@@ -135,106 +94,3 @@ def write_model_card(
         metrics = {"dev": model_card.dev_metrics(subject.model_dir, subject.step)} | metrics
     facts = {**subject.manifest, "step": subject.step}
     model_card.write(folder, name, format, description, facts, metrics)
-
-
-def write_searcher(folder: Path, subject: Subject) -> dict:
-    """Writes everything that a Searcher is opened from, and returns the facts of its manifest."""
-    if subject.searcher is None:
-        raise UserError(f"{subject.model_dir}: no searcher: name one by --gin.SEARCHER, without MODEL_DIR")
-    shutil.copytree(
-        paths.ensure_local(subject.searcher),
-        folder,
-        ignore=lambda *_: (storage.MANIFEST,),
-        dirs_exist_ok=True,
-    )
-    facts = {key: value for key, value in subject.manifest.items() if key not in ("recipe", "files")}
-    if subject.model_dir:
-        facts[MODEL] = MODEL
-        write_model(folder / MODEL, subject.model_dir, subject.open())
-    if subject.docids:
-        facts[DOCIDS] = DOCIDS
-        DocidTable.open(subject.docids)  # raises where it is not whole
-        shutil.copytree(paths.ensure_local(subject.docids), folder / DOCIDS)
-    return facts
-
-
-def write_model(folder: Path, model_dir: Path, opened: LoadedModel) -> None:
-    """Writes a model folder with weights and without checkpoints, and the gin that trained it."""
-    folder.mkdir()
-    write_safetensors(folder, model_folder.WEIGHTS, lazy_arrays(opened.params))
-    storage.write_json(folder / model_folder.DESCRIPTION, opened.description | {"step": opened.step})
-    for name in (model_folder.VOCABULARY, model_folder.GIN):
-        if (model_dir / name).is_file():
-            paths.copy(model_dir / name, folder / name)
-
-
-def layers_of(params: Mapping) -> dict[str, LazyArray]:
-    """Returns a model's parameters by name, an array a layer."""
-    return t5x_checkpoints.unscanned(lazy_arrays(params), STACK_AXIS)
-
-
-def write_hugging_face(folder: Path, subject: Subject) -> dict:
-    """Writes a T5ForConditionalGeneration and its tokenizer. A docid vocabulary follows the texts' one."""
-    opened = subject.open()
-    config = opened.model.config
-    if isinstance(opened.model, DualEncoder):
-        raise UserError(
-            f"{subject.model_dir}: a dual encoder: --gin.export.format=\"'sentence_transformers'\""
-        )
-    if config.pawa_layers:
-        raise UserError(f"{subject.model_dir}: Hugging Face's T5 has no PAWA decoder: export a searcher")
-    arrays, start = layers_of(opened.params), 0
-    if config.output_size is not None:
-        arrays, start = hugging_face.with_docids(arrays, config), config.vocab_size
-    hugging_face.write(folder, arrays, config, start=start)
-    tokenizer.write(folder, opened.vocabulary, opened.description.get("input_length"))
-    if subject.docids:
-        shutil.copytree(paths.ensure_local(subject.docids), folder / DOCIDS)
-    return {"docid_tokens_from": start if config.output_size is not None else None}
-
-
-def write_sentence_transformers(folder: Path, subject: Subject) -> dict:
-    """Writes what SentenceTransformer opens: separate towers in folders queries/ and passages/."""
-    opened = subject.open()
-    model = opened.model
-    if not isinstance(model, DualEncoder):
-        raise UserError(f"{subject.model_dir}: not a dual encoder: --gin.export.format=\"'huggingface'\"")
-    lengths = {side: opened.description[f"{side}_length"] for side in ("input", "passage")}
-    towers = {"": (opened.params, max(lengths.values()))}
-    if not model.shared_towers:
-        sides = zip(("queries", "passages"), TOWERS, lengths.values(), strict=True)
-        towers = {name: (opened.params[tower], length) for name, tower, length in sides}
-    for name, (params, length) in towers.items():
-        (folder / name).mkdir(exist_ok=True)
-        normalize = model.module.normalize
-        arrays = layers_of(params)
-        sentence_transformers.write(folder / name, arrays, model.config, normalize, length, model.prompts)
-        tokenizer.write(folder / name, opened.vocabulary, length)
-    return {}
-
-
-def write_t5x(folder: Path, subject: Subject) -> dict:
-    """Writes T5X's checkpoint_STEP, an array a layer."""
-    opened = subject.open()
-    checkpoint = folder / f"checkpoint_{opened.step}"
-    checkpoint.mkdir()
-    t5x_checkpoints.write(checkpoint, layers_of(opened.params), opened.step)
-    return {}
-
-
-def write_stablehlo(folder: Path, subject: Subject) -> dict:
-    """Writes StableHLO programs and the arrays that they take; see stablehlo.py."""
-    opened = subject.open()
-    table = DocidTable.open(subject.docids) if subject.docids else None
-    made = stablehlo.write(folder, opened, table, subject.manifest)
-    paths.copy(subject.model_dir / model_folder.VOCABULARY, folder / model_folder.VOCABULARY)
-    return made
-
-
-WRITERS = {
-    "searcher": write_searcher,
-    "huggingface": write_hugging_face,
-    "sentence_transformers": write_sentence_transformers,
-    "t5x": write_t5x,
-    "stablehlo": write_stablehlo,
-}

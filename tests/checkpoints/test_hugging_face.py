@@ -18,10 +18,10 @@ from retrieval_jax.checkpoints.model_folder import params_to_devices
 from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays, read_safetensors
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.interop.writers import layers_of
 from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.verbs.export import layers_of
 
 ONE_LAYER = T5Config(40, 16, 2, 4, 24, 1, 1)
 KINDS = {

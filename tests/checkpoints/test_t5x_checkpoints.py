@@ -20,10 +20,10 @@ from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.interop.writers import layers_of
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.verbs.export import layers_of
 
 CONFIG = T5Config(40, 12, 2, 5, 18, 3, 2)
 

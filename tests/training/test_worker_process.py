@@ -11,7 +11,6 @@ import pytest
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.training.worker_process import WorkerDied, WorkerProcess
-from retrieval_jax.verbs.preflight import smallest_slice
 
 
 def test_it_answers_dies_and_begins_anew():
@@ -47,25 +46,3 @@ def test_it_ends_with_a_parent_that_is_killed_while_it_works():
     assert int(parent.stdout.readline()) != parent.pid
     parent.kill()
     parent.communicate(timeout=60)  # to the end of stderr, which the child has too
-
-
-def test_the_smallest_slice_is_found_beyond_one_on_which_the_compiler_dies():
-    """v5e:2x2 fits too, but kills the process."""
-    with WorkerProcess(math.sqrt, 4) as process:
-
-        def measure_slice(name: str) -> dict:
-            if name == "v5e:2x2":
-                return process(signal.raise_signal, signal.SIGSEGV)
-            return process(dict, {"mesh": name, "fits": name == "v5e:2x4", "peak_gib": 1.0})
-
-        asked = {"mesh": "…", "fits": True, "peak_gib": 0.5, "flops_per_step": 7}
-        found = smallest_slice(measure_slice, "v5e:4x4", asked)
-        assert found["smallest"] == "v5e:2x4"
-        assert [*found["slices"]] == ["v5e:1x1", "v5e:2x2", "v5e:2x4"]
-        assert found["slices"]["v5e:2x2"] == {
-            "fits": False,
-            "why": "the compiler itself broke down (signal SIGSEGV)",
-        }
-        found = smallest_slice(measure_slice, "v5e:8x16", asked | {"fits": False})
-        assert found["smallest"] is None
-        assert [*found["slices"]] == ["v5e:8x16", "v5e:16x16"]

@@ -13,11 +13,11 @@ from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.checkpoints.t5x_checkpoints import write
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.interop.writers import layers_of
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.training.run import docid_softmax
-from retrieval_jax.verbs.export import layers_of
 
 
 def test_a_dual_encoder_that_came_searches(cli, work, arguments, collection, tmp_path):

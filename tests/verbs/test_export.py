@@ -257,7 +257,7 @@ def test_a_program_of_another_jax_is_read_or_told_of_in_one_line(tmp_path, chang
 def test_t5x_and_hugging_face_of_a_searcher(cli, work, arguments, searchers, tmp_path):
     from retrieval_jax.checkpoints.model_folder import load_model
     from retrieval_jax.checkpoints.pretrained import open_pretrained
-    from retrieval_jax.verbs.export import layers_of
+    from retrieval_jax.interop.writers import layers_of
 
     params = layers_of(load_model(searchers / "naive").params)
     for format in ("t5x", "huggingface"):
