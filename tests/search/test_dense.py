@@ -55,9 +55,12 @@ def test_dense_searchers_equal_brute_force(kind, k: int, vectors: np.ndarray):
 
 def test_rows_that_scann_fills_up_are_left_out(vectors: np.ndarray):
     searcher = searcher_of(ScannSearcher, vectors, 1, leaves=20, reorder=300)
-    for ranking in searcher.search([str(i) for i in range(32)], 300):
+    found = searcher.search([str(i) for i in range(32)], 300)
+    # ScaNN's clusters differ from run to run, and now and then the only leaf that a query looks at is empty.
+    assert sum(map(bool, found)) > 24
+    for ranking in found:
         names = [name for name, _ in ranking]
-        assert 0 < len(names) < 150
+        assert len(names) < 150
         assert len(set(names)) == len(names)
         assert all(math.isfinite(score) for _, score in ranking)
 
