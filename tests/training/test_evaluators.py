@@ -2,11 +2,9 @@
 
 import flax.linen as nn
 import jax
-import pytest
+from tables import KINDS, docids_of
 
-from retrieval_jax.core import arrow_ids
 from retrieval_jax.data.vocabulary import Vocabulary
-from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.targets import DocidTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -14,20 +12,8 @@ from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.evaluators import GenerativeEvaluator
 
 
-@pytest.fixture(scope="module")
-def table(work, arguments) -> DocidTable:
-    from retrieval_jax.main import main
-
-    assert main(["docids", *arguments, "--json"]) == 0
-    return DocidTable.open(work.docids("naive"))
-
-
-def docid(table: DocidTable, passage_id: str) -> list[int]:
-    (row,) = arrow_ids.find_rows(table.passage_ids, [passage_id])
-    return [token for token in table.tokens_NxL[row].tolist() if token]
-
-
-def test_samples_tell_what_was_found_for_the_first_dev_queries(work, collection, table):
+def test_samples_tell_what_was_found_for_the_first_dev_queries(work, collection):
+    table = KINDS["naive"](collection)
     vocabulary = Vocabulary(collection.vocabulary_path)
     model = GenerativeRetriever(T5Config(vocabulary.size, 16, 2, 8, 32, 1, 1))
     shapes = {"encoder_input_tokens": (1, 16), "decoder_input_tokens": (1, table.length)}
@@ -43,4 +29,4 @@ def test_samples_tell_what_was_found_for_the_first_dev_queries(work, collection,
         assert scores == sorted(scores, reverse=True)
         assert len(scores) == 4
         for one in (*sample["right"], *sample["found"]):
-            assert one["docid"] == docid(table, one["id"])
+            assert one["docid"] == list(docids_of(table)[one["id"]])

@@ -5,11 +5,10 @@ import dataclasses
 import gin
 import numpy as np
 import pytest
+from tables import KINDS, docids_of
 
-from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import Vocabulary
-from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.targets import DocidTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
@@ -58,20 +57,8 @@ def test_help_lists_every_parameter_with_its_default():
     assert "\n  preflight.topology   (--TOPOLOGY)\n" in documentation("preflight")[1]
 
 
-@pytest.fixture(scope="module")
-def table(work, arguments) -> DocidTable:
-    from retrieval_jax.main import main
-
-    assert main(["docids", *arguments, "--json"]) == 0
-    return DocidTable.open(work.docids("naive"))
-
-
-def docid(table: DocidTable, passage_id: str) -> list[int]:
-    (row,) = arrow_ids.find_rows(table.passage_ids, [passage_id])
-    return [token for token in table.tokens_NxL[row].tolist() if token]
-
-
-def test_a_batch_is_described_by_its_tasks_texts_and_passages(work, collection, table):
+def test_a_batch_is_described_by_its_tasks_texts_and_passages(work, collection):
+    table = KINDS["naive"](collection)
     data = DataConfig(
         mixture={"firstp": 0.5, "labelled": 0.5}, token_dropout={"firstp": 0.5}, input_length=12
     )
@@ -82,7 +69,7 @@ def test_a_batch_is_described_by_its_tasks_texts_and_passages(work, collection, 
     assert {row["task"] for row in rows} == {"firstp", "labelled"}
     queries = {q.text for q in collection.queries("train")}
     for row, target in zip(rows, batch["decoder_target_tokens"], strict=True):
-        assert docid(table, row["passages"][0]) == [token for token in target.tolist() if token]
+        assert list(docids_of(table)[row["passages"][0]]) == [token for token in target.tolist() if token]
         if row["task"] == "firstp":
             assert collection.ids[row["number"]].as_py() == row["passages"][0]
     texts = [row["text"] for row in rows if row["task"] == "labelled"]
