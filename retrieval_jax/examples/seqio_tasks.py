@@ -20,7 +20,8 @@ from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.examples import PAPER_MIXTURES, Examples
+from retrieval_jax.examples.examples import Examples
+from retrieval_jax.examples.mixtures import PAPER_MIXTURES
 from retrieval_jax.examples.targets import DocidTargets, Feature, Features, PassageTargets, QueryTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 

@@ -59,13 +59,12 @@ class Targets(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def lengths(cls, config, docid_length: int | None = None, other_positives: int = 1) -> dict[str, int]:
+    def lengths(cls, config, docid_length: int | None = None) -> dict[str, int]:
         """Gives the length of each feature.
 
         Args:
           config: a DataConfig.
           docid_length: tokens of a docid, where docids are written.
-          other_positives: room for the other positives of a query, where it has a group.
 
         Returns:
           {name of a feature: its most numbers}.
@@ -114,7 +113,7 @@ class DocidTargets(Targets):
         return cls(dataset.table, dataset.config.input_length)
 
     @classmethod
-    def lengths(cls, config, docid_length: int | None = None, other_positives: int = 1) -> dict[str, int]:
+    def lengths(cls, config, docid_length: int | None = None) -> dict[str, int]:
         """See `Targets.lengths`."""
         return {"inputs": config.input_length, "targets": docid_length}
 
@@ -151,7 +150,7 @@ class QueryTargets(Targets):
         return cls(dataset.collection, dataset.vocabulary, config.passage_length, config.input_length)
 
     @classmethod
-    def lengths(cls, config, docid_length: int | None = None, other_positives: int = 1) -> dict[str, int]:
+    def lengths(cls, config, docid_length: int | None = None) -> dict[str, int]:
         """See `Targets.lengths`."""
         return {"inputs": config.passage_length, "targets": config.input_length}
 
@@ -204,7 +203,7 @@ class PassageTargets(Targets):
         return cls(dataset.collection, vocabulary, *lengths, max(dataset.most_other_positives, 1))
 
     @classmethod
-    def lengths(cls, config, docid_length: int | None = None, other_positives: int = 1) -> dict[str, int]:
+    def lengths(cls, config, docid_length: int | None = None) -> dict[str, int]:
         """See `Targets.lengths`."""
         group_size = config.positives + config.negatives
         return {
@@ -212,7 +211,7 @@ class PassageTargets(Targets):
             "targets": group_size * config.passage_length,
             "passage": group_size,
             "grade": group_size,
-            "other_positives": other_positives,
+            "other_positives": 1,  # a collection may have more: see `most_other_positives`
         }
 
     @staticmethod

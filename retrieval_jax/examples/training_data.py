@@ -20,7 +20,8 @@ from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts, Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.cached import CachedExamples
-from retrieval_jax.examples.examples import PAPER_MIXTURES, TASKS, Examples, TaskFactory, mix_tasks
+from retrieval_jax.examples.examples import TASKS, Examples, TaskFactory
+from retrieval_jax.examples.mixtures import PAPER_MIXTURES, mix_tasks
 from retrieval_jax.examples.targets import Targets
 from retrieval_jax.examples.tasks import LabelledGroups
 

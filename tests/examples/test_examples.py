@@ -7,7 +7,8 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.examples import PAPER_MIXTURES, TaskFactory, mix_tasks
+from retrieval_jax.examples.examples import TaskFactory
+from retrieval_jax.examples.mixtures import mix_tasks
 
 RNG = np.random.default_rng(0)
 
@@ -20,16 +21,6 @@ def test_docid_tables_name_every_passage(collection: Collection, vocabulary: Voc
     else:
         for tokens, passage in zip(table.tokens_NxL, collection.passages(), strict=True):
             assert tokens[tokens > 0].tolist() == [*vocabulary.encode(passage.id), EOS]
-
-
-def test_mixtures_have_the_papers_tasks_in_proportion_to_their_examples(inputs: TaskFactory):
-    made = mix_tasks("2b", inputs.task)
-    assert list(made) == list(PAPER_MIXTURES["2b"])
-    assert sum(share for _, share in made.values()) == pytest.approx(1)
-    counts = {name: len(task) for name, (task, _) in made.items()}
-    assert made["daq"][1] / made["labelled"][1] == pytest.approx(counts["daq"] / counts["labelled"])
-    made = mix_tasks({"firstp": 3, "labelled": 1, "daq": 0}, inputs.task)
-    assert {name: share for name, (_, share) in made.items()} == {"firstp": 0.75, "labelled": 0.25}
 
 
 def test_what_cannot_be_mixed_is_named(inputs: TaskFactory):

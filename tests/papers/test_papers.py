@@ -17,7 +17,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
-from retrieval_jax.examples.examples import PAPER_MIXTURES as MIXTURES
+from retrieval_jax.examples.mixtures import PAPER_MIXTURES as MIXTURES
 from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.main import main
 from retrieval_jax.mesh import partitioning
