@@ -1,6 +1,6 @@
 """The wheel holds all modules and gin files of the checkout, and the sdist the rest of the project too."""
 
-import email
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +45,8 @@ def test_the_sdist_holds_the_rest_of_the_project_too(built: Path):
 
 
 def test_on_a_mac_all_is_required_but_scann(built: Path):
-    (facts,) = built.glob("*.egg-info/PKG-INFO")
-    facts = email.message_from_string(facts.read_text())
-    required = [Requirement(line) for line in facts.get_all("Requires-Dist")]
+    (facts,) = built.glob("*.egg-info")  # old versions of setuptools write the requirements elsewhere in it
+    required = [Requirement(line) for line in importlib.metadata.Distribution.at(facts).requires]
     required = [r for r in required if "extra" not in str(r.marker)]
 
     def on(platform: str) -> set[str]:
