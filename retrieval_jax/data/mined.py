@@ -2,6 +2,8 @@
 
     negatives/NAME/manifest.json
     negatives/NAME/qrels.train.tsv        query, passage, 0; a query's hardest first
+    negatives/NAME/qrels.dev.tsv          the same of the dev queries, if there are any: a dual encoder
+                                          searches among these passages, and others, while it trains
 
 `verbs/mine.py` makes them.
 """
@@ -18,7 +20,6 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import lines
 
 VERB = "mine"
-FILE = "qrels.train.tsv"
 
 
 class MinedNegatives:
@@ -29,7 +30,7 @@ class MinedNegatives:
 
     Attributes:
       collection: the fingerprint of the collection that they were mined for.
-      fingerprint: the checksum of the file.
+      fingerprint: the checksum of the train queries' file.
     """
 
     def __init__(self, folder: str | Path):
@@ -37,12 +38,14 @@ class MinedNegatives:
         manifest = storage.read_manifest(folder, VERB)
         self.collection: str = manifest["recipe"]["collection"]
         self.fingerprint: str = manifest["fingerprint"]
+        self._dev_fingerprint: str | None = manifest.get("dev_fingerprint")
 
-    def of_queries(self, collection: Collection) -> dict[str, tuple[str, ...]]:
-        """Reads the negatives of all queries.
+    def of_queries(self, collection: Collection, split: str = "train") -> dict[str, tuple[str, ...]]:
+        """Reads the negatives of all queries of a split.
 
         Args:
           collection: the collection.
+          split: train or dev. There may be none for dev.
 
         Returns:
           Query id -> passage ids, hardest first.
@@ -55,8 +58,11 @@ class MinedNegatives:
             raise UserError(
                 f"{self.folder}: of another collection (or an earlier one) than {collection.folder}: {hint}"
             )
-        path = self.folder / FILE
-        if not path.is_file() or storage.checksum(path) != self.fingerprint:
+        fingerprint = self.fingerprint if split == "train" else self._dev_fingerprint
+        if fingerprint is None:
+            return {}
+        path = self.folder / file_name(split)
+        if not path.is_file() or storage.checksum(path) != fingerprint:
             raise UserError(f"{path}: missing or altered: {hint}")
         path = paths.ensure_local(path)
         found: dict[str, list[str]] = {}
@@ -68,17 +74,23 @@ class MinedNegatives:
         return {query: tuple(passages) for query, passages in found.items()}
 
 
-def write(folder: Path, negatives: Iterable[tuple[str, Sequence[str]]]) -> Mapping[str, object]:
-    """Writes negatives into a new folder.
+def file_name(split: str) -> str:
+    """Gives the name of the file of a split's negatives."""
+    return f"qrels.{split}.tsv"
+
+
+def write(folder: Path, split: str, negatives: Iterable[tuple[str, Sequence[str]]]) -> dict[str, object]:
+    """Writes the negatives of a split into a new folder.
 
     Args:
-      folder: an empty local folder.
+      folder: a local folder.
+      split: train or dev.
       negatives: (query id, passage ids) of each query, hardest passage first.
 
     Returns:
-      The facts for the folder's manifest.
+      The facts for the folder's manifest, of the train queries.
     """
-    path, counts = folder / FILE, []
+    path, counts = folder / file_name(split), []
     with path.open("w") as file:
         for query, passages in negatives:
             file.writelines(f"{query}\t{passage}\t0\n" for passage in passages)

@@ -29,6 +29,9 @@ def mine(
 ) -> dict:
     """Writes negatives/NAME/qrels.train.tsv: hard negatives of the train queries, for a dual encoder.
 
+    qrels.dev.tsv beside it has what is found for the dev queries, for the pool of passages among which a dual
+    encoder searches for them while it trains: nothing is skipped, and no margin kept.
+
     Train with them by --NEGATIVES=NAME and --gin.DataConfig.negatives=7. To refresh them between
     rounds, mine again with an index of the model that they trained, under the same name or another. A passage
     that is known to answer a query is never its negative: these are its positives and those of queries with
@@ -57,16 +60,26 @@ def mine(
         "collection": collection.fingerprint,
         "searcher": searcher_manifest(folder, collection)["recipe"],
         "settings": [depth, negatives_per_query, skip_top, margin],
+        "splits": ["train", *["dev"] * bool(collection.query_counts.get("dev"))],
     }
-    queries = collection.queries("train")
 
     def write(tmp: Path) -> dict:
-        opened, texts = Searcher.open(folder, make_partitioner), [query.text for query in queries]
-        ranked_lists = search_in_batches(opened, texts, depth, f"mine with {searcher}")
-        return mined.write(
-            tmp,
-            mined.choose_all(collection, queries, ranked_lists, negatives_per_query, skip_top, margin),
-        )
+        opened = Searcher.open(folder, make_partitioner)
+
+        def mine_split(split: str, skip_top: int, margin: float | None) -> dict:
+            queries = collection.queries(split)
+            ranked_lists = search_in_batches(
+                opened, [query.text for query in queries], depth, f"{split}: mine with {searcher}"
+            )
+            negatives = mined.choose_all(
+                collection, queries, ranked_lists, negatives_per_query, skip_top, margin
+            )
+            return mined.write(tmp, split, negatives)
+
+        facts = mine_split("train", skip_top, margin)
+        if "dev" in recipe["splits"]:
+            facts["dev_fingerprint"] = mine_split("dev", 0, None)["fingerprint"]
+        return facts
 
     manifest = storage.build_once(out, recipe, write)
-    return {"made": str(out / mined.FILE)} | {key: manifest[key] for key in SUMMARY_KEYS}
+    return {"made": str(out / mined.file_name("train"))} | {key: manifest[key] for key in SUMMARY_KEYS}

@@ -40,6 +40,12 @@ def test_they_are_the_best_of_the_searcher_without_the_positives(
         (ranking,) = searcher.search([query.text], DEPTH)
         wrong = [p for p, _ in ranking[SKIP:] if p not in query.positives]
         assert [p for q, p, _ in lines if q == query.id] == wrong[:MOST]
+    # For a pool, of the dev queries: nothing is skipped.
+    of_dev = MinedNegatives(work.negatives("bm25")).of_queries(collection, "dev")
+    for query in collection.queries("dev"):
+        (ranking,) = searcher.search([query.text], DEPTH)
+        wrong = [p for p, _ in ranking if p not in query.positives]
+        assert of_dev[query.id] == tuple(wrong[:MOST])
     found = MinedNegatives(work.negatives("bm25")).of_queries(collection)
     assert found == {q: tuple(p for other, p, _ in lines if other == q) for q, _, _ in lines}
 
