@@ -2,9 +2,29 @@
 
 import json
 import os
+from collections.abc import Mapping
 
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
+
+DEV = ("dev", "dev_pool")
+"""What comes before the names of metrics of an evaluation in training: of all passages, of a pool of them."""
+
+
+def split_dev_metrics(point: Mapping[str, float]) -> tuple[str, dict[str, float]] | None:
+    """Gives what the dev metrics of a learning curve's point are of (see DEV), and the metrics by name.
+
+    Args:
+      point: of a learning curve.
+
+    Returns:
+      (prefix, {name without the prefix: value}); None where the point has no dev metrics.
+    """
+    for prefix in DEV:
+        start = f"{prefix}/"
+        if found := {name.removeprefix(start): x for name, x in point.items() if name.startswith(start)}:
+            return prefix, found
+    return None
 
 
 def read_curve(path: str | os.PathLike) -> list[dict]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval_jax.checkpoints.learning_curve import read_curve
+from retrieval_jax.checkpoints.learning_curve import read_curve, split_dev_metrics
 from retrieval_jax.mesh import multihost
 
 LOWER_IS_BETTER = ("loss",)
@@ -27,15 +27,22 @@ class RetentionPolicy:
     def __init__(self, curve: Path, keep: int, metric: str | None):
         self.keep, self.metric = keep, metric
         self.scores: dict[int, float] = {}  # by step; of a damaged or deleted checkpoint, too
+        self.passages: float | None = None  # of the pool that was searched; None for all of the collection
         if metric and curve.exists():
             for point in read_curve(curve):
-                dev = {name.removeprefix("dev/"): x for name, x in point.items() if name.startswith("dev/")}
-                self.add(point["step"], dev)
+                if dev := split_dev_metrics(point):
+                    self.add(point["step"], dev[1])
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records the dev metrics of an evaluated step."""
+        """Records the dev metrics of an evaluated step.
+
+        Earlier scores are dropped if they were measured among another number of passages: they do not
+        compare.
+        """
         score = metrics.get(self.metric, math.nan)
         if math.isfinite(score):
+            if (passages := metrics.get("passages")) != self.passages:
+                self.passages, self.scores = passages, {}
             self.scores[step] = score
 
     def forget(self, after: int) -> None:

@@ -44,7 +44,7 @@ class TrainingCurve:
 
     Attributes:
       name: the model's name.
-      points: each has "step", "minutes", and "loss", "dev/METRIC" or both (see PANELS).
+      points: each has "step", "minutes", and "loss", "dev/METRIC", "dev_pool/METRIC" or several (see PANELS).
     """
 
     name: str
@@ -88,6 +88,9 @@ PANELS = {
     "dev/Hits@1": ("Hits@1 on dev", "fraction of queries"),
     "dev/Hits@10": ("Hits@10 on dev", "fraction of queries"),
     "dev/MRR@10": ("MRR@10 on dev", "mean reciprocal rank"),
+    "dev_pool/Hits@1": ("Hits@1 on dev, in a pool of passages", "fraction of queries"),
+    "dev_pool/Hits@10": ("Hits@10 on dev, in a pool of passages", "fraction of queries"),
+    "dev_pool/MRR@10": ("MRR@10 on dev, in a pool of passages", "mean reciprocal rank"),
 }
 """Key of a curve's point -> title and unit (y axis) of its panel; the x axis shows "minutes"."""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from retrieval_jax.checkpoints.hub import SCHEME
-from retrieval_jax.checkpoints.learning_curve import read_curve
+from retrieval_jax.checkpoints.learning_curve import read_curve, split_dev_metrics
 from retrieval_jax.core import paths
 
 CARD = "README.md"
@@ -62,12 +62,24 @@ def write(
     (folder / CARD).write_text("\n\n".join(parts) + "\n")
 
 
-def dev_metrics(model_dir: Path, step: int | None) -> dict[str, float]:
-    """The metrics on dev of a model's checkpoint, from its learning curve; {} where none was evaluated."""
+def dev_metrics(model_dir: Path, step: int | None) -> dict[str, dict[str, float]]:
+    """Reads the dev metrics of a model's checkpoint from its learning curve.
+
+    Args:
+      model_dir: the model's folder.
+      step: the checkpoint's.
+
+    Returns:
+      What was searched for them -> {metric: value}; {} where the checkpoint was not evaluated.
+    """
     curve = model_dir / "learning_curve.jsonl"
     points = read_curve(curve) if curve.is_file() else []
-    found = {key: value for p in points if p.get("step") == step for key, value in p.items()}
-    return {key.removeprefix("dev/"): x for key, x in found.items() if key.startswith("dev/")}
+    found = [dev for p in points if p.get("step") == step if (dev := split_dev_metrics(p))]
+    if not found:
+        return {}
+    _, metrics = found[-1]
+    pool = metrics.pop("passages", None)
+    return {"dev" if pool is None else f"dev, in a pool of {int(pool):,} passages": metrics}
 
 
 def _header(kind: str, format: str, description: Mapping) -> str:

@@ -7,13 +7,16 @@ from typing import Protocol
 import gin
 import jax
 import numpy as np
+import pyarrow as pa
 from jax.sharding import Mesh
 
 from retrieval_jax.core import arrow_ids, storage
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import NonNegative, Positive
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.embeddings.encoding import TextEncoder
 from retrieval_jax.evaluation.metrics import compute_metrics
 from retrieval_jax.evaluation.trec import drop_identical_ids
 from retrieval_jax.examples.examples import Examples
@@ -25,14 +28,18 @@ from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.query_generator import QueryGenerator
-from retrieval_jax.search.dense import ExactSearcher, TextEncoder
+from retrieval_jax.search.dense import ExactSearcher
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.search.searcher import Searcher
+from retrieval_jax.training.pool import BUDGET, EvaluationCost, pool_rows
+from retrieval_jax.training.settings import TrainSettings
 
 RETRIEVAL_METRICS = ("Hits@1", "Hits@10", "MRR@10")
 METRICS = (*RETRIEVAL_METRICS, "loss")
 """The metrics of the evaluators, by one of which the best checkpoint can be kept."""
 SAMPLES = 5  # queries whose results are kept to be looked at
+_TEXTS_PER_SHARD = 64  # encoded at once by each device that has a share of a batch
+_TEXTS_AT_ONCE = 4096  # passages that are read at once to be encoded
 
 
 class Evaluator(Protocol):
@@ -42,9 +49,11 @@ class Evaluator(Protocol):
       samples: the results for the first few queries of the last evaluation; may be empty. Each is {"query":
         its text, "right": relevant passages, "found": retrieved passages}; a passage is {"id", and "docid",
         its tokens, where docids are written}, and a retrieved one has its "score".
+      prefix: what the metrics are of, and are named by in the learning curve: "dev" or "dev_pool".
     """
 
     samples: Sequence[dict]
+    prefix: str
 
     def __call__(self, params: dict) -> dict[str, float]:
         """Gives metrics, by name, of these parameters; {} where there are no dev queries."""
@@ -60,14 +69,23 @@ class RetrievalEvaluator(abc.ABC):
     Args:
       model: the retriever.
       examples: the collection, and how texts are read in training.
+      settings: of the run.
       mesh: the mesh to run on; None: all devices.
       max_queries: the most dev queries to search for; a hash of the id chooses them.
     """
 
+    prefix = "dev"
+
     def __init__(
-        self, model, examples: TrainDataset, mesh: Mesh | None = None, max_queries: NonNegative = 256
+        self,
+        model,
+        examples: TrainDataset,
+        settings: TrainSettings,
+        mesh: Mesh | None = None,
+        max_queries: NonNegative = 256,
     ):
         self.samples: Sequence[dict] = ()
+        self.settings = settings
         queries = _dev_queries(examples.collection)
         self.queries = sorted(queries, key=lambda q: storage.hash_fraction(q.id))[:max_queries]
         self.qrels = {q.id: q.relevant for q in self.queries}
@@ -114,11 +132,12 @@ class GenerativeEvaluator(RetrievalEvaluator):
         self,
         model: GenerativeRetriever,
         examples: TrainDataset,
+        settings: TrainSettings,
         mesh: Mesh | None = None,
         beams: Positive = 10,
     ):
         self.beams, self.table = beams, examples.table
-        super().__init__(model, examples, mesh)
+        super().__init__(model, examples, settings, mesh)
 
     def prepare(self, model: GenerativeRetriever, examples: TrainDataset, mesh: Mesh) -> None:
         """See `RetrievalEvaluator.prepare`."""
@@ -139,24 +158,88 @@ class GenerativeEvaluator(RetrievalEvaluator):
         return {"id": passage_id, "docid": docid[docid > 0].tolist()}
 
 
+@gin.configurable(allowlist=["pool_size"])
 class DenseEvaluator(RetrievalEvaluator):
-    """Encodes all passages with a dual encoder, and searches exactly. See RetrievalEvaluator."""
+    """Encodes passages with a dual encoder, and searches them exactly. See RetrievalEvaluator.
+
+    The passages are a pool, the same at each evaluation, and the metrics are then named "dev_pool/…", as they
+    are higher than those of the whole collection. `passages`, the pool's size, is one of them. If the pool
+    has room for the whole collection, the metrics are the collection's own, "dev/…".
+
+    Args:
+      model: the dual encoder.
+      examples: the collection, and how texts are read in training.
+      settings: of the run.
+      mesh: the mesh to run on; None: all devices.
+      pool_size: the number of passages of the pool. None: as many as an evaluation may encode for at most 5%
+        of the training's computation, but at least the positives of the dev queries. 0: all passages of the
+        collection.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        examples: TrainDataset,
+        settings: TrainSettings,
+        mesh: Mesh | None = None,
+        pool_size: NonNegative | None = None,
+    ):
+        self.pool_size = pool_size
+        super().__init__(model, examples, settings, mesh)
 
     def prepare(self, model: DualEncoder, examples: TrainDataset, mesh: Mesh) -> None:
         """See `RetrievalEvaluator.prepare`."""
-        passages = ((p.id, p.full_text) for p in examples.collection.passages())
-        self.ids, self.texts = zip(*passages, strict=True)
+        self.collection, config = examples.collection, examples.config
+        self._choose_passages(examples)
         query, passage = map(examples.vocabulary.with_prompt, model.prompts)
-        config = examples.config
-        self.queries_encoder = TextEncoder(model.encode_queries, {}, query, config.input_length, mesh=mesh)
+        size = _TEXTS_PER_SHARD * mesh.shape["data"]
+        self.texts_at_once = round_up(_TEXTS_AT_ONCE, size)
+        self.queries_encoder = TextEncoder(
+            model.encode_queries, {}, query, config.input_length, size, mesh=mesh
+        )
         self.passages_encoder = TextEncoder(
-            model.encode_passages, {}, passage, config.passage_length, mesh=mesh
+            model.encode_passages, {}, passage, config.passage_length, size, mesh=mesh
+        )
+
+    def _choose_passages(self, examples: TrainDataset) -> None:
+        """Chooses the passages to search, and says what their evaluation costs."""
+        count = self.collection.passage_count
+        cost = EvaluationCost.of(examples.config, self.settings, len(self.queries))
+        size = cost.passages_within(BUDGET) if self.pool_size is None else self.pool_size or count
+        mined = {}
+        if size < count and examples.mined:
+            mined = examples.mined.of_queries(self.collection, "dev")
+        self.rows = pool_rows(self.collection, self.queries, mined, size)
+        share = cost.share(len(self.rows))
+        if len(self.rows) < count:
+            self.prefix = "dev_pool"
+        elif share <= BUDGET:
+            return
+        hint = ""
+        if share > BUDGET:
+            hint = (
+                f", more than {BUDGET:.0%}: set a larger train.eval_every, fewer "
+                "RetrievalEvaluator.max_queries or a smaller DenseEvaluator.pool_size"
+            )
+        log(
+            f"evaluation: {len(self.queries)} dev queries are searched among {len(self.rows):,} of {count:,} "
+            f"passages, which takes about {share:.1%} of the training's computation{hint}"
         )
 
     def searcher(self, params: dict) -> Searcher:
-        """See `RetrievalEvaluator.searcher`."""
+        """See `RetrievalEvaluator.searcher`. No texts are kept, and few are read at a time."""
         self.queries_encoder.params = self.passages_encoder.params = params
-        return ExactSearcher(self.queries_encoder, self.passages_encoder(self.texts), self.ids)
+        parts = range(0, len(self.rows), self.texts_at_once)
+        vectors_NxE = np.concatenate([self._encode(self.rows[n : n + self.texts_at_once]) for n in parts])
+        return ExactSearcher(self.queries_encoder, vectors_NxE, self.collection.ids.take(pa.array(self.rows)))
+
+    def _encode(self, rows: np.ndarray) -> np.ndarray:
+        return self.passages_encoder([passage.full_text for passage in self.collection.get(rows)])
+
+    def __call__(self, params: dict) -> dict[str, float]:
+        """See `Evaluator.__call__`."""
+        metrics = super().__call__(params)
+        return metrics | {"passages": len(self.rows)} if self.prefix == "dev_pool" else metrics
 
 
 @gin.configurable(allowlist=["max_queries"])
@@ -166,14 +249,18 @@ class LossEvaluator:
     Args:
       model: the query generator.
       examples: the collection, and how texts are read and written in training.
+      settings: of the run.
       mesh: the mesh to run on; None: all devices.
       max_queries: the most pairs of a passage and a dev query, the first of the collection.
     """
+
+    prefix = "dev"
 
     def __init__(
         self,
         model: QueryGenerator,
         examples: TrainDataset,
+        settings: TrainSettings,
         mesh: Mesh | None = None,
         max_queries: NonNegative = 256,
     ):

@@ -17,6 +17,7 @@ from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.models.retriever import Retriever
 from retrieval_jax.training.evaluators import DenseEvaluator, Evaluator, GenerativeEvaluator, LossEvaluator
+from retrieval_jax.training.settings import TrainSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +27,13 @@ class RetrieverFamily:
     Attributes:
       model: the class; its subclasses belong to the family, unless they have one of their own.
       target_type: makes the targets of an example, and batches of them.
-      evaluator: makes what evaluates the model while it trains, of (model, examples, mesh).
+      evaluator: makes what evaluates the model while it trains, of (model, examples, settings, mesh).
       folder_name: names a model's folder where no docids and no MODEL_DIR name it.
     """
 
     model: type[Retriever]
     target_type: type[Targets]
-    evaluator: Callable[[Retriever, TrainDataset, Mesh | None], Evaluator]
+    evaluator: Callable[[Retriever, TrainDataset, TrainSettings, Mesh | None], Evaluator]
     folder_name: str
 
 

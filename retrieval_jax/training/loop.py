@@ -6,6 +6,7 @@ metrics, saves and evaluates until the run ends.
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints.checkpoints import Checkpoints
-from retrieval_jax.checkpoints.learning_curve import read_curve
+from retrieval_jax.checkpoints.learning_curve import read_curve, split_dev_metrics
 from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core.errors import Preempted
 from retrieval_jax.core.progress import bar, log
@@ -55,7 +56,7 @@ def train_loop(
       batches: gives the batches from a position in the data on, which is the number of examples before it.
         Each process takes the rows of a batch that its own devices hold (`multihost.local_rows`).
       evaluator: gives metrics of the parameters. If it has an attribute `samples`, these are written, too;
-        see `MetricWriter.write_samples`.
+        see `MetricWriter.write_samples`. Its `prefix` ("dev", if it has none) comes before their names.
       folder: the model's folder, for checkpoints and the learning curve.
       settings: what the run does for how long.
       mesh: the devices to run on; None: all devices.
@@ -66,8 +67,7 @@ def train_loop(
         wrong; see `LossMonitor`.
 
     Returns:
-      {"step", "minutes", "input_wait", the last metrics of the evaluator as "dev/NAME", and the best
-      checkpoint, as `Checkpoints.best` gives it}.
+      What `summary` gives, and the best checkpoint, as `Checkpoints.best` gives it.
 
     Raises:
       Diverged: the numbers of the run went wrong; nothing of them is saved.
@@ -138,7 +138,7 @@ class _Run:
       state, step: the state on the devices, and the number of steps taken.
       pending: (step, metrics on the device) of the last step, not fetched yet.
       fetched: metrics of the steps since the last point of the learning curve.
-      dev: the metrics of the last evaluation, as "dev/NAME".
+      dev: the metrics of the last evaluation, as "dev/NAME" or "dev_pool/NAME".
       ended, preempted: whether the run ends after this step, and whether SIGTERM is why.
       progress: the progress bar; preemption: the handler of SIGTERM.
     """
@@ -264,8 +264,10 @@ class _Run:
         means["parameter_norm"] = self.fetched[-1]["parameter_norm"]
         self.fetched.clear()
         self.writer.write(step, self.meter.minutes, means | self.meter.read())
-        hits = f", Hits@10 {self.dev['dev/Hits@10']:.2f}" if "dev/Hits@10" in self.dev else ""
-        self.progress(0, f"loss {means.get('loss', math.nan):.2f}{hits}")
+        hits = {name: x for name, x in self.dev.items() if name.endswith("/Hits@10")}
+        told = [f"loss {means.get('loss', math.nan):.2f}"]
+        told += [f"{name.removeprefix('dev').lstrip('_/')} {x:.2f}" for name, x in hits.items()]
+        self.progress(0, ", ".join(told))
 
     def save(self) -> None:
         """Saves a checkpoint, unless the metrics of the last step went wrong."""
@@ -280,12 +282,16 @@ class _Run:
         )
 
     def evaluate(self) -> None:
-        """Evaluates the parameters, and writes the metrics and samples."""
+        """Evaluates the parameters, and writes the metrics, the seconds that they took, and samples."""
+        jax.block_until_ready(self.state)  # the last step's time is not the evaluation's
+        began = time.monotonic()
         metrics = self.evaluator(self.state.params)
+        seconds = {"evaluation_seconds": time.monotonic() - began}
         self.monitor.check_evaluation(self.step, metrics)
         self.checkpoints.retention.add(self.step, metrics)
-        self.dev = {f"dev/{name}": value for name, value in metrics.items()}
-        self.writer.write(self.step, self.meter.minutes, self.dev)
+        prefix = getattr(self.evaluator, "prefix", "dev")
+        self.dev = {f"{prefix}/{name}": value for name, value in metrics.items()}
+        self.writer.write(self.step, self.meter.minutes, self.dev | seconds)
         self.writer.write_samples(self.step, getattr(self.evaluator, "samples", ()))
         self.writer.flush()
 
@@ -326,18 +332,23 @@ def summary(folder: Path, step: int) -> dict:
 
     Returns:
       step; minutes of training; input_wait, the share of the steps' time spent waiting for batches (the
-      device may be at work meanwhile); skipped, the number of skipped updates if there are any (see
-      LossSpikeGuard); and the last metrics of the evaluator, as "dev/NAME".
+      device may be at work meanwhile); evaluation_share, the share of the minutes that evaluations took;
+      skipped, the number of skipped updates if there are any (see LossSpikeGuard); and the metrics of the
+      last evaluation, as "dev/NAME", or "dev_pool/NAME" where only a pool of passages was searched.
     """
     path = folder / "learning_curve.jsonl"
     points = [point for point in read_curve(path) if point["step"] <= step] if path.exists() else []
-    dev = {key: value for point in points for key, value in point.items() if key.startswith("dev/")}
+    evaluations = [found for found in map(split_dev_metrics, points) if found]
+    prefix, dev = evaluations[-1] if evaluations else ("", {})
+    minutes = max([point["minutes"] for point in points], default=0.0)
+    spent = sum(point.get("evaluation_seconds", 0) for point in points) / 60
     waits = [point["input_wait"] for point in points if "input_wait" in point]
     skipped = int(sum(point.get("skipped", 0) for point in points))
     return {
         "step": step,
-        "minutes": max([point["minutes"] for point in points], default=0.0),
+        "minutes": minutes,
         "input_wait": round(sum(waits) / len(waits), 4) if waits else 0.0,
+        **({"evaluation_share": round(spent / minutes, 4)} if evaluations and minutes else {}),
         **({"skipped": skipped} if skipped else {}),
-        **dev,
+        **{f"{prefix}/{name}": value for name, value in dev.items()},
     }

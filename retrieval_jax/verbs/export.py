@@ -91,6 +91,6 @@ def write_model_card(
     description = {}
     if subject.model_dir:
         description = model_folder.read_description(subject.model_dir)
-        metrics = {"dev": model_card.dev_metrics(subject.model_dir, subject.step)} | metrics
+        metrics = model_card.dev_metrics(subject.model_dir, subject.step) | dict(metrics)
     facts = {**subject.manifest, "step": subject.step}
     model_card.write(folder, name, format, description, facts, metrics)

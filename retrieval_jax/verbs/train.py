@@ -61,7 +61,8 @@ class TrainConfig:
         are those of the part.
       random_bits: the generator of dropout's random bits: "threefry2x32", or "rbg", the own generator of a
         TPU or GPU, which is much faster there.
-      eval_every: steps between two searches for the dev queries.
+      eval_every: steps between two searches for the dev queries. A dual encoder searches a pool of passages
+        (--gin.DenseEvaluator.pool_size; None: as many as cost 5% of the training, 0: the whole collection).
       save_every: steps between two checkpoints.
       keep: number of newest checkpoints that stay on disk.
       keep_best: the dev metric by which the best checkpoint stays beside them, of those that were both saved
@@ -158,7 +159,7 @@ def train(**values: object) -> dict:
     made = train_loop(
         model,
         batches,
-        family.evaluator(model, examples, mesh),
+        family.evaluator(model, examples, settings, mesh),
         folder,
         settings=settings,
         mesh=mesh,

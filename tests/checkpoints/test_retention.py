@@ -41,3 +41,17 @@ def test_scores_of_steps_that_are_trained_anew_are_forgotten(tmp_path: Path):
     assert kept.best([1, 2, 3, 4]) == 1
     kept.add(2, {"MRR@10": 0.05})
     assert kept.best([2, 3]) == 2
+
+
+def test_scores_of_another_pool_do_not_compare(tmp_path: Path):
+    curve = tmp_path / "learning_curve.jsonl"
+    curve.write_text(
+        '{"step": 1, "dev/MRR@10": 0.1}\n{"step": 2, "dev_pool/MRR@10": 0.8, "dev_pool/passages": 50}\n'
+        '{"step": 3, "loss": 1.0}\n{"step": 4, "dev_pool/MRR@10": 0.7, "dev_pool/passages": 50}\n'
+    )
+    kept = RetentionPolicy(curve, 1, "MRR@10")
+    assert kept.best([1, 2, 3, 4]) == 2
+    kept.add(5, {"MRR@10": 0.5, "passages": 60})
+    assert kept.best([1, 2, 3, 4, 5]) == 5
+    kept.add(6, {"MRR@10": 0.05})
+    assert kept.best([2, 5, 6]) == 6

@@ -25,6 +25,7 @@ from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.evaluators import DenseEvaluator
 from retrieval_jax.training.run import train_dataset
+from retrieval_jax.training.settings import TrainSettings
 from retrieval_jax.verbs.convert import convert
 from retrieval_jax.verbs.export import export
 
@@ -258,7 +259,7 @@ def test_training_goes_on_with_the_prompts_of_its_initial_weights(tmp_path, work
         T5Config(1152, 16, 2, 8, 20, 1, 0), vector_dim=6, query_prompt="a ", passage_prompt="the "
     )
     params = random_params(model)
-    dev = DenseEvaluator(model, train_dataset(data, work, collection, model, None))
+    dev = DenseEvaluator(model, train_dataset(data, work, collection, model, None), TrainSettings())
     dev(params)
     of_passages, of_queries = (
         TextEncoder(encode, params, vocabulary, length)

@@ -69,6 +69,14 @@ def test_what_it_says(models, tmp_path):
     assert "A dual encoder: " in card
 
 
+def test_metrics_of_a_pool_are_said_to_be_of_it(tmp_path):
+    point = {"step": 7, "dev_pool/MRR@10": 0.25, "dev_pool/passages": 5000, "evaluation_seconds": 1.0}
+    (tmp_path / "learning_curve.jsonl").write_text(json.dumps(point) + "\n")
+    metrics = model_card.dev_metrics(tmp_path, 7)
+    assert metrics == {"dev, in a pool of 5,000 passages": {"MRR@10": 0.25}}
+    assert model_card.dev_metrics(tmp_path, 8) == {}
+
+
 def test_the_header_is_the_hubs(models, tmp_path):
     ModelCard = pytest.importorskip("huggingface_hub").ModelCard
     card = exported(models, "dense", "sentence_transformers", tmp_path / "dense")

@@ -2,14 +2,20 @@
 
 import flax.linen as nn
 import jax
+import numpy as np
+import pytest
+from model_folders import random_params
 from tables import KINDS, docids_of
 
 from retrieval_jax.data.vocabulary import Vocabulary
-from retrieval_jax.examples.targets import DocidTargets
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.training.evaluators import GenerativeEvaluator
+from retrieval_jax.training.evaluators import DenseEvaluator, GenerativeEvaluator
+from retrieval_jax.training.pool import EvaluationCost
+from retrieval_jax.training.settings import TrainSettings
 
 
 def test_samples_tell_what_was_found_for_the_first_dev_queries(work, collection):
@@ -19,7 +25,7 @@ def test_samples_tell_what_was_found_for_the_first_dev_queries(work, collection)
     shapes = {"encoder_input_tokens": (1, 16), "decoder_input_tokens": (1, table.length)}
     params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)["params"])
     examples = TrainDataset(DataConfig(input_length=16), work, collection, DocidTargets, table)
-    dev = GenerativeEvaluator(model, examples, beams=4)
+    dev = GenerativeEvaluator(model, examples, TrainSettings(), beams=4)
     assert set(dev(params)) == {"Hits@1", "Hits@10", "MRR@10"}
     assert len(dev.samples) == 5
     positives = {q.text: q.positives for q in collection.queries("dev")}
@@ -30,3 +36,59 @@ def test_samples_tell_what_was_found_for_the_first_dev_queries(work, collection)
         assert len(scores) == 4
         for one in (*sample["right"], *sample["found"]):
             assert one["docid"] == list(docids_of(table)[one["id"]])
+
+
+def brute_force(model, params, examples, queries, rows) -> dict[str, float]:
+    """Searches the passages of these rows with numpy in float64, one text at a time without padding."""
+    config, vocabulary, passages = examples.config, examples.vocabulary, examples.collection.get(rows)
+
+    def encode(encoder, text: str, length: int) -> np.ndarray:
+        tokens = np.array([[*vocabulary.encode(text)[: length - 1], 1]])
+        return np.float64(encoder(params, tokens)[0])
+
+    vectors = [encode(model.encode_passages, p.full_text, config.passage_length) for p in passages]
+    ranks = []
+    for query in queries:
+        scores = np.stack(vectors) @ encode(model.encode_queries, query.text, config.input_length)
+        order = [passages[i].id for i in np.argsort(-scores, kind="stable")]
+        ranks.append(min(order.index(passage) for passage in query.positives) + 1)
+    ranks = np.array(ranks)
+    hits = {f"Hits@{k}": np.mean(ranks <= k) for k in (1, 10)}
+    return hits | {"MRR@10": np.mean(np.where(ranks <= 10, 1 / ranks, 0))}
+
+
+def test_metrics_of_a_pool_are_those_of_brute_force(work, collection, capsys):
+    data = DataConfig(input_length=16, passage_length=24)
+    examples = TrainDataset(data, work, collection, PassageTargets)
+    model = DualEncoder(T5Config(examples.vocabulary.size, 16, 2, 8, 20, 1, 0), vector_dim=8)
+    params = random_params(model)
+    settings = TrainSettings(steps=10, batch_size=24, eval_every=5)
+
+    dev = DenseEvaluator(model, examples, settings)
+    most = EvaluationCost.of(data, settings, len(dev.queries)).passages_within(0.05)
+    assert len(dev.rows) == most == int(0.05 * 3 * 120 * 40 - 10 * 16) // 24
+    assert most < collection.passage_count
+    told = capsys.readouterr().err
+    assert f"10 dev queries are searched among {most} of {collection.passage_count} passages" in told
+    assert "about 4.9% of the training's computation\n" in told
+    assert dev.prefix == "dev_pool"
+    found = dev(params)
+    assert found.pop("passages") == most
+    assert found == pytest.approx(brute_force(model, params, examples, dev.queries, dev.rows))
+    assert {passage["id"] for sample in dev.samples for passage in sample["found"]} <= {
+        collection.ids[int(row)].as_py() for row in dev.rows
+    }
+    whole = DenseEvaluator(model, examples, settings, pool_size=0)
+    assert "more than 5%: set a larger train.eval_every" in capsys.readouterr().err
+    assert whole.prefix == "dev"
+    expected = brute_force(model, params, examples, dev.queries, range(collection.passage_count))
+    assert whole(params) == pytest.approx(expected)
+    assert whole(params)["MRR@10"] < found["MRR@10"]
+
+    longer = DenseEvaluator(model, examples, TrainSettings(steps=100, batch_size=24, eval_every=50))
+    assert longer.prefix == "dev"  # what 5% of more steps pay for is the whole collection
+    assert len(longer.rows) == collection.passage_count
+    assert not capsys.readouterr().err
+    few = DenseEvaluator(model, examples, TrainSettings(steps=1, batch_size=1))
+    assert len(few.rows) == len({passage for query in few.queries for passage in query.positives})
+    assert "more than 5%" in capsys.readouterr().err

@@ -56,6 +56,35 @@ def test_the_step_compiles_once_and_finished_training_does_nothing(tmp_path: Pat
     assert train(model, never, never, tmp_path, steps=2)["dev/Hits@10"] == 0.25
 
 
+class Pool:
+    """Metrics of a pool of passages."""
+
+    prefix = "dev_pool"
+
+    def __init__(self, passages: int, score: float):
+        self.metrics = {"MRR@10": score, "passages": passages}
+
+    def __call__(self, params: dict) -> dict[str, float]:
+        return self.metrics
+
+
+def test_metrics_of_a_pool_have_its_name_and_compare_with_no_others(tmp_path: Path):
+    run = {"batches": batches, "folder": tmp_path, "save_every": 1, "eval_every": 1, "keep": 1}
+    made = train(retriever(), evaluator=Pool(9, 0.9), steps=1, **run)
+    made = train(retriever(), evaluator=Pool(9, 0.5), steps=2, **run)
+    assert made["dev_pool/MRR@10"] == 0.5
+    assert made["best_step"] == 1
+    made = train(retriever(), evaluator=Pool(20, 0.3), steps=3, **run)
+    assert made["best_step"] == 3
+    assert made["dev_pool/passages"] == 20
+    made = train(retriever(), evaluator=lambda params: {"MRR@10": 0.1}, steps=4, **run)
+    assert made["best_step"] == 4
+    assert made["dev/MRR@10"] == 0.1
+    assert not any(name.startswith("dev_pool/") for name in made)
+    points = [point for point in curve(tmp_path) if "evaluation_seconds" in point]
+    assert [point.get("dev_pool/MRR@10", point.get("dev/MRR@10")) for point in points] == [0.9, 0.5, 0.3, 0.1]
+
+
 def test_max_minutes_stops_saves_and_stays_stopped(tmp_path: Path):
     first = train(retriever(), batches, lambda params: {}, tmp_path, steps=10**6, max_minutes=0.02)
     assert 0 < first["step"] < 10**6
