@@ -1,5 +1,7 @@
 """Passage ids as Arrow string arrays, in memory and in a file: millions take little memory and time."""
 
+import bisect
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -72,6 +74,32 @@ def find_rows(ids: pa.Array, wanted: Iterable[str] | pa.Array) -> np.ndarray:
     there = np.flatnonzero(found >= 0)
     row[found[there]] = there
     return row[wanted.indices.to_numpy()]
+
+
+class RowFinder:
+    """Finds rows of a few ids, again and again: `find_rows` reads all ids each time, this is a binary search.
+
+    Args:
+      ids: distinct ids, by row. They are sorted when the first one is looked up.
+    """
+
+    def __init__(self, ids: pa.Array):
+        self.ids = ids
+
+    @functools.cached_property
+    def _order_N(self) -> np.ndarray:
+        return pc.sort_indices(self.ids).to_numpy()  # by UTF-8, which sorts as Python's strings do
+
+    def __call__(self, wanted: Iterable[str]) -> list[int]:
+        """Returns the row of each wanted id, or -1 if it is not there."""
+        return [self._row(passage_id) for passage_id in wanted]
+
+    def _row(self, wanted: str) -> int:
+        place = bisect.bisect_left(self._order_N, wanted, key=lambda row: self.ids[int(row)].as_py())
+        if place == len(self._order_N):
+            return -1
+        row = int(self._order_N[place])
+        return row if self.ids[row].as_py() == wanted else -1
 
 
 def first_rows(ids: pa.Array) -> np.ndarray:

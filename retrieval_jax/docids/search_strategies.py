@@ -120,6 +120,27 @@ class SearchStrategy:
         """
         raise NotImplementedError
 
+    @classmethod
+    def score(
+        cls,
+        model: GenerativeRetriever,
+        params: dict,
+        batch: Mapping[str, jax.Array],
+        tokens_BxKxL: jax.Array,
+    ) -> jax.Array:
+        """Computes the log-probabilities that `decode` gives to docids. Pure: it may be compiled.
+
+        Args:
+          model: the retriever.
+          params: its parameters.
+          batch: "encoder_input_tokens", int32 B×S.
+          tokens_BxKxL: int32, K docids of each query, as the table has them.
+
+        Returns:
+          Float32 B×K.
+        """
+        raise NotImplementedError
+
 
 class TrieSearch(SearchStrategy):
     """Beam search along the trie of the docids; see `decoding.beam_search`."""
@@ -173,6 +194,11 @@ class TrieSearch(SearchStrategy):
         """See SearchStrategy. The search is as exact as its beams allow: `recall_target` has no effect."""
         return model.predict_batch_with_aux(params, batch, trie=docids, beams=width, mesh=mesh)
 
+    @classmethod
+    def score(cls, model, params, batch, tokens_BxKxL):
+        """See SearchStrategy."""
+        return model.score_docids(params, batch, tokens_BxKxL)
+
 
 class SoftmaxSearch(SearchStrategy):
     """One decoding step, then the best k of the softmax; see `decoding.atomic`. Every docid is one token."""
@@ -216,6 +242,11 @@ class SoftmaxSearch(SearchStrategy):
             params, batch, token_to_passage_V >= 0, width, mesh, recall_target
         )
         return jnp.where(tokens_BxK >= 0, token_to_passage_V[tokens_BxK], -1), aux
+
+    @classmethod
+    def score(cls, model, params, batch, tokens_BxKxL):
+        """See SearchStrategy."""
+        return model.score_atomic(params, batch, tokens_BxKxL[..., 0])
 
 
 STRATEGIES: dict[str, type[SearchStrategy]] = {

@@ -90,3 +90,52 @@ class GenerativeRetriever(EncoderDecoder):
         logits_Bx1xV = self.logits(params, {**batch, "decoder_input_tokens": start})
         tokens, scores = top_docids(logits_Bx1xV[:, 0], valid_mask_V, k, mesh, recall)
         return tokens, {"scores": scores}
+
+    def score_docids(self, params: dict, batch: Batch, docids_BxKxL: jax.Array) -> jax.Array:
+        """Computes the log-probabilities of docids that are given, as the search would if it found them.
+
+        A query is encoded once, and its docids are read like beams of a search whose tokens are known.
+
+        Args:
+          params: the network's parameters.
+          batch: `encoder_input_tokens` B×S, int32, padded with 0.
+          docids_BxKxL: int32, docids of each query, padded with 0.
+
+        Returns:
+          Float32 B×K, sums over the docids' tokens.
+        """
+        variables, inputs_BxS = self.decode_variables(params), batch["encoder_input_tokens"]
+        B, K, L = docids_BxKxL.shape
+        cross_kv, kv_cache = self.decode_module.apply(variables, inputs_BxS, K, L, method="prefill")
+
+        def read(carry, position):
+            newest_BxK, total_BxK, kv_cache = carry
+            x_BxKxE, kv_cache = self.decode_module.apply(
+                variables, newest_BxK, position, kv_cache, cross_kv, inputs_BxS, method="decode_step"
+            )
+            token_BxK = jax.lax.dynamic_index_in_dim(docids_BxKxL, position, axis=2, keepdims=False)
+            with exact_products():
+                log_prob_BxK = self.decode_module.apply(
+                    variables, x_BxKxE, token_BxK, method="token_log_probs"
+                )
+            return (token_BxK, total_BxK + jnp.where(token_BxK > 0, log_prob_BxK, 0.0), kv_cache), None
+
+        start = (jnp.zeros((B, K), jnp.int32), jnp.zeros((B, K)), kv_cache)
+        (_, total_BxK, _), _ = jax.lax.scan(read, start, jnp.arange(L))
+        return total_BxK
+
+    def score_atomic(self, params: dict, batch: Batch, tokens_BxK: jax.Array) -> jax.Array:
+        """Computes the log-probabilities of atomic docids that are given; see `rank_atomic`.
+
+        Args:
+          params: the network's parameters.
+          batch: `encoder_input_tokens` B×S, int32, padded with 0.
+          tokens_BxK: int32, docids of each query.
+
+        Returns:
+          Float32 B×K.
+        """
+        start = jnp.zeros((batch["encoder_input_tokens"].shape[0], 1), jnp.int32)
+        logits_BxV = self.logits(params, {**batch, "decoder_input_tokens": start})[:, 0]
+        own_BxK = jnp.take_along_axis(logits_BxV, tokens_BxK, axis=1)
+        return own_BxK - jax.nn.logsumexp(logits_BxV, axis=-1, keepdims=True)

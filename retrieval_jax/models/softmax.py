@@ -66,6 +66,25 @@ def candidate_logits(
     return logits_of(x_BxKxE, kernel_ExV[:, tokens_S]), log_z(x_BxKxE, kernel_ExV, blocks)
 
 
+def token_log_probs(x_BxKxE: jax.Array, kernel_ExV: jax.Array, tokens_BxK: jax.Array) -> jax.Array:
+    """Computes the log-probability of one token each, without holding all logits of a large softmax.
+
+    Args:
+      x_BxKxE: of any dtype.
+      kernel_ExV: float32.
+      tokens_BxK: int32.
+
+    Returns:
+      Float32 B×K.
+    """
+    blocks = log_z_blocks(kernel_ExV.shape[1])
+    if blocks == 1:
+        log_probs_BxKxV = jax.nn.log_softmax(logits_of(x_BxKxE, kernel_ExV))
+        return jnp.take_along_axis(log_probs_BxKxV, tokens_BxK[..., None], axis=-1)[..., 0]
+    own_BxK = jnp.einsum("bke,ebk->bk", x_BxKxE.astype(jnp.float32), kernel_ExV[:, tokens_BxK])
+    return own_BxK - log_z(x_BxKxE, kernel_ExV, blocks)
+
+
 def log_z_blocks(size: int) -> int:
     """Gives the number of blocks, of about 2,048 outputs each, that `log_z` cuts a softmax of `size` into."""
     return max(round(size / LOG_Z_BLOCK), 1) if size % LOG_Z_GROUPS == 0 else 1

@@ -30,7 +30,7 @@ from retrieval_jax.models.layers import (
     constrain,
 )
 from retrieval_jax.models.pawa import PawaAdaptor
-from retrieval_jax.models.softmax import NEG_INF, candidate_logits, logits_of
+from retrieval_jax.models.softmax import NEG_INF, candidate_logits, logits_of, token_log_probs
 
 STACKS = {"encoder": "encoder", "decoder": "decoder", "pawa_decoder": "decoder"}
 """The name of a stack -> the name of the module in it that holds all of its layers if they are scanned."""
@@ -325,6 +325,10 @@ class T5(nn.Module):
           (float32 logits B×K×S, float32 log-sum-exp B×K of all logits).
         """
         return candidate_logits(x_BxKxE, self._kernel(), tokens_S)
+
+    def token_log_probs(self, x_BxKxE: jax.Array, tokens_BxK: jax.Array) -> jax.Array:
+        """Computes float32 log-probabilities B×K of one token each; see `softmax.token_log_probs`."""
+        return token_log_probs(x_BxKxE, self._kernel(), tokens_BxK)
 
     def _kernel(self) -> jax.Array:
         params = nn.unbox(self.variables["params"])  # while they are made, with their axes' names

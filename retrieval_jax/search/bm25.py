@@ -39,6 +39,7 @@ class BM25Searcher(Searcher):
         self, index: bm25s.BM25, passage_ids: Sequence[str], language: str | None = DEFAULT_LANGUAGE
     ):
         self.index, self.passage_ids = index, arrow_ids.array(passage_ids)
+        self.find_rows = arrow_ids.RowFinder(self.passage_ids)
         self.analyze = analyzer(language)
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
@@ -48,14 +49,26 @@ class BM25Searcher(Searcher):
         k = min(k, len(self.passage_ids))
         ranked_lists = []
         for query in queries:
-            terms = self.analyze(query)
-            if len(terms) == 1:  # in a longer query, the many pairs would outweigh the other terms
-                terms += pairs_with(terms[0], self.index.vocab_dict)
-            scores_N = self.index.get_scores(terms) if terms else np.zeros(0, np.float32)
+            scores_N = self._scores(query)
             rows = top_rows(scores_N, k)
             ids = self.passage_ids.take(pa.array(rows)).to_pylist()
             ranked_lists.append(list(zip(ids, scores_N[rows].tolist(), strict=True)))
         return ranked_lists
+
+    def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
+        """See `Searcher.score`. A passage without a term of the query has 0."""
+        results = []
+        for query, wanted in zip(queries, candidates, strict=True):
+            rows, scores_N = np.array(self.find_rows(wanted), int), self._scores(query)
+            results.append(np.where(rows < 0, np.nan, scores_N[rows]).tolist() if wanted else [])
+        return results
+
+    def _scores(self, query: str) -> np.ndarray:
+        """Returns each passage's score, float32."""
+        terms = self.analyze(query)
+        if len(terms) == 1:  # in a longer query, the many pairs would outweigh the other terms
+            terms += pairs_with(terms[0], self.index.vocab_dict)
+        return self.index.get_scores(terms) if terms else np.zeros(len(self.passage_ids), np.float32)
 
     @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
-from retrieval_jax.core import paths, storage
+from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
@@ -21,6 +21,8 @@ from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
+
+CANDIDATES = 32  # docids of a query that are scored at once
 
 
 @register_searcher
@@ -70,6 +72,7 @@ class GenerativeSearcher(Searcher):
         self.docids = None
         self.replace(table)
         self._decode = search_function(model, mesh)
+        self._score = score_function(model, mesh)
 
     def replace(self, table: DocidTable) -> None:
         """Searches another state of the docids from now on, to which passages were added or from it removed.
@@ -82,6 +85,7 @@ class GenerativeSearcher(Searcher):
                 f"below {self.outputs}: search the docids that it was trained on"
             )
         self.table, self.strategy = table, STRATEGIES[table.search]
+        self.find_rows = arrow_ids.RowFinder(table.passage_ids)
         docids, first_N = self.strategy.build(table, self.outputs, self.docids)
         self.docids = self.place(docids, *self.strategy.mesh_axes)
         # Passages whose docid an earlier row has, too: (those earlier rows, ascending; the passages' own
@@ -103,6 +107,30 @@ class GenerativeSearcher(Searcher):
             pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
             results += [self.ranked_list(rows, scores)[:k] for rows, scores in [*pairs][: len(texts)]]
         return results
+
+    def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
+        """See `Searcher.score`. The scores are the log-probabilities of the passages' docids."""
+        results = []
+        for first in range(0, len(queries), self.batch_size):
+            some = slice(first, first + self.batch_size)
+            results += self._score_batch(list(queries[some]), candidates[some])
+        return results
+
+    def _score_batch(self, texts: list[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Scores the candidates of at most `batch_size` queries, CANDIDATES of each at once."""
+        most = round_up(max(map(len, candidates)), CANDIDATES)
+        row_BxC = np.full((self.batch_size, most), -1)
+        for row_C, wanted in zip(row_BxC, candidates, strict=False):
+            row_C[: len(wanted)] = self.find_rows(wanted)
+        tokens = self.vocabulary.batch(texts + [""] * (self.batch_size - len(texts)), self.input_length)
+        batch = {"encoder_input_tokens": self.place(tokens, "data")}
+        score_BxC = np.full(row_BxC.shape, np.nan)
+        for first in range(0, most, CANDIDATES):
+            row_BxK = row_BxC[:, first : first + CANDIDATES]
+            docids = self.table.tokens_NxL[np.maximum(row_BxK, 0)].astype(np.int32)
+            found = self._score(self.strategy, self.params, batch, self.place(docids, "data"))
+            score_BxC[:, first : first + CANDIDATES] = np.where(row_BxK < 0, np.nan, np.asarray(found))
+        return [row[: len(wanted)].tolist() for row, wanted in zip(score_BxC, candidates, strict=False)]
 
     def ranked_list(self, rows: np.ndarray, scores: Sequence[float]) -> RankedList:
         """Lists the passages of the docids that a search found.
@@ -232,3 +260,21 @@ def search_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
 
     whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
     return jax.jit(search, static_argnums=(0, 4, 5), out_shardings=whole)
+
+
+def score_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
+    """Makes the jitted scoring of docids that are given.
+
+    Args:
+      model: the retriever.
+      mesh: see `search_function`.
+
+    Returns:
+      (strategy, params, batch, tokens_BxKxL) -> float32 B×K; see `SearchStrategy.score`.
+    """
+
+    def score(strategy: type[SearchStrategy], params, batch, tokens_BxKxL):
+        return strategy.score(model, params, batch, tokens_BxKxL)
+
+    whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
+    return jax.jit(score, static_argnums=0, out_shardings=whole)

@@ -140,6 +140,18 @@ class Searcher:
         """
         raise NotImplementedError
 
+    def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Scores passages that another searcher found, as `search` would. A kind of searcher may lack this.
+
+        Args:
+          queries: any number of queries, also none.
+          candidates: passage ids for each query.
+
+        Returns:
+          The scores of each query's candidates, in their order; NaN for a passage that it does not know.
+        """
+        raise NotImplementedError
+
     @classmethod
     def is_installed(cls) -> bool:
         """Returns whether the packages that it needs are there. If they are not, it is no model's default."""

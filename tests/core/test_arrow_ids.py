@@ -28,6 +28,7 @@ def test_rows_are_places(ids, wanted):
     ids = list(dict.fromkeys(ids))
     expected = [ids.index(key) if key in ids else -1 for key in wanted]
     assert arrow_ids.find_rows(arrow_ids.array(ids), wanted).tolist() == expected
+    assert arrow_ids.RowFinder(arrow_ids.array(ids))(wanted) == expected
 
 
 @settings(deadline=None)

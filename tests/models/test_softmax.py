@@ -22,6 +22,7 @@ from retrieval_jax.models.softmax import (
     log_z_blocks,
     logits_of,
     softmax_stats,
+    token_log_probs,
 )
 
 
@@ -108,6 +109,18 @@ def test_candidates_are_scored_under_the_softmax_of_all(V: int):
     whole = np.float64(x) @ np.float64(kernel)
     np.testing.assert_allclose(logits.reshape(6, 3), whole[:, tokens], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(log_z.reshape(6), np.log(np.exp(whole).sum(1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("V", [40, 8 * 2053])
+def test_one_token_each_is_scored_under_the_softmax_of_all(V: int):
+    x, kernel, tokens = examples(1, 6, 4, V)
+    whole = x @ kernel
+    expected = whole[np.arange(6), tokens] - np.log(np.exp(whole).sum(1))
+    x, kernel, tokens = (jnp.array(a, d) for a, d in ((x, "float32"), (kernel, "float32"), (tokens, "int32")))
+    found = jax.jit(token_log_probs)(x.reshape(2, 3, 4), kernel, tokens.reshape(2, 3))
+    np.testing.assert_allclose(found.reshape(6), expected, rtol=1e-5, atol=1e-5)
+    text = jax.jit(token_log_probs).lower(x.reshape(2, 3, 4), kernel, tokens.reshape(2, 3)).as_text()
+    assert (f"2x3x{V}x" in text) == (V == 40)  # a large softmax's logits are never held together
 
 
 def test_large_logits_stay_finite():

@@ -95,6 +95,9 @@ def test_bm25_equals_its_formula(tmp_path: Path, bm25_of):
         expected = sorted((s for s in scores.values() if s > 0), reverse=True)
         assert [s for _, s in ranking] == pytest.approx(expected, rel=1e-4)
         assert {p for p, _ in ranking} == {p for p, s in scores.items() if s > 0}
+        (given,) = searcher.score([query], [[*scores, "no such passage"]])
+        assert given == pytest.approx([*scores.values(), math.nan], rel=1e-4, nan_ok=True)
+    assert searcher.score(["apple", "apple"], [["p1"], []]) == [[searcher.search(["apple"], 1)[0][0][1]], []]
     assert len(searcher.search(["apple", "river"], 1)) == 2
     assert searcher.search(["apple \ud800"], 4) == searcher.search(["apple \ufffd"], 4)
 

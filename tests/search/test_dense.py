@@ -53,6 +53,18 @@ def test_dense_searchers_equal_brute_force(kind, k: int, vectors: np.ndarray):
         assert [score for _, score in ranking] == pytest.approx(scores[order].tolist(), abs=1e-5)
 
 
+def test_given_passages_are_scored_as_the_search_does(vectors: np.ndarray):
+    searcher = searcher_of(ExactSearcher, vectors)
+    found = searcher.search(["3", "77"], 300)
+    wanted = [[pid for pid, _ in found[0][::3]], ["nothing", "p5", "p5"]]
+    first, second = searcher.score(["3", "77"], wanted)
+    assert first == pytest.approx([score for _, score in found[0][::3]], abs=1e-6)
+    assert math.isnan(second[0])
+    assert second[1:] == pytest.approx([dict(found[1])["p5"]] * 2, abs=1e-6)
+    assert searcher.score(["3", "77"], [[], []]) == [[], []]
+    assert searcher.score([], []) == []
+
+
 def test_rows_that_scann_fills_up_are_left_out(vectors: np.ndarray):
     searcher = searcher_of(ScannSearcher, vectors, 1, leaves=20, reorder=300)
     found = searcher.search([str(i) for i in range(32)], 300)

@@ -63,6 +63,10 @@ def test_a_beam_a_docid_finds_what_scoring_every_docid_finds(
             zip(table.passage_ids.to_pylist(), np.asarray(score(params, batch)).tolist(), strict=True)
         )
         assert {passage for passage, _ in ranking} == exact.keys()
+        (given,) = searcher.score([query], [[*exact, "no such passage"]])
+        np.testing.assert_allclose(given, [*exact.values(), np.nan], atol=1e-3)
+        found = dict(ranking)
+        np.testing.assert_allclose(given[:-1], [found[passage] for passage in exact], atol=1e-5)
         assert len(ranking) == len(exact)
         scores = [score for _, score in ranking]
         assert scores == sorted(scores, reverse=True)

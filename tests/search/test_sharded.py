@@ -64,6 +64,9 @@ for kind, tokens in kinds.items():
         for query, ranking in zip(expected, found, strict=True):
             assert [p for p, _ in query] == [p for p, _ in ranking], (kind, parallelism)
             np.testing.assert_allclose([s for _, s in query], [s for _, s in ranking], atol=1e-4)
+        if parallelism == 2:
+            given = searcher.score(queries, [[p for p, _ in ranking] for ranking in expected])
+            np.testing.assert_allclose(given, [[s for _, s in ranking] for ranking in expected], atol=1e-4)
         if kind != "atomic":  # no device looks at the beams' children of others' queries
             assert most_gathered(searcher) <= BATCH * BEAMS
     assert len({tuple(p for p, _ in ranking) for ranking in expected}) > 5  # the queries matter
@@ -76,10 +79,12 @@ for count in (3, 8, 101):
     for k in {1, 3, count}:
         wanted = np.argsort(-(queries @ vectors.T), axis=1)[:, :k]
         for parallelism in (1, 4):
-            rows, scores = ExactSearch(vectors, partitioning.make_mesh(parallelism))(queries, k)
+            exact = ExactSearch(vectors, partitioning.make_mesh(parallelism))
+            rows, scores = exact(queries, k)
             np.testing.assert_array_equal(rows, wanted)
             products = np.take_along_axis(queries @ vectors.T, wanted, 1)
             np.testing.assert_allclose(scores, products, rtol=1e-5)
+            np.testing.assert_allclose(exact.products(queries, wanted), products, rtol=1e-5)
 
 # Whole numbers, of which many products are equal: the lower row comes first, wherever it lies.
 vectors, whole = (rng.integers(-1, 2, (count, 3)).astype(np.float32) for count in (101, 9))
