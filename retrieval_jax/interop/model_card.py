@@ -20,6 +20,7 @@ ABOUT = {
     "product of a query's and a passage's vector is the passage's score.",
     "QueryGenerator": "A query generator: a T5 that reads a passage and writes a query that it answers.",
     "bm25": "A BM25 index: passages are scored by the words that they share with a query.",
+    "fused": "A searcher made of others, which are in the folder parts: their results are fused.",
 }
 TAGS = {
     "GenerativeRetriever": "generative-retrieval",
@@ -108,6 +109,7 @@ def _training(description: Mapping, facts: Mapping) -> dict[str, object]:
         and f"T5, width {network['emb_dim']}, {layers[0]} encoder and {layers[1]} decoder layers",
         "tokens at most": ", ".join(f"{length} of {what}" for what, length in texts.items() if length),
         "searched by": facts.get("kind"),
+        "parts": ", ".join(part["name"] for part in facts.get("parts", ())),
     }
     return {key: value for key, value in known.items() if value not in (None, "", {})}
 

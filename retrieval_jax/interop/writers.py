@@ -24,7 +24,7 @@ from retrieval_jax.interop import stablehlo
 from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
 from retrieval_jax.models.layers import STACK_AXIS
 
-MODEL, DOCIDS = "model", "docids"  # folders in an exported searcher's
+MODEL, DOCIDS, PARTS = "model", "docids", "parts"  # folders in an exported searcher's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Subject:
     """What is exported: a model, and the searcher's folder and manifest, if there is one.
 
     Attributes:
-      model_dir: the model's folder; None for BM25.
+      model_dir: the model's folder; None for a searcher without one, such as BM25.
       step: the model's checkpoint.
       searcher: the searcher's folder; None where a model is exported alone.
       manifest: the searcher's manifest.
@@ -43,10 +43,17 @@ class Subject:
     searcher: Path | None = None
     manifest: Mapping = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def of_searcher(cls, folder: Path, manifest: Mapping) -> "Subject":
+        """Makes the subject of a searcher's folder, with its model if it has one."""
+        model = paths.join(folder, manifest["model"]) if "model" in manifest else None
+        return cls(model, manifest.get("step"), folder, manifest)
+
     def open(self) -> LoadedModel:
-        """Loads the model. Raises UserError for BM25, which has none."""
+        """Loads the model. Raises UserError for BM25 and fused searchers, which have none of their own."""
         if self.model_dir is None:
-            raise UserError(f"{self.searcher}: BM25 has no weights: --gin.export.format=\"'searcher'\"")
+            what = "a fused searcher" if self.manifest.get(PARTS) else "BM25"
+            raise UserError(f"{self.searcher}: {what} has no weights: --gin.export.format=\"'searcher'\"")
         return load_model(self.model_dir, self.step)
 
     @property
@@ -74,7 +81,19 @@ def write_searcher(folder: Path, subject: Subject) -> dict:
         facts[DOCIDS] = DOCIDS
         DocidTable.open(subject.docids)  # raises where it is not whole
         shutil.copytree(paths.ensure_local(subject.docids), folder / DOCIDS)
+    if subject.manifest.get(PARTS):
+        facts[PARTS] = [_write_part(folder, subject, part) for part in subject.manifest[PARTS]]
     return facts
+
+
+def _write_part(folder: Path, subject: Subject, part: Mapping) -> dict:
+    """Writes a part of a fused searcher into the folder, and returns what the manifest says of it."""
+    source, target = paths.join(subject.searcher, part["folder"]), f"{PARTS}/{part['name']}"
+    manifest = storage.read_manifest(source, "index")
+    (folder / target).mkdir(parents=True)
+    facts = write_searcher(folder / target, Subject.of_searcher(source, manifest))
+    storage.write_manifest(folder / target, {"recipe": manifest["recipe"], **facts})
+    return {**part, "folder": target}
 
 
 def write_model(folder: Path, model_dir: Path, opened: LoadedModel) -> None:

@@ -56,6 +56,11 @@ class IndexSettings:
       expansion: name of the synthetic queries that are appended to the passages; None for none.
       language: the language of a lexical search, by the name of Snowball's stemmer ("porter" is English);
         None for no stemmer and no stop words.
+      parts: names of the searchers that a fused searcher is made of.
+      fusion: how their results become one list, a key of `fusion.NORMALISATIONS`; None for the best one.
+      weights: the weight of each part; None to choose them with queries of `fit_split`.
+      depth: passages of each part that count; None to choose it with the weights.
+      fit_split: the split of queries to choose with; None for equal weights.
     """
 
     beams: int = 40
@@ -63,6 +68,11 @@ class IndexSettings:
     recall_target: float | None = None
     expansion: str | None = None
     language: str | None = "porter"
+    parts: tuple[str, ...] = ()
+    fusion: str | None = None
+    weights: tuple[float, ...] | None = None
+    depth: int | None = None
+    fit_split: str | None = "dev"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +214,7 @@ _MODULES = {
     "scann": "retrieval_jax.search.dense",
     "exact": "retrieval_jax.search.dense",
     "bm25": "retrieval_jax.search.bm25",
+    "fused": "retrieval_jax.search.fused",
 }
 """Kind -> the package's own module that registers it. It is imported when that kind is asked for."""
 _CLASSES: dict[str, type[Searcher]] = {}
@@ -255,25 +266,44 @@ def searcher_manifest(folder: Path, collection: Collection) -> dict:
     """Returns the manifest that `retrieval-jax index` wrote.
 
     Raises:
-      UserError: the searcher is of another collection, or its model was replaced since.
+      UserError: the searcher is of another collection, or its model or a part of it was replaced since.
     """
     manifest = storage.read_manifest(folder, "index")
     if manifest["recipe"]["collection"] != collection.fingerprint:
         raise UserError(
             f"{folder}: made of another collection than {collection.folder}: `retrieval-jax index`"
         )
-    check_model(folder, manifest)
+    check_sources(folder, manifest)
     return manifest
+
+
+def check_sources(folder: Path, manifest: dict) -> None:
+    """Raises UserError if what a searcher answers with is not what it was built with.
+
+    That is its model (see `check_model`), and of a fused searcher its parts: its weights were chosen for
+    those. What an exported folder holds is checked together with that folder's other files.
+    """
+    if "files" in manifest:
+        return
+    check_model(folder, manifest)
+    for part in manifest.get("parts", ()):
+        place = paths.join(folder, part["folder"])
+        now = storage.read_manifest(place, "index")
+        if now["recipe"] != part["recipe"]:
+            raise UserError(
+                f"{paths.absolute(place)}: not the searcher that {folder} was made of: make {folder.name} "
+                "again, `retrieval-jax index`"
+            )
+        check_sources(place, now)
 
 
 def check_model(folder: Path, manifest: dict) -> None:
     """Raises UserError if a searcher's model is not the one that the searcher was built with.
 
     A model can be trained again to the same step, so that only its content tells them apart. Nothing is
-    raised here if the model or its checkpoint is missing: opening the searcher reports that. The model in an
-    exported folder is checked together with that folder's other files.
+    raised here if the model or its checkpoint is missing: opening the searcher reports that.
     """
-    if "model" not in manifest or "files" in manifest:
+    if "model" not in manifest:
         return
     from retrieval_jax.checkpoints.model_folder import DESCRIPTION, model_checksum, read_description
 
@@ -297,5 +327,5 @@ def _open(folder: Path, make_partitioner: "Callable[[], Partitioner] | None") ->
     if "files" in manifest:  # it was exported, and may have come from elsewhere
         folder = paths.ensure_local(folder)
         storage.check_files(folder, manifest)
-    check_model(folder, manifest)
+    check_sources(folder, manifest)
     return searcher.open(folder, make_partitioner)

@@ -56,8 +56,7 @@ def export(
         folder = work.searcher(name)
         collection = Collection(work.collection)
         manifest = searcher_manifest(folder, collection)
-        model = paths.join(folder, manifest["model"]) if "model" in manifest else None
-        subject = Subject(model, manifest.get("step"), folder, manifest)
+        subject = Subject.of_searcher(folder, manifest)
         recipe = manifest["recipe"] | {"metrics": searcher_metrics(work, name, collection)}
     output = (
         paths.as_path(output) if output else work.export(name if format == "searcher" else f"{name}.{format}")

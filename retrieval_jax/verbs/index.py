@@ -1,22 +1,26 @@
 """The verb `index`: a checkpoint (or the passages, for BM25) becomes a searcher folder."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Annotated
 
 import gin
 
 from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import Fraction, Positive
+from retrieval_jax.core.values import Fraction, Names, NonNegativeFloat, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.mesh.partitioning import make_partitioner
+from retrieval_jax.search.fusion import NORMALISATIONS
 from retrieval_jax.search.indexing import build_searcher, choose_searcher, default_name
 from retrieval_jax.search.searcher import IndexInputs, IndexSettings
 
 SUMMARY_KEYS = (
     *("kind", "parameters", "passages", "dimensions", "added", "removed"),
-    *("recall_at_10", "recall_at_100"),
+    *("recall_at_10", "recall_at_100", "fused_by", "fitted"),
 )  # of the manifest
+FUSION = Names("a fusion", tuple(NORMALISATIONS))
 
 
 @gin.configurable("make_index")
@@ -28,8 +32,8 @@ class IndexConfig:
       source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
       work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       model_dir: the trained model; None for a searcher that has no model, such as BM25.
-      kind: the kind of searcher: "generative", "scann", "exact", "bm25", or one that a gin file's
-        `import MODULE` registers. None for the default: bm25 without a model, scann for a dual encoder
+      kind: the kind of searcher: "generative", "scann", "exact", "bm25", "fused", or one that a gin
+        file's `import MODULE` registers. None for the default: bm25 without a model, scann for a dual encoder
         (exact where ScaNN is not installed: it exists for Linux only).
       name: the searcher's name; None for the kind of docids, or the kind (KIND_EXPANSION with an expansion).
       beams: beams of a generative search, which is the most docids that it finds.
@@ -40,6 +44,16 @@ class IndexConfig:
       language: the language of BM25's stemmer and stop words, by Snowball's name: "porter" for English with
         Porter's stemmer (as Anserini), "english" for his second one, "german", …; None for neither.
       step: which of the model's checkpoints (--MODEL_STEP); None for the newest.
+      parts: names of the searchers that a fused searcher is made of, such as ('bm25', 'exact').
+      fusion: how they are fused: weighted sums of scores that are mapped onto 0 to 1 ("min_max") or
+        standardised ("z"), of reciprocal ranks ("reciprocal_rank", with k=60), or "rerank": the first part
+        finds passages, which the others score. None for the one of the first three that is best with the
+        weights.
+      weights: the weight of each part; None to choose those with the best nDCG@10 on the queries of
+        `fit_split`, of multiples of 1/20 (of 1/10 or more from four parts on).
+      depth: passages of each part's list that count; None to choose 100 or 200 together with the weights
+        (20 to 200 to re-rank).
+      fit_split: queries to choose with, at most 1,000 and never test's; None for equal weights.
     """
 
     source: str
@@ -53,11 +67,17 @@ class IndexConfig:
     expansion: str | None = None
     language: str | None = "porter"
     step: Positive | None = None
+    parts: Sequence[str] = ()
+    fusion: Annotated[str, FUSION] | None = None
+    weights: Sequence[NonNegativeFloat] | None = None
+    depth: Positive | None = None
+    fit_split: str | None = "dev"
 
     @property
     def settings(self) -> IndexSettings:
         """What searchers may read."""
-        return IndexSettings(self.beams, self.batch_size, self.recall_target, self.expansion, self.language)
+        names = [field.name for field in dataclasses.fields(IndexSettings)]
+        return IndexSettings(**{name: getattr(self, name) for name in names})
 
 
 def make_index(**values: object) -> dict:
@@ -73,6 +93,10 @@ def make_index(**values: object) -> dict:
       UserError: the values do not go together.
     """
     config = IndexConfig(**values)
+    if config.parts and config.kind != "fused":
+        raise UserError(
+            "make_index.parts: only a fused searcher has parts: --gin.make_index.kind=\"'fused'\""
+        )
     if config.expansion and config.model_dir:
         raise UserError("make_index.expansion: only BM25 reads it: set MODEL_DIR=None")
     work = Workspace.for_source(config.source, config.work_dir)

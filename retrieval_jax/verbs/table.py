@@ -42,6 +42,7 @@ EXAMPLES = {
     "index": (
         "retrieval-jax index                     # BM25",
         "retrieval-jax index --MODEL_DIR=work/NAME/models/naive",
+        "retrieval-jax index --gin.make_index.kind=\"'fused'\" --gin.make_index.parts=\"('bm25', 'exact')\"",
     ),
     "search": (
         "retrieval-jax search --SEARCHER=naive --SPLIT=test",

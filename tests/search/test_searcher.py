@@ -119,6 +119,7 @@ def test_a_kind_needs_a_name_of_its_own_and_all_methods():
         ("bm25", ("tensorflow", "scann", "flax", "retrieval_jax.search.dense")),
         ("exact", ("tensorflow", "scann", "bm25s")),
         ("generative", ("tensorflow", "scann", "bm25s", "retrieval_jax.search.dense")),
+        ("fused", ("tensorflow", "scann", "bm25s", "retrieval_jax.search.dense")),
     ],
 )
 def test_only_the_kinds_own_libraries_are_imported(kind: str, unwanted: tuple[str, ...], python):

@@ -1,0 +1,236 @@
+"""A searcher made of others: their ranked lists are fused, or one finds passages and the others re-rank them.
+
+Its folder holds a manifest alone, which names its parts, by their folders and by the recipes that they had
+when the weights were chosen, and how they are fused. An exported one holds its parts, in parts/NAME.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import bar, log
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.records import Collection
+from retrieval_jax.mesh.partitioning import Partitioner, all_devices
+from retrieval_jax.search import fusion
+from retrieval_jax.search.batched import BATCH_SIZE
+from retrieval_jax.search.fusion import DEPTHS, NORMALISATIONS, RERANK, Candidates, Fusion
+from retrieval_jax.search.searcher import (
+    IndexInputs,
+    IndexSettings,
+    RankedList,
+    Searcher,
+    register_searcher,
+    searcher_class,
+    searcher_manifest,
+)
+
+VERSION = 1  # of what is computed from the same settings
+QUERIES = 1000  # that weights are chosen with, at most
+REPORTED = "test"  # the split that figures are reported on
+
+
+@register_searcher
+class FusedSearcher(Searcher):
+    """Searches with several searchers; see `fusion`.
+
+    With the method "rerank" the first part finds passages, the others score those (`Searcher.score`), and
+    the passages are ranked by the weighted sum of all parts' scores. With the other methods each part finds
+    its own passages.
+
+    Args:
+      parts: the searchers.
+      fusion: how their results become one list.
+    """
+
+    kind: ClassVar[str] = "fused"
+    family: ClassVar[str] = "fused"
+
+    def __init__(self, parts: Sequence[Searcher], fusion: Fusion):
+        self.parts, self.fusion = parts, fusion
+
+    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
+        """See `Searcher.search`.
+
+        Equal scores are in the order in which the parts' lists, one after the other, have the passages. At
+        most `fusion.depth` passages of each part count, for any k. A re-ranked list goes on with what the
+        first part found below that depth; those passages have scores below 0.
+        """
+        if not queries:
+            return []
+        depth, reranks = self.fusion.depth, self.fusion.method == RERANK
+        finders = self.parts[:1] if reranks else self.parts
+        found = [part.search(queries, max(k, depth) if reranks else depth) for part in finders]
+        cut = [[ranked_list[:depth] for ranked_list in lists] for lists in found]
+        ranked = map(self.fusion.rank, collect(self.parts, queries, cut))
+        if not reranks:
+            return [ranked_list[:k] for ranked_list in ranked]
+        rest = [
+            [(passage_id, -float(rank)) for rank, (passage_id, _) in enumerate(below, start=depth + 1)]
+            for below in (ranked_list[depth:] for ranked_list in found[0])
+        ]
+        return [(best + below)[:k] for best, below in zip(ranked, rest, strict=True)]
+
+    @classmethod
+    def recipe(cls, inputs: IndexInputs) -> dict:
+        """See `Searcher.recipe`: the parts as they are now, and the settings."""
+        settings = inputs.settings
+        check(settings)
+        found = [(name, inputs.work.searcher(name)) for name in settings.parts]
+        manifests = [searcher_manifest(folder, inputs.collection) for _, folder in found]
+        if settings.fusion == RERANK:
+            for name, manifest in list(zip(settings.parts, manifests, strict=True))[1:]:
+                if searcher_class(manifest["kind"]).score is Searcher.score:
+                    raise UserError(
+                        f"make_index.parts: {name} ({manifest['kind']}) cannot score the passages that "
+                        "another searcher found: take an exact, generative or bm25 one"
+                    )
+        return {
+            "parts": [
+                {"name": name, "folder": paths.relative(folder, inputs.folder), "recipe": manifest["recipe"]}
+                for (name, folder), manifest in zip(found, manifests, strict=True)
+            ],
+            "settings": {
+                name: getattr(settings, name) for name in ("fusion", "weights", "depth", "fit_split")
+            },
+            "version": VERSION,
+        }
+
+    @classmethod
+    def write(cls, folder: Path, inputs: IndexInputs) -> dict:
+        """See `Searcher.write`. Chooses what the settings leave open with queries of `fit_split`."""
+        settings, names = inputs.settings, inputs.settings.parts
+        folders = [inputs.work.searcher(name) for name in names]
+        counts = [storage.read_manifest(part, "index").get("parameters") for part in folders]
+        facts = {"parameters": sum(filter(None, counts)) or None}
+        method, weights, depth = settings.fusion, settings.weights, settings.depth
+        queries = [] if weights else fit_queries(inputs.collection, settings.fit_split)
+        if queries:
+            mine = Partitioner(all_devices(devices=jax.local_devices()))
+            parts = [Searcher.open(part, lambda: mine) for part in folders]
+            chosen = fit(parts, queries, settings)
+            fused = chosen.fusion
+            alone = dict(zip(names, chosen.alone, strict=True))
+            facts["fitted"] = {
+                "split": settings.fit_split,
+                "queries": len(queries),
+                "nDCG@10": chosen.ndcg,
+                "alone": alone,
+            }
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in alone.items())
+            log(f"fused: nDCG@10 {chosen.ndcg:.4f} on {len(queries)} {settings.fit_split} queries; {shown}")
+        else:
+            method = method or next(iter(NORMALISATIONS))
+            fused = Fusion(
+                method, tuple(weights or [1 / len(names)] * len(names)), depth or max(DEPTHS[method])
+            )
+        shown = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, fused.weights, strict=True))
+        log(f"fused: {fused.method}, weights {shown}, depth {fused.depth}")
+        return facts | {"fused_by": dataclasses.asdict(fused)}
+
+    @classmethod
+    def open(cls, folder: Path, make_partitioner: Callable[[], Partitioner] | None = None) -> "FusedSearcher":
+        """See `Searcher.open`. Parts that have no weight, and find nothing, are not opened."""
+        manifest = storage.read_manifest(folder, "index")
+        fused_by = Fusion(**manifest["fused_by"])
+        parts, weights = [], []
+        for nth, (part, weight) in enumerate(zip(manifest["parts"], fused_by.weights, strict=True)):
+            if weight or (nth == 0 and fused_by.method == RERANK):
+                where = paths.join(folder, part["folder"])
+                kind = searcher_class(storage.read_manifest(where, "index")["kind"])
+                parts.append(kind.open(where, make_partitioner))
+                weights.append(weight)
+        return cls(parts, dataclasses.replace(fused_by, weights=tuple(weights)))
+
+
+def check(settings: IndexSettings) -> None:
+    """Raises UserError if the settings of a fused searcher do not go together."""
+    parts, weights, method = settings.parts, settings.weights, settings.fusion
+    if len(parts) < 2 or len({*parts}) < len(parts):
+        raise UserError(
+            "make_index.parts: a fused searcher is made of two or more different ones: "
+            "--gin.make_index.parts=\"('bm25', 'exact')\""
+        )
+    if weights and (len(weights) != len(parts) or not any(weights)):
+        raise UserError(f"make_index.weights: {weights}: give {len(parts)} numbers, one for each part")
+    if weights and not method:
+        raise UserError("make_index.weights: of which fusion? set make_index.fusion, too")
+    if settings.fit_split == REPORTED:
+        raise UserError(
+            f"make_index.fit_split: {REPORTED!r} is what figures are reported on: choose weights with "
+            "another split, or None for equal weights"
+        )
+
+
+def collect(
+    parts: Sequence[Searcher], queries: Sequence[str], found: Sequence[Sequence[RankedList]]
+) -> list[Candidates]:
+    """Gathers each query's candidates, of which parts that did not search give their scores.
+
+    Args:
+      parts: the searchers.
+      queries: the queries.
+      found: the ranked lists of each query, for the parts that searched: all parts, or the first one alone.
+    """
+    if len(found) == len(parts):
+        return [Candidates.of(lists) for lists in zip(*found, strict=True)]
+    wanted = [[passage_id for passage_id, _ in ranked_list] for ranked_list in found[0]]
+    scores = [part.score(queries, wanted) for part in parts[1:]]
+    gathered = []
+    for nth, ranked_list in enumerate(found[0]):
+        candidates = Candidates.of([ranked_list, *([] for _ in parts[1:])])
+        for part, of_queries in enumerate(scores, start=1):
+            candidates.scores_CxP[:, part] = of_queries[nth]
+            candidates.ranks_CxP[:, part] = candidates.ranks_CxP[:, 0]  # of the list that depths cut
+        gathered.append(candidates)
+    return gathered
+
+
+def fit_queries(collection: Collection, split: str | None) -> list[Query]:
+    """Returns the queries to choose weights with: at most QUERIES, chosen by a hash of their ids.
+
+    Queries without relevant passages are left out. If there are no queries, a line says that weights are
+    equal.
+    """
+    if split is None:
+        return []
+    counts = collection.query_counts
+    queries = [query for query in collection.queries(split) if query.relevant] if counts.get(split) else []
+    if not queries:
+        log(f"fused: no queries of split {split!r} to choose weights with: all parts have the same weight")
+    elif REPORTED not in counts:
+        log(
+            f"fused: weights are chosen with queries of {split!r}, and there is no {REPORTED!r}: figures of "
+            f"{split!r} are not of unseen queries (make_index.fit_split=None takes equal weights)"
+        )
+    return sorted(queries, key=lambda query: storage.hash_fraction(query.id))[:QUERIES]
+
+
+def fit(parts: Sequence[Searcher], queries: Sequence[Query], settings: IndexSettings) -> fusion.Choice:
+    """Chooses what the settings leave open (method, weights, depth) by nDCG@10 on these queries.
+
+    Args:
+      parts: the searchers.
+      queries: the queries, each with relevant passages.
+      settings: the user's choices, without weights. If no method is given, it is the best one of those that
+        fuse lists.
+    """
+    methods = [settings.fusion] if settings.fusion else [name for name in NORMALISATIONS if name != RERANK]
+    depths = (settings.depth,) if settings.depth else None
+    deepest = max(depths or max(DEPTHS[method] for method in methods))
+    finders = parts[:1] if methods == [RERANK] else parts
+    gathered = []
+    with bar("choosing weights", len(queries)) as advance:
+        for first in range(0, len(queries), BATCH_SIZE):
+            texts = [query.text for query in queries[first : first + BATCH_SIZE]]
+            gathered += collect(parts, texts, [part.search(texts, deepest) for part in finders])
+            advance(len(texts))
+    pairs = zip(queries, gathered, strict=True)
+    gathered = [found.without(query.id) if query.is_passage else found for query, found in pairs]
+    grades: list[Mapping[str, int]] = [query.relevant for query in queries]
+    return fusion.choose(gathered, grades, methods, depths)

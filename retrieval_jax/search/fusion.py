@@ -1,0 +1,227 @@
+"""Fusing ranked lists: scores made comparable and added up, and the weights that rank dev queries best.
+
+Letters in shapes: C candidates (passages that a part found), P parts (searchers that are fused), R relevant
+passages, W choices of weights.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from retrieval_jax.search.searcher import RankedList
+
+RECIPROCAL_RANK_K = 60
+CUTOFF = 10  # of the nDCG by which weights are chosen
+_STEPS = (20, 10, 5, 4, 3, 2, 1)  # weights are multiples of one of 1/20, 1/10, …
+_MOST_WEIGHTS = 300  # choices of weights that are tried
+
+
+class Candidates(NamedTuple):
+    """The passages that the parts found for a query, in the order in which they were first found.
+
+    Attributes:
+      ids: the C passage ids: first those of the first part's list, then those that only later parts found.
+      scores_CxP: float64, each part's scores; NaN where it did not find the passage.
+      ranks_CxP: float64, the places in each part's list, from 1; NaN where it did not find the passage.
+    """
+
+    ids: list[str]
+    scores_CxP: np.ndarray
+    ranks_CxP: np.ndarray
+
+    @classmethod
+    def of(cls, lists: Sequence[RankedList]) -> "Candidates":
+        """Collects the passages of one ranked list a part."""
+        row = {}
+        for ranked_list in lists:
+            for passage_id, _ in ranked_list:
+                row.setdefault(passage_id, len(row))
+        scores_CxP, ranks_CxP = (np.full((len(row), len(lists)), np.nan) for _ in range(2))
+        for part, ranked_list in enumerate(lists):
+            rows = [row[passage_id] for passage_id, _ in ranked_list]
+            scores_CxP[rows, part] = [score for _, score in ranked_list]
+            ranks_CxP[rows, part] = np.arange(1, len(rows) + 1)
+        return cls(list(row), scores_CxP, ranks_CxP)
+
+    def up_to(self, depth: int) -> "Candidates":
+        """Returns what would be there if each part's list ended after `depth` passages."""
+        within_CxP = self.ranks_CxP <= depth
+        kept = within_CxP.any(axis=1)
+        scores_CxP, ranks_CxP = (np.where(within_CxP, x, np.nan)[kept] for x in self[1:])
+        return Candidates(list(itertools.compress(self.ids, kept)), scores_CxP, ranks_CxP)
+
+    def without(self, passage_id: str) -> "Candidates":
+        """Returns the same without a passage; the other ranks stay as they are."""
+        kept = np.array([other != passage_id for other in self.ids], bool)
+        return Candidates(list(itertools.compress(self.ids, kept)), *(x[kept] for x in self[1:]))
+
+
+def min_max(candidates: Candidates) -> np.ndarray:
+    """Maps each part's scores onto 0 (its lowest) to 1 (its highest): C×P.
+
+    A passage that a part did not find has 0. If all of a part's scores are equal, as where it found a single
+    passage, those passages have 1.
+    """
+    low_P, high_P, scores_CxP = _extremes(candidates)
+    with np.errstate(invalid="ignore"):
+        shares_CxP = np.where(high_P > low_P, (scores_CxP - low_P) / (high_P - low_P), 1.0)
+    return np.where(np.isnan(scores_CxP), 0.0, shares_CxP)
+
+
+def z_scores(candidates: Candidates) -> np.ndarray:
+    """Subtracts each part's mean score and divides by the standard deviation: C×P.
+
+    A passage that a part did not find has the lowest value of those that it found. If all of a part's scores
+    are equal, those passages have 0, and those that it did not find -1; all have 0 if it found none.
+    """
+    low_P, high_P, scores_CxP = _extremes(candidates)
+    found_CxP = ~np.isnan(scores_CxP)
+    count_P = np.maximum(found_CxP.sum(axis=0), 1)
+    mean_P = np.where(found_CxP, scores_CxP, 0.0).sum(axis=0) / count_P
+    off_CxP = np.where(found_CxP, scores_CxP - mean_P, 0.0)
+    deviation_P = np.sqrt((off_CxP**2).sum(axis=0) / count_P)
+    varies_P = (high_P > low_P) & (deviation_P > 0)  # equal scores leave a rounding error in the deviation
+    scaled_CxP = np.where(varies_P, off_CxP / np.where(varies_P, deviation_P, 1.0), 0.0)
+    lowest_P = np.where(
+        varies_P, scaled_CxP.min(axis=0, initial=0.0), np.where(found_CxP.any(axis=0), -1.0, 0.0)
+    )
+    return np.where(found_CxP, scaled_CxP, lowest_P)
+
+
+def reciprocal_ranks(candidates: Candidates) -> np.ndarray:
+    """Computes 1 / (60 + rank) of each part's list, 0 for a passage that it did not find: C×P.
+
+    Cormack, Clarke and Büttcher (2009), "Reciprocal rank fusion outperforms Condorcet and individual rank
+    learning methods", section 2; the constant is theirs.
+    """
+    return np.nan_to_num(1 / (RECIPROCAL_RANK_K + candidates.ranks_CxP))
+
+
+def _extremes(candidates: Candidates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (the lowest score of each part, the highest, the scores)."""
+    scores_CxP = candidates.scores_CxP
+    low_P = np.where(np.isnan(scores_CxP), np.inf, scores_CxP).min(axis=0, initial=np.inf)
+    high_P = np.where(np.isnan(scores_CxP), -np.inf, scores_CxP).max(axis=0, initial=-np.inf)
+    return low_P, high_P, scores_CxP
+
+
+RERANK = "rerank"
+NORMALISATIONS = {"min_max": min_max, "z": z_scores, "reciprocal_rank": reciprocal_ranks, RERANK: min_max}
+"""Name of a fusion -> what makes its parts' scores comparable."""
+DEPTHS = {name: (20, 50, 100, 200) if name == RERANK else (100, 200) for name in NORMALISATIONS}
+"""Name of a fusion -> the depths that are tried. Lists of fewer than 100 would be too short where 100 are
+wanted, but a re-ranked list goes on as its first part's does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fusion:
+    """How the lists of several parts become one.
+
+    Attributes:
+      method: the name of a fusion, a key of NORMALISATIONS.
+      weights: the weight of each part.
+      depth: passages of each part's list that count; with "rerank", of the first part's list.
+    """
+
+    method: str
+    weights: tuple[float, ...]
+    depth: int
+
+    def rank(self, candidates: Candidates) -> RankedList:
+        """Ranks a query's candidates by the weighted sum of their normalised scores, best first.
+
+        Equal sums are in the order of the candidates. The sums are rounded once (`math.fsum`), so that parts
+        of the same weight may change places.
+        """
+        parts_CxP = NORMALISATIONS[self.method](candidates) * self.weights
+        sums = [math.fsum(row) for row in parts_CxP.tolist()]
+        return sorted(zip(candidates.ids, sums, strict=True), key=lambda pair: -pair[1])
+
+
+def weight_choices(parts: int) -> np.ndarray:
+    """Returns the weights that are tried: W×P, multiples of a step that add up to 1, nearest to equal first.
+
+    The step is the smallest of 1/20, 1/10, 1/5, 1/4, 1/3, 1/2 and 1 with at most 300 choices.
+    """
+    steps = next(n for n in _STEPS if n == 1 or math.comb(n + parts - 1, parts - 1) <= _MOST_WEIGHTS)
+    bars = itertools.combinations(range(steps + parts - 1), parts - 1)
+    counts = [np.diff([-1, *bar, steps + parts - 1]) - 1 for bar in bars]
+    counts.sort(key=lambda count_P: float((count_P**2).sum()))  # stable: equal distances keep their order
+    return np.array(counts) / steps
+
+
+def ndcg(
+    candidates: Candidates, normalised_CxP: np.ndarray, weights_WxP: np.ndarray, grades: Mapping[str, int]
+) -> np.ndarray:
+    """Computes a query's nDCG@10 for each choice of weights: W, float64.
+
+    The gain is the grade, as in trec_eval. Only the ranks of relevant passages are computed, by counting what
+    lies above them.
+
+    Args:
+      candidates: the query's candidates.
+      normalised_CxP: their parts' scores, normalised.
+      weights_WxP: the choices of weights.
+      grades: passage id -> grade (> 0) of all relevant passages, at least one.
+    """
+    best = sorted(grades.values(), reverse=True)[:CUTOFF]
+    ideal = sum(grade / math.log2(rank + 1) for rank, grade in enumerate(best, start=1))
+    sums_CxW = normalised_CxP @ weights_WxP.T
+    total_W = np.zeros(len(weights_WxP))
+    for row, passage_id in enumerate(candidates.ids):
+        if grade := grades.get(passage_id, 0):
+            above_W = (sums_CxW > sums_CxW[row]).sum(axis=0) + (sums_CxW[:row] == sums_CxW[row]).sum(axis=0)
+            total_W += np.where(above_W < CUTOFF, grade / np.log2(above_W + 2), 0.0)
+    return total_W / ideal
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What `choose` came to.
+
+    Attributes:
+      fusion: the best one.
+      ndcg: its mean nDCG@10.
+      alone: the mean nDCG@10 of each part alone.
+    """
+
+    fusion: Fusion
+    ndcg: float
+    alone: tuple[float, ...]
+
+
+def choose(
+    candidates: Sequence[Candidates],
+    grades: Sequence[Mapping[str, int]],
+    methods: Sequence[str],
+    depths: Sequence[int] | None = None,
+) -> Choice:
+    """Chooses method, weights and depth by the mean nDCG@10 over queries: every combination is tried.
+
+    Of equally good ones the first is taken: methods and depths in their order, weights nearest to equal
+    first.
+
+    Args:
+      candidates: each query's candidates, from lists as long as the largest depth.
+      grades: each query's relevant passages, at least one: passage id -> grade.
+      methods: the names of fusions to choose from.
+      depths: the depths to choose from; None for each method's own in DEPTHS.
+    """
+    P = candidates[0].scores_CxP.shape[1]
+    weights_WxP, best = weight_choices(P), None
+    for method in methods:
+        for depth in depths or DEPTHS[method]:
+            mean_W, alone_P = np.zeros(len(weights_WxP)), np.zeros(P)
+            for found, relevant in zip((c.up_to(depth) for c in candidates), grades, strict=True):
+                normalised_CxP = NORMALISATIONS[method](found)
+                mean_W += ndcg(found, normalised_CxP, weights_WxP, relevant) / len(grades)
+                alone_P += ndcg(found, normalised_CxP, np.eye(P), relevant) / len(grades)
+            at = int(np.argmax(np.round(mean_W, 9)))
+            if best is None or mean_W[at] > best.ndcg + 1e-9:
+                fusion = Fusion(method, tuple(weights_WxP[at].tolist()), depth)
+                best = Choice(fusion, float(mean_W[at]), tuple(alone_P.tolist()))
+    return best

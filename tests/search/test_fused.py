@@ -1,0 +1,194 @@
+"""Fused searchers: what they find by hand, how they are made by the verb, and what they refuse."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.records import Collection
+from retrieval_jax.search import fused
+from retrieval_jax.search.fused import FusedSearcher
+from retrieval_jax.search.fusion import DEPTHS, Fusion
+from retrieval_jax.search.searcher import RankedList, Searcher
+
+QUERIES = ["smooth a noisy signal", "print a table", "qqq"]
+
+
+class Listed(Searcher):
+    """Finds what it was given: query -> passage -> score."""
+
+    def __init__(self, scores: dict[str, dict[str, float]]):
+        self.scores = scores
+
+    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
+        return [sorted(self.scores[q].items(), key=lambda pair: -pair[1])[:k] for q in queries]
+
+    def score(self, queries, candidates):
+        pairs = zip(queries, candidates, strict=True)
+        return [[self.scores[q].get(p, float("nan")) for p in wanted] for q, wanted in pairs]
+
+
+A = Listed({"x": {"a": 9.0, "b": 8.0, "c": 5.0, "d": 1.0}, "y": {"a": 1.0}, "z": {}})
+B = Listed({"x": {"b": 0.5, "d": 0.4, "e": 0.1}, "y": {}, "z": {}})
+
+
+def test_lists_are_fused():
+    searcher = FusedSearcher([A, B], Fusion("min_max", (0.5, 0.5), 3))
+    x, y, z = searcher.search(["x", "y", "z"], 10)
+    # a: (9-5)/4 / 2; b: (3/4 + 1) / 2; c: 0; d: (.4-.1)/.4 / 2, as it is fourth of the first list; e: 0.
+    assert [p for p, _ in x] == ["b", "a", "d", "c", "e"]
+    assert dict(x) == pytest.approx({"b": 0.875, "a": 0.5, "d": 0.375, "c": 0, "e": 0})
+    assert (y, z) == ([("a", 0.5)], [])
+    assert searcher.search([], 10) == []
+
+
+@pytest.mark.parametrize("method", DEPTHS)
+def test_a_shorter_list_is_the_beginning_of_a_longer_one(method):
+    searcher = FusedSearcher([A, B], Fusion(method, (0.3, 0.7), 2))
+    (longest,) = searcher.search(["x"], 10)
+    for k in range(1, 6):
+        assert searcher.search(["x"], k) == [longest[:k]]
+        assert searcher.search(["y", "x"], k)[1] == longest[:k]
+
+
+def test_the_first_part_finds_and_the_others_score():
+    (found,) = FusedSearcher([A, B], Fusion("rerank", (0, 1), 3)).search(["x"], 10)
+    # Of a, b and c the second part knows b alone, whose scores' spread is 0; d is below the depth.
+    assert found == [("b", 1.0), ("a", 0.0), ("c", 0.0), ("d", -4.0)]
+    (found,) = FusedSearcher([A, B], Fusion("rerank", (0.5, 0.5), 4)).search(["x"], 3)
+    assert found == [("b", 0.5 * 7 / 8 + 0.5), ("a", 0.5), ("c", 0.25)]
+    assert FusedSearcher([A, B], Fusion("rerank", (0, 1), 3)).search(["z", "y"], 3) == [[], [("a", 0.0)]]
+
+
+@pytest.fixture
+def two(own, cli, tmp_path: Path):
+    """Two BM25 searchers, `stemmed` and `plain`; the bindings that make a fused one of them."""
+    assert cli("import", *own)[0] == 0
+    for name, language in (("stemmed", "'porter'"), ("plain", "None")):
+        flags = [f"--gin.make_index.name={name!r}", f"--gin.make_index.language={language}"]
+        assert cli("index", *own, *flags)[0] == 0
+    return [*own, "--gin.make_index.kind='fused'", "--gin.make_index.parts=('stemmed', 'plain')"]
+
+
+def test_weights_are_chosen_on_dev_alone(two, cli, tmp_path, monkeypatch):
+    asked, queries = [], Collection.queries
+    monkeypatch.setattr(
+        Collection, "queries", lambda self, split: asked.append(split) or queries(self, split)
+    )
+    status, made, err = cli("index", *two)
+    assert status == 0, err
+    assert asked == ["dev"]
+    assert made["fitted"]["split"] == "dev"
+    assert made["fitted"]["queries"] == len(queries(Collection(tmp_path / "work/collection"), "dev"))
+    assert made["fitted"]["nDCG@10"] >= max(made["fitted"]["alone"].values()) - 1e-9
+    assert sum(made["fused_by"]["weights"]) == pytest.approx(1)
+
+    # The manifest's figure is that of the searcher's run, as it is evaluated.
+    for name in ("fused", "plain"):
+        for verb in ("search", "evaluate"):
+            assert cli(verb, *two, f"--gin.SEARCHER={name!r}", "--SPLIT=dev")[0] == 0
+    metrics = storage.read_json(tmp_path / "work/metrics.json", "")
+    assert metrics["fused"]["nDCG@10"] == pytest.approx(made["fitted"]["nDCG@10"], abs=1e-9)
+    assert metrics["plain"]["nDCG@10"] == pytest.approx(made["fitted"]["alone"]["plain"], abs=1e-9)
+
+    # The same command again makes nothing; equal weights, or others, are another searcher.
+    folder = tmp_path / "work/searchers/fused"
+    before = folder.stat().st_ino
+    assert cli("index", *two)[1] == made
+    assert folder.stat().st_ino == before
+    status, made, err = cli("index", *two, "--gin.make_index.fit_split=None")
+    assert status == 0, err
+    assert made["fused_by"] == {"method": "min_max", "weights": [0.5, 0.5], "depth": 200}
+    assert "fitted" not in made
+    given = [
+        "--gin.make_index.weights=(0, 1)",
+        "--gin.make_index.fusion='rerank'",
+        "--gin.make_index.depth=5",
+    ]
+    assert cli("index", *two, *given)[0] == 0
+    found, stemmed, plain = (Searcher.open(folder.parent / name) for name in ("fused", "stemmed", "plain"))
+    for query in QUERIES:
+        best = [passage for passage, _ in stemmed.search([query], 5)[0]]
+        score = dict(plain.search([query], 1000)[0])
+        wanted = sorted(best, key=lambda passage: -score.get(passage, 0))
+        assert [passage for passage, _ in found.search([query], 5)[0]] == wanted
+
+
+def test_parts_that_changed_are_told(two, cli, tmp_path):
+    assert cli("index", *two)[0] == 0
+    folder = tmp_path / "work/searchers/fused"
+    search = ["search", *two, "--gin.SEARCHER='fused'", "--QUERY=a table"]
+    assert cli(*search)[0] == 0
+    other = ["--gin.make_index.name='plain'", "--gin.make_index.language='english'"]
+    assert cli("index", *two[:-2], *other)[0] == 0
+    status, _, err = cli(*search)
+    assert status == 2
+    assert f"searchers/plain: not the searcher that {folder} was made of: make fused again" in err
+    with pytest.raises(UserError, match="plain: not the searcher that"):
+        Searcher.open(folder)
+    assert cli("export", *two, "--gin.SEARCHER='fused'")[0] == 2
+    assert cli("index", *two)[0] == 0
+    assert cli(*search)[0] == 0
+    # A fused searcher of a fused one knows the parts of its parts.
+    nested = ["--gin.make_index.name='nested'", "--gin.make_index.parts=('fused', 'stemmed')"]
+    assert cli("index", *two, *nested)[0] == 0
+    assert cli("index", *two[:-2], "--gin.make_index.name='plain'", "--gin.make_index.language=None")[0] == 0
+    status, _, err = cli("search", *two, "--gin.SEARCHER='nested'", "--QUERY=a table")
+    assert status == 2
+    assert "searchers/plain: not the searcher" in err
+
+
+def test_an_exported_one_holds_its_parts(two, cli, tmp_path):
+    assert cli("index", *two)[0] == 0
+    expected = Searcher.open(tmp_path / "work/searchers/fused").search(QUERIES, 20)
+    assert cli("export", *two, "--gin.SEARCHER='fused'")[0] == 0
+    moved = (tmp_path / "work/exports/fused").rename(tmp_path / "moved")
+    (tmp_path / "work").rename(tmp_path / "gone")
+    assert Searcher.open(moved).search(QUERIES, 20) == expected
+    manifest = json.loads((moved / "manifest.json").read_text())
+    assert [part["folder"] for part in manifest["parts"]] == ["parts/stemmed", "parts/plain"]
+    assert "made of others" in (moved / "README.md").read_text()
+    (file,) = (moved / "parts/plain").glob("ids.arrow")
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(UserError, match=r"parts/plain/ids\.arrow was changed after it was exported"):
+        Searcher.open(moved)
+
+
+REFUSED = {
+    "parts=('stemmed',)": "make_index.parts: a fused searcher is made of two or more different",
+    "parts=('stemmed', 'stemmed')": "make_index.parts: a fused searcher is made of two or more",
+    "parts=('stemmed', 'other')": "searchers/other: nothing finished here: make it with",
+    "fusion='sum'": "make_index.fusion: 'sum'",
+    "weights=(0.5, 0.5)": "make_index.weights: of which fusion?",
+    "weights=(1, 1, 1)": "make_index.weights: (1, 1, 1): give 2 numbers",
+    "weights=(0, 0)": "make_index.weights: (0, 0): give 2 numbers",
+    "fit_split='test'": "make_index.fit_split: 'test' is what figures are reported on",
+    "kind='bm25'": "make_index.parts: only a fused searcher has parts",
+}
+
+
+def test_what_is_refused(two, cli):
+    for binding, words in REFUSED.items():
+        method = ["--gin.make_index.fusion='z'"] if "numbers" in words else []
+        status, _, err = cli("index", *two, *method, f"--gin.make_index.{binding}")
+        assert status == 2
+        assert words in err
+    status, made, err = cli("index", *two, "--gin.make_index.fit_split='none'")
+    assert status == 0
+    assert made["fused_by"]["weights"] == [0.5, 0.5]
+    assert "no queries of split 'none' to choose weights with: all parts have the same weight" in err
+    assert cli("export", *two, "--gin.SEARCHER='fused'", "--gin.export.format='t5x'")[0] == 2
+
+
+def test_queries_of_dev_that_are_reported_are_told_of(collection, capsys, monkeypatch):
+    assert fused.fit_queries(collection, None) == []
+    assert len(fused.fit_queries(collection, "dev")) == 10
+    monkeypatch.setattr(collection, "query_counts", {"train": 50, "dev": 10})
+    monkeypatch.setattr(fused, "QUERIES", 4)
+    some = fused.fit_queries(collection, "dev")
+    assert len(some) == 4
+    assert some == fused.fit_queries(collection, "dev")
+    assert "figures of 'dev' are not of unseen queries" in capsys.readouterr().err
