@@ -14,7 +14,7 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.main import VERBS, disk_error, documentation, main, parse
 from retrieval_jax.verbs.table import EXAMPLES
 
-METHODS = {"atomic", "naive", "semantic", "exact", "scann", "bm25"}
+METHODS = {"atomic", "naive", "semantic", "exact", "scann", "bm25", "fused"}
 TRAINED = ["--gin.SPLIT='train'", "--gin.demo.generative=('atomic', 'naive', 'semantic')"]
 
 

@@ -33,6 +33,7 @@ def demo(
     generative: Sequence[Annotated[str, KIND]] = ("atomic", "naive"),
     dense: Sequence[Annotated[str, DENSE]] | None = None,
     steps: Mapping[Annotated[str, MODEL], Positive] | None = None,
+    fused: Sequence[str] | None = None,
 ) -> dict:
     """Imports, trains, indexes, searches and reports.
 
@@ -45,11 +46,15 @@ def demo(
       dense: searchers to build over the dual encoder's vectors; () trains no dual encoder. None is ("exact",
         "scann"), without scann where ScaNN is not installed (it exists for Linux only).
       steps: model -> training steps, for models that differ from STEPS; a given --STEPS is for all.
+      fused: searchers that are fused into one, with weights chosen on dev queries (equal ones if dev is what
+        is answered); () for none. None is bm25 and the first of `dense`.
     """
     if dense is None:
         dense = ("exact", "scann") if scann_index.is_installed() else ("exact",)
     if "scann" in dense:
         scann_index.check_installed()  # before hours of training
+    if fused is None:
+        fused = ("bm25", *dense[:1]) if dense else ()
     work = Workspace.for_source(source, work_dir)
     log(f"1/5 import → {work.collection}")
     import_collection()
@@ -72,8 +77,11 @@ def demo(
     for name, kind, model in methods:
         make_index(kind=kind, name=name, model_dir=str(model))
     make_index(model_dir=None)
+    if fused:
+        fit_split = None if split == "dev" else "dev"
+        make_index(kind="fused", name="fused", model_dir=None, parts=tuple(fused), fit_split=fit_split)
     log("4/5 search")
-    for name in (*(name for name, _, _ in methods), "bm25"):
+    for name in (*(name for name, _, _ in methods), "bm25", *(["fused"] if fused else [])):
         search(name=name, split=split)
     log("5/5 evaluate")
     return {"models": trained} | evaluate(split=split)
