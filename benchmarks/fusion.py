@@ -1,0 +1,131 @@
+"""Does a fused searcher find more than the best of its parts? nDCG@10 of test queries, with a paired test.
+
+    python benchmarks/fusion.py ../shared/data/squad_dev ../shared/data/tldr --work /tmp/fusion --minutes 8
+
+For each collection (a folder, or python_docs) a dual encoder is trained from random weights, unless --work
+has it already. BM25 and the dual encoder's exact search are fused with what `index` chooses on dev queries,
+and BM25's passages are re-ranked; test queries are never read before the searchers are finished. `difference`
+is that of the means to the better part, and p the two-sided paired t-test's over the test queries (Smucker,
+Allan and Carterette 2007). --kinds adds generative retrievers of such docids to the parts.
+
+Prints a table, then one line of JSON. Each step is a command of `retrieval-jax`, with the bindings
+--gin.NAME=VALUE that are given here; what is finished is kept in --work and not made again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import _quiet  # noqa: F401
+import ir_measures
+import numpy as np
+from _verbs import parse, run
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.records import Collection
+from retrieval_jax.evaluation.trec import drop_identical_ids, read_run
+
+NDCG = ir_measures.nDCG @ 10
+FUSED = {"fused": "None", "reranked": "'rerank'"}  # name -> make_index.fusion
+
+
+def make_searchers(here: list[str], work: Workspace, minutes: float, kinds: list[str]) -> dict[str, dict]:
+    """Everything up to the runs of the test queries: name of a searcher -> what `index` told."""
+    run("import", *here)
+    limits = [f"--gin.train.max_minutes={minutes}"]
+    model = f"--MODEL_DIR={work.model('dual_encoder')}"
+    run("train", *here, "--gin_file=runs/dual_encoder.gin", model, *limits)
+    made = {"bm25": run("index", *here)}
+    made["exact"] = run("index", *here, model, "--gin.make_index.kind='exact'")
+    for kind in kinds:
+        file, docids = "runs/atomic.gin" if kind == "atomic" else "runs/naive.gin", f"--DOCIDS={kind}"
+        embeddings = f"--EMBEDDINGS={work.model('dual_encoder')}"
+        run("docids", *here, docids, *([] if kind in ("atomic", "naive", "naive_digits") else [embeddings]))
+        run("train", *here, f"--gin_file={file}", docids, *limits)
+        made[kind] = run("index", *here, f"--MODEL_DIR={work.model(kind)}")
+    parts = tuple(made)
+    for name, method in FUSED.items():
+        fused = ["kind='fused'", f"name={name!r}", f"parts={parts!r}", f"fusion={method}"]
+        made[name] = run("index", *here, *(f"--gin.make_index.{setting}" for setting in fused))
+    for name in made:
+        made[name] |= run("search", *here, f"--SEARCHER={name}", "--SPLIT=test")
+    return made
+
+
+def measure(work: Workspace, names: list[str]) -> dict[str, np.ndarray]:
+    """The nDCG@10 of each test query, by searcher."""
+    queries = Collection(work.collection).queries("test")
+    qrels = {query.id: query.relevant for query in queries}
+    identical = {query.id for query in queries if query.is_passage}
+    found = {}
+    for name in names:
+        ranked = drop_identical_ids(read_run(work.run(name, "test")), identical)
+        scores = {qid: dict(ranked.get(qid, [])) for qid in qrels}
+        values = {one.query_id: one.value for one in ir_measures.iter_calc([NDCG], qrels, scores)}
+        found[name] = np.array([values.get(qid, 0.0) for qid in qrels])
+    return found
+
+
+def compare(made: dict[str, dict], values: dict[str, np.ndarray]) -> dict[str, dict]:
+    """The figures of each searcher; of the fused ones also the difference to the best of the others."""
+    alone = max((name for name in made if name not in FUSED), key=lambda name: values[name].mean())
+    figures = {}
+    for name, facts in made.items():
+        figures[name] = {"nDCG@10": float(values[name].mean()), "ms_per_query": facts["ms_per_query"]}
+        if name in FUSED:
+            test = stats.ttest_rel(values[name], values[alone])
+            figures[name] |= {
+                "fused_by": facts["fused_by"],
+                "dev": facts.get("fitted", {}).get("nDCG@10"),
+                "over": alone,
+                "difference": float((values[name] - values[alone]).mean()),
+                "p": float(test.pvalue),
+            }
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("collections", nargs="*", default=["python_docs"])
+    parser.add_argument("--work", required=True, type=Path, help="the work folders go here")
+    parser.add_argument("--minutes", type=float, default=8, help="of training a model, at most")
+    parser.add_argument("--kinds", nargs="*", default=[], help="docids of generative retrievers to fuse, too")
+    parser.add_argument(
+        "--quick", action="store_true", help="300 passages, 60 steps: ends within a minute or two"
+    )
+    args, bindings = parse(parser)
+    if args.quick:
+        args.collections = ["python_docs"]
+        bindings = ["STEPS=60", "import_collection.docs_size=300", *bindings]
+        bindings += ["import_collection.docs_packages=('optax', 'rich')", "import_collection.vocab_size=2000"]
+    results = {}
+    for source in args.collections:
+        work = Workspace(args.work / Path(source).name)
+        here = [f"--gin.COLLECTION={source!r}", f"--gin.WORK_DIR={str(work.folder)!r}"]
+        here += [f"--gin.{binding}" for binding in bindings]
+        made = make_searchers(here, work, args.minutes, args.kinds)
+        results[work.folder.name] = compare(made, measure(work, list(made)))
+
+    table = Table(
+        "collection", "searcher", "nDCG@10", "difference", "p", "ms/query", "method, weights, depth"
+    )
+    for name, figures in results.items():
+        for searcher, figure in figures.items():
+            fused = figure.get("fused_by")
+            chosen = (
+                [fused["method"], *(f"{w:g}" for w in fused["weights"]), str(fused["depth"])] if fused else []
+            )
+            compared = [f"{figure['difference']:+.3f}", f"{figure['p']:.1e}"] if fused else ["", ""]
+            values = [f"{figure['nDCG@10']:.3f}", *compared, f"{figure['ms_per_query']:.2f}"]
+            table.add_row(name, searcher, *values, " ".join(chosen))
+    Console(width=130).print(table)
+    print(json.dumps({"fusion": results}))
+
+
+if __name__ == "__main__":
+    main()
