@@ -22,7 +22,6 @@ from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.embeddings.encoding import Embeddings, TextEncoder, query_encoder
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.search import scann_index
@@ -31,7 +30,6 @@ from retrieval_jax.search.scann_index import ScannIndex, changed_rows
 from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
 
 RECALL_QUERIES = 200  # with which an approximate search is measured
-CANDIDATES = 64  # passages to score are padded to a multiple of this
 
 
 class DenseSearcher(Searcher):
@@ -124,19 +122,18 @@ class ExactSearcher(DenseSearcher):
     ):
         super().__init__(encoder, arrow_ids.array(passage_ids), vectors_NxE.shape[1])
         self.exact = ExactSearch(vectors_NxE, mesh)
-        self.find_rows = arrow_ids.RowFinder(self.passage_ids)
+        self.vectors_NxE, self.find_rows = vectors_NxE, arrow_ids.RowFinder(self.passage_ids)
 
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         """See `Searcher.score`. The scores are dot products."""
-        most = max(map(len, candidates), default=0)
-        if not most:
-            return [[] for _ in queries]
-        vectors_BxE = check_query_vectors(self.encoder(queries), self.dimensions)
-        rows_BxC = np.full((len(queries), round_up(most, CANDIDATES)), -1)  # few widths are few compilations
-        for rows_C, wanted in zip(rows_BxC, candidates, strict=True):
-            rows_C[: len(wanted)] = self.find_rows(wanted)
-        scores_BxC = np.where(rows_BxC < 0, np.nan, self.exact.products(vectors_BxE, rows_BxC))
-        return [row[: len(wanted)].tolist() for row, wanted in zip(scores_BxC, candidates, strict=True)]
+        if not queries:
+            return []
+        vectors_BxE, results = check_query_vectors(self.encoder(queries), self.dimensions), []
+        for query_E, wanted in zip(vectors_BxE, candidates, strict=True):
+            rows_C = np.array(self.find_rows(wanted), int)
+            scores_C = self.vectors_NxE[rows_C] @ query_E  # so few are multiplied on the host
+            results.append(np.where(rows_C < 0, np.nan, scores_C).tolist())
+        return results
 
     def nearest(self, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `DenseSearcher.nearest`."""

@@ -61,40 +61,6 @@ def top_vectors(
     return search(queries_BxE, vectors_NxE, count)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh",))
-def dot_products(
-    queries_BxE: jax.Array, vectors_NxE: jax.Array, rows_BxC: jax.Array, mesh: Mesh
-) -> jax.Array:
-    """Computes the dot products of each query with vectors of its own; see `top_vectors` for the arguments.
-
-    Returns:
-      Float32 B×C.
-    """
-    replicated, sharded = PartitionSpec(), PartitionSpec(mesh.axis_names)
-
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(replicated, sharded, replicated),
-        out_specs=replicated,
-        check_vma=False,
-    )
-    def products(queries_BxE, vectors_MxE, rows_BxC):
-        M = len(vectors_MxE)
-
-        def of_query(query_and_rows):
-            query_E, rows_C = query_and_rows
-            own_C = rows_C - jax.lax.axis_index(mesh.axis_names) * M
-            vectors_CxE = vectors_MxE.at[own_C].get(mode="clip")
-            scores_C = jnp.dot(vectors_CxE, query_E, precision=jax.lax.Precision.HIGHEST)
-            return jnp.where((own_C >= 0) & (own_C < M), scores_C, 0.0)
-
-        scores_BxC = jax.lax.map(of_query, (queries_BxE, rows_BxC))
-        return jax.lax.psum(scores_BxC, mesh.axis_names)  # each row is on one device
-
-    return products(queries_BxE, vectors_NxE, rows_BxC)
-
-
 class ExactSearch:
     """Vectors that are spread over the devices of a mesh, to be searched by dot product.
 
@@ -128,8 +94,3 @@ class ExactSearch:
         """
         rows, scores = top_vectors(queries_BxE, self.vectors, self.count, k, self.mesh)
         return np.asarray(rows), np.asarray(scores)
-
-    def products(self, queries_BxE: np.ndarray, rows_BxC: np.ndarray) -> np.ndarray:
-        """Computes the dot products (float32, B×C) of each query with the vectors at its rows (int)."""
-        rows_BxC = np.asarray(rows_BxC, np.int32)
-        return np.asarray(dot_products(queries_BxE, self.vectors, rows_BxC, self.mesh))
