@@ -18,6 +18,7 @@ from retrieval_jax.models.negatives import NEG_INF, batch_negatives, within_grou
 from retrieval_jax.models.retriever import Batch, Metrics, Retriever, register_retriever
 from retrieval_jax.models.softmax import exact_products
 from retrieval_jax.models.t5 import Encoder
+from retrieval_jax.models.text_groups import TextGroups, encode_in_groups
 
 MAX_SCALE = 100.0  # of a learned scale (CLIP, Radford et al. 2021, section 2.5): keeps training stable
 TOWERS = ("left_tower", "right_tower")  # of queries and of passages, if they are not shared
@@ -114,6 +115,7 @@ class DualEncoder(Retriever):
 
     family = "dual encoder"
     examples_interact = True  # by in-batch negatives
+    text_arrays = ("left_encoder_input_tokens", "right_encoder_input_tokens")
 
     def __init__(
         self,
@@ -213,13 +215,20 @@ class DualEncoder(Retriever):
         rngs = None if dropout_rng is None else {"dropout": dropout_rng}
         return self.module.apply({"params": own}, tokens_BxS, deterministic=dropout_rng is None, rngs=rngs)
 
-    def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
+    def loss_fn(
+        self,
+        params: dict,
+        batch: Batch,
+        dropout_rng: jax.Array | None,
+        groups: TextGroups | None = None,
+    ) -> tuple[jax.Array, Metrics]:
         """Computes the mean of the objective over the queries with a positive.
 
         Args:
           params: the parameters of the whole model.
           batch: see the class.
           dropout_rng: the key for dropout and for what the objective draws; None: neither.
+          groups: the lengths at which most queries and passages are encoded; None: all at their full length.
 
         Returns:
           (the loss, a float32 scalar in nats; metrics, name -> (total, count): `loss`, and `accuracy`, the
@@ -230,12 +239,21 @@ class DualEncoder(Retriever):
         )
         texts_BxGxP = batch["right_encoder_input_tokens"]
         B, G, P = texts_BxGxP.shape
-        queries_BxE = self._in_chunks(
-            self.encode_queries, params, batch["left_encoder_input_tokens"], of_queries
+        lengths, shards = groups or ((None, None), 1)
+        queries_BxE = self._in_groups(
+            functools.partial(self.encode_queries, params),
+            batch["left_encoder_input_tokens"],
+            of_queries,
+            length=lengths[0],
+            shards=shards,
         )
         queries_BxE *= self._multiplier(params)
-        passages_MxE = self._in_chunks(
-            self.encode_passages, params, texts_BxGxP.reshape(B * G, P), of_passages
+        passages_MxE = self._in_groups(
+            functools.partial(self.encode_passages, params),
+            texts_BxGxP.reshape(B * G, P),
+            of_passages,
+            length=lengths[1],
+            shards=shards,
         )
         scores_BxG = jnp.einsum(
             "be,bge->bg", queries_BxE, passages_MxE.reshape(B, G, -1), precision=jax.lax.Precision.HIGHEST
@@ -269,16 +287,42 @@ class DualEncoder(Retriever):
             _clip_from_above(params["log_scale"], max(np.log(MAX_SCALE / self.scale), 0.0))
         )
 
+    def _in_groups(
+        self,
+        encode: Callable,
+        tokens_NxS: jax.Array,
+        rng: jax.Array | None,
+        *,
+        length: int | None,
+        shards: int,
+    ) -> jax.Array:
+        """Encodes texts to vectors N×E, most of them at `length`; see `encode_in_groups`."""
+        if length is None or length == tokens_NxS.shape[1]:
+            return self._in_chunks(encode, tokens_NxS, rng)
+
+        def encode_group(tokens_MxT: jax.Array, number: int) -> jax.Array:
+            key = None if rng is None else jax.random.fold_in(rng, number)
+            return self._in_chunks(encode, tokens_MxT, key, texts_per_shard=len(tokens_MxT) // shards)
+
+        return encode_in_groups(encode_group, tokens_NxS, length, shards)
+
     def _in_chunks(
-        self, encode: Callable, params: dict, tokens_NxS: jax.Array, rng: jax.Array | None
+        self,
+        encode: Callable,
+        tokens_NxS: jax.Array,
+        rng: jax.Array | None,
+        texts_per_shard: int | None = None,
     ) -> jax.Array:
         """Encodes texts to vectors N×E, `gradcache_chunk_size` at a time; keeps one chunk's activations.
 
-        Chunk i takes texts i, i + chunks, …, so that each device keeps its own texts.
+        Chunk i takes texts i, i + chunks, …, so that each device keeps its own texts. Those of a group may
+        not divide into chunks of the given size (`texts_per_shard` is then given): its chunks are smaller.
         """
         count = -(-len(tokens_NxS) // (self.gradcache_chunk_size or len(tokens_NxS)))
+        while texts_per_shard and texts_per_shard % count:
+            count += 1
         if count == 1:
-            return encode(params, tokens_NxS, rng)
+            return encode(tokens_NxS, rng)
         if len(tokens_NxS) % count:
             raise UserError(
                 f"DualEncoder.gradcache_chunk_size: {self.gradcache_chunk_size} does not cut "
@@ -287,7 +331,7 @@ class DualEncoder(Retriever):
 
         def encode_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
             tokens_CxS, number = chunk
-            return encode(params, tokens_CxS, None if rng is None else jax.random.fold_in(rng, number))
+            return encode(tokens_CxS, None if rng is None else jax.random.fold_in(rng, number))
 
         chunks = jnp.moveaxis(tokens_NxS.reshape(-1, count, tokens_NxS.shape[1]), 1, 0)
         encode_chunk = jax.checkpoint(encode_chunk, prevent_cse=False)

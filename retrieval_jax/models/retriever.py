@@ -1,7 +1,7 @@
 """The base class of all models: T5X's model interface, and the facts that the rest of the package needs."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,8 @@ class Retriever(abc.ABC):
       writes_docids: whether the model writes docids, so that it needs a docid table.
       examples_interact: whether the loss of an example depends on the other examples of its batch, as with
         in-batch negatives. If so, dividing a batch into microbatches changes what is learned.
+      text_arrays: the names of a batch's arrays of texts that are encoded by length, in groups. If there are
+        any, `loss_fn` takes the groups (TextGroups or None) as its fourth argument.
       config: the sizes of the network.
       module: the Flax module.
       optimizer_def: the optax optimiser; None for a model that is only searched with.
@@ -40,6 +42,7 @@ class Retriever(abc.ABC):
     family: str
     writes_docids = False
     examples_interact = False
+    text_arrays: Sequence[str] = ()
 
     config: T5Config
     module: Any

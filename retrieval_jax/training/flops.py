@@ -3,6 +3,7 @@
 XLA's own `cost_analysis()` counts a loop's body once, however often it runs.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 
@@ -10,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from retrieval_jax.models.text_groups import TextGroups
 
 
 def matmul_flops(function: Callable, *args, trips: int = 1) -> int:
@@ -61,7 +64,7 @@ def _inner(params: Mapping) -> Iterator[Jaxpr | ClosedJaxpr]:
                 yield item
 
 
-def model_flops(model, shapes: Mapping[str, tuple]) -> int:
+def model_flops(model, shapes: Mapping[str, tuple], groups: TextGroups | None = None) -> int:
     """Counts the FLOPs of a training step as the model FLOPs utilisation (MFU) has them.
 
     They are three times those of the forward pass, as the backward pass takes two products for each of its
@@ -70,10 +73,12 @@ def model_flops(model, shapes: Mapping[str, tuple]) -> int:
     Args:
       model: has T5X's model interface.
       shapes: name -> shape of the int32 arrays of a global batch.
+      groups: the lengths at which the texts of a batch are encoded, for a model with `text_arrays`.
 
     Returns:
       The number of FLOPs.
     """
     variables = jax.eval_shape(lambda: nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)))
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in shapes.items()}
-    return 3 * matmul_flops(model.eval_fn, variables["params"], batch)
+    loss_fn = functools.partial(model.loss_fn, dropout_rng=None, groups=groups) if groups else model.eval_fn
+    return 3 * matmul_flops(loss_fn, variables["params"], batch)

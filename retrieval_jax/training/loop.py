@@ -7,7 +7,7 @@ metrics, saves and evaluates until the run ends.
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from retrieval_jax.core.progress import bar, log
 from retrieval_jax.examples.batches import Batch
 from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.training.flops import model_flops
+from retrieval_jax.training.group_texts import group_texts
 from retrieval_jax.training.loss_spike_guard import LossMonitor
 from retrieval_jax.training.metric_writer import MetricWriter
 from retrieval_jax.training.preemption import Preemption
@@ -74,13 +75,14 @@ def train_loop(
       Preempted: SIGTERM ended the run after a step, which is saved.
     """
     checkpoints = Checkpoints(folder, settings.keep, settings.keep_best)
+    mesh = mesh or partitioning.all_devices()
     start = checkpoints.latest() or 0
     done = summary(folder, start)
     if multihost.broadcast_from_process_0(_is_finished(done, settings)):
         checkpoints.close()
         return done | checkpoints.best()
 
-    data = _Data(batches, settings.batch_size)
+    data = _Data(batches, settings, model.text_arrays, mesh)
     data.seek(start, checkpoints.examples(start, settings.batch_size) if start else 0)
     run = _Run(model, data, checkpoints, settings, folder=folder, mesh=mesh, rules=rules)
     run.restore(pretrained_params)
@@ -113,18 +115,27 @@ class _Data:
     A position counts the examples before a batch, so that a run may go on with another batch size.
     """
 
-    def __init__(self, batches: Callable[[int], Iterator[Batch]], batch_size: int):
-        self.batches, self.batch_size = batches, batch_size
+    def __init__(
+        self,
+        batches: Callable[[int], Iterator[Batch]],
+        settings: TrainSettings,
+        text_arrays: Sequence[str],
+        mesh: Mesh,
+    ):
+        self.batches, self.batch_size = batches, settings.batch_size
+        self.group = functools.partial(
+            group_texts, arrays=text_arrays, mesh=mesh, microbatches=settings.microbatches
+        )
 
     def seek(self, step: int, position: int) -> None:
         """Goes to the batch that comes after `step` steps, which lies at a position."""
         self.start, self.start_position = step, position
-        self.iterator = self.batches(position)
+        self.iterator = self.group(self.batches(position))
         self.advance()
 
     def advance(self) -> None:
-        """Takes the next batch."""
-        self.batch = next(self.iterator)
+        """Takes the next batch, and the groups of its texts."""
+        self.batch, self.groups = next(self.iterator)
 
     def position(self, step: int) -> int:
         """Gives the position of the batch that comes after `step` steps."""
@@ -136,6 +147,7 @@ class _Run:
 
     Attributes:
       state, step: the state on the devices, and the number of steps taken.
+      train_steps: the jitted step for each kind of groups of a batch's texts; see `group_texts`.
       pending: (step, metrics on the device) of the last step, not fetched yet.
       fetched: metrics of the steps since the last point of the learning curve.
       dev: the metrics of the last evaluation, as "dev/NAME" or "dev_pool/NAME".
@@ -151,14 +163,15 @@ class _Run:
         settings: TrainSettings,
         *,
         folder: Path,
-        mesh: Mesh | None,
+        mesh: Mesh,
         rules: partitioning.Rules,
     ):
         self.model, self.data, self.checkpoints, self.settings = model, data, checkpoints, settings
-        self.folder, self.mesh = folder, mesh or partitioning.all_devices()
-        self.shapes = multihost.global_batch_shapes(self.mesh, data.batch)
-        program = plan_train_step(model, self.shapes, settings, self.mesh, rules=rules)
-        self.train_step, self.abstract = program.function, program.arguments[0]
+        self.folder, self.mesh = folder, mesh
+        self.shapes = multihost.global_batch_shapes(mesh, data.batch)
+        self.plan = functools.partial(plan_train_step, model, self.shapes, settings, mesh, rules=rules)
+        program = self.plan()
+        self.train_steps, self.abstract = {None: program.function}, program.arguments[0]
         self.parameter_norm = jax.jit(optax.tree.norm).lower(self.abstract.params).compile()
         self.pending: tuple[int, dict] | None = None
         self.fetched: list[dict[str, float]] = []
@@ -213,9 +226,12 @@ class _Run:
         limit = []
         if self.settings.spike_guard.skips:
             limit = [multihost.make_global_arrays(self.mesh, np.float32(self.monitor.limit(self.step + 1)))]
-        with self.meter.step(self.data.batch):
+        groups = self.data.groups
+        if groups not in self.train_steps:
+            self.train_steps[groups] = self.plan(groups=groups).function
+        with self.meter.step(self.data.batch, groups):
             batch = multihost.make_global_batch(self.mesh, self.data.batch)
-            self.state, metrics = self.train_step(self.state, batch, *limit)
+            self.state, metrics = self.train_steps[groups](self.state, batch, *limit)
             self.fetch_metrics()
             self.step += 1
             if self.is_due(self.settings.log_every):  # not at each step: it reads all parameters once more

@@ -19,6 +19,7 @@ from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.docids.search_strategies import DocidTokens, SearchStrategy
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.text_groups import TextGroups
 from retrieval_jax.search.generative import search_function
 from retrieval_jax.search.searcher import IndexSettings
 from retrieval_jax.training.settings import TrainSettings
@@ -64,6 +65,7 @@ def plan_train_step(
     settings: TrainSettings,
     mesh: Mesh,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+    groups: TextGroups | None = None,
 ) -> Program:
     """Plans the training step of a model on a mesh.
 
@@ -74,6 +76,8 @@ def plan_train_step(
         spike guard skips updates.
       mesh: the devices to run on.
       rules: the mesh axes of each logical axis; see `partitioning.axis_rules`.
+      groups: the lengths at which the texts of a batch are encoded; None: the full ones, which take the most
+        memory.
 
     Returns:
       The program of (TrainState, batch) -> (TrainState, metrics), or, where the guard skips updates, of
@@ -90,6 +94,7 @@ def plan_train_step(
         random_bits=settings.random_bits,
         can_skip=can_skip,
         rules=rules,
+        groups=groups,
     )
     rows = partitioning.batch_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name, shape in shapes.items()}

@@ -1,5 +1,6 @@
 """The training step: the state that it changes, how that state lies on a mesh, and the jitted function."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import flax
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retrieval_jax.checkpoints.weights import LazyArray, to_devices
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
+from retrieval_jax.models.text_groups import TextGroups
 from retrieval_jax.training.optimizers import EPSILON
 
 
@@ -110,6 +112,7 @@ def make_train_step(
     random_bits: str = "threefry2x32",
     can_skip: bool = False,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+    groups: TextGroups | None = None,
 ) -> Callable:
     """Makes the jitted training step.
 
@@ -125,6 +128,7 @@ def make_train_step(
         generator of a TPU or GPU and is much faster there.
       can_skip: whether the step may leave out its update; see below.
       rules: the mesh axes of each logical axis.
+      groups: the lengths at which the texts of a batch are encoded, for a model with `text_arrays`.
 
     Returns:
       (state, batch) -> (state, metrics). The memory of the old state is donated. Metrics are float32 means
@@ -134,7 +138,8 @@ def make_train_step(
       loss is above the limit, or the loss or the norm of the gradient is not finite, parameters and optimiser
       state stay as they were and only the step is counted. The metric `skipped` is then 1, else 0.
     """
-    gradients_of = _gradients(model, microbatches)
+    loss_fn = functools.partial(model.loss_fn, groups=groups) if groups else model.loss_fn
+    gradients_of = _gradients(loss_fn, microbatches)
 
     def train_step(
         state: TrainState, batch: Mapping[str, jax.Array], limit: jax.Array | None = None
@@ -167,11 +172,11 @@ def make_train_step(
     )
 
 
-def _gradients(model, microbatches: int) -> Callable:
+def _gradients(loss_fn: Callable, microbatches: int) -> Callable:
     """Makes (params, batch, key) -> (gradients, metrics), accumulated over the parts of a batch."""
 
     def gradients_of(params: dict, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:
-        (_, metrics), gradients = jax.value_and_grad(model.loss_fn, has_aux=True)(params, batch, key)
+        (_, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
         return gradients, metrics
 
     def accumulated(params: dict, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[dict, dict]:

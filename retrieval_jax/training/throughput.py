@@ -1,6 +1,7 @@
 """How fast a run goes: steps and tokens a second, the share of the time spent waiting, memory, and MFU."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from retrieval_jax.mesh import hardware, multihost
+from retrieval_jax.models.text_groups import TextGroups
 
 
 class ThroughputMeter:
@@ -17,23 +19,28 @@ class ThroughputMeter:
     Args:
       mesh: the devices that the steps run on.
       minutes_before: minutes of training before this process began.
-      flops_per_step: gives the model's floating-point operations for a global batch, for the MFU; it is only
-        called where the chip's peak is known.
+      flops_per_step: gives the model's floating-point operations for a global batch whose texts are grouped
+        so, for the MFU; it is only called where the chip's peak is known.
     """
 
-    def __init__(self, mesh: Mesh, minutes_before: float, flops_per_step: Callable[[], float] | None = None):
+    def __init__(
+        self,
+        mesh: Mesh,
+        minutes_before: float,
+        flops_per_step: Callable[[TextGroups | None], float] | None = None,
+    ):
         self.minutes_before = minutes_before
         chip = hardware.find_chip(mesh.devices.flat[0].device_kind)
-        # The part of what all devices could compute in a second that one step takes.
-        self.step_of_peak = flops_per_step() / (chip.flops * mesh.size) if chip and flops_per_step else None
+        self.peak_flops = chip.flops * mesh.size if chip and flops_per_step else None  # a second
+        self.flops_per_step = functools.cache(flops_per_step) if self.peak_flops else None
         # Every process counts its own tokens, and takes those of the others to be about as many.
         self.share = len(multihost.local_rows(mesh, mesh.shape["data"])) / mesh.shape["data"]
         self.began = time.monotonic()
-        self.compiled = False
+        self.compiled: set[TextGroups | None] = set()
         self._clear()
 
     def _clear(self) -> None:
-        self.steps = self.tokens = 0
+        self.steps = self.tokens = self.flops = 0
         self.waited = self.spent = 0.0  # seconds
 
     @property
@@ -42,16 +49,21 @@ class ThroughputMeter:
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
     @contextlib.contextmanager
-    def step(self, batch: Mapping[str, np.ndarray]) -> Iterator[None]:
-        """Measures a step, and the wait for the next batch. The first step does not count: it compiles."""
-        began = time.monotonic()
+    def step(self, batch: Mapping[str, np.ndarray], groups: TextGroups | None = None) -> Iterator[None]:
+        """Measures a step, and the wait for the next batch.
+
+        The first step does not count, nor does the first one of each other kind of groups: they compile.
+        """
+        began, waited = time.monotonic(), self.waited
         yield
-        if not self.compiled:
-            self.compiled = True
-            self._clear()
+        if groups not in self.compiled:
+            self.compiled.add(groups)
+            self.waited = waited
             return
         self.spent += time.monotonic() - began
         self.steps += 1
+        if self.flops_per_step:
+            self.flops += self.flops_per_step(groups)
         texts = [x for name, x in batch.items() if name.endswith(("encoder_input_tokens", "target_tokens"))]
         self.tokens += sum(map(np.count_nonzero, texts))
 
@@ -77,8 +89,8 @@ class ThroughputMeter:
             rates["input_wait"] = self.waited / self.spent
             rates["steps_per_second"] = self.steps / self.spent
             rates["tokens_per_second"] = self.tokens / self.share / self.spent
-            if self.step_of_peak:
-                rates["mfu"] = self.step_of_peak * rates["steps_per_second"]
+            if self.peak_flops:
+                rates["mfu"] = self.flops / self.spent / self.peak_flops
         memory = jax.local_devices()[0].memory_stats() or {}
         for name, key in (("hbm_gib", "bytes_in_use"), ("hbm_peak_gib", "peak_bytes_in_use")):
             if key in memory:

@@ -17,6 +17,7 @@ from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.contrastive import info_nce, joint_lh, lse_pair, rand1_lh, sum_marg_lh
 from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.text_groups import TextGroups
 
 SHAPES = {"left_encoder_input_tokens": (1, 2)}
 OBJECTIVES = {
@@ -27,8 +28,13 @@ OBJECTIVES = {
     "rand1": rand1_lh,
     "info_nce": info_nce,
 }
-# (objective, layers, gradcache_chunk_size, model parallelism) on 8 devices
-MESHED = (("joint_mean", 1, None, 1), ("joint_mean", 1, 8, 2), ("lse_pair", 0, 8, 1), ("rand1", 0, None, 2))
+# (objective, layers, gradcache_chunk_size, model parallelism, lengths of groups) on 8 devices
+MESHED = (
+    ("joint_mean", 1, None, 1, None),
+    ("joint_mean", 1, 8, 2, (2, 3)),
+    ("lse_pair", 0, 8, 1, (2, 3)),
+    ("rand1", 0, None, 2, None),
+)
 
 
 def network(dropout: float = 0.0, layers: int = 1, **settings) -> DualEncoder:
@@ -56,6 +62,14 @@ def random_batch(seed: int = 0, B: int = 8, G: int = 4, distinct: int = 30) -> d
         "other_positives": np.where(rng.random((B, 2)) < 0.5, -1, rng.integers(0, distinct, (B, 2))),
     }
     return {name: x.astype(np.int32) for name, x in made.items()}
+
+
+def with_short_texts(batch: dict) -> dict:
+    """Cuts queries to 2 tokens and passages to 3, but for the first of every 8."""
+    queries, passages = (batch[f"{side}_encoder_input_tokens"].copy() for side in ("left", "right"))
+    queries.reshape(-1, 8, 3)[:, 1:, 2:] = 0
+    passages.reshape(-1, 8, 5)[:, 1:, 3:] = 0
+    return {**batch, "left_encoder_input_tokens": queries, "right_encoder_input_tokens": passages}
 
 
 def info_nce_by_hand(model: DualEncoder, params: dict, batch: dict, in_batch: bool = True) -> float:
@@ -114,8 +128,14 @@ def test_a_row_without_a_positive_contributes_nothing():
     assert not any(np.any(np.asarray(g)) for g in jax.tree.leaves(gradients))
 
 
-def value_and_gradients(model: DualEncoder, params: dict, batch: dict, key: jax.Array | None = None):
-    step = jax.jit(jax.value_and_grad(model.loss_fn, has_aux=True))
+def value_and_gradients(
+    model: DualEncoder,
+    params: dict,
+    batch: dict,
+    key: jax.Array | None = None,
+    groups: TextGroups | None = None,
+):
+    step = jax.jit(jax.value_and_grad(functools.partial(model.loss_fn, groups=groups), has_aux=True))
     (loss, _), gradients = step(params, batch, key)
     return loss, gradients
 
@@ -135,14 +155,27 @@ def test_gradient_caching_gives_the_same_gradients(name: str):
     close(*(value_and_gradients(model, params, batch, key) for model in (chunked, plain)))
 
 
+@pytest.mark.parametrize("chunk_size", [None, 8])
+def test_texts_in_groups_by_length_give_the_same_gradients(chunk_size: int | None):
+    batch, plain = with_short_texts(random_batch(B=16)), network(objective=joint_lh)
+    params = parameters(plain)
+    model = network(objective=joint_lh, gradcache_chunk_size=chunk_size)
+    groups = TextGroups((2, 3), 2)
+    assert network().eval_fn(params, batch)[0] != network().eval_fn(params, random_batch(B=16))[0]
+    close(value_and_gradients(model, params, batch, groups=groups), value_and_gradients(plain, params, batch))
+    # Longer texts than the lengths hold would be cut.
+    cut = value_and_gradients(model, params, random_batch(B=16), groups=groups)
+    assert abs(cut[0] - value_and_gradients(plain, params, random_batch(B=16))[0]) > 1e-4
+
+
 def test_gradient_caching_draws_the_same_dropout_in_both_passes():
     """As chunks encoded one by one, each with its own key, by plain differentiation."""
     model, plain = network(0.3, gradcache_chunk_size=4), network(0.3)
     params, batch, key = parameters(model), random_batch(), jax.random.key(5)
 
-    def one_by_one(encode, params, tokens, rng):
+    def one_by_one(encode, tokens, rng):
         count = len(tokens) // 4
-        parts = [encode(params, tokens[i::count], jax.random.fold_in(rng, i)) for i in range(count)]
+        parts = [encode(tokens[i::count], jax.random.fold_in(rng, i)) for i in range(count)]
         return jnp.stack(parts, axis=1).reshape(len(tokens), -1)
 
     plain._in_chunks = one_by_one
@@ -232,7 +265,13 @@ def test_the_hardest_negative_alone():
     assert model.eval_fn(params, batch)[0] == pytest.approx(expected, rel=1e-5)
 
 
-def meshed(objective: str, layers: int, gradcache_chunk_size: int | None, parallelism: int) -> tuple:
+def meshed(
+    objective: str,
+    layers: int,
+    gradcache_chunk_size: int | None,
+    parallelism: int,
+    lengths: tuple[int, int] | None,
+) -> tuple:
     """Loss and gradients of a batch of 16 on all devices."""
     settings = {
         "objective": OBJECTIVES[objective],
@@ -243,11 +282,13 @@ def meshed(objective: str, layers: int, gradcache_chunk_size: int | None, parall
     mesh = partitioning.make_mesh(parallelism)
     boxed = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), SHAPES)["params"])
     params = jax.device_put(parameters(model), partitioning.params_shardings(mesh, boxed))
-    batch = jax.device_put(random_batch(B=16), partitioning.batch_sharding(mesh))
+    batch = with_short_texts(random_batch(B=16)) if lengths else random_batch(B=16)
+    batch = jax.device_put(batch, partitioning.batch_sharding(mesh))
+    groups = lengths and TextGroups(lengths, mesh.shape["data"])
 
     def loss(params, batch, key):
         with partitioning.mesh_context(mesh):
-            return model.loss_fn(params, batch, key)[0]
+            return model.loss_fn(params, batch, key, groups)[0]
 
     return jax.jit(jax.value_and_grad(loss))(params, batch, jax.random.key(3))
 
@@ -260,7 +301,8 @@ def test_negatives_are_those_of_the_whole_mesh(tmp_path: Path):
     with np.load(file) as eight:
         for case in MESHED:
             plain = network(objective=OBJECTIVES[case[0]], layers=case[1])
-            expected = value_and_gradients(plain, parameters(plain), random_batch(B=16), jax.random.key(3))
+            batch = with_short_texts(random_batch(B=16)) if case[4] else random_batch(B=16)
+            expected = value_and_gradients(plain, parameters(plain), batch, jax.random.key(3))
             for i, x in enumerate(jax.tree.leaves(expected)):
                 np.testing.assert_allclose(eight[f"{case} {i}"], x, rtol=1e-5, atol=1e-5)
 

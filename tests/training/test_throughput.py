@@ -42,7 +42,7 @@ def test_the_mfu_is_the_share_of_the_peak_of_all_devices(monkeypatch):
     chip = hardware.find_chip("TPU v4")
     monkeypatch.setattr(hardware, "find_chip", lambda kind: chip)
     mesh = partitioning.all_devices()
-    meter = ThroughputMeter(mesh, 0.0, flops_per_step=lambda: 1e12)
+    meter = ThroughputMeter(mesh, 0.0, flops_per_step=lambda groups: 1e12)
     with meter.step(BATCH):
         pass
     take_steps(meter, 2)
