@@ -130,11 +130,14 @@ class Vocabulary:
           int32 tokens, N × length: truncated, ended by EOS, padded with 0.
         """
         tokens = np.zeros((len(texts), length), np.int32)
-        whole = self._encode([self.prompt + text for text in texts])
-        for row, ids in zip(tokens, whole, strict=True):
-            ids = [*ids[: length - 1], EOS]
+        for row, ids in zip(tokens, self.tokens(texts, length), strict=True):
             row[: len(ids)] = ids
         return tokens
+
+    def tokens(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """Returns the token ids of each text as `batch` has them, up to the end and without padding."""
+        whole = self._encode([self.prompt + text for text in texts])
+        return [[*ids[: length - 1], EOS] for ids in whole]
 
 
 def valid_text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Encoding: vectors of texts by a dual encoder, and the kept vectors of a collection's passages.
+"""The vectors of a collection's passages: computed once, in parts, and kept.
 
     embeddings/NAME/vectors.npy    float32 N×E, in the collection's order
     embeddings/NAME/ids.arrow      passage ids by row
@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pyarrow as pa
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints.model_folder import LoadedModel, model_recipe
 from retrieval_jax.core import arrow_ids, paths, storage
@@ -28,90 +28,13 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import Vocabulary, round_up
+from retrieval_jax.embeddings.text_encoder import passage_encoder
 from retrieval_jax.mesh import multihost
 
-PART = 4096  # passages a part: at most so many are lost by a kill
-_TEXTS_A_SHARD = 64  # encoded at once by each device that has a share of a batch
+PART = 4096  # passages a part: at most so many for each device of a process are lost by a kill
 
 Encode = Callable[[list[str], Callable[[int], None]], np.ndarray]
 """(texts, progress callback) -> one vector a text, N×E. The callback gets the number of texts newly done."""
-
-
-class TextEncoder:
-    """Encodes texts as float32 vectors, by a dual encoder's `encode_queries` or `encode_passages`.
-
-    Args:
-      encode: (params, int32 tokens B×S) -> vectors B×E.
-      params: the model's parameters; the attribute may be replaced between calls.
-      vocabulary: tokenizes texts, and puts the model's prompt before each; see `Vocabulary.with_prompt`.
-      length: S, the number of tokens that a text is cut or padded to.
-      batch_size: the texts that are encoded at once, rounded up to a multiple of the mesh's `data` axis.
-      mesh: the mesh that `params` lie on; None for one device.
-    """
-
-    def __init__(
-        self,
-        encode: Callable[[dict, jax.Array], jax.Array],
-        params: dict,
-        vocabulary: Vocabulary,
-        length: int,
-        batch_size: int = 64,
-        mesh: Mesh | None = None,
-    ):
-        self.params, self.mesh = params, mesh
-        self.vocabulary, self.length = vocabulary, length
-        self.batch_size = round_up(batch_size, mesh.shape["data"] if mesh else 1)
-        # The vectors go to every device, so that each process of a mesh of several reads them whole.
-        self._encode = jax.jit(encode, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None)
-
-    def __call__(self, texts: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
-        """Encodes texts.
-
-        Args:
-          texts: any number of texts but none.
-          advance: called with the number of texts that are newly done.
-
-        Returns:
-          The vectors, float32, len(texts) × vector_dim.
-        """
-        vectors, running = [], None
-        for batch in self._batches(texts):
-            # The next batch is tokenised and under way before the last one's vectors are waited for.
-            previous, running = running, batch
-            if previous:
-                vectors.append(self._fetch(*previous, advance))
-        if running:
-            vectors.append(self._fetch(*running, advance))
-        return np.concatenate(vectors)
-
-    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[int, jax.Array]]:
-        for first in range(0, len(texts), self.batch_size):
-            some = list(texts[first : first + self.batch_size])
-            tokens = self.vocabulary.batch(some + [""] * (self.batch_size - len(some)), self.length)
-            if self.mesh:
-                tokens = multihost.make_global_arrays(self.mesh, tokens, "data")
-            yield len(some), self._encode(self.params, tokens)
-
-    def _fetch(self, count: int, vectors: jax.Array, advance: Callable[[int], None] | None) -> np.ndarray:
-        found = np.asarray(vectors)[:count]
-        if advance:
-            advance(count)
-        return found
-
-
-def passage_encoder(opened: LoadedModel, mesh: Mesh) -> TextEncoder:
-    """Makes the encoder of passages of a dual encoder that was loaded on a mesh."""
-    length, size = opened.description["passage_length"], _TEXTS_A_SHARD * mesh.shape["data"]
-    vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.passage)
-    return TextEncoder(opened.model.encode_passages, opened.params, vocabulary, length, size, mesh)
-
-
-def query_encoder(opened: LoadedModel, mesh: Mesh | None = None) -> TextEncoder:
-    """Makes the encoder of queries of a dual encoder that was loaded on a mesh (None: on one device)."""
-    length = opened.description["input_length"]
-    vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.query)
-    return TextEncoder(opened.model.encode_queries, opened.params, vocabulary, length, 32, mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,27 +157,33 @@ def _encode_parts(
     earlier_row_N = arrow_ids.find_rows(earlier.ids, collection.ids) if earlier else None
     total, left = (sum(len(rows(number)) for number in numbers) for numbers in (share, missing))
     with bar("encoding passages", total, total - left) as advance:
-        for number in missing:
-            passages = collection.get(rows(number))
+        # Several devices are given several parts at once, so that whole batches are full.
+        at_once = jax.local_device_count()
+        for numbers in (missing[i : i + at_once] for i in range(0, len(missing), at_once)):
+            places = np.concatenate([rows(number) for number in numbers])
+            passages = collection.get(places)
             text_hashes_N = text_hashes(passage.full_text for passage in passages)
             kept = np.zeros(len(passages), bool)
             if earlier:
-                row_N = earlier_row_N[rows(number)]
+                row_N = earlier_row_N[places]
                 kept = (row_N >= 0) & (earlier.text_hashes_N[row_N] == text_hashes_N)
             new = np.flatnonzero(~kept)
             advance(len(passages) - len(new))
             if len(new):
                 encoded = np.asarray(encode([passages[i].full_text for i in new], advance), np.float32)
-                check_finite(encoded, folder, [rows(number)[i] for i in new])
+                check_finite(encoded, folder, places[new])
             width = encoded.shape[1] if len(new) else earlier.vectors_NxE.shape[1]
             vectors = np.empty((len(passages), width), np.float32)
             if len(new):
                 vectors[new] = encoded
             if earlier:
                 vectors[kept] = earlier.vectors_NxE[row_N[kept]]
-            part = io.BytesIO()
-            np.savez(part, vectors=vectors, text_hashes=text_hashes_N, encoded=len(new))
-            storage.atomic_write(parts[number], part.getvalue())
+            for number in numbers:
+                own = np.flatnonzero(places // PART == number)
+                facts = {"text_hashes": text_hashes_N[own], "encoded": int((~kept[own]).sum())}
+                part = io.BytesIO()
+                np.savez(part, vectors=vectors[own], **facts)
+                storage.atomic_write(parts[number], part.getvalue())
 
 
 def _earlier(folder: Path, model: dict) -> Embeddings | None:

@@ -28,8 +28,8 @@ from retrieval_jax.embeddings.encoding import (
     check_finite,
     encode_by_model,
     encode_collection,
-    passage_encoder,
 )
+from retrieval_jax.embeddings.text_encoder import passage_encoder
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.models.dual_encoder import DualEncoder
 

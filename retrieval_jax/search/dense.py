@@ -22,7 +22,8 @@ from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.records import Collection
-from retrieval_jax.embeddings.encoding import Embeddings, TextEncoder, query_encoder
+from retrieval_jax.embeddings.encoding import Embeddings
+from retrieval_jax.embeddings.text_encoder import TextEncoder, query_encoder
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.search import scann_index
 from retrieval_jax.search.exact import ExactSearch

@@ -16,7 +16,7 @@ from retrieval_jax.core.values import NonNegative, Positive
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import round_up
-from retrieval_jax.embeddings.encoding import TextEncoder
+from retrieval_jax.embeddings.text_encoder import TextEncoder, passage_shapes, query_shapes
 from retrieval_jax.evaluation.metrics import compute_metrics
 from retrieval_jax.evaluation.trec import drop_identical_ids
 from retrieval_jax.examples.examples import Examples
@@ -38,7 +38,6 @@ RETRIEVAL_METRICS = ("Hits@1", "Hits@10", "MRR@10")
 METRICS = (*RETRIEVAL_METRICS, "loss")
 """The metrics of the evaluators, by one of which the best checkpoint can be kept."""
 SAMPLES = 5  # queries whose results are kept to be looked at
-_TEXTS_PER_SHARD = 64  # encoded at once by each device that has a share of a batch
 _TEXTS_AT_ONCE = 4096  # passages that are read at once to be encoded
 
 
@@ -192,14 +191,9 @@ class DenseEvaluator(RetrievalEvaluator):
         self.collection, config = examples.collection, examples.config
         self._choose_passages(examples)
         query, passage = map(examples.vocabulary.with_prompt, model.prompts)
-        size = _TEXTS_PER_SHARD * mesh.shape["data"]
-        self.texts_at_once = round_up(_TEXTS_AT_ONCE, size)
-        self.queries_encoder = TextEncoder(
-            model.encode_queries, {}, query, config.input_length, size, mesh=mesh
-        )
-        self.passages_encoder = TextEncoder(
-            model.encode_passages, {}, passage, config.passage_length, size, mesh=mesh
-        )
+        shapes = query_shapes(config.input_length), passage_shapes(config.passage_length, mesh)
+        self.queries_encoder = TextEncoder(model.encode_queries, {}, query, shapes[0], mesh=mesh)
+        self.passages_encoder = TextEncoder(model.encode_passages, {}, passage, shapes[1], mesh=mesh)
 
     def _choose_passages(self, examples: TrainDataset) -> None:
         """Chooses the passages to search, and says what their evaluation costs."""
@@ -229,8 +223,8 @@ class DenseEvaluator(RetrievalEvaluator):
     def searcher(self, params: dict) -> Searcher:
         """See `RetrievalEvaluator.searcher`. No texts are kept, and few are read at a time."""
         self.queries_encoder.params = self.passages_encoder.params = params
-        parts = range(0, len(self.rows), self.texts_at_once)
-        vectors_NxE = np.concatenate([self._encode(self.rows[n : n + self.texts_at_once]) for n in parts])
+        parts = range(0, len(self.rows), _TEXTS_AT_ONCE)
+        vectors_NxE = np.concatenate([self._encode(self.rows[n : n + _TEXTS_AT_ONCE]) for n in parts])
         return ExactSearcher(self.queries_encoder, vectors_NxE, self.collection.ids.take(pa.array(self.rows)))
 
     def _encode(self, rows: np.ndarray) -> np.ndarray:

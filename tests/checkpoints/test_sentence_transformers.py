@@ -16,8 +16,13 @@ from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.checkpoints.weights import lazy_arrays
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.embeddings.encoding import TextEncoder, passage_encoder, query_encoder
 from retrieval_jax.embeddings.sources import load_embeddings
+from retrieval_jax.embeddings.text_encoder import (
+    TextEncoder,
+    passage_encoder,
+    passage_shapes,
+    query_encoder,
+)
 from retrieval_jax.examples.targets import PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.mesh import partitioning
@@ -262,7 +267,7 @@ def test_training_goes_on_with_the_prompts_of_its_initial_weights(tmp_path, work
     dev = DenseEvaluator(model, train_dataset(data, work, collection, model, None), TrainSettings())
     dev(params)
     of_passages, of_queries = (
-        TextEncoder(encode, params, vocabulary, length)
+        TextEncoder(encode, params, vocabulary, passage_shapes(length))
         for encode, length in ((model.encode_passages, 32), (model.encode_queries, 24))
     )
     scores = (

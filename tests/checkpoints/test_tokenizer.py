@@ -15,7 +15,7 @@ from retrieval_jax.checkpoints import tokenizer
 from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import EOS, PAD_SYMBOL, Vocabulary
-from retrieval_jax.embeddings.encoding import query_encoder
+from retrieval_jax.embeddings.text_encoder import query_encoder
 from retrieval_jax.verbs.convert import convert
 from retrieval_jax.verbs.export import export
 

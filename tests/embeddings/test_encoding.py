@@ -134,6 +134,16 @@ def test_only_what_is_new_is_encoded(collection, grown: Collection, tmp_path, mo
     assert storage.read_manifest(folder, "index")["encoded"] == 2
 
 
+def test_several_devices_take_several_parts_at_once(collection, tmp_path, python, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    result = python(SCRIPT, collection.folder, tmp_path / "letters", "whole")
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split()[0]) == -(-collection.passage_count // (3 * 16))
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "letters" / "vectors.npy"), letters(all_texts(collection))
+    )
+
+
 def test_two_processes_share_the_work(collection, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

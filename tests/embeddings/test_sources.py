@@ -101,7 +101,7 @@ def test_a_model_that_is_no_dual_encoder_is_told(here, collection, tmp_path, mon
 def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, monkeypatch):
     from retrieval_jax.checkpoints import model_folder
     from retrieval_jax.data.vocabulary import Vocabulary
-    from retrieval_jax.embeddings.encoding import TextEncoder
+    from retrieval_jax.embeddings.text_encoder import TextEncoder, passage_shapes
     from retrieval_jax.models.dual_encoder import DualEncoder
     from retrieval_jax.models.layers import T5Config
 
@@ -124,7 +124,7 @@ def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, mo
     (tmp_path / "dense/sentencepiece.model").write_bytes(collection.vocabulary_path.read_bytes())
     found, fingerprint = load_embeddings(str(tmp_path / "dense"), here, collection)
     texts = [passage.full_text for passage in collection.passages()]
-    expected = TextEncoder(model.encode_passages, params, vocabulary, 24)(texts)
+    expected = TextEncoder(model.encode_passages, params, vocabulary, passage_shapes(24))(texts)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     recipe = storage.read_manifest(here.embeddings("dense"), "docids")["recipe"]
     assert recipe == {

@@ -12,7 +12,7 @@ from model_folders import random_params, write_model_folder
 from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.embeddings.encoding import query_encoder
+from retrieval_jax.embeddings.text_encoder import query_encoder
 from retrieval_jax.interop import model_card
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.embeddings.encoding import query_encoder
+from retrieval_jax.embeddings.text_encoder import query_encoder
 from retrieval_jax.interop import stablehlo
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config

@@ -1,0 +1,181 @@
+"""Texts to vectors by a dual encoder, in batches of a few compiled shapes of which little is padding.
+
+A text is computed at the shortest compiled length that has room for its own tokens, together with others of
+about its length. Within one shape its vector is the same bit by bit, whatever texts are beside it and
+wherever in the batch it stands. Passages have one shape a length on CPUs, so their vectors never depend on
+the batch. Where a length has several row counts (queries, and passages on accelerators) the products of
+another count round otherwise: vectors of unit length then differ by less than 1e-6.
+"""
+
+import bisect
+import collections
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from retrieval_jax.checkpoints.model_folder import LoadedModel
+from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.mesh import multihost
+
+Shapes = Mapping[int, Sequence[int]]
+"""The shapes that may be compiled: a length -> its row counts for each shard of data, both ascending."""
+_CPU_TOKENS = 512  # of a shard's batch: more would leave the cache between two products
+_ACCELERATOR_TOKENS = 16384  # the same where products should be large
+_TOKENISED_AT_ONCE = 256  # texts
+_UNDER_WAY = 3  # batches on an accelerator
+
+
+def lengths_up_to(longest: int, shortest: int, steps: int) -> list[int]:
+    """Chooses lengths, with `steps` of them in each doubling from 4 times as many tokens on.
+
+    Args:
+      longest: the last of them.
+      shortest: the first, and the least distance between two.
+      steps: how many there are from a power of two to the next one.
+    """
+    lengths = [min(shortest, longest)]
+    while lengths[-1] < longest:
+        power_of_2 = 1 << (lengths[-1].bit_length() - 1)
+        lengths.append(min(lengths[-1] + max(shortest, power_of_2 // steps), longest))
+    return lengths
+
+
+def passage_shapes(longest: int, mesh: Mesh | None = None) -> Shapes:
+    """Gives the shapes for many texts: about the same number of tokens in every batch, in many lengths.
+
+    Args:
+      longest: the tokens that a text is cut to.
+      mesh: the mesh to compute on; None for one device.
+
+    Returns:
+      20 lengths up to 256, so that about a tenth of the tokens is padding. On CPUs each has one row count; on
+      accelerators, whose batches are larger, an eighth of that for the texts that are left over at the end.
+    """
+    lengths = lengths_up_to(longest, 4, 4)
+    if (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform == "cpu":
+        return {length: (max(_CPU_TOKENS // length, 1),) for length in lengths}
+    rows = {length: max(_ACCELERATOR_TOKENS // length, 1) for length in lengths}
+    return {length: sorted({max(count // 8, 1), count}) for length, count in rows.items()}
+
+
+def query_shapes(longest: int) -> Shapes:
+    """Gives the shapes for 1, 8 or 32 texts, in few lengths: a single query waits for no others' rows."""
+    return dict.fromkeys(lengths_up_to(longest, 8, 1), (1, 8, 32))
+
+
+class TextEncoder:
+    """Encodes texts as float32 vectors, by a dual encoder's `encode_queries` or `encode_passages`.
+
+    Args:
+      encode: (params, int32 tokens B×S) -> vectors B×E.
+      params: the model's parameters; the attribute may be replaced between calls.
+      vocabulary: tokenizes texts, and puts the model's prompt before each; see `Vocabulary.with_prompt`.
+      shapes: those of batches; each is compiled when it is first needed. Texts are cut to the longest.
+      mesh: the mesh that `params` lie on; None for one device.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[dict, jax.Array], jax.Array],
+        params: dict,
+        vocabulary: Vocabulary,
+        shapes: Shapes,
+        mesh: Mesh | None = None,
+    ):
+        self.params, self.mesh, self.vocabulary = params, mesh, vocabulary
+        shards = mesh.shape["data"] if mesh else 1
+        self._rows = {length: [shards * rows for rows in counts] for length, counts in shapes.items()}
+        self._lengths = sorted(shapes)
+        # A CPU runs batches beside one another: each core is busy while another one's product is not divided.
+        device = mesh.devices.flat[0] if mesh else jax.devices()[0]
+        self._under_way = max(_UNDER_WAY, os.cpu_count() or 1) if device.platform == "cpu" else _UNDER_WAY
+        # The vectors go to every device, so that each process of a mesh of several reads them whole.
+        self._encode = jax.jit(encode, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None)
+
+    def __call__(self, texts: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
+        """Encodes texts.
+
+        Args:
+          texts: any number of texts but none.
+          advance: called with the number of texts that are newly done.
+
+        Returns:
+          The vectors, float32, len(texts) × vector_dim.
+        """
+        vectors_NxE, running = None, collections.deque()
+
+        def fetch() -> None:
+            nonlocal vectors_NxE
+            places, found = running.popleft()
+            found = np.asarray(found)[: len(places)]
+            if vectors_NxE is None:
+                vectors_NxE = np.empty((len(texts), found.shape[1]), np.float32)
+            vectors_NxE[places] = found
+            if advance:
+                advance(len(places))
+
+        for places, tokens_BxS in self.batches(texts):
+            # The next texts are tokenised and under way before the first vectors are waited for.
+            if self.mesh:
+                tokens_BxS = multihost.make_global_arrays(self.mesh, tokens_BxS, "data")
+            running.append((places, self._encode(self.params, tokens_BxS)))
+            if len(running) > self._under_way:
+                fetch()
+        while running:
+            fetch()
+        return vectors_NxE
+
+    def batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Tokenises texts and puts those of about a length together.
+
+        Args:
+          texts: the texts.
+
+        Yields:
+          (the places in `texts` of the first rows; int32 tokens B×S of one of the shapes), when enough texts
+          of a length are there, and in the end what is left over. Other rows are padding.
+        """
+        waiting = {length: [] for length in self._lengths}
+        for first in range(0, len(texts), _TOKENISED_AT_ONCE):
+            some = self.vocabulary.tokens(texts[first : first + _TOKENISED_AT_ONCE], self._lengths[-1])
+            for place, tokens in enumerate(some, first):
+                length = self._lengths[bisect.bisect_left(self._lengths, len(tokens))]
+                waiting[length].append((place, tokens))
+                if len(waiting[length]) == self._rows[length][-1]:
+                    yield _batch(waiting[length], self._rows[length][-1], length)
+                    waiting[length] = []
+        for length, left in waiting.items():
+            while left:
+                rows = _rows_for(len(left), self._rows[length])
+                yield _batch(left[:rows], rows, length)
+                left = left[rows:]
+
+
+def _rows_for(texts: int, counts: Sequence[int]) -> int:
+    """Chooses the row count that holds all texts, or the next smaller one if half of it would be padding."""
+    holding = bisect.bisect_left(counts, texts)
+    return counts[holding - 1] if holding and 2 * texts < counts[holding] else counts[holding]
+
+
+def _batch(some: Sequence[tuple[int, list[int]]], rows: int, length: int) -> tuple[list[int], np.ndarray]:
+    tokens_BxS = np.zeros((rows, length), np.int32)
+    for row, (_, tokens) in zip(tokens_BxS, some, strict=False):
+        row[: len(tokens)] = tokens
+    return [place for place, _ in some], tokens_BxS
+
+
+def passage_encoder(opened: LoadedModel, mesh: Mesh) -> TextEncoder:
+    """Makes the encoder of passages of a dual encoder that was loaded on a mesh."""
+    shapes = passage_shapes(opened.description["passage_length"], mesh)
+    vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.passage)
+    return TextEncoder(opened.model.encode_passages, opened.params, vocabulary, shapes, mesh)
+
+
+def query_encoder(opened: LoadedModel, mesh: Mesh | None = None) -> TextEncoder:
+    """Makes the encoder of queries of a dual encoder that was loaded on a mesh (None: on one device)."""
+    shapes = query_shapes(opened.description["input_length"])
+    vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.query)
+    return TextEncoder(opened.model.encode_queries, opened.params, vocabulary, shapes, mesh)
