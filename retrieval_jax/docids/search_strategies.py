@@ -121,14 +121,14 @@ class SearchStrategy:
         raise NotImplementedError
 
     @classmethod
-    def score(
+    def log_probs(
         cls,
         model: GenerativeRetriever,
         params: dict,
         batch: Mapping[str, jax.Array],
         tokens_BxKxL: jax.Array,
     ) -> jax.Array:
-        """Computes the log-probabilities that `decode` gives to docids. Pure: it may be compiled.
+        """Computes the log-probabilities that `decode` gives to docids' tokens. Pure: it may be compiled.
 
         Args:
           model: the retriever.
@@ -137,7 +137,7 @@ class SearchStrategy:
           tokens_BxKxL: int32, K docids of each query, as the table has them.
 
         Returns:
-          Float32 B×K.
+          Float32 B×K×L; 0 after a docid's end. The sums over L are the docids' scores.
         """
         raise NotImplementedError
 
@@ -195,9 +195,9 @@ class TrieSearch(SearchStrategy):
         return model.predict_batch_with_aux(params, batch, trie=docids, beams=width, mesh=mesh)
 
     @classmethod
-    def score(cls, model, params, batch, tokens_BxKxL):
+    def log_probs(cls, model, params, batch, tokens_BxKxL):
         """See SearchStrategy."""
-        return model.score_docids(params, batch, tokens_BxKxL)
+        return model.docid_log_probs(params, batch, tokens_BxKxL)
 
 
 class SoftmaxSearch(SearchStrategy):
@@ -244,9 +244,9 @@ class SoftmaxSearch(SearchStrategy):
         return jnp.where(tokens_BxK >= 0, token_to_passage_V[tokens_BxK], -1), aux
 
     @classmethod
-    def score(cls, model, params, batch, tokens_BxKxL):
+    def log_probs(cls, model, params, batch, tokens_BxKxL):
         """See SearchStrategy."""
-        return model.score_atomic(params, batch, tokens_BxKxL[..., 0])
+        return model.atomic_log_probs(params, batch, tokens_BxKxL[..., 0])[..., None]
 
 
 STRATEGIES: dict[str, type[SearchStrategy]] = {

@@ -5,6 +5,7 @@ docids/KIND/ids.arrow        passage ids by row (Arrow IPC file)
 docids/KIND/manifest.json    version, kind, search, size of the output softmax, collection, ancestors
 """
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
@@ -155,6 +156,25 @@ class DocidTable:
     def count_distinct(self) -> int:
         """Returns the number of different docids."""
         return int((self.ordered[1] < self.length).sum())
+
+    def prefix_counts(self, row: int) -> list[int]:
+        """Counts the passages that share the first token of a row's docid, the first two, and so on.
+
+        Args:
+          row: a row of the table.
+
+        Returns:
+          As many numbers as the docid has tokens; none is larger than the one before it.
+        """
+        rows_N, docid = self.ordered[0], self.tokens_NxL[row].tolist()
+        low, high, counts = 0, len(rows_N), []
+        for column in range(np.count_nonzero(docid)):
+            # Passages with a prefix are neighbours in lexicographic order, among those with a shorter one.
+            tokens_N = self.tokens_NxL[:, column]
+            low = bisect.bisect_left(rows_N, docid[column], low, high, key=tokens_N.__getitem__)
+            high = bisect.bisect_right(rows_N, docid[column], low, high, key=tokens_N.__getitem__)
+            counts.append(high - low)
+        return counts
 
     def write(self, folder: Path) -> dict:
         """Writes the table into a folder.

@@ -210,3 +210,14 @@ def test_prefixes_are_refused_wherever_there_are_any(docids):
         with pytest.raises(UserError) as error:
             table.write(Path(folder))
     assert tuple(map(int, re.findall(r"passage '(\d+)'", str(error.value)))) in pairs
+
+
+@given(st.lists(st.tuples(*[st.integers(1, 3)] * 4), min_size=1, max_size=12), st.integers(0, 4))
+def test_passages_with_a_prefix_are_counted(docids, ended):
+    tokens_NxL = np.array(docids, np.uint8)
+    tokens_NxL[::2, ended:] = 0
+    table = DocidTable("k", tokens_NxL, arrow_ids.array(map(str, range(len(docids)))), 128, "c")
+    for row, docid in enumerate(tokens_NxL.tolist()):
+        prefixes = [docid[: n + 1] for n in range(np.count_nonzero(docid))]
+        wanted = [sum(other[: len(p)] == p for other in tokens_NxL.tolist()) for p in prefixes]
+        assert table.prefix_counts(row) == wanted
