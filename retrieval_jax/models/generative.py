@@ -91,8 +91,8 @@ class GenerativeRetriever(EncoderDecoder):
         tokens, scores = top_docids(logits_Bx1xV[:, 0], valid_mask_V, k, mesh, recall)
         return tokens, {"scores": scores}
 
-    def score_docids(self, params: dict, batch: Batch, docids_BxKxL: jax.Array) -> jax.Array:
-        """Computes the log-probabilities of docids that are given, as the search would if it found them.
+    def docid_log_probs(self, params: dict, batch: Batch, docids_BxKxL: jax.Array) -> jax.Array:
+        """Computes the log-probabilities of the tokens of docids that are given, as the search does.
 
         A query is encoded once, and its docids are read like beams of a search whose tokens are known.
 
@@ -102,14 +102,14 @@ class GenerativeRetriever(EncoderDecoder):
           docids_BxKxL: int32, docids of each query, padded with 0.
 
         Returns:
-          Float32 B×K, sums over the docids' tokens.
+          Float32 B×K×L; 0 after a docid's end. A docid's score is the sum.
         """
         variables, inputs_BxS = self.decode_variables(params), batch["encoder_input_tokens"]
         B, K, L = docids_BxKxL.shape
         cross_kv, kv_cache = self.decode_module.apply(variables, inputs_BxS, K, L, method="prefill")
 
         def read(carry, position):
-            newest_BxK, total_BxK, kv_cache = carry
+            newest_BxK, kv_cache = carry
             x_BxKxE, kv_cache = self.decode_module.apply(
                 variables, newest_BxK, position, kv_cache, cross_kv, inputs_BxS, method="decode_step"
             )
@@ -118,13 +118,13 @@ class GenerativeRetriever(EncoderDecoder):
                 log_prob_BxK = self.decode_module.apply(
                     variables, x_BxKxE, token_BxK, method="token_log_probs"
                 )
-            return (token_BxK, total_BxK + jnp.where(token_BxK > 0, log_prob_BxK, 0.0), kv_cache), None
+            return (token_BxK, kv_cache), jnp.where(token_BxK > 0, log_prob_BxK, 0.0)
 
-        start = (jnp.zeros((B, K), jnp.int32), jnp.zeros((B, K)), kv_cache)
-        (_, total_BxK, _), _ = jax.lax.scan(read, start, jnp.arange(L))
-        return total_BxK
+        start = (jnp.zeros((B, K), jnp.int32), kv_cache)
+        _, log_probs_LxBxK = jax.lax.scan(read, start, jnp.arange(L))
+        return jnp.moveaxis(log_probs_LxBxK, 0, -1)
 
-    def score_atomic(self, params: dict, batch: Batch, tokens_BxK: jax.Array) -> jax.Array:
+    def atomic_log_probs(self, params: dict, batch: Batch, tokens_BxK: jax.Array) -> jax.Array:
         """Computes the log-probabilities of atomic docids that are given; see `rank_atomic`.
 
         Args:

@@ -14,7 +14,7 @@ from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import Vocabulary, round_up
+from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
 from retrieval_jax.docids.search_strategies import STRATEGIES, SearchStrategy
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import multihost
@@ -72,7 +72,7 @@ class GenerativeSearcher(Searcher):
         self.docids = None
         self.replace(table)
         self._decode = search_function(model, mesh)
-        self._score = score_function(model, mesh)
+        self._log_probs = log_probs_function(model, mesh)
 
     def replace(self, table: DocidTable) -> None:
         """Searches another state of the docids from now on, to which passages were added or from it removed.
@@ -99,10 +99,8 @@ class GenerativeSearcher(Searcher):
         results, width = [], self.strategy.width(self.beams, k, self.outputs)
         for first in range(0, len(queries), self.batch_size):
             texts = list(queries[first : first + self.batch_size])
-            tokens = self.vocabulary.batch(texts + [""] * (self.batch_size - len(texts)), self.input_length)
-            batch = {"encoder_input_tokens": self.place(tokens, "data")}
             found, aux = self._decode(
-                self.strategy, self.params, batch, self.docids, width, self.recall_target
+                self.strategy, self.params, self._batch(texts), self.docids, width, self.recall_target
             )
             pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
             results += [self.ranked_list(rows, scores)[:k] for rows, scores in [*pairs][: len(texts)]]
@@ -113,24 +111,76 @@ class GenerativeSearcher(Searcher):
         results = []
         for first in range(0, len(queries), self.batch_size):
             some = slice(first, first + self.batch_size)
-            results += self._score_batch(list(queries[some]), candidates[some])
+            log_probs = self._token_log_probs(list(queries[some]), candidates[some])
+            results += [log_probs_CxL.sum(axis=-1).tolist() for log_probs_CxL in log_probs]
         return results
 
-    def _score_batch(self, texts: list[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Scores the candidates of at most `batch_size` queries, CANDIDATES of each at once."""
+    def explain(self, query: str, ranked_list: RankedList) -> dict:
+        """See `Searcher.explain`: how each docid was written, and how far the ranking is certain.
+
+        Returns:
+          "certain": how many of the first passages are proven to be those that scoring every docid would rank
+          first (the search pruned no better hypothesis); None where nothing is known of it. "docids": for
+          each passage {"passage": its id, "steps": [{"token", "text", "log_prob", "passages": how many
+          passages have this prefix}, …]}.
+        """
+        if not ranked_list:
+            return {"certain": None, "docids": []}
+        ids = [passage_id for passage_id, _ in ranked_list]
+        (log_probs_KxL,) = self._token_log_probs([query], [ids])
+        docids = []
+        for passage_id, row, log_probs in zip(ids, self.find_rows(ids), log_probs_KxL.tolist(), strict=True):
+            steps = [
+                {"token": token, "text": text, "log_prob": log_prob, "passages": passages}
+                for token, text, log_prob, passages in zip(
+                    self.table.tokens_NxL[row].tolist(),
+                    token_texts(self.table, row, self.vocabulary),
+                    log_probs,
+                    self.table.prefix_counts(row),
+                    strict=False,  # the docid may have ended
+                )
+            ]
+            docids.append({"passage": passage_id, "steps": steps})
+        width = self.strategy.width(self.beams, len(ids), self.outputs)
+        _, aux = self._decode(
+            self.strategy, self.params, self._batch([query]), self.docids, width, self.recall_target
+        )
+        if "pruned_upper_bound" in aux:
+            bound = float(np.asarray(aux["pruned_upper_bound"])[0])
+            certain = sum(score > bound for _, score in ranked_list)
+        else:
+            certain = len(ids) if self.recall_target is None else None
+        return {"certain": certain, "docids": docids}
+
+    def _batch(self, texts: list[str]) -> dict:
+        """Tokenises at most `batch_size` queries, and places them on the devices."""
+        tokens = self.vocabulary.batch(texts + [""] * (self.batch_size - len(texts)), self.input_length)
+        return {"encoder_input_tokens": self.place(tokens, "data")}
+
+    def _token_log_probs(self, texts: list[str], candidates: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Computes the log-probabilities of docids' tokens for at most `batch_size` queries.
+
+        CANDIDATES of each query are computed at once.
+
+        Returns:
+          For each query float32, candidates × L; NaN for a passage that the table lacks.
+        """
         most = round_up(max(map(len, candidates)), CANDIDATES)
         row_BxC = np.full((self.batch_size, most), -1)
         for row_C, wanted in zip(row_BxC, candidates, strict=False):
             row_C[: len(wanted)] = self.find_rows(wanted)
-        tokens = self.vocabulary.batch(texts + [""] * (self.batch_size - len(texts)), self.input_length)
-        batch = {"encoder_input_tokens": self.place(tokens, "data")}
-        score_BxC = np.full(row_BxC.shape, np.nan)
+        batch, parts = self._batch(texts), []
         for first in range(0, most, CANDIDATES):
-            row_BxK = row_BxC[:, first : first + CANDIDATES]
-            docids = self.table.tokens_NxL[np.maximum(row_BxK, 0)].astype(np.int32)
-            found = self._score(self.strategy, self.params, batch, self.place(docids, "data"))
-            score_BxC[:, first : first + CANDIDATES] = np.where(row_BxK < 0, np.nan, np.asarray(found))
-        return [row[: len(wanted)].tolist() for row, wanted in zip(score_BxC, candidates, strict=False)]
+            docids = self.table.tokens_NxL[np.maximum(row_BxC[:, first : first + CANDIDATES], 0)]
+            found = self._log_probs(
+                self.strategy, self.params, batch, self.place(docids.astype(np.int32), "data")
+            )
+            parts.append(np.asarray(found))
+        shape = (*row_BxC.shape, self.table.length)
+        log_probs_BxCxL = np.concatenate(parts, axis=1) if parts else np.zeros(shape, np.float32)
+        log_probs_BxCxL = np.where(row_BxC[..., None] < 0, np.nan, log_probs_BxCxL)
+        pairs = zip(log_probs_BxCxL, candidates, strict=False)
+        return [log_probs_CxL[: len(wanted)] for log_probs_CxL, wanted in pairs]
 
     def ranked_list(self, rows: np.ndarray, scores: Sequence[float]) -> RankedList:
         """Lists the passages of the docids that a search found.
@@ -262,7 +312,7 @@ def search_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
     return jax.jit(search, static_argnums=(0, 4, 5), out_shardings=whole)
 
 
-def score_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
+def log_probs_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
     """Makes the jitted scoring of docids that are given.
 
     Args:
@@ -270,11 +320,20 @@ def score_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
       mesh: see `search_function`.
 
     Returns:
-      (strategy, params, batch, tokens_BxKxL) -> float32 B×K; see `SearchStrategy.score`.
+      (strategy, params, batch, tokens_BxKxL) -> float32 B×K×L; see `SearchStrategy.log_probs`.
     """
 
-    def score(strategy: type[SearchStrategy], params, batch, tokens_BxKxL):
-        return strategy.score(model, params, batch, tokens_BxKxL)
+    def log_probs(strategy: type[SearchStrategy], params, batch, tokens_BxKxL):
+        return strategy.log_probs(model, params, batch, tokens_BxKxL)
 
     whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
-    return jax.jit(score, static_argnums=0, out_shardings=whole)
+    return jax.jit(log_probs, static_argnums=0, out_shardings=whole)
+
+
+def token_texts(table: DocidTable, row: int, vocabulary: Vocabulary) -> list[str]:
+    """Returns what people may read for each token of a docid: pieces of text, numbers, "end"."""
+    tokens = table.tokens_NxL[row]
+    tokens = tokens[tokens > 0].tolist()
+    texts = map(vocabulary.model.id_to_piece, tokens) if not table.has_docid_vocab else map(str, tokens)
+    pairs = enumerate(zip(tokens, texts, strict=True))
+    return ["end" if position and token == EOS else text for position, (token, text) in pairs]

@@ -162,6 +162,18 @@ class Searcher:
         """
         raise NotImplementedError
 
+    def explain(self, query: str, ranked_list: RankedList) -> dict | None:
+        """Explains how `search` found the passages of a query. A kind of searcher may lack this.
+
+        Args:
+          query: the query.
+          ranked_list: what the search found, or the beginning of it.
+
+        Returns:
+          The explanation, as JSON; None if there is none.
+        """
+        return None
+
     @classmethod
     def is_installed(cls) -> bool:
         """Returns whether the packages that it needs are there. If they are not, it is no model's default."""

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from tables import docids_of
 
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
@@ -71,3 +72,22 @@ def test_a_beam_a_docid_finds_what_scoring_every_docid_finds(
         scores = [score for _, score in ranking]
         assert scores == sorted(scores, reverse=True)
         np.testing.assert_allclose(scores, [exact[passage] for passage, _ in ranking], atol=1e-3)
+        explained = searcher.explain(query, ranking[:5])
+        assert explained["certain"] == 5
+        for docid, (passage, total) in zip(explained["docids"], ranking[:5], strict=True):
+            tokens = docids_of(table)[passage]
+            assert docid["passage"] == passage
+            assert [step["token"] for step in docid["steps"]] == [*tokens]
+            assert sum(step["log_prob"] for step in docid["steps"]) == pytest.approx(total, abs=1e-5)
+            assert docid["steps"][-1]["passages"] == [*docids_of(table).values()].count(tokens)
+    if kind == "semantic":
+        few = GenerativeSearcher(model, params, table, vocabulary, 12, beams=4)
+        for query, ranking in zip(QUERIES, rankings, strict=True):
+            found = few.search([query], k=4)[0]
+            certain = few.explain(query, found)["certain"]
+            assert [p for p, _ in found[:certain]] == [p for p, _ in ranking[:certain]]
+            assert certain < 4  # the last of the beams is itself no better than what was pruned
+    if kind == "naive":
+        steps = searcher.explain(QUERIES[0], rankings[0][:1])["docids"][0]["steps"]
+        text = "".join(step["text"] for step in steps)
+        assert text.replace("\u2581", "") == f"{rankings[0][0][0].lower()}end"  # as the vocabulary writes it
