@@ -43,16 +43,15 @@ class Scann:
     def __init__(self, vectors_NxE: np.ndarray, options: argparse.Namespace):
         from retrieval_jax.core import arrow_ids
         from retrieval_jax.embeddings.encoding import Embeddings
-        from retrieval_jax.search.scann_index import ScannIndex
+        from retrieval_jax.search import scann_shards
 
         count = len(vectors_NxE)
         ids = arrow_ids.array(map(str, range(count)))
         embeddings = Embeddings(options.folder, vectors_NxE, ids, np.zeros(count, np.uint64), {})
-        self.index = ScannIndex.build(embeddings)
-        self.index.tune(embeddings, np.load(options.folder / "tuning.npy"))
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            self.index.searcher.serialize(folder, relative_path=True)
-            self.bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
+            self.index = scann_shards.build(Path(folder), embeddings, "float32", {})
+            self.bytes = sum(path.stat().st_size for path in Path(folder).rglob("scann/*"))
+        self.index.tune(embeddings, np.load(options.folder / "tuning.npy"))
 
     def searches(self) -> dict[str, Search]:
         index, leaves = self.index, self.index.settings.get("leaves")

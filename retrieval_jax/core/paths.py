@@ -187,6 +187,17 @@ def copy(source: Path, target: Path, advance: Callable[[int], None] | None = Non
                 advance(len(chunk))
 
 
+def link(source: Path, target: Path) -> None:
+    """Makes the same local file available at another place, without a copy if the disk can.
+
+    Neither file may be changed afterwards.
+    """
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)
+
+
 def copy_files(source: Path, target: Path, names: Sequence[str], what: str) -> None:
     """Copies files from one folder to another, several at once. Large copies show a progress bar.
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
 
-VERBS = ("train", "generate-queries", "index")
+VERBS = ("train", "generate-queries", "index", "search")
 
 
 @gin.configurable("multihost", denylist=["verb"])
@@ -113,6 +113,23 @@ def on_process_0(what: Callable[[], object]) -> None:
         return 0
 
     value_from_process_0(do)
+
+
+def process_share(count: int) -> range:
+    """Returns the share of this process where things that are numbered from 0 are dealt out to all."""
+    if not jax.distributed.is_initialized():
+        return range(count)
+    return range(jax.process_index(), count, jax.process_count())
+
+
+def gather_from_processes(tree: object) -> list:
+    """Returns the tree of NumPy arrays of each process. All processes must call it, with the same shapes."""
+    if not jax.distributed.is_initialized():
+        return [tree]
+    from jax.experimental import multihost_utils
+
+    stacked = multihost_utils.process_allgather(tree)
+    return [jax.tree.map(lambda x: np.asarray(x[i]), stacked) for i in range(jax.process_count())]  # noqa: B023
 
 
 def barrier(name: str) -> None:

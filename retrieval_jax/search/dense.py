@@ -1,14 +1,12 @@
 """Dense searchers: a dual encoder's vectors, searched exactly (JAX) or approximately (ScaNN).
 
 Beside its manifest, a dense searcher's folder holds the passage ids by row (ids.arrow), the hashes of the
-passages' texts by row (text_hashes.npy), the vectors (vectors.npy) or ScaNN's files (scann/), and the size
-and checksum of each file.
+passages' texts by row (text_hashes.npy), the vectors (see `stored_vectors`) or ScaNN's shards (shards/; see
+`scann_shards`), and the size and checksum of each file.
 """
 
 import contextlib
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,15 +20,17 @@ from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.records import Collection
-from retrieval_jax.embeddings.encoding import Embeddings
 from retrieval_jax.embeddings.text_encoder import TextEncoder, query_encoder
+from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
-from retrieval_jax.search import scann_index
+from retrieval_jax.search import scann_index, scann_shards, stored_vectors
 from retrieval_jax.search.exact import ExactSearch
-from retrieval_jax.search.scann_index import ScannIndex, changed_rows
+from retrieval_jax.search.scann_index import recall_at
+from retrieval_jax.search.scann_shards import Indexed, ScannIndex, rows_now
 from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
 
 RECALL_QUERIES = 200  # with which an approximate search is measured
+_SHARDS = "shards"
 
 
 class DenseSearcher(Searcher):
@@ -71,14 +71,17 @@ class DenseSearcher(Searcher):
         raise NotImplementedError
 
     @classmethod
-    def write_index(cls, folder: Path, inputs: IndexInputs, earlier: Path | None) -> dict:
-        """Writes the vectors and their index, the passage ids and the hashes of the texts.
+    def recipe(cls, inputs: IndexInputs) -> dict:
+        """See `Searcher.recipe`: the dtype of the vectors."""
+        return {"vector_dtype": inputs.settings.vector_dtype}
+
+    @classmethod
+    def write_index(cls, folder: Path, inputs: IndexInputs) -> dict:
+        """Writes the vectors and their index.
 
         Args:
-          folder: an empty folder.
+          folder: a folder with the passage ids and the hashes of the texts.
           inputs: what the searcher is built from, with `embeddings`.
-          earlier: a whole searcher of this kind and model, of an earlier state of the collection, if there
-            is one.
 
         Returns:
           Facts for the manifest.
@@ -88,15 +91,19 @@ class DenseSearcher(Searcher):
     @classmethod
     def write(cls, folder: Path, inputs: IndexInputs) -> dict:
         """See `Searcher.write`. Reports what has changed since an earlier searcher in `inputs.folder`."""
-        embeddings, earlier = inputs.embeddings, inputs.folder
-        if storage.finished(earlier):
-            earlier = paths.ensure_local(earlier)
+        embeddings = inputs.embeddings
         facts = {"passages": len(embeddings.ids), "dimensions": embeddings.vectors_NxE.shape[1]}
-        if indexed := _indexed_passages(earlier, cls.kind, embeddings):
-            removed, added = changed_rows(*indexed, embeddings)
-            facts |= {"added": len(added), "removed": len(removed)}
-            log(f"{earlier}: {len(added)} passages added or changed, {len(removed)} removed or changed")
-        facts |= cls.write_index(folder, inputs, earlier if indexed else None)
+        if earlier := _indexed_passages(inputs, cls.kind):
+            now_N = rows_now(*earlier, embeddings)
+            kept = int((now_N >= 0).sum())
+            facts |= {"added": len(embeddings.ids) - kept, "removed": len(now_N) - kept}
+            log(
+                f"{inputs.folder}: {facts['added']} passages added or changed, {facts['removed']} removed or "
+                "changed"
+            )
+        for name in ("ids.arrow", "text_hashes.npy"):
+            paths.link(paths.ensure_local(embeddings.folder / name), folder / name)
+        facts |= cls.write_index(folder, inputs)
         checksums.write(folder)
         return facts
 
@@ -107,9 +114,10 @@ class ExactSearcher(DenseSearcher):
 
     Args:
       encoder: the encoder of queries.
-      vectors_NxE: float32, the passages' vectors.
+      vectors_NxE: float32, bfloat16 or int8, the passages' vectors.
       passage_ids: the passage ids by row.
       mesh: the devices over which the vectors are spread; None for one device.
+      scales_N: float32, by which int8 vectors are multiplied.
     """
 
     kind: ClassVar[str] = "exact"
@@ -120,19 +128,23 @@ class ExactSearcher(DenseSearcher):
         vectors_NxE: np.ndarray,
         passage_ids: Sequence[str],
         mesh: Mesh | None = None,
+        scales_N: np.ndarray | None = None,
     ):
         super().__init__(encoder, arrow_ids.array(passage_ids), vectors_NxE.shape[1])
-        self.exact = ExactSearch(vectors_NxE, mesh)
-        self.vectors_NxE, self.find_rows = vectors_NxE, arrow_ids.RowFinder(self.passage_ids)
+        self.exact = ExactSearch(vectors_NxE, mesh, scales_N)
+        self.find_rows = arrow_ids.RowFinder(self.passage_ids)
 
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         """See `Searcher.score`. The scores are dot products."""
         if not queries:
             return []
         vectors_BxE, results = check_query_vectors(self.encoder(queries), self.dimensions), []
+        vectors_NxE, *scales_N = self.exact.arrays
         for query_E, wanted in zip(vectors_BxE, candidates, strict=True):
             rows_C = np.array(self.find_rows(wanted), int)
-            scores_C = self.vectors_NxE[rows_C] @ query_E  # so few are multiplied on the host
+            scores_C = vectors_NxE[rows_C].astype(np.float32) @ query_E  # so few are multiplied on the host
+            for scale_N in scales_N:
+                scores_C *= scale_N[rows_C]
             results.append(np.where(rows_C < 0, np.nan, scores_C).tolist())
         return results
 
@@ -141,19 +153,33 @@ class ExactSearcher(DenseSearcher):
         return self.exact(queries_BxE, k)
 
     @classmethod
-    def write_index(cls, folder: Path, inputs: IndexInputs, earlier: Path | None) -> dict:
-        """See `DenseSearcher.write_index`. Nothing but the vectors is needed."""
-        for name in ("vectors.npy", "ids.arrow", "text_hashes.npy"):
-            _link(paths.ensure_local(inputs.embeddings.folder / name), folder / name)
-        return {}
+    def write_index(cls, folder: Path, inputs: IndexInputs) -> dict:
+        """See `DenseSearcher.write_index`. The recall of rounded vectors is measured against float32."""
+        embeddings, dtype = inputs.embeddings, inputs.settings.vector_dtype
+        if dtype == "float32":
+            source = paths.ensure_local(embeddings.folder / stored_vectors.VECTORS)
+            paths.link(source, folder / stored_vectors.VECTORS)
+            return {}
+        stored_vectors.write(folder, embeddings.vectors_NxE, dtype)
+        vectors, scales = stored_vectors.read(folder, dtype)
+        queries_BxE = query_encoder(inputs.model, inputs.mesh)(sample_queries(inputs.collection))
+        k = min(100, len(vectors))
+        wanted, _ = ExactSearch(embeddings.vectors_NxE, inputs.mesh)(queries_BxE, k)
+        found, _ = ExactSearch(vectors, inputs.mesh, scales)(queries_BxE, k)
+        recalls = {f"recall_at_{k}": recall_at(k, wanted, found) for k in (10, 100)}
+        log(
+            f"exact: recall@10 {recalls['recall_at_10']:.4f}, recall@100 {recalls['recall_at_100']:.4f} of "
+            f"vectors as {dtype} against float32 for {len(queries_BxE)} queries"
+        )
+        return recalls
 
     @classmethod
     def open(cls, folder: Path, make_partitioner: Callable[[], Partitioner] | None = None) -> "ExactSearcher":
         """See `Searcher.open`."""
-        _, encoder, folder = _open(folder)
-        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        manifest, encoder, folder = _open(folder)
+        vectors, scales = stored_vectors.read(folder, manifest["vector_dtype"])
         mesh = make_partitioner().mesh if make_partitioner else all_devices()
-        return cls(encoder, vectors, arrow_ids.read(folder / "ids.arrow"), mesh)
+        return cls(encoder, vectors, arrow_ids.read(folder / "ids.arrow"), mesh, scales)
 
 
 @register_searcher
@@ -163,13 +189,14 @@ class ScannSearcher(DenseSearcher):
     Args:
       encoder: the encoder of queries.
       index: the passages' index.
+      passage_ids: the passage ids by row.
       dimensions: the length of a vector.
     """
 
     kind: ClassVar[str] = "scann"
 
-    def __init__(self, encoder: TextEncoder, index: ScannIndex, dimensions: int):
-        super().__init__(encoder, index.ids, dimensions)
+    def __init__(self, encoder: TextEncoder, index: ScannIndex, passage_ids: pa.Array, dimensions: int):
+        super().__init__(encoder, passage_ids, dimensions)
         self.index = index
 
     def nearest(self, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,30 +210,47 @@ class ScannSearcher(DenseSearcher):
 
     @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:
-        """See `Searcher.recipe`: the settings of the index."""
+        """See `Searcher.recipe`: the dtype of the vectors and the settings of the index."""
         scann_index.check_installed()  # before the passages are encoded
-        return {"scann": scann_index.settings(inputs.collection.passage_count)}
+        chosen = scann_index.settings(inputs.collection.passage_count)
+        return super().recipe(inputs) | {"scann": chosen}
 
     @classmethod
-    def write_index(cls, folder: Path, inputs: IndexInputs, earlier: Path | None) -> dict:
-        """See `DenseSearcher.write_index`. Builds an index, or updates the earlier one.
+    @contextlib.contextmanager
+    def prepare(cls, inputs: IndexInputs, recipe: dict) -> Iterator[tuple[Path, ScannIndex, dict]]:
+        """See `Searcher.prepare`. The processes build, open and tune an index, each its shards.
 
-        The facts include the recall against exact search, which is measured with queries of the collection.
+        Yields:
+          The folder of the shards, the index, and its recall against exact search, which is measured with
+          queries of the collection.
         """
-        if earlier:
-            manifest = storage.read_manifest(earlier, "index")
-            index = ScannIndex.open(earlier, manifest).update(inputs.embeddings)
-        else:
-            index = ScannIndex.build(inputs.embeddings)
-        queries_BxE = query_encoder(inputs.model, inputs.mesh)(sample_queries(inputs.collection))
-        recalls = index.tune(inputs.embeddings, queries_BxE)
-        return index.write(folder) | recalls
+        unfinished = inputs.folder.with_name(f"{inputs.folder.name}.unfinished")
+        # The first process's lock keeps out other commands.
+        with storage.lock(unfinished) if multihost.is_process_0() else contextlib.nullcontext():
+            earlier = None
+            if indexed := _indexed_passages(inputs, cls.kind):
+                facts = storage.read_manifest(inputs.folder, "index")["scann"]
+                earlier = Indexed(paths.ensure_local(inputs.folder) / _SHARDS, facts, *indexed)
+            dtype = inputs.settings.vector_dtype
+            index = scann_shards.build(unfinished, inputs.embeddings, dtype, recipe, earlier)
+            queries_BxE = query_encoder(inputs.model, inputs.mesh)(sample_queries(inputs.collection))
+            recalls = index.tune(inputs.embeddings, queries_BxE)
+            yield unfinished, index, recalls
+            multihost.on_process_0(lambda: paths.remove(unfinished))
+
+    @classmethod
+    def write_index(cls, folder: Path, inputs: IndexInputs) -> dict:
+        """See `DenseSearcher.write_index`."""
+        unfinished, index, recalls = inputs.prepared
+        scann_shards.copy_shards(unfinished, folder / _SHARDS, len(index.all_facts))
+        return {"scann": index.facts} | recalls
 
     @classmethod
     def open(cls, folder: Path, make_partitioner: object = None) -> "ScannSearcher":
         """See `Searcher.open`. `make_partitioner` is not called."""
         manifest, encoder, folder = _open(folder)
-        return cls(encoder, ScannIndex.open(folder, manifest), manifest["dimensions"])
+        index = ScannIndex.open(folder / _SHARDS, manifest["scann"])
+        return cls(encoder, index, arrow_ids.read(folder / "ids.arrow"), manifest["dimensions"])
 
 
 def sample_queries(collection: Collection, count: int = RECALL_QUERIES) -> list[str]:
@@ -253,15 +297,22 @@ def ranked_lists(rows_BxK: np.ndarray, scores_BxK: np.ndarray, passage_ids: pa.A
     return lists
 
 
-def _indexed_passages(earlier: Path, kind: str, embeddings: Embeddings) -> tuple[pa.Array, np.ndarray] | None:
-    """Returns the ids and text hashes of an earlier searcher, if it is whole and of this kind and model."""
+def _indexed_passages(inputs: IndexInputs, kind: str) -> tuple[pa.Array, np.ndarray] | None:
+    """Returns the ids and text hashes of an earlier searcher in the folder.
+
+    They are None unless that searcher is whole and of this kind, model and dtype.
+    """
+    earlier = inputs.folder
     if not storage.finished(earlier) or not (earlier / checksums.NAME).is_file():
         return None
-    recipe = storage.read_manifest(earlier, "index")["recipe"]
-    same = recipe["kind"] == kind and recipe.get("checksum") == embeddings.manifest["recipe"]["checksum"]
-    if not same or checksums.find_damage(earlier):
+    recipe, wanted = storage.read_manifest(earlier, "index")["recipe"], inputs.embeddings.manifest["recipe"]
+    wanted = {"kind": kind, "checksum": wanted["checksum"], "vector_dtype": inputs.settings.vector_dtype}
+    if any(recipe.get(name) != value for name, value in wanted.items()):
         return None
-    return arrow_ids.read(earlier / "ids.arrow"), np.load(earlier / "text_hashes.npy")
+    earlier = paths.ensure_local(earlier)
+    if checksums.find_damage(earlier):
+        return None
+    return arrow_ids.read(earlier / "ids.arrow"), np.load(earlier / "text_hashes.npy", mmap_mode="r")
 
 
 def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
@@ -273,6 +324,8 @@ def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
     hint = "delete it, then `retrieval-jax index`"
     if not (folder / checksums.NAME).is_file():
         raise UserError(f"{folder}: {checksums.NAME} is missing: {hint}")
+    if "vector_dtype" not in manifest:
+        raise UserError(f"{folder}: was made by an earlier version of retrieval_jax: {hint}")
     files = paths.ensure_local(folder)
     if reason := checksums.find_damage(files):
         raise UserError(f"{folder}: damaged ({reason}): {hint}")
@@ -283,11 +336,3 @@ def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
             "`retrieval-jax index`"
         )
     return manifest, query_encoder(load_model(model, manifest["step"])), files
-
-
-def _link(source: Path, target: Path) -> None:
-    """Makes the same file available at another place, without a copy if the disk can: neither changes."""
-    with contextlib.suppress(OSError):
-        os.link(source, target)
-        return
-    shutil.copyfile(source, target)

@@ -73,7 +73,7 @@ def build_searcher(searcher: type[Searcher], inputs: IndexInputs) -> dict:
     """Builds a searcher in `inputs.folder`, unless that folder holds one of the same recipe.
 
     All processes of a run must call this. Together they encode the passages, where the searcher reads
-    embeddings; the first process writes the folder.
+    embeddings, and do what else the searcher's `prepare` shares out; the first process writes the folder.
 
     Args:
       searcher: the class, from `choose_searcher`.
@@ -99,10 +99,13 @@ def build_searcher(searcher: type[Searcher], inputs: IndexInputs) -> dict:
         if searcher.reads_embeddings:
             inputs = dataclasses.replace(inputs, embeddings=_encode(inputs))
 
-        def write(folder: Path) -> dict:
-            return facts | (searcher.write(folder, inputs) or {})
+        with searcher.prepare(inputs, recipe) as prepared:
+            inputs = dataclasses.replace(inputs, prepared=prepared)
 
-        multihost.on_process_0(lambda: storage.build_once(inputs.folder, recipe, write))
+            def write(folder: Path) -> dict:
+                return facts | (searcher.write(folder, inputs) or {})
+
+            multihost.on_process_0(lambda: storage.build_once(inputs.folder, recipe, write))
     return storage.read_manifest(inputs.folder, "index")
 
 

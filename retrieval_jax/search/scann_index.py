@@ -1,10 +1,9 @@
-"""An index of a collection's vectors by ScaNN (Guo et al. 2020).
+"""ScaNN (Guo et al. 2020): its settings, and one index of a part of a collection's vectors, a shard.
 
-Its structure depends on the number of vectors, and it is updated when the collection changes. Its files:
+The structure of an index depends on the number of vectors (`settings`). A shard's files:
 
-    scann/            ScaNN's own files, which may be moved
-    ids.arrow         passage ids by ScaNN's row
-    text_hashes.npy   uint64 by ScaNN's row, hashes of the passages' texts
+    scann/       ScaNN's own files, which may be moved
+    rows.npy     int32 by ScaNN's row, the row in the collection
 """
 
 import contextlib
@@ -18,18 +17,12 @@ from pathlib import Path
 
 import gin
 import numpy as np
-import pyarrow as pa
 
-from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import log
-from retrieval_jax.embeddings.encoding import Embeddings
-from retrieval_jax.search.exact import ExactSearch
+from retrieval_jax.core.values import NonNegative, Positive
 
-_LEAF_FRACTIONS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)  # that `tune` tries
-RECALL = 0.985  # the least recall@100 in `tune`, such that queries that were not measured have about 0.98
-_MAX_REORDER_FACTOR = 8  # times the setting, at most
-_REBALANCE_FRACTION = 0.1  # of changed vectors, after which the clusters are fitted again
+_REBUILD_FRACTION = 0.1  # of changed vectors, after which a shard is built again
+_FILES = {"float32": "dataset.npy", "bfloat16": "bfloat16_dataset.npy", "int8": "int8_dataset.npy"}
 
 
 def is_installed() -> bool:
@@ -77,26 +70,39 @@ def _quietly() -> Iterator[None]:
 
 
 @gin.configurable("scann")
-def settings(count: int, exact_below: int = 20_000, tree_from: int = 100_000, reorder: int = 800) -> dict:
+def settings(
+    count: int,
+    exact_below: NonNegative = 20_000,
+    tree_from: NonNegative = 100_000,
+    reorder: Positive = 800,
+    shard_size: Positive = 1 << 20,
+) -> dict:
     """Chooses the structure of an index by its size. The defaults come from benchmarks/vector_search.py.
 
     Args:
       count: the number of vectors.
       exact_below: with fewer vectors than this, the search is exact; otherwise vectors are quantised, and the
-        best are re-ordered by exact dot products.
+        best are re-ordered by the dot products of whole vectors.
       tree_from: from this number of vectors on, a tree of √count leaves is built, of which a search visits a
         part (see `ScannIndex.tune`).
       reorder: the number of candidates to re-order, at least.
+      shard_size: the most vectors of a shard. More vectors are divided into the fewest shards, of the same
+        size, which are built one after the other.
 
     Returns:
-      {} for an exact search, otherwise "reorder" and, for a tree, "leaves".
+      {} for an exact search, otherwise "reorder" and, for a tree, "leaves". Of more than one shard also their
+      number as "shards"; then "leaves" and "reorder" are those of each shard.
     """
+    shards = -(-count // shard_size)
+    some = {"shards": shards} if shards > 1 else {}
     if count < exact_below:
-        return {}
-    return {"reorder": reorder} | ({"leaves": round(math.sqrt(count))} if count >= tree_from else {})
+        return some
+    each = -(-count // max(shards, 1))
+    chosen = {"reorder": -(-reorder // max(shards, 1))} | some
+    return chosen | ({"leaves": round(math.sqrt(each))} if count >= tree_from else {})
 
 
-def build(vectors_NxE: np.ndarray, leaves: int = 0, reorder: int = 0):
+def build(vectors_NxE: np.ndarray, leaves: int = 0, reorder: int = 0, dtype: str = "float32"):
     """Builds ScaNN's searcher by dot product.
 
     Vectors are product-quantised: 4 dimensions (2 if a vector has fewer than 512) become 4 bits, without the
@@ -107,167 +113,132 @@ def build(vectors_NxE: np.ndarray, leaves: int = 0, reorder: int = 0):
       vectors_NxE: float32, the vectors.
       leaves: the number of leaves of the tree; 0 for no tree.
       reorder: the number of candidates to re-order; 0 for an exact search.
+      dtype: what whole vectors are kept as: "float32", "bfloat16" or "int8" (with a scale per dimension).
 
     Returns:
       A `scann_ops_pybind.ScannSearcher`.
     """
     builder = scann_ops().builder(np.ascontiguousarray(vectors_NxE), 100, "dot_product")
+    from scann.scann_ops.py.scann_builder import ReorderType  # without TensorFlow, after `scann_ops`
+
+    kept = ReorderType[dtype.upper()]
     if reorder:
         if leaves:
             builder = builder.tree(leaves, leaves)
-        builder = builder.score_ah(4 if vectors_NxE.shape[1] >= 512 else 2).reorder(reorder)
+        builder = builder.score_ah(4 if vectors_NxE.shape[1] >= 512 else 2).reorder(reorder, kept)
     else:
-        builder = builder.score_brute_force()
+        builder = builder.score_brute_force(kept)
     with _quietly():
         return builder.build()
 
 
 @dataclasses.dataclass
-class ScannIndex:
-    """ScaNN's searcher, and which passage each of its rows is.
+class ScannShard:
+    """ScaNN's searcher of some of a collection's vectors.
 
     Attributes:
       searcher: ScaNN's searcher.
-      ids: passage ids by row.
-      text_hashes_N: uint64, hashes of the passages' texts by row.
-      settings: the structure, from `settings`; `tune` may raise its "reorder".
+      rows_M: int32, the row in the collection of each of ScaNN's rows.
+      dtype: what whole vectors are kept as.
+      reorder: the number of candidates to re-order that it was built with; 0 for an exact search.
+      leaves: the leaves of its tree; 0 without a tree.
       training_size: the number of vectors that the clusters were fitted to.
       changes: passages that were deleted or inserted since then.
-      searched_leaves: leaves that a search visits; None without a tree.
     """
 
     searcher: object
-    ids: pa.Array
-    text_hashes_N: np.ndarray
-    settings: dict
+    rows_M: np.ndarray
+    dtype: str
+    reorder: int
+    leaves: int
     training_size: int
     changes: int = 0
-    searched_leaves: int | None = None
 
     @classmethod
-    def build(cls, embeddings: Embeddings) -> "ScannIndex":
-        """Builds an index of all vectors, with the structure that `settings` chooses for their number."""
-        count = len(embeddings.ids)
-        chosen = settings(count)
-        log(f"scann: building an index of {count:,} vectors")
-        searcher = build(embeddings.vectors_NxE, **chosen)
-        return cls(searcher, embeddings.ids, np.array(embeddings.text_hashes_N), chosen, count)
-
-    def update(self, embeddings: Embeddings) -> "ScannIndex":
-        """Returns an index of the vectors as they are now, and repeats as little work as possible.
-
-        Vectors of passages that were removed or changed are deleted, those of new or changed passages are
-        inserted. When a tenth of the vectors that the clusters were fitted to has changed, the clusters are
-        fitted again. When most passages were removed, or the new size asks for another structure, the index
-        is built again. This index must not be used any more.
+    def build(
+        cls, vectors_NxE: np.ndarray, rows_M: np.ndarray, dtype: str, reorder: int = 0, leaves: int = 0
+    ) -> "ScannShard":
+        """Builds an index of some vectors.
 
         Args:
-          embeddings: the vectors of all passages.
+          vectors_NxE: float32, all vectors, maybe mapped from a file.
+          rows_M: int, the rows of those to index, ascending.
+          dtype: what whole vectors are kept as.
+          reorder: see `build`.
+          leaves: see `build`.
         """
-        count = len(embeddings.ids)
-        removed, new = changed_rows(self.ids, self.text_hashes_N, embeddings)
-        chosen = settings(count)
-        other_size = chosen.keys() != self.settings.keys() or not 0.5 < count / self.training_size < 2
-        if other_size or len(removed) > len(self.ids) // 2:
-            return self.build(embeddings)
+        first, last = int(rows_M[0]), int(rows_M[-1])
+        contiguous = last - first == len(rows_M) - 1  # then nothing is copied
+        some_MxE = vectors_NxE[first : last + 1] if contiguous else vectors_NxE[rows_M]
+        searcher = build(some_MxE, leaves, reorder, dtype)
+        return cls(searcher, rows_M.astype(np.int32), dtype, reorder, leaves, len(rows_M))
+
+    def update(self, vectors_NxE: np.ndarray, now_M: np.ndarray, new: np.ndarray) -> "ScannShard":
+        """Returns an index of the vectors as they are now, and repeats as little work as possible.
+
+        Vectors that were removed are deleted, new ones are inserted. When a tenth of the vectors that the
+        clusters were fitted to has changed, the index is built again. This index must not be used any more.
+
+        Args:
+          vectors_NxE: float32, all vectors as they are now.
+          now_M: int, the row there of each vector of this index; -1 where it was removed or changed.
+          new: int, rows of vectors to insert, ascending.
+        """
+        removed = np.flatnonzero(now_M < 0)
+        changes = self.changes + len(removed) + len(new)
+        if changes > _REBUILD_FRACTION * self.training_size:
+            rows = np.sort(np.concatenate([now_M[now_M >= 0], new]))
+            return self.build(vectors_NxE, rows, self.dtype, self.reorder, self.leaves)
         # Rows are named by numbers: first the old rows, then the inserted ones.
-        old = len(self.ids)
+        old = len(now_M)
         changing = scann_ops().ScannSearcher(self.searcher.searcher, docids=list(range(old)))
         if len(removed):
             changing.delete(removed.tolist())
         if len(new):
             names = range(old, old + len(new))
-            changing.upsert(list(names), np.ascontiguousarray(embeddings.vectors_NxE[new]), batch_size=256)
-        names_N = np.array(changing.docids)
-        ids = pa.concat_arrays([self.ids, embeddings.ids.take(new)]).take(names_N)
-        text_hashes_N = np.concatenate([self.text_hashes_N, embeddings.text_hashes_N[new]])[names_N]
-        index = dataclasses.replace(
-            self, searcher=scann_ops().ScannSearcher(changing.searcher), ids=ids, text_hashes_N=text_hashes_N
-        )
-        if chosen:
-            index.settings = self.settings | {"reorder": chosen["reorder"]}
-        index.changes += len(removed) + len(new)
-        if index.changes > _REBALANCE_FRACTION * self.training_size:
-            with _quietly():
-                index.searcher.rebalance()
-            index.training_size, index.changes = count, 0
-        return index
+            changing.upsert(list(names), np.ascontiguousarray(vectors_NxE[new]), batch_size=256)
+        rows_M = np.concatenate([now_M, new])[np.array(changing.docids, int)].astype(np.int32)
+        searcher = scann_ops().ScannSearcher(changing.searcher)
+        return dataclasses.replace(self, searcher=searcher, rows_M=rows_M, changes=changes)
 
-    def search(self, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries_BxE: np.ndarray, k: int, reorder: int | None, leaves: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Searches on all cores.
 
         Args:
-          queries_BxE: float32, the queries' vectors.
-          k: vectors to find.
+          queries_BxE: float32, contiguous, the queries' vectors.
+          k: vectors to find, at most as many as there are.
+          reorder: the number of candidates to re-order; None for an exact search.
+          leaves: the number of leaves to search; None without a tree.
 
         Returns:
-          Rows (B×k) and their dot products (float32, B×k), best first. Where fewer than k vectors are found,
-          the last scores are NaN.
+          Rows of the collection (int32, B×k) and dot products (float32, B×k), best first. Where fewer than k
+          vectors are found, the last scores are NaN.
         """
-        queries_BxE = np.ascontiguousarray(queries_BxE, np.float32)
         batch_size = max(-(-len(queries_BxE) // (os.cpu_count() or 1)), 1)
-        reorder = max(self.settings["reorder"], 4 * k) if self.settings else None
-        rows, scores = self.searcher.search_batched_parallel(
-            queries_BxE, k, reorder, self.searched_leaves, batch_size
-        )
-        return np.asarray(rows), np.asarray(scores)
-
-    def tune(self, embeddings: Embeddings, queries_BxE: np.ndarray, recall: float = RECALL) -> dict:
-        """Chooses how many candidates are re-ordered and how many leaves are searched.
-
-        Doubles `reorder` (up to 8 times) until recall@100 reaches `recall`, then chooses the smallest number
-        of leaves that keeps it. Reports the recall.
-
-        Args:
-          embeddings: the vectors of all passages.
-          queries_BxE: float32, vectors of queries to measure with.
-          recall: the least recall@100.
-
-        Returns:
-          "recall_at_10" and "recall_at_100": the fraction of the exact best passages that are found.
-        """
-        exact = ExactSearch(embeddings.vectors_NxE)
-        wanted_BxK, _ = exact(queries_BxE, min(100, exact.count))
-        row_N = arrow_ids.find_rows(embeddings.ids, self.ids)  # index row -> row of the embeddings
-
-        def measure(leaves: int | None) -> dict[str, float]:
-            self.searched_leaves = leaves
-            rows, scores = self.search(queries_BxE, wanted_BxK.shape[1])
-            found_BxK = np.where(np.isnan(scores), -1, row_N[rows])
-            return {f"recall_at_{k}": recall_at(k, wanted_BxK, found_BxK) for k in (10, 100)}
-
-        all_leaves, reorder = self.settings.get("leaves"), self.settings.get("reorder", 0)
-        recalls = measure(all_leaves)
-        while (
-            recalls["recall_at_100"] < recall
-            and self.settings.get("reorder", 0) < _MAX_REORDER_FACTOR * reorder
-        ):
-            self.settings = self.settings | {"reorder": 2 * self.settings["reorder"]}
-            recalls = measure(all_leaves)
-        if all_leaves and recalls["recall_at_100"] >= recall:
-            for fraction in _LEAF_FRACTIONS:
-                recalls = measure(max(round(fraction * all_leaves), 1))
-                if recalls["recall_at_100"] >= recall:
-                    break
-        method = f"quantised, re-ordering {self.settings['reorder']}" if self.settings else "searched exactly"
-        method += f", {self.searched_leaves} of {all_leaves} leaves" if all_leaves else ""
-        log(
-            f"scann: recall@10 {recalls['recall_at_10']:.4f}, recall@100 {recalls['recall_at_100']:.4f} "
-            f"against exact search for {len(queries_BxE)} queries ({method})"
-        )
-        return recalls
+        found, scores = self.searcher.search_batched_parallel(queries_BxE, k, reorder, leaves, batch_size)
+        return self.rows_M[np.asarray(found)], np.asarray(scores)
 
     def write(self, folder: Path) -> dict:
-        """Writes the index into a folder, and returns the facts that `open` needs in the manifest."""
+        """Writes the index into a folder, and returns the facts that `open` needs.
+
+        Raises:
+          UserError: the disk is full.
+        """
         (folder / "scann").mkdir()
-        self.searcher.serialize(str(folder / "scann"), relative_path=True)
-        arrow_ids.write(folder / "ids.arrow", self.ids)
-        np.save(folder / "text_hashes.npy", self.text_hashes_N)
-        counts = {name: getattr(self, name) for name in ("training_size", "changes", "searched_leaves")}
-        return {"scann": {"settings": self.settings, **counts}}
+        try:
+            self.searcher.serialize(str(folder / "scann"), relative_path=True)
+            np.save(folder / "rows.npy", self.rows_M)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{folder.parent}: cannot be written ({error}): make room, the same command goes on"
+            ) from None
+        names = ("dtype", "reorder", "leaves", "training_size", "changes")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def open(cls, folder: Path, manifest: dict) -> "ScannIndex":
+    def open(cls, folder: Path, facts: dict) -> "ScannShard":
         """Opens what `write` wrote.
 
         The caller must have compared the files with their checksums: ScaNN may end the process if they are
@@ -275,40 +246,20 @@ class ScannIndex:
 
         Args:
           folder: the folder.
-          manifest: its manifest, with what `write` returned.
+          facts: what `write` returned.
 
         Raises:
-          UserError: ScaNN cannot read its files.
+          UserError: ScaNN cannot read its files, or they hold vectors of another dtype.
         """
+        hint = "delete the searcher's folder, then `retrieval-jax index`"
+        if not (folder / "scann" / _FILES[facts["dtype"]]).is_file():
+            raise UserError(f"{folder}: holds no vectors as {facts['dtype']}: {hint}")
         try:
             searcher = scann_ops().load_searcher(str(folder / "scann"))
+            rows_M = np.load(folder / "rows.npy")
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{folder}: cannot be read ({error}): delete it, then `retrieval-jax index`"
-            ) from None
-        text_hashes_N = np.load(folder / "text_hashes.npy")
-        return cls(searcher, arrow_ids.read(folder / "ids.arrow"), text_hashes_N, **manifest["scann"])
-
-
-def changed_rows(
-    ids: pa.Array, text_hashes_N: np.ndarray, embeddings: Embeddings
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compares an index with the vectors as they are now.
-
-    Args:
-      ids: the index's passage ids.
-      text_hashes_N: uint64, the index's text hashes.
-      embeddings: the vectors of all passages.
-
-    Returns:
-      The rows of the index to delete, and the rows of the embeddings to insert. A passage whose text changed
-      is in both.
-    """
-    row_N = arrow_ids.find_rows(ids, embeddings.ids)
-    same = (row_N >= 0) & (text_hashes_N[row_N] == embeddings.text_hashes_N)
-    removed = np.ones(len(ids), bool)
-    removed[row_N[same]] = False
-    return np.flatnonzero(removed), np.flatnonzero(~same)
+            raise UserError(f"{folder}: cannot be read ({error}): {hint}") from None
+        return cls(searcher, rows_M, **facts)
 
 
 def recall_at(k: int, wanted_BxK: np.ndarray, found_BxK: np.ndarray) -> float:

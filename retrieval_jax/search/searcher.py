@@ -20,6 +20,7 @@ The class must be imported before its kind is used: in Python by `import`, on th
 (`--gin_file`) with the line `import MODULE`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -56,6 +57,7 @@ class IndexSettings:
       expansion: name of the synthetic queries that are appended to the passages; None for none.
       language: the language of a lexical search, by the name of Snowball's stemmer ("porter" is English);
         None for no stemmer and no stop words.
+      vector_dtype: what a searcher keeps vectors as: "float32", "bfloat16" or "int8".
       parts: names of the searchers that a fused searcher is made of.
       fusion: how their results become one list, a key of `fusion.NORMALISATIONS`; None for the best one.
       weights: the weight of each part; None to choose them with queries of `fit_split`.
@@ -68,6 +70,7 @@ class IndexSettings:
     recall_target: float | None = None
     expansion: str | None = None
     language: str | None = "porter"
+    vector_dtype: str = "float32"
     parts: tuple[str, ...] = ()
     fusion: str | None = None
     weights: tuple[float, ...] | None = None
@@ -88,6 +91,7 @@ class IndexInputs:
       model: that model, opened on `mesh`; None for kinds that need no model.
       mesh: devices of this process; None for kinds that need no model.
       embeddings: the passages' vectors, for kinds with `reads_embeddings`; otherwise None.
+      prepared: what the searcher's `prepare` has made.
     """
 
     collection: Collection
@@ -98,6 +102,7 @@ class IndexInputs:
     model: "LoadedModel | None" = None
     mesh: "Mesh | None" = None
     embeddings: "Embeddings | None" = None
+    prepared: object = None
 
     @functools.cached_property
     def expansion(self) -> SyntheticQueries | None:
@@ -187,6 +192,20 @@ class Searcher:
         another recipe, `retrieval-jax index` builds the searcher again.
         """
         return {}
+
+    @classmethod
+    def prepare(cls, inputs: IndexInputs, recipe: dict) -> contextlib.AbstractContextManager:
+        """Does the work that the processes of a run share out. By default there is none.
+
+        Args:
+          inputs: what to build the searcher from.
+          recipe: what the searcher depends on.
+
+        Returns:
+          A context manager, which every process enters. What it yields is `inputs.prepared` of `write`, which
+          process 0 calls in the context.
+        """
+        return contextlib.nullcontext()
 
     @classmethod
     def write(cls, folder: Path, inputs: IndexInputs) -> dict | None:

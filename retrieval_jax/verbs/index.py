@@ -15,9 +15,10 @@ from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.fusion import NORMALISATIONS
 from retrieval_jax.search.indexing import build_searcher, choose_searcher, default_name
 from retrieval_jax.search.searcher import IndexInputs, IndexSettings
+from retrieval_jax.search.stored_vectors import VectorDtype
 
 SUMMARY_KEYS = (
-    *("kind", "parameters", "passages", "dimensions", "added", "removed"),
+    *("kind", "parameters", "passages", "dimensions", "vector_dtype", "added", "removed"),
     *("recall_at_10", "recall_at_100", "fused_by", "fitted"),
 )  # of the manifest
 FUSION = Names("a fusion", tuple(NORMALISATIONS))
@@ -43,6 +44,9 @@ class IndexConfig:
       expansion: name of the synthetic queries that BM25 reads as if they were part of the passages.
       language: the language of BM25's stemmer and stop words, by Snowball's name: "porter" for English with
         Porter's stemmer (as Anserini), "english" for his second one, "german", …; None for neither.
+      vector_dtype: what the searchers "scann" and "exact" keep vectors as: "float32", "bfloat16" (half the
+        memory) or "int8" (a quarter); the recall that this costs is measured and shown. `scann.shard_size` is
+        the most vectors that ScaNN indexes at once.
       step: which of the model's checkpoints (--MODEL_STEP); None for the newest.
       parts: names of the searchers that a fused searcher is made of, such as ('bm25', 'exact').
       fusion: how they are fused: weighted sums of scores that are mapped onto 0 to 1 ("min_max") or
@@ -66,6 +70,7 @@ class IndexConfig:
     recall_target: Fraction | None = None
     expansion: str | None = None
     language: str | None = "porter"
+    vector_dtype: VectorDtype = "float32"
     step: Positive | None = None
     parts: Sequence[str] = ()
     fusion: Annotated[str, FUSION] | None = None

@@ -8,6 +8,7 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation.trec import write_qrels
+from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.batched import BATCH_SIZE, search_queries, search_texts
 from retrieval_jax.search.searcher import Searcher, searcher_manifest
@@ -23,6 +24,8 @@ def search(
     query: str | None = None,
 ) -> dict:
     """Writes runs/NAME.SPLIT.trec, or answers one query.
+
+    In several processes (multihost.*) each holds its part of the vectors, and what they find is merged.
 
     Args:
       source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
@@ -45,8 +48,9 @@ def search(
     path = work.run(name, split)
     recipe = {"searcher": manifest["recipe"], "collection": collection.fingerprint, "split": split, "k": k}
     facts = runs.read_facts(path) if path.exists() else None
-    if facts and facts["recipe"] == recipe and "summary" in facts:
-        return {"run": str(path), **facts["summary"]}
+    made = facts is not None and facts["recipe"] == recipe and "summary" in facts
+    if multihost.broadcast_from_process_0(made):
+        return {"run": str(path), **runs.read_facts(path)["summary"]}
 
     queries = collection.queries(split)
     searcher = Searcher.open(folder, make_partitioner)
@@ -56,7 +60,11 @@ def search(
         summary["recall"] = round(searcher.measured_recall(sample, k), 4)
     if summary["fewer_than_k"]:
         log(f"{name}: fewer than {k} passages for {summary['fewer_than_k']} of {len(queries)} queries")
-    write_qrels(work.qrels(split), {q.id: q.relevant or q.judgements for q in queries})
     facts = {key: manifest[key] for key in ("kind", "family", "parameters")}
-    runs.write_run_with_facts(path, run, name, {"recipe": recipe, **facts, "summary": summary})
+
+    def write() -> None:
+        write_qrels(work.qrels(split), {q.id: q.relevant or q.judgements for q in queries})
+        runs.write_run_with_facts(path, run, name, {"recipe": recipe, **facts, "summary": summary})
+
+    multihost.on_process_0(write)
     return {"run": str(path), **summary}

@@ -9,9 +9,10 @@ import pytest
 from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage
-from retrieval_jax.search import scann_index
 from retrieval_jax.search.bm25 import BM25Searcher
 from retrieval_jax.search.dense import ExactSearcher, ScannSearcher, ranked_lists
+from retrieval_jax.search.scann_index import ScannShard
+from retrieval_jax.search.scann_shards import ScannIndex
 
 
 class Vectors:
@@ -34,10 +35,9 @@ def searcher_of(kind: type, vectors: np.ndarray, searched: int | None = None, **
     ids = arrow_ids.array([f"p{i}" for i in range(len(vectors))])
     if kind is ExactSearcher:
         return ExactSearcher(Vectors(vectors), vectors, ids)
-    searcher = scann_index.build(vectors, **settings)
-    texts = np.zeros(len(ids), np.uint64)
-    index = scann_index.ScannIndex(searcher, ids, texts, settings, len(ids), searched_leaves=searched)
-    return ScannSearcher(Vectors(vectors), index, vectors.shape[1])
+    shard = ScannShard.build(vectors, np.arange(len(ids)), "float32", **settings)
+    index = ScannIndex([shard], [{}], settings, searched)
+    return ScannSearcher(Vectors(vectors), index, ids, vectors.shape[1])
 
 
 @pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher])

@@ -20,12 +20,14 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.embeddings import encoding
+from retrieval_jax.evaluation.trec import read_run
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.searcher import Searcher
 
 DIMENSIONS = 8
 QUERY = "smooth a noisy signal"
+SCANN_FILES = ("dataset.npy", "scann_config.pb", "scann_assets.pbtxt")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,31 @@ def test_both_kinds_share_the_vectors_and_tell_what_they_hold(
     assert [score for _, score in found] == pytest.approx([score for _, score in again], abs=1e-5)
 
 
+def test_vectors_are_kept_in_the_dtype_that_is_asked_for(index, collection, tmp_path):
+    """Each tells its recall against float32; another dtype is another searcher; scores are near float32's."""
+    work, count = Workspace(tmp_path / "work"), len(collection.ids)
+    assert index("exact")[0] == 0
+    expected = dict(Searcher.open(work.searcher("exact")).search([QUERY], count)[0])
+    for kind in ("exact", "scann"):
+        for dtype, item in (("bfloat16", 2), ("int8", 1)):
+            status, made, err = index(kind, f"--gin.make_index.vector_dtype='{dtype}'")
+            assert status == 0, err
+            assert made["vector_dtype"] == dtype
+            assert 0.9 < made["recall_at_100"] <= 1
+            assert f"recall@10 {made['recall_at_10']:.4f}" in err
+            assert dtype in err
+            pattern = "vectors.npy" if kind == "exact" else f"shards/000/scann/{dtype}_dataset.npy"
+            (file,) = work.searcher(kind).glob(pattern)
+            assert file.stat().st_size == pytest.approx(count * DIMENSIONS * item, abs=256)
+            found = dict(Searcher.open(work.searcher(kind)).search([QUERY], count)[0])
+            largest = max(map(abs, expected.values()))
+            assert found == pytest.approx(expected, abs=0.02 * largest)
+    status, _, err = index("exact", "--gin.make_index.vector_dtype='float16'")
+    assert status == 2
+    assert "float16" in err
+    assert "bfloat16" in err
+
+
 def test_a_searcher_follows_its_collection(index, grown: Collection, collection, grown_source, tmp_path, cli):
     work = Workspace(tmp_path / "work")
     for kind in ("scann", "exact"):
@@ -141,7 +168,10 @@ def test_damage_is_named_before_searching(index, tmp_path: Path, cli, arguments)
 
     for kind, names in (
         ("exact", ["vectors.npy", "ids.arrow"]),
-        ("scann", ["scann/dataset.npy", "scann/scann_config.pb", "scann/scann_assets.pbtxt", "ids.arrow"]),
+        (
+            "scann",
+            [f"shards/000/scann/{name}" for name in SCANN_FILES] + ["shards/000/rows.npy", "ids.arrow"],
+        ),
     ):
         for name in names:
             path = work.searcher(kind) / name
@@ -200,9 +230,9 @@ def test_two_processes_build_what_one_does(index, model: Path, collection, argum
         address = f"127.0.0.1:{free.getsockname()[1]}"
     rest = [argument for argument in arguments if "WORK_DIR" not in argument]
     here = [*rest, f"--WORK_DIR={together.folder}", f"--MODEL_DIR={model}"]
-    for kind in ("exact", "scann"):
-        command = [sys.executable, "-m", "retrieval_jax.main", "index", *here, "--json"]
-        command += [f"--gin.make_index.kind={kind!r}"]
+
+    def run(verb: str, *more: str) -> list[dict]:
+        command = [sys.executable, "-m", "retrieval_jax.main", verb, *here, "--json", *more]
         environment = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
         started = [
             subprocess.Popen(
@@ -216,11 +246,24 @@ def test_two_processes_build_what_one_does(index, model: Path, collection, argum
         ]
         first, second = (process.communicate(timeout=300) for process in started)
         assert [process.returncode for process in started] == [0, 0], first[1] + second[1]
-        made = [json.loads(out.splitlines()[-1]) for out, _ in (first, second)]  # after Gloo's
+        return [json.loads(out.splitlines()[-1]) for out, _ in (first, second)]  # after Gloo's
+
+    size = f"--gin.scann.shard_size={len(collection.ids) // 3}"
+    for kind, more in (("exact", ()), ("scann", (size,))):
+        made = run("index", f"--gin.make_index.kind={kind!r}", *more)
         assert made[0] == made[1]
         assert made[0]["passages"] == len(collection.ids)
-        for query, ranked_list in zip(
-            expected, Searcher.open(together.searcher(kind)).search(queries, 20), strict=True
-        ):
+        shards = together.searcher(kind) / "shards"
+        assert kind == "exact" or len([*shards.iterdir()]) in (3, 4)
+        found = Searcher.open(together.searcher(kind)).search(queries, 20)
+        for query, ranked_list in zip(expected, found, strict=True):
             assert [passage for passage, _ in query] == [passage for passage, _ in ranked_list]
             np.testing.assert_allclose([s for _, s in query], [s for _, s in ranked_list], atol=1e-5)
+        answers = run("search", f"--SEARCHER={kind}", f"--QUERY={QUERY}", "--K=20")
+        assert answers[0] == answers[1]
+        assert [p["id"] for p in answers[0]["passages"]] == [passage for passage, _ in found[0]]
+    (path,) = {made["run"] for made in run("search", "--SEARCHER=scann", "--SPLIT=dev", "--K=5")}
+    queries = collection.queries("dev")
+    lists = Searcher.open(together.searcher("scann")).search([query.text for query in queries], 5)
+    run_of = {q.id: [p for p, _ in ranked] for q, ranked in zip(queries, lists, strict=True)}
+    assert {qid: [p for p, _ in ranked] for qid, ranked in read_run(path).items()} == run_of
