@@ -1,4 +1,4 @@
-"""Vectors of real passages and queries without a trained model: latent semantic analysis."""
+"""Vectors without a trained model: of real passages, by latent semantic analysis, or generated."""
 
 import collections
 import gzip
@@ -79,3 +79,26 @@ def grow(vectors_NxE: np.ndarray, count: int, path: Path, seed: int) -> None:
         a, b = (vectors_NxE[rng.integers(0, len(vectors_NxE), size)] for _ in range(2))
         out[first : first + size] = _unit(MIXED[0] * a + MIXED[1] * b)
     out.flush()
+
+
+def clustered(count: int, dimensions: int, path: Path, queries: int, seed: int) -> np.ndarray:
+    """Writes unit vectors around topics to a .npy file, block by block, and returns some queries for them.
+
+    The centres of topics, of 300 vectors each on average, are normal with variance 1/d in dimension d; a
+    vector is its topic's centre and 0.7 times such a normal vector, a query is a vector and 0.6 times one.
+    """
+    rng = np.random.default_rng(seed)
+    deviation_E = (np.arange(1, dimensions + 1) ** -0.5).astype(np.float32)
+
+    def normal(n: int, times: float) -> np.ndarray:
+        return rng.standard_normal((n, dimensions), np.float32) * (np.float32(times) * deviation_E)
+
+    centres = normal(max(count // 300, 1), 1)
+    out = np.lib.format.open_memmap(path, "w+", np.float32, (count, dimensions))
+    for first in range(0, count, 1 << 15):
+        size = min(1 << 15, count - first)
+        out[first : first + size] = _unit(normal(size, 0.7) + centres[rng.integers(0, len(centres), size)])
+    out.flush()
+    scale = np.linalg.norm(deviation_E) * (1 + 0.7**2) ** 0.5  # of vectors before they were of length 1
+    some = np.sort(rng.choice(count, queries, replace=False))
+    return _unit(rng.permutation(out[some]) + normal(queries, 0.6) / scale)
