@@ -95,6 +95,28 @@ class TextEncoder:
         # The vectors go to every device, so that each process of a mesh of several reads them whole.
         self._encode = jax.jit(encode, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None)
 
+    @property
+    def length(self) -> int:
+        """The number of tokens that texts are cut to."""
+        return self._lengths[-1]
+
+    def use_batch_sizes(self, sizes: Sequence[int]) -> None:
+        """Computes batches of these sizes from now on, and compiles them now, at every length.
+
+        Args:
+          sizes: numbers of texts for each shard of data, ascending.
+        """
+        shards = self.mesh.shape["data"] if self.mesh else 1
+        for length in self._lengths:
+            self._rows[length] = [shards * size for size in sizes]
+            for rows in self._rows[length]:
+                self._run(np.zeros((rows, length), np.int32))
+
+    def _run(self, tokens_BxS: np.ndarray) -> jax.Array:
+        if self.mesh:
+            tokens_BxS = multihost.make_global_arrays(self.mesh, tokens_BxS, "data")
+        return self._encode(self.params, tokens_BxS)
+
     def __call__(self, texts: Sequence[str], advance: Callable[[int], None] | None = None) -> np.ndarray:
         """Encodes texts.
 
@@ -119,9 +141,7 @@ class TextEncoder:
 
         for places, tokens_BxS in self.batches(texts):
             # The next texts are tokenised and under way before the first vectors are waited for.
-            if self.mesh:
-                tokens_BxS = multihost.make_global_arrays(self.mesh, tokens_BxS, "data")
-            running.append((places, self._encode(self.params, tokens_BxS)))
+            running.append((places, self._run(tokens_BxS)))
             if len(running) > self._under_way:
                 fetch()
         while running:

@@ -51,6 +51,10 @@ class DenseSearcher(Searcher):
     def __init__(self, encoder: TextEncoder, passage_ids: pa.Array, dimensions: int):
         self.encoder, self.passage_ids, self.dimensions = encoder, passage_ids, dimensions
 
+    def use_batch_sizes(self, sizes: Sequence[int]) -> None:
+        """See `Searcher.use_batch_sizes`: of the encoder."""
+        self.encoder.use_batch_sizes(sizes)
+
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See `Searcher.search`. The scores are dot products."""
         if not queries:
@@ -132,6 +136,7 @@ class ExactSearcher(DenseSearcher):
     ):
         super().__init__(encoder, arrow_ids.array(passage_ids), vectors_NxE.shape[1])
         self.exact = ExactSearch(vectors_NxE, mesh, scales_N)
+        self.batch_sizes: Sequence[int] = ()
         self.find_rows = arrow_ids.RowFinder(self.passage_ids)
 
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -148,9 +153,17 @@ class ExactSearcher(DenseSearcher):
             results.append(np.where(rows_C < 0, np.nan, scores_C).tolist())
         return results
 
+    def use_batch_sizes(self, sizes: Sequence[int]) -> None:
+        """See `Searcher.use_batch_sizes`: of the encoder, and of the products."""
+        super().use_batch_sizes(sizes)
+        self.batch_sizes = sizes
+
     def nearest(self, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `DenseSearcher.nearest`."""
-        return self.exact(queries_BxE, k)
+        count = len(queries_BxE)
+        size = next((size for size in self.batch_sizes if size >= count), count)
+        rows_BxK, scores_BxK = self.exact(np.pad(queries_BxE, ((0, size - count), (0, 0))), k)
+        return rows_BxK[:count], scores_BxK[:count]
 
     @classmethod
     def write_index(cls, folder: Path, inputs: IndexInputs) -> dict:

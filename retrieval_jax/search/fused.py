@@ -54,6 +54,11 @@ class FusedSearcher(Searcher):
     def __init__(self, parts: Sequence[Searcher], fusion: Fusion):
         self.parts, self.fusion = parts, fusion
 
+    def use_batch_sizes(self, sizes: Sequence[int]) -> None:
+        """See `Searcher.use_batch_sizes`: of all parts."""
+        for part in self.parts:
+            part.use_batch_sizes(sizes)
+
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See `Searcher.search`.
 

@@ -66,7 +66,7 @@ class GenerativeSearcher(Searcher):
         self.vocabulary = vocabulary
         self.input_length = input_length
         self.outputs = model.config.output_size or model.config.vocab_size
-        self.batch_size = round_up(batch_size, mesh.shape["data"] if mesh else 1)
+        self.use_batch_sizes([batch_size])
         self.place = functools.partial(_place, mesh)
         self.beams, self.recall_target = beams, recall_target
         self.docids = None
@@ -94,11 +94,16 @@ class GenerativeSearcher(Searcher):
         by_first = np.argsort(first_N[duplicates], kind="stable")
         self.duplicates = first_N[duplicates][by_first], duplicates[by_first]
 
+    def use_batch_sizes(self, sizes: Sequence[int]) -> None:
+        """See `Searcher.use_batch_sizes`. They are rounded up to multiples of the mesh's `data` axis."""
+        data = self.mesh.shape["data"] if self.mesh else 1
+        self.batch_sizes = sorted({round_up(size, data) for size in sizes})
+
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See Searcher. Scores are log-probabilities; passages that share a docid tie, in row order."""
         results, width = [], self.strategy.width(self.beams, k, self.outputs)
-        for first in range(0, len(queries), self.batch_size):
-            texts = list(queries[first : first + self.batch_size])
+        for first in range(0, len(queries), self.batch_sizes[-1]):
+            texts = list(queries[first : first + self.batch_sizes[-1]])
             found, aux = self._decode(
                 self.strategy, self.params, self._batch(texts), self.docids, width, self.recall_target
             )
@@ -109,8 +114,8 @@ class GenerativeSearcher(Searcher):
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         """See `Searcher.score`. The scores are the log-probabilities of the passages' docids."""
         results = []
-        for first in range(0, len(queries), self.batch_size):
-            some = slice(first, first + self.batch_size)
+        for first in range(0, len(queries), self.batch_sizes[-1]):
+            some = slice(first, first + self.batch_sizes[-1])
             log_probs = self._token_log_probs(list(queries[some]), candidates[some])
             results += [log_probs_CxL.sum(axis=-1).tolist() for log_probs_CxL in log_probs]
         return results
@@ -153,12 +158,13 @@ class GenerativeSearcher(Searcher):
         return {"certain": certain, "docids": docids}
 
     def _batch(self, texts: list[str]) -> dict:
-        """Tokenises at most `batch_size` queries, and places them on the devices."""
-        tokens = self.vocabulary.batch(texts + [""] * (self.batch_size - len(texts)), self.input_length)
+        """Tokenises a batch of queries, padded to the smallest size, and places it on the devices."""
+        size = next(size for size in self.batch_sizes if size >= len(texts))
+        tokens = self.vocabulary.batch(texts + [""] * (size - len(texts)), self.input_length)
         return {"encoder_input_tokens": self.place(tokens, "data")}
 
     def _token_log_probs(self, texts: list[str], candidates: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Computes the log-probabilities of docids' tokens for at most `batch_size` queries.
+        """Computes the log-probabilities of docids' tokens for the queries of one batch.
 
         CANDIDATES of each query are computed at once.
 
@@ -166,10 +172,10 @@ class GenerativeSearcher(Searcher):
           For each query float32, candidates × L; NaN for a passage that the table lacks.
         """
         most = round_up(max(map(len, candidates)), CANDIDATES)
-        row_BxC = np.full((self.batch_size, most), -1)
+        batch, parts = self._batch(texts), []
+        row_BxC = np.full((len(batch["encoder_input_tokens"]), most), -1)
         for row_C, wanted in zip(row_BxC, candidates, strict=False):
             row_C[: len(wanted)] = self.find_rows(wanted)
-        batch, parts = self._batch(texts), []
         for first in range(0, most, CANDIDATES):
             docids = self.table.tokens_NxL[np.maximum(row_BxC[:, first : first + CANDIDATES], 0)]
             found = self._log_probs(

@@ -179,6 +179,16 @@ class Searcher:
         """
         return None
 
+    def use_batch_sizes(self, sizes: Sequence[int]) -> None:
+        """Pads batches to the smallest of several sizes from now on: a server calls it, and then `search`.
+
+        After `search` of a batch of each size, no other of up to the largest size waits for the compiler. A
+        searcher that compiles nothing pays for the queries alone, and need not override this.
+
+        Args:
+          sizes: the numbers of queries, ascending.
+        """
+
     @classmethod
     def is_installed(cls) -> bool:
         """Returns whether the packages that it needs are there. If they are not, it is no model's default."""
