@@ -183,14 +183,23 @@ class Records:
                     found[place] = record
         return [tf_example_pb2.Example.FromString(record).features.feature for record in found]
 
-    def _read(self, file: int, positions: list[int]) -> list[bytes]:
+    def open_all(self) -> None:
+        """Opens every file, so that they can be read after their folder is replaced."""
+        with self._lock:
+            for file in range(len(self._files)):
+                self._reader(file)
+
+    def _reader(self, file: int) -> object:
         from array_record.python.array_record_module import ArrayRecordReader
 
         if file not in self._readers:
             options = "readahead_buffer_size:0,max_parallelism:0"
             path = paths.ensure_local(self._files[file])  # this reader knows no buckets
             self._readers[file] = ArrayRecordReader(str(path), options)
-        reader = self._readers[file]
+        return self._readers[file]
+
+    def _read(self, file: int, positions: list[int]) -> list[bytes]:
+        reader = self._reader(file)
         if len(positions) > _FEW:
             return reader.read(positions)
         records = []
@@ -375,18 +384,31 @@ class Collection:
         for first in range(0, self.passage_count, _BATCH):
             yield from self.get(range(first, min(first + _BATCH, self.passage_count)))
 
-    def queries(self, split: str) -> list[Query]:
-        """Reads the judged queries of a split. Raises UserError for a split that does not exist."""
+    def open_all(self) -> None:
+        """Opens every file of the passages, so that they can be read after the folder is replaced."""
+        self._passages.open_all()
+
+    def queries(self, split: str, rows: range | None = None) -> list[Query]:
+        """Reads the judged queries of a split.
+
+        Args:
+          split: the split.
+          rows: which of its queries, within their number; None for all.
+
+        Raises:
+          UserError: there is no such split.
+        """
         if split not in self.query_counts:
             there = ", ".join(self.query_counts)
             raise UserError(
                 f"{self.folder}: no queries of split {split!r}: choose one of {there} by --gin.SPLIT"
             )
         records = Records(self.folder, self.name, "queries", split)
+        rows = range(len(records)) if rows is None else rows
         return [
             _query(record)
-            for first in range(0, len(records), _BATCH)
-            for record in records.get(range(first, min(first + _BATCH, len(records))))
+            for first in range(0, len(rows), _BATCH)
+            for record in records.get(rows[first : first + _BATCH])
         ]
 
 
