@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = (
     *("core", "data", "mesh", "decoding", "models", "checkpoints", "embeddings", "docids", "examples"),
-    *("search", "evaluation", "training", "interop", "verbs", "main"),
+    *("search", "evaluation", "training", "interop", "serving", "verbs", "main"),
 )
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -16,6 +16,7 @@ VERBS = {
     "search": ("retrieval_jax.verbs.search", "search"),
     "evaluate": ("retrieval_jax.verbs.evaluate", "evaluate"),
     "export": ("retrieval_jax.verbs.export", "export"),
+    "serve": ("retrieval_jax.verbs.serve", "serve"),
 }
 # Verb -> the command lines that its --help shows.
 EXAMPLES = {
@@ -50,6 +51,10 @@ EXAMPLES = {
     ),
     "evaluate": ("retrieval-jax evaluate --SPLIT=test",),
     "export": ("retrieval-jax export --SEARCHER=naive",),
+    "serve": (
+        "retrieval-jax serve                     # all searchers, at http://127.0.0.1:8000/",
+        "retrieval-jax serve --gin.serve.searchers=\"('bm25', 'naive')\" --gin.serve.port=8080",
+    ),
 }
 # Where no --gin_file is given.
 DEFAULT_FILES = {"demo": ["runs/demo.gin"], "preflight": ["runs/naive.gin"], "train": ["runs/naive.gin"]}

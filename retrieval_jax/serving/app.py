@@ -1,0 +1,298 @@
+"""The HTTP API: Pyserini's and Anserini's routes, OpenAI's embeddings, health, metrics and the page."""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path as FilePath
+from typing import Annotated
+
+import jax
+from fastapi import FastAPI, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from retrieval_jax.core.progress import log
+from retrieval_jax.data.vocabulary import valid_text
+from retrieval_jax.serving import schemas
+from retrieval_jax.serving.catalogue import Catalogue, SearchKey, SearchShape, Served
+from retrieval_jax.serving.errors import Invalid, NotFound, NotReady, Refusal
+from retrieval_jax.serving.gate import Gate
+from retrieval_jax.serving.schemas import HITS
+
+PAGE = FilePath(__file__).with_name("page.html")
+DESCRIPTION = "Search with every searcher of a collection: Pyserini's routes, OpenAI's embeddings."
+# Every route may answer so; FastAPI's own form of 422 is replaced by ours.
+ERRORS = {
+    status: {"model": schemas.Error, "description": what}
+    for status, what in {
+        401: "the API key is missing or wrong",
+        404: "there is no such searcher, passage or split",
+        413: "the body is too large",
+        422: "a value is not allowed",
+        429: "too many queries wait: Retry-After says when to ask again",
+        503: "not ready, or the deadline has passed",
+    }.items()
+}
+Index = Annotated[str, Path(description="the name of a searcher, as /v1/info lists them")]
+
+
+def create_app(catalogue: Catalogue) -> FastAPI:
+    """Makes the ASGI app of a catalogue.
+
+    When it starts, it opens the searchers in the background; when it ends, it answers what it has taken.
+    """
+    settings = catalogue.settings
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        opening = asyncio.create_task(catalogue.open_first())
+        yield
+        await catalogue.close()
+        opening.cancel()
+
+    app = FastAPI(
+        title="retrieval_jax",
+        description=DESCRIPTION,
+        version=importlib.metadata.version("retrieval_jax"),
+        lifespan=lifespan,
+        redoc_url=None,
+        responses=ERRORS,
+    )
+    app.add_middleware(Gate, settings=settings, metrics=catalogue.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_headers=["X-API-Key", "Authorization"]
+        )
+    _handle_errors(app)
+    _add_operations(app, catalogue)
+    _add_search(app, catalogue)
+    _add_embeddings(app, catalogue)
+    _add_collection(app, catalogue)
+    return app
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    async def refusal(request: Request, error: Refusal) -> JSONResponse:
+        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
+        return JSONResponse({"error": str(error)}, error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+        return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "an error of the server's own: its log has it"}, 500)
+
+
+def _add_operations(app: FastAPI, catalogue: Catalogue) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """The page to search with."""
+        if not PAGE.is_file():
+            return Response("<p>The API is described at <a href='docs'>/docs</a>.", media_type="text/html")
+        return FileResponse(PAGE, headers={"Cache-Control": "no-cache"})
+
+    @app.get("/health", response_model=schemas.Health, tags=["operation"])
+    async def health() -> dict:
+        """Answers at once, while the process runs."""
+        return {"status": "ok"}
+
+    @app.get("/ready", response_model=schemas.Health, tags=["operation"])
+    async def ready() -> dict:
+        """Answers 200 when every searcher is open and compiled for all its shapes, until the server ends."""
+        if catalogue.closing:
+            raise NotReady("the server is ending: ask another one")
+        if not catalogue.ready:
+            raise NotReady(f"being opened: {', '.join(catalogue.missing)}: ask again")
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=Response, tags=["operation"])
+    async def metrics() -> Response:
+        """Metrics in Prometheus's text format."""
+        return Response(catalogue.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/info", response_model=schemas.InfoResponse, tags=["operation"])
+    async def info() -> dict:
+        """What is served, and with which limits."""
+        settings = catalogue.settings
+        names = ("max_hits", "max_queries", "max_query_chars", "max_payload_bytes")
+        return {
+            "searchers": [served.info() for served in catalogue.all()],
+            "opening": catalogue.missing,
+            "versions": {
+                "retrieval_jax": importlib.metadata.version("retrieval_jax"),
+                "jax": jax.__version__,
+                "backend": jax.default_backend(),
+            },
+            "limits": {name: getattr(settings, name) for name in names}
+            | {"max_waiting": settings.batching.max_waiting},
+        }
+
+
+def _add_search(app: FastAPI, catalogue: Catalogue) -> None:
+    settings = catalogue.settings
+
+    @app.get("/v1/{index}/search", response_model=schemas.SearchResponse, tags=["search"])
+    async def search(
+        index: Index,
+        query: Annotated[str, Query(description="the query")],
+        hits: Annotated[int, Query(ge=1, le=settings.max_hits, description="passages to find")] = HITS,
+        docs: Annotated[bool, Query(description="whether the passages' texts are wanted")] = True,
+        explain: Annotated[bool, Query(description="whether to explain how they were found")] = False,
+    ) -> Response:
+        """Finds the best passages for a query."""
+        began = time.perf_counter()
+        (answer,) = await answers(catalogue, index, [query], hits, docs, explain)
+        head = b'{"api":"v1","index":%b,' % dumps(index)
+        return Response(head + answer[1:-1] + took(began), media_type="application/json")
+
+    @app.post("/v1/{index}/search", response_model=schemas.SearchesResponse, tags=["search"])
+    async def searches(index: Index, body: schemas.SearchRequest) -> Response:
+        """Finds the best passages for several queries."""
+        began = time.perf_counter()
+        found = await answers(catalogue, index, body.queries, body.hits, body.docs, body.explain)
+        head = b'{"api":"v1","index":%b,"results":[' % dumps(index)
+        return Response(head + b",".join(found) + b"]" + took(began), media_type="application/json")
+
+
+async def answers(
+    catalogue: Catalogue, index: str, queries: Sequence[str], hits: int, docs: bool, explain: bool
+) -> list[bytes]:
+    """Searches for queries.
+
+    Args:
+      catalogue: the searchers.
+      index: the name of one.
+      queries: the queries' texts.
+      hits: passages to find for each.
+      docs: whether the passages' texts are wanted.
+      explain: whether to explain how they were found.
+
+    Returns:
+      An object of JSON for each query: see `schemas.Answer`.
+
+    Raises:
+      Refusal: the request is not allowed, or cannot be answered now.
+    """
+    settings = catalogue.settings
+    served = catalogue.get(index)
+    if len(queries) > settings.max_queries:
+        raise Invalid(
+            f"queries: {len(queries):,} are more than {settings.max_queries}: send several requests"
+        )
+    if hits > settings.max_hits:
+        raise Invalid(f"hits: {hits} is more than {settings.max_hits}: ask for fewer")
+    texts = [valid_text(query[: settings.max_query_chars]) for query in queries]
+    shape = SearchShape(settings.depth(hits), explain)
+    began = time.perf_counter()
+    futures = served.batcher.submit(shape, [SearchKey(text, docs) for text in texts])
+    found = [await future for future in futures]
+    if settings.log_queries:
+        for text in texts:
+            log(f"{index}: {hits} hits in {1000 * (time.perf_counter() - began):.1f} ms for {text!r}")
+    return [
+        b'{"query":{"text":%b,"truncated":%b},"candidates":[%b]%b}'
+        % (
+            dumps(text),
+            b"true" if len(query) > settings.max_query_chars else b"false",
+            b",".join(candidates[:hits]),
+            b',"explanation":%b' % explanation if explain else b"",
+        )
+        for query, text, (explanation, *candidates) in zip(queries, texts, found, strict=True)
+    ]
+
+
+def _add_embeddings(app: FastAPI, catalogue: Catalogue) -> None:
+    settings = catalogue.settings
+
+    @app.post("/v1/embeddings", response_model=schemas.EmbeddingsResponse, tags=["embeddings"])
+    async def embeddings(body: schemas.EmbeddingsRequest) -> Response:
+        """Encodes texts as queries by a dual encoder, in OpenAI's form."""
+        served = _with_encoder(catalogue, body.model)
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        if not 1 <= len(texts) <= settings.max_queries:
+            raise Invalid(f"input: {len(texts):,} texts: send 1 to {settings.max_queries} at a time")
+        texts = [valid_text(text[: settings.max_query_chars]) for text in texts]
+        found = [await future for future in served.embedder.submit(None, texts)]
+        data = b",".join(
+            b'{"object":"embedding","index":%d,"embedding":%b}' % (number, vector)
+            for number, (vector, _) in enumerate(found)
+        )
+        tokens = sum(int(count) for _, count in found)
+        usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)
+        return Response(
+            b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (data, dumps(served.name), usage),
+            media_type="application/json",
+        )
+
+
+def _with_encoder(catalogue: Catalogue, name: str | None) -> Served:
+    if name is not None:
+        served = catalogue.get(name)
+    elif not (served := next((one for one in catalogue.all() if one.embedder), None)):
+        if catalogue.missing:
+            raise NotReady(f"being opened: {', '.join(catalogue.missing)}: ask again")
+        raise NotFound("no searcher here has a dual encoder: serve one of kind exact or scann")
+    if not served.embedder:
+        raise NotFound(f"{name}: has no dual encoder: name another searcher as the model")
+    return served
+
+
+def _add_collection(app: FastAPI, catalogue: Catalogue) -> None:
+    @app.get("/v1/{index}/doc/{docid:path}", response_model=schemas.DocResponse, tags=["search"])
+    def doc(index: Index, docid: Annotated[str, Path(description="may contain slashes")]) -> Response:
+        """The text of a passage."""
+        texts = catalogue.get(index).texts
+        if texts is None:
+            raise NotFound(f"{index}: its passages' texts are not at this server: serve their work folder")
+        (text,) = texts.json([docid])
+        if text == b"null":
+            raise NotFound(f"{docid}: no such passage in {texts.collection.name}")
+        head = b'{"api":"v1","index":%b,"docid":%b,"doc":' % (dumps(index), dumps(docid))
+        return Response(head + text + b"}", media_type="application/json")
+
+    @app.get("/v1/queries", response_model=schemas.QueriesResponse, tags=["search"])
+    def queries(
+        split: Annotated[str | None, Query(description="a split; none: the first one")] = None,
+        offset: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> dict:
+        """Judged queries of the collection, with their relevant passages."""
+        texts = catalogue.texts
+        counts = texts.collection.query_counts if texts else {}
+        split = split or next(iter(counts), None)
+        if split not in counts:
+            raise NotFound(
+                f"split: no judged queries of it here: choose one of {', '.join(counts) or 'none'}"
+            )
+        found = texts.queries(split, offset, limit)
+        return {
+            "split": split,
+            "splits": counts,
+            "total": counts[split],
+            "offset": offset,
+            "queries": [{"id": q.id, "text": q.text, "relevant": q.positives} for q in found],
+        }
+
+
+def dumps(text: str) -> bytes:
+    """Returns a text as JSON, in ASCII."""
+    return json.dumps(text).encode()
+
+
+def took(began: float) -> bytes:
+    """Returns the end of a response: the time since `began`."""
+    return b',"took_ms":%.3f}' % (1000 * (time.perf_counter() - began))

@@ -1,0 +1,208 @@
+"""Dynamic batching: requests that wait for the same searcher at the same time are computed together.
+
+A `Batcher` has a queue and a thread of its own, so that a slow searcher holds up no other. It takes the
+oldest request and those of the same shape. If the last batch held several, more are likely to be on their
+way, and it waits a few milliseconds for as many; a lone request is computed at once.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+
+from retrieval_jax.serving.cache import Cache
+from retrieval_jax.serving.errors import NotReady, Overloaded
+from retrieval_jax.serving.metrics import BatcherMetrics
+
+Compute = Callable[[Hashable, Sequence[Hashable]], Sequence[object]]
+"""(shape, the keys of a batch) -> one result a key. It runs in the batcher's thread."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSettings:
+    """How requests are batched, and when they are refused.
+
+    Attributes:
+      sizes: the batch sizes that are compiled, ascending; the largest is the most that a batch holds.
+      max_wait: seconds that the oldest request waits, at most, for others to join its batch.
+      max_waiting: requests that may wait; with more, new ones are refused (status 429).
+      deadline: seconds after which a request that still waits is dropped (status 503).
+    """
+
+    sizes: tuple[int, ...] = (1, 8, 32)
+    max_wait: float = 0.004
+    max_waiting: int = 512
+    deadline: float = 10.0
+
+
+@dataclasses.dataclass(eq=False)
+class _Item:
+    """A request, or several identical ones, with the futures that wait for its result."""
+
+    shape: Hashable
+    key: Hashable
+    came: float
+    deadline: float
+    futures: list[asyncio.Future]
+
+
+class Batcher:
+    """Computes requests in batches, in a thread of its own. All methods belong to the event loop's thread.
+
+    Args:
+      name: the thread's name.
+      compute: computes a batch; see `Compute`.
+      settings: when requests are put together, and when refused.
+      metrics: what is measured.
+      cache: keeps results; None to compute every request.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        compute: Compute,
+        settings: BatchSettings,
+        metrics: BatcherMetrics,
+        cache: Cache | None = None,
+    ):
+        self.name, self._compute, self.settings = name, compute, settings
+        self._metrics, self._cache = metrics, cache
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = threading.Condition()
+        self._wanted = 1  # the thread sleeps until so many wait
+        self._closed = False
+        self._waiting: collections.deque[_Item] = collections.deque()
+        self._in_flight: dict[tuple[Hashable, Hashable], _Item] = {}  # waiting or being computed
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread. Results go to the event loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def submit(self, shape: Hashable, keys: Sequence[Hashable]) -> list[asyncio.Future]:
+        """Queues requests: all of them, or none if the queue has no room for all.
+
+        A request that is identical to one that waits or is being computed shares its result.
+
+        Args:
+          shape: requests of one shape may be in one batch.
+          keys: the requests.
+
+        Returns:
+          A future of the result for each.
+
+        Raises:
+          Overloaded: too many requests wait.
+          NotReady: the batcher is closed.
+        """
+        futures = [self._loop.create_future() for _ in keys]
+        now, missing = time.monotonic(), []
+        for key, future in zip(keys, futures, strict=True):
+            known = None if self._cache is None else self._cache.get((shape, key))
+            self._metrics.looked_up(known is not None)
+            if known is not None:
+                future.set_result(known)
+            else:
+                missing.append((key, future))
+        if missing:
+            self._queue(shape, missing, now)
+        return futures
+
+    def _queue(self, shape: Hashable, missing: list[tuple[Hashable, asyncio.Future]], now: float) -> None:
+        until = now + self.settings.deadline
+        with self._changed:
+            if self._closed:
+                raise NotReady(f"{self.name}: the server is ending: ask another one")
+            new = {key for key, _ in missing if (shape, key) not in self._in_flight}
+            if len(self._waiting) + len(new) > self.settings.max_waiting:
+                raise Overloaded(
+                    f"{self.name}: {len(self._waiting)} queries wait already, of {self.settings.max_waiting} "
+                    "that may: ask again after the seconds that Retry-After says"
+                )
+            for key, future in missing:
+                item = self._in_flight.get((shape, key))
+                if item is None:
+                    item = self._in_flight[shape, key] = _Item(shape, key, now, until, [])
+                    self._waiting.append(item)
+                item.futures.append(future)
+                item.deadline = until
+            self._metrics.waiting(len(self._waiting))
+            if len(self._waiting) >= self._wanted:
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Takes no more requests. Those that wait are still computed; then the thread ends."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    async def drained(self) -> None:
+        """Waits, after `close`, until the thread has ended."""
+        while self._thread.is_alive():
+            await asyncio.sleep(0.01)
+
+    def _run(self) -> None:
+        last = 1  # size of the batch before
+        while items := self._next_batch(last):
+            last = len(items)
+            now = time.monotonic()
+            fresh = [item for item in items if item.deadline >= now]
+            self._metrics.taken([now - item.came for item in fresh])
+            results = self._results([item for item in fresh]) if fresh else []
+            outcomes = dict(zip(map(id, fresh), results, strict=True))
+            late = NotReady(
+                f"{self.name}: not begun within {self.settings.deadline:g} s, as the server is overloaded: "
+                "ask again"
+            )
+            self._metrics.dropped(len(items) - len(fresh))
+            self._loop.call_soon_threadsafe(
+                self._deliver, [(item, outcomes.get(id(item), late)) for item in items]
+            )
+
+    def _next_batch(self, last: int) -> list[_Item]:
+        """Waits for requests, and takes those of the next batch; none when it is closed and empty."""
+        most = self.settings.sizes[-1]
+        with self._changed:
+            self._wanted = 1
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            self._wanted = min(last, most)
+            if self._waiting:
+                until = self._waiting[0].came + self.settings.max_wait
+                while len(self._waiting) < self._wanted and not self._closed:
+                    if not self._changed.wait(until - time.monotonic()) and time.monotonic() >= until:
+                        break
+            taken, left = [], collections.deque()
+            for item in self._waiting:
+                same = not taken or item.shape == taken[0].shape
+                (taken if same and len(taken) < most else left).append(item)
+            self._waiting = left
+            self._metrics.waiting(len(left))
+        return taken
+
+    def _results(self, items: list[_Item]) -> list[object]:
+        """Computes a batch. If it fails, each request is computed alone: one of them may be the reason."""
+        began = time.monotonic()
+        try:
+            return list(self._compute(items[0].shape, [item.key for item in items]))
+        except Exception as error:
+            if len(items) == 1:
+                return [error]
+            return [self._results([item])[0] for item in items]
+        finally:
+            self._metrics.computed(len(items), time.monotonic() - began)
+
+    def _deliver(self, outcomes: list[tuple[_Item, object]]) -> None:
+        with self._changed:
+            for item, _ in outcomes:
+                del self._in_flight[item.shape, item.key]
+        for item, outcome in outcomes:
+            failed = isinstance(outcome, Exception)
+            if not failed and self._cache is not None:
+                self._cache.put((item.shape, item.key), outcome)
+            for future in item.futures:
+                if not future.done():
+                    (future.set_exception if failed else future.set_result)(outcome)

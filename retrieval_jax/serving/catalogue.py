@@ -1,0 +1,274 @@
+"""The searchers that are served: opened, warmed, and replaced when their folders have changed."""
+
+import asyncio
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
+from retrieval_jax.data.records import Collection
+from retrieval_jax.mesh.partitioning import Partitioner
+from retrieval_jax.search.searcher import RankedList, Searcher, check_model
+from retrieval_jax.serving.batching import Batcher
+from retrieval_jax.serving.cache import Cache
+from retrieval_jax.serving.errors import NotFound, NotReady
+from retrieval_jax.serving.explain import explain
+from retrieval_jax.serving.metrics import Metrics
+from retrieval_jax.serving.passages import NO_TEXT, PassageTexts
+from retrieval_jax.serving.settings import ServeSettings
+
+WARM_UP = "warm up"  # the query with which the shapes are compiled
+EMBEDDINGS = "embeddings"  # ends the label of the queue of a dual encoder's vectors
+
+
+class SearchKey(NamedTuple):
+    """What tells one request to a searcher from another of the same depth.
+
+    Attributes:
+      query: the text.
+      docs: whether the passages' texts are wanted.
+    """
+
+    query: str
+    docs: bool
+
+
+class SearchShape(NamedTuple):
+    """What the requests of one batch have in common.
+
+    Attributes:
+      depth: passages to find.
+      explained: whether the answer is explained, too, which takes longer.
+    """
+
+    depth: int
+    explained: bool
+
+
+@dataclasses.dataclass
+class Served:
+    """A searcher that answers requests.
+
+    Attributes:
+      name: its name in the API.
+      folder: where it lies.
+      manifest: the folder's manifest.
+      fingerprint: a digest of the manifest: another one says that the searcher was replaced.
+      searcher: the searcher.
+      texts: the passages' texts; None where they are unknown.
+      batcher: the queue of searches. Its results are tuples of JSON: the explanation, and the candidates.
+      embedder: the queue of texts to encode; None for searchers without a dual encoder.
+    """
+
+    name: str
+    folder: Path
+    manifest: dict
+    fingerprint: str
+    searcher: Searcher
+    texts: PassageTexts | None
+    batcher: Batcher | None = None
+    embedder: Batcher | None = None
+
+    def search(self, shape: SearchShape, keys: Sequence[SearchKey]) -> list[tuple[bytes, ...]]:
+        """Computes a batch: see `batching.Compute`."""
+        ranked_lists = self.searcher.search([key.query for key in keys], shape.depth)
+        return [self._answer(shape, key, found) for key, found in zip(keys, ranked_lists, strict=True)]
+
+    def _answer(self, shape: SearchShape, key: SearchKey, ranked_list: RankedList) -> tuple[bytes, ...]:
+        why = explain(self.searcher, key.query, ranked_list) if shape.explained else None
+        ids = [passage_id for passage_id, _ in ranked_list]
+        docs = self.texts.json(ids) if self.texts and key.docs else [NO_TEXT] * len(ids)
+        return json.dumps(why).encode(), *(
+            b'{"docid":%b,"score":%b,"rank":%d,"doc":%b}'
+            % (json.dumps(passage_id).encode(), number(score), rank, doc)
+            for rank, ((passage_id, score), doc) in enumerate(zip(ranked_list, docs, strict=True), start=1)
+        )
+
+    def embed(self, shape: None, texts: Sequence[str]) -> list[tuple[bytes, ...]]:
+        """Encodes a batch of texts: a vector as JSON and the number of its tokens for each."""
+        encoder = self.searcher.encoder
+        vectors = encoder(texts)
+        counts = (encoder.vocabulary.batch(texts, encoder.length) > 0).sum(-1)
+        return [
+            (json.dumps(vector.tolist()).encode(), b"%d" % count)
+            for vector, count in zip(vectors, counts, strict=True)
+        ]
+
+    def start(self, settings: ServeSettings, metrics: Metrics) -> None:
+        """Starts the threads of the queues."""
+        cache = Cache(settings.cache_bytes) if settings.cache_bytes else None
+        self.batcher = Batcher(self.name, self.search, settings.batching, metrics.of(self.name), cache)
+        self.batcher.start()
+        if hasattr(self.searcher, "encoder"):
+            label = f"{self.name}/{EMBEDDINGS}"
+            self.embedder = Batcher(label, self.embed, settings.batching, metrics.of(label))
+            self.embedder.start()
+
+    def close(self) -> list[Batcher]:
+        """Takes no more requests; returns the queues that still compute what waits."""
+        queues = [queue for queue in (self.batcher, self.embedder) if queue]
+        for queue in queues:
+            queue.close()
+        return queues
+
+    def info(self) -> dict:
+        """Describes the searcher, for /v1/info."""
+        recipe = self.manifest["recipe"]
+        collection = self.texts.collection if self.texts else None
+        return {
+            "name": self.name,
+            "kind": self.manifest["kind"],
+            "family": type(self.searcher).family,
+            "collection": collection.name if collection else None,
+            "collection_fingerprint": recipe.get("collection"),
+            "passages": collection.passage_count if collection else self.manifest.get("passages"),
+            "parameters": self.manifest.get("parameters"),
+            "beams": self.manifest.get("beams"),
+            "dimensions": self.manifest.get("dimensions"),
+            "step": self.manifest.get("step"),
+            "embeddings": self.embedder is not None,
+            "fingerprint": self.fingerprint,
+        }
+
+
+class Catalogue:
+    """The searchers of a server, by name.
+
+    Args:
+      folders: name -> the searcher's folder.
+      collection: the folder of the collection that has the passages' texts; None for none.
+      settings: the server's settings.
+      make_partitioner: see `Searcher.open`.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        collection: Path | None,
+        settings: ServeSettings,
+        make_partitioner: Callable[[], Partitioner] | None = None,
+    ):
+        self.folders, self.settings = dict(folders), settings
+        self.metrics = Metrics()
+        self.texts: PassageTexts | None = None
+        self.closing = False
+        self.failure: str | None = None  # why a searcher could not be opened at the start
+        self.on_ready: Callable[[], None] = lambda: None  # called when all searchers are warm
+        self._collection, self._make_partitioner = collection, make_partitioner
+        self._served: dict[str, Served] = {}
+        self._opening = asyncio.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every searcher is open and warm, and the server is not ending."""
+        return not self.closing and len(self._served) == len(self.folders)
+
+    @property
+    def missing(self) -> list[str]:
+        """The searchers that are not open yet."""
+        return [name for name in self.folders if name not in self._served]
+
+    def all(self) -> list[Served]:
+        """Returns the searchers that are open."""
+        return [self._served[name] for name in self.folders if name in self._served]
+
+    def get(self, name: str) -> Served:
+        """Returns a searcher.
+
+        Raises:
+          NotFound: there is none of that name.
+          NotReady: it is not open yet.
+        """
+        if (served := self._served.get(name)) is not None:
+            return served
+        if name in self.folders:
+            raise NotReady(f"{name}: being opened: ask again")
+        raise NotFound(f"no searcher of this name: choose one of {', '.join(self.folders)}")
+
+    async def open_first(self) -> None:
+        """Opens all searchers. The first that cannot be opened is remembered in `failure`."""
+        outcomes = await self.open_changed()
+        self.failure = next(filter(None, outcomes.values()), None)
+        if self.ready:
+            self.on_ready()
+
+    async def open_changed(self) -> dict[str, str | None]:
+        """Opens the searchers that are new or were replaced on disk, each in its turn, and warms them.
+
+        Requests are answered by the old one until the new one is warm. The old one answers those that it has
+        taken. Where the new one cannot be opened, the old one stays.
+
+        Returns:
+          Name -> None if it was opened, or the reason why it could not be.
+        """
+        outcomes: dict[str, str | None] = {}
+        async with self._opening:
+            for name in self.folders:
+                try:
+                    new = await asyncio.to_thread(self._open_if_changed, name)
+                except UserError as error:
+                    outcomes[name] = str(error).splitlines()[0]
+                    continue
+                if new is not None:
+                    outcomes[name] = None
+                    self._replace(new)
+        return outcomes
+
+    def _open_if_changed(self, name: str) -> Served | None:
+        """Opens and warms a searcher, in a thread of its own; None if it is the one that is open."""
+        folder = self.folders[name]
+        manifest = storage.read_manifest(folder, "index")
+        fingerprint = storage.digest([json.dumps(manifest, sort_keys=True)])
+        old = self._served.get(name)
+        if old is not None and old.fingerprint == fingerprint:
+            return None
+        check_model(folder, manifest)
+        texts = self._texts_of(manifest["recipe"].get("collection"))
+        searcher = Searcher.open(folder, self._make_partitioner)
+        searcher.use_batch_sizes(self.settings.batching.sizes)
+        served = Served(name, folder, manifest, fingerprint, searcher, texts)
+        self._warm(served)
+        return served
+
+    def _texts_of(self, fingerprint: str | None) -> PassageTexts | None:
+        """Returns the texts of a searcher's collection; None if it is not the collection that is there."""
+        if self._collection is None or not storage.finished(self._collection):
+            return None
+        collection = Collection(self._collection)
+        if self.texts is None or self.texts.collection.fingerprint != collection.fingerprint:
+            self.texts = PassageTexts(collection, self.settings.cache_bytes)
+        return self.texts if self.texts.collection.fingerprint == fingerprint else None
+
+    def _warm(self, served: Served) -> None:
+        """Runs each shape once, so that no request waits for the compiler."""
+        for depth in self.settings.depths:
+            for size in self.settings.batching.sizes:
+                if self.closing:
+                    return
+                found = served.searcher.search([WARM_UP] * size, depth)
+        explain(served.searcher, WARM_UP, found[0])
+
+    def _replace(self, new: Served) -> None:
+        new.start(self.settings, self.metrics)
+        old = self._served.get(new.name)
+        self._served[new.name] = new
+        if old is not None:
+            log(f"{new.name}: replaced")
+            old.close()
+
+    async def close(self) -> None:
+        """Answers what was taken, and ends the threads."""
+        self.closing = True
+        queues = [queue for served in self._served.values() for queue in served.close()]
+        for queue in queues:
+            await queue.drained()
+
+
+def number(value: float) -> bytes:
+    """Returns a number as JSON, which has none that is infinite."""
+    return repr(value).encode() if math.isfinite(value) else b"null"

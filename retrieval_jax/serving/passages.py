@@ -1,0 +1,61 @@
+"""The texts of a collection's passages by id, as JSON, ready to be sent."""
+
+import bisect
+import json
+
+import numpy as np
+import pyarrow.compute as pc
+
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.records import Collection
+from retrieval_jax.serving.cache import Cache
+
+NO_TEXT = b"null"
+
+
+class PassageTexts:
+    """Reads passages by id, and keeps those that were read last. Any thread may use it.
+
+    Everything that is read later is opened here, so that the collection's folder may be replaced meanwhile.
+
+    Args:
+      collection: the collection.
+      cache_bytes: the most memory for passages that were read.
+    """
+
+    def __init__(self, collection: Collection, cache_bytes: int):
+        self.collection = collection
+        self._cache = Cache(cache_bytes)
+        self._ids = collection.ids
+        # One id is found in log₂ N steps: `Collection.find_rows` looks at all N, which is better for many.
+        self._order = pc.sort_indices(self._ids).to_numpy().astype(np.uint32)
+        collection.open_all()
+
+    def row(self, passage_id: str) -> int | None:
+        """Returns the row of a passage; None if there is no such passage."""
+        place = bisect.bisect_left(
+            self._order, passage_id.encode(), key=lambda row: self._ids[row].as_py().encode()
+        )
+        row = int(self._order[place]) if place < len(self._order) else None
+        return row if row is not None and self._ids[row].as_py() == passage_id else None
+
+    def json(self, passage_ids: list[str]) -> list[bytes]:
+        """Returns `{"title": …, "text": …}` of each passage as JSON; `null` for an id that is unknown."""
+        found = {}
+        for passage_id in passage_ids:
+            known = self._cache.get(passage_id)
+            found[passage_id] = known[0] if known else None
+        missing = [passage_id for passage_id, known in found.items() if known is None]
+        rows = {passage_id: self.row(passage_id) for passage_id in missing}
+        there = {passage_id: row for passage_id, row in rows.items() if row is not None}
+        passages = self.collection.get([*there.values()]) if there else []
+        for passage_id, passage in zip(there, passages, strict=True):
+            text = json.dumps({"title": passage.title, "text": passage.text}, ensure_ascii=False).encode()
+            self._cache.put(passage_id, (text,))
+            found[passage_id] = text
+        return [found[passage_id] or NO_TEXT for passage_id in passage_ids]
+
+    def queries(self, split: str, offset: int, limit: int) -> list[Query]:
+        """Reads judged queries of a split."""
+        count = self.collection.query_counts[split]
+        return self.collection.queries(split, range(min(offset, count), min(offset + limit, count)))

@@ -1,0 +1,44 @@
+"""The settings of a server: what it takes, and what it refuses."""
+
+import dataclasses
+
+from retrieval_jax.serving.batching import BatchSettings
+
+DEPTHS = (10, 100)  # passages that searches look for, beside the most that a request may ask for
+API_KEY = "RETRIEVAL_JAX_API_KEY"  # environment variable
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeSettings:
+    """The limits of requests, and how they are batched.
+
+    Attributes:
+      batching: sizes and waiting times of batches, the bound of the queue, and the deadline.
+      max_hits: passages that a request may ask for.
+      max_queries: queries of one request.
+      max_query_chars: characters of a query that are read; the response says that the rest was not.
+      max_payload_bytes: bytes of a request's body; with more, it is refused (status 413).
+      cache_bytes: results that are kept for each searcher, and passages that are kept for a collection.
+      api_key: the key that requests must bring; None for no key.
+      log_queries: whether queries are written to the log.
+      cors_origins: origins whose pages may call the API, or "*".
+    """
+
+    batching: BatchSettings = dataclasses.field(default_factory=BatchSettings)
+    max_hits: int = 1000
+    max_queries: int = 32
+    max_query_chars: int = 8192
+    max_payload_bytes: int = 2 << 20
+    cache_bytes: int = 64 << 20
+    api_key: str | None = None
+    log_queries: bool = False
+    cors_origins: tuple[str, ...] = ()
+
+    @property
+    def depths(self) -> list[int]:
+        """The numbers of passages that searches look for: each is compiled once."""
+        return [*(depth for depth in DEPTHS if depth < self.max_hits), self.max_hits]
+
+    def depth(self, hits: int) -> int:
+        """Returns the smallest of `depths` that holds `hits` passages."""
+        return next(depth for depth in self.depths if depth >= hits)

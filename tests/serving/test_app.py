@@ -1,0 +1,175 @@
+"""The routes of the app, asked by httpx: their answers are those of the searchers themselves."""
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.anyio
+NAMES = ("bm25", "exact", "naive")
+QUERY = "a progress bar for a table"
+
+
+def pairs(candidates: list[dict]) -> list[tuple[str, float]]:
+    return [(candidate["docid"], candidate["score"]) for candidate in candidates]
+
+
+def assert_same(candidates: list[dict], ranked_list: list[tuple[str, float]]) -> None:
+    """The same passages in the same order; scores of another batch size differ in the last digits."""
+    assert [passage for passage, _ in pairs(candidates)] == [passage for passage, _ in ranked_list]
+    np.testing.assert_allclose([s for _, s in pairs(candidates)], [s for _, s in ranked_list], rtol=1e-4)
+    assert [candidate["rank"] for candidate in candidates] == [*range(1, len(ranked_list) + 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_search_finds_what_the_searcher_finds(name, client, searchers, collection):
+    response = await client.get(f"/v1/{name}/search", params={"query": QUERY, "hits": 7})
+    assert response.status_code == 200
+    body = response.json()
+    (wanted,) = searchers[name].search([QUERY], 7)
+    assert len(wanted) >= 5
+    assert_same(body["candidates"], wanted)
+    assert (body["api"], body["index"]) == ("v1", name)
+    assert body["query"] == {"text": QUERY, "truncated": False}
+    passages = collection.get(collection.find_rows([passage for passage, _ in wanted]).tolist())
+    assert [c["doc"] for c in body["candidates"]] == [{"title": p.title, "text": p.text} for p in passages]
+    bare = await client.get(f"/v1/{name}/search", params={"query": QUERY, "hits": 7, "docs": "false"})
+    assert pairs(bare.json()["candidates"]) == pairs(body["candidates"])
+    assert {candidate["doc"] for candidate in bare.json()["candidates"]} == {None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_several_queries_at_once_are_answered_in_their_order(name, client, searchers):
+    queries = [QUERY, "gradient", QUERY, "learning rate schedule", "table", "style of a column"]
+    response = await client.post(f"/v1/{name}/search", json={"queries": queries, "hits": 5, "docs": False})
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert [result["query"]["text"] for result in results] == queries
+    for result, wanted in zip(results, searchers[name].search(queries, 5), strict=True):
+        assert_same(result["candidates"], wanted)
+
+
+async def test_ten_passages_are_found_unless_more_are_asked_for(client):
+    for hits, count in (({}, 10), ({"hits": 20}, 20), ({"hits": 1}, 1)):
+        response = await client.get("/v1/exact/search", params={"query": QUERY, **hits})
+        assert len(response.json()["candidates"]) == count
+
+
+async def test_a_passage_by_its_id_which_may_have_slashes(client, collection):
+    wanted = collection.passage(3)
+    response = await client.get(f"/v1/exact/doc/{wanted.id}")
+    assert response.json()["doc"] == {"title": wanted.title, "text": wanted.text}
+    assert response.json()["docid"] == wanted.id
+    response = await client.get("/v1/exact/doc/a/b%2Fc")
+    assert response.status_code == 404
+    assert response.json()["error"].startswith("a/b/c: no such passage")
+
+
+@pytest.mark.parametrize(
+    ("params", "error"),
+    [
+        ({}, "query: Field required"),
+        ({"query": "x", "hits": 0}, "hits: Input should be greater than or equal to 1"),
+        ({"query": "x", "hits": -1}, "hits: Input should be greater than or equal to 1"),
+        ({"query": "x", "hits": 10**9}, "hits: Input should be less than or equal to 20"),
+        ({"query": "x", "hits": "many"}, "hits: Input should be a valid integer"),
+    ],
+)
+async def test_a_value_that_is_not_allowed_is_refused_in_one_line(params, error, client):
+    response = await client.get("/v1/bm25/search", params=params)
+    assert response.status_code == 422
+    assert response.json()["error"].startswith(error)
+
+
+async def test_lists_have_a_bound(client):
+    response = await client.post("/v1/bm25/search", json={"queries": ["x"] * 10_000})
+    assert (response.status_code, response.json()) == (
+        422,
+        {"error": "queries: 10,000 are more than 32: send several requests"},
+    )
+    response = await client.post("/v1/embeddings", json={"input": ["x"] * 33})
+    assert response.status_code == 422
+    for body in ({"queries": []}, {"queries": ["x"], "hits": 21}):
+        assert (await client.post("/v1/bm25/search", json=body)).status_code == 422
+
+
+async def test_names_that_are_not_there(client):
+    response = await client.get("/v1/scann/search", params={"query": "x"})
+    assert (response.status_code, response.json()["error"]) == (
+        404,
+        "no searcher of this name: choose one of bm25, exact, naive",
+    )
+    for path in ("/v1/queries?split=nope", "/nowhere", "/v1/scann/doc/x"):
+        response = await client.get(path)
+        assert response.status_code == 404
+        assert response.json()["error"]
+    assert (await client.delete("/v1/bm25/search")).status_code == 405
+
+
+@pytest.mark.parametrize("text", ["", " " * 1_000_000, "\0", "a\0b", "\U0001f600", "ü" * 9000, "%ff%fe"])
+async def test_any_text_is_a_query(text, client):
+    for name in NAMES:
+        response = await client.post(f"/v1/{name}/search", json={"queries": [text]})
+        assert response.status_code == 200
+        assert response.json()["results"][0]["query"]["truncated"] == (len(text) > 8192)
+
+
+async def test_what_is_no_utf8_is_read_as_u_fffd_in_a_path_and_refused_in_json(client, searchers):
+    body = (await client.get("/v1/exact/search?query=a%ff%00bar")).json()
+    assert body["query"]["text"] == "a\ufffd\0bar"
+    assert_same(body["candidates"], searchers["exact"].search(["a\ufffd\0bar"], 10)[0])
+    json_type = {"content-type": "application/json"}
+    halves = await client.post("/v1/exact/search", content=rb'{"queries": ["\ud83d"]}', headers=json_type)
+    assert halves.json()["results"][0]["query"]["text"] == "\ufffd"
+    for content in (b'{"queries": ["\xff"]}', b'{"queries": ["x', b"\0", b"", b"[" * 100_000):
+        response = await client.post("/v1/exact/search", content=content, headers=json_type)
+        assert response.status_code in (400, 422)
+        assert response.json()["error"]
+
+
+async def test_embeddings_are_the_vectors_that_queries_are_searched_by(client, searchers):
+    texts, encoder = ["a table", "learning rate"], searchers["exact"].encoder
+    response = await client.post("/v1/embeddings", json={"input": texts, "model": "exact"})
+    body = response.json()
+    np.testing.assert_allclose([one["embedding"] for one in body["data"]], encoder(texts), atol=1e-5)
+    assert [one["index"] for one in body["data"]] == [0, 1]
+    tokens = sum(len(encoder.vocabulary.encode(text)) + 1 for text in texts)
+    assert body["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    single = (await client.post("/v1/embeddings", json={"input": texts[1]})).json()
+    assert single["model"] == "exact"
+    np.testing.assert_allclose(single["data"][0]["embedding"], body["data"][1]["embedding"], atol=1e-5)
+    response = await client.post("/v1/embeddings", json={"input": texts, "model": "naive"})
+    assert (response.status_code, response.json()["error"]) == (
+        404,
+        "naive: has no dual encoder: name another searcher as the model",
+    )
+
+
+async def test_judged_queries_by_pages(client, collection):
+    wanted = collection.queries("test")
+    body = (await client.get("/v1/queries?split=test&offset=2&limit=3")).json()
+    assert (body["total"], body["offset"], body["splits"]) == (10, 2, collection.query_counts)
+    assert body["queries"] == [{"id": q.id, "text": q.text, "relevant": q.positives} for q in wanted[2:5]]
+    assert (await client.get("/v1/queries?split=test&offset=99")).json()["queries"] == []
+
+
+async def test_health_info_and_documentation(client, collection):
+    assert (await client.get("/health")).json() == {"status": "ok"}
+    info = (await client.get("/v1/info")).json()
+    assert [one["name"] for one in info["searchers"]] == [*NAMES]
+    of = {one["name"]: one for one in info["searchers"]}
+    assert (of["naive"]["kind"], of["naive"]["beams"], of["bm25"]["parameters"]) == ("generative", 10, None)
+    assert of["exact"]["dimensions"] == 8
+    assert {one["passages"] for one in info["searchers"]} == {collection.passage_count}
+    assert info["limits"]["max_hits"] == 20
+    assert (await client.get("/docs")).status_code == 200
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    assert {"/v1/{index}/search", "/v1/{index}/doc/{docid}", "/v1/embeddings", "/v1/queries"} <= paths.keys()
+
+
+async def test_before_the_searchers_are_open_it_says_so(client_of, catalogue_of):
+    async with client_of(catalogue_of("naive"), ready=False) as client:
+        assert (await client.get("/health")).status_code == 200
+        for path in ("/ready", "/v1/naive/search?query=x"):
+            response = await client.get(path)
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+            assert "being opened" in response.json()["error"]

@@ -1,0 +1,154 @@
+"""The queue of a searcher: what is put together, shared, refused and dropped."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from retrieval_jax.serving.batching import Batcher, BatchSettings
+from retrieval_jax.serving.cache import Cache
+from retrieval_jax.serving.errors import NotReady, Overloaded
+from retrieval_jax.serving.metrics import Metrics
+
+pytestmark = pytest.mark.anyio
+
+
+class Recorder:
+    """Computes nothing but (shape, key), keeps the batches, and waits where it is told to."""
+
+    def __init__(self):
+        self.batches: list[tuple[object, list]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.began = threading.Event()
+
+    def __call__(self, shape: object, keys: Sequence) -> list[tuple[bytes, ...]]:
+        self.batches.append((shape, list(keys)))
+        self.began.set()
+        assert self.go.wait(10)
+        if "bad" in keys:
+            raise ValueError("a bad one")
+        return [(f"{shape}:{key}".encode(),) for key in keys]
+
+
+def batcher(compute: Recorder, cache: Cache | None = None, **settings: object) -> Batcher:
+    made = Batcher("test", compute, BatchSettings(**settings), Metrics().of("test"), cache)
+    made.start()
+    return made
+
+
+async def held(compute: Recorder, made: Batcher) -> asyncio.Future:
+    """Submits a request whose computation waits for `compute.go`."""
+    compute.go.clear()
+    (first,) = made.submit(1, ["first"])
+    await asyncio.to_thread(compute.began.wait, 10)
+    return first
+
+
+async def test_a_lone_request_is_computed_at_once_and_those_that_come_meanwhile_together():
+    compute = Recorder()
+    made = batcher(compute, sizes=(1, 4), max_wait=60)
+    first = await held(compute, made)
+    others = [future for key in "abcdef" for future in made.submit(1, [key])]
+    compute.go.set()
+    assert await first == (b"1:first",)
+    assert [await future for future in others[:4]] == [(f"1:{key}".encode(),) for key in "abcd"]
+    # The last batch held four, so two more are waited for; they come, and all four are one batch.
+    later = made.submit(1, ["g", "h"])
+    assert [await future for future in [*others[4:], *later]] == [(f"1:{k}".encode(),) for k in "efgh"]
+    assert compute.batches == [(1, ["first"]), (1, [*"abcd"]), (1, [*"efgh"])]
+
+
+async def test_it_waits_for_others_no_longer_than_it_may():
+    compute = Recorder()
+    made = batcher(compute, sizes=(1, 4), max_wait=0.05)
+    await asyncio.gather(*made.submit(1, [*"abcd"]))
+    began = time.monotonic()
+    await made.submit(1, ["alone"])[0]
+    assert time.monotonic() - began >= 0.05
+    assert compute.batches[-1] == (1, ["alone"])
+
+
+async def test_shapes_are_not_mixed_and_the_oldest_goes_first():
+    compute = Recorder()
+    made = batcher(compute, max_wait=0)
+    first = await held(compute, made)
+    futures = [made.submit(shape, [key])[0] for shape, key in ((1, "a"), (2, "b"), (1, "c"), (2, "d"))]
+    compute.go.set()
+    await asyncio.gather(first, *futures)
+    assert compute.batches[1:] == [(1, ["a", "c"]), (2, ["b", "d"])]
+
+
+async def test_identical_requests_share_one_computation_and_later_ones_the_cache():
+    compute = Recorder()
+    made = batcher(compute, Cache(10_000), max_wait=0)
+    first = await held(compute, made)
+    same = [*made.submit(1, ["first"]), *made.submit(1, ["a", "a"]), *made.submit(1, ["a"])]
+    compute.go.set()
+    results = await asyncio.gather(first, *same)
+    assert results == [(b"1:first",)] * 2 + [(b"1:a",)] * 3
+    (cached,) = made.submit(1, ["a"])
+    assert cached.done()
+    assert await cached == (b"1:a",)
+    assert await made.submit(2, ["a"])[0] == (b"2:a",)  # of another shape
+    assert compute.batches == [(1, ["first"]), (1, ["a"]), (2, ["a"])]
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_the_queue_has_a_bound_for_one_request_as_for_many(several):
+    compute = Recorder()
+    made = batcher(compute, max_wait=0, max_waiting=4)
+    first = await held(compute, made)
+    futures = made.submit(1, [*"abc"])
+    with pytest.raises(Overloaded, match="3 queries wait already, of 4 that may"):
+        made.submit(1, ["d", "e"])
+    futures += made.submit(1, ["d"])
+    with pytest.raises(Overloaded):
+        made.submit(1, [*"ef"] if several else ["e"])
+    futures += made.submit(1, [*"abcd"])  # what waits already takes no room
+    compute.go.set()
+    assert len(await asyncio.gather(first, *futures)) == 9
+    assert await made.submit(1, ["e"])[0] == (b"1:e",)
+
+
+async def test_what_waited_longer_than_its_deadline_is_dropped_before_it_is_computed():
+    compute = Recorder()
+    made = batcher(compute, max_wait=0, deadline=0.02)
+    first = await held(compute, made)
+    (late,) = made.submit(1, ["late"])
+    await asyncio.sleep(0.05)
+    (fresh,) = made.submit(1, ["fresh"])
+    compute.go.set()
+    with pytest.raises(NotReady, match="not begun within"):
+        await late
+    assert await first == (b"1:first",)
+    assert await fresh == (b"1:fresh",)
+    assert compute.batches == [(1, ["first"]), (1, ["fresh"])]
+
+
+async def test_a_request_that_fails_fails_alone():
+    compute = Recorder()
+    made = batcher(compute, Cache(10_000), max_wait=0)
+    first = await held(compute, made)
+    futures = made.submit(1, ["a", "bad", "b"])
+    compute.go.set()
+    results = await asyncio.gather(first, *futures, return_exceptions=True)
+    assert [results[0], results[1], results[3]] == [(b"1:first",), (b"1:a",), (b"1:b",)]
+    assert str(results[2]) == "a bad one"
+    with pytest.raises(ValueError, match="a bad one"):
+        await made.submit(1, ["bad"])[0]  # it is not kept
+
+
+async def test_closed_it_computes_what_it_has_taken():
+    compute = Recorder()
+    made = batcher(compute, sizes=(1, 2), max_wait=60)
+    first = await held(compute, made)
+    futures = made.submit(1, [*"abc"])
+    made.close()
+    with pytest.raises(NotReady, match="the server is ending"):
+        made.submit(1, ["d"])
+    compute.go.set()
+    await made.drained()
+    assert await asyncio.gather(first, *futures) == [(f"1:{key}".encode(),) for key in ("first", *"abc")]

@@ -1,0 +1,28 @@
+"""The cache: what it keeps, what makes room, and how much it takes."""
+
+from retrieval_jax.serving.cache import ENTRY, Cache
+
+
+def test_what_was_used_longest_ago_makes_room():
+    cache = Cache(3 * (ENTRY + 3 + 33 + 100))  # for three: a key's repr of 3, one value of 100 bytes
+    for key in "abc":
+        cache.put(key, (bytes(100),))
+    assert len(cache) == 3
+    assert cache.bytes == cache.max_bytes
+    assert cache.get("a") == (bytes(100),)
+    cache.put("d", (bytes(100),))
+    assert [cache.get(key) is None for key in "abcd"] == [False, True, False, False]
+    cache.put("a", (b"another",))
+    assert cache.get("a") == (b"another",)
+    cache.put("b", (bytes(9000),))  # larger than the cache
+    assert cache.get("b") is None
+    assert len(cache) == 3
+    for number in range(1000):
+        cache.put(number, (bytes(number % 90),))
+        assert cache.bytes <= cache.max_bytes
+
+
+def test_without_room_it_keeps_nothing():
+    cache = Cache(0)
+    cache.put("a", (b"",))
+    assert cache.get("a") is None
