@@ -93,10 +93,10 @@ class Served:
         """Encodes a batch of texts: a vector as JSON and the number of its tokens for each."""
         encoder = self.searcher.encoder
         vectors = encoder(texts)
-        counts = (encoder.vocabulary.batch(texts, encoder.length) > 0).sum(-1)
+        tokens = encoder.vocabulary.tokens(texts, encoder.length)
         return [
-            (json.dumps(vector.tolist()).encode(), b"%d" % count)
-            for vector, count in zip(vectors, counts, strict=True)
+            (json.dumps(vector.tolist()).encode(), b"%d" % len(read))
+            for vector, read in zip(vectors, tokens, strict=True)
         ]
 
     def start(self, settings: ServeSettings, metrics: Metrics) -> None:

@@ -1,11 +1,8 @@
 """The texts of a collection's passages by id, as JSON, ready to be sent."""
 
-import bisect
 import json
 
-import numpy as np
-import pyarrow.compute as pc
-
+from retrieval_jax.core.arrow_ids import RowFinder
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.serving.cache import Cache
@@ -26,18 +23,9 @@ class PassageTexts:
     def __init__(self, collection: Collection, cache_bytes: int):
         self.collection = collection
         self._cache = Cache(cache_bytes)
-        self._ids = collection.ids
-        # One id is found in log₂ N steps: `Collection.find_rows` looks at all N, which is better for many.
-        self._order = pc.sort_indices(self._ids).to_numpy().astype(np.uint32)
+        self.find_rows = RowFinder(collection.ids)
+        self.find_rows([""])  # sorts the ids
         collection.open_all()
-
-    def row(self, passage_id: str) -> int | None:
-        """Returns the row of a passage; None if there is no such passage."""
-        place = bisect.bisect_left(
-            self._order, passage_id.encode(), key=lambda row: self._ids[row].as_py().encode()
-        )
-        row = int(self._order[place]) if place < len(self._order) else None
-        return row if row is not None and self._ids[row].as_py() == passage_id else None
 
     def json(self, passage_ids: list[str]) -> list[bytes]:
         """Returns `{"title": …, "text": …}` of each passage as JSON; `null` for an id that is unknown."""
@@ -46,8 +34,8 @@ class PassageTexts:
             known = self._cache.get(passage_id)
             found[passage_id] = known[0] if known else None
         missing = [passage_id for passage_id, known in found.items() if known is None]
-        rows = {passage_id: self.row(passage_id) for passage_id in missing}
-        there = {passage_id: row for passage_id, row in rows.items() if row is not None}
+        rows = zip(missing, self.find_rows(missing), strict=True)
+        there = {passage_id: row for passage_id, row in rows if row >= 0}
         passages = self.collection.get([*there.values()]) if there else []
         for passage_id, passage in zip(there, passages, strict=True):
             text = json.dumps({"title": passage.title, "text": passage.text}, ensure_ascii=False).encode()

@@ -9,9 +9,8 @@ def test_texts_are_those_of_the_collection_in_any_order(collection):
     texts = PassageTexts(collection, 1 << 20)
     wanted = [*collection.passages()]
     ids = [passage.id for passage in wanted]
-    assert [texts.row(passage_id) for passage_id in ids] == [*range(len(ids))]
-    for passage_id in ("", "zzz", ids[0] + "x", ids[0][:-1], "\U0010ffff", "\0"):
-        assert texts.row(passage_id) is None
+    for passage_id in ("", "zzz", ids[0] + "x", ids[0][:-1], "\U0010ffff", "\0", "\ud83d"):
+        assert texts.json([passage_id]) == [b"null"]
     asked = [ids[5], "nowhere", ids[0], ids[5]]
     for _ in range(2):  # the second time of the cache
         found = [json.loads(text) for text in texts.json(asked)]
