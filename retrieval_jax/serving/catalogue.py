@@ -17,12 +17,12 @@ from retrieval_jax.search.searcher import RankedList, Searcher, check_model
 from retrieval_jax.serving.batching import Batcher
 from retrieval_jax.serving.cache import Cache
 from retrieval_jax.serving.errors import NotFound, NotReady
-from retrieval_jax.serving.explain import explain
 from retrieval_jax.serving.metrics import Metrics
 from retrieval_jax.serving.passages import NO_TEXT, PassageTexts
 from retrieval_jax.serving.settings import ServeSettings
 
 WARM_UP = "warm up"  # the query with which the shapes are compiled
+EXPLAINED = 100  # passages of an answer, at most
 EMBEDDINGS = "embeddings"  # ends the label of the queue of a dual encoder's vectors
 
 
@@ -80,7 +80,7 @@ class Served:
         return [self._answer(shape, key, found) for key, found in zip(keys, ranked_lists, strict=True)]
 
     def _answer(self, shape: SearchShape, key: SearchKey, ranked_list: RankedList) -> tuple[bytes, ...]:
-        why = explain(self.searcher, key.query, ranked_list) if shape.explained else None
+        why = self.searcher.explain(key.query, ranked_list[:EXPLAINED]) if shape.explained else None
         ids = [passage_id for passage_id, _ in ranked_list]
         docs = self.texts.json(ids) if self.texts and key.docs else [NO_TEXT] * len(ids)
         return json.dumps(why).encode(), *(
@@ -251,7 +251,7 @@ class Catalogue:
                 if self.closing:
                     return
                 found = served.searcher.search([WARM_UP] * size, depth)
-        explain(served.searcher, WARM_UP, found[0])
+            served.searcher.explain(WARM_UP, found[0][:EXPLAINED])
 
     def _replace(self, new: Served) -> None:
         new.start(self.settings, self.metrics)

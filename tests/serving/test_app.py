@@ -47,6 +47,20 @@ async def test_several_queries_at_once_are_answered_in_their_order(name, client,
         assert_same(result["candidates"], wanted)
 
 
+async def test_an_explanation_is_the_searchers_own(client, searchers):
+    asked = {"query": QUERY, "hits": 10, "explain": "true"}
+    body = (await client.get("/v1/naive/search", params=asked)).json()
+    wanted = searchers["naive"].explain(QUERY, searchers["naive"].search([QUERY], 10)[0])
+    steps = [[step["text"] for step in docid["steps"]] for docid in wanted["docids"]]
+    found = body["explanation"]
+    assert [[step["text"] for step in docid["steps"]] for docid in found["docids"]] == steps
+    assert found["certain"] == wanted["certain"]
+    scores = [sum(step["log_prob"] for step in docid["steps"]) for docid in found["docids"]]
+    np.testing.assert_allclose(scores, [score for _, score in pairs(body["candidates"])], atol=1e-3)
+    body = (await client.get("/v1/bm25/search", params=asked)).json()
+    assert body["explanation"] is None
+
+
 async def test_ten_passages_are_found_unless_more_are_asked_for(client):
     for hits, count in (({}, 10), ({"hits": 20}, 20), ({"hits": 1}, 1)):
         response = await client.get("/v1/exact/search", params={"query": QUERY, **hits})
