@@ -4,9 +4,10 @@
 
 For each collection (a folder, or python_docs) a dual encoder is trained from random weights, unless --work
 has it already. BM25 and the dual encoder's exact search are fused with what `index` chooses on dev queries,
-and BM25's passages are re-ranked; test queries are never read before the searchers are finished. `difference`
-is that of the means to the better part, and p the two-sided paired t-test's over the test queries (Smucker,
-Allan and Carterette 2007). --kinds adds generative retrievers of such docids to the parts.
+and BM25's passages are re-ranked; test queries are never read before the searchers are finished. The
+difference is that of the means to the part that is best on these test queries, and p the two-sided paired
+t-test's (Smucker, Allan and Carterette 2007). --kinds adds generative retrievers of such docids to the parts,
+and --unstemmed BM25 without stemmer and stop words.
 
 Prints a table, then one line of JSON. Each step is a command of `retrieval-jax`, with the bindings
 --gin.NAME=VALUE that are given here; what is finished is kept in --work and not made again.
@@ -32,13 +33,18 @@ NDCG = ir_measures.nDCG @ 10
 FUSED = {"fused": "None", "reranked": "'rerank'"}  # name -> make_index.fusion
 
 
-def make_searchers(here: list[str], work: Workspace, minutes: float, kinds: list[str]) -> dict[str, dict]:
+def make_searchers(
+    here: list[str], work: Workspace, minutes: float, kinds: list[str], unstemmed: bool
+) -> dict[str, dict]:
     """Everything up to the runs of the test queries: name of a searcher -> what `index` told."""
     run("import", *here)
     limits = [f"--gin.train.max_minutes={minutes}"]
     model = f"--MODEL_DIR={work.model('dual_encoder')}"
     run("train", *here, "--gin_file=runs/dual_encoder.gin", model, *limits)
     made = {"bm25": run("index", *here)}
+    if unstemmed:
+        plain = ["--gin.make_index.language=None", "--gin.make_index.name='bm25_unstemmed'"]
+        made["bm25_unstemmed"] = run("index", *here, *plain)
     made["exact"] = run("index", *here, model, "--gin.make_index.kind='exact'")
     for kind in kinds:
         file, docids = "runs/atomic.gin" if kind == "atomic" else "runs/naive.gin", f"--DOCIDS={kind}"
@@ -95,6 +101,7 @@ def main() -> None:
     parser.add_argument("--work", required=True, type=Path, help="the work folders go here")
     parser.add_argument("--minutes", type=float, default=8, help="of training a model, at most")
     parser.add_argument("--kinds", nargs="*", default=[], help="docids of generative retrievers to fuse, too")
+    parser.add_argument("--unstemmed", action="store_true", help="BM25 of words as they are is a part, too")
     parser.add_argument(
         "--quick", action="store_true", help="300 passages, 60 steps: ends within a minute or two"
     )
@@ -108,7 +115,7 @@ def main() -> None:
         work = Workspace(args.work / Path(source).name)
         here = [f"--gin.COLLECTION={source!r}", f"--gin.WORK_DIR={str(work.folder)!r}"]
         here += [f"--gin.{binding}" for binding in bindings]
-        made = make_searchers(here, work, args.minutes, args.kinds)
+        made = make_searchers(here, work, args.minutes, args.kinds, args.unstemmed)
         results[work.folder.name] = compare(made, measure(work, list(made)))
 
     table = Table(
