@@ -4,19 +4,18 @@ Its folder holds a manifest alone, which names its parts, by their folders and b
 when the weights were chosen, and how they are fused. An exported one holds its parts, in parts/NAME.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
-
-import jax
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
-from retrieval_jax.mesh.partitioning import Partitioner, all_devices
+from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.search import fusion
 from retrieval_jax.search.batched import BATCH_SIZE
 from retrieval_jax.search.fusion import DEPTHS, NORMALISATIONS, RERANK, Candidates, Fusion
@@ -107,36 +106,16 @@ class FusedSearcher(Searcher):
         }
 
     @classmethod
+    def prepare(cls, inputs: IndexInputs, recipe: dict) -> contextlib.AbstractContextManager:
+        """See `Searcher.prepare`. All processes search together, and choose the same."""
+        return contextlib.nullcontext(choose_fusion(inputs))
+
+    @classmethod
     def write(cls, folder: Path, inputs: IndexInputs) -> dict:
-        """See `Searcher.write`. Chooses what the settings leave open with queries of `fit_split`."""
-        settings, names = inputs.settings, inputs.settings.parts
-        folders = [inputs.work.searcher(name) for name in names]
+        """See `Searcher.write`. It writes nothing: the manifest says what was chosen."""
+        folders = map(inputs.work.searcher, inputs.settings.parts)
         counts = [storage.read_manifest(part, "index").get("parameters") for part in folders]
-        facts = {"parameters": sum(filter(None, counts)) or None}
-        method, weights, depth = settings.fusion, settings.weights, settings.depth
-        queries = [] if weights else fit_queries(inputs.collection, settings.fit_split)
-        if queries:
-            mine = Partitioner(all_devices(devices=jax.local_devices()))
-            parts = [Searcher.open(part, lambda: mine) for part in folders]
-            chosen = fit(parts, queries, settings)
-            fused = chosen.fusion
-            alone = dict(zip(names, chosen.alone, strict=True))
-            facts["fitted"] = {
-                "split": settings.fit_split,
-                "queries": len(queries),
-                "nDCG@10": chosen.ndcg,
-                "alone": alone,
-            }
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in alone.items())
-            log(f"fused: nDCG@10 {chosen.ndcg:.4f} on {len(queries)} {settings.fit_split} queries; {shown}")
-        else:
-            method = method or next(iter(NORMALISATIONS))
-            fused = Fusion(
-                method, tuple(weights or [1 / len(names)] * len(names)), depth or max(DEPTHS[method])
-            )
-        shown = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, fused.weights, strict=True))
-        log(f"fused: {fused.method}, weights {shown}, depth {fused.depth}")
-        return facts | {"fused_by": dataclasses.asdict(fused)}
+        return {"parameters": sum(filter(None, counts)) or None} | inputs.prepared
 
     @classmethod
     def open(cls, folder: Path, make_partitioner: Callable[[], Partitioner] | None = None) -> "FusedSearcher":
@@ -170,6 +149,35 @@ def check(settings: IndexSettings) -> None:
             f"make_index.fit_split: {REPORTED!r} is what figures are reported on: choose weights with "
             "another split, or None for equal weights"
         )
+
+
+def choose_fusion(inputs: IndexInputs) -> dict:
+    """Chooses what the settings leave open with queries of `fit_split`, and reports it.
+
+    Returns:
+      Facts for the manifest: "fused_by" (a Fusion) and, if there were such queries, "fitted".
+    """
+    settings, names, facts = inputs.settings, inputs.settings.parts, {}
+    queries = [] if settings.weights else fit_queries(inputs.collection, settings.fit_split)
+    if queries:
+        chosen = fit([Searcher.open(inputs.work.searcher(name)) for name in names], queries, settings)
+        fused, alone = chosen.fusion, dict(zip(names, chosen.alone, strict=True))
+        fitted = {
+            "split": settings.fit_split,
+            "queries": len(queries),
+            "nDCG@10": chosen.ndcg,
+            "alone": alone,
+        }
+        facts["fitted"] = fitted
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in alone.items())
+        log(f"fused: nDCG@10 {chosen.ndcg:.4f} on {len(queries)} {settings.fit_split} queries; {shown}")
+    else:
+        method = settings.fusion or next(iter(NORMALISATIONS))
+        weights = settings.weights or [1 / len(names)] * len(names)
+        fused = Fusion(method, tuple(weights), settings.depth or max(DEPTHS[method]))
+    shown = ", ".join(f"{name} {weight:g}" for name, weight in zip(names, fused.weights, strict=True))
+    log(f"fused: {fused.method}, weights {shown}, depth {fused.depth}")
+    return {"fused_by": dataclasses.asdict(fused)} | facts
 
 
 def collect(
