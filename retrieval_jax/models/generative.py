@@ -91,6 +91,17 @@ class GenerativeRetriever(EncoderDecoder):
         tokens, scores = top_docids(logits_Bx1xV[:, 0], valid_mask_V, k, mesh, recall)
         return tokens, {"scores": scores}
 
+    def first_states(self, params: dict, inputs_BxS: jax.Array) -> jax.Array:
+        """Computes what the softmax reads for the first token of a docid: float32 B×E.
+
+        Args:
+          params: the network's parameters; those of the softmax are not needed.
+          inputs_BxS: int32 queries, padded with 0.
+        """
+        start = jnp.zeros((inputs_BxS.shape[0], 1), jnp.int32)
+        batch = {"encoder_input_tokens": inputs_BxS, "decoder_input_tokens": start}
+        return self.hidden(params, batch)[:, 0].astype(jnp.float32)
+
     def docid_log_probs(self, params: dict, batch: Batch, docids_BxKxL: jax.Array) -> jax.Array:
         """Computes the log-probabilities of the tokens of docids that are given, as the search does.
 

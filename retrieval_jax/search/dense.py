@@ -15,11 +15,12 @@ import pyarrow as pa
 from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints import checksums
-from retrieval_jax.checkpoints.model_folder import load_model
+from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.records import Collection
+from retrieval_jax.embeddings.encoding import Embeddings, encode_by_model
 from retrieval_jax.embeddings.text_encoder import TextEncoder, query_encoder
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
@@ -61,6 +62,22 @@ class DenseSearcher(Searcher):
             return []
         vectors_BxE = check_query_vectors(self.encoder(queries), self.dimensions)
         return ranked_lists(*self.nearest(vectors_BxE, min(k, len(self.passage_ids))), self.passage_ids)
+
+    @classmethod
+    def make_encoder(cls, opened: LoadedModel, mesh: Mesh | None = None) -> TextEncoder:
+        """Makes the encoder of queries of a model that was loaded on a mesh (None: on one device)."""
+        return query_encoder(opened, mesh)
+
+    @classmethod
+    def make_embeddings(cls, inputs: IndexInputs) -> Embeddings:
+        """Makes or finds the passages' vectors. All processes must call this."""
+        description, collection = inputs.model.description, inputs.collection
+        if description["collection"] not in (None, collection.fingerprint):
+            log(
+                f"{inputs.model_dir}: trained on another collection ({description['collection_name']}, or an "
+                "earlier version) than this one"
+            )
+        return encode_by_model(inputs.model_dir, inputs.model, inputs.mesh, inputs.work, collection)
 
     def nearest(self, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Finds the rows with the largest dot products.
@@ -189,7 +206,7 @@ class ExactSearcher(DenseSearcher):
     @classmethod
     def open(cls, folder: Path, make_partitioner: Callable[[], Partitioner] | None = None) -> "ExactSearcher":
         """See `Searcher.open`."""
-        manifest, encoder, folder = _open(folder)
+        manifest, encoder, folder = _open(folder, cls.make_encoder)
         vectors, scales = stored_vectors.read(folder, manifest["vector_dtype"])
         mesh = make_partitioner().mesh if make_partitioner else all_devices()
         return cls(encoder, vectors, arrow_ids.read(folder / "ids.arrow"), mesh, scales)
@@ -246,7 +263,7 @@ class ScannSearcher(DenseSearcher):
                 earlier = Indexed(paths.ensure_local(inputs.folder) / _SHARDS, facts, *indexed)
             dtype = inputs.settings.vector_dtype
             index = scann_shards.build(unfinished, inputs.embeddings, dtype, recipe, earlier)
-            queries_BxE = query_encoder(inputs.model, inputs.mesh)(sample_queries(inputs.collection))
+            queries_BxE = cls.make_encoder(inputs.model, inputs.mesh)(sample_queries(inputs.collection))
             recalls = index.tune(inputs.embeddings, queries_BxE)
             yield unfinished, index, recalls
             multihost.on_process_0(lambda: paths.remove(unfinished))
@@ -261,7 +278,7 @@ class ScannSearcher(DenseSearcher):
     @classmethod
     def open(cls, folder: Path, make_partitioner: object = None) -> "ScannSearcher":
         """See `Searcher.open`. `make_partitioner` is not called."""
-        manifest, encoder, folder = _open(folder)
+        manifest, encoder, folder = _open(folder, cls.make_encoder)
         index = ScannIndex.open(folder / _SHARDS, manifest["scann"])
         return cls(encoder, index, arrow_ids.read(folder / "ids.arrow"), manifest["dimensions"])
 
@@ -328,7 +345,7 @@ def _indexed_passages(inputs: IndexInputs, kind: str) -> tuple[pa.Array, np.ndar
     return arrow_ids.read(earlier / "ids.arrow"), np.load(earlier / "text_hashes.npy", mmap_mode="r")
 
 
-def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
+def _open(folder: Path, make_encoder: Callable[[LoadedModel], TextEncoder]) -> tuple[dict, TextEncoder, Path]:
     """Returns the manifest, the encoder of queries, and the folder on this machine with the files to read.
 
     The files were then compared with their checksums.
@@ -348,4 +365,4 @@ def _open(folder: Path) -> tuple[dict, TextEncoder, Path]:
             f"{folder}: its model is not at {paths.absolute(model)}: move both together, or "
             "`retrieval-jax index`"
         )
-    return manifest, query_encoder(load_model(model, manifest["step"])), files
+    return manifest, make_encoder(load_model(model, manifest["step"])), files

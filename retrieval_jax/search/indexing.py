@@ -7,7 +7,6 @@ from retrieval_jax.checkpoints.model_folder import RETRIEVERS, LoadedModel, mode
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
-from retrieval_jax.embeddings.encoding import Embeddings, encode_by_model
 from retrieval_jax.mesh import multihost
 from retrieval_jax.search.searcher import (
     IndexInputs,
@@ -62,10 +61,13 @@ def _default_kind(family: str, model_dir: str | Path) -> str:
 def default_name(searcher: type[Searcher], model: LoadedModel | None, settings: IndexSettings) -> str:
     """Returns a searcher's name where the user gives none.
 
-    It is the kind of docids that the model writes, if it writes docids; otherwise it is the kind of the
-    searcher, followed by the name of the expansion if there is one.
+    It is the kind of docids that the model writes, if it writes docids (and the kind of the searcher, if that
+    searches vectors for them); otherwise it is the kind of the searcher, followed by the name of the
+    expansion if there is one.
     """
     docids = model.description["docids"] if model else None
+    if docids and searcher.reads_embeddings:
+        return f"{docids}_{searcher.kind}"
     return docids or "_".join(filter(None, (searcher.kind, settings.expansion)))
 
 
@@ -97,7 +99,7 @@ def build_searcher(searcher: type[Searcher], inputs: IndexInputs) -> dict:
         facts |= {"parameters": inputs.model.parameter_count, "model": model, "step": inputs.model.step}
     if not multihost.broadcast_from_process_0(storage.is_up_to_date(inputs.folder, recipe)):
         if searcher.reads_embeddings:
-            inputs = dataclasses.replace(inputs, embeddings=_encode(inputs))
+            inputs = dataclasses.replace(inputs, embeddings=searcher.make_embeddings(inputs))
 
         with searcher.prepare(inputs, recipe) as prepared:
             inputs = dataclasses.replace(inputs, prepared=prepared)
@@ -107,13 +109,3 @@ def build_searcher(searcher: type[Searcher], inputs: IndexInputs) -> dict:
 
             multihost.on_process_0(lambda: storage.build_once(inputs.folder, recipe, write))
     return storage.read_manifest(inputs.folder, "index")
-
-
-def _encode(inputs: IndexInputs) -> Embeddings:
-    description, collection = inputs.model.description, inputs.collection
-    if description["collection"] not in (None, collection.fingerprint):
-        log(
-            f"{inputs.model_dir}: trained on another collection ({description['collection_name']}, or an "
-            "earlier version) than this one"
-        )
-    return encode_by_model(inputs.model_dir, inputs.model, inputs.mesh, inputs.work, collection)

@@ -130,7 +130,8 @@ class Searcher:
       family: the label of its methods in tables and reports, such as "lexical".
       model_family: the family of the model that it searches with (the model class's `family`); None if it
         needs no model.
-      reads_embeddings: whether `write` needs the passages' vectors.
+      reads_embeddings: whether `write` needs the passages' vectors, which its `make_embeddings` makes; see
+        `dense.DenseSearcher`.
     """
 
     kind: ClassVar[str]
@@ -256,6 +257,7 @@ _MODULES = {
     "exact": "retrieval_jax.search.dense",
     "bm25": "retrieval_jax.search.bm25",
     "fused": "retrieval_jax.search.fused",
+    "softmax_vectors": "retrieval_jax.search.softmax_vectors",
 }
 """Kind -> the package's own module that registers it. It is imported when that kind is asked for."""
 _CLASSES: dict[str, type[Searcher]] = {}

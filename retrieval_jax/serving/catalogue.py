@@ -104,7 +104,7 @@ class Served:
         cache = Cache(settings.cache_bytes) if settings.cache_bytes else None
         self.batcher = Batcher(self.name, self.search, settings.batching, metrics.of(self.name), cache)
         self.batcher.start()
-        if hasattr(self.searcher, "encoder"):
+        if hasattr(self.searcher, "encoder") and self.searcher.model_family == "dual encoder":
             label = f"{self.name}/{EMBEDDINGS}"
             self.embedder = Batcher(label, self.embed, settings.batching, metrics.of(label))
             self.embedder.start()

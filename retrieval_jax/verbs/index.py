@@ -33,9 +33,10 @@ class IndexConfig:
       source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
       work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       model_dir: the trained model; None for a searcher that has no model, such as BM25.
-      kind: the kind of searcher: "generative", "scann", "exact", "bm25", "fused", or one that a gin
-        file's `import MODULE` registers. None for the default: bm25 without a model, scann for a dual encoder
-        (exact where ScaNN is not installed: it exists for Linux only).
+      kind: the kind of searcher: "generative", "softmax_vectors" (atomic docids by ScaNN), "scann", "exact",
+        "bm25", "fused", or one that a gin file's `import MODULE` registers. None for the default: bm25
+        without a model, scann for a dual encoder (exact where ScaNN is not installed: it exists for Linux
+        only).
       name: the searcher's name; None for the kind of docids, or the kind (KIND_EXPANSION with an expansion).
       beams: beams of a generative search, which is the most docids that it finds.
       batch_size: queries that a generative search decodes at once.
