@@ -40,7 +40,7 @@ setup(
         "fastapi>=0.120,<0.170",  # `serve`, with the next ones
         "flax>=0.12,<0.13",
         "gin-config>=0.5,<0.6",
-        "google-crc32c>=1.9,<2",  # seqio's cache job writes TFRecords by it
+        "google-crc32c>=1.9,<2",  # the checksums of TFRecords
         "grain>=0.2.18,<0.3",
         "httptools>=0.6.3,<1",
         "importlib_resources>=6",  # tensorflow-datasets imports it on Python 3.11

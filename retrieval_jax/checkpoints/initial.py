@@ -113,6 +113,11 @@ class InitialCheckpoint:
         log("; ".join(messages))
         return match.arrays
 
+    def give_prompts(self, model: DualEncoder) -> None:
+        """Gives a dual encoder for which no prompts are set those of the weights, as `arrays_for` does."""
+        if self.located:
+            model.inherit_prompts(open_pretrained(self.located.path).settings)
+
     def _check_vocabulary(self, pretrained: Pretrained, vocabulary: Path) -> None:
         extended = has_prefix("token_embedder/embedding", self.resize_vocab)
         mismatch = tokenizer.difference(pretrained.path, pretrained.vocabulary, vocabulary, extended)

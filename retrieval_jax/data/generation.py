@@ -5,20 +5,16 @@ does not depend on which host made it, or on how often the work was interrupted.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from retrieval_jax.core import paths, storage
-from retrieval_jax.core.progress import bar, log
+from retrieval_jax.core.progress import bar
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import QueryShards
 
 Advance = Callable[..., None]  # of a progress bar: (more passages, note="")
 Search = Callable[[Sequence[str], int], Sequence[Sequence[tuple[str, float]]]]
 """(queries, k) -> for each query at most k (passage id, score), best first: `Searcher.search`."""
-
-_RECIPE = "recipe.json"
 
 
 class QuerySource(Protocol):
@@ -66,22 +62,6 @@ class ConsistencyFilter:
                 if any(found == passage_ids[row] for found, _ in ranked):
                     kept[row].append(query)
         return kept
-
-
-def has_begun(shards: QueryShards, recipe: dict) -> bool:
-    """Returns whether the folder holds shards of this recipe."""
-    path = shards.folder / _RECIPE
-    return path.exists() and storage.read_json(path, "delete the folder") == json.loads(json.dumps(recipe))
-
-
-def begin(shards: QueryShards, recipe: dict) -> None:
-    """Makes the folder of the shards, unless it holds shards of the same recipe."""
-    if has_begun(shards, recipe):
-        left = len(shards.missing(0, 1))
-        log(f"{shards.folder}: going on, {shards.count - left} of {shards.count} shards are finished")
-        return
-    paths.remove(shards.folder)
-    storage.write_json(shards.folder / _RECIPE, recipe)
 
 
 def make_shards(

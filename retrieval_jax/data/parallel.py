@@ -22,13 +22,21 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], what: str) -> list[Result]:
+def map_jobs(
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    what: str,
+    sizes: Sequence[int] | None = None,
+    done: int = 0,
+) -> list[Result]:
     """Calls a function for each job, in as many processes as there are cores.
 
     Args:
       function: the function. It, its arguments and its results must be picklable if there are several jobs.
       jobs: its arguments. A single job runs in this process.
       what: the name of the work on the progress bar.
+      sizes: what each job counts on the progress bar; None: 1.
+      done: what was done earlier, on the progress bar.
 
     Returns:
       The results, in the order of the jobs.
@@ -45,12 +53,13 @@ def map_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], what: str) 
         initializer=_end_with_parent,
         initargs=(os.getpid(),),
     )
-    with pool, bar(what, len(jobs)) as advance:
-        futures = [pool.submit(function, job) for job in jobs]
+    sizes = sizes or [1] * len(jobs)
+    with pool, bar(what, done + sum(sizes), done) as advance:
+        futures = {pool.submit(function, job): size for job, size in zip(jobs, sizes, strict=True)}
         try:
             for future in concurrent.futures.as_completed(futures):
                 future.result()
-                advance()
+                advance(futures[future])
         except concurrent.futures.process.BrokenProcessPool:
             raise UserError(f"{what}: a worker process was killed: is there enough memory?") from None
         finally:

@@ -114,6 +114,11 @@ class QueryShards:
         """Returns the file of a shard."""
         return self.folder / f"{number:05}.jsonl"
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files of all shards."""
+        return [self.path(number) for number in range(self.count)]
+
     def missing(self, host: int, hosts: int) -> list[int]:
         """Returns the shards that one of several hosts still has to make. Hosts take shards in turn."""
         return [number for number in range(host, self.count, hosts) if not self.path(number).exists()]

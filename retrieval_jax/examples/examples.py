@@ -18,7 +18,7 @@ joins a task with its targets. Nothing here imports TensorFlow: `batches.py` fee
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -43,7 +43,11 @@ class Examples:
 
     def __call__(self, i: int, rng: np.random.Generator) -> Features:
         """Makes the features of example i; `rng` draws where there is a choice."""
-        return self.targets(self.task(i, rng))
+        return self.get([i], [rng])[0]
+
+    def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Features]:
+        """Makes the features of the examples of these numbers; see `Task.get`."""
+        return self.targets.get(self.task.get(numbers, rngs))
 
 
 TASKS = ("firstp", "daq", "d2q", "labelled", "labelled_LABEL", "doc2query")

@@ -1,4 +1,4 @@
-"""Examples as seqio tasks and mixtures, for T5X and for seqio's Beam job. Imports TensorFlow.
+"""Examples as seqio tasks and mixtures, for seqio and T5X. Imports TensorFlow.
 
     COLLECTION.KIND.TASK    msmarco.naive.d2q, squad_dev.passages.labelled, tldr.query.doc2query, …
     COLLECTION.KIND.queries splits train, dev, test: labelled queries, each once, in their order
@@ -25,7 +25,7 @@ from retrieval_jax.examples.mixtures import PAPER_MIXTURES
 from retrieval_jax.examples.targets import DocidTargets, Feature, Features, PassageTargets, QueryTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 
-SHARD = 100_000  # examples a shard of the cache
+SHARD = 100_000  # examples of a shard, where seqio divides a task
 SHUFFLE_BUFFER = 1 << 14
 
 

@@ -6,6 +6,7 @@ A generative retriever writes docids, a query generator queries; a dual encoder 
 import abc
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -71,8 +72,12 @@ class Targets(abc.ABC):
         """
 
     @abc.abstractmethod
+    def get(self, examples: Sequence[Example]) -> list[Features]:
+        """Gives the features of each example, neither trimmed nor padded."""
+
     def __call__(self, example: Example) -> Features:
-        """Gives the features of an example, neither trimmed nor padded."""
+        """Gives the features of one example."""
+        return self.get([example])[0]
 
     @staticmethod
     def to_batch(features: Batch) -> Batch:
@@ -122,10 +127,14 @@ class DocidTargets(Targets):
         """Mean tokens of a docid, over the first 100,000."""
         return float(np.count_nonzero(self.table.tokens_NxL[:100_000], axis=1).mean())
 
-    def __call__(self, example: Example) -> Features:
-        """See `Targets.__call__`."""
-        docid = self.table.tokens_NxL[example.rows[0]]
-        return {"inputs": example.tokens, "targets": docid[docid > 0].tolist()}
+    def get(self, examples: Sequence[Example]) -> list[Features]:
+        """See `Targets.get`."""
+        docids = self.table.tokens_NxL[[example.rows[0] for example in examples]]
+        lengths = np.count_nonzero(docids, axis=1).tolist()
+        return [
+            {"inputs": example.tokens, "targets": docid[:length]}
+            for example, docid, length in zip(examples, docids.tolist(), lengths, strict=True)
+        ]
 
 
 class QueryTargets(Targets):
@@ -154,10 +163,14 @@ class QueryTargets(Targets):
         """See `Targets.lengths`."""
         return {"inputs": config.passage_length, "targets": config.input_length}
 
-    def __call__(self, example: Example) -> Features:
-        """See `Targets.__call__`."""
-        passage = self.collection.passage(example.rows[0])
-        return {"inputs": self.vocabulary.encode(passage.full_text), "targets": example.tokens}
+    def get(self, examples: Sequence[Example]) -> list[Features]:
+        """See `Targets.get`."""
+        passages = self.collection.get([example.rows[0] for example in examples])
+        inputs = self.vocabulary.encode_all([passage.full_text for passage in passages])
+        return [
+            {"inputs": tokens, "targets": example.tokens}
+            for tokens, example in zip(inputs, examples, strict=True)
+        ]
 
 
 class PassageTargets(Targets):
@@ -234,16 +247,24 @@ class PassageTargets(Targets):
             "other_positives": features["other_positives"],
         }
 
-    def __call__(self, example: Example) -> Features:
-        """See `Targets.__call__`."""
+    def get(self, examples: Sequence[Example]) -> list[Features]:
+        """See `Targets.get`."""
+        rows = list(itertools.chain.from_iterable(example.rows for example in examples))
+        texts = [passage.full_text for passage in self.collection.get(rows)]
+        tokens_RxP = self.vocabulary.batch(texts, self.passage_length)
+        ends = itertools.accumulate(len(example.rows) for example in examples)
+        return [
+            self._features(example, tokens_RxP[end - len(example.rows) : end])
+            for example, end in zip(examples, ends, strict=True)
+        ]
+
+    def _features(self, example: Example, tokens_RxP: np.ndarray) -> Features:
+        """Gives the features of an example, of whose candidates the tokens are given."""
         missing = [PADDING] * (self.group_size - len(example.rows))
-        texts = [p.full_text for p in self.collection.get(example.rows)]
-        tokens = self.vocabulary.batch([*texts, *([""] * len(missing))], self.passage_length)
-        tokens[len(texts) :] = 0
         others = self._first_copies(example.other_positives)
         return {
             "inputs": example.tokens,
-            "targets": tokens.ravel().tolist(),
+            "targets": [*tokens_RxP.ravel().tolist(), *[0] * (len(missing) * self.passage_length)],
             "passage": [*self._first_copies(example.rows), *missing],
             "grade": [*example.grades, *missing],
             "other_positives": [*others, *[PADDING] * (self.other_positives - len(others))],

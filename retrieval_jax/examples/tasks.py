@@ -1,9 +1,9 @@
 """Tasks: the texts that should find passages. A task behaves like an array of examples; see examples.py."""
 
+import abc
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -34,17 +34,28 @@ class Example:
     other_positives: Sequence[int] = ()
 
 
-class Task(Protocol):
+class Task(abc.ABC):
     """Examples by number: `task(i, rng)` gives example i."""
 
-    def __len__(self) -> int: ...
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    @abc.abstractmethod
+    def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
+        """Makes the examples of these numbers; many at once take less time than one after the other.
+
+        Args:
+          numbers: numbers of examples.
+          rngs: for each of them a generator, which draws where there is a choice.
+        """
 
     def __call__(self, i: int, rng: np.random.Generator) -> Example:
         """Makes example i."""
-        ...
+        return self.get([i], [rng])[0]
 
 
-class FirstP:
+class FirstP(Task):
     """The first `length` tokens of each passage (FirstP)."""
 
     def __init__(self, collection: Collection, vocabulary: Vocabulary, length: int):
@@ -53,13 +64,14 @@ class FirstP:
     def __len__(self) -> int:
         return self.collection.passage_count
 
-    def __call__(self, i: int, rng: np.random.Generator) -> Example:
-        """Makes example i."""
-        text = self.collection.passage(i).full_text
-        return Example(self.vocabulary.encode_chunk(text, self.length), [i], [1])
+    def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
+        """See `Task.get`."""
+        texts = [passage.full_text for passage in self.collection.get(numbers)]
+        chunks = self.vocabulary.encode_chunks(texts, self.length, [0.0] * len(texts))
+        return [Example(tokens, [i], [1]) for tokens, i in zip(chunks, numbers, strict=True)]
 
 
-class DaQ:
+class DaQ(Task):
     """`chunks` random chunks of `length` tokens of each passage ("document as query"); a short one is whole.
 
     Example i is a chunk of passage i % passages, so that an epoch visits every passage before the next chunk
@@ -73,14 +85,17 @@ class DaQ:
     def __len__(self) -> int:
         return self.chunks * self.collection.passage_count
 
-    def __call__(self, i: int, rng: np.random.Generator) -> Example:
-        """Makes example i."""
-        chunk, row = divmod(i, self.collection.passage_count)
-        text, start = self.collection.passage(row).full_text, storage.hash_fraction(f"{row}.{chunk}")
-        return Example(self.vocabulary.encode_chunk(text, self.length, start), [row], [1])
+    def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
+        """See `Task.get`."""
+        places = [divmod(i, self.collection.passage_count) for i in numbers]
+        rows = [row for _, row in places]
+        texts = [passage.full_text for passage in self.collection.get(rows)]
+        starts = [storage.hash_fraction(f"{row}.{chunk}") for chunk, row in places]
+        chunks = self.vocabulary.encode_chunks(texts, self.length, starts)
+        return [Example(tokens, [row], [1]) for tokens, row in zip(chunks, rows, strict=True)]
 
 
-class D2Q:
+class D2Q(Task):
     """The synthetic queries of each passage (D2Q)."""
 
     def __init__(self, queries: SyntheticQueries, vocabulary: Vocabulary):
@@ -90,14 +105,18 @@ class D2Q:
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def __call__(self, i: int, rng: np.random.Generator) -> Example:
-        """Makes example i."""
-        row = int(np.searchsorted(self.ends, i, side="right"))
-        (queries,) = self.queries.get([row])
-        return Example(self.vocabulary.encode(queries[i - self.ends[row]]), [row], [1])
+    def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
+        """See `Task.get`."""
+        rows = np.searchsorted(self.ends, numbers, side="right")
+        places = (numbers - self.ends[rows]).tolist()  # before the end of the passage's queries: negative
+        distinct, which = np.unique(rows, return_inverse=True)  # a passage's queries are one record
+        queries = self.queries.get(distinct.tolist())
+        texts = [queries[at][place] for at, place in zip(which.tolist(), places, strict=True)]
+        inputs = self.vocabulary.encode_all(texts)
+        return [Example(tokens, [row], [1]) for tokens, row in zip(inputs, rows.tolist(), strict=True)]
 
 
-class LabelledPairs:
+class LabelledPairs(Task):
     """Each labelled query with each of its positives, one at a time."""
 
     def __init__(self, collection: Collection, vocabulary: Vocabulary, queries: Sequence[Query]):
@@ -110,12 +129,16 @@ class LabelledPairs:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __call__(self, i: int, rng: np.random.Generator) -> Example:
-        """Makes example i."""
-        return Example(self.vocabulary.encode(self.texts[i]), [int(self.rows[i])], [self.grades[i]])
+    def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
+        """See `Task.get`."""
+        inputs = self.vocabulary.encode_all([self.texts[i] for i in numbers])
+        return [
+            Example(tokens, [int(self.rows[i])], [self.grades[i]])
+            for tokens, i in zip(inputs, numbers, strict=True)
+        ]
 
 
-class LabelledGroups:
+class LabelledGroups(Task):
     """Each labelled query with at most `positives` of its positives and `negatives` of its negatives.
 
     Where a query has more, they are drawn without replacement, again in each epoch; where it has fewer, the
@@ -141,8 +164,13 @@ class LabelledGroups:
     def __len__(self) -> int:
         return len(self.queries)
 
-    def __call__(self, i: int, rng: np.random.Generator) -> Example:
-        """Makes example i."""
+    def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
+        """See `Task.get`."""
+        inputs = self.vocabulary.encode_all([self.queries[i].text for i in numbers])
+        return list(map(self._group, numbers, rngs, inputs))
+
+    def _group(self, i: int, rng: np.random.Generator, tokens: list[int]) -> Example:
+        """Draws the candidates of query i, whose tokens are given."""
         query = self.queries[i]
         rows, first_rows = (
             some[self.starts[i] : self.starts[i + 1]].tolist() for some in (self.rows, self.first_rows)
@@ -155,7 +183,6 @@ class LabelledGroups:
         drawn = _draw(rng, good, self.positives)
         chosen = [negatives[n] for n in _draw(rng, len(negatives), self.negatives)]
         grades = [*query.positives.values()]
-        tokens = self.vocabulary.encode(query.text)
         other_positives = [rows[j] for j in range(bad) if j not in drawn and rows[j] >= 0]
         return Example(
             tokens,

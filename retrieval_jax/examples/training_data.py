@@ -19,7 +19,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts, Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.cached import CachedExamples
+from retrieval_jax.examples.cached import LAYOUT, CachedExamples
 from retrieval_jax.examples.examples import TASKS, Examples, TaskFactory
 from retrieval_jax.examples.mixtures import PAPER_MIXTURES, mix_tasks
 from retrieval_jax.examples.targets import Targets
@@ -145,6 +145,7 @@ class TrainDataset:
         """All that the examples of a task depend on; it identifies their cache."""
         c = self.config
         facts = {
+            "layout": LAYOUT,
             "collection": self.collection.fingerprint,
             "docids": self.table.fingerprint() if self.table else None,
             "vocabulary": self.vocabulary.checksum,

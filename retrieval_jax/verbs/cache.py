@@ -1,19 +1,19 @@
-"""The verb `cache`: tokenised examples on disk, written by seqio's Beam job; see examples/write_cache.py."""
+"""The verb `cache`: tokenised examples on disk, as seqio's caches are; see examples/write_cache.py."""
 
-import functools
 from collections.abc import Sequence
 
 import gin
 
-from retrieval_jax.core import storage
+from retrieval_jax.checkpoints.initial import InitialCheckpoint
+from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import parallel
-from retrieval_jax.data.records import Collection
-from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.training_data import DataConfig, TrainDataset
-from retrieval_jax.examples.write_cache import write_cache
+from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts
+from retrieval_jax.examples.training_data import DataConfig
+from retrieval_jax.examples.write_cache import DatasetFolders, write_cache
+from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.retriever import Retriever
 from retrieval_jax.training.families import family_of
@@ -26,11 +26,13 @@ def cache(
     work_dir: str | None = None,
     docids: str | None = "naive",
     retriever: type[Retriever] = GenerativeRetriever,
+    initial: InitialCheckpoint | None = None,
     beam_options: Sequence[str] = (),
 ) -> dict:
-    """Writes the tokenised examples of the tasks that a training run mixes, by seqio's Beam job.
+    """Writes the tokenised examples of the tasks that a training run mixes, in as many processes as cores.
 
-    Training with the same settings then reads them. A task that is there already is not made again.
+    Training with the same settings then reads them, and so do seqio and T5X. A task that is there already is
+    not made again. After a kill, the same command goes on from the files that are finished.
 
     Args:
       source: the collection, as `import` takes it.
@@ -39,20 +41,34 @@ def cache(
       docids: kind of docids that a generative retriever writes.
       retriever: the class of the models that train on the examples: GenerativeRetriever, DualEncoder or
         QueryGenerator.
-      beam_options: flags for Beam, such as ('--runner=DataflowRunner', '--project=…'); the default runs here.
+      initial: the weights that training begins with (--INITIAL_CHECKPOINT). A dual encoder for which no
+        prompts are set reads theirs before its texts, here as in training.
+      beam_options: flags of a Beam runner that makes the files instead of this machine's cores, as in
+        ('--runner=FlinkRunner', …). Its workers must share this file system.
     """
     if retriever.writes_docids and not docids:
         raise UserError("cache: docids of no kind: --DOCIDS=naive, or --gin.cache.retriever=@DualEncoder")
     work = Workspace.for_source(source, work_dir)
+    work = Workspace(paths.absolute(work.folder))  # for processes in other folders
     parallel.check_beam_options(beam_options, work.folder)
-    collection = Collection(work.collection)
-    table = DocidTable.open(work.docids(docids)) if retriever.writes_docids else None
-    opened = TrainDataset(data, work, collection, family_of(retriever).target_type, table)
-    tasks = {task for _, shares in opened.stages() for task in shares}
-    made = {}
-    for task in sorted(tasks):
-        name = f"{opened.prefix}.{task}"
-        log(f"cache {name}")
-        make = functools.partial(write_cache, opened, task, beam_options)
-        made[name] = storage.build_once(work.cache(name), opened.recipe(task), make)["examples"]
-    return {"cache": str(work.cache("")), "examples": made}
+    target_type = family_of(retriever).target_type
+    docids = docids if retriever.writes_docids else None
+    dataset = DatasetFolders(data, work, target_type, docids, _prompts(retriever, initial))
+    opened = dataset.open()
+    made, size = {}, 0
+    for task in sorted({task for _, shares in opened.stages() for task in shares}):
+        log(f"cache {opened.prefix}.{task}")
+        manifest = write_cache(dataset, opened, task, beam_options)
+        made[f"{opened.prefix}.{task}"] = manifest["examples"]
+        size += manifest["bytes"]
+    return {"cache": str(work.cache("")), "examples": made, "bytes": size}
+
+
+def _prompts(retriever: type[Retriever], initial: InitialCheckpoint | None) -> Prompts:
+    """Returns the texts that training would put before queries and passages."""
+    if not issubclass(retriever, DualEncoder):
+        return NO_PROMPTS
+    model = retriever(None)  # whatever its sizes
+    if initial:
+        initial.give_prompts(model)
+    return model.prompts

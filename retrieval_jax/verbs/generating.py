@@ -7,7 +7,7 @@ import gin
 import jax
 
 from retrieval_jax.checkpoints.model_folder import load_model, model_recipe
-from retrieval_jax.core import paths, storage
+from retrieval_jax.core import paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Positive, PositiveFloat, Seed
 from retrieval_jax.core.workspace import UNFINISHED, Workspace
@@ -90,7 +90,7 @@ def generate_queries(
         multihost.barrier("the lock is held")
         if not storage.is_up_to_date(folder, recipe):
             if first:
-                generation.begin(shards, recipe)
+                unfinished.begin(shards.folder, recipe, shards.paths, "shards")
                 query_source.prepare(collection, shards)
             multihost.barrier("the shards can be made")
             numbers = shards.missing(jax.process_index(), jax.process_count())
@@ -99,7 +99,7 @@ def generate_queries(
             if first:
                 storage.build_once(folder, recipe, lambda tmp: synthetic.join(tmp, collection, shards))
             multihost.barrier("the shards are joined")
-        if first and generation.has_begun(shards, recipe):
+        if first and unfinished.has_begun(shards.folder, recipe):
             paths.remove(shards.folder)
     manifest = storage.read_manifest(folder, synthetic.VERB)
     shown = ("passages", "made", "distinct", "queries")

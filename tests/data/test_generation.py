@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from retrieval_jax.core import unfinished
 from retrieval_jax.data import generation
 from retrieval_jax.data.generation import ConsistencyFilter, distinct
 from retrieval_jax.data.records import Collection
@@ -43,15 +44,12 @@ class Rows:
             yield [[f"of {row}", f"OF  {row}", "x", "y"] for row in shards.rows(number)]
 
 
-def test_only_missing_shards_are_made_and_each_is_whole(collection: Collection, tmp_path: Path, capsys):
+def test_only_missing_shards_are_made_and_each_is_whole(collection: Collection, tmp_path: Path):
     shards, recipe = QueryShards(tmp_path / "unfinished", collection.passage_count, 16), {"a": (1,)}
-    assert not generation.has_begun(shards, recipe)
-    generation.begin(shards, recipe)
-    assert generation.has_begun(shards, recipe)
+    unfinished.begin(shards.folder, recipe, shards.paths)
     source = Rows()
     generation.make_shards(collection, shards, [1, 4], source, count=3)
-    generation.begin(shards, recipe)  # keeps them
-    assert f"going on, 2 of {shards.count} shards are finished" in " ".join(capsys.readouterr().err.split())
+    unfinished.begin(shards.folder, recipe, shards.paths)  # keeps them
     rest = shards.missing(0, 1)
     assert rest == [0, 2, 3, 5, 6]
     assert (shards.missing(0, 2), shards.missing(1, 2)) == ([0, 2, 6], [3, 5])
@@ -60,5 +58,5 @@ def test_only_missing_shards_are_made_and_each_is_whole(collection: Collection, 
     lines = list(shards.read(range(shards.count)))
     assert [line["queries"] for line in lines] == [[f"of {row}", "x"] for row in range(len(lines))]
     assert {(line["made"], line["distinct"]) for line in lines} == {(3, 2)}
-    generation.begin(shards, {"a": (2,)})
+    unfinished.begin(shards.folder, {"a": (2,)}, shards.paths)
     assert shards.missing(0, 1) == [*range(shards.count)]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from retrieval_jax.examples.batches import batches, drop, examples_of
 from retrieval_jax.examples.examples import Examples
 from retrieval_jax.examples.mixtures import mix_tasks
 from retrieval_jax.examples.targets import DocidTargets, Feature, PassageTargets, pad
-from retrieval_jax.examples.tasks import Example
+from retrieval_jax.examples.tasks import Example, Task
 from retrieval_jax.models.feature_converters import DualEncoderFeatureConverter
 
 
-class Numbers:
+class Numbers(Task):
     """Example i reads i and answers with docid i."""
 
     def __init__(self, first: int, count: int):
@@ -28,8 +29,8 @@ class Numbers:
     def __len__(self) -> int:
         return self.count
 
-    def __call__(self, i: int, rng: np.random.Generator) -> Example:
-        return Example([self.first + i], [self.first + i], [1])
+    def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
+        return [Example([self.first + i], [self.first + i], [1]) for i in numbers]
 
 
 IDS = arrow_ids.array([str(i) for i in range(300)])
@@ -93,8 +94,11 @@ def test_a_host_reads_its_rows_of_each_batch(rows):
 class Drawn(Numbers):
     """Which docid answers is drawn."""
 
-    def __call__(self, i: int, rng: np.random.Generator) -> Example:
-        return Example([self.first + i], [int(rng.integers(300))], [1])
+    def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
+        return [
+            Example([self.first + i], [int(rng.integers(300))], [1])
+            for i, rng in zip(numbers, rngs, strict=True)
+        ]
 
 
 @pytest.mark.parametrize("position", [0, 3, 5])

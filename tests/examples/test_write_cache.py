@@ -1,17 +1,31 @@
-"""A cache holds the examples that the trainer would make, under the same numbers."""
+"""A cache holds the trainer's examples under the same numbers, and is what seqio's own job writes."""
 
 import itertools
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import pytest
 import seqio
+import tensorflow as tf
+from tables import KINDS
 
+from retrieval_jax.core import paths, storage
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data import synthetic
 from retrieval_jax.data.records import Collection
-from retrieval_jax.examples import seqio_tasks
+from retrieval_jax.data.synthetic import QueryShards
+from retrieval_jax.examples import seqio_tasks, write_cache
 from retrieval_jax.examples.batches import batches
-from retrieval_jax.examples.cached import CachedExamples
-from retrieval_jax.examples.targets import DocidTargets
+from retrieval_jax.examples.cached import OFFSETS, CachedExamples
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.examples.write_cache import DatasetFolders
 from retrieval_jax.main import main
 
 DATA = DataConfig({"firstp": 1, "daq": 1, "labelled": 2}, chunk_length=12, chunks=2, input_length=10)
@@ -64,10 +78,172 @@ def test_a_cache_holds_the_same_examples_under_the_same_numbers(
     told = " ".join(capsys.readouterr().err.split())
     assert told.count("made with other settings than this run's, so it is not read") == 1
     register(opened)
-    seqio.add_global_cache_dirs([str(work.cache(""))])
+    seqio.set_global_cache_dirs([str(work.cache(""))])
     mixture = seqio.get_mixture_or_task(f"{opened.prefix}.all")
     lengths = {name: feature.length for name, feature in opened.targets.features.items()}
     dataset = mixture.get_dataset(lengths, use_cached=True, shuffle=False)
     assert len(list(dataset.take(50))) == 50
     task = seqio.TaskRegistry.get(f"{opened.prefix}.daq")
     assert task.get_cached_stats("train")["examples"] == 2 * collection.passage_count
+
+
+@pytest.fixture
+def own(collection: Collection, tmp_path: Path) -> Workspace:
+    """A work folder with the small collection, naive docids and synthetic queries, 0 to 3 a passage."""
+    work = Workspace(tmp_path / "work")
+    work.folder.mkdir()
+    work.collection.symlink_to(collection.folder)
+    storage.build_once(work.docids("naive"), {}, KINDS["naive"](collection).write)
+    shards = QueryShards(tmp_path / "shards", collection.passage_count, 1000)
+    lines = [
+        [f"question {k} of {passage.title}" for k in range(row % 4)]
+        for row, passage in enumerate(collection.passages())
+    ]
+    shards.write(0, ({"queries": some, "made": len(some), "distinct": len(some)} for some in lines))
+    recipe = {"collection": collection.fingerprint}
+    storage.build_once(work.synthetic("d"), recipe, lambda tmp: synthetic.join(tmp, collection, shards))
+    return work
+
+
+def folders(work: Workspace, targets: type = DocidTargets) -> DatasetFolders:
+    config = DataConfig(chunk_length=12, chunks=3, positives=2, negatives=1, passage_length=16, synthetic="d")
+    return DatasetFolders(config, work, targets, "naive" if targets is DocidTargets else None)
+
+
+def made_by_seqio(opened: TrainDataset, task: str, folder: Path) -> Path:
+    """The cache that seqio's own Beam job writes."""
+    import apache_beam as beam
+    from seqio import beam_utils
+
+    name = f"{opened.prefix}.{task}"
+    seqio_tasks.register(opened.prefix, {task: opened.computed(task)}, {}, opened.vocabulary)
+    job = beam_utils.PreprocessTask(seqio.TaskRegistry.get(name), "train")
+    shards = len(job.shards)
+    with beam.Pipeline() as pipeline:
+        examples = pipeline | job
+        prefix = seqio.get_cached_tfrecord_prefix(str(folder), "train")
+        _ = examples | beam_utils.WriteExampleTfRecord(prefix, shards)
+        info = seqio.get_cached_info_path(str(folder), "train")
+        _ = examples | "info" >> beam_utils.GetInfo(shards) | "write info" >> beam_utils.WriteJson(info)
+        stats = seqio.get_cached_stats_path(str(folder), "train")
+        features = seqio.TaskRegistry.get(name).output_features
+        _ = examples | beam_utils.GetStats(features) | "write stats" >> beam_utils.WriteJson(stats)
+    return folder
+
+
+def records_of(folder: Path) -> dict[int, dict[str, list[int]]]:
+    """Number of an example -> its features, read by TensorFlow, which compares the checksums."""
+    found = {}
+    for record in tf.data.TFRecordDataset([str(path) for path in sorted(folder.glob("train.tfrecord-*"))]):
+        features = tf.train.Example.FromString(record.numpy()).features.feature
+        values = {name: list(feature.int64_list.value) for name, feature in features.items()}
+        assert found.setdefault(values["example"][0], values) is values  # none twice
+    return found
+
+
+def features_of(opened: TrainDataset, task: str, cached: bool) -> list[dict[str, list[int]]]:
+    """What seqio gives a training, by number."""
+    lengths = {name: feature.length for name, feature in opened.targets.features.items()}
+    task = seqio.TaskRegistry.get(f"{opened.prefix}.{task}")
+    found = task.get_dataset(lengths, use_cached=cached, shuffle=False).as_numpy_iterator()
+    plain = [{name: value.tolist() for name, value in example.items()} for example in found]
+    return sorted(plain, key=lambda example: example["example"])
+
+
+@pytest.mark.parametrize(
+    ("targets", "task"),
+    [(DocidTargets, "d2q"), (PassageTargets, "labelled"), (QueryTargets, "doc2query")],
+)
+def test_a_cache_is_what_seqios_own_job_writes(own: Workspace, monkeypatch, tmp_path: Path, targets, task):
+    monkeypatch.setattr(write_cache, "FEWEST", 30)
+    dataset = folders(own, targets)
+    opened = dataset.open()
+    count = len(opened.computed(task))
+    made = write_cache.write_cache(dataset, opened, task)
+    ours = own.cache(f"{opened.prefix}.{task}")
+    assert (made["examples"], made["shards"]) == (count, count // 30)
+    assert made["bytes"] == sum(path.stat().st_size for path in ours.glob("train.tfrecord-*"))
+    theirs = made_by_seqio(opened, task, tmp_path / "seqio")
+    ours_by_number, theirs_by_number = records_of(ours), records_of(theirs)
+    assert ours_by_number == theirs_by_number
+    assert sorted(ours_by_number) == list(range(count))
+    assert [*ours_by_number] != sorted(ours_by_number)  # in no order
+    for name in ("info", "stats"):
+        found, expected = (
+            json.loads((folder / f"{name}.train.json").read_text()) for folder in (ours, theirs)
+        )
+        found.pop("num_shards", None), expected.pop("num_shards", None)
+        assert found == expected
+    seqio.set_global_cache_dirs([str(own.cache(""))])
+    assert features_of(opened, task, cached=True) == features_of(opened, task, cached=False)
+
+
+SCRIPT = """
+import pickle, sys
+from retrieval_jax.examples import write_cache
+
+write_cache.FEWEST = 4
+dataset = pickle.loads(bytes.fromhex(sys.argv[1]))
+write_cache.write_cache(dataset, dataset.open(), "daq")
+"""
+
+
+def test_a_kill_loses_the_files_in_progress_alone(own: Workspace, monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.setattr(write_cache, "FEWEST", 4)
+    dataset = folders(own)
+    opened = dataset.open()
+    folder = own.cache(f"{opened.prefix}.daq")
+    # Killed, as the system does it: by SIGKILL.
+    command = [sys.executable, "-c", SCRIPT, pickle.dumps(dataset).hex()]
+    process = subprocess.Popen(command)
+    scratch = folder.with_name(f"{folder.name}.unfinished")
+    while process.poll() is None and len(list(scratch.glob("*.json"))) < 4:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    time.sleep(1)  # its workers notice
+    assert not folder.exists()
+    (scratch / ".train.tfrecord-00063-of-00064.1").write_bytes(b"half")
+    finished = [path.stem for path in scratch.glob("*.json") if path.stem != "recipe"]
+    assert 3 <= len(finished) < 64
+    nodes = {(scratch / f"train.tfrecord-{number}-of-00064").stat().st_ino for number in finished}
+    write_cache.write_cache(dataset, opened, "daq")
+    assert f"going on, {len(finished)} of 64 files are finished" in " ".join(capsys.readouterr().err.split())
+    assert nodes <= {path.stat().st_ino for path in folder.iterdir()}
+    assert not scratch.exists()
+    offsets = np.load(folder / OFFSETS)
+    for number in range(64):  # made here, in one go
+        shard = write_cache.Shard(dataset, "daq", "", tmp_path, number, 64, 300)
+        write_cache.write_shard(shard)
+        assert (folder / shard.path.name).read_bytes() == shard.path.read_bytes()
+        np.testing.assert_array_equal(
+            offsets[shard.numbers.start : shard.numbers.stop], np.load(shard.offsets_path)
+        )
+
+
+def test_a_cache_in_a_bucket_is_the_same(own: Workspace, bucket):
+    remote = paths.as_path("gs://bucket/cached")
+    names = [str(path.relative_to(own.folder)) for path in paths.files(own.folder)]
+    collection = own.collection.resolve()
+    names += [f"collection/{path.relative_to(collection)}" for path in paths.files(collection)]
+    paths.copy_files(own.folder, remote, names, "test")
+    for work in (own, Workspace(remote)):
+        dataset = folders(work)
+        write_cache.write_cache(dataset, dataset.open(), "firstp")
+    ours, theirs = (work.cache("small_docs.naive.firstp") for work in (own, Workspace(remote)))
+    assert {path.name: path.read_bytes() for path in ours.iterdir()} == {
+        path.name: path.read_bytes() for path in theirs.iterdir()
+    }
+    assert isinstance(dataset.open().examples("firstp"), CachedExamples)
+
+
+def test_the_number_of_files_depends_on_the_size_of_the_examples(own: Workspace, monkeypatch):
+    examples = folders(own).open().computed("daq")
+    size = sum(
+        len(write_cache.record(write_cache.serialise(examples(i, None), i))) for i in range(len(examples))
+    )
+    assert write_cache.shard_count(examples) == 1
+    monkeypatch.setattr(write_cache, "SHARD_BYTES", size // 7)
+    assert write_cache.shard_count(examples) == 7
+    monkeypatch.setattr(write_cache, "MAX_SHARDS", 5)
+    assert write_cache.shard_count(examples) == 5
