@@ -29,7 +29,10 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["retrieval_jax", "retrieval_jax.*"]), "retrieval_jax.gin_configs"],
     package_dir={"retrieval_jax.gin_configs": "gin_configs"},
-    package_data={"retrieval_jax.gin_configs": ["**/*.gin", "papers/README.md"]},
+    package_data={
+        "retrieval_jax.gin_configs": ["**/*.gin", "papers/README.md"],
+        "retrieval_jax.serving": ["page.html"],
+    },
     entry_points={"console_scripts": ["retrieval-jax = retrieval_jax.main:main"]},
     install_requires=[
         "apache-beam>=2.77,<2.78",  # it refuses protobuf 7
@@ -76,6 +79,7 @@ setup(
             "httpx>=0.27,<1",
             "huggingface_hub>=0.34,<3",
             "hypothesis>=6",
+            "playwright>=1.55,<2",  # drives an installed Chromium, for the page of `serve`
             "pytest>=8",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.16",

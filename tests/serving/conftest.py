@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import gin
@@ -101,3 +104,25 @@ async def client(catalogue_of, client_of, anyio_backend) -> AsyncIterator[httpx.
     """A client of all three searchers."""
     async with client_of(catalogue_of("bm25", "exact", "naive")) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def start(bindings, served_work) -> Iterator[Callable[..., tuple[subprocess.Popen, str]]]:
+    """Starts `retrieval-jax serve` of some searchers; gives the process and its address when it is ready."""
+    running = []
+
+    def begin(*arguments: str) -> tuple[subprocess.Popen, str]:
+        command = [sys.executable, "-m", "retrieval_jax.main", "serve", *bindings, "--gin.serve.port=0"]
+        process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+        running.append(process)
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if match := re.search(r"ready: (http://\S+)", line):
+                return process, match[1]
+        raise AssertionError(f"it ended with {process.wait()}: {''.join(said)}")
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()

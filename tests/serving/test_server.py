@@ -2,35 +2,9 @@
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-
-import pytest
-
-
-@pytest.fixture
-def start(bindings, served_work) -> Iterator[Callable[..., tuple[subprocess.Popen, str]]]:
-    """Starts `retrieval-jax serve` of some searchers; gives the process and its address when it is ready."""
-    running = []
-
-    def begin(*arguments: str) -> tuple[subprocess.Popen, str]:
-        command = [sys.executable, "-m", "retrieval_jax.main", "serve", *bindings, "--gin.serve.port=0"]
-        process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
-        running.append(process)
-        for line in process.stderr:
-            if match := re.search(r"ready: (http://\S+)", line):
-                return process, match[1]
-        raise AssertionError(f"it ended with {process.wait()}")
-
-    yield begin
-    for process in running:
-        process.kill()
-        process.wait()
 
 
 def get(address: str) -> dict:
