@@ -18,9 +18,9 @@ def texts(seed: int, rows: int, length: int) -> np.ndarray:
 
 
 def test_the_lengths_are_few():
-    assert few_lengths(96) == (24, 40, 48, 96)
-    assert few_lengths(256) == (64, 96, 128, 256)
-    assert few_lengths(32) == (8, 16, 32)
+    assert few_lengths(96) == (24, 40, 64, 96)
+    assert few_lengths(256) == (64, 96, 160, 256)
+    assert few_lengths(32) == (8, 16, 24, 32)
     assert few_lengths(5) == (5,)
     for full in range(1, 600):
         lengths = few_lengths(full)
