@@ -28,6 +28,7 @@ from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.query_generator import QueryGenerator
+from retrieval_jax.models.text_groups import few_lengths
 from retrieval_jax.search.dense import ExactSearcher
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.search.searcher import Searcher
@@ -38,7 +39,7 @@ RETRIEVAL_METRICS = ("Hits@1", "Hits@10", "MRR@10")
 METRICS = (*RETRIEVAL_METRICS, "loss")
 """The metrics of the evaluators, by one of which the best checkpoint can be kept."""
 SAMPLES = 5  # queries whose results are kept to be looked at
-_TEXTS_AT_ONCE = 4096  # passages that are read at once to be encoded
+_TEXTS_AT_ONCE = 4096  # passages for each shard of data that are read at once to be encoded
 
 
 class Evaluator(Protocol):
@@ -191,9 +192,14 @@ class DenseEvaluator(RetrievalEvaluator):
         self.collection, config = examples.collection, examples.config
         self._choose_passages(examples)
         query, passage = map(examples.vocabulary.with_prompt, model.prompts)
-        shapes = query_shapes(config.input_length), passage_shapes(config.passage_length, mesh)
-        self.queries_encoder = TextEncoder(model.encode_queries, {}, query, shapes[0], mesh=mesh)
-        self.passages_encoder = TextEncoder(model.encode_passages, {}, passage, shapes[1], mesh=mesh)
+        # Few shapes: to compile all those of an index would take longer than they save.
+        lengths = few_lengths(config.passage_length)
+        shapes = {length: passage_shapes(length, mesh)[length][-1:] for length in lengths}
+        self.queries_encoder = TextEncoder(
+            model.encode_queries, {}, query, query_shapes(config.input_length), mesh=mesh
+        )
+        self.passages_encoder = TextEncoder(model.encode_passages, {}, passage, shapes, mesh=mesh)
+        self.texts_at_once = _TEXTS_AT_ONCE * mesh.shape["data"]
 
     def _choose_passages(self, examples: TrainDataset) -> None:
         """Chooses the passages to search, and says what their evaluation costs."""
@@ -223,8 +229,8 @@ class DenseEvaluator(RetrievalEvaluator):
     def searcher(self, params: dict) -> Searcher:
         """See `RetrievalEvaluator.searcher`. No texts are kept, and few are read at a time."""
         self.queries_encoder.params = self.passages_encoder.params = params
-        parts = range(0, len(self.rows), _TEXTS_AT_ONCE)
-        vectors_NxE = np.concatenate([self._encode(self.rows[n : n + _TEXTS_AT_ONCE]) for n in parts])
+        parts = range(0, len(self.rows), self.texts_at_once)
+        vectors_NxE = np.concatenate([self._encode(self.rows[n : n + self.texts_at_once]) for n in parts])
         return ExactSearcher(self.queries_encoder, vectors_NxE, self.collection.ids.take(pa.array(self.rows)))
 
     def _encode(self, rows: np.ndarray) -> np.ndarray:
