@@ -267,3 +267,12 @@ def test_two_processes_build_what_one_does(index, model: Path, collection, argum
     lists = Searcher.open(together.searcher("scann")).search([query.text for query in queries], 5)
     run_of = {q.id: [p for p, _ in ranked] for q, ranked in zip(queries, lists, strict=True)}
     assert {qid: [p for p, _ in ranked] for qid, ranked in read_run(path).items()} == run_of
+
+    # Weights are chosen by searching with both, and a fused searcher searches with both.
+    settings = ["kind='fused'", "parts=('exact', 'scann')"]
+    fused = run("index", "--MODEL_DIR=None", *(f"--gin.make_index.{setting}" for setting in settings))
+    assert fused[0] == fused[1]
+    assert fused[0]["fitted"]["queries"] == len(queries)
+    answers = run("search", "--SEARCHER=fused", f"--QUERY={QUERY}", "--K=20")
+    (found,) = Searcher.open(together.searcher("fused")).search([QUERY], 20)
+    assert [p["id"] for p in answers[1]["passages"]] == [passage for passage, _ in found]
