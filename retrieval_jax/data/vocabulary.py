@@ -16,6 +16,7 @@ import sentencepiece
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.stopwatch import tokenizing
 
 PAD, EOS = 0, 1
 PAD_SYMBOL = -1  # the padding symbol within a text: models read it as PAD, and do not mask it
@@ -98,12 +99,13 @@ class Vocabulary:
         return self._encode([self.prompt + text for text in texts])
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        texts = list(map(valid_text, texts))
-        if not self.symbols:
+        with tokenizing:
+            texts = list(map(valid_text, texts))
+            if self.symbols:
+                return [list(itertools.chain.from_iterable(self._runs(text))) for text in texts]
             if len(texts) == 1:  # to start threads takes ten times as long as to encode a query
                 return [self.model.encode(texts[0])]
             return self.model.encode(texts, num_threads=self.threads)
-        return [list(itertools.chain.from_iterable(self._runs(text))) for text in texts]
 
     def _runs(self, text: str) -> Iterator[list[int]]:
         """Yields the tokens of each text between symbols and of each symbol, split as transformers does."""
@@ -151,6 +153,12 @@ class Vocabulary:
     def tokens(self, texts: Sequence[str], length: int) -> list[list[int]]:
         """Returns the token ids of each text as `batch` has them, up to the end and without padding."""
         return [[*ids[: length - 1], EOS] for ids in self.encode_all(texts)]
+
+    def exceeds(self, text: str, length: int) -> bool:
+        """Returns whether `batch` would truncate a text."""
+        if len(self.prompt) + len(text) < length // 4:  # few characters are several pieces
+            return False
+        return len(self.encode(text)) >= length
 
 
 def valid_text(text: str) -> str:

@@ -52,6 +52,10 @@ class DenseSearcher(Searcher):
     def __init__(self, encoder: TextEncoder, passage_ids: pa.Array, dimensions: int):
         self.encoder, self.passage_ids, self.dimensions = encoder, passage_ids, dimensions
 
+    def truncates(self, query: str) -> bool:
+        """See `Searcher.truncates`."""
+        return self.encoder.vocabulary.exceeds(query, self.encoder.length)
+
     def use_batch_sizes(self, sizes: Sequence[int]) -> None:
         """See `Searcher.use_batch_sizes`: of the encoder."""
         self.encoder.use_batch_sizes(sizes)

@@ -53,6 +53,10 @@ class FusedSearcher(Searcher):
     def __init__(self, parts: Sequence[Searcher], fusion: Fusion):
         self.parts, self.fusion = parts, fusion
 
+    def truncates(self, query: str) -> bool:
+        """See `Searcher.truncates`: by any of the parts."""
+        return any(part.truncates(query) for part in self.parts)
+
     def use_batch_sizes(self, sizes: Sequence[int]) -> None:
         """See `Searcher.use_batch_sizes`: of all parts."""
         for part in self.parts:

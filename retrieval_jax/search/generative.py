@@ -94,6 +94,10 @@ class GenerativeSearcher(Searcher):
         by_first = np.argsort(first_N[duplicates], kind="stable")
         self.duplicates = first_N[duplicates][by_first], duplicates[by_first]
 
+    def truncates(self, query: str) -> bool:
+        """See `Searcher.truncates`."""
+        return self.vocabulary.exceeds(query, self.input_length)
+
     def use_batch_sizes(self, sizes: Sequence[int]) -> None:
         """See `Searcher.use_batch_sizes`. They are rounded up to multiples of the mesh's `data` axis."""
         data = self.mesh.shape["data"] if self.mesh else 1

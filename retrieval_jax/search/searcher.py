@@ -180,6 +180,10 @@ class Searcher:
         """
         return None
 
+    def truncates(self, query: str) -> bool:
+        """Returns whether a query is longer than its model reads: then only its beginning is searched for."""
+        return False
+
     def use_batch_sizes(self, sizes: Sequence[int]) -> None:
         """Pads batches to the smallest of several sizes from now on: a server calls it, and then `search`.
 

@@ -5,16 +5,20 @@ import contextlib
 import importlib.metadata
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path as FilePath
 from typing import Annotated
+from urllib.parse import parse_qsl
 
 import jax
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import valid_text
@@ -22,7 +26,6 @@ from retrieval_jax.serving import schemas
 from retrieval_jax.serving.catalogue import Catalogue, SearchKey, SearchShape, Served
 from retrieval_jax.serving.errors import Invalid, NotFound, NotReady, Refusal
 from retrieval_jax.serving.gate import Gate
-from retrieval_jax.serving.schemas import HITS
 
 PAGE = FilePath(__file__).with_name("page.html")
 DESCRIPTION = "Search with every searcher of a collection: Pyserini's routes, OpenAI's embeddings."
@@ -143,21 +146,15 @@ def _add_operations(app: FastAPI, catalogue: Catalogue) -> None:
 
 
 def _add_search(app: FastAPI, catalogue: Catalogue) -> None:
-    settings = catalogue.settings
-
     @app.get("/v1/{index}/search", response_model=schemas.SearchResponse, tags=["search"])
-    async def search(
-        index: Index,
-        query: Annotated[str, Query(description="the query")],
-        hits: Annotated[int, Query(ge=1, le=settings.max_hits, description="passages to find")] = HITS,
-        docs: Annotated[bool, Query(description="whether the passages' texts are wanted")] = True,
-        explain: Annotated[bool, Query(description="whether to explain how they were found")] = False,
-    ) -> Response:
+    async def search(index: Index, parameters: Annotated[schemas.SearchParameters, Query()]) -> Response:
         """Finds the best passages for a query."""
-        began = time.perf_counter()
-        (answer,) = await answers(catalogue, index, [query], hits, docs, explain)
+        began, wanted = time.perf_counter(), parameters
+        (answer,) = await answers(catalogue, index, [wanted.query], wanted.hits, wanted.docs, wanted.explain)
         head = b'{"api":"v1","index":%b,' % dumps(index)
         return Response(head + answer[1:-1] + took(began), media_type="application/json")
+
+    _call_directly(app.router.routes[-1], search)
 
     @app.post("/v1/{index}/search", response_model=schemas.SearchesResponse, tags=["search"])
     async def searches(index: Index, body: schemas.SearchRequest) -> Response:
@@ -166,6 +163,25 @@ def _add_search(app: FastAPI, catalogue: Catalogue) -> None:
         found = await answers(catalogue, index, body.queries, body.hits, body.docs, body.explain)
         head = b'{"api":"v1","index":%b,"results":[' % dumps(index)
         return Response(head + b",".join(found) + b"]" + took(began), media_type="application/json")
+
+
+def _call_directly(route: APIRoute, search: Callable[..., Awaitable[Response]]) -> None:
+    """Lets a route that FastAPI documents call its function without FastAPI's own steps: in half the time.
+
+    The parameters are read as FastAPI reads them, by the same model. UTF-8 that is not quoted is read, too.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        given = parse_qsl(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True)
+        try:
+            parameters = schemas.SearchParameters.model_validate(dict(given))
+        except ValidationError as error:
+            errors = [{**found, "loc": ("query", *found["loc"])} for found in error.errors()]
+            raise RequestValidationError(errors) from None
+        response = await search(scope["path_params"]["index"], parameters)
+        await response(scope, receive, send)
+
+    route.app = answer
 
 
 async def answers(
@@ -207,11 +223,11 @@ async def answers(
         b'{"query":{"text":%b,"truncated":%b},"candidates":[%b]%b}'
         % (
             dumps(text),
-            b"true" if len(query) > settings.max_query_chars else b"false",
+            b"true" if len(query) > settings.max_query_chars else truncated,
             b",".join(candidates[:hits]),
             b',"explanation":%b' % explanation if explain else b"",
         )
-        for query, text, (explanation, *candidates) in zip(queries, texts, found, strict=True)
+        for query, text, (truncated, explanation, *candidates) in zip(queries, texts, found, strict=True)
     ]
 
 

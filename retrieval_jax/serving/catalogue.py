@@ -11,6 +11,7 @@ from typing import NamedTuple
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
+from retrieval_jax.core.stopwatch import tokenizing
 from retrieval_jax.data.records import Collection
 from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.search.searcher import RankedList, Searcher, check_model
@@ -19,7 +20,7 @@ from retrieval_jax.serving.cache import Cache
 from retrieval_jax.serving.errors import NotFound, NotReady
 from retrieval_jax.serving.metrics import Metrics
 from retrieval_jax.serving.passages import NO_TEXT, PassageTexts
-from retrieval_jax.serving.settings import ServeSettings
+from retrieval_jax.serving.settings import PASSAGES_BYTES, ServeSettings
 
 WARM_UP = "warm up"  # the query with which the shapes are compiled
 EXPLAINED = 100  # passages of an answer, at most
@@ -61,8 +62,10 @@ class Served:
       fingerprint: a digest of the manifest: another one says that the searcher was replaced.
       searcher: the searcher.
       texts: the passages' texts; None where they are unknown.
-      batcher: the queue of searches. Its results are tuples of JSON: the explanation, and the candidates.
+      batcher: the queue of searches. Its results are tuples of JSON: whether the model truncates
+        the query, the explanation, and the candidates.
       embedder: the queue of texts to encode; None for searchers without a dual encoder.
+      tokenized: takes the seconds that a batch of queries spent in the tokenizer.
     """
 
     name: str
@@ -73,20 +76,30 @@ class Served:
     texts: PassageTexts | None
     batcher: Batcher | None = None
     embedder: Batcher | None = None
+    tokenized: Callable[[float], None] = lambda seconds: None
 
     def search(self, shape: SearchShape, keys: Sequence[SearchKey]) -> list[tuple[bytes, ...]]:
         """Computes a batch: see `batching.Compute`."""
+        tokenizing.take()
         ranked_lists = self.searcher.search([key.query for key in keys], shape.depth)
+        self.tokenized(tokenizing.take())
         return [self._answer(shape, key, found) for key, found in zip(keys, ranked_lists, strict=True)]
 
     def _answer(self, shape: SearchShape, key: SearchKey, ranked_list: RankedList) -> tuple[bytes, ...]:
         why = self.searcher.explain(key.query, ranked_list[:EXPLAINED]) if shape.explained else None
+        truncated = self.searcher.truncates(key.query)
         ids = [passage_id for passage_id, _ in ranked_list]
         docs = self.texts.json(ids) if self.texts and key.docs else [NO_TEXT] * len(ids)
-        return json.dumps(why).encode(), *(
-            b'{"docid":%b,"score":%b,"rank":%d,"doc":%b}'
-            % (json.dumps(passage_id).encode(), number(score), rank, doc)
-            for rank, ((passage_id, score), doc) in enumerate(zip(ranked_list, docs, strict=True), start=1)
+        return (
+            json.dumps(truncated).encode(),
+            json.dumps(why).encode(),
+            *(
+                b'{"docid":%b,"score":%b,"rank":%d,"doc":%b}'
+                % (json.dumps(passage_id).encode(), number(score), rank, doc)
+                for rank, ((passage_id, score), doc) in enumerate(
+                    zip(ranked_list, docs, strict=True), start=1
+                )
+            ),
         )
 
     def embed(self, shape: None, texts: Sequence[str]) -> list[tuple[bytes, ...]]:
@@ -102,6 +115,7 @@ class Served:
     def start(self, settings: ServeSettings, metrics: Metrics) -> None:
         """Starts the threads of the queues."""
         cache = Cache(settings.cache_bytes) if settings.cache_bytes else None
+        self.tokenized = metrics.tokenize_seconds.labels(self.name).observe
         self.batcher = Batcher(self.name, self.search, settings.batching, metrics.of(self.name), cache)
         self.batcher.start()
         if hasattr(self.searcher, "encoder") and self.searcher.model_family == "dual encoder":
@@ -241,7 +255,7 @@ class Catalogue:
             return None
         collection = Collection(self._collection)
         if self.texts is None or self.texts.collection.fingerprint != collection.fingerprint:
-            self.texts = PassageTexts(collection, self.settings.cache_bytes)
+            self.texts = PassageTexts(collection, PASSAGES_BYTES)
         return self.texts if self.texts.collection.fingerprint == fingerprint else None
 
     def _warm(self, served: Served) -> None:

@@ -52,6 +52,15 @@ class SearchResponse(Answer):
     took_ms: float = Field(description="milliseconds in the server")
 
 
+class SearchParameters(BaseModel):
+    """What a search is asked for in its address."""
+
+    query: str = Field(description="the query")
+    hits: int = Field(HITS, ge=1, description="passages to find; /v1/info says how many at most")
+    docs: bool = Field(True, description="whether the passages' texts are wanted")
+    explain: bool = Field(False, description="whether to explain how the passages were found")
+
+
 class SearchRequest(BaseModel):
     """Several queries at once."""
 

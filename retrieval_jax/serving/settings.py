@@ -4,6 +4,7 @@ import dataclasses
 
 from retrieval_jax.serving.batching import BatchSettings
 
+PASSAGES_BYTES = 64 << 20  # of passages that are kept
 DEPTHS = (10, 100)  # passages that searches look for, beside the most that a request may ask for
 API_KEY = "RETRIEVAL_JAX_API_KEY"  # environment variable
 
@@ -18,7 +19,7 @@ class ServeSettings:
       max_queries: queries of one request.
       max_query_chars: characters of a query that are read; the response says that the rest was not.
       max_payload_bytes: bytes of a request's body; with more, it is refused (status 413).
-      cache_bytes: results that are kept for each searcher, and passages that are kept for a collection.
+      cache_bytes: answers that are kept for each searcher; 0 for none.
       api_key: the key that requests must bring; None for no key.
       log_queries: whether queries are written to the log.
       cors_origins: origins whose pages may call the API, or "*".

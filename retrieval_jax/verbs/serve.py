@@ -56,7 +56,7 @@ def serve(
       max_queries: queries that a request may have.
       max_query_chars: characters of a query that are read. A response says if there were more.
       max_payload_mb: the size of a request's body; larger ones are refused with status 413.
-      cache_mb: memory for answers of each searcher, and for texts of passages; 0 for none.
+      cache_mb: memory for answers of each searcher; 0 for none.
       log_queries: whether each query is written to the log.
       cors_origins: origins of web pages that may call the API, such as "https://example.org"; "*" for all.
     """

@@ -83,7 +83,7 @@ async def test_a_passage_by_its_id_which_may_have_slashes(client, collection):
         ({}, "query: Field required"),
         ({"query": "x", "hits": 0}, "hits: Input should be greater than or equal to 1"),
         ({"query": "x", "hits": -1}, "hits: Input should be greater than or equal to 1"),
-        ({"query": "x", "hits": 10**9}, "hits: Input should be less than or equal to 20"),
+        ({"query": "x", "hits": 10**9}, "hits: 1000000000 is more than 20: ask for fewer"),
         ({"query": "x", "hits": "many"}, "hits: Input should be a valid integer"),
     ],
 )
@@ -123,7 +123,16 @@ async def test_any_text_is_a_query(text, client):
     for name in NAMES:
         response = await client.post(f"/v1/{name}/search", json={"queries": [text]})
         assert response.status_code == 200
-        assert response.json()["results"][0]["query"]["truncated"] == (len(text) > 8192)
+        if name == "bm25":
+            assert response.json()["results"][0]["query"]["truncated"] == (len(text) > 8192)
+
+
+async def test_a_query_that_is_longer_than_its_model_reads_is_said_to_be_truncated(client, searchers):
+    for name in ("exact", "naive"):
+        for words, truncated in ((3, False), (200, True)):
+            response = await client.get(f"/v1/{name}/search", params={"query": "a " * words})
+            assert response.json()["query"]["truncated"] == truncated, (name, words)
+            assert searchers[name].truncates("a " * words) == truncated
 
 
 async def test_what_is_no_utf8_is_read_as_u_fffd_in_a_path_and_refused_in_json(client, searchers):
