@@ -45,7 +45,7 @@ def test_blocks_give_what_all_at_once_give(dtype, resident, vectors: np.ndarray,
         stored = np.load(tmp_path / "vectors.npy", mmap_mode="r")
     meant = stored.astype(np.float64) * (1 if scales is None else scales[:, None].astype(np.float64))
     products = queries.astype(np.float64) @ meant.T
-    monkeypatch.setattr(exact, "_ELEMENTS", 64 * 16)
+    monkeypatch.setattr(exact, "_elements", lambda *_: 64 * 16)
     monkeypatch.setattr(exact, "_memory", lambda mesh: np.inf if resident else 1000)
     search = exact.ExactSearch(stored, scales_N=scales)
     assert (search.rows, search.resident) == (64, resident)

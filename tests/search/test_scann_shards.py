@@ -236,7 +236,7 @@ of = Embeddings(of, vectors, arrow_ids.read(of / "ids.arrow"), np.load(of / "tex
 index = scann_shards.build(index_folder, of, "bfloat16", {})
 assert len(index.shards) == (2 - jax.process_index() if jax.process_count() == 2 else 3)
 recalls = index.tune(of, queries, 0.9)
-exact._ELEMENTS = 32 * 512
+exact._elements = lambda *_: 32 * 512
 exactly = exact.ExactSearch(vectors, all_devices())(queries, 150)
 np.savez(f"{found}.{jax.process_index()}.npz", *index.search(queries, 150), *exactly, *recalls.values(),
          index.searched_leaves, index.settings["reorder"])
