@@ -12,18 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from _docids import T5_SIZE
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
+from retrieval_jax.checkpoints.model_folder import abstract_params
 from retrieval_jax.core.progress import log
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import Beams, expand
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.mesh.multihost import make_global_arrays
+from retrieval_jax.mesh.partitioning import DEFAULT_RULES, Rules, make_mesh
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.t5 import T5
 
 BEAMS, QUERY_LENGTH, WHOLE_BATCH = 40, 16, 8
+BASE = T5Config(T5_SIZE, 768, 12, 64, 2048, 12, 12, dtype="bfloat16")  # T5 1.1 Base
 ONCE_A_QUERY = [("encoder_decoder_attention", "key"), ("encoder_decoder_attention", "value")]
 LOGITS_A_CALL = 1 << 21  # 8 MB: more where one step reads more
 
@@ -190,6 +193,32 @@ def step_products(params: dict) -> list[tuple[jax.Array, jax.Array]]:
     return [(rows[k.shape[0]], k) for k in kernels]
 
 
+def arbitrary(shape: tuple[int, ...], dtype: str, place: Sharding | None = None) -> jax.Array:
+    """Numbers that look random, as small as a layer's weights.
+
+    They are made where they lie, in one kernel: `jax.random` takes several times the memory of its result.
+    """
+
+    @functools.partial(jax.jit, out_shardings=place)
+    def fill() -> jax.Array:
+        x = jnp.uint32(1)
+        for axis in range(len(shape)):
+            x ^= jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(0x9E3779B1)
+            for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # MurmurHash3's last steps
+                x = (x ^ (x >> shift)) * jnp.uint32(factor)
+            x ^= x >> 16
+        uniform = (x >> 8).astype(jnp.int32).astype(jnp.float32) / (1 << 23) - 1
+        return (uniform * shape[-2 if len(shape) > 1 else -1] ** -0.5).astype(dtype)
+
+    return fill()
+
+
+def arbitrary_params(model, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> dict:
+    """Parameters that are made in no time. Compiling Flax's initialisers of a deep network takes long."""
+    shapes = abstract_params(model, mesh, rules)
+    return jax.tree.map(lambda x: arbitrary(x.shape, x.dtype, x.sharding), shapes)
+
+
 def random_queries(batch_size: int = WHOLE_BATCH) -> np.ndarray:
     return np.random.default_rng(0).integers(2, 32_100, (batch_size, QUERY_LENGTH), dtype=np.int32)
 
@@ -210,24 +239,29 @@ def measure_whole(
     return medians(runs, repetitions)
 
 
-def measure_base(trie: Trie, output_size: int, repetitions: int, batch_size: int = 64) -> dict:
-    """T5 1.1 Base in bfloat16: milliseconds a query, and the constraint's share of a search's time."""
-    config = T5Config(
-        T5_SIZE,
-        768,
-        12,
-        64,
-        2048,
-        12,
-        12,
-        dtype="bfloat16",
-        output_size=output_size,
-        separate_target_embedding=True,
-    )
-    trie = jax.device_put(trie)
-    steps, *_ = measure_steps(trie, output_size, batch_size, repetitions)
-    whole, _ = measure_whole(trie, config, True, repetitions, batch_size)
-    return {"ms_per_query": whole / batch_size, "constraint_share": steps / whole}
+def measure_base(trie: Trie, config: T5Config, repetitions: int, batch_size: int = 64) -> dict:
+    """Milliseconds a query of whole searches with a network, on all devices; see constrained_decoding.py.
+
+    constraint_cost: the time of all the search's steps over that of an unconstrained one's; constraint_share:
+    over that of the whole search. Both times are of one device, which has all the queries.
+    """
+    ours, *theirs = measure_steps(jax.device_put(trie), config.output_size, batch_size, repetitions)
+    model, mesh = GenerativeRetriever(config), make_mesh()
+    search = placed_search(model, arbitrary_params(model, mesh), trie, mesh)
+    queries = random_queries(batch_size)
+    began = time.perf_counter()
+    rows, _ = search(queries)
+    if np.asarray(rows).min() < 0:
+        raise ValueError("fewer docids were found than there are beams")
+    first = time.perf_counter() - began
+    (whole,) = medians([functools.partial(search, queries)], repetitions)
+    return {
+        "ms_per_query": whole / batch_size,
+        "constraint_cost": ours / min(theirs),
+        "constraint_share": ours / whole,
+        "batch": batch_size,
+        "compile_seconds": first - whole / 1000,
+    }
 
 
 def measure_cost(trie: Trie, output_size: int, batches: Sequence[int], repetitions: int) -> dict:
