@@ -21,6 +21,7 @@ class Plan:
       model, shapes: the model, and the shapes of a training batch's arrays.
       steps: number of training steps of the run; None: the program is a search.
       facts: what the verb says of the program.
+      slow: gives the lines of slow_shapes.py for a mesh, its kind of chip, and `summary`'s "least_ms".
     """
 
     program: Callable[[Mesh], Program]
@@ -28,6 +29,7 @@ class Plan:
     shapes: Mapping[str, tuple[int, ...]]
     steps: int | None
     facts: dict
+    slow: Callable[[Mesh, Chip, dict], list[str]]
 
     def measure(self, where: str, mesh: Mesh, hbm: float, optimization: int | None = None) -> MemoryReport:
         """Compiles the program for a mesh of devices with `hbm` bytes of memory each; see `aot.measure`."""

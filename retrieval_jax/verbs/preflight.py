@@ -22,12 +22,13 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidShape, DocidTable
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.mesh.hardware import GIB, parse_topology
+from retrieval_jax.mesh.hardware import GIB, Chip, parse_topology
 from retrieval_jax.training.aot import devices_of, mesh_name, reach_compiler
 from retrieval_jax.training.families import family_of
 from retrieval_jax.training.program import DoesNotDivide, Program, plan_search, plan_train_step
 from retrieval_jax.training.shapes import batch_shapes
 from retrieval_jax.training.slices import Plan, smallest_slice, summary
+from retrieval_jax.training.slow_shapes import slow_search, slow_training
 from retrieval_jax.training.worker_process import WorkerDied, WorkerProcess
 from retrieval_jax.verbs.index import IndexConfig
 from retrieval_jax.verbs.table import configure_verbs
@@ -51,7 +52,8 @@ def preflight(
 
     It is the step that `retrieval-jax train` would run with the same gin files. Times are lower bounds: the
     matrix products at the chip's published peak FLOP/s, or the state read and written once at the bandwidth
-    of its memory, whichever takes longer. Communication between chips is not counted. Needs libtpu (the
+    of its memory, whichever takes longer. Communication between chips is not counted. `warnings` names the
+    settings whose shapes waste a good part of the step, with what they waste and a remedy. Needs libtpu (the
     extra "tpu").
 
     Args:
@@ -117,6 +119,7 @@ def on_slice(topology: str, program: tuple, optimization: int | None) -> tuple[d
             "set another, or another train.batch_size"
         ) from None
     told = {"topology": topology, "mesh": mesh_name(mesh)} | summary(plan, report, chip, mesh.size)
+    told["warnings"] = plan.slow(mesh, chip, told["least_ms"])
     return told, plan.facts, mesh.shape["model"]
 
 
@@ -170,9 +173,12 @@ def configured(search: bool, passages: int | None, vocab_size: int | None, k: in
     docid_length = docids.length if docids else None
     shapes = batch_shapes(family_of(retriever).target_type, config.data, config.batch_size, docid_length)
     if search:
-        program, inputs = _plan_search(model, config, docids, passages, k)
+        program, inputs, slow = _plan_search(model, config, docids, passages, k)
     else:
-        inputs = shapes
+        inputs, microbatches = shapes, config.settings.microbatches
+
+        def slow(mesh: Mesh, chip: Chip, least_ms: dict) -> list[str]:
+            return slow_training(model, shapes, mesh, rules, microbatches, chip, least_ms)
 
         def program(mesh: Mesh) -> Program:
             return plan_train_step(model, shapes, config.settings, mesh, rules=rules)
@@ -190,7 +196,7 @@ def configured(search: bool, passages: int | None, vocab_size: int | None, k: in
     if docids:
         where = str(work.docids(kind)) if isinstance(docids, DocidTable) else "assumed"
         facts["docids"] = f"{kind}, {docids.length} tokens, {docids.output_size:,} outputs ({where})"
-    return Plan(program, model, shapes, None if search else config.steps, facts)
+    return Plan(program, model, shapes, None if search else config.steps, facts, slow)
 
 
 def _check(config: TrainConfig, search: bool, passages: int | None, vocab_size: int | None) -> None:
@@ -208,8 +214,12 @@ def _check(config: TrainConfig, search: bool, passages: int | None, vocab_size: 
 
 def _plan_search(
     model, config: TrainConfig, docids: DocidTable | DocidShape, passages: int, k: int
-) -> tuple[Callable[[Mesh], Program], dict]:
-    """Plans the search of a searcher that `index` makes. Gives (program, shape of the inputs by name)."""
+) -> tuple[Callable[[Mesh], Program], dict, Callable]:
+    """Plans the search of a searcher that `index` makes.
+
+    Returns:
+      (program, shape of the inputs by name, `Plan.slow`).
+    """
     strategy, outputs = docid_kind(config.docids).search, model.config.output_size or model.config.vocab_size
     if isinstance(docids, DocidTable):
         arrays, _ = strategy.build(docids, outputs)
@@ -220,7 +230,11 @@ def _plan_search(
     def program(mesh: Mesh) -> Program:
         return plan_search(model, length, strategy, arrays, settings=settings, k=k, mesh=mesh, rules=rules)
 
-    return program, {"encoder_input_tokens": (settings.batch_size, length)}
+    def slow(mesh: Mesh, chip: Chip, least_ms: dict) -> list[str]:
+        hypotheses = settings.beams if strategy.steps(arrays) > 1 else 1
+        return slow_search(model.config, settings.batch_size, hypotheses, mesh, rules, chip)
+
+    return program, {"encoder_input_tokens": (settings.batch_size, length)}, slow
 
 
 @functools.lru_cache(1)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 
 import gin
+import jax
 import pytest
 
 from retrieval_jax import main
@@ -23,6 +24,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh.hardware import CHIPS, GIB, parse_topology
+from retrieval_jax.mesh.partitioning import MESH_AXES
 from retrieval_jax.verbs.preflight import configured, preflight
 
 NO_LIBTPU = "libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'"
@@ -210,6 +212,8 @@ def test_the_tpu_compiler_on_two_generations():
         assert 0 < fitting["gib_per_chip"]["parameters"] < fitting["peak_gib"] < 1
         assert fitting["flops_per_step"] == fitting["model_flops_per_step"]
     assert v4["least_cost"] == pytest.approx(v4["least_days"] * 24 * 4 * 1e6, abs=0.01)
+    # Of 4 heads of 64 and an MLP of 256 each of 4 chips has half a tile.
+    assert {line.partition(":")[0] for line in v4["warnings"]} == {"make_mesh.model_parallelism"}
     assert v4["smallest"] == "v4:2x2x1"
     assert v4["slices"] == {"v4:2x2x1": {key: v4[key] for key in ("mesh", "fits", "peak_gib")}}
     assert not large["fits"]
@@ -233,3 +237,29 @@ def test_without_a_tpu_libtpu_neither_hinders_nor_tells():
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     assert result.stderr == ""
+
+
+CUT_HEADS = ["make_mesh.model_parallelism"]  # four chips share 12 heads of 64: 192 of 256 lanes on each
+
+
+@pytest.mark.parametrize(
+    ("row", "settings"),
+    [
+        ("msmarco_full/naive_base_d2q", CUT_HEADS),
+        ("msmarco_full/atomic_base_d2q", CUT_HEADS),
+        ("msmarco_full/naive_large_d2q", []),
+        ("msmarco_full/semantic_2d_large_pawa_d2q", []),
+        ("msmarco_full/naive_xl_d2q", []),
+        ("msmarco_full/naive_xxl_d2q", []),
+        ("msmarco_100k/gtr_base", CUT_HEADS),
+    ],
+)
+def test_of_published_rows_only_what_is_deserved_is_called_slow(row: str, settings: list[str]):
+    configuration.configure([f"papers/{row}.gin"], [])
+    chip, shape = parse_topology(gin.query_parameter("%TOPOLOGY"))
+    together = gin.query_parameter("make_mesh.model_parallelism")
+    chips = math.prod(map(int, shape.split("x")))
+    mesh = jax.sharding.AbstractMesh((chips // together, together), MESH_AXES)
+    plan = configured(search=False, passages=gin.get_bindings("preflight").get("passages"), vocab_size=None)
+    lines = plan.slow(mesh, chip, {"FLOP/s": 2.0, "memory bandwidth": 1.0})
+    assert [line.partition(":")[0] for line in lines] == settings
