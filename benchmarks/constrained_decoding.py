@@ -1,7 +1,7 @@
 """What does the docid constraint cost, and what would others' ways cost? On simulated docids of every kind.
 
     python benchmarks/constrained_decoding.py [--quick] [--only hf|cost|size|base] [--docids N]
-        [--static FOLDER] [--vocabulary FILE]
+        [--sizes N … --kinds KIND …] [--static FOLDER] [--vocabulary FILE]
 
 - size: seconds to build the trie and its bytes a docid, beside a trie of Python dicts and STATIC's index
   (with --static, a checkout of github.com/youtube/static-constraint-decoding);
@@ -16,17 +16,24 @@
 - base (where asked for, on an accelerator): T5 1.1 Base, batches of 64, milliseconds a query for each kind,
   and the share of them that all is but the network: softmax, children, top-k.
 
+With --sizes nothing but what grows with the docids is measured, each size and kind in a process of its own:
+bytes a docid, seconds and the most memory of building the trie, and the ratio of the search's steps at batch
+8. For 138,364,198 passages (MS MARCO v2) bytes and memory follow from the largest size, and are marked so.
+
 What is compared is run in turn, medians are taken, and compiling is in no time. Prints tables, then one line
 of JSON; null is what was not run. A kind's ratio is the largest over the batch sizes. --quick measures two
 kinds, and batches of 8 alone.
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib.util
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -35,6 +42,7 @@ import _rivals
 import jax
 import numpy as np
 from _cost import (
+    BASE,
     BEAMS,
     WHOLE_BATCH,
     measure_atomic,
@@ -58,6 +66,7 @@ from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 
 MS_MARCO, HF_DOCIDS, QUICK_DOCIDS = 8_841_823, 1_000_000, 20_000
+MS_MARCO_V2 = 138_364_198
 QUICK_KINDS = ("semantic", "rq_8x256")
 CLOSE = 1e-4  # scores that rounding may swap
 
@@ -241,7 +250,8 @@ def run_kinds(options: argparse.Namespace, count: int, repetitions: int, console
         output_size = docids.output_size
         del docids  # the tables of millions are not needed beside the logits
         if options.only == "base":
-            base = figures["base"][kind] = measure_base(trie, output_size, repetitions)
+            config = dataclasses.replace(BASE, output_size=output_size, separate_target_embedding=True)
+            base = figures["base"][kind] = measure_base(trie, config, repetitions)
             console.print(
                 f"{kind}: {base['ms_per_query']:.2f} ms a query, {base['constraint_share']:.1%} of it"
             )
@@ -266,12 +276,40 @@ def _size_cells(docids: _docids.Docids, ours: dict, rivals: dict) -> list[str]:
     return cells
 
 
+def run_sizes(options: argparse.Namespace, console: Console) -> list[dict]:
+    """What _building.py says of each kind and size."""
+    table = Table(
+        "docids", "passages", "bytes a docid", "GiB", "seconds", "building takes GiB", "steps' ratio"
+    )
+    rows = []
+    for kind in options.kinds or ("naive_digits", "semantic", "rq_8x256"):
+        measured = []
+        for count in sorted(options.sizes):
+            command = [sys.executable, str(Path(__file__).with_name("_building.py")), kind, str(count)]
+            command += ["--steps", str(WHOLE_BATCH)]
+            command += ["--vocabulary", str(options.vocabulary)] if options.vocabulary else []
+            log(f"{kind}: {count:,} docids")
+            made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            measured.append({"kind": kind, "docids": count} | json.loads(made.stdout))
+        if measured[-1]["docids"] < MS_MARCO_V2:
+            computed = {key: measured[-1][key] for key in ("kind", "bytes", "peak", "table")}
+            measured.append(computed | {"docids": MS_MARCO_V2})
+        for row in measured:
+            size, peak = (f"{row['docids'] * row[key] / 2**30:.2f}" for key in ("bytes", "peak"))
+            seconds, ratio = (f"{row[key]:.2f}" if key in row else "computed" for key in ("seconds", "steps"))
+            table.add_row(kind, f"{row['docids']:,}", f"{row['bytes']:.1f}", size, seconds, peak, ratio)
+        rows += measured
+    console.print(table)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few docids and repetitions: within a minute")
     parser.add_argument("--only", choices=("hf", "cost", "size", "base"))
     parser.add_argument("--kinds", nargs="+", help="those to measure; all")
     parser.add_argument("--docids", type=int, help="as many for every part")
+    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of docids; nothing else is measured")
     parser.add_argument("--static", metavar="FOLDER", help="a checkout of youtube/static-constraint-decoding")
     parser.add_argument(
         "--vocabulary", type=Path, help="a SentencePiece model: cuts naive docids into its pieces"
@@ -283,6 +321,8 @@ def main() -> None:
         options.docids or (QUICK_DOCIDS if options.quick else n) for n in (MS_MARCO, HF_DOCIDS)
     )
     console = Console(width=190)
+    if options.sizes:
+        return print(json.dumps({"sizes": run_sizes(options, console)}))
     console.print(f"on {jax.devices()[0].device_kind}, {os.cpu_count()} cores")
     figures = {"hf_speedup": dict.fromkeys(("naive_32k", "docid_vocabulary"))}
     if options.only in (None, "hf"):

@@ -22,6 +22,8 @@ from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.order import order
 
 _BLOCK = 1 << 16  # rows worked on at a time: they stay in the processor's cache
+# The search counts rows, edges and words in int32, and adds up to 65,536 children to an edge.
+_MOST = (1 << 31) - (1 << 16)
 
 
 @jax.tree_util.register_dataclass
@@ -80,15 +82,19 @@ class Trie:
         """
         if not self.suffix_bits:
             return jnp.zeros_like(row)
-        column = jnp.maximum(position - self.suffix_start, 0)
-        # Counted from the start of the row's 32 rows: no table is so large that this overflows.
-        bit = row % 32 * self.suffix_bits + column * self.local_id_bits
-        word = row // 32 * self.suffix_bits + bit // 32
-        shift = (bit % 32).astype(jnp.uint32)
+        word, bit = self.suffix_place(row, position)
+        shift = bit.astype(jnp.uint32)
         suffixes = jnp.asarray(self.suffixes)
         low = suffixes.at[word].get(mode="clip") >> shift
         high = suffixes.at[word + 1].get(mode="clip") << 1 << (31 - shift)  # a shift by 32 is undefined
         return ((low | high) & ((1 << self.local_id_bits) - 1)).astype(jnp.int32)
+
+    def suffix_place(self, row: jax.Array, position: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        """Gives (the word of `suffixes`, the bit of the word) where the local id of a row begins."""
+        column = jnp.maximum(position - self.suffix_start, 0)
+        # Counted from the start of the row's 32 rows, as there are more bits than an int32 counts.
+        bit = row % 32 * self.suffix_bits + column * self.local_id_bits
+        return row // 32 * self.suffix_bits + bit // 32, bit % 32
 
 
 def build_trie(tokens_NxL: np.ndarray, reuse_shapes_of: Trie | None = None) -> tuple[Trie, np.ndarray]:
@@ -137,22 +143,28 @@ def build_trie(tokens_NxL: np.ndarray, reuse_shapes_of: Trie | None = None) -> t
 
     Raises:
       ValueError: a docid is empty, has a 0 inside, or is a prefix of another one (end each docid with an
-        end-of-sequence token); or more than 65,536 tokens occur at one position.
+        end-of-sequence token); more than 65,536 tokens occur at one position; or the trie is too large, see
+        `check_sizes`.
     """
     earlier = reuse_shapes_of
     N, L = tokens_NxL.shape
     if earlier and earlier.length > L:
         tokens_NxL = np.pad(tokens_NxL, ((0, 0), (0, earlier.length - L)))
         L = earlier.length
+    check_sizes(N)
     tokens_of, local_id_NxL = _to_local_ids(tokens_NxL)
-    sorted_N, shared_N = order(local_id_NxL)
-    is_first_N = shared_N < L
-    docids_D = sorted_N[is_first_N].astype(np.int32)
-    row_N = np.arange(N, dtype=np.int32)
-    if len(docids_D) < N:
+    docids_D, shared_D = order(local_id_NxL)
+    row_N, is_first_N = None, shared_D < L
+    if not is_first_N.all():
+        sorted_N, docids_D, shared_D = docids_D, docids_D[is_first_N], shared_D[is_first_N]
+        row_N = np.empty(N, np.int32)
         row_N[sorted_N] = docids_D[np.cumsum(is_first_N) - 1]
+        del sorted_N
+    del is_first_N
 
-    edges = _Edges.of(local_id_NxL, tokens_of, docids_D, shared_N[is_first_N], earlier)
+    edges = _Edges.of(local_id_NxL, tokens_of, docids_D, shared_D, earlier)
+    del docids_D, shared_D
+    root_num_children = np.int32(len(edges.local_ids[0]) if edges.local_ids else 0)
 
     shapes = _Shapes(
         edges=_capacity(sum(map(len, edges.local_ids))),
@@ -163,6 +175,8 @@ def build_trie(tokens_NxL: np.ndarray, reuse_shapes_of: Trie | None = None) -> t
     )
     if earlier and shapes.fit_into(_Shapes.of(earlier)):
         shapes = _Shapes.of(earlier)
+    suffix_bits = (L - shapes.suffix_start) * shapes.local_id_bits
+    check_sizes(shapes.rows, shapes.edges, shapes.rows // 32 * suffix_bits)
     token_LxI = np.zeros((L, shapes.local_ids), np.int32)
     for position, tokens in enumerate(tokens_of):
         token_LxI[position, : len(tokens)] = tokens
@@ -173,12 +187,28 @@ def build_trie(tokens_NxL: np.ndarray, reuse_shapes_of: Trie | None = None) -> t
         num_children_E=_concatenate(edges.num_children, num_children_dtype, shapes.edges),
         first_child_E=_concatenate(edges.first_child, np.int32, shapes.edges),
         suffixes=_pack_suffixes(local_id_NxL[:, shapes.suffix_start :], shapes.local_id_bits, shapes.rows),
-        root_num_children=np.int32(len(edges.local_ids[0]) if edges.local_ids else 0),
+        root_num_children=root_num_children,
         max_branching=shapes.max_branching,
         suffix_start=shapes.suffix_start,
         local_id_bits=shapes.local_id_bits,
     )
-    return trie, row_N
+    return trie, np.arange(N, dtype=np.int32) if row_N is None else row_N
+
+
+def check_sizes(rows: int, edges: int = 0, words: int = 0) -> None:
+    """Checks that the search can count what a trie holds.
+
+    Args:
+      rows: rows of the docid table.
+      edges: the length of the arrays of edges.
+      words: the length of `suffixes`.
+
+    Raises:
+      ValueError: there are too many.
+    """
+    for count, what in ((rows, "docids"), (edges, "edges"), (words, "words of suffixes")):
+        if count > _MOST:
+            raise ValueError(f"{count:,} {what} are more than the {_MOST:,} that a search counts in 32 bits")
 
 
 def edge_dtypes(local_ids: int, max_branching: tuple[int, ...]) -> tuple[np.dtype, np.dtype]:
@@ -224,14 +254,15 @@ class _Edges:
         Args:
           local_id_NxL: the docids as local ids; see `_to_local_ids`.
           tokens_of: the tokens of the local ids; see `_to_local_ids`.
-          docids_D: the rows of the distinct docids, in lexicographic order.
-          shared_D: how many leading tokens each shares with the one before it in that order.
+          docids_D: int32, the rows of the distinct docids, in lexicographic order.
+          shared_D: int16, how many leading tokens each shares with the one before it in that order; its first
+            is set to -1.
           earlier: the trie whose shapes are to be reused. It has no suffixes before its `suffix_start`, so
             until there docids that are the only ones left have edges, too.
         """
         L = local_id_NxL.shape[1]
         edges_until = earlier.suffix_start if earlier else 0
-        shared_before_D = shared_D.copy()
+        shared_before_D = shared_D
         shared_before_D[0] = -1
         shared_after_D = np.r_[shared_before_D[1:], np.int16(-1)]
         shared_D = np.maximum(shared_before_D, shared_after_D)  # with one token more, a docid is alone
@@ -247,11 +278,14 @@ class _Edges:
             )
             if not len(at_E):
                 break
+            at_E = at_E.astype(np.int32)
             first_edges = np.flatnonzero(shared_before_D[at_E] < position)  # the first edge of each node
             num_children = np.diff(np.r_[first_edges, len(at_E)])
             edges.branching[position] = int(num_children.max())
             if position:  # the edges of the position before lead to these nodes
-                edges.num_children[-1][is_inner_E] = num_children
+                inner = np.zeros(len(is_inner_E), np.min_scalar_type(edges.branching[position]))
+                inner[is_inner_E] = num_children
+                edges.num_children[-1] = inner
                 edges.first_child[-1][is_inner_E] = count + first_edges
             rows_E = docids_D[at_E]
             local_id_E = local_id_NxL[rows_E, position]
@@ -264,7 +298,7 @@ class _Edges:
             if not is_inner_E.all():
                 edges.suffix_start = min(edges.suffix_start, position + 1)
             edges.local_ids.append(local_id_E)
-            edges.num_children.append(np.zeros(len(at_E), np.uint32))
+            edges.num_children.append(np.zeros(len(at_E), np.uint8))  # until the next position
             edges.first_child.append(rows_E)
             count += len(at_E)
         return edges
@@ -313,10 +347,12 @@ def _round_up_branching(children: int) -> int:
 
 
 def _concatenate(parts: list[np.ndarray], dtype: type, size: int) -> np.ndarray:
-    """Concatenates arrays, and pads them with 0 to `size`."""
-    padded = np.zeros(size, dtype)
-    if parts:
-        np.concatenate(parts, out=padded[: sum(map(len, parts))])
+    """Concatenates arrays, and pads them with 0 to `size`. Empties the list: no array is held twice."""
+    padded, done = np.zeros(size, dtype), 0
+    while parts:
+        part = parts.pop(0)
+        padded[done : done + len(part)] = part
+        done += len(part)
     return padded
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import round_up
-from retrieval_jax.decoding.trie import Trie, build_trie, edge_dtypes
+from retrieval_jax.decoding.trie import Trie, build_trie, check_sizes, edge_dtypes
 from retrieval_jax.docids.table import DocidShape, DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
 
@@ -149,7 +149,7 @@ class TrieSearch(SearchStrategy):
 
     @classmethod
     def build(cls, table, outputs, reuse_shapes_of=None):
-        """See SearchStrategy. Raises UserError where one docid is a prefix of another."""
+        """See SearchStrategy. Raises UserError where a docid is a prefix of another, or too many exist."""
         try:
             return build_trie(table.tokens_NxL, reuse_shapes_of=reuse_shapes_of)
         except ValueError as error:
@@ -167,6 +167,10 @@ class TrieSearch(SearchStrategy):
         local_ids = round_up(shape.tokens_per_position, 8)
         bits, edges = (local_ids - 1).bit_length(), EDGES_PER_DOCID * passages
         words = round_up(passages, 32) // 32 * (shape.length - 1) * bits
+        try:
+            check_sizes(passages, edges, words)
+        except ValueError as error:
+            raise UserError(f"DOCIDS: {error}: choose shorter ones, or a part of the collection") from None
         max_branching = (local_ids,) * shape.length
         return Trie(
             array(np.int32, shape.length, local_ids),

@@ -209,3 +209,36 @@ def test_the_search_reads_the_bits_that_were_written(length, values):
     )
     for position in range(trie.suffix_start, length):
         assert read(trie, rows, position).tolist() == tokens[:, position].tolist()
+
+
+@given(
+    st.integers(1, 2**31 - 1),
+    st.integers(1, 64),
+    st.integers(1, 16),
+    st.data(),
+)
+@example(138_364_198, 31, 11, None)  # MS MARCO v2, 32 codes of 2,048
+@settings(deadline=None, max_examples=50)
+def test_no_place_in_the_suffixes_overflows_in_tables_that_are_accepted(rows, positions, bits, data):
+    """Of the last row, and of any: in int32 as in Python's integers, which do not overflow."""
+    row_bits = positions * bits
+    words = -(-rows // 32) * row_bits
+    if max(rows, 2 * rows, words) > 2**31 - 2**16:
+        with pytest.raises(ValueError, match="that a search counts in 32 bits"):
+            trie_module.check_sizes(rows, 2 * rows, words)
+        return
+    trie_module.check_sizes(rows, 2 * rows, words)
+    nothing = np.zeros(1, np.uint32)
+    trie = trie_module.Trie(*[nothing] * 6, (1,) * (positions + 1), suffix_start=1, local_id_bits=bits)
+    for row in (rows - 1, data.draw(st.integers(0, rows - 1)) if data else 0):
+        for position in (1, positions):
+            word, bit = trie.suffix_place(jnp.int32(row), position)
+            at = row * row_bits + (position - 1) * bits
+            assert (int(word), int(bit)) == divmod(at, 32)
+
+
+def test_ms_marco_v2_is_accepted_and_what_overflows_is_refused():
+    passages = 138_364_198
+    trie_module.check_sizes(passages, 2 * passages, -(-passages // 32) * 31 * 8)  # 32 codes of 256
+    with pytest.raises(ValueError, match=r"2,317,600,752 words of suffixes are more than the 2,147,418,112"):
+        trie_module.check_sizes(passages, 2 * passages, -(-passages // 32) * 67 * 8)
