@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import _quiet  # noqa: F401
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from _cost import BASE, arbitrary, arbitrary_params, measure_atomic, measure_base, random_queries
 from _docids import T5_SIZE, kinds
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import round_up
@@ -28,7 +29,7 @@ from retrieval_jax.models.contrastive import joint_lh
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.search.exact import top_vectors
+from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.search.generative import search_function
 from retrieval_jax.training.flops import matmul_flops, model_flops
 from retrieval_jax.training.optimizers import adafactor
@@ -280,38 +281,31 @@ def encoding_rows(sizes: Sizes, rows: int) -> dict:
 
 def exact(sizes: Sizes) -> dict:
     """In float32 where there is memory for it; else in bfloat16."""
-    mesh = make_mesh()
-    took = 4 * sizes.passages * sizes.dimensions / GIB / mesh.size
-    memory = memory_gib("bytes_limit")
-    dtypes = ["bfloat16"] if memory and 1.3 * took > memory else ["float32", "bfloat16"]
-    for dtype in dtypes:
-        try:
-            return exact_search(sizes, mesh, dtype)
-        except jax.errors.JaxRuntimeError as error:
-            if dtype == dtypes[-1] or "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-        gc.collect()
-        log("the memory does not suffice: vectors of bfloat16")
-    raise AssertionError
-
-
-def exact_search(sizes: Sizes, mesh: Mesh, dtype: str) -> dict:
-    count, place = sizes.passages, NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    vectors = arbitrary((round_up(count, mesh.size), sizes.dimensions), dtype, place)
-    wanted = np.random.default_rng(0).integers(0, count, sizes.queries)
-    queries = jax.device_put(
-        np.asarray(vectors[wanted], np.float32), NamedSharding(mesh, PartitionSpec())
-    )  # each finds itself first
+    mesh, shape = make_mesh(), (sizes.passages, sizes.dimensions)
+    for dtype in (np.float32, jnp.bfloat16):
+        search = ExactSearch(np.broadcast_to(np.zeros((), dtype), shape), mesh)
+        if search.resident:
+            break
+        log(f"the memory does not suffice for vectors of {np.dtype(dtype).name}")
+    else:
+        raise MemoryError("the vectors do not fit the devices")
+    # In the place of the zeros, what is made on the devices.
+    place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    block, name = (search.rows, sizes.dimensions), np.dtype(dtype).name
+    firsts = range(0, sizes.passages, search.rows)
+    search._kept = {first: (arbitrary(block, name, place, first),) for first in firsts}
+    wanted = np.random.default_rng(0).integers(0, sizes.passages, sizes.queries)
+    places = [divmod(row, search.rows) for row in wanted.tolist()]
+    queries = np.stack([search._kept[n * search.rows][0][row] for n, row in places]).astype(np.float32)
     began = time.perf_counter()
-    rows, _ = top_vectors(queries, vectors, count, sizes.k, mesh)
-    found = float((np.asarray(rows)[:, 0] == wanted).mean())
+    rows, _ = search(queries, sizes.k)
     compile_seconds = time.perf_counter() - began
-    seconds = seconds_of(lambda: fetch(top_vectors(queries, vectors, count, sizes.k, mesh)), sizes.seconds)
+    seconds = seconds_of(lambda: search(queries, sizes.k), sizes.seconds)
     return {
         "queries_per_second": sizes.queries / seconds,
         "k": sizes.k,
-        "dtype": dtype,
-        "found_itself": found,
+        "dtype": name,
+        "found_itself": float((rows[:, 0] == wanted).mean()),
         "batch": sizes.queries,
         "peak_gib": memory_gib("peak_bytes_in_use"),
         "compile_seconds": compile_seconds,

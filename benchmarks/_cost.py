@@ -193,30 +193,33 @@ def step_products(params: dict) -> list[tuple[jax.Array, jax.Array]]:
     return [(rows[k.shape[0]], k) for k in kernels]
 
 
-def arbitrary(shape: tuple[int, ...], dtype: str, place: Sharding | None = None) -> jax.Array:
-    """Numbers that look random, as small as a layer's weights.
+def arbitrary(shape: tuple[int, ...], dtype: str, place: Sharding | None = None, first: int = 0) -> jax.Array:
+    """Numbers that look random, as small as a layer's weights: the rows from `first` on of a long array.
 
     They are made where they lie, in one kernel: `jax.random` takes several times the memory of its result.
     """
+    return _filler(shape, dtype, place)(np.uint32(first))
 
+
+@functools.lru_cache
+def _filler(shape: tuple[int, ...], dtype: str, place: Sharding | None) -> Callable:
     @functools.partial(jax.jit, out_shardings=place)
-    def fill() -> jax.Array:
-        x = jnp.uint32(1)
+    def fill(x: jax.Array) -> jax.Array:
         for axis in range(len(shape)):
-            x ^= jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(0x9E3779B1)
+            x = (x + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)) * jnp.uint32(0x9E3779B1)
             for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # MurmurHash3's last steps
                 x = (x ^ (x >> shift)) * jnp.uint32(factor)
             x ^= x >> 16
         uniform = (x >> 8).astype(jnp.int32).astype(jnp.float32) / (1 << 23) - 1
         return (uniform * shape[-2 if len(shape) > 1 else -1] ** -0.5).astype(dtype)
 
-    return fill()
+    return fill
 
 
 def arbitrary_params(model, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> dict:
     """Parameters that are made in no time. Compiling Flax's initialisers of a deep network takes long."""
     shapes = abstract_params(model, mesh, rules)
-    return jax.tree.map(lambda x: arbitrary(x.shape, x.dtype, x.sharding), shapes)
+    return jax.tree.map(lambda x: arbitrary(x.shape, x.dtype.name, x.sharding), shapes)
 
 
 def random_queries(batch_size: int = WHOLE_BATCH) -> np.ndarray:
