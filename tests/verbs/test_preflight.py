@@ -26,6 +26,7 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh.hardware import CHIPS, GIB, parse_topology
 from retrieval_jax.mesh.partitioning import MESH_AXES
 from retrieval_jax.verbs.preflight import configured, preflight
+from retrieval_jax.verbs.table import configure_verbs
 
 NO_LIBTPU = "libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'"
 
@@ -255,7 +256,7 @@ CUT_HEADS = ["make_mesh.model_parallelism"]  # four chips share 12 heads of 64: 
     ],
 )
 def test_of_published_rows_only_what_is_deserved_is_called_slow(row: str, settings: list[str]):
-    configuration.configure([f"papers/{row}.gin"], [])
+    configure_verbs([f"papers/{row}.gin"], [])
     chip, shape = parse_topology(gin.query_parameter("%TOPOLOGY"))
     together = gin.query_parameter("make_mesh.model_parallelism")
     chips = math.prod(map(int, shape.split("x")))
