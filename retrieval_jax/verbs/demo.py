@@ -1,5 +1,6 @@
 """The verb `demo`: the main job, end to end. Each step is skipped where its work is already there."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from retrieval_jax.verbs.index import make_index
 from retrieval_jax.verbs.search import search
 from retrieval_jax.verbs.train import train
 
+DEFAULT_SOURCE = "python_docs"  # of base.gin
 DUAL_ENCODER = "dual_encoder"
 MODEL = Names("a model that demo trains", lambda: (*kind_names(), DUAL_ENCODER))
 DENSE = Names("a dense searcher", lambda: searcher_kinds("dual encoder"))
@@ -84,4 +86,11 @@ def demo(
     for name in (*(name for name, _, _ in methods), "bm25", *(["fused"] if fused else [])):
         search(name=name, split=split)
     log("5/5 evaluate")
-    return {"models": trained} | evaluate(split=split)
+    return {"models": trained} | evaluate(split=split) | {"next": next_command(source, work_dir)}
+
+
+def next_command(source: str, work_dir: str | None) -> str:
+    """Returns the command that opens a page to search with, for what `demo` has made."""
+    given = [] if source == DEFAULT_SOURCE else [source]
+    given += [] if work_dir is None else [f"--WORK_DIR={work_dir}"]
+    return f"{shlex.join(['retrieval-jax', 'serve', *given])}   # then open http://127.0.0.1:8000/"
