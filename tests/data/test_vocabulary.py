@@ -25,3 +25,14 @@ def test_parts_are_cut_between_words_and_lose_nothing():
         assert "".join(parts) == text
         assert all(len(part.encode()) <= MAX_TEXT_BYTES for part in parts)
     assert all(part.endswith(" ") for part in split_long("ab cde " * 20_000))
+
+
+def test_a_text_exceeds_a_length_where_its_batch_would_be_cut(collection):
+    vocabulary = Vocabulary(collection.vocabulary_path)
+    prompted = vocabulary.with_prompt("query: ")
+    texts = ["", "a", " ", "draw a table " * 3, *("progress bar " * count for count in range(1, 12)), "ﷺ" * 9]
+    for text in texts:
+        for some in (vocabulary, prompted):
+            for length in (2, 8, 24):
+                cut = (some.batch([text], length) > 0).sum() < (some.batch([text], 500) > 0).sum()
+                assert some.exceeds(text, length) == cut, (text, length)
