@@ -1,0 +1,103 @@
+"""A light client of HTTP servers, in a process of its own: many connections ask when they were answered.
+
+    python benchmarks/_load.py '{"address": "127.0.0.1:8000", "requests": "FILE", "clients": 8, "seconds": 5}'
+
+FILE has a request a line, as JSON: [method, path, body or null]. The last line printed is JSON: answers a
+second, seconds of the median and of the 99th percentile, and how many there were of each status.
+"""
+
+import asyncio
+import collections
+import itertools
+import json
+import sys
+import time
+
+import uvloop
+
+
+class Client(asyncio.Protocol):
+    """A connection."""
+
+    def __init__(self, load: "Load"):
+        self.load, self.data, self.wanted = load, b"", None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.ask()
+
+    def ask(self) -> None:
+        self.began = time.perf_counter()
+        self.transport.write(next(self.load.requests))
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        if self.wanted is None:
+            end = self.data.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = self.data[:end].lower()
+            start = head.index(b"content-length:") + 15
+            stop = head.find(b"\r", start)
+            self.wanted = end + 4 + int(head[start : stop if stop > 0 else end])
+        if len(self.data) >= self.wanted:
+            self.load.answered(time.perf_counter() - self.began, self.data[9:12].decode())
+            self.data, self.wanted = b"", None
+            if self.load.running:
+                self.ask()
+            else:
+                self.transport.close()
+
+
+class Load:
+    """All clients."""
+
+    def __init__(self, requests: list[bytes]):
+        self.requests = itertools.cycle(requests)
+        self.seconds: list[float] = []
+        self.statuses: collections.Counter = collections.Counter()
+        self.running = True
+
+    def answered(self, seconds: float, status: str) -> None:
+        self.seconds.append(seconds)
+        self.statuses[status] += 1
+
+    async def run(self, host: str, port: int, clients: int, seconds: float) -> dict:
+        loop = asyncio.get_running_loop()
+        for _ in range(clients):
+            await loop.create_connection(lambda: Client(self), host, port)
+        await asyncio.sleep(min(seconds / 4, 1))  # until batches have their size
+        self.seconds.clear()
+        self.statuses.clear()
+        began = time.perf_counter()
+        await asyncio.sleep(seconds)
+        taken, found = time.perf_counter() - began, sorted(self.seconds)
+        self.running = False
+        return {
+            "rate": len(found) / taken,
+            "p50": found[len(found) // 2] if found else None,
+            "p99": found[int(len(found) * 0.99)] if found else None,
+            "statuses": dict(self.statuses),
+        }
+
+
+def request(method: str, path: str, body: object) -> bytes:
+    """A request of HTTP 1.1."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n"
+    if body is None:
+        return f"{head}\r\n".encode()
+    data = json.dumps(body).encode()
+    return f"{head}Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    with open(options["requests"]) as file:
+        requests = [request(*json.loads(line)) for line in file]
+    host, port = options["address"].split(":")
+    load = Load(requests)
+    print(json.dumps(uvloop.run(load.run(host, int(port), options["clients"], options["seconds"]))))
+
+
+if __name__ == "__main__":
+    main()
