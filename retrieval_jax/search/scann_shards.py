@@ -25,7 +25,7 @@ from retrieval_jax.search.scann_index import ScannShard, recall_at
 
 _LEAF_FRACTIONS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)  # that `tune` tries
 RECALL = 0.985  # the least recall@100 in `tune`, such that queries that were not measured have about 0.98
-_NEAR = 0.995  # of the recall that is reached, where that is less than was asked for
+_NEAR = 0.998  # of the recall that is reached, where that is less than was asked for
 _MAX_REORDER_FACTOR = 8  # times the setting, at most
 
 
@@ -147,7 +147,7 @@ class ScannIndex:
 
         Doubles `reorder` (up to 8 times) until recall@100 reaches `recall`, then chooses the smallest number
         of leaves that keeps it. If all that is not enough (of bfloat16 and int8, also if whole vectors are
-        rounded too much), the least work is chosen that reaches 99.5% of what all of it does. Reports the
+        rounded too much), the least work is chosen that reaches 99.8% of what all of it does. Reports the
         recall. All processes of a run must call it.
 
         Args:
