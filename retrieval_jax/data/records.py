@@ -379,10 +379,11 @@ class Collection:
         """Reads the passage at a row."""
         return self.get([row])[0]
 
-    def passages(self) -> Iterator[Passage]:
-        """Yields all passages, by row."""
-        for first in range(0, self.passage_count, _BATCH):
-            yield from self.get(range(first, min(first + _BATCH, self.passage_count)))
+    def passages(self, rows: range | None = None) -> Iterator[Passage]:
+        """Yields the passages of a range of rows, or all, by row."""
+        rows = range(self.passage_count) if rows is None else rows
+        for first in range(0, len(rows), _BATCH):
+            yield from self.get(rows[first : first + _BATCH])
 
     def open_all(self) -> None:
         """Opens every file of the passages, so that they can be read after the folder is replaced."""

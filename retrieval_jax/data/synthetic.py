@@ -22,6 +22,7 @@ from retrieval_jax.data.records import Collection, Records, write_dataset
 
 VERB = "generate-queries"
 SHARD = 100_000  # passages a file, about
+_BATCH = 1024  # records read at once
 
 
 class SyntheticQueries:
@@ -74,16 +75,17 @@ class SyntheticQueries:
                 f"make it again with `retrieval-jax {VERB}`"
             )
 
-    def expanded(self, collection: Collection, size: int = 1024) -> Iterator[Passage]:
-        """Yields the collection's passages by row, each text followed by its queries (Nogueira et al., 2019).
+    def expanded(self, collection: Collection, rows: range | None = None) -> Iterator[Passage]:
+        """Yields passages by row, each text followed by its queries (Nogueira et al., 2019).
 
         Args:
           collection: the collection.
-          size: passages that are read at once.
+          rows: the passages' rows; None for all.
         """
-        for first in range(0, collection.passage_count, size):
-            rows = range(first, min(first + size, collection.passage_count))
-            for passage, queries in zip(collection.get(rows), self.get(rows), strict=True):
+        rows = range(collection.passage_count) if rows is None else rows
+        for first in range(0, len(rows), _BATCH):
+            some = rows[first : first + _BATCH]
+            for passage, queries in zip(collection.get(some), self.get(some), strict=True):
                 yield Passage(passage.id, passage.title, " ".join([passage.text, *queries]))
 
 

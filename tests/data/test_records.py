@@ -47,6 +47,8 @@ def collection(folder: Path) -> Collection:
 
 def test_passages_come_back_by_row(collection: Collection):
     assert list(collection.passages()) == PASSAGES
+    assert list(collection.passages(range(1, 3))) == PASSAGES[1:3]
+    assert list(collection.passages(range(0))) == []
     assert collection.passage(1499) == PASSAGES[1499]
     rows = [2999, 0, 9, 10, 9, *range(1490, 1510)]
     assert collection.get(rows) == [PASSAGES[row] for row in rows]

@@ -46,6 +46,13 @@ def test_queries_come_back_by_row(made: Path, collection: Collection):
     assert (manifest["made"], manifest["distinct"]) == (4 * len(expected), 3 * len(expected))
 
 
+def test_passages_are_expanded_by_their_queries(made: Path, collection: Collection):
+    queries = SyntheticQueries(made)
+    expected = [" ".join([p.text, *queries_of(row)]) for row, p in enumerate(collection.passages())]
+    assert [p.text for p in queries.expanded(collection)] == expected
+    assert [p.text for p in queries.expanded(collection, range(3, 8))] == expected[3:8]
+
+
 def test_any_tfds_program_reads_them(made: Path, collection: Collection):
     import tensorflow_datasets as tfds
 
