@@ -1,22 +1,22 @@
-"""The lexical baseline: BM25, computed by the library bm25s."""
+"""The lexical baseline: BM25."""
 
-import logging
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import bm25s
 import numpy as np
 import pyarrow as pa
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import track
-from retrieval_jax.data.collection import Passage
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.search.analysis import DEFAULT_LANGUAGE, VERSION, analyzer, languages, pairs_with
+from retrieval_jax.search.bm25_index import INDEX_VERSION, SHARD, Index, TextShard, write_index
 from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
 
-logging.getLogger("bm25s").setLevel(logging.ERROR)  # the library sets it to DEBUG when it is imported
+_BLOCK = 512  # rows of which the largest score is found at once, much faster than the rows with a score
 
 
 @register_searcher
@@ -27,7 +27,7 @@ class BM25Searcher(Searcher):
     the parameters are Anserini's defaults).
 
     Args:
-      index: the library's index.
+      index: the index.
       passage_ids: the passage ids by the index's row.
       language: the language of the analysis, which must be that of the index.
     """
@@ -35,21 +35,17 @@ class BM25Searcher(Searcher):
     kind: ClassVar[str] = "bm25"
     family: ClassVar[str] = "lexical"
 
-    def __init__(
-        self, index: bm25s.BM25, passage_ids: Sequence[str], language: str | None = DEFAULT_LANGUAGE
-    ):
+    def __init__(self, index: Index, passage_ids: Sequence[str], language: str | None = DEFAULT_LANGUAGE):
         self.index, self.passage_ids = index, arrow_ids.array(passage_ids)
         self.find_rows = arrow_ids.RowFinder(self.passage_ids)
         self.analyze = analyzer(language)
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See `Searcher.search`. Passages without a term of the query are not found."""
-        if not queries:
-            return []
-        k = min(k, len(self.passage_ids))
+        scores_N = np.zeros(len(self.passage_ids), np.float32)
         ranked_lists = []
         for query in queries:
-            scores_N = self._scores(query)
+            self._add_up(query, scores_N)
             rows = top_rows(scores_N, k)
             ids = self.passage_ids.take(pa.array(rows)).to_pylist()
             ranked_lists.append(list(zip(ids, scores_N[rows].tolist(), strict=True)))
@@ -57,69 +53,70 @@ class BM25Searcher(Searcher):
 
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         """See `Searcher.score`. A passage without a term of the query has 0."""
+        scores_N = np.zeros(len(self.passage_ids), np.float32)
         results = []
         for query, wanted in zip(queries, candidates, strict=True):
-            rows, scores_N = np.array(self.find_rows(wanted), int), self._scores(query)
+            self._add_up(query, scores_N)
+            rows = np.array(self.find_rows(wanted), int)
             results.append(np.where(rows < 0, np.nan, scores_N[rows]).tolist() if wanted else [])
         return results
 
-    def _scores(self, query: str) -> np.ndarray:
-        """Returns each passage's score, float32."""
+    def _add_up(self, query: str, scores_N: np.ndarray) -> None:
+        """Overwrites an array (float32) with the scores of all passages. Unknown terms count nothing."""
         terms = self.analyze(query)
         if len(terms) == 1:  # in a longer query, the many pairs would outweigh the other terms
-            terms += pairs_with(terms[0], self.index.vocab_dict)
-        return self.index.get_scores(terms) if terms else np.zeros(len(self.passage_ids), np.float32)
+            terms += pairs_with(terms[0], self.index.terms_with(terms[0]))
+        scores_N.fill(0)
+        for column in map(self.index.column, terms):
+            if column is not None:
+                np.add.at(scores_N, *self.index.postings(column))
 
     @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:
-        """See `Searcher.recipe`: the analysis."""
+        """See `Searcher.recipe`: the analysis, and the version of the files."""
         language = inputs.settings.language
         if language not in (None, *languages()):
             known = ", ".join(languages())
             raise UserError(f"make_index.language: no language {language!r}: choose one of {known}, or None")
-        return {"language": language, "analysis": VERSION}
+        return {"language": language, "analysis": VERSION, "index_version": INDEX_VERSION}
 
     @classmethod
-    def write(cls, folder: Path, inputs: IndexInputs) -> dict:
+    def write(cls, folder: Path, inputs: IndexInputs) -> None:
         """See `Searcher.write`."""
-        passages = track(inputs.passages(), "BM25", inputs.collection.passage_count)
-        cls.write_passages(folder, passages, inputs.settings.language)
-        return {}
-
-    @staticmethod
-    def write_passages(
-        folder: Path, passages: Iterable[Passage], language: str | None = DEFAULT_LANGUAGE
-    ) -> None:
-        """Indexes passages in a language; writes the index and their ids into a folder."""
-        ids, terms, analyze = [], [], analyzer(language)
-        for passage in passages:
-            ids.append(passage.id)
-            terms.append(analyze(passage.full_text))
-        if not any(terms):
-            raise UserError(_without_terms(language))
-        index = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
-        index.index(terms, show_progress=False)
-        index.save(folder / "bm25")
-        arrow_ids.write(folder / "ids.arrow", ids)
+        write_index(folder, _shards(inputs), inputs.settings.language)
+        arrow_ids.write(folder / "ids.arrow", inputs.collection.ids)
 
     @classmethod
     def open(cls, folder: Path, make_partitioner: object = None) -> "BM25Searcher":
         """See `Searcher.open`. No device is needed, and `make_partitioner` is not called."""
         folder = paths.ensure_local(folder)
         manifest = storage.read_manifest(folder, "index")
-        if manifest.get("analysis") != VERSION:
-            raise UserError(f"{folder}: indexed with another version of the analysis: `retrieval-jax index`")
-        index = bm25s.BM25.load(folder / "bm25")
-        return cls(index, arrow_ids.read(folder / "ids.arrow"), manifest["language"])
+        for name, version in (("analysis", VERSION), ("index_version", INDEX_VERSION)):
+            if manifest.get(name) != version:
+                what = "the analysis" if name == "analysis" else "the index"
+                raise UserError(f"{folder}: indexed with another version of {what}: `retrieval-jax index`")
+        try:
+            return cls(Index.open(folder), arrow_ids.read(folder / "ids.arrow"), manifest["language"])
+        except (OSError, EOFError, ValueError) as error:
+            hint = "delete the folder, then `retrieval-jax index`"
+            raise UserError(f"{folder}: cannot be read ({error}): {hint}") from None
 
 
-def _without_terms(language: str | None) -> str:
-    if language is None:
-        return "make_index: no passage has a term: the texts hold no letter or digit: import others"
-    return (
-        f"make_index.language: no passage has a term in {language!r} but stop words: "
-        "index them as they are: --gin.make_index.language=None"
-    )
+def _shards(inputs: IndexInputs) -> list[TextShard]:
+    """Returns functions that processes can be given, each of which reads a range of the passages."""
+    expansion = inputs.expansion.folder if inputs.expansion else None
+    count = inputs.collection.passage_count
+    ranges = [range(first, min(first + SHARD, count)) for first in range(0, count, SHARD)]
+    return [functools.partial(_texts, inputs.collection.folder, expansion, rows) for rows in ranges]
+
+
+def _texts(collection_folder: Path, expansion_folder: Path | None, rows: range) -> Iterator[str]:
+    collection = Collection(collection_folder)
+    if expansion_folder is None:
+        passages = collection.passages(rows)
+    else:
+        passages = SyntheticQueries(expansion_folder).expanded(collection, rows)
+    return (passage.full_text for passage in passages)
 
 
 def top_rows(scores_N: np.ndarray, k: int) -> np.ndarray:
@@ -135,8 +132,20 @@ def top_rows(scores_N: np.ndarray, k: int) -> np.ndarray:
     Returns:
       int64, at most k rows, best first; equal scores are in the order of the rows.
     """
-    rows = np.flatnonzero(scores_N > 0)
+    blocks = len(scores_N) // _BLOCK
+    rows = np.arange(blocks * _BLOCK, len(scores_N))
+    if blocks:  # k blocks have a largest score of at least `least`, so no lower one is among the k largest
+        maxima = scores_N[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(1)
+        least = _kth_largest(maxima, k) if blocks > k else 0
+        some = np.flatnonzero((maxima > 0) & (maxima >= least))
+        rows = np.concatenate([(some[:, None] * _BLOCK + np.arange(_BLOCK)).ravel(), rows])
+    scores = scores_N[rows]
+    rows, scores = rows[scores > 0], scores[scores > 0]
     if len(rows) > k:
-        least = np.partition(scores_N[rows], len(rows) - k)[len(rows) - k]
-        rows = rows[scores_N[rows] >= least]
-    return rows[np.argsort(-scores_N[rows], kind="stable")][:k]
+        largest = scores >= _kth_largest(scores, k)
+        rows, scores = rows[largest], scores[largest]
+    return rows[np.argsort(-scores, kind="stable")][:k]
+
+
+def _kth_largest(values: np.ndarray, k: int) -> np.float32:
+    return np.partition(values, len(values) - k)[len(values) - k]

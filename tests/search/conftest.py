@@ -11,6 +11,7 @@ from retrieval_jax.data.collection import Passage
 from retrieval_jax.embeddings.encoding import Embeddings
 from retrieval_jax.search import analysis
 from retrieval_jax.search.bm25 import BM25Searcher
+from retrieval_jax.search.bm25_index import INDEX_VERSION, write_index
 
 
 def embeddings_of(folder: Path, vectors: np.ndarray, ids: list[str], texts: np.ndarray | None = None):
@@ -37,8 +38,11 @@ def bm25_of_passages(
     folder: Path, passages: Iterable[Passage], language: str | None = "porter"
 ) -> BM25Searcher:
     """BM25 over passages without a collection, written and opened again."""
-    BM25Searcher.write_passages(folder, iter(passages), language)
-    storage.write_manifest(folder, {"recipe": {}, "language": language, "analysis": analysis.VERSION})
+    passages = [*passages]
+    write_index(folder, [lambda: [passage.full_text for passage in passages]], language)
+    arrow_ids.write(folder / "ids.arrow", [passage.id for passage in passages])
+    facts = {"language": language, "analysis": analysis.VERSION, "index_version": INDEX_VERSION}
+    storage.write_manifest(folder, {"recipe": {}, **facts})
     return BM25Searcher.open(folder)
 
 

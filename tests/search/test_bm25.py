@@ -6,17 +6,20 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import bm25s
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.records import Collection
+from retrieval_jax.search import bm25 as bm25_module
 from retrieval_jax.search.analysis import analyzer
-from retrieval_jax.search.bm25 import top_rows
+from retrieval_jax.search.bm25 import BM25Searcher, top_rows
 from retrieval_jax.search.searcher import Searcher
 
 WORD = "zyzzyva"  # in no passage
@@ -154,6 +157,70 @@ def test_top_rows_are_those_of_a_stable_sort(scores: list[float], k: int):
     assert top_rows(np.array(scores, np.float32), k).tolist() == order[:k]
 
 
+@pytest.mark.parametrize("scored", [0, 3, 40, 5000])
+def test_top_rows_of_many_are_those_of_a_stable_sort(scored: int):
+    rng = np.random.default_rng(scored)
+    scores = np.zeros(6000, np.float32)
+    scores[rng.choice(6000, scored, replace=False)] = rng.choice([0.5, 1, 1.5, 2], scored)
+    order = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores)].tolist()
+    for k in (1, 5, 12, 100, 7000):
+        assert top_rows(scores, k).tolist() == order[:k]
+
+
+def test_rankings_are_those_of_the_library_with_ties_in_order(bm25_of, tmp_path: Path):
+    """The same float32 scores, for queries one by one or together, for any k."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"w{i}" for i in range(60)])
+    texts = [" ".join(rng.choice(words[: rng.integers(2, 60)], rng.integers(1, 9))) for _ in range(2000)]
+    searcher = bm25_of(tmp_path, [Passage(str(i), "", text) for i, text in enumerate(texts)])
+    library = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
+    library.index([analyzer()(text) for text in texts], show_progress=False)
+    queries = [" ".join(rng.choice(words, size)) for size in rng.integers(1, 9, 20)] + ["w0 w0 w1 unseen w0"]
+    for k in (1, 10, 3000):
+        for query, found in zip(queries, searcher.search(queries, k), strict=True):
+            scores = library.get_scores(analyzer()(query))
+            order = sorted(np.flatnonzero(scores).tolist(), key=lambda row, of=scores: -of[row])[:k]
+            assert found == [(str(row), float(scores[row])) for row in order]
+            assert searcher.search([query], k) == [found]
+
+
+def test_passages_without_words_and_of_100_000_words(bm25_of, tmp_path: Path):
+    texts = ["", "apple", "?!", "apple pear " * 50_000, "pear of the apple tree"]
+    searcher = bm25_of(tmp_path, [Passage(f"p{i}", "", text) for i, text in enumerate(texts)])
+    documents = [analyzer()(text) for text in texts]
+    assert len(documents[3]) == 100_000
+    for query in ("apple", "pear", "tree", "pear tree"):
+        (ranking,) = searcher.search([query], 10)
+        expected = {f"p{i}": bm25(analyzer()(query), d, documents) for i, d in enumerate(documents)}
+        assert dict(ranking) == pytest.approx({p: s for p, s in expected.items() if s > 0}, rel=1e-5)
+    assert searcher.search(["apple " * 100_000], 1)[0][0][0] == searcher.search(["apple"], 1)[0][0][0]
+
+
+def test_several_processes_index_what_one_does(
+    collection: Collection, arguments, cli, expanded: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def files() -> dict[str, bytes]:
+        there = {str(path.relative_to(expanded)): path for path in expanded.rglob("*") if path.is_file()}
+        return {name: path.read_bytes() for name, path in there.items()}
+
+    before = files()
+    assert before.keys() >= {"ids.arrow", "terms.arrow", "manifest.json"}
+    storage.write_json(expanded / "manifest.json", json.loads(before["manifest.json"]) | {"recipe": {}})
+    monkeypatch.setattr(bm25_module, "SHARD", collection.passage_count // 3)
+    assert cli("index", *arguments, EXPANSION)[0] == 0
+    assert files() == before
+
+
+def test_a_damaged_file_is_one_line(bm25_of, tmp_path: Path):
+    bm25_of(tmp_path, [Passage("a", "", "a red apple")])
+    path = tmp_path / "bm25" / "data.csc.index.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(
+        UserError, match=r"cannot be read \(.*\): delete the folder, then `retrieval-jax index`$"
+    ):
+        BM25Searcher.open(tmp_path)
+
+
 def test_another_analysis_is_another_searcher(work: Workspace, arguments, cli):
     assert cli("index", *arguments)[0] == 0
     before = (work.searcher("bm25") / "manifest.json").stat().st_mtime_ns
@@ -169,6 +236,9 @@ def test_another_analysis_is_another_searcher(work: Workspace, arguments, cli):
     assert cli("index", *arguments)[0] == 0
     (work.searcher("bm25") / "manifest.json").write_text(json.dumps(manifest | {"analysis": 0}))
     with pytest.raises(UserError, match="another version of the analysis: `retrieval-jax index`"):
+        Searcher.open(work.searcher("bm25"))
+    (work.searcher("bm25") / "manifest.json").write_text(json.dumps(manifest | {"index_version": 1}))
+    with pytest.raises(UserError, match="another version of the index: `retrieval-jax index`"):
         Searcher.open(work.searcher("bm25"))
     assert cli("index", *arguments, "--gin.make_index.language='german'")[0] == 0
 
