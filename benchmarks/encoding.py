@@ -1,16 +1,16 @@
 """Texts a second: the encoder of a dual encoder beside sentence-transformers, with the same weights.
 
-    python benchmarks/encoding.py [--quick] [--data FOLDER] [--vocabulary FILE]
+    python benchmarks/encoding.py [--quick] [--devices N] [--data FOLDER] [--vocabulary FILE]
 
 The model is a folder in sentence-transformers' format with the layers of GTR (T5 1.0's encoder with ReLU, the
 mean, a matrix, unit length), 8 layers 512 wide, of random weights: speed does not depend on them, and equal
 vectors show that both compute the same. Texts are cut to 256 tokens. Both have all cores, and one after the
 other encode the same slices of a collection; sentence-transformers sorts each by length, and has the best of
-a few batch sizes. Compiling is in no time, and stands beside it (of shapes that
-the collection before did not have).
+a few batch sizes; here each core is a device, or with --devices 1 one device has them all. Compiling is in no
+time, and stands beside it (of shapes that the collection before did not have).
 
 Padding's share is of the floating-point operations of matrix products, of the whole collection, as it is
-encoded in parts of 4,096 texts.
+encoded in parts of 4,096 texts a device.
 
 Needs torch and sentence-transformers. Prints a table, then one line of JSON, by collection:
 over_sentence_transformers (texts a second over theirs), the same by processor seconds (of torch they count
@@ -53,7 +53,7 @@ LENGTH, DIMENSIONS = 256, 768
 NETWORK = T5Config(32128, 512, 8, 64, 2048, 8, 0, mlp_activations=("relu",))
 BATCH_SIZES = (16, 32, 64)  # of sentence-transformers, whose own choice is 32
 TEXTS = {"squad_dev": 2048, "wordnet": 16384}  # that are timed
-QUICK_TEXTS = {"squad_dev": 96, "wordnet": 512}
+QUICK_TEXTS = {"squad_dev": 64, "wordnet": 1024}
 SLICE = 4096
 PAUSE = 0.5  # seconds, while the other one's threads still spin
 LEAST_COSINE = 0.9999
@@ -64,8 +64,8 @@ def read_texts(folder: Path) -> list[str]:
         return [Passage(*line.rstrip("\n").split("\t", 2)).full_text for line in docs]
 
 
-def make_models(vocabulary: Vocabulary, scratch: Path) -> tuple[LoadedModel, Path]:
-    """The same random weights as this project's model and as a folder of sentence-transformers."""
+def make_models(vocabulary: Vocabulary, scratch: Path) -> tuple[Path, Path]:
+    """Folders of the same random weights: of this project and of sentence-transformers."""
     model = DualEncoder(NETWORK, vector_dim=DIMENSIONS)
     shapes = {"left_encoder_input_tokens": (1, 2)}
     variables = jax.jit(lambda key: model.get_initial_variables(key, shapes))(jax.random.key(0))
@@ -74,7 +74,7 @@ def make_models(vocabulary: Vocabulary, scratch: Path) -> tuple[LoadedModel, Pat
     sentence_transformers.write(theirs, arrays, NETWORK, True, LENGTH, NO_PROMPTS)
     tokenizer.write(theirs, vocabulary, LENGTH)
     convert("unused", str(theirs), model_dir=str(scratch / "ours"))
-    return load_model(scratch / "ours", mesh=all_devices()), theirs
+    return scratch / "ours", theirs
 
 
 def compile_shapes(encoder: TextEncoder, texts: Sequence[str]) -> float:
@@ -92,8 +92,9 @@ def padding_share(encoder: TextEncoder, opened: LoadedModel, texts: Sequence[str
         return matmul_flops(opened.model.encode_passages, opened.params, tokens)
 
     all_flops = of_texts = 0
-    for first in range(0, len(texts), PART):
-        for places, tokens in encoder.batches(texts[first : first + PART]):
+    at_once = PART * jax.local_device_count()
+    for first in range(0, len(texts), at_once):
+        for places, tokens in encoder.batches(texts[first : first + at_once]):
             all_flops += flops(*tokens.shape)
             of_texts += sum(flops(1, n) for n in np.count_nonzero(tokens[: len(places)], axis=1).tolist())
     return 1 - of_texts / all_flops
@@ -145,24 +146,27 @@ def main() -> None:
         "--data", type=Path, default=Path("../shared/data"), help="has the collections' folders"
     )
     parser.add_argument("--vocabulary", type=Path, help="T5's SentencePiece model; by default, of --data")
+    parser.add_argument("--devices", type=int, help="of a CPU, which share its cores; by default, one a core")
     options = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", options.devices or os.cpu_count() or 1)
     import sentence_transformers as library
     import torch
 
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
-    log(
-        f"{jax.devices()[0].device_kind}, {threads} threads, JAX {jax.__version__}, torch {torch.__version__}"
-    )
+    log(f"{len(jax.devices())} × {jax.devices()[0].device_kind}, {threads} threads in all")
+    log(f"JAX {jax.__version__}, torch {torch.__version__}")
     path = options.vocabulary or options.data / "t5vocab" / "t5_spiece_no_bos.model"
     table = Table(
         "collection", "tokens", "texts/s", "theirs", "ratio", "by CPU time", "padding", "compiling, s"
     )
     figures = {"over_sentence_transformers": {}, "by_processor_seconds": {}, "padding_share": {}}
     with tempfile.TemporaryDirectory() as scratch:
-        opened, folder = make_models(Vocabulary(path), Path(scratch))
+        ours, folder = make_models(Vocabulary(path), Path(scratch))
         library_model = library.SentenceTransformer(str(folder), device="cpu")
-    encoder = passage_encoder(opened, all_devices())
+        mesh = all_devices(devices=jax.devices()[: options.devices])
+        opened = load_model(ours, mesh=mesh)
+    encoder = passage_encoder(opened, mesh)
     for name, count in (QUICK_TEXTS if options.quick else TEXTS).items():
         texts = read_texts(options.data / name)
         share = padding_share(encoder, opened, texts)
