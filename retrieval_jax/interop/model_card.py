@@ -34,6 +34,7 @@ LIBRARIES = {
     "sentence_transformers": "sentence-transformers",
     "t5x": "t5x",
     "stablehlo": "jax",
+    "parquet": "pyarrow",
 }
 _QUERY = "smooth a noisy signal"
 
@@ -145,8 +146,10 @@ def _loading(folder: Path, format: str, kind: str, description: Mapping) -> str:
         "sentence_transformers": _sentence_transformers,
         "t5x": _t5x,
         "stablehlo": _stablehlo,
+        "parquet": _parquet,
     }[format](folder, kind, description)
-    return f"In this folder, with {needs}:\n\n```python\n{code}\n```"
+    loading = f"In this folder, with {needs}:\n\n```python\n{code}\n```"
+    return f"{loading}\n\n{_pgvector(description)}" if format == "parquet" else loading
 
 
 def _searcher(*_) -> tuple[str, str]:
@@ -194,6 +197,40 @@ from retrieval_jax.checkpoints.pretrained import open_pretrained
 for name, array in open_pretrained("{checkpoint}").arrays.items():
     print(name, array.shape)"""
     return code, f"retrieval_jax installed; T5X's gin takes {checkpoint} as INITIAL_CHECKPOINT_PATH"
+
+
+def _parquet(*_) -> tuple[str, str]:
+    code = """\
+import glob
+
+import pyarrow.dataset
+
+passages = pyarrow.dataset.dataset(sorted(glob.glob("*.parquet")))
+print(passages.schema, passages.count_rows())"""
+    return code, "pyarrow installed"
+
+
+def _pgvector(description: Mapping) -> str:
+    """How PostgreSQL's extension pgvector loads the vectors."""
+    dimensions = description["settings"]["vector_dim"]
+    return f"""\
+Into PostgreSQL with pgvector (psycopg 3 finds the server by PGHOST, PGDATABASE and so on):
+
+```sql
+CREATE EXTENSION IF NOT EXISTS vector;
+CREATE TABLE passages (id text PRIMARY KEY, title text, text text, vector vector({dimensions}));
+```
+
+```python
+import psycopg
+
+with psycopg.connect() as db, db.cursor().copy("COPY passages (id, title, text, vector) FROM STDIN") as copy:
+    for row in (row for batch in passages.to_batches(batch_size=1024) for row in batch.to_pylist()):
+        copy.write_row((row["id"], row["title"], row["text"], str(row["vector"])))
+```
+
+`SELECT id FROM passages ORDER BY vector <#> '[…]' LIMIT 10` then finds the passages with the largest dot
+products with a query's vector; `CREATE INDEX ON passages USING hnsw (vector vector_ip_ops)` makes it fast."""
 
 
 def _stablehlo(folder: Path, _, description: Mapping) -> tuple[str, str]:

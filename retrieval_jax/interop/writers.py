@@ -19,8 +19,12 @@ from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays, write_safetensors
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.interop import stablehlo
+from retrieval_jax.embeddings.encoding import encode_by_model
+from retrieval_jax.interop import parquet, stablehlo
+from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
 from retrieval_jax.models.layers import STACK_AXIS
 
@@ -36,12 +40,14 @@ class Subject:
       step: the model's checkpoint.
       searcher: the searcher's folder; None where a model is exported alone.
       manifest: the searcher's manifest.
+      work: the work folder of the collection.
     """
 
     model_dir: Path | None
     step: int | None
     searcher: Path | None = None
     manifest: Mapping = dataclasses.field(default_factory=dict)
+    work: Workspace | None = None
 
     @classmethod
     def of_searcher(cls, folder: Path, manifest: Mapping) -> "Subject":
@@ -169,10 +175,22 @@ def write_stablehlo(folder: Path, subject: Subject) -> dict:
     return made
 
 
+def write_parquet(folder: Path, subject: Subject) -> dict:
+    """Writes the passages with a dual encoder's vectors, which are computed unless they are there."""
+    opened = subject.open()
+    if not isinstance(opened.model, DualEncoder):
+        raise UserError(f"{subject.model_dir}: not a dual encoder: --gin.export.format=\"'huggingface'\"")
+    collection, mesh = Collection(subject.work.collection), all_devices()
+    opened = load_model(subject.model_dir, subject.step, mesh)
+    vectors = encode_by_model(subject.model_dir, opened, mesh, subject.work, collection)
+    return parquet.write(folder, vectors, collection)
+
+
 WRITERS = {
     "searcher": write_searcher,
     "huggingface": write_hugging_face,
     "sentence_transformers": write_sentence_transformers,
     "t5x": write_t5x,
     "stablehlo": write_stablehlo,
+    "parquet": write_parquet,
 }

@@ -1,5 +1,6 @@
 """The verb `export`: a searcher or a model becomes a folder that others open, with this package or not."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def export(
       model_dir: a model to export instead.
       format: "searcher" (weights, vocabulary, docids or index: `Searcher.open(path)` answers queries with
         it), "huggingface" (T5ForConditionalGeneration.from_pretrained), "sentence_transformers", "t5x" (a
-        legacy checkpoint) or "stablehlo" (programs that JAX alone runs).
+        legacy checkpoint), "stablehlo" (programs that JAX alone runs) or "parquet" (the passages with a dual
+        encoder's vectors, for vector stores such as pgvector).
       output: the folder to make; None is exports/NAME of the work folder, or NAME.FORMAT for all formats but
         the first.
       step: which of the checkpoints of `model_dir` (--MODEL_STEP); None is the newest. A searcher has its
@@ -49,20 +51,22 @@ def export(
     work = Workspace.for_source(source, work_dir)
     if model_dir:
         description, step = model_folder.read_description_and_step(paths.as_path(model_dir), step)
-        subject = Subject(paths.as_path(model_dir), step)
+        subject = Subject(paths.as_path(model_dir), step, work=work)
         name = paths.absolute(model_dir).name
         recipe = model_folder.model_recipe(model_dir, step, description)
     else:
         folder = work.searcher(name)
         collection = Collection(work.collection)
         manifest = searcher_manifest(folder, collection)
-        subject = Subject.of_searcher(folder, manifest)
+        subject = dataclasses.replace(Subject.of_searcher(folder, manifest), work=work)
         recipe = manifest["recipe"] | {"metrics": searcher_metrics(work, name, collection)}
     output = (
         paths.as_path(output) if output else work.export(name if format == "searcher" else f"{name}.{format}")
     )
 
     recipe |= {"format": format}
+    if format == "parquet":
+        recipe["collection"] = Collection(work.collection).fingerprint
 
     def make(tmp: Path) -> dict:
         facts = WRITERS[format](tmp, subject)
