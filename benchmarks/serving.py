@@ -1,0 +1,258 @@
+"""What does a server cost? Throughput and latency of `retrieval-jax serve` beside the searchers themselves.
+
+    python benchmarks/serving.py WORK_DIR [--searchers bm25 scann atomic naive fused] [--quick]
+    python benchmarks/serving.py WORK_DIR --abuse 60
+
+WORK_DIR is a finished work folder, such as that of `retrieval-jax demo`. Of each searcher, one process
+searches for the collection's queries in batches of 32 and one by one, 10 passages each (`Searcher.search`),
+and another one serves the same searcher; its clients run in a third process. The two take turns in one run.
+No answer comes from the server's cache. With sentence-transformers installed, the dual encoder's vectors are
+asked for, too, beside the same weights behind the plainest FastAPI route. --quick takes the first two
+searchers, and less than a minute.
+
+--abuse SECONDS asks for four times as much as the last searcher can answer, while others send what no client
+should: see `_abuse.py`.
+
+The last line is JSON: `throughput_over_batched` (32 clients, over batches of 32) and `added_ms` (one client,
+over a single `search`) by searcher; `embeddings_over_sentence_transformers`, by clients.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote_plus
+
+import _abuse
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+SEARCHERS = ("bm25", "scann", "atomic", "naive", "fused")
+CLIENTS, HITS, BATCH = (1, 8, 32, 128), 10, 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--searchers", nargs="+", default=SEARCHERS)
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    parser.add_argument("--abuse", type=float, default=0, metavar="SECONDS")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--direct", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.direct:
+        return direct(options.work, *options.direct)
+    names = [
+        name for name in options.searchers if (options.work / "searchers" / name / "manifest.json").is_file()
+    ]
+    names, clients = (names[:2], (1, 32)) if options.quick else (names, CLIENTS)
+    seconds = 1 if options.quick else options.seconds
+    queries = judged_queries(options.work)
+    console = Console(stderr=True)
+    if options.abuse:
+        name = names[-1]
+        with serving(options.work, [*{"bm25", name}]) as (process, address):
+            report = _abuse.run(process, address, name, queries, options.abuse)
+        _abuse.show(report, console)
+        print(json.dumps({"abuse": report}))
+        return None
+    table = Table("searcher", "clients", "queries/s", "over batches", "p50 ms", "p99 ms", "search alone ms")
+    figures: dict[str, dict] = {"throughput_over_batched": {}, "added_ms": {}}
+    for name in names:
+        with searching(options.work, name) as alone, serving(options.work, [name]) as (_, address):
+            for count in clients:
+                batched = alone("batched", seconds)
+                single = alone("single", seconds) if count == 1 else None
+                found = load(address, [search_request(name, query) for query in queries], count, seconds)
+                batched = statistics.mean([batched, alone("batched", seconds)])
+                ratio = found["rate"] / batched
+                if count == 32:
+                    figures["throughput_over_batched"][name] = round(ratio, 3)
+                if single:
+                    figures["added_ms"][name] = round(1000 * (found["p50"] - single), 2)
+                table.add_row(
+                    name, str(count), f"{found['rate']:,.0f}", f"{ratio:.2f}", f"{1000 * found['p50']:.2f}",
+                    f"{1000 * found['p99']:.2f}", f"{1000 * single:.2f}" if single else "",
+                )  # fmt: skip
+    dense = next((name for name in ("exact", "scann") if name in names), None)
+    if dense and not options.quick and importlib.util.find_spec("sentence_transformers"):
+        figures["embeddings_over_sentence_transformers"] = embeddings(
+            options.work, dense, queries, seconds, table
+        )
+    console.print(table)
+    print(json.dumps(figures))
+    return None
+
+
+def judged_queries(work: Path) -> list[str]:
+    """The texts of the collection's test and dev queries, read by a child."""
+    script = (
+        "import sys, json; from retrieval_jax.data.records import Collection; c = Collection(sys.argv[1]);"
+        "print(json.dumps([q.text for s in ('test', 'dev') if s in c.query_counts for q in c.queries(s)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(work / "collection")],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(done.stdout)[:4096]
+
+
+def search_request(name: str, query: str) -> list:
+    return ["GET", f"/v1/{name}/search?query={quote_plus(query)}&hits={HITS}", None]
+
+
+@contextlib.contextmanager
+def serving(work: Path, names: Sequence[str]) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A server of some searchers; gives its process and its address when it is ready."""
+    command = [sys.executable, "-m", "retrieval_jax.main", "serve", f"--WORK_DIR={work}"]
+    settings = {"port": 0, "cache_mb": 0, "searchers": tuple(names)}
+    command += [f"--gin.serve.{key}={value!r}" for key, value in settings.items()]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in process.stderr:
+            if match := re.search(r"ready: http://(\S+)", line):
+                yield process, match[1]
+                break
+        else:
+            raise SystemExit(f"the server ended with {process.wait()}")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def searching(work: Path, name: str) -> Iterator:
+    """A process that searches; gives a function of what to do and for how long, which returns the result."""
+    command = [sys.executable, __file__, str(work), "--direct", name]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+
+    def ask(what: str, seconds: float) -> float:
+        process.stdin.write(json.dumps([what, seconds]) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    try:
+        yield ask
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def direct(work: Path, name: str) -> None:
+    """The process that searches: queries a second in batches, or the median seconds of one query."""
+    import _quiet  # noqa: F401
+
+    from retrieval_jax.search.searcher import Searcher
+
+    queries, searcher = judged_queries(work), Searcher.open(work / "searchers" / name)
+    searcher.use_batch_sizes((1, 8, BATCH))
+    batches = [queries[first : first + BATCH] for first in range(0, len(queries) - BATCH + 1, BATCH)] or [
+        queries
+    ]
+    for size in (1, BATCH):
+        searcher.search(queries[:size], HITS)
+    print("open", flush=True)
+    for line in sys.stdin:
+        what, seconds = json.loads(line)
+        texts = batches if what == "batched" else [[query] for query in queries]
+        times, counts, began = [], 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            some = texts[len(times) % len(texts)]
+            start = time.perf_counter()
+            searcher.search(some, HITS)
+            times.append(time.perf_counter() - start)
+            counts += len(some)
+        result = counts / sum(times) if what == "batched" else statistics.median(times)
+        print(json.dumps(result), flush=True)
+
+
+def load(address: str, requests: Sequence[list], clients: int, seconds: float) -> dict:
+    """Asks in a process of its own; see `_load.py`. Any answer but 200 ends the benchmark."""
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        file.writelines(json.dumps(request) + "\n" for request in requests)
+        file.flush()
+        options = {"address": address, "requests": file.name, "clients": clients, "seconds": seconds}
+        command = [sys.executable, str(HERE / "_load.py"), json.dumps(options)]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    if found["statuses"].keys() != {"200"}:
+        raise SystemExit(f"{address}: answered {found['statuses']}")
+    return found
+
+
+def embeddings(work: Path, name: str, queries: Sequence[str], seconds: float, table: Table) -> dict:
+    """The same weights behind /v1/embeddings and behind sentence-transformers in a FastAPI route."""
+    requests = [["POST", "/v1/embeddings", {"input": query}] for query in queries]
+    ratios = {}
+    with tempfile.TemporaryDirectory() as folder, serving(work, [name]) as (_, address):
+        model = json.loads((work / "searchers" / name / "manifest.json").read_text())["model"]
+        command = [sys.executable, "-m", "retrieval_jax.main", "export", f"--WORK_DIR={work}", "--json"]
+        command += [f"--MODEL_DIR={work / 'searchers' / name / model}", f"--gin.export.output='{folder}/st'"]
+        command += ["--gin.export.format='sentence_transformers'"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        with sentence_transformers(f"{folder}/st") as theirs:
+            for count in (1, 32):
+                ours_found = load(address, requests, count, seconds)
+                theirs_found = load(theirs, requests, count, seconds)
+                ratios[str(count)] = round(ours_found["rate"] / theirs_found["rate"], 2)
+                for label, found in (("/v1/embeddings", ours_found), ("sentence-transformers", theirs_found)):
+                    table.add_row(
+                        label, str(count), f"{found['rate']:,.0f}", "", f"{1000 * found['p50']:.2f}",
+                        f"{1000 * found['p99']:.2f}", "",
+                    )  # fmt: skip
+    return ratios
+
+
+PLAINEST = """
+import sys, uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+from sentence_transformers import SentenceTransformer
+
+class Request(BaseModel):
+    input: str
+
+app, model = FastAPI(), SentenceTransformer(sys.argv[1], device="cpu")
+
+@app.post("/v1/embeddings")
+def embeddings(request: Request):
+    return {"data": [{"index": 0, "embedding": model.encode(request.input).tolist()}]}
+
+model.encode("warm up")
+config = uvicorn.Config(app, port=0, http="httptools", access_log=False, log_level="info")
+uvicorn.Server(config).run()
+"""
+
+
+@contextlib.contextmanager
+def sentence_transformers(folder: str) -> Iterator[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PLAINEST, folder], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    try:
+        for line in process.stderr:
+            if match := re.search(r"running on http://(\S+)", line):
+                yield match[1]
+                break
+        else:
+            raise SystemExit(f"sentence-transformers ended with {process.wait()}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()
