@@ -40,12 +40,12 @@ setup(
         "bm25s>=0.2,<0.4",
         "clu>=0.0.12,<0.1",
         "etils[epath,epy]>=1.13,<2",
-        "fastapi>=0.120,<0.170",  # `serve`, with the next ones
+        "fastapi>=0.165,<0.170",  # `serve`, with the next ones
         "flax>=0.12,<0.13",
         "gin-config>=0.5,<0.6",
         "google-crc32c>=1.9,<2",  # the checksums of TFRecords
         "grain>=0.2.18,<0.3",
-        "httptools>=0.6.3,<1",
+        "httptools>=0.9,<1",
         "importlib_resources>=6",  # tensorflow-datasets imports it on Python 3.11
         "ir-measures>=0.4.3,<0.5",
         "jax>=0.10,<0.13",
@@ -53,7 +53,7 @@ setup(
         "numpy>=2,<3",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.11.16,<0.13",
-        "prometheus-client>=0.21,<1",
+        "prometheus-client>=0.26,<1",
         "protobuf>=6,<7",
         "pyarrow>=25,<26",
         "PyStemmer>=3,<4",  # Snowball's stemmers, for BM25
@@ -65,8 +65,8 @@ setup(
         "tensorflow>=2.20,<2.21",
         "tensorflow-datasets>=4.9.9,<5",
         "tensorflow-text>=2.20,<2.21",
-        "uvicorn>=0.35,<0.60",
-        "uvloop>=0.21,<1",
+        "uvicorn>=0.54,<0.60",
+        "uvloop>=0.23,<1",
     ],
     extras_require={
         "gcs": ["google-cloud-storage>=3,<4"],  # Orbax asks it about buckets: checkpoints at gs://
@@ -76,14 +76,14 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],  # libtpu of jax's version, for preflight: 213 MB, 700 installed
         "test": [
             "google-cloud-storage>=3,<4",
-            "httpx>=0.27,<1",
+            "httpx>=0.28,<1",
             "huggingface_hub>=0.34,<3",
             "hypothesis>=6",
-            "playwright>=1.55,<2",  # drives an installed Chromium, for the page of `serve`
+            "playwright>=1.65,<2",  # drives an installed Chromium, for the page of `serve`
             "pytest>=8",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.16",
-            "schemathesis>=4,<5",
+            "schemathesis>=4.32,<5",
         ],
     },
 )

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.stopwatch import tokenizing
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.search.analysis import DEFAULT_LANGUAGE, VERSION, analyzer, languages, pairs_with
@@ -63,7 +64,8 @@ class BM25Searcher(Searcher):
 
     def _add_up(self, query: str, scores_N: np.ndarray) -> None:
         """Overwrites an array (float32) with the scores of all passages. Unknown terms count nothing."""
-        terms = self.analyze(query)
+        with tokenizing:
+            terms = self.analyze(query)
         if len(terms) == 1:  # in a longer query, the many pairs would outweigh the other terms
             terms += pairs_with(terms[0], self.index.terms_with(terms[0]))
         scores_N.fill(0)
