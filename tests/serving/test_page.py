@@ -131,6 +131,29 @@ def test_a_link_restores_the_view(page, browser):
     assert page.get_by_label("Query").input_value() == "colour & <b>light</b>"
 
 
+def test_a_link_to_a_judged_query_of_another_collection_is_searched_for(browser, server):
+    page = browser.new_context().new_page()
+    page.goto(f"{server[1]}/#q=progress+bar&hits=5&split=no+such+split&n=3")
+    page.get_by_role("status").filter(has_text="found by").wait_for()
+    assert found(page, "bm25")
+
+
+def test_an_api_key_is_asked_for_once_and_a_refusal_is_said(browser, start, monkeypatch):
+    monkeypatch.setenv("RETRIEVAL_JAX_API_KEY", "a secret")
+    _, address = start("--gin.serve.searchers=('bm25',)")
+    page = browser.new_context().new_page()
+    page.goto(address)
+    page.get_by_role("dialog").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("status").filter(has_text="API key").wait_for()
+    assert not page.get_by_role("dialog").is_visible()
+    page.goto(address)
+    page.get_by_role("textbox", name="This server asks").fill("a secret")
+    page.get_by_role("button", name="Use it").click()
+    search(page, "table")
+    assert found(page, "bm25")
+
+
 def test_keys_move_between_query_and_passages(page):
     search(page, "progress bar")
     page.keyboard.press("Escape")
