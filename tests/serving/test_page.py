@@ -150,6 +150,7 @@ def test_an_api_key_is_asked_for_once_and_a_refusal_is_said(browser, start, monk
     page.goto(address)
     page.get_by_role("textbox", name="This server asks").fill("a secret")
     page.get_by_role("button", name="Use it").click()
+    page.get_by_role("checkbox", name="bm25").wait_for()
     search(page, "table")
     assert found(page, "bm25")
 
