@@ -323,6 +323,7 @@ class Collection:
         self.passage_count: int = manifest["passages"]
         self.query_counts: dict[str, int] = manifest["queries"]
         self.vocabulary_path = self.folder / "sentencepiece.model"
+        self._opened: dict[str, Records] = {}  # split -> its queries, after `open_all`
 
     @functools.cached_property
     def ids(self) -> pa.LargeStringArray:
@@ -386,8 +387,11 @@ class Collection:
             yield from self.get(rows[first : first + _BATCH])
 
     def open_all(self) -> None:
-        """Opens every file of the passages, so that they can be read after the folder is replaced."""
+        """Opens every file, so that passages and queries can be read after the folder is replaced."""
         self._passages.open_all()
+        for split in self.query_counts:
+            self._opened[split] = Records(self.folder, self.name, "queries", split)
+            self._opened[split].open_all()
 
     def queries(self, split: str, rows: range | None = None) -> list[Query]:
         """Reads the judged queries of a split.
@@ -404,7 +408,7 @@ class Collection:
             raise UserError(
                 f"{self.folder}: no queries of split {split!r}: choose one of {there} by --gin.SPLIT"
             )
-        records = Records(self.folder, self.name, "queries", split)
+        records = self._opened.get(split) or Records(self.folder, self.name, "queries", split)
         rows = range(len(records)) if rows is None else rows
         return [
             _query(record)

@@ -1,7 +1,9 @@
 """Texts by id: those of the collection, read once."""
 
 import json
+import shutil
 
+from retrieval_jax.data.records import Collection
 from retrieval_jax.serving.passages import PassageTexts
 
 
@@ -19,3 +21,14 @@ def test_texts_are_those_of_the_collection_in_any_order(collection):
             for row in (5, None, 0, 5)
         ]
     assert texts.json([]) == []
+
+
+def test_when_the_collection_is_replaced_what_was_opened_is_read_on(collection, tmp_path):
+    folder = shutil.copytree(collection.folder, tmp_path / "collection")
+    texts = PassageTexts(Collection(folder), 1 << 20)
+    wanted, passage = collection.queries("test"), collection.passage(3)
+    folder.rename(tmp_path / "old")
+    shutil.rmtree(tmp_path / "old")
+    assert texts.queries("test", 2, 3) == wanted[2:5]
+    assert texts.queries("test", 0, 1000) == wanted
+    assert json.loads(texts.json([passage.id])[0]) == {"title": passage.title, "text": passage.text}
