@@ -39,7 +39,10 @@ class BatchSettings:
 
 @dataclasses.dataclass(eq=False)
 class _Item:
-    """A request, or several identical ones, with the futures that wait for its result."""
+    """A request, or several identical ones, with the futures that wait for its result.
+
+    The deadline is that of the first one.
+    """
 
     shape: Hashable
     key: Hashable
@@ -128,7 +131,6 @@ class Batcher:
                     item = self._in_flight[shape, key] = _Item(shape, key, now, until, [])
                     self._waiting.append(item)
                 item.futures.append(future)
-                item.deadline = until
             self._metrics.waiting(len(self._waiting))
             if len(self._waiting) >= self._wanted:
                 self._changed.notify()
@@ -146,24 +148,26 @@ class Batcher:
 
     def _run(self) -> None:
         last = 1  # size of the batch before
-        while items := self._next_batch(last):
-            last = len(items)
-            now = time.monotonic()
-            fresh = [item for item in items if item.deadline >= now]
-            self._metrics.taken([now - item.came for item in fresh])
-            results = self._results([item for item in fresh]) if fresh else []
-            outcomes = dict(zip(map(id, fresh), results, strict=True))
-            late = NotReady(
-                f"{self.name}: not begun within {self.settings.deadline:g} s, as the server is overloaded: "
-                "ask again"
-            )
-            self._metrics.dropped(len(items) - len(fresh))
-            self._loop.call_soon_threadsafe(
-                self._deliver, [(item, outcomes.get(id(item), late)) for item in items]
-            )
+        while any(batch := self._next_batch(last)):
+            items, late = batch
+            if late:
+                error = NotReady(
+                    f"{self.name}: not begun within {self.settings.deadline:g} s, as the server is "
+                    "overloaded: ask again"
+                )
+                self._metrics.dropped(len(late))
+                self._loop.call_soon_threadsafe(self._deliver, [(item, error) for item in late])
+            if items:
+                last, now = len(items), time.monotonic()
+                self._metrics.taken([now - item.came for item in items])
+                results = self._results(items)
+                self._loop.call_soon_threadsafe(self._deliver, [*zip(items, results, strict=True)])
 
-    def _next_batch(self, last: int) -> list[_Item]:
-        """Waits for requests, and takes those of the next batch; none when it is closed and empty."""
+    def _next_batch(self, last: int) -> tuple[list[_Item], list[_Item]]:
+        """Waits for requests. Takes those of the next batch, and those whose deadline has passed.
+
+        It takes none when it is closed and empty.
+        """
         most = self.settings.sizes[-1]
         with self._changed:
             self._wanted = 1
@@ -175,13 +179,18 @@ class Batcher:
                 while len(self._waiting) < self._wanted and not self._closed:
                     if not self._changed.wait(until - time.monotonic()) and time.monotonic() >= until:
                         break
-            taken, left = [], collections.deque()
+            taken, late, left, now = [], [], collections.deque(), time.monotonic()
             for item in self._waiting:
-                same = not taken or item.shape == taken[0].shape
-                (taken if same and len(taken) < most else left).append(item)
+                if item.deadline < now:
+                    late.append(item)
+                    del self._in_flight[item.shape, item.key]  # who asks for it from now on waits anew
+                elif len(taken) < most and (not taken or item.shape == taken[0].shape):
+                    taken.append(item)
+                else:
+                    left.append(item)
             self._waiting = left
             self._metrics.waiting(len(left))
-        return taken
+        return taken, late
 
     def _results(self, items: list[_Item]) -> list[object]:
         """Computes a batch. If it fails, each request is computed alone: one of them may be the reason."""
@@ -198,7 +207,8 @@ class Batcher:
     def _deliver(self, outcomes: list[tuple[_Item, object]]) -> None:
         with self._changed:
             for item, _ in outcomes:
-                del self._in_flight[item.shape, item.key]
+                if self._in_flight.get((item.shape, item.key)) is item:
+                    del self._in_flight[item.shape, item.key]
         for item, outcome in outcomes:
             failed = isinstance(outcome, Exception)
             if not failed and self._cache is not None:

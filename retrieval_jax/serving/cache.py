@@ -1,10 +1,11 @@
 """A cache with a bound in bytes: what was used longest ago makes room."""
 
 import collections
+import sys
 import threading
 from collections.abc import Hashable, Sequence
 
-ENTRY = 300  # bytes that an entry takes beside its key's text and its value's
+ENTRY = 300  # bytes that an entry takes beside its key and its value
 
 
 class Cache:
@@ -35,7 +36,7 @@ class Cache:
 
     def put(self, key: Hashable, value: Sequence[bytes]) -> None:
         """Keeps a value, and drops those that were used longest ago if there is no room."""
-        size = ENTRY + len(repr(key)) + sum(map(len, value)) + 33 * len(value)
+        size = ENTRY + size_of(key) + size_of(value)
         if size > self.max_bytes:
             return
         with self._lock:
@@ -46,3 +47,9 @@ class Cache:
             while self.bytes > self.max_bytes:
                 _, (_, freed) = self._entries.popitem(last=False)
                 self.bytes -= freed
+
+
+def size_of(value: object) -> int:
+    """Returns the bytes of memory that a value takes, with the parts of a tuple."""
+    parts = sum(map(size_of, value)) if isinstance(value, tuple) else 0
+    return sys.getsizeof(value) + parts

@@ -34,7 +34,6 @@ class Metrics:
         self.queue_length = Gauge("queue_length", "Queries that wait.", index, **make)
         self.cached = Counter("cache_lookups", "Queries looked up in the cache.", ("index", "found"), **make)
         self.expired = Counter("expired", "Queries dropped after their deadline.", index, **make)
-        self.reloads = Counter("reloads", "Searchers opened again after a change.", ("index", "ok"), **make)
 
     def of(self, index: str) -> "BatcherMetrics":
         """Returns the metrics of one queue."""

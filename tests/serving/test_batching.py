@@ -152,3 +152,22 @@ async def test_closed_it_computes_what_it_has_taken():
     compute.go.set()
     await made.drained()
     assert await asyncio.gather(first, *futures) == [(f"1:{key}".encode(),) for key in ("first", *"abc")]
+
+
+async def test_who_asks_again_after_the_deadline_is_computed_and_who_joins_moves_no_deadline():
+    compute = Recorder()
+    made = batcher(compute, max_wait=0, deadline=0.2)
+    first = await held(compute, made)
+    (early,) = made.submit(1, ["a"])
+    await asyncio.sleep(0.15)
+    (joined,) = made.submit(1, ["a"])
+    await asyncio.sleep(0.1)  # later than the first one's deadline, earlier than that of the second
+    (other,) = made.submit(2, ["b"])
+    compute.go.set()
+    for late in (early, joined):
+        with pytest.raises(NotReady, match="not begun within"):
+            await late
+    assert await first == (b"1:first",)
+    assert await other == (b"2:b",)
+    assert await made.submit(1, ["a"])[0] == (b"1:a",)
+    assert compute.batches == [(1, ["first"]), (2, ["b"]), (1, ["a"])]
