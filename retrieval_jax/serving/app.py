@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 import jax
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
@@ -24,17 +25,24 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import valid_text
 from retrieval_jax.serving import schemas
 from retrieval_jax.serving.catalogue import Catalogue, SearchKey, SearchShape, Served
-from retrieval_jax.serving.errors import Invalid, NotFound, NotReady, Refusal
+from retrieval_jax.serving.errors import Invalid, NotFound, NotReady, Overloaded, Refusal
 from retrieval_jax.serving.gate import Gate
+from retrieval_jax.serving.protocol import MAX_UNSENT
 
 PAGE = FilePath(__file__).with_name("page.html")
 DESCRIPTION = "Search with every searcher of a collection: Pyserini's routes, OpenAI's embeddings."
+DOCS_POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src data:; form-action 'none'; frame-ancestors 'none'; "
+    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net"
+)
 # Every route may answer so; FastAPI's own form of 422 is replaced by ours.
 ERRORS = {
     status: {"model": schemas.Error, "description": what}
     for status, what in {
+        400: "the body is no UTF-8",
         401: "the API key is missing or wrong",
         404: "there is no such searcher, passage or split",
+        405: "the route has no such method",
         413: "the body is too large",
         422: "a value is not allowed",
         429: "too many queries wait: Retry-After says when to ask again",
@@ -63,13 +71,18 @@ def create_app(catalogue: Catalogue) -> FastAPI:
         description=DESCRIPTION,
         version=importlib.metadata.version("retrieval_jax"),
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         responses=ERRORS,
     )
     app.add_middleware(Gate, settings=settings, metrics=catalogue.metrics)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_headers=["X-API-Key", "Authorization"]
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["X-API-Key", "Authorization"],
+            expose_headers=["Retry-After"],
         )
     _handle_errors(app)
     _add_operations(app, catalogue)
@@ -108,11 +121,20 @@ def _add_operations(app: FastAPI, catalogue: Catalogue) -> None:
             return Response("<p>The API is described at <a href='docs'>/docs</a>.", media_type="text/html")
         return FileResponse(PAGE, headers={"Cache-Control": "no-cache"})
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """The page of Swagger, whose scripts come from elsewhere: they may talk to this server alone."""
+        page = get_swagger_ui_html(openapi_url="openapi.json", title=app.title, swagger_favicon_url="data:,")
+        page.headers["Content-Security-Policy"] = DOCS_POLICY
+        return page
+
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", response_model=schemas.Health, tags=["operation"])
     async def health() -> dict:
         """Answers at once, while the process runs."""
         return {"status": "ok"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", response_model=schemas.Health, tags=["operation"])
     async def ready() -> dict:
         """Answers 200 when every searcher is open and compiled for all its shapes, until the server ends."""
@@ -131,7 +153,7 @@ def _add_operations(app: FastAPI, catalogue: Catalogue) -> None:
     async def info() -> dict:
         """What is served, and with which limits."""
         settings = catalogue.settings
-        names = ("max_hits", "max_queries", "max_query_chars", "max_payload_bytes")
+        names = ("max_hits", "max_queries", "max_passages", "max_query_chars", "max_payload_bytes")
         return {
             "searchers": [served.info() for served in catalogue.all()],
             "opening": catalogue.missing,
@@ -211,11 +233,19 @@ async def answers(
         )
     if hits > settings.max_hits:
         raise Invalid(f"hits: {hits} is more than {settings.max_hits}: ask for fewer")
+    if len(queries) * hits > settings.max_passages:
+        raise Invalid(
+            f"hits: {hits:,} for {len(queries)} queries are more than {settings.max_passages:,} passages: "
+            "ask for fewer, or send several requests"
+        )
+    if (unsent := catalogue.unsent()) > MAX_UNSENT:
+        raise Overloaded(f"{unsent >> 20} MB of answers are not read yet: read them, and ask again")
     texts = [valid_text(query[: settings.max_query_chars]) for query in queries]
     shape = SearchShape(settings.depth(hits), explain)
     began = time.perf_counter()
-    futures = served.batcher.submit(shape, [SearchKey(text, docs) for text in texts])
-    found = [await future for future in futures]
+    keys = [SearchKey(text, docs) for text in texts]
+    with served.under_way(len(queries) * shape.depth):
+        found = await all_of(served.batcher.submit(shape, keys))
     if settings.log_queries:
         for text in texts:
             log(f"{index}: {hits} hits in {1000 * (time.perf_counter() - began):.1f} ms for {text!r}")
@@ -225,7 +255,7 @@ async def answers(
             dumps(text),
             b"true" if len(query) > settings.max_query_chars else truncated,
             b",".join(candidates[:hits]),
-            b',"explanation":%b' % explanation if explain else b"",
+            b',"explanation":%b' % cut(explanation, hits) if explain else b"",
         )
         for query, text, (truncated, explanation, *candidates) in zip(queries, texts, found, strict=True)
     ]
@@ -242,7 +272,7 @@ def _add_embeddings(app: FastAPI, catalogue: Catalogue) -> None:
         if not 1 <= len(texts) <= settings.max_queries:
             raise Invalid(f"input: {len(texts):,} texts: send 1 to {settings.max_queries} at a time")
         texts = [valid_text(text[: settings.max_query_chars]) for text in texts]
-        found = [await future for future in served.embedder.submit(None, texts)]
+        found = await all_of(served.embedder.submit(body.encoding_format, texts))
         data = b",".join(
             b'{"object":"embedding","index":%d,"embedding":%b}' % (number, vector)
             for number, (vector, _) in enumerate(found)
@@ -302,6 +332,26 @@ def _add_collection(app: FastAPI, catalogue: Catalogue) -> None:
             "offset": offset,
             "queries": [{"id": q.id, "text": q.text, "relevant": q.positives} for q in found],
         }
+
+
+async def all_of(futures: Sequence[asyncio.Future]) -> list[tuple[bytes, ...]]:
+    """Waits for all results, or raises the first error: then of none."""
+    found = await asyncio.gather(*futures, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    return found
+
+
+def cut(explanation: bytes, hits: int) -> bytes:
+    """Cuts an explanation, as JSON, to the passages of the response."""
+    why = json.loads(explanation)
+    if why is None or len(why["docids"]) <= hits:
+        return explanation
+    why["docids"] = why["docids"][:hits]
+    if why["certain"] is not None:
+        why["certain"] = min(why["certain"], hits)
+    return json.dumps(why).encode()
 
 
 def dumps(text: str) -> bytes:

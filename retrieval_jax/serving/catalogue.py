@@ -1,12 +1,17 @@
 """The searchers that are served: opened, warmed, and replaced when their folders have changed."""
 
 import asyncio
+import base64
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
@@ -14,13 +19,13 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.core.stopwatch import tokenizing
 from retrieval_jax.data.records import Collection
 from retrieval_jax.mesh.partitioning import Partitioner
-from retrieval_jax.search.searcher import RankedList, Searcher, check_model
+from retrieval_jax.search.searcher import RankedList, Searcher
 from retrieval_jax.serving.batching import Batcher
 from retrieval_jax.serving.cache import Cache
-from retrieval_jax.serving.errors import NotFound, NotReady
+from retrieval_jax.serving.errors import NotFound, NotReady, Overloaded
 from retrieval_jax.serving.metrics import Metrics
 from retrieval_jax.serving.passages import NO_TEXT, PassageTexts
-from retrieval_jax.serving.settings import PASSAGES_BYTES, ServeSettings
+from retrieval_jax.serving.settings import MAX_UNDER_WAY, PASSAGES_BYTES, ServeSettings
 
 WARM_UP = "warm up"  # the query with which the shapes are compiled
 EXPLAINED = 100  # passages of an answer, at most
@@ -66,6 +71,7 @@ class Served:
         the query, the explanation, and the candidates.
       embedder: the queue of texts to encode; None for searchers without a dual encoder.
       tokenized: takes the seconds that a batch of queries spent in the tokenizer.
+      passages: those that it has been asked for and that are not answered yet.
     """
 
     name: str
@@ -77,6 +83,25 @@ class Served:
     batcher: Batcher | None = None
     embedder: Batcher | None = None
     tokenized: Callable[[float], None] = lambda seconds: None
+    passages: int = 0
+
+    @contextlib.contextmanager
+    def under_way(self, passages: int) -> Iterator[None]:
+        """Counts the passages of a request while it is answered. A request that is alone may have any number.
+
+        Raises:
+          Overloaded: those of all requests would be more than MAX_UNDER_WAY.
+        """
+        if self.passages and self.passages + passages > MAX_UNDER_WAY:
+            raise Overloaded(
+                f"{self.name}: {self.passages:,} passages are being looked for already, of {MAX_UNDER_WAY:,} "
+                "that may: ask again after the seconds that Retry-After says"
+            )
+        self.passages += passages
+        try:
+            yield
+        finally:
+            self.passages -= passages
 
     def search(self, shape: SearchShape, keys: Sequence[SearchKey]) -> list[tuple[bytes, ...]]:
         """Computes a batch: see `batching.Compute`."""
@@ -102,13 +127,13 @@ class Served:
             ),
         )
 
-    def embed(self, shape: None, texts: Sequence[str]) -> list[tuple[bytes, ...]]:
-        """Encodes a batch of texts: a vector as JSON and the number of its tokens for each."""
+    def embed(self, form: str, texts: Sequence[str]) -> list[tuple[bytes, ...]]:
+        """Encodes a batch of texts: for each a vector as JSON, as `form` says, and the number of tokens."""
         encoder = self.searcher.encoder
         vectors = encoder(texts)
         tokens = encoder.vocabulary.tokens(texts, encoder.length)
         return [
-            (json.dumps(vector.tolist()).encode(), b"%d" % len(read))
+            (vector_json(vector, form), b"%d" % len(read))
             for vector, read in zip(vectors, tokens, strict=True)
         ]
 
@@ -173,6 +198,7 @@ class Catalogue:
         self.closing = False
         self.failure: str | None = None  # why a searcher could not be opened at the start
         self.on_ready: Callable[[], None] = lambda: None  # called when all searchers are warm
+        self.unsent: Callable[[], int] = lambda: 0  # bytes of responses that clients have not read
         self._collection, self._make_partitioner = collection, make_partitioner
         self._served: dict[str, Served] = {}
         self._opening = asyncio.Lock()
@@ -223,14 +249,18 @@ class Catalogue:
         outcomes: dict[str, str | None] = {}
         async with self._opening:
             for name in self.folders:
+                if self.closing:
+                    break
                 try:
                     new = await asyncio.to_thread(self._open_if_changed, name)
+                    if new is not None:
+                        self._replace(new)
+                        outcomes[name] = None
                 except UserError as error:
                     outcomes[name] = str(error).splitlines()[0]
-                    continue
-                if new is not None:
-                    outcomes[name] = None
-                    self._replace(new)
+                except Exception as error:  # such as memory that an accelerator does not have
+                    log(traceback.format_exc())
+                    outcomes[name] = f"{name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return outcomes
 
     def _open_if_changed(self, name: str) -> Served | None:
@@ -241,7 +271,6 @@ class Catalogue:
         old = self._served.get(name)
         if old is not None and old.fingerprint == fingerprint:
             return None
-        check_model(folder, manifest)
         texts = self._texts_of(manifest["recipe"].get("collection"))
         searcher = Searcher.open(folder, self._make_partitioner)
         searcher.use_batch_sizes(self.settings.batching.sizes)
@@ -281,6 +310,13 @@ class Catalogue:
         queues = [queue for served in self._served.values() for queue in served.close()]
         for queue in queues:
             await queue.drained()
+
+
+def vector_json(vector: np.ndarray, form: str) -> bytes:
+    """Returns a vector as a JSON list ("float"), or as base64 of float32, little-endian ("base64")."""
+    if form == "base64":
+        return b'"%b"' % base64.b64encode(vector.astype("<f4").tobytes())
+    return json.dumps(vector.tolist()).encode()
 
 
 def number(value: float) -> bytes:

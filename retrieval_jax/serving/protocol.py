@@ -4,16 +4,18 @@ uvicorn itself waits forever for the rest of a request and for a reader, and kee
 """
 
 import asyncio
-import collections
 import json
+import time
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
 MAX_HEAD = 1 << 16  # bytes of a request line with its headers, beyond what one read brings
 MAX_CONNECTIONS = 2048
-MAX_UNSENT = 64 << 20  # bytes that slow readers have not read, of all connections
+MAX_UNSENT = 64 << 20  # bytes that readers have not read, of all connections: then patience ends
 READ_SECONDS = 20  # for a whole request
 WRITE_SECONDS = 20  # without any progress of a reader
+STALL_SECONDS = 1  # the same, while there are more than MAX_UNSENT; progress is looked for so often
 LINGER_SECONDS = 1  # a refused client may go on sending so long, or it would not see why
 
 
@@ -24,9 +26,11 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         state = self.server_state
         if not hasattr(state, "slow"):
-            state.slow = collections.OrderedDict()  # connection -> the bytes that it has not read
+            state.slow = set()  # connections whose clients have not read all that was sent
             state.draining = False
         self._head: int | None = 0  # bytes of a head so far; None in bodies and between requests
+        self._begun = False  # whether the last read began a head
+        self._answered = False  # whether a response is complete that the client has not read yet
         self._refused = False
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
@@ -42,7 +46,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends a connection."""
         self._cancel()
-        self.server_state.slow.pop(self, None)
+        self.server_state.slow.discard(self)
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
@@ -50,8 +54,11 @@ class Protocol(HttpToolsProtocol):
         """Reads on, unless the head gets too long."""
         if self._refused:
             return
+        if self.cycle is None or self.cycle.response_complete:
+            self._await_request()
+        self._begun = False
         super().data_received(data)
-        if self._head is not None and not self._refused:
+        if self._head is not None and not self._begun and not self._refused:
             self._head += len(data)
             if self._head > MAX_HEAD:
                 self._refuse(431, f"the address and headers are longer than {MAX_HEAD:,} bytes: send a POST")
@@ -59,7 +66,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begins a request."""
         super().on_message_begin()
-        self._head = 0
+        self._head, self._begun = 0, True
         self._await_request()
 
     def on_headers_complete(self) -> None:
@@ -77,22 +84,27 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """Waits for a slow reader, some time; with too many, the one that is slow for longest must go."""
+        """Waits for a reader, some time, and meanwhile reads no further request of it."""
         super().pause_writing()
-        slow = self.server_state.slow
-        slow[self] = self.transport.get_write_buffer_size()
-        self._await_reader(slow[self])
-        while sum(slow.values()) > MAX_UNSENT:
-            oldest, _ = slow.popitem(last=False)
-            oldest.transport.abort()
+        self.flow.pause_reading()
+        self.server_state.slow.add(self)
+        self._await_reader()
 
     def resume_writing(self) -> None:
         """Goes on with a reader."""
         super().resume_writing()
-        self.server_state.slow.pop(self, None)
-        if self._writing:
-            self._writing.cancel()
-            self._writing = None
+        self.server_state.slow.discard(self)
+        if self._answered:
+            self._answered = False
+            self.on_response_complete()
+
+    def on_response_complete(self) -> None:
+        """Goes on with the next request, once the client has read this response."""
+        self._await_reader()
+        if self.flow.write_paused:
+            self._answered = True
+        else:
+            super().on_response_complete()
 
     def timeout_keep_alive_handler(self) -> None:
         """Ends an idle connection, also one whose client has not read the last response."""
@@ -108,17 +120,26 @@ class Protocol(HttpToolsProtocol):
         if self._reading is None:
             self._reading = self.loop.call_later(READ_SECONDS, self.transport.abort)
 
-    def _await_reader(self, unread: int) -> None:
-        """Ends the connection if the client reads nothing for WRITE_SECONDS."""
+    def _await_reader(self) -> None:
+        """While something is not sent yet, ends the connection if the client reads nothing for some time."""
+        if self._writing is None and (unread := self.transport.get_write_buffer_size()):
+            self._check_later(unread, time.monotonic())
 
-        def check() -> None:
-            left = self.transport.get_write_buffer_size()
-            if left >= unread:
-                self.transport.abort()
-            else:
-                self._await_reader(left)
+    def _check_later(self, unread: int, since: float) -> None:
+        """Looks for progress later, where a client has not read `unread` bytes, and none of them `since`."""
+        self._writing = self.loop.call_later(STALL_SECONDS, self._check_reader, unread, since)
 
-        self._writing = self.loop.call_later(WRITE_SECONDS, check)
+    def _check_reader(self, unread: int, since: float) -> None:
+        left, now = self.transport.get_write_buffer_size(), time.monotonic()
+        patience = STALL_SECONDS if unsent(self.server_state) > MAX_UNSENT else WRITE_SECONDS
+        if left == 0:
+            self._writing = None
+        elif left < unread:
+            self._check_later(left, now)
+        elif now - since >= patience:
+            self.transport.abort()
+        else:
+            self._check_later(unread, since)
 
     def _cancel(self) -> None:
         for timer in (self._reading, self._writing):
@@ -134,3 +155,9 @@ class Protocol(HttpToolsProtocol):
         )
         self.transport.write(STATUS_LINE[status] + head + body)
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+
+def unsent(state: ServerState) -> int:
+    """Returns the bytes of responses that clients have not read yet, of all connections."""
+    slow = getattr(state, "slow", ())
+    return sum(connection.transport.get_write_buffer_size() for connection in slow)

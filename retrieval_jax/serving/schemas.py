@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 HITS = 10  # passages of a response, where the request says nothing
+Texts = Annotated[list[str], Field(fail_fast=True)]  # or each of a million wrong elements would be described
 
 
 class Error(BaseModel):
@@ -64,7 +65,7 @@ class SearchParameters(BaseModel):
 class SearchRequest(BaseModel):
     """Several queries at once."""
 
-    queries: list[str] = Field(min_length=1)
+    queries: Texts = Field(min_length=1)
     hits: int = Field(HITS, ge=1, description="passages to find for each query")
     docs: bool = Field(True, description="whether the passages' texts are wanted")
     explain: bool = Field(False, description="whether to explain how the passages were found")
@@ -91,9 +92,9 @@ class DocResponse(BaseModel):
 class EmbeddingsRequest(BaseModel):
     """Texts to encode, in OpenAI's form."""
 
-    input: Annotated[str | list[str], Field(description="one text, or several")]
+    input: Annotated[str | Texts, Field(description="one text, or several")]
     model: str | None = Field(None, description="a searcher with a dual encoder; null: the first one")
-    encoding_format: Literal["float"] = "float"
+    encoding_format: Literal["float", "base64"] = "float"
 
 
 class Embedding(BaseModel):
@@ -101,7 +102,7 @@ class Embedding(BaseModel):
 
     object: Literal["embedding"] = "embedding"
     index: int
-    embedding: list[float]
+    embedding: list[float] | str = Field(description="a string: base64 of float32, little-endian")
 
 
 class Usage(BaseModel):

@@ -15,7 +15,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.serving.app import create_app
 from retrieval_jax.serving.catalogue import Catalogue
-from retrieval_jax.serving.protocol import MAX_CONNECTIONS, WRITE_SECONDS, Protocol
+from retrieval_jax.serving.protocol import MAX_CONNECTIONS, WRITE_SECONDS, Protocol, unsent
 
 GRACE = 0.5  # seconds in which open connections may still send a request, after SIGTERM
 SWITCH_INTERVAL = 0.0005  # seconds that a searcher's thread may keep the event loop from Python
@@ -32,6 +32,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, catalogue: Catalogue):
         super().__init__(config)
         self.catalogue = catalogue
+        catalogue.unsent = lambda: unsent(self.server_state)
         self._tasks: set[asyncio.Task] = set()
 
     @contextlib.contextmanager

@@ -5,6 +5,8 @@ import dataclasses
 from retrieval_jax.serving.batching import BatchSettings
 
 PASSAGES_BYTES = 64 << 20  # of passages that are kept
+MAX_PASSAGES = 10_000  # of one response, all its queries together, unless `max_hits` is more
+MAX_UNDER_WAY = 100_000  # passages that a searcher has been asked for and that are not answered yet
 DEPTHS = (10, 100)  # passages that searches look for, beside the most that a request may ask for
 API_KEY = "RETRIEVAL_JAX_API_KEY"  # environment variable
 
@@ -39,6 +41,11 @@ class ServeSettings:
     def depths(self) -> list[int]:
         """The numbers of passages that searches look for: each is compiled once."""
         return [*(depth for depth in DEPTHS if depth < self.max_hits), self.max_hits]
+
+    @property
+    def max_passages(self) -> int:
+        """The most passages of a response: its queries times its hits."""
+        return max(MAX_PASSAGES, self.max_hits)
 
     def depth(self, hits: int) -> int:
         """Returns the smallest of `depths` that holds `hits` passages."""

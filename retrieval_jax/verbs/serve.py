@@ -63,11 +63,22 @@ def serve(
     # The web server's packages are imported by this verb alone: the others do not wait for them.
     from retrieval_jax.serving.batching import BatchSettings
     from retrieval_jax.serving.catalogue import Catalogue
+    from retrieval_jax.serving.gate import MAX_BODIES
     from retrieval_jax.serving.server import serve_forever
     from retrieval_jax.serving.settings import API_KEY, ServeSettings
 
     if list(batch_sizes) != sorted(set(batch_sizes)) or not batch_sizes:
         raise UserError("serve.batch_sizes: they must ascend: --gin.serve.batch_sizes='(1, 8, 32)'")
+    if max_queries > max_waiting:
+        raise UserError(
+            f"serve.max_queries: {max_queries} queries of a request never find room where {max_waiting} may "
+            "wait: raise serve.max_waiting"
+        )
+    if max_payload_mb * 2**20 > MAX_BODIES:
+        raise UserError(
+            f"serve.max_payload_mb: {max_payload_mb:g} MB are more than the {MAX_BODIES >> 20} MB that all "
+            "bodies may have together: choose less"
+        )
     work = Workspace.for_source(source, work_dir)
     settings = ServeSettings(
         BatchSettings(tuple(batch_sizes), max_wait_ms / 1000, max_waiting, deadline_seconds),

@@ -1,10 +1,19 @@
 """The routes of the app, asked by httpx: their answers are those of the searchers themselves."""
 
+import asyncio
+import base64
+import dataclasses
+
 import numpy as np
 import pytest
 
+from retrieval_jax.serving.app import all_of
+from retrieval_jax.serving.batching import BatchSettings
+from retrieval_jax.serving.settings import ServeSettings
+
 pytestmark = pytest.mark.anyio
 NAMES = ("bm25", "exact", "naive")
+QUICK = ServeSettings(BatchSettings(sizes=(1, 4)), max_hits=20)
 QUERY = "a progress bar for a table"
 
 
@@ -57,6 +66,9 @@ async def test_an_explanation_is_the_searchers_own(client, searchers):
     assert found["certain"] == wanted["certain"]
     scores = [sum(step["log_prob"] for step in docid["steps"]) for docid in found["docids"]]
     np.testing.assert_allclose(scores, [score for _, score in pairs(body["candidates"])], atol=1e-3)
+    few = (await client.get("/v1/naive/search", params=asked | {"hits": 2})).json()["explanation"]
+    assert few["docids"] == found["docids"][:2]
+    assert few["certain"] == min(found["certain"], 2)
     body = (await client.get("/v1/bm25/search", params=asked)).json()
     assert body["explanation"] is None
 
@@ -101,8 +113,56 @@ async def test_lists_have_a_bound(client):
     )
     response = await client.post("/v1/embeddings", json={"input": ["x"] * 33})
     assert response.status_code == 422
-    for body in ({"queries": []}, {"queries": ["x"], "hits": 21}):
+    for body in ({"queries": []}, {"queries": ["x"], "hits": 21}, {"queries": [1] * 100_000}):
         assert (await client.post("/v1/bm25/search", json=body)).status_code == 422
+
+
+async def test_a_response_has_a_bound(client_of, catalogue_of):
+    async with client_of(catalogue_of("bm25", settings=ServeSettings(BatchSettings(sizes=(1,))))) as client:
+        body = {"queries": ["x"] * 11, "hits": 1000}
+        response = await client.post("/v1/bm25/search", json=body)
+        assert (response.status_code, response.json()) == (
+            422,
+            {
+                "error": "hits: 1,000 for 11 queries are more than 10,000 passages: ask for fewer, or send "
+                "several requests"
+            },
+        )
+        response = await client.post("/v1/bm25/search", json=body | {"queries": ["x"] * 10})
+        assert response.status_code == 200
+        assert (await client.get("/v1/info")).json()["limits"]["max_passages"] == 10_000
+
+
+async def test_while_too_much_is_unread_no_more_is_searched_for(client_of, catalogue_of):
+    catalogue = catalogue_of("bm25")
+    async with client_of(catalogue) as client:
+        catalogue.unsent = lambda: 65 << 20
+        response = await client.get("/v1/bm25/search?query=x")
+        assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+        assert (await client.get("/health")).status_code == 200
+
+
+async def test_other_sites_pages_may_post_and_see_when_to_ask_again(client_of, catalogue_of):
+    settings = dataclasses.replace(QUICK, cors_origins=("https://example.org",))
+    async with client_of(catalogue_of("bm25", settings=settings)) as client:
+        asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+        origin = {"Origin": "https://example.org"}
+        response = await client.options("/v1/bm25/search", headers=origin | asks)
+        assert response.status_code == 200
+        assert "POST" in response.headers["access-control-allow-methods"]
+        response = await client.get("/v1/nothing/search?query=x", headers=origin)
+        assert response.headers["access-control-expose-headers"] == "Retry-After"
+        assert response.headers["access-control-allow-origin"] == "https://example.org"
+
+
+async def test_an_error_is_raised_when_all_results_are_there():
+    loop = asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in range(3)]
+    futures[0].set_result((b"",))
+    for number in (1, 2):
+        futures[number].set_exception(ValueError(str(number)))
+    with pytest.raises(ValueError, match="1"):
+        await all_of(futures)
 
 
 async def test_names_that_are_not_there(client):
@@ -159,6 +219,9 @@ async def test_embeddings_are_the_vectors_that_queries_are_searched_by(client, s
     single = (await client.post("/v1/embeddings", json={"input": texts[1]})).json()
     assert single["model"] == "exact"
     np.testing.assert_allclose(single["data"][0]["embedding"], body["data"][1]["embedding"], atol=1e-5)
+    coded = (await client.post("/v1/embeddings", json={"input": texts, "encoding_format": "base64"})).json()
+    vectors = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in coded["data"]]
+    np.testing.assert_allclose(vectors, encoder(texts), atol=1e-5)
     response = await client.post("/v1/embeddings", json={"input": texts, "model": "naive"})
     assert (response.status_code, response.json()["error"]) == (
         404,
@@ -176,6 +239,8 @@ async def test_judged_queries_by_pages(client, collection):
 
 async def test_health_info_and_documentation(client, collection):
     assert (await client.get("/health")).json() == {"status": "ok"}
+    for path in ("/health", "/ready"):
+        assert (await client.head(path)).status_code == 200
     info = (await client.get("/v1/info")).json()
     assert [one["name"] for one in info["searchers"]] == [*NAMES]
     of = {one["name"]: one for one in info["searchers"]}
@@ -183,7 +248,9 @@ async def test_health_info_and_documentation(client, collection):
     assert of["exact"]["dimensions"] == 8
     assert {one["passages"] for one in info["searchers"]} == {collection.passage_count}
     assert info["limits"]["max_hits"] == 20
-    assert (await client.get("/docs")).status_code == 200
+    docs = await client.get("/docs")
+    assert docs.status_code == 200
+    assert "connect-src 'self'" in docs.headers["content-security-policy"]
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert {"/v1/{index}/search", "/v1/{index}/doc/{docid}", "/v1/embeddings", "/v1/queries"} <= paths.keys()
 
@@ -191,6 +258,7 @@ async def test_health_info_and_documentation(client, collection):
 async def test_before_the_searchers_are_open_it_says_so(client_of, catalogue_of):
     async with client_of(catalogue_of("naive"), ready=False) as client:
         assert (await client.get("/health")).status_code == 200
+        assert (await client.head("/ready")).status_code == 503
         for path in ("/ready", "/v1/naive/search?query=x"):
             response = await client.get(path)
             assert response.status_code == 503

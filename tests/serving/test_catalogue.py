@@ -6,6 +6,10 @@ import shutil
 import pytest
 
 from retrieval_jax.core import storage
+from retrieval_jax.search.searcher import Searcher
+from retrieval_jax.serving import catalogue as catalogue_module
+from retrieval_jax.serving.errors import Overloaded
+from retrieval_jax.verbs.export import export
 
 pytestmark = pytest.mark.anyio
 
@@ -36,3 +40,62 @@ async def test_what_has_changed_is_opened_again_and_what_cannot_be_opened_stays(
         assert "no kind of searcher 'nothing'" in failure
         assert (await client.get("/v1/mine/search", **asked)).json()["candidates"] == first
         assert (await client.get("/ready")).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["naive", "exact"])
+async def test_an_exported_searcher_with_a_model_is_served(
+    name, served_work, searchers, client_of, catalogue_of, tmp_path
+):
+    export("unused", work_dir=str(served_work.folder), name=name, output=str(tmp_path / "exported"))
+    async with client_of(catalogue_of(folders={name: tmp_path / "exported"})) as client:
+        body = (await client.get(f"/v1/{name}/search", params={"query": "a table"})).json()
+    wanted = searchers[name].search(["a table"], 10)[0]
+    assert [one["docid"] for one in body["candidates"]] == [passage for passage, _ in wanted]
+
+
+async def test_whatever_goes_wrong_while_one_is_opened_is_said_and_the_others_are_opened(
+    catalogue_of, served_work, tmp_path, monkeypatch, capsys
+):
+    folders = {
+        name: shutil.copytree(served_work.searcher("bm25"), tmp_path / name) for name in ("first", "second")
+    }
+    catalogue = catalogue_of(folders=folders)
+    opened = Searcher.open
+
+    def out_of_memory(folder, make_partitioner=None):
+        if folder.name == "first":
+            raise MemoryError("no memory left\nfor 3 GB")
+        return opened(folder, make_partitioner)
+
+    monkeypatch.setattr(Searcher, "open", out_of_memory)
+    await catalogue.open_first()
+    assert catalogue.failure == "first: MemoryError: no memory left"
+    assert catalogue.missing == ["first"]
+    assert "out_of_memory" in capsys.readouterr().err  # the traceback
+    monkeypatch.undo()
+    assert await catalogue.open_changed() == {"first": None}
+    assert catalogue.ready
+    await catalogue.close()
+
+
+async def test_at_the_end_no_further_searcher_is_opened(catalogue_of, served_work):
+    folder = served_work.searcher("bm25")
+    catalogue = catalogue_of(folders={"first": folder, "second": folder})
+    catalogue.closing = True
+    assert await catalogue.open_changed() == {}
+    assert catalogue.all() == []
+
+
+async def test_the_passages_that_are_under_way_have_a_bound(client_of, catalogue_of, monkeypatch):
+    monkeypatch.setattr(catalogue_module, "MAX_UNDER_WAY", 100)
+    catalogue = catalogue_of("bm25")
+    async with client_of(catalogue) as client:
+        served = catalogue.get("bm25")
+        with served.under_way(1000):  # alone, a request may ask for more
+            with pytest.raises(Overloaded, match="1,000 passages are being looked for already, of 100"):
+                served.under_way(1).__enter__()
+            response = await client.get("/v1/bm25/search?query=x")
+            assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+        assert served.passages == 0
+        assert (await client.get("/v1/bm25/search?query=x")).status_code == 200
+        assert served.passages == 0

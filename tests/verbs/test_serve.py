@@ -30,6 +30,8 @@ def test_what_it_refuses_in_one_line(arguments, cli):
         ("batch_sizes=()", "serve.batch_sizes: they must ascend"),
         ("searchers=('nothing',)", "nothing finished here"),
         ("port=70000", "serve.port"),
+        ("max_waiting=31", "serve.max_queries: 32 queries of a request never find room where 31 may wait"),
+        ("max_payload_mb=65", "serve.max_payload_mb: 65 MB are more than the 64 MB"),
     ):
         status, _, err = cli("serve", *arguments, f"--gin.serve.{setting}")
         assert status == 2
