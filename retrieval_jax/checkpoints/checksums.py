@@ -7,6 +7,7 @@ array is read.
 """
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,8 +27,13 @@ def write(folder: Path) -> None:
         storage.write_json(folder / NAME, dict(zip(files, sums, strict=True)))
 
 
-def find_damage(folder: Path) -> str | None:
+def find_damage(folder: Path, parts: Sequence[str] | None = None) -> str | None:
     """Compares the files of a folder with its checksums.
+
+    Args:
+      folder: the folder.
+      parts: the files and folders in it to compare, which are first copied to this machine if they are in a
+        bucket; None for all, where they are.
 
     Returns:
       The first difference, in words; None where there is none, or where the folder has no checksums.
@@ -43,18 +49,27 @@ def find_damage(folder: Path) -> str | None:
     except (ValueError, TypeError, AttributeError):
         return f"{NAME} cannot be read"
 
+    try:
+        local = {} if parts is None else {part: paths.ensure_local(folder / part) for part in parts}
+    except FileNotFoundError as error:
+        return f"{error.filename}: {paths.error_text(error)}"
+    places = {name: folder / name for name in expected}
+    if parts is not None:
+        of_part = {name: next((p for p in parts if f"{name}/".startswith(f"{p}/")), None) for name in places}
+        places = {name: local[p] / name[len(p) + 1 :] for name, p in of_part.items() if p is not None}
+
     def check(name: str) -> str | None:
         try:
-            size = paths.size(folder / name)
+            size = paths.size(places[name])
             if size != expected[name][0]:
                 return f"{name} has {size} bytes, not {expected[name][0]}"
-            crc = expected[name][1] and _sum(folder / name)[1]
+            crc = expected[name][1] and _sum(places[name])[1]
             return None if crc in (None, expected[name][1]) else f"{name} is not what was written"
         except paths.io_errors() as error:
             return f"{name}: {paths.error_text(error)}"
 
     with ThreadPoolExecutor() as pool:
-        return next(filter(None, pool.map(check, expected)), None)
+        return next(filter(None, pool.map(check, places)), None)
 
 
 def _sum(path: Path) -> list[int | None]:

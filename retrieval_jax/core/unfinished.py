@@ -36,3 +36,16 @@ def begin(folder: Path, recipe: dict, parts: Sequence[Path], what: str = "parts"
         return
     paths.remove(folder)
     storage.write_json(folder / _RECIPE, recipe)
+
+
+def remove_leftover(folder: Path, recipe: dict) -> None:
+    """Removes the folder that a kill left after its parts had been joined; parts of other recipes stay.
+
+    Args:
+      folder: the folder.
+      recipe: the recipe of parts that are not needed any more.
+    """
+    if has_begun(folder, recipe):
+        with storage.lock(folder):
+            if has_begun(folder, recipe):
+                paths.remove(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 
-UNFINISHED = ".unfinished"  # ends the name of a folder in which synthetic queries are being made
+UNFINISHED = ".unfinished"  # ends the name of a folder of parts; see `unfinished`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ After a kill the same command goes on after the parts that are finished. If the 
 earlier state of the collection are there, only new and changed passages are encoded.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import io
@@ -23,10 +22,10 @@ import pyarrow as pa
 from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints.model_folder import LoadedModel, model_recipe
-from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core import arrow_ids, paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
-from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.core.workspace import UNFINISHED, Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings.text_encoder import passage_encoder
 from retrieval_jax.mesh import multihost
@@ -109,36 +108,25 @@ def encode_collection(
       UserError: a vector is not finite, or the disk is full. Finished parts are kept.
     """
     recipe = model | {"collection": collection.fingerprint}
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    if multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe)):
+    of_parts, scratch = recipe | {"part": PART}, folder.with_name(f"{folder.name}{UNFINISHED}")
+
+    def is_there() -> bool:
+        return bool(multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe)))
+
+    if is_there():
+        multihost.on_process_0(lambda: unfinished.remove_leftover(scratch, of_parts))
         return Embeddings.open(folder)
-    # The first process's lock keeps out other commands; the others wait for it in the broadcast.
-    with storage.lock(unfinished) if multihost.is_process_0() else contextlib.nullcontext():
-        if multihost.broadcast_from_process_0(
-            storage.is_up_to_date(folder, recipe)
-        ):  # another command made it meanwhile
-            return Embeddings.open(folder)
-        parts = [unfinished / f"{number:05}.npz" for number in range(-(-collection.passage_count // PART))]
-        encode = make_encode()
-        multihost.on_process_0(lambda: _begin(unfinished, recipe | {"part": PART}, parts))
-        _encode_parts(parts, folder, model, collection, encode)
-        multihost.barrier("every part is there")
-        multihost.on_process_0(
-            lambda: storage.build_once(folder, recipe, lambda tmp: _join(tmp, folder, parts, collection))
-        )
-        multihost.on_process_0(lambda: paths.remove(unfinished))
+    with multihost.lock(scratch):
+        if not is_there():  # another command may have made it meanwhile
+            parts = [scratch / f"{number:05}.npz" for number in range(-(-collection.passage_count // PART))]
+            encode = make_encode()
+            multihost.on_process_0(lambda: unfinished.begin(scratch, of_parts, parts))
+            multihost.on_every_process(lambda: _encode_parts(parts, folder, model, collection, encode))
+            multihost.on_process_0(
+                lambda: storage.build_once(folder, recipe, lambda tmp: _join(tmp, folder, parts, collection))
+            )
+            multihost.on_process_0(lambda: paths.remove(scratch))
     return Embeddings.open(folder)
-
-
-def _begin(unfinished: Path, recipe: dict, parts: Sequence[Path]) -> None:
-    """Creates the folder of the parts, unless it holds parts of the same recipe."""
-    path = unfinished / "recipe.json"
-    if path.exists() and storage.read_json(path, f"delete {unfinished}") == recipe:
-        finished = sum(part.exists() for part in parts)
-        log(f"{unfinished}: going on, {finished} of {len(parts)} parts are finished")
-        return
-    paths.remove(unfinished)
-    storage.write_json(path, recipe)
 
 
 def _encode_parts(
@@ -149,7 +137,7 @@ def _encode_parts(
     def rows(number: int) -> range:
         return range(number * PART, min((number + 1) * PART, collection.passage_count))
 
-    share = range(jax.process_index(), len(parts), jax.process_count())
+    share = multihost.process_share(len(parts))
     missing = [number for number in share if not parts[number].exists()]
     if not missing:
         return

@@ -10,7 +10,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import shutil
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,9 +118,11 @@ def write_cache(
       UserError: the task has no examples, or the folder cannot be written.
     """
     folder, recipe = opened.work.cache(f"{opened.prefix}.{task}"), opened.recipe(task)
-    if storage.is_up_to_date(folder, recipe):
-        return storage.read_manifest(folder, "cache")
     scratch = _unfinished_folder(folder)
+    if storage.is_up_to_date(folder, recipe):
+        manifest = storage.read_manifest(folder, "cache")
+        unfinished.remove_leftover(scratch, recipe | {"shards": manifest["shards"]})
+        return manifest
     with storage.lock(scratch):  # another command may be making it
         if not storage.is_up_to_date(folder, recipe):
             examples = opened.computed(task)
@@ -136,7 +137,7 @@ def write_cache(
             unfinished.begin(scratch, begun, [job.stats_path for job in jobs], "files")
             _make(jobs, beam_options)
             storage.build_once(folder, recipe, lambda tmp: _join(tmp, jobs, examples))
-        paths.remove(scratch)
+            paths.remove(scratch)
     return storage.read_manifest(folder, "cache")
 
 
@@ -254,7 +255,7 @@ def _join(folder: Path, jobs: Sequence[Shard], examples: Examples) -> dict:
     offsets_N = np.lib.format.open_memmap(folder / OFFSETS, "w+", np.int64, (count,))
     stats = {"examples": count}
     for job in jobs:
-        _link(job.path, folder / job.path.name)
+        paths.link(job.path, folder / job.path.name)
         size += paths.size(job.path)
         offsets_N[job.numbers.start : job.numbers.stop] = np.load(job.offsets_path)
         made = storage.read_json(job.stats_path, f"delete {job.folder}")
@@ -273,11 +274,3 @@ def _join(folder: Path, jobs: Sequence[Shard], examples: Examples) -> dict:
     storage.write_json(folder / "stats.train.json", stats)
     (folder / "COMPLETED").touch()  # seqio's mark
     return {"examples": count, "shards": len(jobs), "bytes": size}
-
-
-def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name, so that a kill leaves the first; where there are no links, copies it."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

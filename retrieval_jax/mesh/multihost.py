@@ -4,17 +4,22 @@ Every process runs the same program on its own devices; all these devices togeth
 a pod are such processes, and so are two processes on one machine that are given each other's address.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
 
 import gin
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
 
+T = TypeVar("T")
 VERBS = ("train", "generate-queries", "index", "search")
 
 
@@ -113,6 +118,43 @@ def on_process_0(what: Callable[[], object]) -> None:
         return 0
 
     value_from_process_0(do)
+
+
+def on_every_process(what: Callable[[], T]) -> T:
+    """Calls a function on every process, and returns its result when all have done so. All must call this.
+
+    Args:
+      what: the function, which must not wait for other processes.
+
+    Raises:
+      Exception: on each process whose function raised, what it raised.
+      UserError: on the others, if any raised: none is left waiting.
+    """
+    value, failure = None, None
+    try:
+        value = what()
+    except Exception as error:  # of any kind, as above
+        failure = error
+    failed = [int(x) for x in gather_from_processes(np.int32(failure is not None))]
+    if failure:
+        raise failure
+    if any(failed):
+        raise UserError(
+            f"process {failed.index(1)} met an error, which it tells: mend that, and start all again"
+        )
+    return value
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder (`storage.lock`), which keeps out other commands, for all processes.
+
+    Process 0 has it, and the others wait until it has. All must call this. What was looked up before may have
+    changed meanwhile.
+    """
+    with contextlib.ExitStack() as held:
+        on_process_0(lambda: held.enter_context(storage.lock(folder)))
+        yield
 
 
 def process_share(count: int) -> range:

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints import checksums
 from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
-from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core import arrow_ids, paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
+from retrieval_jax.core.workspace import UNFINISHED
 from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings.encoding import Embeddings, encode_by_model
 from retrieval_jax.embeddings.text_encoder import TextEncoder, query_encoder
@@ -32,6 +33,7 @@ from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, reg
 
 RECALL_QUERIES = 200  # with which an approximate search is measured
 _SHARDS = "shards"
+_OF_PASSAGES = ("ids.arrow", "text_hashes.npy")
 
 
 class DenseSearcher(Searcher):
@@ -126,7 +128,7 @@ class DenseSearcher(Searcher):
                 f"{inputs.folder}: {facts['added']} passages added or changed, {facts['removed']} removed or "
                 "changed"
             )
-        for name in ("ids.arrow", "text_hashes.npy"):
+        for name in _OF_PASSAGES:
             paths.link(paths.ensure_local(embeddings.folder / name), folder / name)
         facts |= cls.write_index(folder, inputs)
         checksums.write(folder)
@@ -210,10 +212,13 @@ class ExactSearcher(DenseSearcher):
     @classmethod
     def open(cls, folder: Path, make_partitioner: Callable[[], Partitioner] | None = None) -> "ExactSearcher":
         """See `Searcher.open`."""
-        manifest, encoder, folder = _open(folder, cls.make_encoder)
-        vectors, scales = stored_vectors.read(folder, manifest["vector_dtype"])
+        manifest = storage.read_manifest(folder, "index")
+        files = paths.ensure_local(folder)
+        _check_files(files, manifest)
+        encoder = cls.make_encoder(_load_model(folder, manifest))
+        vectors, scales = stored_vectors.read(files, manifest["vector_dtype"])
         mesh = make_partitioner().mesh if make_partitioner else all_devices()
-        return cls(encoder, vectors, arrow_ids.read(folder / "ids.arrow"), mesh, scales)
+        return cls(encoder, vectors, arrow_ids.read(files / "ids.arrow"), mesh, scales)
 
 
 @register_searcher
@@ -258,32 +263,48 @@ class ScannSearcher(DenseSearcher):
           The folder of the shards, the index, and its recall against exact search, which is measured with
           queries of the collection.
         """
-        unfinished = inputs.folder.with_name(f"{inputs.folder.name}.unfinished")
-        # The first process's lock keeps out other commands.
-        with storage.lock(unfinished) if multihost.is_process_0() else contextlib.nullcontext():
+        scratch = _unfinished_folder(inputs)
+        with multihost.lock(scratch):
+            if multihost.broadcast_from_process_0(storage.is_up_to_date(inputs.folder, recipe)):
+                yield None  # another command has made it meanwhile
+                return
             earlier = None
-            if indexed := _indexed_passages(inputs, cls.kind):
+            if indexed := multihost.on_every_process(lambda: _indexed_passages(inputs, cls.kind)):
                 facts = storage.read_manifest(inputs.folder, "index")["scann"]
-                earlier = Indexed(paths.ensure_local(inputs.folder) / _SHARDS, facts, *indexed)
+                earlier = Indexed(inputs.folder / _SHARDS, facts, *indexed)
             dtype = inputs.settings.vector_dtype
-            index = scann_shards.build(unfinished, inputs.embeddings, dtype, recipe, earlier)
+            index = scann_shards.build(scratch, inputs.embeddings, dtype, recipe, earlier)
             queries_BxE = cls.make_encoder(inputs.model, inputs.mesh)(sample_queries(inputs.collection))
             recalls = index.tune(inputs.embeddings, queries_BxE)
-            yield unfinished, index, recalls
-            multihost.on_process_0(lambda: paths.remove(unfinished))
+            yield scratch, index, recalls
+            multihost.on_process_0(lambda: paths.remove(scratch))
+
+    @classmethod
+    def tidy(cls, inputs: IndexInputs, recipe: dict) -> None:
+        """See `Searcher.tidy`: the shards."""
+        unfinished.remove_leftover(_unfinished_folder(inputs), recipe)
 
     @classmethod
     def write_index(cls, folder: Path, inputs: IndexInputs) -> dict:
         """See `DenseSearcher.write_index`."""
-        unfinished, index, recalls = inputs.prepared
-        scann_shards.copy_shards(unfinished, folder / _SHARDS, len(index.all_facts))
+        scratch, index, recalls = inputs.prepared
+        scann_shards.copy_shards(scratch, folder / _SHARDS, len(index.all_facts))
         return {"scann": index.facts} | recalls
 
     @classmethod
     def open(cls, folder: Path, make_partitioner: object = None) -> "ScannSearcher":
         """See `Searcher.open`. `make_partitioner` is not called."""
-        manifest, encoder, folder = _open(folder, cls.make_encoder)
-        index = ScannIndex.open(folder / _SHARDS, manifest["scann"])
+
+        def opened() -> tuple[dict, ScannIndex]:
+            manifest = storage.read_manifest(folder, "index")
+            count = len(manifest["scann"]["shards"]) if "scann" in manifest else 0
+            own = [scann_shards.shard_folder(Path(_SHARDS), n) for n in multihost.process_share(count)]
+            _check_files(folder, manifest, [*_OF_PASSAGES, *map(str, own)])
+            return manifest, ScannIndex.open(folder / _SHARDS, manifest["scann"])
+
+        # A shard that cannot be read must not leave those waiting that hold the others.
+        manifest, index = multihost.on_every_process(opened)
+        encoder = cls.make_encoder(_load_model(folder, manifest))
         return cls(encoder, index, arrow_ids.read(folder / "ids.arrow"), manifest["dimensions"])
 
 
@@ -343,30 +364,34 @@ def _indexed_passages(inputs: IndexInputs, kind: str) -> tuple[pa.Array, np.ndar
     wanted = {"kind": kind, "checksum": wanted["checksum"], "vector_dtype": inputs.settings.vector_dtype}
     if any(recipe.get(name) != value for name, value in wanted.items()):
         return None
-    earlier = paths.ensure_local(earlier)
-    if checksums.find_damage(earlier):
+    if checksums.find_damage(earlier, _OF_PASSAGES):
         return None
-    return arrow_ids.read(earlier / "ids.arrow"), np.load(earlier / "text_hashes.npy", mmap_mode="r")
+    text_hashes_N = np.load(paths.ensure_local(earlier / "text_hashes.npy"), mmap_mode="r")
+    return arrow_ids.read(earlier / "ids.arrow"), text_hashes_N
 
 
-def _open(folder: Path, make_encoder: Callable[[LoadedModel], TextEncoder]) -> tuple[dict, TextEncoder, Path]:
-    """Returns the manifest, the encoder of queries, and the folder on this machine with the files to read.
+def _unfinished_folder(inputs: IndexInputs) -> Path:
+    """Returns where the shards lie until the searcher is finished."""
+    return inputs.folder.with_name(f"{inputs.folder.name}{UNFINISHED}")
 
-    The files were then compared with their checksums.
-    """
-    manifest = storage.read_manifest(folder, "index")
+
+def _check_files(folder: Path, manifest: dict, parts: Sequence[str] | None = None) -> None:
+    """Raises UserError unless a searcher's files (some: see `find_damage`) are as they were written."""
     hint = "delete it, then `retrieval-jax index`"
     if not (folder / checksums.NAME).is_file():
         raise UserError(f"{folder}: {checksums.NAME} is missing: {hint}")
     if "vector_dtype" not in manifest:
         raise UserError(f"{folder}: was made by an earlier version of retrieval_jax: {hint}")
-    files = paths.ensure_local(folder)
-    if reason := checksums.find_damage(files):
+    if reason := checksums.find_damage(folder, parts):
         raise UserError(f"{folder}: damaged ({reason}): {hint}")
+
+
+def _load_model(folder: Path, manifest: dict) -> LoadedModel:
+    """Loads a searcher's model."""
     model = paths.join(folder, manifest["model"])
     if not model.is_dir():
         raise UserError(
             f"{folder}: its model is not at {paths.absolute(model)}: move both together, or "
             "`retrieval-jax index`"
         )
-    return manifest, make_encoder(load_model(model, manifest["step"])), files
+    return load_model(model, manifest["step"])

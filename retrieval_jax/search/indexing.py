@@ -97,7 +97,9 @@ def build_searcher(searcher: type[Searcher], inputs: IndexInputs) -> dict:
         # Paths in a manifest are relative to where its folder will lie.
         model = paths.relative(inputs.model_dir, inputs.folder)
         facts |= {"parameters": inputs.model.parameter_count, "model": model, "step": inputs.model.step}
-    if not multihost.broadcast_from_process_0(storage.is_up_to_date(inputs.folder, recipe)):
+    if multihost.broadcast_from_process_0(storage.is_up_to_date(inputs.folder, recipe)):
+        multihost.on_process_0(lambda: searcher.tidy(inputs, recipe))
+    else:
         if searcher.reads_embeddings:
             inputs = dataclasses.replace(inputs, embeddings=searcher.make_embeddings(inputs))
 

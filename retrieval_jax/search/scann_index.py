@@ -91,10 +91,10 @@ def settings(
 
     Returns:
       {} for an exact search, otherwise "reorder" and, for a tree, "leaves". Of more than one shard also their
-      number as "shards"; then "leaves" and "reorder" are those of each shard.
+      number as "shards", and "shard_size"; then "leaves" and "reorder" are those of each shard.
     """
     shards = -(-count // shard_size)
-    some = {"shards": shards} if shards > 1 else {}
+    some = {"shards": shards, "shard_size": shard_size} if shards > 1 else {}
     if count < exact_below:
         return some
     each = -(-count // max(shards, 1))

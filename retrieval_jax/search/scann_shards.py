@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.checkpoints import checksums
+from retrieval_jax.core import arrow_ids, paths, storage, unfinished
 from retrieval_jax.core.progress import bar, log
 from retrieval_jax.embeddings.encoding import Embeddings
 from retrieval_jax.mesh import multihost
@@ -34,7 +35,7 @@ class Indexed:
     """An earlier index, to be updated: the passages in the order of the collection as it was.
 
     Attributes:
-      folder: the folder of its shards, on this machine.
+      folder: the folder of its shards, local or remote, which may lie in a folder with `checksums`.
       facts: what `ScannIndex.facts` returned.
       ids: passage ids by row.
       text_hashes_N: uint64, hashes of the passages' texts by row.
@@ -137,9 +138,7 @@ class ScannIndex:
             leaves = None
             if self.searched_leaves:
                 leaves = max(round(self.searched_leaves * shard.leaves / self.settings["leaves"]), 1)
-            found.append(
-                shard.search(queries_BxE, min(k, len(shard.rows_M)), reorder and max(reorder, 1), leaves)
-            )
+            found.append(shard.search(queries_BxE, min(k, len(shard.rows_M)), reorder, leaves))
         return merged(multihost.gather_from_processes(merged(found, k)), k)
 
     def tune(self, embeddings: Embeddings, queries_BxE: np.ndarray, recall: float = RECALL) -> dict:
@@ -204,7 +203,8 @@ def build(
 
     Of several processes each builds and opens its share. All must call it. Where there is an earlier index,
     its shards are updated: each gets a share of the new passages. All are built anew if the number of
-    passages has doubled or halved or asks for another structure, or if most passages were removed.
+    passages has doubled or halved or asks for another structure, if most passages were removed, or if a
+    shard has more vectors than one is to have now.
 
     Args:
       folder: where the shards are made; after a kill, the shards that it holds are not built again.
@@ -215,7 +215,7 @@ def build(
     """
     count = len(embeddings.ids)
     chosen = scann_index.settings(count)
-    parts = earlier and _updated(earlier, embeddings, chosen)
+    parts = earlier and multihost.on_every_process(lambda: _updated(earlier, embeddings, chosen))
     if parts is None:
         earlier = None
         parts = [_Part(rows) for rows in np.array_split(np.arange(count), chosen.get("shards", 1))]
@@ -223,18 +223,27 @@ def build(
     share = multihost.process_share(len(parts))
     own = sum(parts[number].count for number in share)
     log(f"scann: building an index of {count:,} vectors as {dtype}, {len(parts)} shards")
-    with bar("ScaNN's shards (vectors)", own) as advance:
-        for number in share:
-            part = parts[number]
-            make = functools.partial(_make, part, earlier, embeddings.vectors_NxE, dtype, chosen)
-            storage.build_once(shard_folder(folder, number), recipe | {"shard": part.recipe}, make)
-            advance(part.count)
-    multihost.barrier("every shard is there")
-    facts = [storage.read_manifest(shard_folder(folder, number), "index") for number in range(len(parts))]
-    for one in facts:
-        del one["recipe"]
-    settled = {"settings": chosen, "searched_leaves": None, "shards": facts}
-    return ScannIndex.open(folder, settled)
+    marks = [shard_folder(folder, number) / storage.MANIFEST for number in range(len(parts))]
+    multihost.on_process_0(lambda: unfinished.begin(folder, recipe, marks, "shards"))
+
+    def build_share() -> None:
+        with bar("ScaNN's shards (vectors)", own) as advance:
+            for number in share:
+                part = parts[number]
+                make = functools.partial(_make, part, earlier, embeddings.vectors_NxE, dtype, chosen)
+                storage.build_once(shard_folder(folder, number), recipe | {"shard": part.recipe}, make)
+                advance(part.count)
+
+    multihost.on_every_process(build_share)
+
+    def open_share() -> ScannIndex:
+        facts = [storage.read_manifest(mark.parent, "index") for mark in marks]
+        for one in facts:
+            del one["recipe"]
+        settings = chosen | ({"shards": len(parts)} if len(parts) != chosen.get("shards", 1) else {})
+        return ScannIndex.open(folder, {"settings": settings, "searched_leaves": None, "shards": facts})
+
+    return multihost.on_every_process(open_share)
 
 
 def copy_shards(source: Path, target: Path, count: int) -> None:
@@ -278,8 +287,14 @@ def _make(
     """Builds or updates a shard and writes it into a folder; returns its facts."""
     if part.now_M is not None:
         facts = earlier.facts["shards"][part.earlier]
-        before = ScannShard.open(shard_folder(earlier.folder, part.earlier), facts)
-        return before.update(vectors_NxE, part.now_M, part.new).write(folder)
+        before = shard_folder(earlier.folder, part.earlier)
+        if checksums.find_damage(earlier.folder.parent, [f"{earlier.folder.name}/{before.name}"]):
+            rows_M = np.sort(np.concatenate([part.now_M[part.now_M >= 0], part.new]))
+            made = ScannShard.build(vectors_NxE, rows_M, dtype, facts["reorder"], facts["leaves"])
+        else:
+            opened = ScannShard.open(paths.ensure_local(before), facts)
+            made = opened.update(vectors_NxE, part.now_M, part.new)
+        return made.write(folder)
     leaves = chosen.get("leaves", 0)
     if leaves:  # a shard of passages that were added may be smaller than the others
         leaves = max(min(leaves, round(len(part.new) ** 0.5)), 1)
@@ -295,12 +310,18 @@ def _updated(earlier: Indexed, embeddings: Embeddings, chosen: dict) -> list[_Pa
     other = chosen.keys() & structure != earlier.facts["settings"].keys() & structure
     if other or not 0.5 < count / trained < 2 or (now_N < 0).sum() > len(now_N) // 2:
         return None
+    rows = [shard_folder(earlier.folder, number) / "rows.npy" for number in range(len(before))]
+    names = [str(path.relative_to(earlier.folder.parent)) for path in rows]
+    if checksums.find_damage(earlier.folder.parent, names):
+        return None
+    now = [now_N[np.load(paths.ensure_local(path))] for path in rows]
+    if max(int((now_M >= 0).sum()) for now_M in now) > chosen.get("shard_size", count):
+        return None  # fewer vectors than before are to be in a shard
     new = np.ones(count, bool)
     new[now_N[now_N >= 0]] = False
     new, parts = np.flatnonzero(new), []
     size = -(-count // chosen.get("shards", 1))
-    for number in range(len(before)):
-        now_M = now_N[np.load(shard_folder(earlier.folder, number) / "rows.npy")]
+    for number, now_M in enumerate(now):
         room = max(size - int((now_M >= 0).sum()), 0)
         parts.append(_Part(new[:room], number, now_M))
         new = new[room:]

@@ -223,6 +223,10 @@ class Searcher:
         return contextlib.nullcontext()
 
     @classmethod
+    def tidy(cls, inputs: IndexInputs, recipe: dict) -> None:
+        """Removes what a kill at the end of `prepare` left; process 0 calls it of a finished searcher."""
+
+    @classmethod
     def write(cls, folder: Path, inputs: IndexInputs) -> dict | None:
         """Builds the searcher: writes the files that `open` reads.
 

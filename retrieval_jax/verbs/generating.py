@@ -1,6 +1,5 @@
 """The verb `generate-queries` (doc2query): queries for every passage, from a model or from released files."""
 
-import contextlib
 from pathlib import Path
 
 import gin
@@ -84,22 +83,24 @@ def generate_queries(
 
     folder = work.synthetic(name)
     shards = QueryShards(folder.with_name(f"{name}{UNFINISHED}"), collection.passage_count, shard_size)
-    first = multihost.is_process_0()
-    # The first process's lock keeps out other commands; the rest of this one wait for it at the barrier.
-    with storage.lock(shards.folder) if first else contextlib.nullcontext():
-        multihost.barrier("the lock is held")
-        if not storage.is_up_to_date(folder, recipe):
-            if first:
-                unfinished.begin(shards.folder, recipe, shards.paths, "shards")
-                query_source.prepare(collection, shards)
-            multihost.barrier("the shards can be made")
-            numbers = shards.missing(jax.process_index(), jax.process_count())
-            generation.make_shards(collection, shards, numbers, query_source, count, consistency_filter, name)
-            multihost.barrier("all shards are there")
-            if first:
-                storage.build_once(folder, recipe, lambda tmp: synthetic.join(tmp, collection, shards))
-            multihost.barrier("the shards are joined")
-        if first and unfinished.has_begun(shards.folder, recipe):
+
+    def prepare() -> None:
+        unfinished.begin(shards.folder, recipe, shards.paths, "shards")
+        query_source.prepare(collection, shards)
+
+    def make() -> None:
+        numbers = shards.missing(jax.process_index(), jax.process_count())
+        generation.make_shards(collection, shards, numbers, query_source, count, consistency_filter, name)
+
+    def join() -> None:
+        storage.build_once(folder, recipe, lambda tmp: synthetic.join(tmp, collection, shards))
+
+    with multihost.lock(shards.folder):
+        if not multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe)):
+            multihost.on_process_0(prepare)
+            multihost.on_every_process(make)
+            multihost.on_process_0(join)
+        if multihost.is_process_0() and unfinished.has_begun(shards.folder, recipe):
             paths.remove(shards.folder)
     manifest = storage.read_manifest(folder, synthetic.VERB)
     shown = ("passages", "made", "distinct", "queries")

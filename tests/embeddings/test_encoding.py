@@ -5,11 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from retrieval_jax.core import storage
+from retrieval_jax.core import storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings import encoding
@@ -20,6 +21,7 @@ MODEL = {"model": "letters"}
 # Encodes by counting letters, in parts of 16; killed where it would encode the third part's passages.
 SCRIPT = """
 import os, signal, sys
+import jax
 import numpy as np
 from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings import encoding
@@ -34,6 +36,8 @@ def encode(texts, advance):
     calls += 1
     if sys.argv[3] == "killed" and calls == 3:
         os.kill(os.getpid(), signal.SIGKILL)
+    if sys.argv[3] == "failing" and calls == 2 and jax.process_index() == 1:
+        return np.full((len(texts), 5), np.nan)
     advance(len(texts))
     return np.array([[text.count(letter) for letter in "aeiou"] for text in texts], np.float32)
 
@@ -144,23 +148,52 @@ def test_several_devices_take_several_parts_at_once(collection, tmp_path, python
     )
 
 
-def test_two_processes_share_the_work(collection, tmp_path):
+def in_two_processes(collection: Collection, folder: Path, how: str) -> list[tuple[int, str, str]]:
+    """Returns the exit status, stdout and stderr of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    folder, running = tmp_path / "letters", []
+    running = []
     for process in range(2):
         environment = os.environ | {
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": str(process),
         }
-        command = [sys.executable, "-c", SCRIPT, str(collection.folder), str(folder), "whole"]
+        command = [sys.executable, "-c", SCRIPT, str(collection.folder), str(folder), how]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         running.append(subprocess.Popen(command, env=environment, **pipes))
     outputs = [process.communicate(timeout=100) for process in running]
+    return [(p.returncode, *output) for p, output in zip(running, outputs, strict=True)]
+
+
+def test_two_processes_share_the_work(collection, tmp_path):
+    folder = tmp_path / "letters"
+    outputs = in_two_processes(collection, folder, "whole")
     count = collection.passage_count
-    calls = [int(out.splitlines()[-1].split()[0]) for out, _ in outputs]  # after Gloo's own lines
+    calls = [int(out.splitlines()[-1].split()[0]) for _, out, _ in outputs]  # after Gloo's own lines
     assert sum(calls) == -(-count // 16), outputs
     assert abs(calls[0] - calls[1]) <= 1
     np.testing.assert_array_equal(np.load(folder / "vectors.npy"), letters(all_texts(collection)))
+
+
+def test_where_one_process_fails_the_other_ends_too(collection, tmp_path):
+    folder = tmp_path / "letters"
+    (status, _, told), (other_status, _, other_told) = in_two_processes(collection, folder, "failing")
+    assert status != 0 != other_status
+    assert "process 1 met an error" in told
+    assert "has an infinity or NaN" in other_told
+    in_two_processes(collection, folder, "whole")
+    np.testing.assert_array_equal(np.load(folder / "vectors.npy"), letters(all_texts(collection)))
+
+
+def test_what_a_kill_left_behind_is_removed(collection, tmp_path):
+    folder, recipe = tmp_path / "letters", MODEL | {"collection": collection.fingerprint}
+    encode_collection(folder, MODEL, collection, Encoder)
+    scratch = tmp_path / "letters.unfinished"
+    unfinished.begin(scratch, recipe | {"part": encoding.PART}, [])  # killed before it was removed
+    encode_collection(folder, MODEL, collection, Encoder)
+    assert not scratch.exists()
+    unfinished.begin(scratch, {"of": "another model"}, [])  # that one is still needed
+    encode_collection(folder, MODEL, collection, Encoder)
+    assert scratch.exists()

@@ -15,7 +15,7 @@ import seqio
 import tensorflow as tf
 from tables import KINDS
 
-from retrieval_jax.core import paths, storage
+from retrieval_jax.core import paths, storage, unfinished
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import synthetic
 from retrieval_jax.data.records import Collection
@@ -210,6 +210,9 @@ def test_a_kill_loses_the_files_in_progress_alone(own: Workspace, monkeypatch, t
     write_cache.write_cache(dataset, opened, "daq")
     assert f"going on, {len(finished)} of 64 files are finished" in " ".join(capsys.readouterr().err.split())
     assert nodes <= {path.stat().st_ino for path in folder.iterdir()}
+    assert not scratch.exists()
+    unfinished.begin(scratch, opened.recipe("daq") | {"shards": 64}, [])  # a kill came before it was removed
+    write_cache.write_cache(dataset, opened, "daq")
     assert not scratch.exists()
     offsets = np.load(folder / OFFSETS)
     for number in range(64):  # made here, in one go

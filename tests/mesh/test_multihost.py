@@ -228,7 +228,7 @@ def test_the_command_in_two_processes_trains_evaluates_and_is_preempted(
 
 
 LAGGING = """
-import os, sys
+import os, sys, threading, time
 from pathlib import Path
 import jax
 jax.config.update("jax_num_cpu_devices", 1)
@@ -237,6 +237,7 @@ import gin
 import numpy as np
 from tiny_training import batches, retriever, train
 from tiny_training import SKIPS, poisoned, spiky
+from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.mesh import multihost
@@ -282,6 +283,30 @@ except UserError as error:
     assert not first and "process 0 met an error" in str(error)
 else:
     raise AssertionError
+
+assert multihost.on_every_process(lambda: "done") == "done"
+try:
+    multihost.on_every_process(lambda: None if first else fails())
+except ValueError:
+    assert not first
+except UserError as error:
+    assert first and "process 1 met an error" in str(error)
+else:
+    raise AssertionError
+
+shared, held = folder / "shared", threading.Event()
+
+def other_command():
+    with storage.lock(shared):
+        held.set()
+        time.sleep(1)
+        shared.write_text("finished")
+
+if first:
+    threading.Thread(target=other_command).start()
+    held.wait()
+with multihost.lock(shared):
+    assert shared.read_text() == "finished"  # no process goes on before process 0 has the lock
 """
 
 

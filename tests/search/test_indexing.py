@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax.checkpoints import checkpoints, checksums, model_folder
-from retrieval_jax.core import storage
+from retrieval_jax.core import storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
@@ -87,6 +87,11 @@ def test_both_kinds_share_the_vectors_and_tell_what_they_hold(
         assert len(manifest["recipe"]["checksum"]) == 16
     vectors = [work.embeddings("dual_encoder"), work.searcher("exact")]
     assert len({(folder / "vectors.npy").stat().st_ino for folder in vectors}) == 1  # on disk once
+    # What a kill at the very end left goes with the next call.
+    scratch = work.folder / "searchers/scann.unfinished"
+    unfinished.begin(scratch, storage.read_manifest(work.searcher("scann"), "index")["recipe"], [])
+    assert index("scann")[0] == 0
+    assert not scratch.exists()
     exact, scann = (Searcher.open(work.searcher(kind)) for kind in ("exact", "scann"))
     found = exact.search([QUERY], 10)[0]
     again = scann.search([QUERY], 10)[0]
