@@ -202,6 +202,10 @@ class Catalogue:
         self._collection, self._make_partitioner = collection, make_partitioner
         self._served: dict[str, Served] = {}
         self._opening = asyncio.Lock()
+        if collection is not None:
+            # TFDS replaces `__import__` while it is imported, also for other threads: it is imported before
+            # there are any.
+            from tensorflow_datasets import builder_from_directory  # noqa: F401
 
     @property
     def ready(self) -> bool:

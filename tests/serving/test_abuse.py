@@ -27,6 +27,7 @@ def test_abused_it_refuses_what_it_must_keeps_its_memory_and_recovers(start, col
     for what in ("1 MB query", "a million spaces", "NULs", "broken UTF-8", "flood"):
         assert statuses[what].keys() <= {"200", "429", "503"}, what
     assert statuses["another searcher"].keys() == {"200"}
-    assert report["mb_at_most"] < report["mb_before"] + 600
-    assert report["recovered_seconds"] is not None
+    # 64 MB of bodies that are being read, 64 MB of answers that are not, and what a hundred requests take.
+    assert report["mb_at_most"] < report["mb_before"] + 160
+    assert report["recovered_seconds"] <= 5
     assert process.poll() is None
