@@ -21,6 +21,8 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
+import operator
 import re
 import statistics
 import subprocess
@@ -30,6 +32,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote_plus
+from urllib.request import Request, urlopen
 
 import _abuse
 from rich.console import Console
@@ -198,12 +201,15 @@ def embeddings(work: Path, name: str, queries: Sequence[str], seconds: float, ta
     requests = [["POST", "/v1/embeddings", {"input": query}] for query in queries]
     ratios = {}
     with tempfile.TemporaryDirectory() as folder, serving(work, [name]) as (_, address):
-        model = json.loads((work / "searchers" / name / "manifest.json").read_text())["model"]
+        model = work / "searchers" / name
+        model /= json.loads((model / "manifest.json").read_text())["model"]
+        length = json.loads((model / "model.json").read_text())["input_length"]
         command = [sys.executable, "-m", "retrieval_jax.main", "export", f"--WORK_DIR={work}", "--json"]
-        command += [f"--MODEL_DIR={work / 'searchers' / name / model}", f"--gin.export.output='{folder}/st'"]
+        command += [f"--MODEL_DIR={model}", f"--gin.export.output='{folder}/st'"]
         command += ["--gin.export.format='sentence_transformers'"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        with sentence_transformers(f"{folder}/st") as theirs:
+        with sentence_transformers(f"{folder}/st", length) as theirs:
+            check_same_vectors(address, theirs, queries[:32])
             for count in (1, 32):
                 ours_found = load(address, requests, count, seconds)
                 theirs_found = load(theirs, requests, count, seconds)
@@ -216,6 +222,22 @@ def embeddings(work: Path, name: str, queries: Sequence[str], seconds: float, ta
     return ratios
 
 
+def check_same_vectors(ours: str, theirs: str, queries: Sequence[str]) -> None:
+    """Ends the benchmark unless both servers give the same vectors."""
+
+    def vector(address: str, query: str) -> list[float]:
+        body = json.dumps({"input": query}).encode()
+        asked = Request(f"http://{address}/v1/embeddings", body, {"Content-Type": "application/json"})
+        with urlopen(asked) as response:
+            return json.load(response)["data"][0]["embedding"]
+
+    for query in queries:
+        a, b = vector(ours, query), vector(theirs, query)
+        cosine = sum(map(operator.mul, a, b)) / (math.hypot(*a) * math.hypot(*b))
+        if cosine < 0.999:
+            raise SystemExit(f"{query!r}: the cosine of both sides' vectors is {cosine:.4f}")
+
+
 PLAINEST = """
 import sys, uvicorn
 from fastapi import FastAPI
@@ -226,10 +248,12 @@ class Request(BaseModel):
     input: str
 
 app, model = FastAPI(), SentenceTransformer(sys.argv[1], device="cpu")
+model.max_seq_length = int(sys.argv[2])
+name = "query" if model.prompts.get("query") else None
 
 @app.post("/v1/embeddings")
 def embeddings(request: Request):
-    return {"data": [{"index": 0, "embedding": model.encode(request.input).tolist()}]}
+    return {"data": [{"index": 0, "embedding": model.encode(request.input, prompt_name=name).tolist()}]}
 
 model.encode("warm up")
 config = uvicorn.Config(app, port=0, http="httptools", access_log=False, log_level="info")
@@ -238,10 +262,9 @@ uvicorn.Server(config).run()
 
 
 @contextlib.contextmanager
-def sentence_transformers(folder: str) -> Iterator[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", PLAINEST, folder], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+def sentence_transformers(folder: str, length: int) -> Iterator[str]:
+    command = [sys.executable, "-c", PLAINEST, folder, str(length)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         for line in process.stderr:
             if match := re.search(r"running on http://(\S+)", line):
