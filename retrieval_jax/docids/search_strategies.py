@@ -121,11 +121,26 @@ class SearchStrategy:
         raise NotImplementedError
 
     @classmethod
+    def encode(cls, model: GenerativeRetriever, params: dict, batch: Mapping[str, jax.Array]) -> object:
+        """Computes what `log_probs` needs once for a batch of queries. Pure: it may be compiled.
+
+        Args:
+          model: the retriever.
+          params: its parameters.
+          batch: "encoder_input_tokens", int32 B×S.
+
+        Returns:
+          A tree of arrays.
+        """
+        raise NotImplementedError
+
+    @classmethod
     def log_probs(
         cls,
         model: GenerativeRetriever,
         params: dict,
         batch: Mapping[str, jax.Array],
+        encoded: object,
         tokens_BxKxL: jax.Array,
     ) -> jax.Array:
         """Computes the log-probabilities that `decode` gives to docids' tokens. Pure: it may be compiled.
@@ -134,6 +149,7 @@ class SearchStrategy:
           model: the retriever.
           params: its parameters.
           batch: "encoder_input_tokens", int32 B×S.
+          encoded: what `encode` made of the batch.
           tokens_BxKxL: int32, K docids of each query, as the table has them.
 
         Returns:
@@ -199,9 +215,14 @@ class TrieSearch(SearchStrategy):
         return model.predict_batch_with_aux(params, batch, trie=docids, beams=width, mesh=mesh)
 
     @classmethod
-    def log_probs(cls, model, params, batch, tokens_BxKxL):
+    def encode(cls, model, params, batch):
+        """See SearchStrategy: the encoder's part of the decoder's attention."""
+        return model.encode_queries(params, batch)
+
+    @classmethod
+    def log_probs(cls, model, params, batch, encoded, tokens_BxKxL):
         """See SearchStrategy."""
-        return model.docid_log_probs(params, batch, tokens_BxKxL)
+        return model.docid_log_probs(params, batch, encoded, tokens_BxKxL)
 
 
 class SoftmaxSearch(SearchStrategy):
@@ -248,9 +269,14 @@ class SoftmaxSearch(SearchStrategy):
         return jnp.where(tokens_BxK >= 0, token_to_passage_V[tokens_BxK], -1), aux
 
     @classmethod
-    def log_probs(cls, model, params, batch, tokens_BxKxL):
+    def encode(cls, model, params, batch):
+        """See SearchStrategy: the log-probabilities of all docids, B×V."""
+        return model.atomic_log_probs(params, batch)
+
+    @classmethod
+    def log_probs(cls, model, params, batch, encoded, tokens_BxKxL):
         """See SearchStrategy."""
-        return model.atomic_log_probs(params, batch, tokens_BxKxL[..., 0])[..., None]
+        return jnp.take_along_axis(encoded, tokens_BxKxL[..., 0], axis=1)[..., None]
 
 
 STRATEGIES: dict[str, type[SearchStrategy]] = {

@@ -9,6 +9,7 @@ from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import constrained_beam_search
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.models.encoder_decoder import EncoderDecoder
+from retrieval_jax.models.layers import KeysValues
 from retrieval_jax.models.retriever import Batch, register_retriever
 from retrieval_jax.models.softmax import exact_products
 
@@ -102,14 +103,30 @@ class GenerativeRetriever(EncoderDecoder):
         batch = {"encoder_input_tokens": inputs_BxS, "decoder_input_tokens": start}
         return self.hidden(params, batch)[:, 0].astype(jnp.float32)
 
-    def docid_log_probs(self, params: dict, batch: Batch, docids_BxKxL: jax.Array) -> jax.Array:
-        """Computes the log-probabilities of the tokens of docids that are given, as the search does.
-
-        A query is encoded once, and its docids are read like beams of a search whose tokens are known.
+    def encode_queries(self, params: dict, batch: Batch) -> list[KeysValues]:
+        """Computes what `docid_log_probs` needs once for a batch of queries, whatever the docids.
 
         Args:
           params: the network's parameters.
           batch: `encoder_input_tokens` B×S, int32, padded with 0.
+
+        Returns:
+          Each decoder layer's cross-attention keys and values B×S×H×D.
+        """
+        variables = self.decode_variables(params)
+        return self.decode_module.apply(variables, batch["encoder_input_tokens"], method="cross_keys_values")
+
+    def docid_log_probs(
+        self, params: dict, batch: Batch, cross_kv: list[KeysValues], docids_BxKxL: jax.Array
+    ) -> jax.Array:
+        """Computes the log-probabilities of the tokens of docids that are given, as the search does.
+
+        A query's docids are read like beams of a search whose tokens are known.
+
+        Args:
+          params: the network's parameters.
+          batch: `encoder_input_tokens` B×S, int32, padded with 0.
+          cross_kv: of these queries; see `encode_queries`.
           docids_BxKxL: int32, docids of each query, padded with 0.
 
         Returns:
@@ -117,7 +134,7 @@ class GenerativeRetriever(EncoderDecoder):
         """
         variables, inputs_BxS = self.decode_variables(params), batch["encoder_input_tokens"]
         B, K, L = docids_BxKxL.shape
-        cross_kv, kv_cache = self.decode_module.apply(variables, inputs_BxS, K, L, method="prefill")
+        kv_cache = self.decode_module.apply(variables, cross_kv, K, L, method="empty_cache")
 
         def read(carry, position):
             newest_BxK, kv_cache = carry
@@ -135,18 +152,16 @@ class GenerativeRetriever(EncoderDecoder):
         _, log_probs_LxBxK = jax.lax.scan(read, start, jnp.arange(L))
         return jnp.moveaxis(log_probs_LxBxK, 0, -1)
 
-    def atomic_log_probs(self, params: dict, batch: Batch, tokens_BxK: jax.Array) -> jax.Array:
-        """Computes the log-probabilities of atomic docids that are given; see `rank_atomic`.
+    def atomic_log_probs(self, params: dict, batch: Batch) -> jax.Array:
+        """Computes the log-probabilities of all atomic docids; see `rank_atomic`.
 
         Args:
           params: the network's parameters.
           batch: `encoder_input_tokens` B×S, int32, padded with 0.
-          tokens_BxK: int32, docids of each query.
 
         Returns:
-          Float32 B×K.
+          Float32 B×V.
         """
         start = jnp.zeros((batch["encoder_input_tokens"].shape[0], 1), jnp.int32)
         logits_BxV = self.logits(params, {**batch, "decoder_input_tokens": start})[:, 0]
-        own_BxK = jnp.take_along_axis(logits_BxV, tokens_BxK, axis=1)
-        return own_BxK - jax.nn.logsumexp(logits_BxV, axis=-1, keepdims=True)
+        return logits_BxV - jax.nn.logsumexp(logits_BxV, axis=-1, keepdims=True)

@@ -262,13 +262,22 @@ class T5(nn.Module):
           (cross_kv: each decoder layer's cross-attention keys and values B×S×H×D, made once a query;
           kv_cache: each layer's empty self-attention cache B×K×H×T×D). The PAWA decoder's layers come last.
         """
-        c = self.config
+        cross_kv = self.cross_keys_values(inputs_BxS)
+        return cross_kv, self.empty_cache(cross_kv, beams, length)
+
+    def cross_keys_values(self, inputs_BxS: jax.Array) -> list[KeysValues]:
+        """Encodes queries: the first result of `prefill`, which any number of caches may go with."""
         encoded = self.encode(inputs_BxS)
         cross_kv = self.decoder.cross_keys_values(encoded)
-        if c.pawa_layers:
-            cross_kv += self.pawa_decoder.cross_keys_values(encoded)
-        empty = jnp.zeros((inputs_BxS.shape[0], beams, c.num_heads, length, c.head_dim), c.dtype)
-        return cross_kv, [(empty, empty)] * len(cross_kv)
+        return (
+            cross_kv + self.pawa_decoder.cross_keys_values(encoded) if self.config.pawa_layers else cross_kv
+        )
+
+    def empty_cache(self, cross_kv: list[KeysValues], beams: int, length: int) -> list[KeysValues]:
+        """Makes the second result of `prefill`."""
+        c = self.config
+        empty = jnp.zeros((len(cross_kv[0][0]), beams, c.num_heads, length, c.head_dim), c.dtype)
+        return [(empty, empty)] * len(cross_kv)
 
     def decode_step(
         self,

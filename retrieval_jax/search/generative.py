@@ -72,7 +72,7 @@ class GenerativeSearcher(Searcher):
         self.docids = None
         self.replace(table)
         self._decode = search_function(model, mesh)
-        self._log_probs = log_probs_function(model, mesh)
+        self._encode, self._log_probs = log_probs_functions(model, mesh)
 
     def replace(self, table: DocidTable) -> None:
         """Searches another state of the docids from now on, to which passages were added or from it removed.
@@ -105,6 +105,8 @@ class GenerativeSearcher(Searcher):
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See Searcher. Scores are log-probabilities; passages that share a docid tie, in row order."""
+        if k <= 0:
+            return [[] for _ in queries]
         results, width = [], self.strategy.width(self.beams, k, self.outputs)
         for first in range(0, len(queries), self.batch_sizes[-1]):
             texts = list(queries[first : first + self.batch_sizes[-1]])
@@ -170,20 +172,22 @@ class GenerativeSearcher(Searcher):
     def _token_log_probs(self, texts: list[str], candidates: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Computes the log-probabilities of docids' tokens for the queries of one batch.
 
-        CANDIDATES of each query are computed at once.
+        Queries are encoded once, and CANDIDATES docids of each are then computed at once: these two programs
+        fit any number of candidates.
 
         Returns:
           For each query float32, candidates × L; NaN for a passage that the table lacks.
         """
         most = round_up(max(map(len, candidates)), CANDIDATES)
         batch, parts = self._batch(texts), []
+        encoded = self._encode(self.strategy, self.params, batch) if most else None
         row_BxC = np.full((len(batch["encoder_input_tokens"]), most), -1)
         for row_C, wanted in zip(row_BxC, candidates, strict=False):
             row_C[: len(wanted)] = self.find_rows(wanted)
         for first in range(0, most, CANDIDATES):
             docids = self.table.tokens_NxL[np.maximum(row_BxC[:, first : first + CANDIDATES], 0)]
             found = self._log_probs(
-                self.strategy, self.params, batch, self.place(docids.astype(np.int32), "data")
+                self.strategy, self.params, batch, encoded, self.place(docids.astype(np.int32), "data")
             )
             parts.append(np.asarray(found))
         shape = (*row_BxC.shape, self.table.length)
@@ -322,22 +326,27 @@ def search_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
     return jax.jit(search, static_argnums=(0, 4, 5), out_shardings=whole)
 
 
-def log_probs_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
-    """Makes the jitted scoring of docids that are given.
+def log_probs_functions(model: GenerativeRetriever, mesh: Mesh | None) -> tuple[Callable, Callable]:
+    """Makes the two jitted functions that score docids that are given.
 
     Args:
       model: the retriever.
       mesh: see `search_function`.
 
     Returns:
-      (strategy, params, batch, tokens_BxKxL) -> float32 B×K×L; see `SearchStrategy.log_probs`.
+      ((strategy, params, batch) -> what is computed once for the queries, see `SearchStrategy.encode`;
+      (strategy, params, batch, encoded, tokens_BxKxL) -> float32 B×K×L, see `SearchStrategy.log_probs`).
     """
 
-    def log_probs(strategy: type[SearchStrategy], params, batch, tokens_BxKxL):
-        return strategy.log_probs(model, params, batch, tokens_BxKxL)
+    def encode(strategy: type[SearchStrategy], params, batch):
+        return strategy.encode(model, params, batch)
+
+    def log_probs(strategy: type[SearchStrategy], params, batch, encoded, tokens_BxKxL):
+        return strategy.log_probs(model, params, batch, encoded, tokens_BxKxL)
 
     whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
-    return jax.jit(log_probs, static_argnums=0, out_shardings=whole)
+    log_probs = jax.jit(log_probs, static_argnums=0, out_shardings=whole)
+    return jax.jit(encode, static_argnums=0), log_probs
 
 
 def token_texts(table: DocidTable, row: int, vocabulary: Vocabulary) -> list[str]:

@@ -12,7 +12,10 @@ from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.search.fused import FusedSearcher
+from retrieval_jax.search.fusion import Fusion
 from retrieval_jax.search.generative import GenerativeSearcher
+from retrieval_jax.search.searcher import Searcher
 
 VOCABULARY = 128
 
@@ -93,6 +96,50 @@ def test_atomic_passages_come_and_go_without_recompiling(vocabulary):
     (after,) = searching.search(["the fox"], k=20)
     assert {p for p, _ in after} == {p for p, _ in before[1:]} | {"new"}
     assert searching._decode._cache_size() == 1
+
+
+@pytest.mark.parametrize("kind", ["atomic", "rq_3x40"])
+def test_any_number_of_given_passages_is_scored_by_the_same_programs(vocabulary, kind, monkeypatch):
+    docids = np.arange(1, 101, dtype=np.int32)[:, None]
+    if kind != "atomic":
+        docids = np.unique(np.random.default_rng(0).integers(2, VOCABULARY, (100, 3)), axis=0)
+    searching, encodings = searcher(vocabulary, kind, docids), []
+    searching.beams = len(docids)
+    encode = searching._encode
+    monkeypatch.setattr(searching, "_encode", lambda *args: encodings.append(1) or encode(*args))
+    queries = ["the fox", "lazy"]
+    expected = searching.search(queries, k=100)
+    for count in (100, 40, 3):
+        wanted = [[passage for passage, _ in ranking[-count:]] for ranking in expected]
+        given = searching.score(queries, wanted)
+        np.testing.assert_allclose(
+            given, [[s for _, s in ranking[-count:]] for ranking in expected], atol=1e-5
+        )
+    assert len(encodings) == 3
+    assert encode._cache_size() == searching._log_probs._cache_size() == 1
+    assert searching.search(queries, 0) == searching.search(queries, -1) == [[], []]
+
+
+def test_a_server_s_re_ranker_compiles_before_anything_is_found(vocabulary):
+    class Nothing(Searcher):
+        def search(self, queries, k):
+            return [[] for _ in queries]
+
+    class Some(Searcher):
+        def search(self, queries, k):
+            return [[("p3", 2.0), ("p7", 1.0)] for _ in queries]
+
+    searching = searcher(vocabulary, "atomic", np.arange(1, 21, dtype=np.int32)[:, None])
+    fusion = Fusion("rerank", (0.0, 1.0), 100)
+    FusedSearcher([Nothing(), searching], fusion).use_batch_sizes((1, 3))
+    assert searching._log_probs._cache_size() == 2
+    for queries in (["fox"], ["fox", "dog"]):
+        expected = searching.score(["fox"], [["p3", "p7"]])[0]
+        found = FusedSearcher([Some(), searching], fusion).search(queries, 5)[0]
+        assert [passage for passage, _ in found] == (
+            ["p3", "p7"] if expected[0] > expected[1] else ["p7", "p3"]
+        )
+    assert searching._log_probs._cache_size() == 2
 
 
 def test_approximate_search_tells_its_recall(vocabulary):
