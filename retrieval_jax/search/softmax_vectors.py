@@ -93,13 +93,19 @@ def write_columns(folder: Path, kernel_ExV: jax.Array, table: DocidTable) -> dic
       Facts for the folder's manifest.
     """
     token_N, E = table.tokens_NxL[:, 0], len(kernel_ExV)
-    out_NxE = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, (len(token_N), E))
-    with bar("columns of the softmax", len(token_N)) as advance:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(token_N), E)}
+    # A full disk is an error of `write`; in a memory map it would end the process.
+    with (folder / "vectors.npy").open("wb") as file, bar("columns of the softmax", len(token_N)) as advance:
+        np.lib.format.write_array_header_1_0(file, header)
+        begin = file.tell()
         for rows, vectors in columns(kernel_ExV, token_N):
             check_finite(vectors, table.kind, rows)
-            out_NxE[rows] = vectors
+            order = np.argsort(rows)
+            ends = np.flatnonzero(np.diff(rows[order], append=-1) != 1) + 1  # of rows that follow each other
+            for run in np.split(order, ends[:-1]):
+                file.seek(begin + int(rows[run[0]]) * E * 4)
+                file.write(vectors[run].astype("<f4").tobytes())
             advance(len(rows))
-    out_NxE.flush()
     np.save(folder / "text_hashes.npy", token_N.astype(np.uint64))  # a passage with another docid is another
     arrow_ids.write(folder / "ids.arrow", table.passage_ids)
     return {"passages": len(token_N), "dimensions": E}

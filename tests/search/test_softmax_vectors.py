@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from model_folders import random_params, write_model_folder
 
+from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -72,3 +73,16 @@ def test_columns_are_fetched_in_blocks(monkeypatch):
     for rows, vectors in softmax_vectors.columns(kernel_ExV, token_N):
         found[rows] = vectors
     np.testing.assert_array_equal(found, np.asarray(kernel_ExV).T[token_N])
+
+
+def test_columns_are_written_in_the_order_of_the_passages(monkeypatch, tmp_path):
+    """Also where the docids were extended, and the order of their tokens is another."""
+    monkeypatch.setattr(softmax_vectors, "_BLOCK", 7)
+    kernel_ExV = jnp.arange(40.0).reshape(2, 20)
+    token_N = np.array([19, 1, 8, 6, 7, 13, 14, 2], np.int32)
+    ids = arrow_ids.array([f"p{row}" for row in range(len(token_N))])
+    table = DocidTable("atomic", token_N[:, None], ids, 20, "", search="softmax")
+    softmax_vectors.write_columns(tmp_path, kernel_ExV, table)
+    written = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    assert written.dtype == np.float32
+    np.testing.assert_array_equal(written, np.asarray(kernel_ExV).T[token_N])
