@@ -134,6 +134,8 @@ def top_rows(scores_N: np.ndarray, k: int) -> np.ndarray:
     Returns:
       int64, at most k rows, best first; equal scores are in the order of the rows.
     """
+    if k <= 0:
+        return np.zeros(0, np.int64)
     blocks = len(scores_N) // _BLOCK
     rows = np.arange(blocks * _BLOCK, len(scores_N))
     if blocks:  # k blocks have a largest score of at least `least`, so no lower one is among the k largest

@@ -64,8 +64,8 @@ class DenseSearcher(Searcher):
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See `Searcher.search`. The scores are dot products."""
-        if not queries:
-            return []
+        if not queries or k <= 0:
+            return [[] for _ in queries]
         vectors_BxE = check_query_vectors(self.encoder(queries), self.dimensions)
         return ranked_lists(*self.nearest(vectors_BxE, min(k, len(self.passage_ids))), self.passage_ids)
 

@@ -6,9 +6,12 @@ when the weights were chosen, and how they are fused. An exported one holds its 
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
+
+import numpy as np
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
@@ -61,6 +64,9 @@ class FusedSearcher(Searcher):
         """See `Searcher.use_batch_sizes`: of all parts."""
         for part in self.parts:
             part.use_batch_sizes(sizes)
+        if self.fusion.method == RERANK:  # a search would compile this only if the first part finds something
+            for part, size in itertools.product(self.parts[1:], sizes):
+                part.score([""] * size, [[""]] * size)
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See `Searcher.search`.
@@ -69,8 +75,8 @@ class FusedSearcher(Searcher):
         most `fusion.depth` passages of each part count, for any k. A re-ranked list goes on with what the
         first part found below that depth; those passages have scores below 0.
         """
-        if not queries:
-            return []
+        if not queries or k <= 0:
+            return [[] for _ in queries]
         depth, reranks = self.fusion.depth, self.fusion.method == RERANK
         finders = self.parts[:1] if reranks else self.parts
         found = [part.search(queries, max(k, depth) if reranks else depth) for part in finders]
@@ -90,6 +96,13 @@ class FusedSearcher(Searcher):
         settings = inputs.settings
         check(settings)
         found = [(name, inputs.work.searcher(name)) for name in settings.parts]
+        for name, folder in found:
+            if paths.absolute(inputs.folder) in made_of(folder):
+                raise UserError(
+                    f"make_index.name: {inputs.folder.name} would be a part of itself"
+                    + (f" (by {name})" if name != inputs.folder.name else "")
+                    + ": give the fused searcher another name"
+                )
         manifests = [searcher_manifest(folder, inputs.collection) for _, folder in found]
         if settings.fusion == RERANK:
             for name, manifest in list(zip(settings.parts, manifests, strict=True))[1:]:
@@ -117,8 +130,9 @@ class FusedSearcher(Searcher):
     @classmethod
     def write(cls, folder: Path, inputs: IndexInputs) -> dict:
         """See `Searcher.write`. It writes nothing: the manifest says what was chosen."""
-        folders = map(inputs.work.searcher, inputs.settings.parts)
-        counts = [storage.read_manifest(part, "index").get("parameters") for part in folders]
+        folders = map(paths.absolute, map(inputs.work.searcher, inputs.settings.parts))
+        parts = [{"folder": str(part)} for part in folders]
+        counts = models(inputs.folder, inputs.prepared | {"parts": parts}).values()
         return {"parameters": sum(filter(None, counts)) or None} | inputs.prepared
 
     @classmethod
@@ -127,13 +141,41 @@ class FusedSearcher(Searcher):
         manifest = storage.read_manifest(folder, "index")
         fused_by = Fusion(**manifest["fused_by"])
         parts, weights = [], []
-        for nth, (part, weight) in enumerate(zip(manifest["parts"], fused_by.weights, strict=True)):
-            if weight or (nth == 0 and fused_by.method == RERANK):
-                where = paths.join(folder, part["folder"])
-                kind = searcher_class(storage.read_manifest(where, "index")["kind"])
-                parts.append(kind.open(where, make_partitioner))
-                weights.append(weight)
+        for where, weight in searched(folder, manifest):
+            kind = searcher_class(storage.read_manifest(where, "index")["kind"])
+            parts.append(kind.open(where, make_partitioner))
+            weights.append(weight)
         return cls(parts, dataclasses.replace(fused_by, weights=tuple(weights)))
+
+
+def searched(folder: Path, manifest: dict) -> list[tuple[Path, float]]:
+    """Returns the folder and the weight of each part that a fused searcher's search needs."""
+    fused_by = manifest["fused_by"]
+    return [
+        (paths.join(folder, part["folder"]), weight)
+        for nth, (part, weight) in enumerate(zip(manifest["parts"], fused_by["weights"], strict=True))
+        if weight or (nth == 0 and fused_by["method"] == RERANK)
+    ]
+
+
+def models(folder: Path, manifest: dict) -> dict[str, int | None]:
+    """Returns the models that a searcher searches with: checksum (or folder) -> number of parameters."""
+    if "fused_by" not in manifest:
+        return {manifest["recipe"].get("checksum") or str(folder): manifest.get("parameters")}
+    parts = [(part, storage.read_manifest(part, "index")) for part, _ in searched(folder, manifest)]
+    return {key: count for part in parts for key, count in models(*part).items()}
+
+
+def made_of(folder: Path) -> set[Path]:
+    """Returns the absolute path of a searcher's folder and those of its parts, and of their parts."""
+    places, known = [folder], set()
+    while places:
+        place = paths.absolute(places.pop())
+        if place not in known and storage.finished(place):
+            manifest = storage.read_manifest(place, "index")
+            places += [paths.join(place, part["folder"]) for part in manifest.get("parts", ())]
+        known.add(place)
+    return known
 
 
 def check(settings: IndexSettings) -> None:
@@ -164,8 +206,10 @@ def choose_fusion(inputs: IndexInputs) -> dict:
     settings, names, facts = inputs.settings, inputs.settings.parts, {}
     queries = [] if settings.weights else fit_queries(inputs.collection, settings.fit_split)
     if queries:
-        chosen = fit([Searcher.open(inputs.work.searcher(name)) for name in names], queries, settings)
-        fused, alone = chosen.fusion, dict(zip(names, chosen.alone, strict=True))
+        folders = map(inputs.work.searcher, names)
+        parts = [Searcher.open(folder, inputs.new_partitioner) for folder in folders]
+        chosen, values = fit(parts, queries, settings)
+        fused, alone = chosen.fusion, dict(zip(names, values, strict=True))
         fitted = {
             "split": settings.fit_split,
             "queries": len(queries),
@@ -213,10 +257,19 @@ def fit_queries(collection: Collection, split: str | None) -> list[Query]:
 
     Queries without relevant passages are left out. If there are no queries, a line says that weights are
     equal.
+
+    Raises:
+      UserError: there is no such split, and it is not the default one.
     """
     if split is None:
         return []
     counts = collection.query_counts
+    if not counts.get(split) and split != IndexSettings.fit_split:
+        known = ", ".join(name for name, count in counts.items() if count and name != REPORTED)
+        raise UserError(
+            f"make_index.fit_split: no queries of split {split!r}: choose one of {known or 'none'}, or "
+            "None for equal weights"
+        )
     queries = [query for query in collection.queries(split) if query.relevant] if counts.get(split) else []
     if not queries:
         log(f"fused: no queries of split {split!r} to choose weights with: all parts have the same weight")
@@ -228,7 +281,9 @@ def fit_queries(collection: Collection, split: str | None) -> list[Query]:
     return sorted(queries, key=lambda query: storage.hash_fraction(query.id))[:QUERIES]
 
 
-def fit(parts: Sequence[Searcher], queries: Sequence[Query], settings: IndexSettings) -> fusion.Choice:
+def fit(
+    parts: Sequence[Searcher], queries: Sequence[Query], settings: IndexSettings
+) -> tuple[fusion.Choice, list[float]]:
     """Chooses what the settings leave open (method, weights, depth) by nDCG@10 on these queries.
 
     Args:
@@ -236,18 +291,26 @@ def fit(parts: Sequence[Searcher], queries: Sequence[Query], settings: IndexSett
       queries: the queries, each with relevant passages.
       settings: the user's choices, without weights. If no method is given, it is the best one of those that
         fuse lists.
+
+    Returns:
+      The choice, and the mean nDCG@10 of what each part finds alone.
     """
     methods = [settings.fusion] if settings.fusion else [name for name in NORMALISATIONS if name != RERANK]
     depths = (settings.depth,) if settings.depth else None
-    deepest = max(depths or max(DEPTHS[method] for method in methods))
-    finders = parts[:1] if methods == [RERANK] else parts
-    gathered = []
+    enough = fusion.CUTOFF + 1  # for the nDCG, if one of them is the query itself
+    deepest = max(enough, *(depths or (max(DEPTHS[method]) for method in methods)))
+    finders = 1 if methods == [RERANK] else len(parts)
+    owns = [query.id if query.is_passage else None for query in queries]
+    gathered, alone_P = [], np.zeros(len(parts))
     with bar("choosing weights", len(queries)) as advance:
         for first in range(0, len(queries), BATCH_SIZE):
-            texts = [query.text for query in queries[first : first + BATCH_SIZE]]
-            gathered += collect(parts, texts, [part.search(texts, deepest) for part in finders])
+            some = slice(first, first + BATCH_SIZE)
+            texts = [query.text for query in queries[some]]
+            found = [part.search(texts, deepest) for part in parts[:finders]]
+            gathered += collect(parts, texts, found)
+            found += [part.search(texts, enough) for part in parts[finders:]]
+            for query, own, *lists in zip(queries[some], owns[some], *found, strict=True):
+                alone_P += [fusion.list_ndcg(ranked_list, query.relevant, own) for ranked_list in lists]
             advance(len(texts))
-    pairs = zip(queries, gathered, strict=True)
-    gathered = [found.without(query.id) if query.is_passage else found for query, found in pairs]
     grades: list[Mapping[str, int]] = [query.relevant for query in queries]
-    return fusion.choose(gathered, grades, methods, depths)
+    return fusion.choose(gathered, grades, owns, methods, depths), (alone_P / len(queries)).tolist()

@@ -18,6 +18,7 @@ RECIPROCAL_RANK_K = 60
 CUTOFF = 10  # of the nDCG by which weights are chosen
 _STEPS = (20, 10, 5, 4, 3, 2, 1)  # weights are multiples of one of 1/20, 1/10, …
 _MOST_WEIGHTS = 300  # choices of weights that are tried
+_LONGEST = 2.0**32  # more than a list has passages
 
 
 class Candidates(NamedTuple):
@@ -25,7 +26,8 @@ class Candidates(NamedTuple):
 
     Attributes:
       ids: the C passage ids: first those of the first part's list, then those that only later parts found.
-      scores_CxP: float64, each part's scores; NaN where it did not find the passage.
+      scores_CxP: float64, each part's scores; NaN where it did not find the passage. Infinite ones count as
+        NaN: no other score is comparable to them.
       ranks_CxP: float64, the places in each part's list, from 1; NaN where it did not find the passage.
     """
 
@@ -53,11 +55,6 @@ class Candidates(NamedTuple):
         kept = within_CxP.any(axis=1)
         scores_CxP, ranks_CxP = (np.where(within_CxP, x, np.nan)[kept] for x in self[1:])
         return Candidates(list(itertools.compress(self.ids, kept)), scores_CxP, ranks_CxP)
-
-    def without(self, passage_id: str) -> "Candidates":
-        """Returns the same without a passage; the other ranks stay as they are."""
-        kept = np.array([other != passage_id for other in self.ids], bool)
-        return Candidates(list(itertools.compress(self.ids, kept)), *(x[kept] for x in self[1:]))
 
 
 def min_max(candidates: Candidates) -> np.ndarray:
@@ -102,8 +99,8 @@ def reciprocal_ranks(candidates: Candidates) -> np.ndarray:
 
 
 def _extremes(candidates: Candidates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (the lowest score of each part, the highest, the scores)."""
-    scores_CxP = candidates.scores_CxP
+    """Returns (the lowest score of each part, the highest, the scores: NaN if not finite)."""
+    scores_CxP = np.where(np.isfinite(candidates.scores_CxP), candidates.scores_CxP, np.nan)
     low_P = np.where(np.isnan(scores_CxP), np.inf, scores_CxP).min(axis=0, initial=np.inf)
     high_P = np.where(np.isnan(scores_CxP), -np.inf, scores_CxP).max(axis=0, initial=-np.inf)
     return low_P, high_P, scores_CxP
@@ -155,28 +152,54 @@ def weight_choices(parts: int) -> np.ndarray:
 
 
 def ndcg(
-    candidates: Candidates, normalised_CxP: np.ndarray, weights_WxP: np.ndarray, grades: Mapping[str, int]
+    candidates: Candidates,
+    normalised_CxP: np.ndarray,
+    weights_WxP: np.ndarray,
+    grades: Mapping[str, int],
+    own: str | None = None,
 ) -> np.ndarray:
     """Computes a query's nDCG@10 for each choice of weights: W, float64.
 
     The gain is the grade, as in trec_eval. Only the ranks of relevant passages are computed, by counting what
-    lies above them.
+    lies above them. What only parts of weight 0 found is not ranked, as those parts are not searched.
 
     Args:
       candidates: the query's candidates.
       normalised_CxP: their parts' scores, normalised.
-      weights_WxP: the choices of weights.
+      weights_WxP: the choices of weights, each with one above 0.
       grades: passage id -> grade (> 0) of all relevant passages, at least one.
+      own: the passage that the query itself is, which evaluations leave out of its results; None for none.
     """
     best = sorted(grades.values(), reverse=True)[:CUTOFF]
     ideal = sum(grade / math.log2(rank + 1) for rank, grade in enumerate(best, start=1))
-    sums_CxW = normalised_CxP @ weights_WxP.T
+    place_CxW = _places(candidates, weights_WxP)
+    place_CxW[[passage_id == own for passage_id in candidates.ids]] = np.inf
+    sums_CxW = np.where(np.isfinite(place_CxW), normalised_CxP @ weights_WxP.T, -np.inf)
     total_W = np.zeros(len(weights_WxP))
     for row, passage_id in enumerate(candidates.ids):
         if grade := grades.get(passage_id, 0):
-            above_W = (sums_CxW > sums_CxW[row]).sum(axis=0) + (sums_CxW[:row] == sums_CxW[row]).sum(axis=0)
-            total_W += np.where(above_W < CUTOFF, grade / np.log2(above_W + 2), 0.0)
+            before_CxW = (sums_CxW == sums_CxW[row]) & (place_CxW < place_CxW[row])
+            above_W = (sums_CxW > sums_CxW[row]).sum(axis=0) + before_CxW.sum(axis=0)
+            ranked_W = np.isfinite(place_CxW[row]) & (above_W < CUTOFF)
+            total_W += np.where(ranked_W, grade / np.log2(above_W + 2), 0.0)
     return total_W / ideal
+
+
+def _places(candidates: Candidates, weights_WxP: np.ndarray) -> np.ndarray:
+    """Computes the order of equal sums for each choice of weights: C×W; infinity if a passage is not found.
+
+    It is the order of `Candidates.of` the lists of those parts that have a weight.
+    """
+    weighs_SxP, set_W = np.unique(weights_WxP > 0, axis=0, return_inverse=True)
+    rank_CxP = np.where(np.isnan(candidates.ranks_CxP), np.inf, candidates.ranks_CxP)
+    place_CxP = rank_CxP + _LONGEST * np.arange(rank_CxP.shape[1])
+    return np.stack([place_CxP[:, weighs_P].min(axis=1) for weighs_P in weighs_SxP], axis=1)[:, set_W.ravel()]
+
+
+def list_ndcg(ranked_list: RankedList, grades: Mapping[str, int], own: str | None = None) -> float:
+    """Computes the nDCG@10 of one searcher's list, of which the first 11 passages are enough; see `ndcg`."""
+    found = Candidates.of([ranked_list[: CUTOFF + 1]])
+    return float(ndcg(found, -found.ranks_CxP, np.ones((1, 1)), grades, own)[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,17 +209,16 @@ class Choice:
     Attributes:
       fusion: the best one.
       ndcg: its mean nDCG@10.
-      alone: the mean nDCG@10 of each part alone.
     """
 
     fusion: Fusion
     ndcg: float
-    alone: tuple[float, ...]
 
 
 def choose(
     candidates: Sequence[Candidates],
     grades: Sequence[Mapping[str, int]],
+    owns: Sequence[str | None],
     methods: Sequence[str],
     depths: Sequence[int] | None = None,
 ) -> Choice:
@@ -208,20 +230,19 @@ def choose(
     Args:
       candidates: each query's candidates, from lists as long as the largest depth.
       grades: each query's relevant passages, at least one: passage id -> grade.
+      owns: for each query the passage that it is itself, or None; see `ndcg`.
       methods: the names of fusions to choose from.
       depths: the depths to choose from; None for each method's own in DEPTHS.
     """
-    P = candidates[0].scores_CxP.shape[1]
-    weights_WxP, best = weight_choices(P), None
+    weights_WxP, best = weight_choices(candidates[0].scores_CxP.shape[1]), None
     for method in methods:
         for depth in depths or DEPTHS[method]:
-            mean_W, alone_P = np.zeros(len(weights_WxP)), np.zeros(P)
-            for found, relevant in zip((c.up_to(depth) for c in candidates), grades, strict=True):
-                normalised_CxP = NORMALISATIONS[method](found)
-                mean_W += ndcg(found, normalised_CxP, weights_WxP, relevant) / len(grades)
-                alone_P += ndcg(found, normalised_CxP, np.eye(P), relevant) / len(grades)
+            mean_W = np.zeros(len(weights_WxP))
+            for found, relevant, own in zip(candidates, grades, owns, strict=True):
+                cut = found.up_to(depth)  # as a search normalises it: with the query's own passage
+                normalised_CxP = NORMALISATIONS[method](cut)
+                mean_W += ndcg(cut, normalised_CxP, weights_WxP, relevant, own) / len(grades)
             at = int(np.argmax(np.round(mean_W, 9)))
             if best is None or mean_W[at] > best.ndcg + 1e-9:
-                fusion = Fusion(method, tuple(weights_WxP[at].tolist()), depth)
-                best = Choice(fusion, float(mean_W[at]), tuple(alone_P.tolist()))
+                best = Choice(Fusion(method, tuple(weights_WxP[at].tolist()), depth), float(mean_W[at]))
     return best

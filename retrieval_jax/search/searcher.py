@@ -92,6 +92,7 @@ class IndexInputs:
       mesh: devices of this process; None for kinds that need no model.
       embeddings: the passages' vectors, for kinds with `reads_embeddings`; otherwise None.
       prepared: what the searcher's `prepare` has made.
+      new_partitioner: `make_partitioner` of `Searcher.open`, for searchers that are made of others.
     """
 
     collection: Collection
@@ -103,6 +104,7 @@ class IndexInputs:
     mesh: "Mesh | None" = None
     embeddings: "Embeddings | None" = None
     prepared: object = None
+    new_partitioner: "Callable[[], Partitioner] | None" = None
 
     @functools.cached_property
     def expansion(self) -> SyntheticQueries | None:

@@ -12,11 +12,11 @@ from retrieval_jax.core.values import Names, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.docids.kinds import KIND, kind_names
 from retrieval_jax.search import scann_index
-from retrieval_jax.search.searcher import searcher_kinds
+from retrieval_jax.search.searcher import searcher_class, searcher_kinds
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
-from retrieval_jax.verbs.index import make_index
+from retrieval_jax.verbs.index import make_index, unread
 from retrieval_jax.verbs.search import search
 from retrieval_jax.verbs.train import train
 
@@ -77,11 +77,18 @@ def demo(
             trained[name] = train(model_dir=str(work.model(name)))
     log("3/5 index")
     for name, kind, model in methods:
-        make_index(kind=kind, name=name, model_dir=str(model))
-    make_index(model_dir=None)
+        make_index(kind=kind, name=name, model_dir=str(model), **unread(searcher_class(kind)))
+    make_index(model_dir=None, **unread(searcher_class("bm25")))
     if fused:
         fit_split = None if split == "dev" else "dev"
-        make_index(kind="fused", name="fused", model_dir=None, parts=tuple(fused), fit_split=fit_split)
+        make_index(
+            kind="fused",
+            name="fused",
+            model_dir=None,
+            parts=tuple(fused),
+            fit_split=fit_split,
+            **unread(searcher_class("fused")),
+        )
     log("4/5 search")
     for name in (*(name for name, _, _ in methods), "bm25", *(["fused"] if fused else [])):
         search(name=name, split=split)

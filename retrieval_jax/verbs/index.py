@@ -14,7 +14,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.fusion import NORMALISATIONS
 from retrieval_jax.search.indexing import build_searcher, choose_searcher, default_name
-from retrieval_jax.search.searcher import IndexInputs, IndexSettings
+from retrieval_jax.search.searcher import IndexInputs, IndexSettings, Searcher
 from retrieval_jax.search.stored_vectors import VectorDtype
 
 SUMMARY_KEYS = (
@@ -22,6 +22,8 @@ SUMMARY_KEYS = (
     *("recall_at_10", "recall_at_100", "fused_by", "fitted"),
 )  # of the manifest
 FUSION = Names("a fusion", tuple(NORMALISATIONS))
+_OF_FUSED = ("parts", "fusion", "weights", "depth", "fit_split")
+_OF_VECTORS = ("vector_dtype",)
 
 
 @gin.configurable("make_index")
@@ -45,9 +47,9 @@ class IndexConfig:
       expansion: name of the synthetic queries that BM25 reads as if they were part of the passages.
       language: the language of BM25's stemmer and stop words, by Snowball's name: "porter" for English with
         Porter's stemmer (as Anserini), "english" for his second one, "german", …; None for neither.
-      vector_dtype: what the searchers "scann" and "exact" keep vectors as: "float32", "bfloat16" (half the
-        memory) or "int8" (a quarter); the recall that this costs is measured and shown. `scann.shard_size` is
-        the most vectors that ScaNN indexes at once.
+      vector_dtype: what the searchers "scann", "exact" and "softmax_vectors" keep vectors as: "float32",
+        "bfloat16" (half the memory) or "int8" (a quarter); the recall that this costs is measured and shown.
+        `scann.shard_size` is the most vectors that ScaNN indexes at once.
       step: which of the model's checkpoints (--MODEL_STEP); None for the newest.
       parts: names of the searchers that a fused searcher is made of, such as ('bm25', 'exact').
       fusion: how they are fused: weighted sums of scores that are mapped onto 0 to 1 ("min_max") or
@@ -58,7 +60,8 @@ class IndexConfig:
         `fit_split`, of multiples of 1/20 (of 1/10 or more from four parts on).
       depth: passages of each part's list that count; None to choose 100 or 200 together with the weights
         (20 to 200 to re-rank).
-      fit_split: queries to choose with, at most 1,000 and never test's; None for equal weights.
+      fit_split: queries to choose with, at most 1,000 and never test's; None for equal weights, as where
+        there are none of the default, dev.
     """
 
     source: str
@@ -86,6 +89,13 @@ class IndexConfig:
         return IndexSettings(**{name: getattr(self, name) for name in names})
 
 
+def unread(searcher: type[Searcher]) -> dict[str, object]:
+    """Returns the settings that only other kinds of searchers read, with their defaults."""
+    names = () if searcher.kind == "fused" else _OF_FUSED
+    names += () if searcher.reads_embeddings else _OF_VECTORS
+    return {field.name: field.default for field in dataclasses.fields(IndexSettings) if field.name in names}
+
+
 def make_index(**values: object) -> dict:
     """Builds a searcher.
 
@@ -99,15 +109,19 @@ def make_index(**values: object) -> dict:
       UserError: the values do not go together.
     """
     config = IndexConfig(**values)
-    if config.parts and config.kind != "fused":
-        raise UserError(
-            "make_index.parts: only a fused searcher has parts: --gin.make_index.kind=\"'fused'\""
-        )
     if config.expansion and config.model_dir:
         raise UserError("make_index.expansion: only BM25 reads it: set MODEL_DIR=None")
     work = Workspace.for_source(config.source, config.work_dir)
     collection = Collection(work.collection)
     searcher = choose_searcher(config.kind, config.model_dir)
+    fused = ("a fused searcher", "fused")
+    for setting, default in unread(searcher).items():
+        if (value := getattr(config, setting)) and value != default:
+            which, kind = ("a searcher of vectors", "exact") if setting in _OF_VECTORS else fused
+            raise UserError(
+                f"make_index.{setting}: only {which} has {setting}, and this is of the kind {searcher.kind}: "
+                f"leave it away, or --gin.make_index.kind=\"'{kind}'\""
+            )
     mesh = model = None
     if config.model_dir:
         mesh, rules = make_partitioner().local  # each host works on its own
@@ -115,6 +129,16 @@ def make_index(**values: object) -> dict:
     settings = config.settings
     folder = work.searcher(config.name or default_name(searcher, model, settings))
     manifest = build_searcher(
-        searcher, IndexInputs(collection, work, folder, settings, config.model_dir, model, mesh)
+        searcher,
+        IndexInputs(
+            collection,
+            work,
+            folder,
+            settings,
+            config.model_dir,
+            model,
+            mesh,
+            new_partitioner=make_partitioner,
+        ),
     )
     return {"searcher": str(folder)} | {key: manifest[key] for key in SUMMARY_KEYS if key in manifest}

@@ -102,6 +102,7 @@ def test_bm25_equals_its_formula(tmp_path: Path, bm25_of):
         assert given == pytest.approx([*scores.values(), math.nan], rel=1e-4, nan_ok=True)
     assert searcher.score(["apple", "apple"], [["p1"], []]) == [[searcher.search(["apple"], 1)[0][0][1]], []]
     assert len(searcher.search(["apple", "river"], 1)) == 2
+    assert searcher.search(["apple", "river"], 0) == searcher.search(["apple", "river"], -1) == [[], []]
     assert searcher.search(["apple \ud800"], 4) == searcher.search(["apple \ufffd"], 4)
 
 

@@ -41,7 +41,7 @@ def searcher_of(kind: type, vectors: np.ndarray, searched: int | None = None, **
 
 
 @pytest.mark.parametrize("kind", [ExactSearcher, ScannSearcher])
-@pytest.mark.parametrize("k", [1, 10, 1000])
+@pytest.mark.parametrize("k", [0, 1, 10, 1000])
 def test_dense_searchers_equal_brute_force(kind, k: int, vectors: np.ndarray):
     vectors = vectors * np.linspace(0.5, 2, len(vectors), dtype=np.float32)[:, None]  # not of unit length
     found = searcher_of(kind, vectors).search(["3", "77", "3"], k)

@@ -4,15 +4,19 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import ir_measures
+import numpy as np
 import pytest
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
+from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search import fused
 from retrieval_jax.search.fused import FusedSearcher
 from retrieval_jax.search.fusion import DEPTHS, Fusion
-from retrieval_jax.search.searcher import RankedList, Searcher
+from retrieval_jax.search.searcher import IndexSettings, RankedList, Searcher
 
 QUERIES = ["smooth a noisy signal", "print a table", "qqq"]
 
@@ -43,6 +47,7 @@ def test_lists_are_fused():
     assert dict(x) == pytest.approx({"b": 0.875, "a": 0.5, "d": 0.375, "c": 0, "e": 0})
     assert (y, z) == ([("a", 0.5)], [])
     assert searcher.search([], 10) == []
+    assert searcher.search(["x", "z"], 0) == searcher.search(["x", "z"], -1) == [[], []]
 
 
 @pytest.mark.parametrize("method", DEPTHS)
@@ -63,6 +68,42 @@ def test_the_first_part_finds_and_the_others_score():
     assert FusedSearcher([A, B], Fusion("rerank", (0, 1), 3)).search(["z", "y"], 3) == [[], [("a", 0.0)]]
 
 
+@pytest.mark.parametrize("method", [None, "min_max", "z", "rerank"])
+def test_weights_are_fitted_on_what_a_search_finds(method):
+    """Also for queries that are passages, which their parts score far above the others."""
+    rng, texts = np.random.default_rng(0), [f"q{i}" for i in range(12)]
+    relevant = {f"p{i}": 1 for i in range(12, 30, 5)}
+    parts = [
+        Listed({
+            q: {f"p{i}": rng.normal() + relevant.get(f"p{i}", 0) for i in rng.permutation(30)[:20]}
+            for q in texts
+        })
+        for _ in range(2)
+    ]  # fmt: skip
+    queries = []
+    for number, text in enumerate(texts):
+        own = f"p{number}"
+        for part, score in zip(parts, (9.0, 3.0), strict=True):
+            part.scores[text][own] = score
+        is_own = number % 3 > 0
+        queries.append(Query(own if is_own else text, text, relevant | {own: 1}, is_passage=is_own))
+
+    def measured(searcher: Searcher) -> float:
+        run = dict(zip([query.id for query in queries], searcher.search(texts, 12), strict=True))
+        run = {qid: {p: -float(i) for i, (p, _) in enumerate(one) if p != qid} for qid, one in run.items()}
+        qrels = {query.id: query.relevant for query in queries}
+        (value,) = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, run).values()
+        return value
+
+    choice, alone = fused.fit(parts, queries, IndexSettings(fusion=method, depth=14))
+    assert choice.ndcg == pytest.approx(measured(FusedSearcher(parts, choice.fusion)), abs=1e-9)
+    assert alone == pytest.approx([measured(part) for part in parts], abs=1e-9)
+    if method is None:
+        every = [(name, w / 20) for name in ("min_max", "z", "reciprocal_rank") for w in range(1, 20)]
+        others = [measured(FusedSearcher(parts, Fusion(name, (w, 1 - w), 14))) for name, w in every]
+        assert choice.ndcg == pytest.approx(max(*others, *alone), abs=1e-9)
+
+
 @pytest.fixture
 def two(own, cli, tmp_path: Path):
     """Two BM25 searchers, `stemmed` and `plain`; the bindings that make a fused one of them."""
@@ -78,9 +119,13 @@ def test_weights_are_chosen_on_dev_alone(two, cli, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Collection, "queries", lambda self, split: asked.append(split) or queries(self, split)
     )
+    opened, open_searcher = [], Searcher.open
+    opening = staticmethod(lambda folder, make=None: opened.append(make) or open_searcher(folder, make))
+    monkeypatch.setattr(Searcher, "open", opening)
     status, made, err = cli("index", *two)
     assert status == 0, err
     assert asked == ["dev"]
+    assert opened == [make_partitioner] * 2  # the parts search on the mesh that the user chose
     assert made["fitted"]["split"] == "dev"
     assert made["fitted"]["queries"] == len(queries(Collection(tmp_path / "work/collection"), "dev"))
     assert made["fitted"]["nDCG@10"] >= max(made["fitted"]["alone"].values()) - 1e-9
@@ -139,6 +184,12 @@ def test_parts_that_changed_are_told(two, cli, tmp_path):
     status, _, err = cli("search", *two, "--gin.SEARCHER='nested'", "--QUERY=a table")
     assert status == 2
     assert "searchers/plain: not the searcher" in err
+    # Made of itself, it would never again be what it was made of.
+    for part, words in (("fused", "fused would be a part of itself:"), ("nested", "of itself (by nested)")):
+        status, _, err = cli("index", *two, f"--gin.make_index.parts=({part!r}, 'plain')")
+        assert status == 2
+        assert words in err
+    assert cli("index", *two)[0] == 0
 
 
 def test_an_exported_one_holds_its_parts(two, cli, tmp_path):
@@ -166,7 +217,9 @@ REFUSED = {
     "weights=(1, 1, 1)": "make_index.weights: (1, 1, 1): give 2 numbers",
     "weights=(0, 0)": "make_index.weights: (0, 0): give 2 numbers",
     "fit_split='test'": "make_index.fit_split: 'test' is what figures are reported on",
+    "fit_split='none'": "make_index.fit_split: no queries of split 'none': choose one of ",
     "kind='bm25'": "make_index.parts: only a fused searcher has parts",
+    "vector_dtype='int8'": "make_index.vector_dtype: only a searcher of vectors has vector_dtype",
 }
 
 
@@ -176,10 +229,12 @@ def test_what_is_refused(two, cli):
         status, _, err = cli("index", *two, *method, f"--gin.make_index.{binding}")
         assert status == 2
         assert words in err
-    status, made, err = cli("index", *two, "--gin.make_index.fit_split='none'")
-    assert status == 0
-    assert made["fused_by"]["weights"] == [0.5, 0.5]
-    assert "no queries of split 'none' to choose weights with: all parts have the same weight" in err
+    for setting in ("weights=(1, 2)", "fusion='z'", "depth=50", "fit_split='train'"):
+        name = setting.split("=")[0]
+        status, _, err = cli("index", *two[:-2], f"--gin.make_index.{setting}")
+        assert status == 2
+        assert f"make_index.{name}: only a fused searcher has {name}, and this is of the kind bm25" in err
+    assert cli("index", *two, "--gin.make_index.fit_split=None")[1]["fused_by"]["weights"] == [0.5, 0.5]
     assert cli("export", *two, "--gin.SEARCHER='fused'", "--gin.export.format='t5x'")[0] == 2
 
 
@@ -192,3 +247,30 @@ def test_queries_of_dev_that_are_reported_are_told_of(collection, capsys, monkey
     assert len(some) == 4
     assert some == fused.fit_queries(collection, "dev")
     assert "figures of 'dev' are not of unseen queries" in capsys.readouterr().err
+    monkeypatch.setattr(collection, "query_counts", {"train": 50})
+    assert fused.fit_queries(collection, "dev") == []  # the default: a collection may have no such queries
+    words = "no queries of split 'dev' to choose weights with: all parts have the same weight"
+    assert words in capsys.readouterr().err
+    with pytest.raises(UserError, match="no queries of split 'trian': choose one of train, or None"):
+        fused.fit_queries(collection, "trian")
+
+
+def test_each_model_that_is_searched_with_is_counted_once(tmp_path):
+    models = {"exact": ("a", 10), "scann": ("a", 10), "naive": ("b", 7), "bm25": (None, None)}
+    for name, (checksum, count) in models.items():
+        recipe = {"checksum": checksum} if checksum else {}
+        facts = {"kind": name, "parameters": count}
+        storage.build_once(tmp_path / name, recipe, lambda folder, facts=facts: facts)
+
+    def counted(weights: tuple[float, ...], method: str = "z") -> int:
+        manifest = {
+            "parts": [{"folder": f"../{name}"} for name in models],
+            "fused_by": {"method": method, "weights": weights, "depth": 100},
+        }
+        return sum(filter(None, fused.models(tmp_path / "bm25", manifest).values()))
+
+    assert counted((1, 1, 1, 1)) == 17
+    assert counted((0, 1, 0, 1)) == 10
+    assert counted((0, 0, 1, 1)) == 7
+    assert counted((0, 0, 1, 1), "rerank") == 17  # the first part finds
+    assert counted((0, 0, 0, 1)) == 0

@@ -16,7 +16,9 @@ from retrieval_jax.search.fusion import (
     Candidates,
     Fusion,
     choose,
+    list_ndcg,
     min_max,
+    ndcg,
     reciprocal_ranks,
     weight_choices,
     z_scores,
@@ -119,10 +121,6 @@ def test_a_shorter_list_is_what_a_shallower_search_gives():
         row = [cut.ids.index(passage) for passage in short.ids]
         np.testing.assert_array_equal(cut.scores_CxP[row], short.scores_CxP)
         np.testing.assert_array_equal(cut.ranks_CxP[row], short.ranks_CxP)
-        if short.ids:
-            less = short.without(short.ids[0])
-            assert less.ids == short.ids[1:]
-            np.testing.assert_array_equal(less.ranks_CxP, short.ranks_CxP[1:])
 
 
 @pytest.mark.parametrize(("parts", "steps"), [(2, 20), (3, 20), (4, 10), (5, 5), (8, 3), (30, 1)])
@@ -139,41 +137,72 @@ def test_weights_are_all_multiples_of_a_step(parts, steps):
 
 
 def test_the_choice_is_the_best_of_all_combinations():
-    """By ir_measures, of every method, depth and weight; graded, with passages that no part found."""
+    """By ir_measures, of every method, depth and weight; graded, with passages that no part found.
+
+    Parts without a weight are not searched. Two queries are passages, which their rankings leave out.
+    """
     rng = np.random.default_rng(2)
     lists = [random_lists(rng, passages=40) for _ in range(8)]
     grades = [{f"p{i}": int(rng.integers(1, 4)) for i in rng.choice(40, 5, replace=False)} for _ in lists]
     grades[0]["elsewhere"] = 3
-    candidates = [Candidates.of(some) for some in lists]
+    candidates, owns = [Candidates.of(some) for some in lists], [None] * len(lists)
+    for nth in (1, 2):
+        owns[nth] = lists[nth][0][0][0]
+        grades[nth].pop(owns[nth], None)
     depths = (5, 20)
 
-    def measured(method: str, weights: tuple[float, ...], depth: int) -> float:
-        run, qrels = {}, {str(nth): relevant for nth, relevant in enumerate(grades)}
-        for nth, found in enumerate(candidates):
-            ranked = Fusion(method, weights, depth).rank(found.up_to(depth))
-            run[str(nth)] = {passage: float(-rank) for rank, (passage, _) in enumerate(ranked)}
+    def value(rankings: list[list[str]]) -> float:
+        qrels = {str(nth): relevant for nth, relevant in enumerate(grades)}
+        run = {
+            str(nth): {passage: float(-rank) for rank, passage in enumerate(ids) if passage != owns[nth]}
+            for nth, ids in enumerate(rankings)
+        }
         (value,) = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, run).values()
         return value
+
+    def measured(method: str, weights: tuple[float, ...], depth: int) -> float:
+        parts = [part for part, weight in enumerate(weights) if weight]
+        fusion = Fusion(method, tuple(weights[part] for part in parts), depth)
+        cut = ([some[part][:depth] for part in parts] for some in lists)
+        return value([[passage for passage, _ in fusion.rank(Candidates.of(found))] for found in cut])
 
     tried = {
         (method, (step / 20, 1 - step / 20), depth): None
         for method in METHODS for depth in depths for step in range(21)
     }  # fmt: skip
     values = {one: measured(*one) for one in tried}
-    choice = choose(candidates, grades, METHODS, depths)
+    choice = choose(candidates, grades, owns, METHODS, depths)
     assert choice.ndcg == pytest.approx(max(values.values()), abs=1e-9)
     chosen = choice.fusion
     assert measured(chosen.method, chosen.weights, chosen.depth) == pytest.approx(choice.ndcg, abs=1e-9)
-    for part, alone in enumerate(choice.alone):
-        weights = tuple(float(part == other) for other in range(2))
-        assert alone == pytest.approx(measured(chosen.method, weights, chosen.depth), abs=1e-9)
+    for part in range(2):
+        alone = [list_ndcg(some[part], *of) for some, *of in zip(lists, grades, owns, strict=True)]
+        own_lists = [[passage for passage, _ in some[part]] for some in lists]
+        assert statistics.fmean(alone) == pytest.approx(value(own_lists), abs=1e-9)
 
 
 def test_of_equally_good_weights_those_nearest_to_equal_are_taken():
     lists = [[("a", 1.0), ("b", 0.5)], [("a", 3.0), ("b", 2.0)]]
-    choice = choose([Candidates.of(lists)], [{"a": 1}], METHODS, (10,))
+    choice = choose([Candidates.of(lists)], [{"a": 1}], [None], METHODS, (10,))
     assert choice.fusion == Fusion("min_max", (0.5, 0.5), 10)
-    assert (choice.ndcg, choice.alone) == (1, (1, 1))
+    assert (choice.ndcg, [list_ndcg(one, {"a": 1}) for one in lists]) == (1, [1, 1])
+    # What a part of weight 0 alone has found is not found, however short the other list is.
+    found = Candidates.of([[("a", 1.0)], [("b", 1.0)]])
+    weights = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    at_2 = 1 / np.log2(3)
+    np.testing.assert_allclose(ndcg(found, min_max(found), weights, {"b": 1}), [0, 1, at_2])
+    np.testing.assert_allclose(ndcg(found, min_max(found), weights, {"a": 1}), [1, 0, 1])
+    np.testing.assert_allclose(ndcg(found, min_max(found), weights, {"b": 1}, own="a"), [0, 1, 1])
+
+
+def test_scores_that_are_not_finite_count_as_not_found():
+    infinite = Candidates.of([[("a", math.inf), ("b", 2.0), ("c", 1.0), ("d", -math.inf)]])
+    missing = Candidates.of([[("a", math.nan), ("b", 2.0), ("c", 1.0), ("d", math.nan)]])
+    np.testing.assert_array_equal(min_max(infinite), [[0], [1], [0], [0]])
+    np.testing.assert_array_equal(z_scores(infinite), [[-1], [1], [-1], [-1]])
+    for normalise in (min_max, z_scores):
+        np.testing.assert_array_equal(normalise(infinite), normalise(missing))
+        assert not np.isnan(normalise(Candidates.of([[("a", -math.inf)]]))).any()
 
 
 def test_every_method_has_depths():
