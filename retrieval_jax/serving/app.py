@@ -85,10 +85,10 @@ def create_app(catalogue: Catalogue) -> FastAPI:
             expose_headers=["Retry-After"],
         )
     _handle_errors(app)
-    _add_operations(app, catalogue)
-    _add_search(app, catalogue)
+    _add_search(app, catalogue)  # first, as routes are tried in their order
     _add_embeddings(app, catalogue)
     _add_collection(app, catalogue)
+    _add_operations(app, catalogue)
     return app
 
 

@@ -105,6 +105,7 @@ def serve_forever(catalogue: Catalogue, host: str, port: int) -> None:
         http=Protocol,
         ws="none",
         access_log=False,
+        proxy_headers=False,  # nothing here depends on the client's address
         log_level="error",
         server_header=False,
         timeout_keep_alive=30,
