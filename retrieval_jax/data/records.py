@@ -408,7 +408,9 @@ class Collection:
             raise UserError(
                 f"{self.folder}: no queries of split {split!r}: choose one of {there} by --gin.SPLIT"
             )
-        records = self._opened.get(split) or Records(self.folder, self.name, "queries", split)
+        records = self._opened.get(split)
+        if records is None:
+            records = Records(self.folder, self.name, "queries", split)
         rows = range(len(records)) if rows is None else rows
         return [
             _query(record)

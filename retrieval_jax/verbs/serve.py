@@ -53,7 +53,7 @@ def serve(
       max_waiting: queries that may wait for a searcher; with more, requests are refused with status 429.
       deadline_seconds: after so long in the queue, a query is dropped with status 503.
       max_hits: passages that a request may ask for.
-      max_queries: queries that a request may have.
+      max_queries: queries that a request may have. Queries times hits may be 10,000, or `max_hits`.
       max_query_chars: characters of a query that are read. A response says if there were more.
       max_payload_mb: the size of a request's body; larger ones are refused with status 413.
       cache_mb: memory for answers of each searcher; 0 for none.
