@@ -298,29 +298,36 @@ class DualEncoder(Retriever):
     ) -> jax.Array:
         """Encodes texts to vectors N×E, most of them at `length`; see `encode_in_groups`."""
         if length is None or length == tokens_NxS.shape[1]:
-            return self._in_chunks(encode, tokens_NxS, rng)
+            return self._in_chunks(encode, tokens_NxS, rng, self._chunks(len(tokens_NxS)))
 
         def encode_group(tokens_MxT: jax.Array, number: int) -> jax.Array:
             key = None if rng is None else jax.random.fold_in(rng, number)
-            return self._in_chunks(encode, tokens_MxT, key, texts_per_shard=len(tokens_MxT) // shards)
+            M, T = tokens_MxT.shape
+            # Each shard of a group is filled up with empty texts, so that its chunks are of equal size.
+            m = M // shards
+            chunks = min(self._chunks(M), m)
+            missing = -m % chunks
+            filled_DxmxT = jnp.pad(tokens_MxT.reshape(shards, m, T), ((0, 0), (0, missing), (0, 0)))
+            vectors = self._in_chunks(encode, filled_DxmxT.reshape(-1, T), key, chunks)
+            return vectors.reshape(shards, m + missing, -1)[:, :m].reshape(M, -1)
 
         return encode_in_groups(encode_group, tokens_NxS, length, shards)
+
+    def _chunks(self, texts: int) -> int:
+        """Gives the number of chunks in which so many texts are encoded."""
+        return -(-texts // (self.gradcache_chunk_size or texts))
 
     def _in_chunks(
         self,
         encode: Callable,
         tokens_NxS: jax.Array,
         rng: jax.Array | None,
-        texts_per_shard: int | None = None,
+        count: int,
     ) -> jax.Array:
-        """Encodes texts to vectors N×E, `gradcache_chunk_size` at a time; keeps one chunk's activations.
+        """Encodes texts to vectors N×E in `count` chunks; keeps the activations of one at a time.
 
-        Chunk i takes texts i, i + chunks, …, so that each device keeps its own texts. Those of a group may
-        not divide into chunks of the given size (`texts_per_shard` is then given): its chunks are smaller.
+        Chunk i takes texts i, i + count, …, so that each device keeps its own texts.
         """
-        count = -(-len(tokens_NxS) // (self.gradcache_chunk_size or len(tokens_NxS)))
-        while texts_per_shard and texts_per_shard % count:
-            count += 1
         if count == 1:
             return encode(tokens_NxS, rng)
         if len(tokens_NxS) % count:

@@ -6,6 +6,7 @@ vectors come back in the texts' order: a loss does not depend on the groups but 
 dropout is drawn). Letters in shapes: N texts, S tokens, E vector size, D shards, n texts of a shard.
 """
 
+import bisect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from retrieval_jax.data.vocabulary import PAD, round_up
 
+LEVELS = 4  # the most lengths for texts
 _LONG = 8  # one in so many texts is encoded at the full length
 _EIGHTHS = (2, 3, 5)  # of the full length, for the other texts: each is about 1.6 times the last
 
@@ -39,6 +41,19 @@ def few_lengths(full: int) -> tuple[int, ...]:
     The last is `full`.
     """
     return tuple(sorted({*(min(round_up(full * part // 8, 8), full) for part in _EIGHTHS), full}))
+
+
+def level_of(full: int, length: int) -> int:
+    """Gives the lowest of LEVELS levels at which texts of so many tokens are encoded (see `length_at`)."""
+    lengths = few_lengths(full)
+    place = bisect.bisect_left(lengths, length)
+    return place + LEVELS - len(lengths) if place else 0
+
+
+def length_at(full: int, level: int) -> int:
+    """Gives the length at a level for texts of at most `full` tokens; at the highest level it is `full`."""
+    lengths = few_lengths(full)
+    return lengths[max(level - LEVELS + len(lengths), 0)]
 
 
 def long_texts(count: int) -> int:

@@ -1,6 +1,7 @@
 """Chooses for each batch the lengths at which its texts are encoded, the same on all hosts.
 
-See `models/text_groups.py`. The training step is compiled once for each choice that occurs.
+See `models/text_groups.py`. The training step is compiled once for each choice that occurs. So queries and
+passages have one level in common, the higher one that they need: there are four choices, not sixteen.
 """
 
 import functools
@@ -13,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.examples.targets import Batch
 from retrieval_jax.mesh import multihost
-from retrieval_jax.models.text_groups import TextGroups, few_lengths, needed_lengths
+from retrieval_jax.models.text_groups import LEVELS, TextGroups, length_at, level_of, needed_lengths
 
 Grouped = tuple[Batch, TextGroups | None]
 
@@ -44,15 +45,15 @@ def group_texts(
     largest = _largest(mesh)
     before: tuple[Batch, jax.Array | np.ndarray] | None = None
 
-    def grouped(batch: Batch, levels: jax.Array | np.ndarray) -> Grouped:
+    def grouped(batch: Batch, level: jax.Array | np.ndarray) -> Grouped:
         full = tuple(batch[name].shape[-1] for name in arrays)
-        chosen = tuple(few_lengths(n)[level] for n, level in zip(full, np.asarray(levels), strict=True))
+        chosen = tuple(length_at(n, int(level)) for n in full)
         return batch, None if chosen == full else TextGroups(chosen, shards)
 
     for batch in batches:
-        levels = np.stack([_levels(batch[name], own_shards, microbatches) for name in arrays], axis=1)
+        levels = np.max([_levels(batch[name], own_shards, microbatches) for name in arrays], axis=0)
         if jax.process_count() == 1:
-            yield grouped(batch, levels.max(axis=0))
+            yield grouped(batch, levels.max())
             continue
         now = batch, largest(multihost.make_global_batch(mesh, {"levels": levels})["levels"])
         if before:
@@ -64,14 +65,12 @@ def group_texts(
 
 @functools.lru_cache(1)
 def _largest(mesh: Mesh):
-    """Makes the function that gives the largest of each column, to every process."""
-    return jax.jit(
-        lambda levels_DxA: jnp.max(levels_DxA, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec())
-    )
+    """Makes the function that gives the largest number to every process."""
+    return jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _levels(tokens: np.ndarray, shards: int, microbatches: int) -> np.ndarray:
-    """Gives which of the few lengths (int32, a number from 0) each shard's texts need.
+    """Gives the level (int32, see `level_of`) that each shard's texts need.
 
     Args:
       tokens: this process's rows, B × … × S.
@@ -79,10 +78,9 @@ def _levels(tokens: np.ndarray, shards: int, microbatches: int) -> np.ndarray:
       microbatches: see `group_texts`.
     """
     S, rows = tokens.shape[-1], len(tokens) // shards
-    lengths = few_lengths(S)
     if rows % microbatches:  # the parts mix the rows of shards
-        return np.full(shards, len(lengths) - 1, np.int32)
+        return np.full(shards, LEVELS - 1, np.int32)
     # Part i has the rows i, i + microbatches, … of a shard.
     parts = np.moveaxis(tokens.reshape(shards, rows // microbatches, microbatches, -1, S), 2, 1)
     needed = needed_lengths(parts.reshape(shards, microbatches, -1, S)).max(axis=1)
-    return np.searchsorted(lengths, needed).astype(np.int32)
+    return np.array([level_of(S, int(length)) for length in needed], np.int32)

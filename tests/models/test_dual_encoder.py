@@ -168,12 +168,32 @@ def test_texts_in_groups_by_length_give_the_same_gradients(chunk_size: int | Non
     assert abs(cut[0] - value_and_gradients(plain, params, random_batch(B=16))[0]) > 1e-4
 
 
+@pytest.mark.parametrize("chunk_size", [5, 1])
+def test_groups_that_no_chunk_size_divides_are_filled_up(chunk_size: int, monkeypatch):
+    """Of 11 queries 2 are long and 9 short, of their 44 passages 6 and 38: 19 and 2 are prime."""
+    batch = {name: x[:11] for name, x in with_short_texts(random_batch(B=16)).items()}
+    plain = network(objective=joint_lh)
+    params, chunks = parameters(plain), []
+    model, in_chunks = network(objective=joint_lh, gradcache_chunk_size=chunk_size), DualEncoder._in_chunks
+
+    def recorded(self, encode, tokens, rng, count):
+        chunks.append((len(tokens), count))
+        return in_chunks(self, encode, tokens, rng, count)
+
+    monkeypatch.setattr(DualEncoder, "_in_chunks", recorded)
+    got = value_and_gradients(model, params, batch, groups=TextGroups((2, 3), 1))
+    sizes = {5: [(2, 1), (10, 2), (6, 2), (40, 8)], 1: [(2, 2), (9, 9), (6, 6), (38, 38)]}
+    assert chunks[:4] == sizes[chunk_size]
+    close(got, value_and_gradients(plain, params, batch))
+
+
 def test_gradient_caching_draws_the_same_dropout_in_both_passes():
     """As chunks encoded one by one, each with its own key, by plain differentiation."""
     model, plain = network(0.3, gradcache_chunk_size=4), network(0.3)
     params, batch, key = parameters(model), random_batch(), jax.random.key(5)
 
-    def one_by_one(encode, tokens, rng):
+    def one_by_one(encode, tokens, rng, count):
+        assert count == 1  # of a model without chunks
         count = len(tokens) // 4
         parts = [encode(tokens[i::count], jax.random.fold_in(rng, i)) for i in range(count)]
         return jnp.stack(parts, axis=1).reshape(len(tokens), -1)

@@ -107,6 +107,27 @@ def test_each_part_of_a_batch_fits_the_lengths_chosen_for_it(microbatches: int):
                 assert np.count_nonzero(tokens[:, length:].any(-1)) <= -(-len(tokens) // 8)
 
 
+def test_there_are_no_more_choices_than_levels():
+    """Whatever the lengths of queries and passages are, none is cut."""
+
+    def of(queries: int, passages: int) -> dict[str, np.ndarray]:
+        sizes = {"left_encoder_input_tokens": (64, queries), "right_encoder_input_tokens": (256, passages)}
+        return {
+            name: (np.arange(full) < most).astype(np.int32) * np.ones((8, 1), np.int32)
+            for name, (full, most) in sizes.items()
+        }
+
+    pairs = [*itertools.product(range(1, 65, 7), range(1, 257, 15)), (64, 256)]
+    made = group_texts((of(*pair) for pair in pairs), DualEncoder.text_arrays, partitioning.all_devices())
+    chosen = [groups.lengths if groups else (64, 256) for _, groups in made]
+    assert all(q <= Q and p <= P for (q, p), (Q, P) in zip(pairs, chosen, strict=True))
+    assert set(chosen) == {(16, 64), (24, 96), (40, 160), (64, 256)}
+    # An array of a single length never asks for more of the other.
+    single = [{"a": np.ones((8, 5), np.int32), "b": of(1, 20)["right_encoder_input_tokens"]}]
+    ((_, groups),) = group_texts(iter(single), ("a", "b"), partitioning.all_devices())
+    assert groups.lengths == (5, 64)
+
+
 def test_without_arrays_of_texts_batches_pass_as_they_are():
     made = [{"encoder_input_tokens": np.zeros((2, 3), np.int32)} for _ in range(2)]
     mesh = partitioning.all_devices()
