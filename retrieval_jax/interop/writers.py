@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from retrieval_jax.checkpoints import (
     hugging_face,
     model_folder,
@@ -55,12 +57,16 @@ class Subject:
         model = paths.join(folder, manifest["model"]) if "model" in manifest else None
         return cls(model, manifest.get("step"), folder, manifest)
 
-    def open(self) -> LoadedModel:
-        """Loads the model. Raises UserError for BM25 and fused searchers, which have none of their own."""
+    def open(self, mesh: Mesh | None = None) -> LoadedModel:
+        """Loads the model. Raises UserError for BM25 and fused searchers, which have none of their own.
+
+        Args:
+          mesh: the devices to load it on; None for one.
+        """
         if self.model_dir is None:
             what = "a fused searcher" if self.manifest.get(PARTS) else "BM25"
             raise UserError(f"{self.searcher}: {what} has no weights: --gin.export.format=\"'searcher'\"")
-        return load_model(self.model_dir, self.step)
+        return load_model(self.model_dir, self.step, mesh)
 
     @property
     def docids(self) -> Path | None:
@@ -177,11 +183,14 @@ def write_stablehlo(folder: Path, subject: Subject) -> dict:
 
 def write_parquet(folder: Path, subject: Subject) -> dict:
     """Writes the passages with a dual encoder's vectors, which are computed unless they are there."""
-    opened = subject.open()
+    mesh = all_devices()
+    opened = subject.open(mesh)
     if not isinstance(opened.model, DualEncoder):
-        raise UserError(f"{subject.model_dir}: not a dual encoder: --gin.export.format=\"'huggingface'\"")
-    collection, mesh = Collection(subject.work.collection), all_devices()
-    opened = load_model(subject.model_dir, subject.step, mesh)
+        raise UserError(
+            f"{subject.model_dir}: not a dual encoder, which alone makes vectors of passages: name one by "
+            "--MODEL_DIR, or its searcher by --SEARCHER"
+        )
+    collection = Collection(subject.work.collection)
     vectors = encode_by_model(subject.model_dir, opened, mesh, subject.work, collection)
     return parquet.write(folder, vectors, collection)
 

@@ -63,6 +63,25 @@ def test_a_row_for_each_passage(
     assert np.unique(expected, axis=0).shape[0] > 90
 
 
+def test_long_texts_make_small_row_groups(collection: Collection, tmp_path, monkeypatch):
+    passages = [*collection.passages()]
+    sizes = [len(passage.full_text.encode()) for passage in passages]
+    monkeypatch.setattr(parquet, "TEXT_BYTES", 1000)
+    vectors = np.arange(2 * len(passages), dtype=np.float32).reshape(-1, 2)
+    parquet.write(tmp_path, Embeddings(tmp_path, vectors, collection.ids, None, {}), collection)
+    (file,) = map(pq.ParquetFile, tmp_path.glob("*.parquet"))
+    groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
+    assert len(groups) > 3
+    assert max(group.num_rows for group in groups) > 1
+    first = 0
+    for group in groups:
+        assert sum(sizes[first : first + group.num_rows - 1]) < 1000
+        first += group.num_rows
+    rows = [row for group in groups for row in group.to_pylist()]
+    assert [row["id"] for row in rows] == [passage.id for passage in passages]
+    np.testing.assert_array_equal([row["vector"] for row in rows], vectors)
+
+
 def binaries() -> Path | None:
     """Where PostgreSQL's programs are: in PATH, or where Debian puts them."""
     found = shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))), None)
