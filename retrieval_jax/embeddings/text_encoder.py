@@ -51,13 +51,14 @@ def passage_shapes(longest: int, mesh: Mesh | None = None) -> Shapes:
       mesh: the mesh to compute on; None for one device.
 
     Returns:
-      20 lengths up to 256, so that about a tenth of the tokens is padding. On CPUs each has one row count; on
-      accelerators, whose batches are larger, an eighth of that for the texts that are left over at the end.
+      On CPUs 20 lengths up to 256, each with one row count: 8% of the tokens of passages of MS MARCO's
+      length (75 on average) are padding. On accelerators, where a shape takes longer to compile, 12 lengths
+      up to 256, 16 up to 512: 10% of those tokens, 13% where most texts are shorter. Their batches are
+      larger, so each length has a second row count, an eighth, for the texts that are left over at the end.
     """
-    lengths = lengths_up_to(longest, 4, 4)
     if (mesh.devices.flat[0] if mesh else jax.devices()[0]).platform == "cpu":
-        return {length: (max(_CPU_TOKENS // length, 1),) for length in lengths}
-    rows = {length: max(_ACCELERATOR_TOKENS // length, 1) for length in lengths}
+        return {length: (max(_CPU_TOKENS // length, 1),) for length in lengths_up_to(longest, 4, 4)}
+    rows = {length: max(_ACCELERATOR_TOKENS // length, 1) for length in lengths_up_to(longest, 16, 4)}
     return {length: sorted({max(count // 8, 1), count}) for length, count in rows.items()}
 
 

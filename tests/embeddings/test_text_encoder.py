@@ -1,6 +1,7 @@
 """Texts in batches of a few lengths: the vectors of the whole length, whatever is beside a text."""
 
 import collections
+import types
 
 import jax
 import numpy as np
@@ -105,6 +106,11 @@ def test_lengths():
     assert [*query_shapes(16).values()] == [(1, 8, 32)] * 2
     for length, (rows,) in passage_shapes(512).items():
         assert rows * length <= 512 < (rows + 1) * length
+    tpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")]))
+    shapes = passage_shapes(512, tpu)  # fewer to compile
+    assert sum(map(len, shapes.values())) == 32
+    assert shapes[16] == [128, 1024]
+    assert [*shapes] == [*range(16, 128, 16), *range(128, 256, 32), *range(256, 513, 64)]
 
 
 @given(
