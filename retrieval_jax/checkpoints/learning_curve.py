@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
 
+POOL_DIGEST = "pool_digest"  # the metric that tells one pool from another, a number
 DEV = ("dev", "dev_pool")
 """What comes before the names of metrics of an evaluation in training: of all passages, of a pool of them."""
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval_jax.checkpoints.learning_curve import read_curve, split_dev_metrics
+from retrieval_jax.checkpoints.learning_curve import POOL_DIGEST, read_curve, split_dev_metrics
 from retrieval_jax.mesh import multihost
 
 LOWER_IS_BETTER = ("loss",)
@@ -27,7 +27,7 @@ class RetentionPolicy:
     def __init__(self, curve: Path, keep: int, metric: str | None):
         self.keep, self.metric = keep, metric
         self.scores: dict[int, float] = {}  # by step; of a damaged or deleted checkpoint, too
-        self.passages: float | None = None  # of the pool that was searched; None for all of the collection
+        self.pool: tuple = (None, None)  # size and digest of what was searched; None for the collection
         if metric and curve.exists():
             for point in read_curve(curve):
                 if dev := split_dev_metrics(point):
@@ -36,13 +36,12 @@ class RetentionPolicy:
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the dev metrics of an evaluated step.
 
-        Earlier scores are dropped if they were measured among another number of passages: they do not
-        compare.
+        Earlier scores are dropped if they were measured among other passages: they do not compare.
         """
         score = metrics.get(self.metric, math.nan)
         if math.isfinite(score):
-            if (passages := metrics.get("passages")) != self.passages:
-                self.passages, self.scores = passages, {}
+            if (pool := (metrics.get("passages"), metrics.get(POOL_DIGEST))) != self.pool:
+                self.pool, self.scores = pool, {}
             self.scores[step] = score
 
     def forget(self, after: int) -> None:

@@ -252,13 +252,20 @@ def _curves(curves: Sequence[TrainingCurve]) -> str:
     if not panels:
         return ""
     legend = "".join(
-        f'<li style="--colour:{_COLOURS[i % len(_COLOURS)]}">{escape(curve.name)}</li>'
+        f'<li style="--colour:{_COLOURS[i % len(_COLOURS)]}">{escape(curve.name + _pool(curve))}</li>'
         for i, curve in enumerate(curves)
     )
     return (
         f'<figure><ul class="legend">{legend}</ul><div class="panels">{panels}</div><figcaption>Losses of '
-        "different methods measure different things: compare them within a method only.</figcaption></figure>"
+        "different methods measure different things: compare them within a method only. In a smaller "
+        "pool more queries are answered: compare models in pools of the same size.</figcaption></figure>"
     )
+
+
+def _pool(curve: TrainingCurve) -> str:
+    """Tells the sizes of the pools that a model was evaluated in, which make its metrics high or low."""
+    sizes = dict.fromkeys(int(p["dev_pool/passages"]) for p in curve.points if p.get("dev_pool/passages"))
+    return f" (in a pool of {' / '.join(f'{size:,}' for size in sizes)})" if sizes else ""
 
 
 def _panel(curves: Sequence[TrainingCurve], key: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from retrieval_jax.checkpoints.hub import SCHEME
-from retrieval_jax.checkpoints.learning_curve import read_curve, split_dev_metrics
+from retrieval_jax.checkpoints.learning_curve import POOL_DIGEST, read_curve, split_dev_metrics
 from retrieval_jax.core import paths
 
 CARD = "README.md"
@@ -80,7 +80,7 @@ def dev_metrics(model_dir: Path, step: int | None) -> dict[str, dict[str, float]
     if not found:
         return {}
     _, metrics = found[-1]
-    pool = metrics.pop("passages", None)
+    pool, _ = metrics.pop("passages", None), metrics.pop(POOL_DIGEST, None)
     return {"dev" if pool is None else f"dev, in a pool of {int(pool):,} passages": metrics}
 
 
@@ -226,7 +226,8 @@ import psycopg
 
 with psycopg.connect() as db, db.cursor().copy("COPY passages (id, title, text, vector) FROM STDIN") as copy:
     for row in (row for batch in passages.to_batches(batch_size=1024) for row in batch.to_pylist()):
-        copy.write_row((row["id"], row["title"], row["text"], str(row["vector"])))
+        texts = (row[name].replace("\\0", "") for name in ("id", "title", "text"))  # PostgreSQL refuses NUL
+        copy.write_row((*texts, str(row["vector"])))
 ```
 
 `SELECT id FROM passages ORDER BY vector <#> '[…]' LIMIT 10` then finds the passages with the largest dot

@@ -1,6 +1,7 @@
 """Evaluators measure a model while it trains. Retrievers search for the dev queries as a user would."""
 
 import abc
+import zlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
 
+from retrieval_jax.checkpoints.learning_curve import POOL_DIGEST
 from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import NonNegative, Positive
@@ -239,7 +241,12 @@ class DenseEvaluator(RetrievalEvaluator):
     def __call__(self, params: dict) -> dict[str, float]:
         """See `Evaluator.__call__`."""
         metrics = super().__call__(params)
-        return metrics | {"passages": len(self.rows)} if self.prefix == "dev_pool" else metrics
+        if self.prefix != "dev_pool":
+            return metrics
+        digest = (
+            zlib.crc32(np.asarray(self.rows, np.int64).tobytes()) % 10**9
+        )  # as many digits as curves have
+        return metrics | {"passages": len(self.rows), POOL_DIGEST: digest}
 
 
 @gin.configurable(allowlist=["max_queries"])

@@ -308,7 +308,7 @@ class _Run:
         prefix = getattr(self.evaluator, "prefix", "dev")
         self.dev = {f"{prefix}/{name}": value for name, value in metrics.items()}
         self.writer.write(self.step, self.meter.minutes, self.dev | seconds)
-        self.writer.write_samples(self.step, getattr(self.evaluator, "samples", ()))
+        self.writer.write_samples(self.step, getattr(self.evaluator, "samples", ()), prefix)
         self.writer.flush()
 
     def finish(self) -> dict:

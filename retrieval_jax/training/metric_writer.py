@@ -86,7 +86,7 @@ class MetricWriter:
         self.files["learning_curve"].add({"step": step, "minutes": round(minutes, 3)} | point)
         self.writer.write_scalars(step, metrics)
 
-    def write_samples(self, step: int, samples: Sequence[dict]) -> None:
+    def write_samples(self, step: int, samples: Sequence[dict], prefix: str = "dev") -> None:
         """Writes what was found for some dev queries, each {"query", "right": […], "found": […]}."""
         if not self.writes or not samples:
             return
@@ -97,7 +97,7 @@ class MetricWriter:
             + "\n".join(f"1. `{json.dumps(passage)}`" for passage in sample["found"])
             for sample in samples
         ]
-        self.writer.write_texts(step, {"dev/samples": "\n\n".join(texts)})
+        self.writer.write_texts(step, {f"{prefix}/samples": "\n\n".join(texts)})
 
     def flush(self) -> None:
         """Makes sure that all points stay. To be called before a checkpoint from which a run may go on."""

@@ -53,5 +53,7 @@ def test_scores_of_another_pool_do_not_compare(tmp_path: Path):
     assert kept.best([1, 2, 3, 4]) == 2
     kept.add(5, {"MRR@10": 0.5, "passages": 60})
     assert kept.best([1, 2, 3, 4, 5]) == 5
+    kept.add(5, {"MRR@10": 0.4, "passages": 60, "pool_digest": 7})  # as many, but others
+    assert kept.scores == {5: 0.4}
     kept.add(6, {"MRR@10": 0.05})
     assert kept.best([2, 5, 6]) == 6

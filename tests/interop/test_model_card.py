@@ -70,7 +70,7 @@ def test_what_it_says(models, tmp_path):
 
 
 def test_metrics_of_a_pool_are_said_to_be_of_it(tmp_path):
-    point = {"step": 7, "dev_pool/MRR@10": 0.25, "dev_pool/passages": 5000, "evaluation_seconds": 1.0}
+    point = {"step": 7, "dev_pool/MRR@10": 0.25, "dev_pool/passages": 5000, "dev_pool/pool_digest": 5}
     (tmp_path / "learning_curve.jsonl").write_text(json.dumps(point) + "\n")
     metrics = model_card.dev_metrics(tmp_path, 7)
     assert metrics == {"dev, in a pool of 5,000 passages": {"MRR@10": 0.25}}

@@ -74,6 +74,10 @@ def test_metrics_of_a_pool_are_those_of_brute_force(work, collection, capsys):
     assert dev.prefix == "dev_pool"
     found = dev(params)
     assert found.pop("passages") == most
+    digest = found.pop("pool_digest")
+    assert DenseEvaluator(model, examples, settings, pool_size=most)(params)["pool_digest"] == digest
+    assert DenseEvaluator(model, examples, settings, pool_size=most - 1)(params)["pool_digest"] != digest
+    capsys.readouterr()
     assert found == pytest.approx(brute_force(model, params, examples, dev.queries, dev.rows))
     assert {passage["id"] for sample in dev.samples for passage in sample["found"]} <= {
         collection.ids[int(row)].as_py() for row in dev.rows
