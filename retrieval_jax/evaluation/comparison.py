@@ -13,7 +13,8 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
-from retrieval_jax.evaluation.report import MethodRow, PassageSnippet, QueryComparison, TrainingCurve
+from retrieval_jax.evaluation.panels import TrainingCurve
+from retrieval_jax.evaluation.report import MethodRow, PassageSnippet, QueryComparison
 from retrieval_jax.evaluation.trec import Run
 
 SNIPPET = 200  # characters of a passage that the report shows

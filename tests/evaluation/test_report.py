@@ -6,12 +6,11 @@ import pytest
 from rich.console import Console
 
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.evaluation.panels import PANELS, TrainingCurve
 from retrieval_jax.evaluation.report import (
-    PANELS,
     MethodRow,
     PassageSnippet,
     QueryComparison,
-    TrainingCurve,
     format_count,
     print_table,
     write_report,
@@ -149,20 +148,6 @@ def test_the_loss_axis_has_numbers_for_any_losses(tmp_path, losses):
     ticks = labels[labels.index("training time (minutes)") + 1 : labels.index("nats")]
     assert len(ticks) >= 3
     assert all(re.fullmatch(r"−?[0-9.e-]+", tick) for tick in ticks)
-
-
-def test_the_legend_tells_the_sizes_of_pools(tmp_path):
-    points = [
-        {"step": n, "minutes": 1.0 * n, "dev_pool/MRR@10": 0.5, "dev_pool/passages": size}
-        for n, size in enumerate([5000, 5000, 12000])
-    ]
-    curves = [
-        TrainingCurve("dense", points[:2]),
-        TrainingCurve("longer", points),
-        curve("naive", "dev/MRR@10"),
-    ]
-    legend = Page(report(tmp_path, curves=curves)).texts("li")[:3]
-    assert legend == ["dense (in a pool of 5,000)", "longer (in a pool of 5,000 / 12,000)", "naive"]
 
 
 def test_a_single_point_is_visible_and_a_loss_of_zero_is_drawn(tmp_path):
