@@ -233,6 +233,7 @@ class ScannSearcher(DenseSearcher):
     """
 
     kind: ClassVar[str] = "scann"
+    is_shared: bool = True
 
     def __init__(self, encoder: TextEncoder, index: ScannIndex, passage_ids: pa.Array, dimensions: int):
         super().__init__(encoder, passage_ids, dimensions)

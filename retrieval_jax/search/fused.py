@@ -60,6 +60,11 @@ class FusedSearcher(Searcher):
         """See `Searcher.truncates`: by any of the parts."""
         return any(part.truncates(query) for part in self.parts)
 
+    @property
+    def is_shared(self) -> bool:
+        """See `Searcher`: whether a part is."""
+        return any(part.is_shared for part in self.parts)
+
     def use_batch_sizes(self, sizes: Sequence[int]) -> None:
         """See `Searcher.use_batch_sizes`: of all parts."""
         for part in self.parts:

@@ -134,12 +134,15 @@ class Searcher:
         needs no model.
       reads_embeddings: whether `write` needs the passages' vectors, which its `make_embeddings` makes; see
         `dense.DenseSearcher`.
+      is_shared: whether the processes of a `jax.distributed` job hold a part of it each, so that all must
+        search for the same queries together.
     """
 
     kind: ClassVar[str]
     family: ClassVar[str]
     model_family: ClassVar[str | None] = None
     reads_embeddings: ClassVar[bool] = False
+    is_shared: bool = False
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """Finds the best k passages of each query.

@@ -79,6 +79,11 @@ def generate_queries(
         searcher = work.searcher(filter_searcher)
         recipe["filter"] = {"searcher": searcher_manifest(searcher, collection)["recipe"], "k": filter_k}
         opened = Searcher.open(searcher, lambda: make_partitioner().local)  # hosts work on their own
+        if opened.is_shared and jax.process_count() > 1:
+            raise UserError(
+                f"generate_queries.filter_searcher: the hosts share {filter_searcher}, and each has other "
+                "queries: filter by bm25 or exact, or on one host"
+            )
         consistency_filter = generation.ConsistencyFilter(opened.search, filter_k, BATCH_SIZE)
 
     folder = work.synthetic(name)
