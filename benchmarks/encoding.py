@@ -6,8 +6,8 @@ The model is a folder in sentence-transformers' format with the layers of GTR (T
 mean, a matrix, unit length), 8 layers 512 wide, of random weights: speed does not depend on them, and equal
 vectors show that both compute the same. Texts are cut to 256 tokens. Both have all cores, and one after the
 other encode the same slices of a collection; sentence-transformers sorts each by length, and has the best of
-a few batch sizes; here each core is a device, or with --devices 1 one device has them all. Compiling is in no
-time, and stands beside it (of shapes that the collection before did not have).
+a few batch sizes; here one device has all cores, as where `index` encodes, or with --devices 2 each of two a
+half. Compiling is in no time, and stands beside it (of shapes that the collection before did not have).
 
 Padding's share is of the floating-point operations of matrix products, of the whole collection, as it is
 encoded in parts of 4,096 texts a device.
@@ -52,7 +52,7 @@ from retrieval_jax.verbs.convert import convert
 LENGTH, DIMENSIONS = 256, 768
 NETWORK = T5Config(32128, 512, 8, 64, 2048, 8, 0, mlp_activations=("relu",))
 BATCH_SIZES = (16, 32, 64)  # of sentence-transformers, whose own choice is 32
-TEXTS = {"squad_dev": 2048, "wordnet": 16384}  # that are timed
+TEXTS = {"squad_dev": 768, "wordnet": 4096}  # that are timed
 QUICK_TEXTS = {"squad_dev": 64, "wordnet": 1024}
 SLICE = 4096
 PAUSE = 0.5  # seconds, while the other one's threads still spin
@@ -146,9 +146,9 @@ def main() -> None:
         "--data", type=Path, default=Path("../shared/data"), help="has the collections' folders"
     )
     parser.add_argument("--vocabulary", type=Path, help="T5's SentencePiece model; by default, of --data")
-    parser.add_argument("--devices", type=int, help="of a CPU, which share its cores; by default, one a core")
+    parser.add_argument("--devices", type=int, default=1, help="of a CPU, which share its cores")
     options = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", options.devices or os.cpu_count() or 1)
+    jax.config.update("jax_num_cpu_devices", options.devices)
     import sentence_transformers as library
     import torch
 
