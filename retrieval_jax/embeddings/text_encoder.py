@@ -90,6 +90,7 @@ class TextEncoder:
         shards = mesh.shape["data"] if mesh else 1
         self._rows = {length: [shards * rows for rows in counts] for length, counts in shapes.items()}
         self._lengths = sorted(shapes)
+        self._compiled: set[tuple[int, int]] = set()
         # A CPU runs batches beside one another: each core is busy while another one's product is not divided.
         device = mesh.devices.flat[0] if mesh else jax.devices()[0]
         self._under_way = max(_UNDER_WAY, os.cpu_count() or 1) if device.platform == "cpu" else _UNDER_WAY
@@ -113,7 +114,14 @@ class TextEncoder:
             for rows in self._rows[length]:
                 self._run(np.zeros((rows, length), np.int32))
 
+    def compile_for(self, texts: Sequence[str]) -> None:
+        """Compiles the shapes in which these texts, given at once, are encoded."""
+        for _, tokens_BxS in self.batches(texts):
+            if tokens_BxS.shape not in self._compiled:
+                self._run(tokens_BxS)
+
     def _run(self, tokens_BxS: np.ndarray) -> jax.Array:
+        self._compiled.add(tokens_BxS.shape)
         if self.mesh:
             tokens_BxS = multihost.make_global_arrays(self.mesh, tokens_BxS, "data")
         return self._encode(self.params, tokens_BxS)

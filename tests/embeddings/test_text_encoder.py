@@ -97,6 +97,15 @@ def test_shapes_are_compiled_once_and_only_where_needed(compiled, texts):
     assert len(compiled.shapes) == len(set(compiled.shapes)) <= 3 * 4  # 8, 16, 32 and 40 tokens
 
 
+def test_texts_that_were_compiled_for_compile_nothing_more(compiled, texts):
+    encoder = compiled.encoder(query_shapes(LONGEST))
+    encoder.compile_for(texts)
+    shapes = [*compiled.shapes]
+    assert len(shapes) > 1
+    encoder(texts)
+    assert compiled.shapes == shapes
+
+
 def test_lengths():
     assert lengths_up_to(256, 4, 4) == [
         *range(4, 32, 4), *range(32, 64, 8), *range(64, 128, 16), *range(128, 257, 32)
@@ -146,4 +155,4 @@ def test_an_accelerators_batches_are_larger(monkeypatch):
     monkeypatch.setattr(text_encoder.jax, "devices", lambda: chips)
     shapes = passage_shapes(256)
     assert shapes[256] == [8, 64]
-    assert shapes[4] == [512, 4096]
+    assert shapes[16] == [128, 1024]

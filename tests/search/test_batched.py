@@ -7,9 +7,10 @@ from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.search import batched
 from retrieval_jax.search.batched import search_in_batches, search_queries, search_texts
+from retrieval_jax.search.searcher import Searcher
 
 
-class Recorder:
+class Recorder(Searcher):
     """Finds passages p0, p1, … for every query, as many as the text says, and notes the queries."""
 
     def __init__(self):
