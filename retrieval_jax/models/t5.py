@@ -276,7 +276,7 @@ class T5(nn.Module):
     def empty_cache(self, cross_kv: list[KeysValues], beams: int, length: int) -> list[KeysValues]:
         """Makes the second result of `prefill`."""
         c = self.config
-        empty = jnp.zeros((len(cross_kv[0][0]), beams, c.num_heads, length, c.head_dim), c.dtype)
+        empty = jnp.zeros((cross_kv[0][0].shape[0], beams, c.num_heads, length, c.head_dim), c.dtype)
         return [(empty, empty)] * len(cross_kv)
 
     def decode_step(

@@ -81,6 +81,6 @@ def _levels(tokens: np.ndarray, shards: int, microbatches: int) -> np.ndarray:
     if rows % microbatches:  # the parts mix the rows of shards
         return np.full(shards, LEVELS - 1, np.int32)
     # Part i has the rows i, i + microbatches, … of a shard.
-    parts = np.moveaxis(tokens.reshape(shards, rows // microbatches, microbatches, -1, S), 2, 1)
+    parts = np.moveaxis(tokens.reshape((shards, rows // microbatches, microbatches, -1, S)), 2, 1)
     needed = needed_lengths(parts.reshape(shards, microbatches, -1, S)).max(axis=1)
     return np.array([level_of(S, int(length)) for length in needed], np.int32)

@@ -169,7 +169,7 @@ class _Run:
         self.model, self.data, self.checkpoints, self.settings = model, data, checkpoints, settings
         self.folder, self.mesh = folder, mesh
         self.shapes = multihost.global_batch_shapes(mesh, data.batch)
-        self.plan = functools.partial(plan_train_step, model, self.shapes, settings, mesh, rules=rules)
+        self.plan = functools.partial(plan_train_step, model, self.shapes, settings, mesh=mesh, rules=rules)
         program = self.plan()
         self.train_steps, self.abstract = {None: program.function}, program.arguments[0]
         self.parameter_norm = jax.jit(optax.tree.norm).lower(self.abstract.params).compile()

@@ -136,7 +136,7 @@ def slow_training(
     Returns:
       A line for each: "SETTING: what is wasted: the remedy".
     """
-    work = _work(model.config, shapes, mesh, rules, microbatches)
+    work = _work(model.config, shapes, mesh, rules, microbatches=microbatches)
     found = [*_padding(work, model.config)]
     if work.decodes and getattr(model, "max_logits_per_block", None):
         tokens = work.targets
@@ -190,7 +190,7 @@ def slow_search(
         "encoder_input_tokens": (searched, LANES),
         "decoder_input_tokens": (searched * hypotheses, LANES),
     }
-    work = dataclasses.replace(_work(config, shapes, mesh, rules, 1), targets=round_up(tokens, SUBLANES))
+    work = dataclasses.replace(_work(config, shapes, mesh, rules, microbatches=1), targets=round_up(tokens, SUBLANES))
     return [*found, *_padding(work, config)]
 
 

@@ -23,13 +23,19 @@ def test_the_structure_depends_on_the_number_of_vectors():
     assert settings(20_000) == {"reorder": 800}
     assert settings(100_000) == {"reorder": 800, "leaves": 316}
     assert settings(1 << 20) == {"reorder": 800, "leaves": 1024}
-    assert settings(8_841_823) == {"reorder": 89, "shards": 9, "leaves": 991}
+    assert settings(8_841_823) == {
+        "reorder": 89,
+        "shards": 9,
+        "shard_size": 1 << 20,
+        "leaves": 991,
+    }
     assert settings(1001, exact_below=0, tree_from=0, reorder=10, shard_size=500) == {
         "reorder": 4,
         "shards": 3,
+        "shard_size": 500,
         "leaves": 18,
     }
-    assert settings(1001, shard_size=500) == {"shards": 3}
+    assert settings(1001, shard_size=500) == {"shards": 3, "shard_size": 500}
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-6), ("bfloat16", 4e-3), ("int8", 1e-2)])

@@ -71,7 +71,8 @@ def test_a_class_of_another_package_is_trained_indexed_and_searched(
     mine: Path, cli, arguments: list[str], work
 ):
     tiny = ["T5Config.emb_dim=16", "T5Config.mlp_dim=16", "T5Config.num_heads=1", "T5Config.head_dim=8"]
-    given = ["--gin_file=runs/naive.gin", f"--gin_file={mine}", *arguments, "--STEPS=1", "--MODEL_DIR=None"]
+    given = ["--gin_file=runs/naive.gin", f"--gin_file={mine}", *arguments, "--STEPS=1"]
+    given.append(f"--MODEL_DIR={mine.parent / 'model'}")  # other tests train in the work folder, too
     given += [f"--gin.{binding}" for binding in tiny]
     for verb in ("docids", "train"):
         status, made, err = cli(verb, *given)
