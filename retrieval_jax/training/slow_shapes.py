@@ -190,7 +190,8 @@ def slow_search(
         "encoder_input_tokens": (searched, LANES),
         "decoder_input_tokens": (searched * hypotheses, LANES),
     }
-    work = dataclasses.replace(_work(config, shapes, mesh, rules, microbatches=1), targets=round_up(tokens, SUBLANES))
+    work = _work(config, shapes, mesh, rules, microbatches=1)
+    work = dataclasses.replace(work, targets=round_up(tokens, SUBLANES))
     return [*found, *_padding(work, config)]
 
 
