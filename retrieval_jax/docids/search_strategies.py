@@ -50,10 +50,13 @@ class SearchStrategy:
     Attributes:
       name: what a docid table's manifest calls the strategy.
       mesh_axes: the mesh axes over which the arrays' first axes are divided; () where every device has all.
+      prunes: whether `decode` drops hypotheses, so that it may miss a docid; it then also gives
+        "pruned_upper_bound", above which no docid that it missed scores.
     """
 
     name: str
     mesh_axes: tuple[str, ...] = ()
+    prunes: bool = False
 
     @classmethod
     def build(
@@ -162,6 +165,7 @@ class TrieSearch(SearchStrategy):
     """Beam search along the trie of the docids; see `decoding.beam_search`."""
 
     name = "trie"
+    prunes = True
 
     @classmethod
     def build(cls, table, outputs, reuse_shapes_of=None):

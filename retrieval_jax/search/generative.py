@@ -152,15 +152,14 @@ class GenerativeSearcher(Searcher):
                 )
             ]
             docids.append({"passage": passage_id, "steps": steps})
-        width = self.strategy.width(self.beams, len(ids), self.outputs)
-        _, aux = self._decode(
-            self.strategy, self.params, self._batch([query]), self.docids, width, self.recall_target
-        )
-        if "pruned_upper_bound" in aux:
+        certain = len(ids) if self.recall_target is None else None
+        if self.strategy.prunes:
+            width = self.strategy.width(self.beams, len(ids), self.outputs)
+            _, aux = self._decode(
+                self.strategy, self.params, self._batch([query]), self.docids, width, self.recall_target
+            )
             bound = float(np.asarray(aux["pruned_upper_bound"])[0])
             certain = sum(score > bound for _, score in ranked_list)
-        else:
-            certain = len(ids) if self.recall_target is None else None
         return {"certain": certain, "docids": docids}
 
     def _batch(self, texts: list[str]) -> dict:

@@ -80,6 +80,10 @@ def test_a_beam_a_docid_finds_what_scoring_every_docid_finds(
             assert [step["token"] for step in docid["steps"]] == [*tokens]
             assert sum(step["log_prob"] for step in docid["steps"]) == pytest.approx(total, abs=1e-5)
             assert docid["steps"][-1]["passages"] == [*docids_of(table).values()].count(tokens)
+    if kind == "atomic":  # nothing was pruned, so nothing is searched for, or compiled, to explain it
+        compiled = searcher._decode._cache_size()
+        assert searcher.explain(QUERIES[0], rankings[0][:3])["certain"] == 3
+        assert searcher._decode._cache_size() == compiled
     if kind == "semantic":
         few = GenerativeSearcher(model, params, table, vocabulary, 12, beams=4)
         for query, ranking in zip(QUERIES, rankings, strict=True):
