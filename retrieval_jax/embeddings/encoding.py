@@ -22,7 +22,7 @@ import pyarrow as pa
 from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints.model_folder import LoadedModel, model_recipe
-from retrieval_jax.core import arrow_ids, paths, storage, unfinished
+from retrieval_jax.core import arrow_ids, npy, paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
 from retrieval_jax.core.workspace import UNFINISHED, Workspace
@@ -200,9 +200,7 @@ def _join(tmp: Path, folder: Path, parts: Sequence[Path], collection: Collection
                 ) from None
             if width is None:
                 width = vectors.shape[1]
-                shape = (collection.passage_count, width)
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
+                npy.begin(file, "<f4", (collection.passage_count, width))
             sha.update(vectors.data)
             try:
                 file.write(vectors.data)

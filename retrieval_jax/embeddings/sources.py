@@ -16,7 +16,7 @@ from retrieval_jax.checkpoints import hub, sentence_transformers, tokenizer
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
 from retrieval_jax.checkpoints.model_folder import LoadedModel, model_from_description, params_to_devices
 from retrieval_jax.checkpoints.pretrained import Pretrained, fingerprint, open_pretrained
-from retrieval_jax.core import paths, storage
+from retrieval_jax.core import npy, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
 from retrieval_jax.core.workspace import Workspace
@@ -150,14 +150,15 @@ def _as_float32(folder: Path, file: str, vectors_NxE: np.ndarray, collection: Co
     """Converts vectors to float32, kept in a folder; `file` is their fingerprint."""
 
     def make(tmp: Path) -> dict:
-        out = np.lib.format.open_memmap(tmp / "vectors.npy", "w+", np.float32, vectors_NxE.shape)
         first = 0
-        for block in _blocks(vectors_NxE):
-            out[first : first + len(block)] = block
-            check_finite(out[first : first + len(block)], folder, range(first, first + len(block)))
-            first += len(block)
-        out.flush()
-        return {"passages": first, "dimensions": out.shape[1]}
+        with (tmp / "vectors.npy").open("wb") as file:
+            npy.begin(file, np.float32, vectors_NxE.shape)
+            for block in _blocks(vectors_NxE):
+                converted = np.asarray(block, np.float32)
+                check_finite(converted, folder, range(first, first + len(converted)))
+                file.write(converted.tobytes())
+                first += len(converted)
+        return {"passages": first, "dimensions": vectors_NxE.shape[1]}
 
     storage.build_once(folder, {"file": file, "collection": collection.fingerprint}, make)
     return np.load(paths.ensure_local(folder / "vectors.npy"), mmap_mode="r")

@@ -17,7 +17,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from retrieval_jax.core import paths, storage, unfinished
+from retrieval_jax.core import npy, paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import UNFINISHED, Workspace
 from retrieval_jax.data import parallel
@@ -252,18 +252,19 @@ class _Stats:
 def _join(folder: Path, jobs: Sequence[Shard], examples: Examples) -> dict:
     """Makes the cache's folder of its finished files, and returns the manifest's facts."""
     count, size = len(examples), 0
-    offsets_N = np.lib.format.open_memmap(folder / OFFSETS, "w+", np.int64, (count,))
+    with (folder / OFFSETS).open("wb") as file:
+        npy.begin(file, np.int64, (count,))
+        for job in jobs:
+            file.write(np.load(job.offsets_path).tobytes())
     stats = {"examples": count}
     for job in jobs:
         paths.link(job.path, folder / job.path.name)
         size += paths.size(job.path)
-        offsets_N[job.numbers.start : job.numbers.stop] = np.load(job.offsets_path)
         made = storage.read_json(job.stats_path, f"delete {job.folder}")
         for name, total in made["total"].items():
             stats[f"{name}_tokens"] = stats.get(f"{name}_tokens", 0) + total
         for name, most in made["most"].items():
             stats[f"{name}_max_tokens"] = max(stats.get(f"{name}_max_tokens", 0), most)
-    offsets_N.flush()
     described = {name: {"dtype": "int32", "shape": [None]} for name in examples.targets.features}
     info = {
         "num_shards": len(jobs),

@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval_jax.core import arrow_ids
+from retrieval_jax.core import arrow_ids, npy
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data import parallel
 from retrieval_jax.search.analysis import analyzer
@@ -126,7 +126,9 @@ def _write_index(folder: Path, counts: Path, shards: Sequence[TextShard], langua
     starts = np.concatenate([[0], np.cumsum(sizes)])
     np.save(folder / _STARTS, starts)
     for name, dtype in ((_ROWS, np.int32), (_SCORES, np.float32)):
-        np.lib.format.open_memmap(folder / name, "w+", dtype, (int(starts[-1]),))
+        with (folder / name).open("wb") as file:
+            npy.begin(file, dtype, (int(starts[-1]),))
+            file.truncate(file.tell() + int(starts[-1]) * np.dtype(dtype).itemsize)  # jobs fill it in
     merge = functools.partial(_merge_columns, folder, counts / _NORMS, parts)
     parallel.map_jobs(merge, [*_blocks(starts)], "BM25: scoring")
 
@@ -237,7 +239,7 @@ def _merge_columns(
     scores = scores.astype(np.float32)
     for name, values in ((_ROWS, rows), (_SCORES, scores)):
         offset = np.load(folder / name, "r").offset
-        with (folder / name).open("r+b") as file:  # a full disk is an error here; a map would end the process
+        with (folder / name).open("r+b") as file:
             file.seek(offset + base * values.itemsize)
             file.write(values.data)
 

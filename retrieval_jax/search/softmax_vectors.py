@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints.model_folder import LoadedModel, model_recipe
-from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core import arrow_ids, npy, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
 from retrieval_jax.docids.search_strategies import SoftmaxSearch
@@ -93,10 +93,8 @@ def write_columns(folder: Path, kernel_ExV: jax.Array, table: DocidTable) -> dic
       Facts for the folder's manifest.
     """
     token_N, E = table.tokens_NxL[:, 0], len(kernel_ExV)
-    header = {"descr": "<f4", "fortran_order": False, "shape": (len(token_N), E)}
-    # A full disk is an error of `write`; in a memory map it would end the process.
     with (folder / "vectors.npy").open("wb") as file, bar("columns of the softmax", len(token_N)) as advance:
-        np.lib.format.write_array_header_1_0(file, header)
+        npy.begin(file, "<f4", (len(token_N), E))
         begin = file.tell()
         for rows, vectors in columns(kernel_ExV, token_N):
             check_finite(vectors, table.kind, rows)

@@ -13,6 +13,7 @@ from typing import Annotated
 import ml_dtypes
 import numpy as np
 
+from retrieval_jax.core import npy
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
 from retrieval_jax.core.values import Names
@@ -34,9 +35,7 @@ def write(folder: Path, vectors_NxE: np.ndarray, dtype: str) -> None:
     """
     N = len(vectors_NxE)
     with (folder / VECTORS).open("wb") as file, bar(f"vectors as {dtype}", N) as advance:
-        descr = np.lib.format.dtype_to_descr(np.dtype(DTYPES[dtype]))
-        header = {"descr": descr, "fortran_order": False, "shape": vectors_NxE.shape}
-        np.lib.format.write_array_header_1_0(file, header)
+        npy.begin(file, DTYPES[dtype], vectors_NxE.shape)
         scales = []
         for first in range(0, N, _BLOCK):
             block_BxE = np.asarray(vectors_NxE[first : first + _BLOCK])
