@@ -124,8 +124,8 @@ def _texts(collection_folder: Path, expansion_folder: Path | None, rows: range) 
 def top_rows(scores_N: np.ndarray, k: int) -> np.ndarray:
     """Finds the rows of the k largest scores above 0.
 
-    The library's own top-k leaves it to chance which of equal scores are found: another k would then give
-    another order, and other values of the metrics.
+    Which of equal scores are found does not depend on k: otherwise another k would give another order, and
+    other values of the metrics.
 
     Args:
       scores_N: float32, the scores.

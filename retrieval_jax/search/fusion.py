@@ -204,10 +204,10 @@ def list_ndcg(ranked_list: RankedList, grades: Mapping[str, int], own: str | Non
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What `choose` came to.
+    """The fusion that `choose` found to be best.
 
     Attributes:
-      fusion: the best one.
+      fusion: its method, weights and depth.
       ndcg: its mean nDCG@10.
     """
 

@@ -117,8 +117,6 @@ def _add_operations(app: FastAPI, catalogue: Catalogue) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         """The page to search with."""
-        if not PAGE.is_file():
-            return Response("<p>The API is described at <a href='docs'>/docs</a>.", media_type="text/html")
         return FileResponse(PAGE, headers={"Cache-Control": "no-cache"})
 
     @app.get("/docs", include_in_schema=False)

@@ -28,7 +28,7 @@ from retrieval_jax.serving.passages import NO_TEXT, PassageTexts
 from retrieval_jax.serving.settings import MAX_UNDER_WAY, PASSAGES_BYTES, ServeSettings
 
 WARM_UP = "warm up"  # the query with which the shapes are compiled
-EXPLAINED = 100  # passages of an answer, at most
+EXPLAINED = 100  # passages of an answer that are explained, at most
 EMBEDDINGS = "embeddings"  # ends the label of the queue of a dual encoder's vectors
 
 

@@ -113,11 +113,16 @@ def test_passages_come_and_go(size, embeddings, python, tmp_path: Path, monkeypa
         assert max(sizes) - min(sizes) <= len(sizes)  # the new ones went where there was room
 
 
+def around(centres: int, distance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors and 40 queries at a distance from random centres."""
+    rng = np.random.default_rng(0)
+    middle = unit(rng, centres)
+    return tuple(middle[rng.integers(0, centres, count)] + distance * unit(rng, count) for count in (N, 40))
+
+
 def test_no_more_leaves_are_searched_than_needed(embeddings, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scann_index, "settings", lambda count: SETTINGS["tree"])
-    rng = np.random.default_rng(0)
-    centres = unit(rng, 50)
-    vectors, queries = (centres[rng.integers(0, 50, count)] + 0.1 * unit(rng, count) for count in (N, 40))
+    vectors, queries = around(50, 0.1)
     of = embeddings(tmp_path / "embeddings", vectors, [f"p{i}" for i in range(N)])
     index = scann_shards.build(tmp_path / "index", of, "float32", {})
     told = index.tune(of, queries, 0.5), index.searched_leaves
@@ -146,9 +151,7 @@ def test_more_are_reordered_where_the_recall_needs_it(embeddings, tmp_path, monk
 def test_what_rounding_takes_is_not_searched_for(embeddings, tmp_path, monkeypatch):
     """int8 never has a recall of 1: that is no reason to search everything."""
     monkeypatch.setattr(scann_index, "settings", lambda count: SETTINGS["shards"])
-    rng = np.random.default_rng(0)
-    centres = unit(rng, 20)
-    vectors, queries = (centres[rng.integers(0, 20, count)] + 0.3 * unit(rng, count) for count in (N, 40))
+    vectors, queries = around(20, 0.3)
     of = embeddings(tmp_path / "embeddings", vectors, [f"p{i}" for i in range(N)])
     index = scann_shards.build(tmp_path / "index", of, "int8", {})
     told = index.tune(of, queries, 1)
