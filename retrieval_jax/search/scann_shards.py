@@ -222,7 +222,8 @@ def build(
 
     share = multihost.process_share(len(parts))
     own = sum(parts[number].count for number in share)
-    log(f"scann: building an index of {count:,} vectors as {dtype}, {len(parts)} shards")
+    shards = f", in {len(parts)} shards" if len(parts) > 1 else ""
+    log(f"scann: building an index of {count:,} vectors as {dtype}{shards}")
     marks = [shard_folder(folder, number) / storage.MANIFEST for number in range(len(parts))]
     multihost.on_process_0(lambda: unfinished.begin(folder, recipe, marks, "shards"))
 
