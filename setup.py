@@ -60,6 +60,7 @@ setup(
         "rich>=13,<16",
         "safetensors>=0.5,<1",
         "scann>=1.4.2,<1.5; sys_platform == 'linux'",  # it has no wheels for others, and no source
+        "scipy>=1.15,<2",
         "sentencepiece>=0.2.1,<0.2.3",
         "seqio>=0.0.20,<0.1",
         "tensorflow>=2.20,<2.21",

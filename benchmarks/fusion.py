@@ -5,9 +5,9 @@
 For each collection (a folder, or python_docs) a dual encoder is trained from random weights, unless --work
 has it already. BM25 and the dual encoder's exact search are fused with what `index` chooses on dev queries,
 and BM25's passages are re-ranked; test queries are never read before the searchers are finished. The
-difference is that of the means to the part that is best on these test queries, and p the two-sided paired
-t-test's (Smucker, Allan and Carterette 2007). --kinds adds generative retrievers of such docids to the parts,
-and --unstemmed BM25 without stemmer and stop words.
+difference is that of the means to the part that is best on these test queries, with its 95% confidence
+interval, and p the paired randomisation test's after Holm's correction (evaluation/significance.py). --kinds
+adds generative retrievers of such docids to the parts, and --unstemmed BM25 without stemmer and stop words.
 
 Prints a table, then one line of JSON. Each step is a command of `retrieval-jax`, with the bindings
 --gin.NAME=VALUE that are given here; what is finished is kept in --work and not made again.
@@ -23,10 +23,10 @@ import numpy as np
 from _verbs import parse, run
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
+from retrieval_jax.evaluation import significance
 from retrieval_jax.evaluation.trec import drop_identical_ids, read_run
 
 NDCG = ir_measures.nDCG @ 10
@@ -78,17 +78,18 @@ def measure(work: Workspace, names: list[str]) -> dict[str, np.ndarray]:
 def compare(made: dict[str, dict], values: dict[str, np.ndarray]) -> dict[str, dict]:
     """The figures of each searcher; of the fused ones also the difference to the best of the others."""
     alone = max((name for name in made if name not in FUSED), key=lambda name: values[name].mean())
+    differences = significance.compare(values[alone], {name: values[name] for name in FUSED})
     figures = {}
     for name, facts in made.items():
         figures[name] = {"nDCG@10": float(values[name].mean()), "ms_per_query": facts["ms_per_query"]}
-        if name in FUSED:
-            test = stats.ttest_rel(values[name], values[alone])
+        if name in differences:
             figures[name] |= {
                 "fused_by": facts["fused_by"],
                 "dev": facts.get("fitted", {}).get("nDCG@10"),
                 "over": alone,
-                "difference": float((values[name] - values[alone]).mean()),
-                "p": float(test.pvalue),
+                "difference": differences[name].mean,
+                "interval": [differences[name].low, differences[name].high],
+                "p": differences[name].p_holm,
             }
     return figures
 
@@ -118,16 +119,18 @@ def main() -> None:
         made = make_searchers(here, work, args.minutes, args.kinds, args.unstemmed)
         results[work.folder.name] = compare(made, measure(work, list(made)))
 
-    table = Table(
-        "collection", "searcher", "nDCG@10", "difference", "p", "ms/query", "method, weights, depth"
-    )
+    headings = ("searcher", "nDCG@10", "difference", "95%", "p", "ms/query", "method, weights, depth")
+    table = Table("collection", *headings)
     for name, figures in results.items():
         for searcher, figure in figures.items():
             fused = figure.get("fused_by")
             chosen = (
                 [fused["method"], *(f"{w:g}" for w in fused["weights"]), str(fused["depth"])] if fused else []
             )
-            compared = [f"{figure['difference']:+.3f}", f"{figure['p']:.1e}"] if fused else ["", ""]
+            compared = [""] * 3
+            if fused:
+                interval = " to ".join(f"{end:+.3f}" for end in figure["interval"])
+                compared = [f"{figure['difference']:+.3f}", interval, f"{figure['p']:.1e}"]
             values = [f"{figure['nDCG@10']:.3f}", *compared, f"{figure['ms_per_query']:.2f}"]
             table.add_row(name, searcher, *values, " ".join(chosen))
     Console(width=130).print(table)
