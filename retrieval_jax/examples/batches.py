@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.examples.packing import Tally, pack_rows, row_lengths
+from retrieval_jax.examples import packing
 from retrieval_jax.examples.targets import Batch, Features, Targets, pad
 
 Numbered = Callable[[int, np.random.Generator], Features]  # with a length
@@ -53,19 +53,18 @@ def batches(
     """
     import grain  # seconds
 
-    tally = Tally()
+    tally = packing.Tally()
     own = np.arange(batch_size) if rows is None else np.asarray(rows)
 
-    if pack > 1 and targets.mean_length is None:
-        raise UserError(f"DataConfig.pack: {pack}: only queries with their docids are packed: set it to 1")
+    packing.check(pack, targets)
     if len(own) % pack:
         raise UserError(f"DataConfig.pack: {pack} does not divide the batch of {len(own)}: change one")
 
     def collate(examples: Sequence[Features]) -> Batch:
         if pack == 1:
             return targets.to_batch(pad(examples, targets.features))
-        lengths = row_lengths(targets.features, pack, targets.mean_length)
-        return pack_rows(examples, targets.features, len(examples) // pack, lengths, tally)
+        lengths = packing.row_lengths(targets.features, pack, targets.mean_length)
+        return packing.pack_rows(examples, targets.features, len(examples) // pack, lengths, tally)
 
     def reader(task: str, examples: Numbered) -> Numbered:
         return _reader(examples, token_dropout.get(task, 0.0))

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
-from retrieval_jax.examples.targets import Batch, Feature, Features, trim
+from retrieval_jax.examples.targets import Batch, Feature, Features, Targets, trim
 
 
 class Tally:
@@ -33,6 +34,19 @@ class Tally:
                     f"packing left out {self.left_out:,} and cut {self.cut:,} of {self.examples:,} examples: "
                     "fewer do with a smaller DataConfig.pack"
                 )
+
+
+def check(pack: int, targets: Targets | type[Targets]) -> None:
+    """Checks that examples with these targets, or targets of this class, may share a row.
+
+    Raises:
+      UserError: they may not.
+    """
+    if pack > 1 and targets.mean_length is None:
+        raise UserError(
+            f"DataConfig.pack: {pack}: only queries with one docid each are packed, not groups to be ranked "
+            "nor queries to be written: set it to 1"
+        )
 
 
 def row_lengths(features: Mapping[str, Feature], pack: int, mean_target: float) -> tuple[int, int]:

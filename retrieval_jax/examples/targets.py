@@ -84,15 +84,15 @@ class Targets(abc.ABC):
         """Turns padded features into a model's batch, as seqio's EncDecFeatureConverter does.
 
         Args:
-          features: int32, inputs B×S and targets B×T, 0 is padding.
+          features: int32, inputs B×S and targets B×T (or …×T), 0 is padding.
 
         Returns:
           Int32 arrays encoder_input_tokens B×S and decoder_target_tokens, decoder_input_tokens (the targets
-          one position later, begun with 0) and decoder_loss_weights (1 for each token), each B×T.
+          one position later, begun with 0) and decoder_loss_weights (1 for each token), each like targets.
         """
         targets = features["targets"]
         shifted = np.zeros_like(targets)
-        shifted[:, 1:] = targets[:, :-1]
+        shifted[..., 1:] = targets[..., :-1]
         return {
             "encoder_input_tokens": features["inputs"],
             "decoder_target_tokens": targets,

@@ -44,8 +44,10 @@ class DataConfig:
       passage_length: tokens of a passage that a dual encoder or a query generator reads.
       chunk_length: tokens of a firstp or daq text.
       chunks: daq chunks of a passage.
-      positives: the most positives of a query in a dual encoder's batch.
-      negatives: the most negatives of a query in a dual encoder's batch.
+      positives: the most positives of a query, where it comes with a group of passages: in a dual encoder's
+        batch, and in a generative retriever's where `negatives` is above 0.
+      negatives: the most negatives of a query in its group. Above 0, a generative retriever's objective must
+        be one of models/ranking.py.
       token_dropout: for each task, the probability that a token of its input is left out; drawn again in
         each epoch.
       synthetic: the name of the synthetic queries for d2q.
@@ -154,8 +156,9 @@ class TrainDataset:
         if task == "d2q" and self.synthetic:
             facts["synthetic"] = self.synthetic.fingerprint
         if self.target_type.has_groups:
-            others = self.targets.features["other_positives"].length
-            facts["candidates"] = [c.positives, c.negatives, c.passage_length, others]
+            facts["candidates"] = [c.positives, c.negatives]
+            if others := self.targets.features.get("other_positives"):
+                facts["candidates"] += [c.passage_length, others.length]
             facts["mined"] = self.mined.fingerprint if self.mined else None
         if any(self.prompts):
             facts["prompts"] = list(self.prompts)

@@ -58,14 +58,19 @@ class DecoderLayer(nn.Module):
         self, x, cross_kv: KeysValues, cross_mask_BxTxS, deterministic: bool
     ) -> jax.Array:
         h = self.pre_cross_attention_layer_norm(x)
+        # Where each query has several rows of targets, these are positions here: they share its keys.
+        h = h.reshape(len(cross_kv[0]), -1, h.shape[-1])
         attended = self.encoder_decoder_attention(h, cross_kv, cross_mask_BxTxS, deterministic)
-        x = x + self.dropout(attended, deterministic)
+        x = x + self.dropout(attended.reshape(x.shape), deterministic)
         return x + self.dropout(self.mlp(self.pre_mlp_layer_norm(x), deterministic), deterministic)
 
     def __call__(
         self, x_BxTxE, encoded_BxSxE, bias_HxTxT, self_mask_BxTxT, cross_mask_BxTxS, deterministic: bool
     ) -> jax.Array:
-        """Applies the layer to all target positions B×T×E; see `Attention` for the bias and the masks."""
+        """Applies the layer to all target positions; see `Attention` for the bias and the masks.
+
+        Where each query has C rows of targets, x is (B·C)×T×E, those of a query behind one another.
+        """
         x = constrain(x_BxTxE, "batch", None, None)
         h = self.pre_self_attention_layer_norm(x)
         own = self.self_attention.keys_values(h)

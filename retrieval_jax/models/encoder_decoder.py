@@ -22,6 +22,11 @@ class EncoderDecoder(Retriever):
     decoder_loss_weights, each B×T int32 (seqio's EncDecFeatureConverter). Packed rows also have
     encoder_segment_ids B×S, decoder_segment_ids B×T and decoder_positions B×T.
 
+    Where each input comes with a group of C targets to be ranked, the decoder's arrays are B×C×T, and so are
+    those of `Predictions`: an input is encoded once. Such a batch also has grade B×C int32 (> 0: a positive,
+    these come first; 0: a negative; -1: no target, whose tokens are all 0) and, where there is a teacher,
+    score B×C×T float32; see `DocidGroupTargets`.
+
     Args:
       config: sizes of the network.
       optimizer_def: None for a model that does not learn.
@@ -64,7 +69,7 @@ class EncoderDecoder(Retriever):
         return {"params": unstack_layers(params) if self.config.scan_layers else params}
 
     def hidden(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
-        """Computes the vectors B×T×E that the softmax reads; with dropout if a key is given."""
+        """Computes the vectors B×T×E (B×C×T×E) that the softmax reads; with dropout if a key is given."""
         segments = None
         if "encoder_segment_ids" in batch:
             segments = Segments(batch["encoder_segment_ids"], batch["decoder_segment_ids"])
@@ -136,7 +141,7 @@ class EncoderDecoder(Retriever):
         return total / jnp.maximum(count, 1), metrics
 
     def score_batch(self, params: dict, batch: Batch) -> jax.Array:
-        """Computes the log-probability of each row's target sequence, B, float32."""
+        """Computes the log-probability of each target sequence, B or B×C, float32."""
         log_probs = jax.nn.log_softmax(self.logits(params, batch))
         targets = batch["decoder_target_tokens"]
         token = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]

@@ -26,6 +26,8 @@ POSITIONS_SHOWN = 16  # how many first positions of the target have an accuracy 
 class Predictions:
     """What a model predicts for each target of a batch, given the targets before it (teacher forcing).
 
+    Where a batch has groups of C docids to be ranked, B×T in these shapes is B×C×T.
+
     Attributes:
       batch: the batch that was read; see `EncoderDecoder`.
       hidden_BxTxE: the vectors that the softmax reads, in the dtype of the computation.
@@ -49,8 +51,7 @@ class Predictions:
     @property
     def positions_BxT(self) -> jax.Array:
         """The position of each target within its own example, from 0; a packed row holds several examples."""
-        T = self.hidden_BxTxE.shape[1]
-        return self.batch.get("decoder_positions", jnp.arange(T)[None])
+        return self.batch.get("decoder_positions", jnp.arange(self.hidden_BxTxE.shape[-2]))
 
     @property
     def log_probs_BxT(self) -> jax.Array:
@@ -201,7 +202,15 @@ def token_metrics(predictions: Predictions, losses_BxT: jax.Array) -> Metrics:
     Returns:
       Metrics: `loss`; `accuracy`, how often the target has the largest logit; and, for targets of several
       tokens, `accuracy_at/1`, `accuracy_at/2`, … of each of the first positions.
+
+    Raises:
+      UserError: the predictions are of groups of docids, some of which are wrong.
     """
+    if losses_BxT.ndim > 2:
+        raise UserError(
+            "DataConfig.negatives: above 0, and the model's objective learns one docid a query: choose one "
+            "that ranks, as --gin.GenerativeRetriever.objective=@margin_mse, or set it to 0"
+        )
     weights_BxT, softmax = predictions.weights_BxT, predictions.softmax
     tokens = jnp.sum(weights_BxT)
     right_BxT = (softmax.target >= softmax.largest) * weights_BxT

@@ -105,7 +105,10 @@ class DecoderStack(nn.Module):
         self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
 
     def __call__(self, x_BxTxE, encoded_BxSxE, self_mask_BxTxT, cross_mask_BxTxS, deterministic: bool):
-        """Decodes embedded targets, given the encodings and which positions each may attend to; B×T×E."""
+        """Decodes embedded targets, given the encodings and which positions each may attend to; B×T×E.
+
+        Targets may be (B·C)×T×E: C of each encoding, behind one another.
+        """
         c = self.config
         positions = np.arange(x_BxTxE.shape[1])
         bias_HxTxT = self.relpos_bias(positions, positions)
@@ -219,14 +222,15 @@ class T5(nn.Module):
 
         Args:
           inputs_BxS: int32, 0 is padding.
-          decoder_inputs_BxT: int32, the targets, moved one position to the right.
+          decoder_inputs_BxT: int32, the targets, moved one position to the right; B×C×T for C targets of each
+            input, which is encoded once for all of them.
           deterministic: False for dropout.
           segments: the examples of packed rows, which do not see one another; None for rows of one example.
 
         Returns:
-          B×T×E, from which `logits` makes the logits.
+          B×T×E (B×C×T×E), from which `logits` makes the logits.
         """
-        T = decoder_inputs_BxT.shape[1]
+        T = decoder_inputs_BxT.shape[-1]
         causal_TxT = np.tril(np.ones((1, T, T), bool))
         if segments is None:
             encoded = self.encode(inputs_BxS, deterministic)
@@ -235,17 +239,18 @@ class T5(nn.Module):
             encoded = self.encode(inputs_BxS, deterministic, segments.encoder_BxS)
             self_mask = causal_TxT & _same(segments.decoder_BxT, segments.decoder_BxT)
             cross_mask = _same(segments.decoder_BxT, segments.encoder_BxS)
-        embedded = self._embed_targets(decoder_inputs_BxT)
+        embedded = self._embed_targets(decoder_inputs_BxT.reshape(-1, T))
         shared = (embedded, encoded, self_mask, cross_mask, deterministic)
         x = self.decoder(*shared)
         if self.config.pawa_layers:
             x = self.pawa_adaptor(x, self.pawa_decoder(*shared))
-        return constrain(self._scaled(x), "batch", None, None)
+        x = self._scaled(x).reshape(*decoder_inputs_BxT.shape, -1)
+        return constrain(x, "batch", *[None] * (x.ndim - 1))
 
     def __call__(
         self, inputs_BxS: jax.Array, decoder_inputs_BxT: jax.Array, deterministic: bool = True
     ) -> jax.Array:
-        """Computes float32 logits B×T×V; see `hidden`."""
+        """Computes float32 logits B×T×V, or B×C×T×V; see `hidden`."""
         return self.logits(self.hidden(inputs_BxS, decoder_inputs_BxT, deterministic))
 
     def prefill(

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from jax.sharding import Mesh
 
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, Targets
-from retrieval_jax.examples.training_data import TrainDataset
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.query_generator import QueryGenerator
@@ -29,12 +30,19 @@ class RetrieverFamily:
       target_type: makes the targets of an example, and batches of them.
       evaluator: makes what evaluates the model while it trains, of (model, examples, settings, mesh).
       folder_name: names a model's folder where no docids and no MODEL_DIR name it.
+      group_target_type: makes the targets of an example where a query comes with negatives
+        (`DataConfig.negatives`), if that is another class.
     """
 
     model: type[Retriever]
     target_type: type[Targets]
     evaluator: Callable[[Retriever, TrainDataset, TrainSettings, Mesh | None], Evaluator]
     folder_name: str
+    group_target_type: type[Targets] | None = None
+
+    def targets_for(self, config: DataConfig) -> type[Targets]:
+        """Gives the class of the targets of a training with these data."""
+        return self.group_target_type if self.group_target_type and config.negatives else self.target_type
 
 
 _FAMILIES: dict[type[Retriever], RetrieverFamily] = {}
@@ -58,6 +66,8 @@ def family_of(retriever: type[Retriever]) -> RetrieverFamily:
     raise UserError(f"train.retriever: @{retriever.__name__} has no registered family: choose one of {known}")
 
 
-register_family(RetrieverFamily(GenerativeRetriever, DocidTargets, GenerativeEvaluator, "generative"))
+register_family(
+    RetrieverFamily(GenerativeRetriever, DocidTargets, GenerativeEvaluator, "generative", DocidGroupTargets)
+)
 register_family(RetrieverFamily(DualEncoder, PassageTargets, DenseEvaluator, "dual_encoder"))
 register_family(RetrieverFamily(QueryGenerator, QueryTargets, LossEvaluator, "doc2query"))

@@ -52,7 +52,7 @@ def train_dataset(
     Returns:
       The examples.
     """
-    target_type = family_of(type(model)).target_type
+    target_type = family_of(type(model)).targets_for(config)
     return TrainDataset(config, work, collection, target_type, table=table, prompts=model.prompts)
 
 

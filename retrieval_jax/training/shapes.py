@@ -21,8 +21,12 @@ def batch_shapes(
 
     Returns:
       {name of an array: its shape}.
+
+    Raises:
+      UserError: such examples cannot be packed.
     """
     lengths = target_type.lengths(config, docid_length)
+    packing.check(config.pack, target_type)
     if config.pack > 1:
         features = {name: Feature(length) for name, length in lengths.items()}
         inputs, targets = packing.row_lengths(features, config.pack, docid_length)

@@ -9,6 +9,7 @@ a row of inputs and of targets.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 
 import jax.numpy as jnp
@@ -93,8 +94,8 @@ def _work(
         (rows, S), (_, group, T) = (shapes[f"{x}_encoder_input_tokens"] for x in ("left", "right"))
         decodes = False
     else:
-        (rows, S), (_, T) = shapes["encoder_input_tokens"], shapes["decoder_input_tokens"]
-        group, decodes = 1, True
+        (rows, S), (_, *candidates, T) = shapes["encoder_input_tokens"], shapes["decoder_input_tokens"]
+        group, decodes = math.prod(candidates), True
     rows = -(-rows // (_parts(mesh, rules, "batch") * microbatches))
     joined, V = config.num_heads * config.head_dim, config.output_size or config.vocab_size
     return _Work(

@@ -51,7 +51,7 @@ def cache(
     work = Workspace.for_source(source, work_dir)
     work = Workspace(paths.absolute(work.folder))  # for processes in other folders
     parallel.check_beam_options(beam_options, work.folder)
-    target_type = family_of(retriever).target_type
+    target_type = family_of(retriever).targets_for(data)
     docids = docids if retriever.writes_docids else None
     dataset = DatasetFolders(data, work, target_type, docids, _prompts(retriever, initial))
     opened = dataset.open()

@@ -171,7 +171,8 @@ def configured(search: bool, passages: int | None, vocab_size: int | None, k: in
 
     model, rules = config.make_model(vocab_size, docids), partitioning.axis_rules()
     docid_length = docids.length if docids else None
-    shapes = batch_shapes(family_of(retriever).target_type, config.data, config.batch_size, docid_length)
+    target_type = family_of(retriever).targets_for(config.data)
+    shapes = batch_shapes(target_type, config.data, config.batch_size, docid_length)
     if search:
         program, inputs, slow = _plan_search(model, config, docids, passages, k)
     else:

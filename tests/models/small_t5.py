@@ -47,6 +47,33 @@ def random_batch(seed: int = 0, rows: int = 4) -> dict[str, np.ndarray]:
     }
 
 
+def random_groups(seed: int = 0, rows: int = 4, candidates: int = 5) -> dict[str, np.ndarray]:
+    """`rows` inputs, each with up to `candidates` targets of 1 to 5 tokens, of few tokens, positives first.
+
+    Some targets are equal, and many begin alike. The teacher's score of a target's first n tokens is
+    score[..., n - 1]; some are unknown.
+    """
+    rng = np.random.default_rng(seed)
+    many = random_batch(seed, rows * candidates)
+    count = rng.integers(2, candidates + 1, rows)
+    count[0], good = candidates, rng.integers(1, 3, rows)
+    there = np.arange(candidates) < count[:, None]
+    lengths = (many["decoder_target_tokens"] > 0).sum(-1).reshape(rows, candidates) * there
+    drawn = rng.integers(1, 4, (rows, candidates, 5))
+    drawn[:, -1] = drawn[:, 0]
+    targets = np.where(np.arange(5) < lengths[..., None], drawn, 0).astype(np.int32)
+    score = rng.normal(size=(rows, candidates, 5)).astype(np.float32)
+    score[~there | (rng.random(there.shape) < 0.15)] = np.nan
+    return {
+        "encoder_input_tokens": many["encoder_input_tokens"][:rows],
+        "decoder_target_tokens": targets,
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (0, 0), (1, 0)))[..., :-1],
+        "decoder_loss_weights": (targets > 0).astype(np.int32),
+        "grade": np.where(there, np.arange(candidates) < good[:, None], -1).astype(np.int32),
+        "score": score,
+    }
+
+
 def stacked(params: dict) -> dict:
     """The parameters of a scanned T5, of those of one that is not."""
     flat, layers = {}, {}

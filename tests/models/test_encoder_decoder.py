@@ -1,7 +1,11 @@
 """Packed rows and softmaxes in blocks give the losses of plain rows and whole softmaxes."""
 
+import dataclasses
 import functools
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_t5 import (
@@ -12,11 +16,15 @@ from small_t5 import (
     loss_and_metrics,
     parameters,
     random_batch,
+    random_groups,
 )
 from test_t5 import jit
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.objectives import cross_entropy
+
+SCANNED = dataclasses.replace(CONFIG, scan_layers=True, remat="full")
 
 
 @pytest.mark.parametrize("config", [CONFIG, PAWA], ids=["plain", "pawa"])
@@ -54,6 +62,33 @@ def test_packed_rows_give_each_example_the_loss_it_has_alone(config):
     found, expected = (jit(model.logits)(params, b) for b in (packed, batch))
     count = np.count_nonzero(batch["decoder_target_tokens"][0])
     np.testing.assert_allclose(found[0, :count], expected[0, :count], atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [CONFIG, PAWA, SCANNED], ids=["plain", "pawa", "scanned"])
+def test_a_group_of_targets_is_read_as_its_members_with_their_query_each(config):
+    batch = {name: x for name, x in random_groups().items() if name not in ("grade", "score")}
+    flat = {name: x.reshape(-1, x.shape[-1]) for name, x in batch.items()}
+    flat["encoder_input_tokens"] = np.repeat(batch["encoder_input_tokens"], 5, axis=0)
+    model, blocks = GenerativeRetriever(config), GenerativeRetriever(config, max_logits_per_block=100)
+    shapes = {name: x.shape for name, x in batch.items()}
+    params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)["params"])
+
+    def weighted(model, params, batch):
+        """The sum of all log-probabilities, each times a number of its own."""
+        log_probs = model.predict(params, batch).log_probs_BxT
+        return jnp.sum(log_probs * jnp.cos(jnp.arange(log_probs.size)).reshape(log_probs.shape))
+
+    expected = jit(jax.value_and_grad(functools.partial(weighted, model)))(params, flat)
+    for grouped in (model, blocks):
+        close(jit(jax.value_and_grad(functools.partial(weighted, grouped)))(params, batch), expected)
+    whole, alone = (jit(model.score_batch)(params, b) for b in (batch, flat))
+    np.testing.assert_allclose(whole, alone.reshape(4, 5), rtol=1e-5)
+
+
+def test_an_objective_of_one_docid_refuses_groups_of_them():
+    model, batch = GenerativeRetriever(CONFIG), random_groups()
+    with pytest.raises(UserError, match=r"DataConfig.negatives: .* one docid a query.*@margin_mse"):
+        jax.eval_shape(model.eval_fn, parameters(model), batch)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

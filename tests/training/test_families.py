@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
+from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.query_generator import QueryGenerator
@@ -23,7 +25,9 @@ def test_a_model_and_its_subclasses_belong_to_a_family():
 
     targets = {GenerativeRetriever: DocidTargets, DualEncoder: PassageTargets, QueryGenerator: QueryTargets}
     for model, target_type in targets.items():
-        assert family_of(model).target_type is target_type
+        assert family_of(model).targets_for(DataConfig()) is target_type
+        ranked = DocidGroupTargets if model is GenerativeRetriever else target_type
+        assert family_of(model).targets_for(DataConfig(negatives=1)) is ranked
         assert RETRIEVERS[model.__name__] is model
     assert family_of(Mine) is family_of(DualEncoder)
 

@@ -3,9 +3,12 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
+from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.training.shapes import batch_shapes
@@ -15,10 +18,14 @@ def test_batches_have_the_shapes_that_are_compiled(arguments, work, collection, 
     assert cli("docids", *arguments, "--gin.DOCIDS='naive'")[0] == 0
     table = DocidTable.open(work.docids("naive"))
     data = DataConfig({"labelled": 1.0}, input_length=12, passage_length=20, positives=2, negatives=1)
-    for targets in (DocidTargets, PassageTargets, QueryTargets):
+    for targets in (DocidTargets, DocidGroupTargets, PassageTargets, QueryTargets):
         mixture = {"doc2query": 1.0} if targets is QueryTargets else data.mixture
         config = dataclasses.replace(data, mixture=mixture)
-        some = TrainDataset(config, work, collection, targets, table if targets is DocidTargets else None)
+        docids = table if targets in (DocidTargets, DocidGroupTargets) else None
+        some = TrainDataset(config, work, collection, targets, docids)
         batch = next(batches(some.stages(), some.targets, {}, 4, seed=0))
         assert {name: x.shape for name, x in batch.items()} == batch_shapes(targets, data, 4, table.length)
         assert {x.dtype for x in batch.values()} == {np.dtype(np.int32)}
+    for targets in (DocidGroupTargets, PassageTargets, QueryTargets):
+        with pytest.raises(UserError, match=r"DataConfig.pack: 2: only queries with one docid each"):
+            batch_shapes(targets, dataclasses.replace(data, pack=2), 4, table.length)
