@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,15 +16,16 @@ from retrieval_jax.checkpoints import hub, tokenizer
 from retrieval_jax.checkpoints.model_folder import boxed_params
 from retrieval_jax.checkpoints.parameter_names import Module, module_names
 from retrieval_jax.checkpoints.pretrained import OUTPUT, T5X, Pretrained, open_pretrained
-from retrieval_jax.checkpoints.weights import LazyArray, stacked
+from retrieval_jax.checkpoints.weights import LazyArray, placed, stacked
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
-from retrieval_jax.core.values import Names
+from retrieval_jax.core.values import Names, PositiveFloat
 from retrieval_jax.models.dual_encoder import DualEncoder, split_tower
 from retrieval_jax.models.layers import STACK_AXIS, T5Config
 from retrieval_jax.models.t5 import is_stacked
 
-VOCAB_AXES = {"token_embedder/embedding": 0, OUTPUT: 1}
+TEXT_TOKENS, TARGET_TOKENS = "token_embedder/embedding", "decoder_token_embedder/embedding"
+VOCAB_AXES = {TEXT_TOKENS: 0, OUTPUT: 1}
 SIZES = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers")
 UNSEEN = ("mlp_activations", "relpos_max_distance")  # which no array's shape tells
 WithVocabulary = Names(
@@ -50,12 +51,18 @@ class InitialCheckpoint:
       unexpected_ok: parameters of the weights that the model lacks, and that are left out.
       resize_vocab: parameters whose axis of the vocabulary may have another size: the first rows are read,
         and additional ones begin at random.
+      docid_centroids: whether the embeddings of docid tokens begin as the centroids that the docids were made
+        of, as decoder inputs and as output matrix (RIPOR, Zeng et al. 2024, section 3.3). Tokens that stand
+        for no centroid begin at random, but for the start token, which begins as it is in the weights.
+      docid_scale: what the centroids are multiplied by.
     """
 
     path: str | None = None
     missing_ok: Sequence[Annotated[str, Module]] = ()
     unexpected_ok: Sequence[str] = ()
     resize_vocab: Sequence[Annotated[str, WithVocabulary]] = ()
+    docid_centroids: bool = False
+    docid_scale: PositiveFloat = 1.0
 
     @functools.cached_property
     def located(self) -> hub.Located | None:
@@ -79,7 +86,9 @@ class InitialCheckpoint:
             return self.located and self.located.name
         return hub.name_with_commit(self.path, "INITIAL_CHECKPOINT")
 
-    def arrays_for(self, model, vocabulary: Path | None = None) -> dict[str, LazyArray]:
+    def arrays_for(
+        self, model, vocabulary: Path | None = None, centroids: Mapping[int, LazyArray] | None = None
+    ) -> dict[str, LazyArray]:
         """Matches the weights with a model's parameters.
 
         A dual encoder for which no prompts are set takes those of the weights, which were trained with them.
@@ -87,17 +96,25 @@ class InitialCheckpoint:
         Args:
           model: the model that is to be trained.
           vocabulary: the SentencePiece model that it reads; None skips the comparison with the weights' own.
+          centroids: {docid token: n×E, what this token and the n - 1 after it begin as}, where
+            `docid_centroids` is set.
 
         Returns:
           {parameter: lazy array}, for the parameters that do not begin at random. Nothing is read yet.
 
         Raises:
           UserError: the weights do not fit, with everything that is missing, unexpected or of another shape,
-            or another vocabulary lies with them.
+            or another vocabulary lies with them; or the centroids are not as wide as the model's embeddings.
         """
-        if self.located is None:
-            return {}
-        pretrained = open_pretrained(self.located.path)
+        pretrained = self.located and open_pretrained(self.located.path)
+        arrays = self._pretrained_arrays(pretrained, model, vocabulary) if pretrained else {}
+        if self.docid_centroids:
+            arrays |= self._token_arrays(model, centroids or {}, arrays.get(TARGET_TOKENS))
+        return arrays
+
+    def _pretrained_arrays(
+        self, pretrained: Pretrained, model, vocabulary: Path | None
+    ) -> dict[str, LazyArray]:
         self._check_unused(pretrained)
         if vocabulary:
             self._check_vocabulary(pretrained, vocabulary)
@@ -113,13 +130,38 @@ class InitialCheckpoint:
         log("; ".join(messages))
         return match.arrays
 
+    def _token_arrays(
+        self, model, centroids: Mapping[int, LazyArray], pretrained: LazyArray | None
+    ) -> dict[str, LazyArray]:
+        """Makes the parameters with a row or a column for each docid token, as `docid_centroids` says.
+
+        Of the embedding in the weights, where there is one, the row of the start token stays.
+        """
+        width = model.config.emb_dim
+        for rows in centroids.values():
+            if rows.shape[1] != width:
+                raise UserError(
+                    f"InitialCheckpoint.docid_centroids: the centroids have {rows.shape[1]} dimensions, and "
+                    f"the model's embeddings {width}: make the docids of vectors of {width} dimensions, as a "
+                    "dual encoder of this size gives"
+                )
+        scaled = {token: rows.scaled(self.docid_scale) for token, rows in centroids.items()}
+        start, size = {0: pretrained.resized(0, 1)} if pretrained else {}, model.config.output_size
+        made = {TARGET_TOKENS: placed(scaled | start, size), OUTPUT: placed(scaled, size).transposed()}
+        count = sum(rows.shape[0] for rows in centroids.values())
+        log(
+            f"decoder_token_embedder, decoder/logits_dense: {count} docid tokens begin as their centroids, "
+            f"times {self.docid_scale}"
+        )
+        return {name: made[name] for name in made.keys() & parameters(model).keys()}
+
     def give_prompts(self, model: DualEncoder) -> None:
         """Gives a dual encoder for which no prompts are set those of the weights, as `arrays_for` does."""
         if self.located:
             model.inherit_prompts(open_pretrained(self.located.path).settings)
 
     def _check_vocabulary(self, pretrained: Pretrained, vocabulary: Path) -> None:
-        extended = has_prefix("token_embedder/embedding", self.resize_vocab)
+        extended = has_prefix(TEXT_TOKENS, self.resize_vocab)
         mismatch = tokenizer.difference(pretrained.path, pretrained.vocabulary, vocabulary, extended)
         if mismatch:
             theirs = self.name if self.located.commit else pretrained.vocabulary or "…/sentencepiece.model"
@@ -152,6 +194,9 @@ class InitialCheckpoint:
             missing = [source for source in sources if source not in theirs]
             if missing and has_prefix(bare, self.missing_ok):
                 match.random.append(bare)
+                if bare == TARGET_TOKENS and TEXT_TOKENS in theirs:
+                    # Token 0, which starts every target, is the one that the decoder of the weights has read.
+                    match.arrays[name] = theirs[TEXT_TOKENS].resized(0, 1).resized(0, shape[0])
                 continue
             if missing:
                 match.missing += missing

@@ -23,6 +23,7 @@ from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
 
 Index = tuple[slice, ...]
+Ranges = tuple[tuple[int, int], ...]
 SHARD_BYTES = 5 << 30  # of a file, as in Hugging Face's folders
 
 
@@ -34,14 +35,14 @@ class LazyArray:
       shape: the array's shape.
       dtype: its NumPy dtype, also one of ml_dtypes.
       read_slice: reads the part of the array that a tuple of slices, one an axis, selects.
-      valid_extent: (axis, size) where the array was padded by `resized`: entries beyond that size are zeros
-        that stand for missing ones. None where all entries are the file's.
+      valid_ranges: (axis, ((start, stop), …)) where entries outside of these ranges along an axis are zeros
+        that stand for missing ones, as `resized` and `placed` leave them. None where no entry is missing.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read_slice: Callable[[Index], np.ndarray]
-    valid_extent: tuple[int, int] | None = None
+    valid_ranges: tuple[int, Ranges] | None = None
 
     @classmethod
     def from_numpy(cls, array: np.ndarray) -> "LazyArray":
@@ -59,7 +60,14 @@ class LazyArray:
 
     def transposed(self) -> "LazyArray":
         """Returns the transposed matrix."""
-        return LazyArray(self.shape[::-1], self.dtype, lambda index: self.read_slice(index[::-1]).T)
+        ranges = self.valid_ranges and (1 - self.valid_ranges[0], self.valid_ranges[1])
+        return LazyArray(self.shape[::-1], self.dtype, lambda index: self.read_slice(index[::-1]).T, ranges)
+
+    def scaled(self, factor: float) -> "LazyArray":
+        """Returns the array times a number."""
+        return dataclasses.replace(
+            self, read_slice=lambda index: self.read_slice(index) * self.dtype.type(factor)
+        )
 
     def reshaped(self, *shape: int) -> "LazyArray":
         """Returns the array in another shape. Reading any part of it reads the whole array."""
@@ -86,7 +94,7 @@ class LazyArray:
             return np.pad(part, missing)
 
         shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
-        return LazyArray(shape, self.dtype, read, (axis, own) if own < size else None)
+        return LazyArray(shape, self.dtype, read, (axis, ((0, own),)) if own < size else None)
 
 
 def stacked(layers: Sequence[LazyArray], axis: int) -> LazyArray:
@@ -98,6 +106,34 @@ def stacked(layers: Sequence[LazyArray], axis: int) -> LazyArray:
         return np.stack([layer.read_slice(rest) for layer in layers[index[axis]]], axis)
 
     return LazyArray((*first.shape[:axis], len(layers), *first.shape[axis:]), first.dtype, read)
+
+
+def placed(parts: Mapping[int, LazyArray], rows: int) -> LazyArray:
+    """Puts matrices of one width into a taller one, whose other rows are missing.
+
+    Args:
+      parts: {the row that a matrix begins at: the matrix}; they do not overlap, and all lie in the result.
+      rows: number of rows of the result.
+    """
+    first = next(iter(parts.values()))
+
+    def read(index: Index) -> np.ndarray:
+        start, stop, _ = index[0].indices(rows)
+        left, right, _ = index[1].indices(first.shape[1])
+        result = np.zeros((stop - start, right - left), first.dtype)
+        for begin, part in parts.items():
+            low, high = max(start, begin), min(stop, begin + part.shape[0])
+            if low < high:
+                result[low - start : high - start] = part.read_slice(
+                    (slice(low - begin, high - begin), slice(left, right))
+                )
+        return result
+
+    ranges: list[tuple[int, int]] = []
+    for begin, part in sorted(parts.items()):
+        joins = ranges and ranges[-1][1] == begin
+        ranges.append((ranges.pop()[0] if joins else begin, begin + part.shape[0]))
+    return LazyArray((rows, first.shape[1]), first.dtype, read, (0, tuple(ranges)))
 
 
 def lazy_arrays(params: Mapping) -> dict[str, LazyArray]:

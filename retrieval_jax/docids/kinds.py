@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 from jax.sharding import Mesh
 
+from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core import arrow_ids, paths, registry, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Names
@@ -166,6 +167,23 @@ class DocidKind:
           The shape, by which `preflight` plans a training or a search of a collection that is not there.
         """
         raise NotImplementedError
+
+    def centroids(self, folder: Path) -> dict[int, LazyArray]:
+        """Gives the vectors that docid tokens stand for, which their embeddings may begin as.
+
+        Args:
+          folder: a table of this kind.
+
+        Returns:
+          {token: n×E, the vectors of this token and of the n - 1 after it}. Nothing is read yet.
+
+        Raises:
+          UserError: tokens of this kind stand for no vectors.
+        """
+        raise UserError(
+            f"InitialCheckpoint.docid_centroids: {self.name} docids have no centroids: choose rq docids, "
+            "or leave it out"
+        )
 
 
 _KINDS: dict[str, type[DocidKind]] = {}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from retrieval_jax.checkpoints.weights import LazyArray, read_safetensors
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
@@ -264,6 +265,15 @@ class Residual(DocidKind):
         }
         size = output_size(tokens_NxL.shape[1], self.size)
         return DocidResult(tokens_NxL, size, facts, codebooks.write)
+
+    def centroids(self, folder: Path) -> dict[int, LazyArray]:
+        """See DocidKind. A codebook's vectors, of which each host reads its devices' part."""
+        file = read_safetensors(folder, FILE.removesuffix(".safetensors"))
+        sizes, vectors_LxVxE = file["sizes_L"].read(), file["vectors_LxVxE"]
+        return {
+            2 + level * self.size: vectors_LxVxE.slice_layer(level, 0).resized(0, int(used))
+            for level, used in enumerate(sizes)
+        }
 
     def shape(self, passages: int, vocab_size: int) -> DocidShape:
         """See DocidKind. Where collisions get a token, one digit is taken to be enough."""

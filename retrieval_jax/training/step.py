@@ -86,9 +86,13 @@ def initial_state(
     def begin(read: dict[str, jax.Array]) -> TrainState:
         params = flatten_dict(_init(model, shapes, seed).params, sep="/")
         for name, x in read.items():
-            if pretrained_params[name].valid_extent:  # and the rest of it random
-                axis, count = pretrained_params[name].valid_extent
-                x = jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) < count, x, params[name])
+            if pretrained_params[name].valid_ranges:  # and the rest of it random
+                axis, ranges = pretrained_params[name].valid_ranges
+                number = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+                is_given = functools.reduce(
+                    jnp.logical_or, ((start <= number) & (number < stop) for start, stop in ranges)
+                )
+                x = jnp.where(is_given, x, params[name])
             params[name] = x
         params = unflatten_dict(params, sep="/")
         return TrainState(params, model.optimizer_def.init(params), np.int32(0))

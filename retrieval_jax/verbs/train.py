@@ -18,6 +18,7 @@ from retrieval_jax.core.values import NonNegativeFloat, Positive, Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidShape, DocidTable
 from retrieval_jax.examples.batches import Batch
 from retrieval_jax.examples.batches import batches as make_batches
@@ -135,7 +136,7 @@ def train(**values: object) -> dict:
 
     vocabulary = Vocabulary(collection.vocabulary_path)
     model = config.make_model(vocabulary.size, table)
-    pretrained_params = _pretrained_params(config, folder, model, collection)
+    pretrained_params = _pretrained_params(config, folder, model, collection, work)
     data, settings = config.data, config.settings
     examples = train_dataset(data, work, collection, model, table)
     stages = examples.stages()  # before anything is written: raises where a task's examples are not there
@@ -173,16 +174,24 @@ def train(**values: object) -> dict:
 
 
 def _pretrained_params(
-    config: TrainConfig, folder: Path, model: Retriever, collection: Collection
+    config: TrainConfig, folder: Path, model: Retriever, collection: Collection, work: Workspace
 ) -> Callable[[], dict[str, LazyArray]]:
     """Returns a function that gives the parameters to begin with.
 
     They are matched with the model at once, before anything is written. A run that goes on from a checkpoint
     does not need them: its prompts are in model.json, and nothing is downloaded.
     """
-    if not config.initial or not config.initial.path:
+    initial = config.initial
+    if not initial or not (initial.path or initial.docid_centroids):
         return dict
-    give = functools.partial(config.initial.arrays_for, model, collection.vocabulary_path)
+    centroids = None
+    if initial.docid_centroids:
+        if not config.docids:
+            raise UserError(
+                f"InitialCheckpoint.docid_centroids: a {model.family} writes no docids: leave it out"
+            )
+        centroids = docid_kind(config.docids).centroids(work.docids(config.docids))
+    give = functools.partial(initial.arrays_for, model, collection.vocabulary_path, centroids)
     if not model_folder.is_begun(folder):
         return functools.partial(dict, give())
     if isinstance(model, DualEncoder):
@@ -192,7 +201,7 @@ def _pretrained_params(
 
 def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -> None:
     """Writes what the model is and what it is trained with, or compares it with what the folder says."""
-    collection, table = examples.collection, examples.table
+    collection, table, initial = examples.collection, examples.table, config.initial
     description = model_folder.describe(
         model,
         input_length=config.data.input_length,
@@ -201,7 +210,8 @@ def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -
         collection=collection.fingerprint,
         docids=config.docids,
         docids_fingerprint=table.fingerprint() if table else None,
-        initial_checkpoint=config.initial.name if config.initial else None,
+        initial_checkpoint=initial.name if initial else None,
+        docid_centroids=initial.docid_scale if initial and initial.docid_centroids else None,
     )
     parameters = configuration.texts_of_parameters(settings_file.LEARNING, settings_file.REFERENCES)
     chosen = run_settings(config.retriever, examples, config.settings, parameters)

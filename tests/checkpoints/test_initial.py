@@ -9,7 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from model_folders import GOLDENS, SHAPES, flat, random_params, write_model_folder
 from sentencepiece import sentencepiece_model_pb2
 
@@ -18,6 +18,8 @@ from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import learn
+from retrieval_jax.docids.kinds import docid_kind
+from retrieval_jax.docids.residual import Codebooks
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -103,7 +105,9 @@ def test_the_flags_that_an_error_names_are_enough():
         options = {"missing_ok": (), **{name: ast.literal_eval(value) for name, value in flags}}
         given = InitialCheckpoint(str(T5_1_1), **options).arrays_for(model)
         assert "token_embedder/embedding" in given
-        assert not any(name.startswith(new) for name in given)
+        # Of a docid embedding, token 0 alone: the text embedding's, which starts every target.
+        begun_otherwise = [name for name, array in given.items() if array.valid_ranges != (0, ((0, 1),))]
+        assert not any(name.startswith(new) for name in begun_otherwise)
 
 
 def test_docids_of_their_own_begin_anew():
@@ -117,7 +121,75 @@ def test_docids_of_their_own_begin_anew():
     random = begun(GenerativeRetriever(config), {})
     params = begun(GenerativeRetriever(config), initial.arrays_for(GenerativeRetriever(config)))
     np.testing.assert_array_equal(params[OUTPUT], random[OUTPUT])
+    tokens = "decoder_token_embedder/embedding"
+    np.testing.assert_array_equal(params[tokens][0], params["token_embedder/embedding"][0])
+    np.testing.assert_array_equal(params[tokens][1:], random[tokens][1:])
     assert np.abs(params["encoder/encoder_norm/scale"] - random["encoder/encoder_norm/scale"]).max() > 0.1
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_docid_tokens_begin_as_their_centroids(scan_layers, tmp_path):
+    """Token 2 + i·V + v is codebook i's vector v; digits, end and padding are random.
+
+    The second codebook has two vectors fewer than V: their codes are not used, and begin at random.
+    """
+    L, V, digits, size = 3, 4, 1, 128
+    config = dataclasses.replace(
+        CONFIG, output_size=size, separate_target_embedding=True, scan_layers=scan_layers
+    )
+    model = GenerativeRetriever(config)
+    vectors_LxVxE = np.random.default_rng(0).standard_normal((L, V, config.emb_dim)).astype(np.float32)
+    vectors_LxVxE[1, 2:] = 0
+    Codebooks(vectors_LxVxE, np.array([4, 2, 4], np.int32)).write(tmp_path)
+    centroids = docid_kind("rq_3x4").centroids(tmp_path)
+    random = begun(model, {})
+
+    def expected(scale: float, start: np.ndarray, name: str) -> np.ndarray:
+        rows = random[name].T.copy() if name == OUTPUT else random[name].copy()
+        rows[0] = start
+        for level, used in enumerate((4, 2, 4)):
+            for code in range(used):
+                rows[2 + level * V + code] = scale * vectors_LxVxE[level, code]
+        assert 2 + (L + digits) * V < len(rows)  # the rest of them are as they were
+        return rows
+
+    embedding, scale = "decoder_token_embedder/embedding", 0.5
+    alone = InitialCheckpoint(docid_centroids=True, docid_scale=scale).arrays_for(model, None, centroids)
+    params = begun(model, alone)
+    for name, start in ((embedding, random[embedding][0]), (OUTPUT, random[OUTPUT][:, 0])):
+        ours = params[name].T if name == OUTPUT else params[name]
+        np.testing.assert_array_equal(ours, expected(scale, start, name))
+    np.testing.assert_array_equal(params["encoder/encoder_norm/scale"], random["encoder/encoder_norm/scale"])
+
+    new = ("decoder_token_embedder", "decoder/logits_dense")
+    beside = InitialCheckpoint(str(T5_1_1), missing_ok=new, docid_centroids=True).arrays_for(
+        model, None, centroids
+    )
+    params = begun(model, beside)
+    words = open_pretrained(T5_1_1).arrays["token_embedder/embedding"].read()
+    np.testing.assert_array_equal(params["token_embedder/embedding"], words)
+    np.testing.assert_array_equal(params[embedding], expected(1, words[0], embedding))
+    np.testing.assert_array_equal(params[OUTPUT].T, expected(1, random[OUTPUT][:, 0], OUTPUT))
+
+    params, batch = (
+        unflatten_dict(params, sep="/"),
+        {"encoder_input_tokens": np.array([[7, 3, 1], [9, 1, 0]])},
+    )
+    state_BxE = np.asarray(model.first_states(params, batch["encoder_input_tokens"]), np.float64)
+    logits = model.logits(params, batch | {"decoder_input_tokens": np.zeros((2, 1), np.int32)})
+    first_book_ExV = vectors_LxVxE[0].T.astype(np.float64)
+    np.testing.assert_allclose(logits[:, 0, 2 : 2 + V], state_BxE @ first_book_ExV, rtol=1e-5, atol=1e-5)
+
+
+def test_centroids_of_another_width_are_refused(tmp_path):
+    Codebooks(np.ones((1, 4, 9), np.float32), np.array([4], np.int32)).write(tmp_path)
+    model = GenerativeRetriever(dataclasses.replace(CONFIG, output_size=128, separate_target_embedding=True))
+    with pytest.raises(
+        UserError, match=r"centroids have 9 dimensions, and the model's embeddings 16: make the docids of"
+    ):
+        InitialCheckpoint(docid_centroids=True).arrays_for(
+            model, None, docid_kind("rq_1x4").centroids(tmp_path)
+        )
 
 
 @pytest.mark.parametrize("rows", [40, 64])
@@ -261,3 +333,25 @@ def test_a_run_begins_with_it(cli, work, arguments, tmp_path, collection):
     assert status == 2
     assert "there is no such file or folder" in err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_begins_with_the_centroids(cli, work, arguments, tmp_path, collection):
+    """By the command: model.json keeps the scale, a run without them does not go on, naive has none."""
+    vectors = tmp_path / "vectors.npy"
+    np.save(vectors, np.random.default_rng(0).standard_normal((collection.passage_count, 64), np.float32))
+    rq = "--gin.DOCIDS='rq_2x4'"
+    assert cli("docids", *arguments, rq, f"--gin.EMBEDDINGS='{vectors}'")[0] == 0
+    folder = tmp_path / "trained"
+    flags = [*arguments, f"--gin.MODEL_DIR='{folder}'", "--gin.STEPS=1"]
+    centroids = ["--gin.InitialCheckpoint.docid_centroids=True", "--gin.InitialCheckpoint.docid_scale=0.25"]
+    status, _, err = cli("train", *flags, *centroids)
+    assert status == 2
+    assert "docid_centroids: naive docids have no centroids: choose rq docids" in err
+    assert not folder.exists()
+    status, _, err = cli("train", *flags, rq, *centroids)
+    assert status == 0, err
+    assert "8 docid tokens begin as their centroids, times 0.25" in err
+    assert json.loads((folder / "model.json").read_text())["docid_centroids"] == 0.25
+    status, _, err = cli("train", *flags, rq)
+    assert status == 2
+    assert "docid_centroids is 0.25 there and None here" in err

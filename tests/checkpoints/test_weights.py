@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_jax.checkpoints.weights import LazyArray, read_safetensors, stacked, write_safetensors
+from retrieval_jax.checkpoints.weights import (
+    LazyArray,
+    placed,
+    read_safetensors,
+    stacked,
+    write_safetensors,
+)
 from retrieval_jax.core.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -29,7 +35,7 @@ def derived(draw: st.DrawFn) -> tuple[LazyArray, np.ndarray, tuple[slice, ...]]:
     """A lazy array, the same by NumPy, and a part of it."""
     axis, size = draw(st.integers(0, 2)), draw(st.integers(1, 8))
     lazy, array = LazyArray.from_numpy(ARRAY), ARRAY
-    how = draw(st.sampled_from(["itself", "transposed", "reshaped", "layer", "resized", "stacked"]))
+    how = draw(st.sampled_from(["itself", "transposed", "reshaped", "layer", "resized", "stacked", "placed"]))
     if how == "transposed":
         lazy, array = lazy.slice_layer(1, 0).transposed(), array[1].T
     elif how == "reshaped":
@@ -44,6 +50,20 @@ def derived(draw: st.DrawFn) -> tuple[LazyArray, np.ndarray, tuple[slice, ...]]:
         array = np.pad(array, missing)
     elif how == "stacked":
         lazy, array = stacked([lazy, LazyArray.from_numpy(-array)], axis), np.stack([array, -array], axis)
+    elif how == "placed":
+        lazy = placed(
+            {
+                9: lazy.slice_layer(0, 0),
+                1: lazy.slice_layer(1, 0).scaled(-2),
+                6: lazy.slice_layer(2, 0).resized(0, 3),
+            },
+            16,
+        )
+        assert lazy.valid_ranges == (0, ((1, 14),))
+        array = np.pad(np.concatenate([-2 * ARRAY[1], ARRAY[2, :3], ARRAY[0]]), ((1, 2), (0, 0)))
+        if axis:
+            lazy, array = lazy.transposed(), array.T
+            assert lazy.valid_ranges == (1, ((1, 14),))
     return lazy, array, slices(draw, array.shape)
 
 
