@@ -20,7 +20,8 @@ from retrieval_jax.checkpoints.weights import LazyArray, placed, stacked
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, PositiveFloat
-from retrieval_jax.models.dual_encoder import DualEncoder, split_tower
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.dual_encoder_network import split_tower
 from retrieval_jax.models.layers import STACK_AXIS, T5Config
 from retrieval_jax.models.t5 import is_stacked
 

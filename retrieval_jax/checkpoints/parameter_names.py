@@ -12,7 +12,8 @@ from flax.traverse_util import flatten_dict
 from retrieval_jax.checkpoints.model_folder import boxed_params
 from retrieval_jax.core import configuration
 from retrieval_jax.core.values import Names
-from retrieval_jax.models.dual_encoder import DualEncoder, split_tower
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.dual_encoder_network import split_tower
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 

@@ -10,7 +10,7 @@ from retrieval_jax.checkpoints.sentence_transformers import PROJECTION
 from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.models.dual_encoder import split_tower
+from retrieval_jax.models.dual_encoder_network import split_tower
 from retrieval_jax.models.layers import STACK_AXIS
 
 FORMATS = (

@@ -27,7 +27,8 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.embeddings.encoding import encode_by_model
 from retrieval_jax.interop import parquet, stablehlo
 from retrieval_jax.mesh.partitioning import all_devices
-from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.dual_encoder_network import TOWERS
 from retrieval_jax.models.layers import STACK_AXIS
 
 MODEL, DOCIDS, PARTS = "model", "docids", "parts"  # folders in an exported searcher's
@@ -128,9 +129,8 @@ def write_hugging_face(folder: Path, subject: Subject) -> dict:
     opened = subject.open()
     config = opened.model.config
     if isinstance(opened.model, DualEncoder):
-        raise UserError(
-            f"{subject.model_dir}: a dual encoder: --gin.export.format=\"'sentence_transformers'\""
-        )
+        other = "stablehlo" if opened.model.module.pooling == "decoder" else "sentence_transformers"
+        raise UserError(f"{subject.model_dir}: a dual encoder: --gin.export.format=\"'{other}'\"")
     if config.pawa_layers:
         raise UserError(f"{subject.model_dir}: Hugging Face's T5 has no PAWA decoder: export a searcher")
     arrays, start = layers_of(opened.params), 0
@@ -149,6 +149,11 @@ def write_sentence_transformers(folder: Path, subject: Subject) -> dict:
     model = opened.model
     if not isinstance(model, DualEncoder):
         raise UserError(f"{subject.model_dir}: not a dual encoder: --gin.export.format=\"'huggingface'\"")
+    if model.module.pooling == "decoder":
+        raise UserError(
+            f"{subject.model_dir}: its vectors are the decoder's first states, and sentence-transformers has "
+            "no module for one: --gin.export.format=\"'stablehlo'\", 't5x', 'parquet' or 'searcher'"
+        )
     lengths = {side: opened.description[f"{side}_length"] for side in ("input", "passage")}
     towers = {"": (opened.params, max(lengths.values()))}
     if not model.shared_towers:

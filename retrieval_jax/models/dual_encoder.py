@@ -1,9 +1,8 @@
-"""The dual encoder: a T5 encoder for queries and passages; relevance is the dot product of their vectors."""
+"""The dual encoder: a T5 makes vectors of queries and passages; relevance is their dot product."""
 
 import functools
 from collections.abc import Callable, Mapping
 
-import flax.linen as nn
 import gin
 import jax
 import jax.numpy as jnp
@@ -11,68 +10,15 @@ import numpy as np
 import optax
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.vocabulary import PAD, Prompts
+from retrieval_jax.data.vocabulary import Prompts
 from retrieval_jax.models.contrastive import Objective, info_nce
-from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
+from retrieval_jax.models.dual_encoder_network import TOWERS, DualEncoderNetwork
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.negatives import NEG_INF, batch_negatives, within_group_negatives
 from retrieval_jax.models.retriever import Batch, Metrics, Retriever, register_retriever
-from retrieval_jax.models.softmax import exact_products
-from retrieval_jax.models.t5 import Encoder
 from retrieval_jax.models.text_groups import TextGroups, encode_in_groups
 
 MAX_SCALE = 100.0  # of a learned scale (CLIP, Radford et al. 2021, section 2.5): keeps training stable
-TOWERS = ("left_tower", "right_tower")  # of queries and of passages, if they are not shared
-
-
-def split_tower(name: str) -> tuple[str, str]:
-    """Splits the name of a parameter into its tower and the rest.
-
-    Args:
-      name: of a parameter, with slashes.
-
-    Returns:
-      ("left_tower/", the rest) for a parameter of that tower; ("", the name) for one that is in no tower.
-    """
-    tower, _, rest = name.partition("/")
-    return (f"{tower}/", rest) if tower in TOWERS else ("", name)
-
-
-class DualEncoderNetwork(nn.Module):
-    """An encoder, the mean over its tokens, a projection in float32 without bias, unit length (as GTR).
-
-    Parameter names are t5x_retrieval's: token_embedder, encoder, projection_layer.
-    """
-
-    config: T5Config
-    vector_dim: int
-    normalize: bool = True
-
-    def setup(self) -> None:
-        """Makes the submodules."""
-        self.token_embedder = TokenEmbedder(self.config, self.config.vocab_size)
-        self.encoder = Encoder(self.config)
-        self.projection_layer = Dense(self.vector_dim, ("embed", "joined_kv"))
-
-    def __call__(self, tokens_BxS: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Encodes texts to vectors.
-
-        Args:
-          tokens_BxS: int32, 0 is padding.
-          deterministic: False for dropout.
-
-        Returns:
-          Float32 B×vector_dim; of unit length with `normalize`.
-        """
-        embedded = self.token_embedder(tokens_BxS)
-        real_BxS = tokens_BxS != PAD
-        encoded_BxSxE = self.encoder(embedded, real_BxS[:, None, :], deterministic).astype(jnp.float32)
-        real_BxSx1 = real_BxS[..., None]
-        count = jnp.maximum(jnp.sum(real_BxSx1, axis=1), 1)
-        with exact_products():  # one product a text, whereas the encoder has some a token: it costs little
-            vectors = self.projection_layer(jnp.sum(encoded_BxSxE * real_BxSx1, axis=1) / count)
-        if not self.normalize:
-            return vectors
-        return vectors * jax.lax.rsqrt(jnp.sum(jnp.square(vectors), axis=-1, keepdims=True) + 1e-12)
 
 
 @register_retriever
@@ -91,11 +37,14 @@ class DualEncoder(Retriever):
     Args:
       config: the sizes of the towers.
       optimizer_def: the optimiser; None for a model that does not learn.
-      vector_dim: the size of the vectors.
+      vector_dim: the size of the vectors; None: 768 with the mean, as GTR has it, and the network's `emb_dim`
+        with the decoder's state, which then has no projection.
       scale: multiplies the dot products (1 / temperature).
       learn_scale: whether the scale is learned: it is multiplied by e^log_scale, where `log_scale` is a
         parameter that begins at 0, and stays below MAX_SCALE (or below `scale`, if that is larger).
       normalize: whether vectors have unit length, so that dot products are cosines.
+      pooling: what becomes a text's vector: the "mean" of the encoder's states, or the first state of the
+        "decoder", with which a generative retriever can begin; see `DualEncoderNetwork`.
       shared_towers: whether one tower encodes both queries and passages. Otherwise each has a tower of its
         own; both begin with the same parameters.
       objective: a function of contrastive.py, or another of that signature.
@@ -121,10 +70,11 @@ class DualEncoder(Retriever):
         self,
         config: T5Config,
         optimizer_def: optax.GradientTransformation | None = None,
-        vector_dim: int = 768,
+        vector_dim: int | None = None,
         scale: float = 100.0,
         learn_scale: bool = False,
         normalize: bool = True,
+        pooling: str = "mean",
         shared_towers: bool = True,
         objective: Objective = info_nce,
         bidirectional: bool = True,
@@ -140,7 +90,7 @@ class DualEncoder(Retriever):
                 "DualEncoder.bidirectional: needs other queries: set it or in_batch_negatives the other way"
             )
         self.config, self.optimizer_def = config, optimizer_def
-        self.module = DualEncoderNetwork(config, vector_dim, normalize)
+        self.module = DualEncoderNetwork.of(config, vector_dim, normalize, pooling)
         self.scale, self.learn_scale, self.shared_towers = scale, learn_scale, shared_towers
         self.objective, self.bidirectional = objective, bidirectional
         self.in_batch_negatives, self.hardest_negative_only = in_batch_negatives, hardest_negative_only
@@ -167,6 +117,7 @@ class DualEncoder(Retriever):
             "scale": self.scale,
             "learn_scale": self.learn_scale,
             "normalize": self.module.normalize,
+            "pooling": self.module.pooling,
             "shared_towers": self.shared_towers,
         }
 

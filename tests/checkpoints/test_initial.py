@@ -25,6 +25,7 @@ from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.training.optimizers import adafactor, learning_rate
+from retrieval_jax.training.run import docid_softmax
 from retrieval_jax.training.step import abstract_state, initial_state
 
 T5_1_1 = GOLDENS / "t5_1_1"
@@ -251,6 +252,29 @@ def test_of_our_own_models(tmp_path, collection):
     given = InitialCheckpoint(str(tmp_path / "b")).arrays_for(towers)
     for name, array in flatten_dict(params, sep="/").items():
         np.testing.assert_array_equal(given[name].read(), array)
+
+
+def test_a_generative_retriever_begins_with_a_dual_encoders_first_states(tmp_path, collection):
+    """Also where residual docids have an embedding of their own: its start token is the one of the texts."""
+    config = T5Config(1152, 16, 2, 8, 20, 2, 2, scan_layers=True)
+    dense = DualEncoder(config, pooling="decoder", normalize=False)
+    write_model_folder(tmp_path / "dense", dense, random_params(dense), collection)
+    opened = load_model(tmp_path / "dense")
+    assert opened.description["settings"]["pooling"] == "decoder"
+
+    softmax = docid_softmax(docid_kind("rq_4x16").shape(100, 1152))
+    generative = GenerativeRetriever(dataclasses.replace(config, **softmax))
+    assert generative.config.separate_target_embedding
+    initial = InitialCheckpoint(
+        str(tmp_path / "dense"), missing_ok=("decoder_token_embedder", "decoder/logits_dense")
+    )
+    params, random = begun(generative, initial.arrays_for(generative)), begun(generative, {})
+    name = "decoder_token_embedder/embedding"
+    np.testing.assert_array_equal(params[name][1:], random[name][1:])
+    queries = np.random.default_rng(0).integers(2, 1152, (3, 9)).astype(np.int32)
+    expected = opened.model.encode_queries(opened.params, queries)
+    got = generative.first_states(unflatten_dict(params, sep="/"), queries)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_of_another_vocabulary_are_refused(tmp_path, collection):

@@ -40,6 +40,14 @@ def test_a_format_of_another_kind_of_model_is_refused(subject: Subject, tmp_path
         WRITERS["searcher"](tmp_path, subject)
 
 
+def test_vectors_of_a_decoder_are_no_sentence_transformers(tmp_path: Path, collection: Collection):
+    model = DualEncoder(SIZES, pooling="decoder")
+    write_model_folder(tmp_path / "model", model, random_params(model), collection)
+    for format in ("sentence_transformers", "huggingface"):
+        with pytest.raises(UserError, match=r"--gin.export.format=\"'stablehlo'"):
+            WRITERS[format](tmp_path, Subject(tmp_path / "model", None))
+
+
 def test_bm25_has_no_weights(tmp_path: Path):
     for format in WRITERS.keys() - {"searcher", "stablehlo"}:
         with pytest.raises(UserError, match="BM25 has no weights"):

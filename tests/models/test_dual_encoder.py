@@ -15,7 +15,8 @@ import pytest
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.contrastive import info_nce, joint_lh, lse_pair, rand1_lh, sum_marg_lh
-from retrieval_jax.models.dual_encoder import TOWERS, DualEncoder
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.dual_encoder_network import TOWERS
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.text_groups import TextGroups
 
@@ -38,7 +39,8 @@ MESHED = (
 
 
 def network(dropout: float = 0.0, layers: int = 1, **settings) -> DualEncoder:
-    config = T5Config(64, 16, 2, 8, 32, layers, 0, dropout_rate=dropout)
+    decoder_layers = layers if settings.get("pooling") == "decoder" else 0
+    config = T5Config(64, 16, 2, 8, 32, layers, decoder_layers, dropout_rate=dropout)
     return DualEncoder(config, None, **{"vector_dim": 6, "scale": 5.0, **settings})
 
 
@@ -155,13 +157,13 @@ def test_gradient_caching_gives_the_same_gradients(name: str):
     close(*(value_and_gradients(model, params, batch, key) for model in (chunked, plain)))
 
 
-@pytest.mark.parametrize("chunk_size", [None, 8])
-def test_texts_in_groups_by_length_give_the_same_gradients(chunk_size: int | None):
-    batch, plain = with_short_texts(random_batch(B=16)), network(objective=joint_lh)
+@pytest.mark.parametrize(("chunk_size", "pooling"), [(None, "mean"), (8, "mean"), (8, "decoder")])
+def test_texts_in_groups_by_length_give_the_same_gradients(chunk_size: int | None, pooling: str):
+    batch, plain = with_short_texts(random_batch(B=16)), network(objective=joint_lh, pooling=pooling)
     params = parameters(plain)
-    model = network(objective=joint_lh, gradcache_chunk_size=chunk_size)
+    model = network(objective=joint_lh, pooling=pooling, gradcache_chunk_size=chunk_size)
     groups = TextGroups((2, 3), 2)
-    assert network().eval_fn(params, batch)[0] != network().eval_fn(params, random_batch(B=16))[0]
+    assert plain.eval_fn(params, batch)[0] != plain.eval_fn(params, random_batch(B=16))[0]
     close(value_and_gradients(model, params, batch, groups=groups), value_and_gradients(plain, params, batch))
     # Longer texts than the lengths hold would be cut.
     cut = value_and_gradients(model, params, random_batch(B=16), groups=groups)

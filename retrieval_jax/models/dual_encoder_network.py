@@ -1,0 +1,115 @@
+"""The network of a dual encoder: a text's tokens to its vector."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.vocabulary import PAD
+from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
+from retrieval_jax.models.softmax import exact_products
+from retrieval_jax.models.t5 import DecoderStack, Encoder
+
+TOWERS = ("left_tower", "right_tower")  # of queries and of passages, if they are not shared
+POOLINGS = ("mean", "decoder")
+GTR_DIM = 768  # the size of GTR's vectors, whatever the size of its T5
+
+
+def split_tower(name: str) -> tuple[str, str]:
+    """Splits the name of a parameter into its tower and the rest.
+
+    Args:
+      name: of a parameter, with slashes.
+
+    Returns:
+      ("left_tower/", the rest) for a parameter of that tower; ("", the name) for one that is in no tower.
+    """
+    tower, _, rest = name.partition("/")
+    return (f"{tower}/", rest) if tower in TOWERS else ("", name)
+
+
+class DualEncoderNetwork(nn.Module):
+    """A T5 that gives a text one vector, of unit length with `normalize`.
+
+    With `pooling` "mean" that is the mean of the encoder's states, multiplied by a projection without bias
+    (GTR; Ni et al. 2021, section 3.1). With "decoder" it is the decoder's first state: what a softmax would
+    read to write the first token (RIPOR; Zeng et al. 2023). A generative retriever that begins with these
+    weights then reads queries as this network does. There is a projection only where `vector_dim` is not the
+    state's own size.
+
+    Parameter names are T5X's: token_embedder, encoder, decoder (without a softmax), projection_layer.
+    """
+
+    config: T5Config
+    vector_dim: int
+    normalize: bool = True
+    pooling: str = "mean"
+
+    @classmethod
+    def of(
+        cls, config: T5Config, vector_dim: int | None, normalize: bool, pooling: str
+    ) -> "DualEncoderNetwork":
+        """Makes the network that settings of `DualEncoder` describe.
+
+        Raises:
+          UserError: there is no such pooling, or the network has no decoder that it needs.
+        """
+        if pooling not in POOLINGS:
+            raise UserError(f"DualEncoder.pooling: no {pooling!r}: choose {' or '.join(map(repr, POOLINGS))}")
+        if pooling == "decoder" and not config.num_decoder_layers:
+            raise UserError(
+                "DualEncoder.pooling: 'decoder' needs a decoder: set T5Config.num_decoder_layers, or 'mean'"
+            )
+        own = config.emb_dim if pooling == "decoder" else GTR_DIM
+        return cls(config, vector_dim or own, normalize, pooling)
+
+    def setup(self) -> None:
+        """Makes the submodules."""
+        c = self.config
+        self.token_embedder = TokenEmbedder(c, c.vocab_size)
+        self.encoder = Encoder(c)
+        if self.pooling == "decoder":
+            self.decoder = DecoderStack(c, c.num_decoder_layers)
+        self.projects = self.pooling == "mean" or self.vector_dim != c.emb_dim
+        if self.projects:
+            self.projection_layer = Dense(self.vector_dim, ("embed", "joined_kv"))
+
+    def __call__(self, tokens_BxS: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Encodes texts to vectors.
+
+        Args:
+          tokens_BxS: int32, 0 is padding.
+          deterministic: False for dropout.
+
+        Returns:
+          Float32 B×vector_dim; of unit length with `normalize`.
+        """
+        real_BxS = tokens_BxS != PAD
+        encoded_BxSxE = self.encoder(self.token_embedder(tokens_BxS), real_BxS[:, None, :], deterministic)
+        if self.pooling == "decoder":
+            vectors = self._first_state(encoded_BxSxE, real_BxS, deterministic)
+        else:
+            vectors = _mean(encoded_BxSxE, real_BxS)
+        if self.projects:
+            with exact_products():  # one product a text, whereas the encoder has some a token: cheap
+                vectors = self.projection_layer(vectors)
+        return unit_length(vectors) if self.normalize else vectors
+
+    def _first_state(self, encoded_BxSxE: jax.Array, real_BxS: jax.Array, deterministic: bool) -> jax.Array:
+        """Computes the decoder's state B×E, float32, after T5's start token, which is padding's."""
+        start_Bx1xE = self.token_embedder(jnp.full((len(real_BxS), 1), PAD))
+        itself = jnp.ones((1, 1, 1), bool)
+        states_Bx1xE = self.decoder(start_Bx1xE, encoded_BxSxE, itself, real_BxS[:, None, :], deterministic)
+        return states_Bx1xE[:, 0].astype(jnp.float32)
+
+
+def _mean(encoded_BxSxE: jax.Array, real_BxS: jax.Array) -> jax.Array:
+    """Computes the means B×E, float32, of the states of each text's own tokens."""
+    real_BxSx1 = real_BxS[..., None]
+    count = jnp.maximum(jnp.sum(real_BxSx1, axis=1), 1)
+    return jnp.sum(encoded_BxSxE.astype(jnp.float32) * real_BxSx1, axis=1) / count
+
+
+def unit_length(vectors: jax.Array) -> jax.Array:
+    """Divides float32 vectors …×E by their lengths; a vector of zeros stays one."""
+    return vectors * jax.lax.rsqrt(jnp.sum(jnp.square(vectors), axis=-1, keepdims=True) + 1e-12)
