@@ -102,6 +102,15 @@ def collection(work: Workspace) -> Collection:
     return Collection(work.collection)
 
 
+@pytest.fixture
+def own_work(collection: Collection, tmp_path: Path) -> Workspace:
+    """A work folder of the test's own, with the small collection."""
+    work = Workspace(tmp_path / "work")
+    work.folder.mkdir()
+    work.collection.symlink_to(collection.folder)
+    return work
+
+
 @pytest.fixture(scope="session")
 def grown_source(source: Path, tmp_path_factory) -> Path:
     """The small collection later: a passage is gone, one is new, one has another text."""

@@ -15,7 +15,8 @@ class Workspace:
     """The paths in a work folder.
 
     collection/ · embeddings/NAME/ · docids/KIND/ · cache/TASK/ (examples) · models/NAME/ (checkpoints) ·
-    synthetic/NAME/ (generated queries) · negatives/NAME/ (mined ones) · searchers/NAME/ ·
+    synthetic/NAME/ (generated queries) · negatives/NAME/ (mined ones) · scores/NAME/ (a teacher's) ·
+    searchers/NAME/ ·
     runs/NAME.SPLIT.trec · report.html, metrics.json · exports/NAME/
 
     Methods that take a name raise UserError if it cannot be the name of a file.
@@ -77,6 +78,10 @@ class Workspace:
     def negatives(self, name: str) -> Path:
         """Returns the folder of mined negatives."""
         return self.folder / "negatives" / checked(name)
+
+    def scores(self, name: str) -> Path:
+        """Returns the folder of a teacher's scores."""
+        return self.folder / "scores" / checked(name)
 
     def model(self, name: str) -> Path:
         """Returns the folder of a model and its checkpoints."""

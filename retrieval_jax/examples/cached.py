@@ -55,7 +55,7 @@ class CachedExamples:
     def __len__(self) -> int:
         return len(self.offsets_N)
 
-    def __call__(self, i: int, rng: np.random.Generator) -> dict[str, Sequence[int]]:
+    def __call__(self, i: int, rng: np.random.Generator) -> dict[str, Sequence[int] | Sequence[float]]:
         """Reads example i; nothing is drawn, as a cache holds one epoch."""
         file, start = self._open[shard_of(i, len(self.files), len(self))], int(self.offsets_N[i])
         (length,) = struct.unpack("<Q", os.pread(file, 8, start))
@@ -67,9 +67,9 @@ class CachedExamples:
         return [os.open(file, os.O_RDONLY) for file in self.files]
 
 
-def features_of(record: bytes) -> dict[str, Sequence[int]]:
-    """Parses a serialised tf.train.Example: {name: numbers}."""
+def features_of(record: bytes) -> dict[str, Sequence[int] | Sequence[float]]:
+    """Parses a serialised tf.train.Example: {name: numbers}, of integers or floats."""
     from tensorflow_datasets.proto import tf_example_pb2  # TensorFlow's, without TensorFlow
 
     features = tf_example_pb2.Example.FromString(record).features.feature
-    return {name: feature.int64_list.value for name, feature in features.items()}
+    return {name: feature.float_list.value or feature.int64_list.value for name, feature in features.items()}

@@ -26,6 +26,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.scores import ScoredRows
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.examples.targets import Features, Targets
@@ -65,6 +66,8 @@ class TaskFactory:
       train_group_size: (most positives, most negatives) of a labelled query, where the targets are groups of
         candidates; None gives pairs of a query and a passage.
       mined: query id -> passages that are its negatives, besides those of the collection.
+      scores: a teacher's scores of the train queries' passages; None where there is no teacher. Where nothing
+        is mined, the passages that it scored are negatives.
     """
 
     collection: Collection
@@ -74,6 +77,7 @@ class TaskFactory:
     chunks: int = 10
     train_group_size: tuple[int, int] | None = None
     mined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    scores: ScoredRows | None = None
 
     @functools.cached_property
     def queries(self) -> list[Query]:
@@ -128,6 +132,12 @@ class TaskFactory:
             )
         if self.train_group_size:
             return LabelledGroups(
-                self.collection, self.vocabulary, queries, *self.train_group_size, self.answers
+                self.collection,
+                self.vocabulary,
+                queries,
+                *self.train_group_size,
+                self.answers,
+                self.scores,
+                draw_scored=self.scores is not None and not self.mined,
             )
         return LabelledPairs(self.collection, self.vocabulary, queries)

@@ -54,7 +54,7 @@ class ExampleSource(seqio.DataSource):
         *,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """int32 features, untrimmed and without ends, and `example`, their number."""
+        """Features, untrimmed and without ends, and `example`, their number."""
         shard = shard_info or seqio.ShardInfo(0, 1)
         count = len(self.examples)
         first, end = (count * i // shard.num_shards for i in (shard.index, shard.index + 1))
@@ -67,8 +67,7 @@ class ExampleSource(seqio.DataSource):
                 # What is drawn (candidates of a dual encoder) is drawn once: a cache holds one epoch.
                 yield {**self.examples(i, np.random.default_rng(i)), "example": i}
 
-        features = self.examples.targets.features
-        signature = {name: tf.TensorSpec([None], tf.int32) for name in features}
+        signature = _signature(self.examples)
         signature["example"] = tf.TensorSpec([], tf.int64)
         return tf.data.Dataset.from_generator(generate, output_signature=signature).repeat(num_epochs)
 
@@ -98,7 +97,7 @@ class QuerySource(seqio.DataSource):
         *,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """int32 features, untrimmed and without ends; `query`, the id; `query_pretokenized`, the text.
+        """Features, untrimmed and without ends; `query`, the id; `query_pretokenized`, the text.
 
         In the split's order; of shard i of n, queries i, i + n, ….
         """
@@ -110,7 +109,7 @@ class QuerySource(seqio.DataSource):
                 features = examples(i, np.random.default_rng(i))
                 yield {**features, "query": queries[i].id, "query_pretokenized": queries[i].text}
 
-        signature = {name: tf.TensorSpec([None], tf.int32) for name in examples.targets.features}
+        signature = _signature(examples)
         signature |= {name: tf.TensorSpec([], tf.string) for name in ("query", "query_pretokenized")}
         return tf.data.Dataset.from_generator(generate, output_signature=signature).repeat(num_epochs)
 
@@ -197,9 +196,15 @@ def register_all(work_dir: str | Path, config: DataConfig) -> list[str]:
     return names
 
 
+def _signature(examples: Examples) -> dict[str, tf.TensorSpec]:
+    return {name: tf.TensorSpec([None], feature.dtype) for name, feature in examples.targets.features.items()}
+
+
 def _features(examples: Examples, vocabulary: Vocabulary) -> dict[str, seqio.Feature]:
     return {
-        name: seqio.Feature(_vocabulary(feature, vocabulary), add_eos=feature.add_eos)
+        name: seqio.Feature(
+            _vocabulary(feature, vocabulary), add_eos=feature.add_eos, dtype=tf.as_dtype(feature.dtype)
+        )
         for name, feature in examples.targets.features.items()
     }
 

@@ -7,6 +7,7 @@ import abc
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,15 +26,28 @@ class Feature:
       length: the most numbers that it holds.
       add_eos: whether it holds the tokens of a text, and ends with an end of sequence (within the length).
       size: where it holds no text, an exclusive upper bound of its numbers.
+      dtype: of its numbers. Integers are padded with 0, floats with NaN.
     """
 
     length: int
     add_eos: bool = False
     size: int = 0
+    dtype: str = "int32"
+
+    @property
+    def padding(self) -> float:
+        """The number that fills the feature up to its length."""
+        return 0 if self.dtype == "int32" else math.nan
 
 
-Features = dict[str, Sequence[int]]
+SCORE = "score"  # the one feature, and the one array of a batch, that is float32; all others are int32
+Features = dict[str, Sequence[int] | Sequence[float]]
 Batch = dict[str, np.ndarray]
+
+
+def array_dtype(name: str) -> type[np.number]:
+    """Gives the dtype of an array of a batch by its name."""
+    return np.float32 if name == SCORE else np.int32
 
 
 class Targets(abc.ABC):
@@ -180,6 +194,7 @@ class PassageTargets(Targets):
     - passage: the candidates' rows in the collection; PADDING where the group has fewer candidates.
     - grade: > 0 for a positive, 0 for a negative, PADDING for none.
     - other_positives: rows of positives that are not in the group, which are never negatives; PADDING.
+    - score: where there is a teacher, its score of each candidate, float32; NaN where it gave none.
 
     A passage whose text occurs earlier in the collection has the row of the first copy, so that copies count
     as one passage.
@@ -196,6 +211,7 @@ class PassageTargets(Targets):
         passage_length: int,
         group_size: int,
         other_positives: int = 1,
+        has_scores: bool = False,
     ):
         self.collection, self.vocabulary = collection, vocabulary
         self.passage_length, self.group_size = passage_length, group_size
@@ -206,6 +222,7 @@ class PassageTargets(Targets):
             "passage": Feature(group_size, size=collection.passage_count),
             "grade": Feature(group_size, size=1 << 31),
             "other_positives": Feature(other_positives, size=collection.passage_count),
+            **({SCORE: Feature(group_size, dtype="float32")} if has_scores else {}),
         }
 
     @classmethod
@@ -213,7 +230,8 @@ class PassageTargets(Targets):
         """See `Targets.of`."""
         config, vocabulary = dataset.config, dataset.vocabulary.with_prompt(dataset.prompts.passage)
         lengths = config.input_length, config.passage_length, config.positives + config.negatives
-        return cls(dataset.collection, vocabulary, *lengths, max(dataset.most_other_positives, 1))
+        others = max(dataset.most_other_positives, 1)
+        return cls(dataset.collection, vocabulary, *lengths, others, has_scores=config.scores is not None)
 
     @classmethod
     def lengths(cls, config, docid_length: int | None = None) -> dict[str, int]:
@@ -225,6 +243,7 @@ class PassageTargets(Targets):
             "passage": group_size,
             "grade": group_size,
             "other_positives": 1,  # a collection may have more: see `most_other_positives`
+            **({SCORE: group_size} if config.scores else {}),
         }
 
     @staticmethod
@@ -232,19 +251,18 @@ class PassageTargets(Targets):
         """Turns padded features into a dual encoder's batch.
 
         Args:
-          features: int32, by the names of this class's features.
+          features: by the names of this class's features.
 
         Returns:
           Int32 arrays left_encoder_input_tokens B×S (queries), right_encoder_input_tokens B×G×P (candidates),
-          passage B×G, grade B×G and other_positives B×K.
+          passage B×G, grade B×G and other_positives B×K; where there is a teacher, score B×G, float32.
         """
         rows, group_size = features["passage"].shape
+        same = ("passage", "grade", "other_positives", SCORE)
         return {
             "left_encoder_input_tokens": features["inputs"],
             "right_encoder_input_tokens": features["targets"].reshape(rows, group_size, -1),
-            "passage": features["passage"],
-            "grade": features["grade"],
-            "other_positives": features["other_positives"],
+            **{name: features[name] for name in same if name in features},
         }
 
     def get(self, examples: Sequence[Example]) -> list[Features]:
@@ -262,12 +280,14 @@ class PassageTargets(Targets):
         """Gives the features of an example, of whose candidates the tokens are given."""
         missing = [PADDING] * (self.group_size - len(example.rows))
         others = self._first_copies(example.other_positives)
+        scores = [*example.scores, *[math.nan] * (self.group_size - len(example.scores))]
         return {
             "inputs": example.tokens,
             "targets": [*tokens_RxP.ravel().tolist(), *[0] * (len(missing) * self.passage_length)],
             "passage": [*self._first_copies(example.rows), *missing],
             "grade": [*example.grades, *missing],
             "other_positives": [*others, *[PADDING] * (self.other_positives - len(others))],
+            **({SCORE: scores} if SCORE in self.features else {}),
         }
 
     def _first_copies(self, rows: Sequence[int]) -> list[int]:
@@ -275,8 +295,8 @@ class PassageTargets(Targets):
 
 
 def pad(features: Sequence[Features], spec: Mapping[str, Feature]) -> dict[str, np.ndarray]:
-    """Collates features into int32 arrays len(features) × length: trimmed, ended, padded with 0."""
-    arrays = {name: np.zeros((len(features), f.length), np.int32) for name, f in spec.items()}
+    """Collates features into arrays len(features) × length: trimmed, ended, padded (see `Feature`)."""
+    arrays = {name: np.full((len(features), f.length), f.padding, f.dtype) for name, f in spec.items()}
     for name, feature in spec.items():
         for row, example in zip(arrays[name], features, strict=True):
             tokens = trim(example[name], feature)

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from retrieval_jax.core import storage
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.scores import ScoredPassages, ScoredRows
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary
 
@@ -26,12 +28,17 @@ class Example:
       rows: the rows of the passages in the collection; one row where the targets have no groups.
       grades: the relevance of each: > 0 for positives, which come first, 0 for negatives.
       other_positives: rows of more passages that the text is about, which are never its negatives.
+      scores: a teacher's score of each row, NaN where it gave none; empty where there is no teacher.
+      scored: all passages that the teacher scored for the text, those of `rows` among them; None where there
+        is no teacher.
     """
 
     tokens: list[int]
     rows: Sequence[int]
     grades: Sequence[int]
     other_positives: Sequence[int] = ()
+    scores: Sequence[float] = ()
+    scored: ScoredPassages | None = None
 
 
 class Task(abc.ABC):
@@ -143,6 +150,17 @@ class LabelledGroups(Task):
 
     Where a query has more, they are drawn without replacement, again in each epoch; where it has fewer, the
     group is smaller. A passage with the same text as one that answers the query is never its negative.
+
+    Args:
+      collection: the collection.
+      vocabulary: how the queries become tokens.
+      queries: the queries.
+      positives: the most positives of a group.
+      negatives: the most negatives of a group.
+      answers: the passages that are known to answer each query.
+      scores: a teacher's scores, which come with the group; None where there is no teacher. A passage has the
+        score of any copy of its text.
+      draw_scored: whether the passages that the teacher scored are negatives, too.
     """
 
     def __init__(
@@ -153,9 +171,12 @@ class LabelledGroups(Task):
         positives: int,
         negatives: int,
         answers: KnownAnswers,
+        scores: ScoredRows | None = None,
+        draw_scored: bool = False,
     ):
         self.vocabulary, self.queries = vocabulary, queries
         self.positives, self.negatives = positives, negatives
+        self.scores, self.draw_scored = scores, draw_scored
         ids = [(*q.positives, *answers.others(q), *q.negatives) for q in queries]
         self.rows = collection.find_rows(itertools.chain.from_iterable(ids))
         self.first_rows = collection.first_copies(self.rows)  # a row a text
@@ -177,18 +198,26 @@ class LabelledGroups(Task):
         )
         good, bad = len(query.positives), len(rows) - len(query.negatives)
         answers = {*first_rows[:bad]}
-        negatives = [
-            row for row, first in zip(rows[bad:], first_rows[bad:], strict=True) if first not in answers
-        ]
+        negatives = dict(zip(rows[bad:], first_rows[bad:], strict=True))
+        scored = self.scores[query.id] if self.scores else None
+        if self.draw_scored:
+            negatives |= zip(scored.rows_P.tolist(), scored.first_rows_P.tolist(), strict=True)
+        negatives = [(row, first) for row, first in negatives.items() if first not in answers]
         drawn = _draw(rng, good, self.positives)
         chosen = [negatives[n] for n in _draw(rng, len(negatives), self.negatives)]
         grades = [*query.positives.values()]
-        other_positives = [rows[j] for j in range(bad) if j not in drawn and rows[j] >= 0]
+        scores = []
+        if scored:
+            of_text = scored.by_text()
+            firsts = (*(first_rows[j] for j in drawn), *(first for _, first in chosen))
+            scores = [of_text.get(first, math.nan) for first in firsts]
         return Example(
             tokens,
-            [*(rows[j] for j in drawn), *chosen],
+            [*(rows[j] for j in drawn), *(row for row, _ in chosen)],
             [*(grades[j] for j in drawn), *[0] * len(chosen)],
-            other_positives,
+            [rows[j] for j in range(bad) if j not in drawn and rows[j] >= 0],
+            scores,
+            scored,
         )
 
 

@@ -16,6 +16,7 @@ from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.scores import TeacherScores
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts, Vocabulary
 from retrieval_jax.docids.table import DocidTable
@@ -52,6 +53,8 @@ class DataConfig:
         each epoch.
       synthetic: the name of the synthetic queries for d2q.
       mined: the name of mined negatives, which are added to those of the collection.
+      scores: the name of a teacher's scores, which come with the candidates of a query. Where no mined
+        negatives are named, the passages that it scored, and that do not answer the query, are negatives.
       pack: how many short examples share a row of a batch, about input_length over their mean length. What
         does not fit into a row is cut. 1: each example has a row of its own.
     """
@@ -67,6 +70,7 @@ class DataConfig:
     token_dropout: Mapping[Task, Fraction] = dataclasses.field(default_factory=dict)
     synthetic: str | None = None
     mined: str | None = None
+    scores: str | None = None
     pack: Positive = 1
 
 
@@ -76,7 +80,7 @@ class TrainDataset:
 
     Attributes:
       config: which tasks, lengths and mixture.
-      work: where the collection's synthetic queries, mined negatives and cached examples lie.
+      work: where the collection's synthetic queries, mined negatives, scores and cached examples lie.
       collection: the passages and the queries.
       target_type: the class of the targets.
       table: the docids, where they are the targets.
@@ -114,6 +118,11 @@ class TrainDataset:
         return MinedNegatives(self.work.negatives(self.config.mined)) if self.config.mined else None
 
     @functools.cached_property
+    def scores(self) -> TeacherScores | None:
+        """The teacher's scores that the config names; None if it names none."""
+        return TeacherScores(self.work.scores(self.config.scores)) if self.config.scores else None
+
+    @functools.cached_property
     def targets(self) -> Targets:
         """Makes the targets of the examples."""
         return self.target_type.of(self)
@@ -128,9 +137,16 @@ class TrainDataset:
         c = self.config
         group_size = (c.positives, c.negatives) if self.target_type.has_groups else None
         mined = self.mined.of_queries(self.collection) if self.mined else {}
-        vocabulary = self._input_vocabulary
+        scores = self.scores.by_row(self.collection) if self.scores and group_size else None
         return TaskFactory(
-            self.collection, vocabulary, self.synthetic, c.chunk_length, c.chunks, group_size, mined
+            self.collection,
+            self._input_vocabulary,
+            self.synthetic,
+            c.chunk_length,
+            c.chunks,
+            group_size,
+            mined,
+            scores,
         )
 
     @property
@@ -160,6 +176,8 @@ class TrainDataset:
             if others := self.targets.features.get("other_positives"):
                 facts["candidates"] += [c.passage_length, others.length]
             facts["mined"] = self.mined.fingerprint if self.mined else None
+            if self.scores:
+                facts["scores"] = self.scores.fingerprint
         if any(self.prompts):
             facts["prompts"] = list(self.prompts)
         return facts

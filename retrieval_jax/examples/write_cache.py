@@ -26,7 +26,7 @@ from retrieval_jax.data.vocabulary import EOS, NO_PROMPTS, PAD, Prompts
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.cached import OFFSETS, shard_range
 from retrieval_jax.examples.examples import Examples
-from retrieval_jax.examples.targets import Features, Targets
+from retrieval_jax.examples.targets import Features, Targets, array_dtype
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 
 NUMBER = "example"  # the feature that holds an example's number
@@ -216,7 +216,9 @@ def serialise(features: Features, number: int) -> bytes:
     example = tf_example_pb2.Example()
     of_name = example.features.feature
     for name, values in features.items():
-        of_name[name].int64_list.value.extend(values)
+        feature = of_name[name]
+        numbers = feature.int64_list if array_dtype(name) is np.int32 else feature.float_list
+        numbers.value.extend(values)
     of_name[NUMBER].int64_list.value.append(number)
     return example.SerializeToString(deterministic=True)
 
@@ -234,7 +236,7 @@ def _masked_crc(data: bytes) -> bytes:
 
 
 class _Stats:
-    """Counts tokens as seqio does: neither padding nor, in a text, ends."""
+    """Counts tokens as seqio does: of features of integers, neither padding nor, in a text, ends."""
 
     def __init__(self):
         self.total: dict[str, int] = {}
@@ -242,6 +244,8 @@ class _Stats:
 
     def add(self, made: Features, features: Mapping[str, object]) -> None:
         for name, values in made.items():
+            if array_dtype(name) is not np.int32:
+                continue
             tokens = len(values) - values.count(PAD)
             if features[name].add_eos:
                 tokens -= values.count(EOS)
@@ -265,7 +269,9 @@ def _join(folder: Path, jobs: Sequence[Shard], examples: Examples) -> dict:
             stats[f"{name}_tokens"] = stats.get(f"{name}_tokens", 0) + total
         for name, most in made["most"].items():
             stats[f"{name}_max_tokens"] = max(stats.get(f"{name}_max_tokens", 0), most)
-    described = {name: {"dtype": "int32", "shape": [None]} for name in examples.targets.features}
+    described = {
+        name: {"dtype": feature.dtype, "shape": [None]} for name, feature in examples.targets.features.items()
+    }
     info = {
         "num_shards": len(jobs),
         "features": described | {NUMBER: {"dtype": "int64", "shape": []}},

@@ -9,6 +9,7 @@ import seqio
 import tensorflow as tf
 
 _INT32 = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
+_FLOAT32 = seqio.FeatureConverter.FeatureSpec(dtype=tf.float32)
 
 
 class DualEncoderFeatureConverter(seqio.FeatureConverter):
@@ -16,7 +17,8 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
 
     With `lengths` those of the task's features: left_encoder_input_tokens is B × lengths["inputs"],
     right_encoder_input_tokens B × G × lengths["targets"] / G, passage and grade B × G, other_positives
-    B × lengths["other_positives"], where G = lengths["passage"] is how many candidates a query has.
+    B × lengths["other_positives"], where G = lengths["passage"] is how many candidates a query has. Where
+    there is a lengths["score"], which is G, the batch has a teacher's scores, score B × G (float32).
     """
 
     TASK_FEATURES = dict.fromkeys(("inputs", "targets", "passage", "grade", "other_positives"), _INT32)
@@ -29,6 +31,13 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
     }
     PACKING_FEATURE_DTYPES = {}  # noqa: RUF012
 
+    def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+        """Converts a dataset; `score` is one of its features where it has a length."""
+        if "score" in task_feature_lengths:
+            self.TASK_FEATURES = self.TASK_FEATURES | {"score": _FLOAT32}
+            self.MODEL_FEATURES = self.MODEL_FEATURES | {"score": _FLOAT32}
+        return super().__call__(ds, task_feature_lengths)
+
     def _convert_features(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
     ) -> tf.data.Dataset:
@@ -38,9 +47,7 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
             return {
                 "left_encoder_input_tokens": example["inputs"],
                 "right_encoder_input_tokens": tf.reshape(example["targets"], [group, -1]),
-                "passage": example["passage"],
-                "grade": example["grade"],
-                "other_positives": example["other_positives"],
+                **{name: example[name] for name in self.TASK_FEATURES if name not in ("inputs", "targets")},
             }
 
         return self._pack_or_pad(ds, task_feature_lengths).map(convert)
@@ -54,4 +61,5 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
             "passage": group,
             "grade": group,
             "other_positives": task_feature_lengths["other_positives"],
+            **({"score": group} if "score" in task_feature_lengths else {}),
         }

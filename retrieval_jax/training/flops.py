@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from retrieval_jax.examples.targets import array_dtype
 from retrieval_jax.models.text_groups import TextGroups
 
 
@@ -72,13 +72,13 @@ def model_flops(model, shapes: Mapping[str, tuple], groups: TextGroups | None = 
 
     Args:
       model: has T5X's model interface.
-      shapes: name -> shape of the int32 arrays of a global batch.
+      shapes: name -> shape of the arrays of a global batch.
       groups: the lengths at which the texts of a batch are encoded, for a model with `text_arrays`.
 
     Returns:
       The number of FLOPs.
     """
     variables = jax.eval_shape(lambda: nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)))
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in shapes.items()}
+    batch = {name: jax.ShapeDtypeStruct(shape, array_dtype(name)) for name, shape in shapes.items()}
     loss_fn = functools.partial(model.loss_fn, dropout_rng=None, groups=groups) if groups else model.eval_fn
     return 3 * matmul_flops(loss_fn, variables["params"], batch)

@@ -17,6 +17,7 @@ from retrieval_jax.checkpoints.model_folder import abstract_params
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.docids.search_strategies import DocidTokens, SearchStrategy
+from retrieval_jax.examples.targets import array_dtype
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.text_groups import TextGroups
@@ -71,7 +72,7 @@ def plan_train_step(
 
     Args:
       model: has T5X's model interface, and an optimiser.
-      shapes: name -> shape of the int32 arrays of a global batch.
+      shapes: name -> shape of the arrays of a global batch.
       settings: the run's settings; the step depends on its seed, microbatches, random bits and on whether its
         spike guard skips updates.
       mesh: the devices to run on.
@@ -97,7 +98,9 @@ def plan_train_step(
         groups=groups,
     )
     rows = partitioning.batch_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name, shape in shapes.items()}
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, array_dtype(name), sharding=rows) for name, shape in shapes.items()
+    }
     limit = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
     memory = {"parameters": state.params, "optimizer": state.optimizer, "batch": batch}
     return Program(step, (state, batch, *[limit] * can_skip), memory)

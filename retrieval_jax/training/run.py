@@ -93,7 +93,7 @@ def run_settings(
     """
     data = dataclasses.asdict(examples.config)
     # By content, whatever their names are.
-    inputs = {"synthetic": examples.synthetic, "mined": examples.mined}
+    inputs = {"synthetic": examples.synthetic, "mined": examples.mined, "scores": examples.scores}
     data |= {name: made.fingerprint if made else None for name, made in inputs.items()}
     return {
         "train.batch_size": settings.batch_size,

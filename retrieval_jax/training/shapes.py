@@ -10,7 +10,7 @@ from retrieval_jax.examples.training_data import DataConfig
 def batch_shapes(
     target_type: type[Targets], config: DataConfig, batch_size: int, docid_length: int | None
 ) -> dict[str, tuple[int, ...]]:
-    """Gives the shapes of the int32 arrays of a training batch of all hosts.
+    """Gives the shapes of the arrays of a training batch of all hosts.
 
     Args:
       target_type: the class of the targets; see `RetrieverFamily`.

@@ -1,7 +1,13 @@
 """Tasks, decoded and compared with the texts that they are made of."""
 
-import numpy as np
+import dataclasses
+from pathlib import Path
 
+import numpy as np
+from reading import write
+from teacher import random_scores, write_scores
+
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
@@ -9,6 +15,8 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.examples.examples import TaskFactory
 from retrieval_jax.examples.targets import PassageTargets, pad
 from retrieval_jax.examples.tasks import PADDING, LabelledGroups
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.verbs.importing import import_collection
 
 RNG = np.random.default_rng(0)
 
@@ -81,3 +89,58 @@ def test_groups_hold_some_positives_then_some_negatives(collection: Collection, 
     assert not features["targets"][1][12:].any()
     texts = [p.full_text for p in collection.get(features["passage"][0])]
     np.testing.assert_array_equal(features["targets"][0].reshape(3, 12), vocabulary.batch(texts, 12))
+
+
+def test_candidates_come_with_the_teachers_scores(own_work: Workspace, collection: Collection):
+    """Negatives are drawn from what is mined; without that, from the scored passages that answer nothing."""
+    given = random_scores(collection)
+    write_scores(own_work, "t", given)
+    ids = collection.ids.to_pylist()
+    queries = collection.queries("train")
+    mined = {query.id: (ids[0], ids[1]) for query in queries}
+    for of_queries in ({}, mined):
+        config = DataConfig(positives=2, negatives=3, scores="t")
+        dataset = TrainDataset(config, own_work, collection, PassageTargets)
+        tasks = dataclasses.replace(dataset._tasks, mined=of_queries)
+        task = tasks.task("labelled")
+        for i, query in enumerate(queries):
+            example = task(i, np.random.default_rng(i))
+            of_query = given.get(query.id, {})
+            assert len(example.scores) == len(example.rows)
+            expected = [np.float32(of_query.get(ids[row], np.nan)) for row in example.rows]
+            np.testing.assert_array_equal(np.float32(example.scores), expected)
+            grades = zip(example.rows, example.grades, strict=True)
+            negatives = {ids[row] for row, grade in grades if not grade}
+            pool = {*query.negatives, *(of_queries.get(query.id, ()) if of_queries else of_query)}
+            pool -= {*query.positives, *tasks.answers.others(query)}
+            assert negatives <= pool
+            assert len(negatives) == min(3, len(pool))
+            scored = dict(zip(example.scored.rows_P.tolist(), example.scored.scores_P.tolist(), strict=True))
+            assert scored == {ids.index(p): float(np.float32(score)) for p, score in of_query.items()}
+        features = dataset.targets(example)
+        padding = [np.nan] * (5 - len(example.rows))
+        np.testing.assert_array_equal(features["score"], [*example.scores, *padding])
+    assert not tasks.task("firstp")(0, RNG).scores
+    assert np.isnan(dataset.targets(tasks.task("firstp")(0, RNG))["score"]).all()
+    assert dataset.recipe("labelled")["scores"] == dataset.scores.fingerprint
+
+
+def test_a_copy_has_the_score_of_its_text(own_work: Workspace, tmp_path: Path):
+    """Passages 1 and 3 have one text: the positive is one, and the teacher scored the other."""
+    folder = write(
+        tmp_path / "copies",
+        {
+            "docs.tsv": "".join(f"p{i}\t\t{text}\n" for i, text in enumerate(("a b", "c d", "e f", "c  d"))),
+            "queries.train.tsv": "q\tc\n",
+            "qrels.train.tsv": "q\tp3\t1\nq\tp0\t-1\n",
+        },
+    )
+    work = Workspace(tmp_path / "work_of_copies")
+    import_collection(str(folder), str(work.folder), vocab_size=40)
+    collection = Collection(work.collection)
+    assert collection.queries("train")[0].negatives == ("p0",)  # a grade below 0 is a negative
+    write_scores(work, "t", {"q": {"p1": 3.0, "p2": 2.0}})
+    data = TrainDataset(DataConfig(negatives=9, scores="t"), work, collection, PassageTargets)
+    example = data.computed("labelled").task(0, RNG)
+    assert list(example.rows) == [3, 0, 2]
+    np.testing.assert_array_equal(example.scores, [3.0, np.nan, 2.0])

@@ -14,6 +14,7 @@ import pytest
 import seqio
 import tensorflow as tf
 from tables import KINDS
+from teacher import random_scores, write_scores
 
 from retrieval_jax.core import paths, storage, unfinished
 from retrieval_jax.core.workspace import Workspace
@@ -88,12 +89,11 @@ def test_a_cache_holds_the_same_examples_under_the_same_numbers(
 
 
 @pytest.fixture
-def own(collection: Collection, tmp_path: Path) -> Workspace:
-    """A work folder with the small collection, naive docids and synthetic queries, 0 to 3 a passage."""
-    work = Workspace(tmp_path / "work")
-    work.folder.mkdir()
-    work.collection.symlink_to(collection.folder)
-    storage.build_once(work.docids("naive"), {}, KINDS["naive"](collection).write)
+def own(own_work: Workspace, collection: Collection, tmp_path: Path) -> Workspace:
+    """A work folder with naive docids, synthetic queries, 0 to 3 a passage, and a teacher's scores."""
+    own = own_work
+    storage.build_once(own.docids("naive"), {}, KINDS["naive"](collection).write)
+    write_scores(own, "teacher", random_scores(collection))
     shards = QueryShards(tmp_path / "shards", collection.passage_count, 1000)
     lines = [
         [f"question {k} of {passage.title}" for k in range(row % 4)]
@@ -101,12 +101,13 @@ def own(collection: Collection, tmp_path: Path) -> Workspace:
     ]
     shards.write(0, ({"queries": some, "made": len(some), "distinct": len(some)} for some in lines))
     recipe = {"collection": collection.fingerprint}
-    storage.build_once(work.synthetic("d"), recipe, lambda tmp: synthetic.join(tmp, collection, shards))
-    return work
+    storage.build_once(own.synthetic("d"), recipe, lambda tmp: synthetic.join(tmp, collection, shards))
+    return own
 
 
-def folders(work: Workspace, targets: type = DocidTargets) -> DatasetFolders:
-    config = DataConfig(chunk_length=12, chunks=3, positives=2, negatives=1, passage_length=16, synthetic="d")
+def folders(work: Workspace, targets: type = DocidTargets, scores: str | None = None) -> DatasetFolders:
+    lengths = {"chunk_length": 12, "chunks": 3, "positives": 2, "negatives": 2, "passage_length": 16}
+    config = DataConfig(**lengths, synthetic="d", scores=scores)
     return DatasetFolders(config, work, targets, "naive" if targets is DocidTargets else None)
 
 
@@ -136,27 +137,40 @@ def records_of(folder: Path) -> dict[int, dict[str, list[int]]]:
     found = {}
     for record in tf.data.TFRecordDataset([str(path) for path in sorted(folder.glob("train.tfrecord-*"))]):
         features = tf.train.Example.FromString(record.numpy()).features.feature
-        values = {name: list(feature.int64_list.value) for name, feature in features.items()}
+        values = {
+            name: list(feature.int64_list.value) + list(map(str, feature.float_list.value))  # also NaN
+            for name, feature in features.items()
+        }
         assert found.setdefault(values["example"][0], values) is values  # none twice
     return found
 
 
-def features_of(opened: TrainDataset, task: str, cached: bool) -> list[dict[str, list[int]]]:
+def features_of(opened: TrainDataset, task: str, cached: bool) -> list[dict]:
     """What seqio gives a training, by number."""
     lengths = {name: feature.length for name, feature in opened.targets.features.items()}
     task = seqio.TaskRegistry.get(f"{opened.prefix}.{task}")
     found = task.get_dataset(lengths, use_cached=cached, shuffle=False).as_numpy_iterator()
-    plain = [{name: value.tolist() for name, value in example.items()} for example in found]
+    plain = [
+        {name: str(value.tolist()) if name == "score" else value.tolist() for name, value in example.items()}
+        for example in found
+    ]
     return sorted(plain, key=lambda example: example["example"])
 
 
 @pytest.mark.parametrize(
-    ("targets", "task"),
-    [(DocidTargets, "d2q"), (PassageTargets, "labelled"), (QueryTargets, "doc2query")],
+    ("targets", "task", "scores"),
+    [
+        (DocidTargets, "d2q", None),
+        (PassageTargets, "labelled", None),
+        (PassageTargets, "labelled", "teacher"),
+        (QueryTargets, "doc2query", None),
+    ],
 )
-def test_a_cache_is_what_seqios_own_job_writes(own: Workspace, monkeypatch, tmp_path: Path, targets, task):
+def test_a_cache_is_what_seqios_own_job_writes(
+    own: Workspace, monkeypatch, tmp_path: Path, targets, task, scores
+):
     monkeypatch.setattr(write_cache, "FEWEST", 30)
-    dataset = folders(own, targets)
+    dataset = folders(own, targets, scores)
     opened = dataset.open()
     count = len(opened.computed(task))
     made = write_cache.write_cache(dataset, opened, task)

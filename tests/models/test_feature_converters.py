@@ -34,3 +34,15 @@ def test_candidates_are_rows_of_tokens_and_the_rest_is_padded():
         np.testing.assert_array_equal(found[name], array)
     lengths = converter.get_model_feature_lengths(LENGTHS)
     assert lengths == {name: np.shape(array)[1] for name, array in expected.items()}
+
+    # With a teacher's scores, and with another converter without them again.
+    scores = np.float32([[0.5, np.nan], [-1, 7]])
+    scored = tf.data.Dataset.zip(dataset, tf.data.Dataset.from_tensor_slices(scores))
+    scored = scored.map(lambda e, score: e | {"score": score})
+    converter = DualEncoderFeatureConverter(pack=False)
+    (found,) = converter(scored, LENGTHS | {"score": 2}).batch(2).as_numpy_iterator()
+    assert found.keys() == {*expected, "score"}
+    assert found["score"].dtype == np.float32
+    np.testing.assert_array_equal(found["score"], scores)
+    (found,) = DualEncoderFeatureConverter(pack=False)(dataset, LENGTHS).batch(2).as_numpy_iterator()
+    assert found.keys() == expected.keys()

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from teacher import random_scores, write_scores
 from tiny_training import CONFIG, retriever
 
 from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.examples.targets import PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -32,6 +34,20 @@ def test_parts_of_a_batch_are_compared_where_they_change_the_negatives(work, col
     assert of_generative["train.random_bits"] == "rbg"
     assert "train.microbatches" not in of_generative
     assert run_settings(DualEncoder, examples, settings, {})["train.microbatches"] == 4
+
+
+def test_scores_are_compared_by_content(own_work: Workspace, collection):
+    def settings(**data) -> dict:
+        examples = TrainDataset(DataConfig({"labelled": 1.0}, **data), own_work, collection, PassageTargets)
+        return run_settings(DualEncoder, examples, TrainSettings(), {})
+
+    given = random_scores(collection)
+    first, same = (write_scores(own_work, name, given).fingerprint for name in ("first", "first_2"))
+    other = write_scores(own_work, "other", random_scores(collection, seed=1)).fingerprint
+    assert settings(scores="first")["DataConfig.scores"] == first != other
+    assert settings(scores="other")["DataConfig.scores"] == other
+    assert settings()["DataConfig.scores"] is None
+    assert first == same
 
 
 def test_a_model_and_docids_that_do_not_belong_together_are_refused(tmp_path: Path, collection):

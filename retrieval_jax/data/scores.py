@@ -1,0 +1,157 @@
+"""A teacher's scores of (query, passage) pairs, from which a retriever learns to rank, and their files.
+
+    scores/NAME/manifest.json
+    scores/NAME/run.train.trec      query Q0 passage rank score TAG: TREC runs, best first, the positives of
+    scores/NAME/run.dev.trec        each query among them; the second one where there are dev queries
+
+`verbs/score.py` makes them. A teacher is a searcher of the project, or what somebody else's file holds.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.records import Collection
+
+VERB = "score"
+_AT_ONCE = 1 << 20  # ids whose rows are looked up together
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredPassages:
+    """The passages that a teacher scored for one query, best first.
+
+    Attributes:
+      rows_P: int64, their rows in the collection.
+      first_rows_P: int64, for each the first row whose passage has the same text.
+      scores_P: float32.
+    """
+
+    rows_P: np.ndarray
+    first_rows_P: np.ndarray
+    scores_P: np.ndarray
+
+    def by_text(self) -> dict[int, float]:
+        """The score of each text, by the first row that has it; of copies, the highest one."""
+        return dict(zip(self.first_rows_P[::-1].tolist(), self.scores_P[::-1].tolist(), strict=True))
+
+
+class ScoredRows:
+    """The passages that a teacher scored, by query; one array holds those of all queries.
+
+    Args:
+      collection: the collection.
+      scores: (query id, {passage id: score}) of each query, best first.
+    """
+
+    def __init__(self, collection: Collection, scores: Iterable[tuple[str, Mapping[str, float]]]):
+        self.number: dict[str, int] = {}  # of each query
+        counts, ids, rows, values = [0], [], [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+        for query, of_passages in scores:
+            self.number[query] = len(self.number)
+            counts.append(len(of_passages))
+            ids += of_passages
+            values.append(np.fromiter(of_passages.values(), np.float32, len(of_passages)))
+            if len(ids) > _AT_ONCE:
+                rows.append(collection.find_rows(ids))
+                ids = []
+        rows.append(collection.find_rows(ids))
+        self.starts = np.cumsum(counts, dtype=np.int64)
+        self.rows, self.scores = np.concatenate(rows), np.concatenate(values)
+        self.first_rows = collection.first_copies(self.rows)
+
+    def __getitem__(self, query: str) -> ScoredPassages:
+        """Gives the scored passages of the query with this id, none where the teacher scored none."""
+        i = self.number.get(query)
+        some = slice(0) if i is None else slice(self.starts[i], self.starts[i + 1])
+        return ScoredPassages(self.rows[some], self.first_rows[some], self.scores[some])
+
+
+class TeacherScores:
+    """The scores of a finished folder `scores/NAME`.
+
+    Args:
+      folder: the folder, local or remote.
+
+    Attributes:
+      collection: the fingerprint of the collection that they were made for.
+      fingerprint: the checksum of the file of the train queries.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = paths.as_path(folder)
+        manifest = storage.read_manifest(folder, VERB)
+        self.collection: str = manifest["recipe"]["collection"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self._dev_fingerprint: str | None = manifest.get("dev_fingerprint")
+
+    def of_queries(self, collection: Collection, split: str = "train") -> dict[str, dict[str, float]]:
+        """Reads the scores of all queries of a split.
+
+        Args:
+          collection: the collection.
+          split: train or dev. There may be none for dev.
+
+        Returns:
+          Query id -> passage id -> score, best first.
+
+        Raises:
+          UserError: they were made for another collection, or the file is missing or damaged.
+        """
+        return dict(self._read(collection, split))
+
+    def by_row(self, collection: Collection, split: str = "train") -> ScoredRows:
+        """Reads the same as arrays, which take much less memory; see `of_queries`."""
+        return ScoredRows(collection, self._read(collection, split))
+
+    def _read(self, collection: Collection, split: str) -> Iterator[tuple[str, dict[str, float]]]:
+        """Yields (query id, {passage id: score}) of each query of a split, best first."""
+        hint = f"make it again with `retrieval-jax {VERB}`"
+        if self.collection != collection.fingerprint:
+            raise UserError(
+                f"{self.folder}: of another collection (or an earlier one) than {collection.folder}: {hint}"
+            )
+        fingerprint = self.fingerprint if split == "train" else self._dev_fingerprint
+        if fingerprint is None:
+            return
+        path = self.folder / file_name(split)
+        if not path.is_file() or storage.checksum(path) != fingerprint:
+            raise UserError(f"{path}: missing or altered: {hint}")
+        with paths.ensure_local(path).open() as file:
+            lines = (line.split(" ") for line in file)
+            for query, of_query in itertools.groupby(lines, lambda columns: columns[0]):
+                yield query, {passage: float(score) for _, _, passage, _, score, _ in of_query}
+
+
+def file_name(split: str) -> str:
+    """Gives the name of the file of a split's scores."""
+    return f"run.{split}.trec"
+
+
+def write(folder: Path, split: str, scores: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, object]:
+    """Writes the scores of a split into a new folder.
+
+    Args:
+      folder: a local folder.
+      split: train or dev.
+      scores: (query id, {passage id: score}) of each query, each query once, in any order of the passages.
+
+    Returns:
+      The facts for the folder's manifest, of the train queries.
+    """
+    path, queries, pairs = folder / file_name(split), 0, 0
+    with path.open("w") as file:
+        for query, of_passages in scores:
+            ranked = sorted(of_passages.items(), key=lambda pair: -pair[1])
+            file.writelines(
+                f"{query} Q0 {passage} {rank} {float(score)!r} {VERB}\n"
+                for rank, (passage, score) in enumerate(ranked, start=1)
+            )
+            queries += bool(ranked)
+            pairs += len(ranked)
+    return {"fingerprint": storage.checksum(path), "queries": queries, "pairs": pairs}

@@ -1,0 +1,52 @@
+"""A teacher's scores on disk, read back as dictionaries and as rows."""
+
+import numpy as np
+import pytest
+from teacher import random_scores, write_scores
+
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data import scores
+from retrieval_jax.data.records import Collection
+from retrieval_jax.evaluation.trec import read_run
+
+
+def test_scores_come_back_as_they_were_best_first(own_work: Workspace, collection: Collection, monkeypatch):
+    given = random_scores(collection)
+    first = next(iter(given))
+    given[first] |= dict.fromkeys(list(given[first])[1:4], 1 / 3)  # equal ones stay equal
+    monkeypatch.setattr(scores, "_AT_ONCE", 20)
+    teacher = write_scores(own_work, "t", given, {"d": {collection.ids[3].as_py(): -2.5}})
+    assert teacher.of_queries(collection) == given
+    assert teacher.of_queries(collection, "dev") == {"d": {collection.ids[3].as_py(): -2.5}}
+    for of_query in teacher.of_queries(collection).values():
+        assert list(of_query.values()) == sorted(of_query.values(), reverse=True)
+    # Other tools read the file as a run.
+    run = read_run(own_work.scores("t") / "run.train.trec")
+    assert {query: dict(results) for query, results in run.items()} == given
+
+    rows = {passage.id: row for row, passage in enumerate(collection.passages())}
+    by_row = teacher.by_row(collection)
+    for query in collection.queries("train"):
+        found, wanted = by_row[query.id], given.get(query.id, {})
+        of_row = dict(zip(found.rows_P.tolist(), found.scores_P.tolist(), strict=True))
+        assert of_row == {rows[passage]: float(np.float32(score)) for passage, score in wanted.items()}
+    assert write_scores(own_work, "no_dev", given).of_queries(collection, "dev") == {}
+
+
+def test_copies_have_the_highest_score_of_their_text():
+    found = scores.ScoredPassages(np.array([7, 2, 9]), np.array([2, 2, 9]), np.float32([5, 4, 1]))
+    assert found.by_text() == {2: 5.0, 9: 1.0}
+
+
+def test_stale_altered_and_missing_scores_are_told(own_work: Workspace, collection: Collection):
+    with pytest.raises(UserError, match="t: nothing finished here: make it with `retrieval-jax score`"):
+        scores.TeacherScores(own_work.scores("t"))
+    teacher = write_scores(own_work, "t", random_scores(collection))
+    teacher.collection = "another"
+    with pytest.raises(UserError, match=r"of another collection .*: make it again"):
+        teacher.of_queries(collection)
+    path = own_work.scores("t") / "run.train.trec"
+    path.write_text(path.read_text()[:-4])
+    with pytest.raises(UserError, match=r"run.train.trec: missing or altered: make it again"):
+        scores.TeacherScores(own_work.scores("t")).by_row(collection)
