@@ -28,12 +28,16 @@ class BatchSettings:
       sizes: the batch sizes that are compiled, ascending; the largest is the most that a batch holds.
       max_wait: seconds that the oldest request waits, at most, for others to join its batch.
       max_waiting: requests that may wait; with more, new ones are refused (status 429).
+      max_queue_seconds: about how long the requests that wait may take together, by the pace of the last
+        batches: a slow searcher refuses earlier, so that it is free again soon after an overload. A batch of
+        the largest size may always wait.
       deadline: seconds after which a request that still waits is dropped (status 503).
     """
 
     sizes: tuple[int, ...] = (1, 8, 32)
     max_wait: float = 0.004
     max_waiting: int = 512
+    max_queue_seconds: float = 0.75
     deadline: float = 10.0
 
 
@@ -76,6 +80,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._wanted = 1  # the thread sleeps until so many wait
         self._closed = False
+        self._busy_seconds, self._busy_queries = 0.0, 0.0  # of the last batches that left others waiting
         self._waiting: collections.deque[_Item] = collections.deque()
         self._in_flight: dict[tuple[Hashable, Hashable], _Item] = {}  # waiting or being computed
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -120,10 +125,11 @@ class Batcher:
             if self._closed:
                 raise NotReady(f"{self.name}: the server is ending: ask another one")
             new = {key for key, _ in missing if (shape, key) not in self._in_flight}
-            if len(self._waiting) + len(new) > self.settings.max_waiting:
+            room = self._room()
+            if len(self._waiting) + len(new) > room:
                 raise Overloaded(
-                    f"{self.name}: {len(self._waiting)} queries wait already, of {self.settings.max_waiting} "
-                    "that may: ask again after the seconds that Retry-After says"
+                    f"{self.name}: {len(self._waiting)} queries wait already, of {room} that may: ask again "
+                    "after the seconds that Retry-After says"
                 )
             for key, future in missing:
                 item = self._in_flight.get((shape, key))
@@ -134,6 +140,14 @@ class Batcher:
             self._metrics.waiting(len(self._waiting))
             if len(self._waiting) >= self._wanted:
                 self._changed.notify()
+
+    def _room(self) -> int:
+        """Gives how many requests may wait."""
+        most = self.settings.max_waiting
+        if not self._busy_seconds or not self._waiting:  # a list longer than a batch finds room, too
+            return most
+        in_time = int(self.settings.max_queue_seconds * self._busy_queries / self._busy_seconds)
+        return min(max(in_time, self.settings.sizes[-1]), most)
 
     def close(self) -> None:
         """Takes no more requests. Those that wait are still computed; then the thread ends."""
@@ -202,7 +216,12 @@ class Batcher:
                 return [error]
             return [self._results([item])[0] for item in items]
         finally:
-            self._metrics.computed(len(items), time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self._metrics.computed(len(items), seconds)
+            with self._changed:
+                if self._waiting:  # of a batch that others wait behind: a lone request says less
+                    self._busy_seconds = 0.8 * self._busy_seconds + seconds
+                    self._busy_queries = 0.8 * self._busy_queries + len(items)
 
     def _deliver(self, outcomes: list[tuple[_Item, object]]) -> None:
         with self._changed:

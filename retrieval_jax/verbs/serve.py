@@ -25,6 +25,7 @@ def serve(
     batch_sizes: Sequence[Positive] = (1, 8, 32),
     max_wait_ms: NonNegativeFloat = 4.0,
     max_waiting: Positive = 512,
+    max_queue_seconds: PositiveFloat = 0.75,
     deadline_seconds: PositiveFloat = 10.0,
     max_hits: Positive = 1000,
     max_queries: Positive = 32,
@@ -51,6 +52,8 @@ def serve(
       batch_sizes: the numbers of queries that are searched for at once, ascending; each is compiled.
       max_wait_ms: milliseconds that a query waits for others, where others are to be expected.
       max_waiting: queries that may wait for a searcher; with more, requests are refused with status 429.
+      max_queue_seconds: about how long the queries that wait may take together, by the searcher's pace: a
+        slow one refuses earlier than `max_waiting` says, and is free again as soon after an overload.
       deadline_seconds: after so long in the queue, a query is dropped with status 503.
       max_hits: passages that a request may ask for.
       max_queries: queries that a request may have. Queries times hits may be 10,000, or `max_hits`.
@@ -81,7 +84,9 @@ def serve(
         )
     work = Workspace.for_source(source, work_dir)
     settings = ServeSettings(
-        BatchSettings(tuple(batch_sizes), max_wait_ms / 1000, max_waiting, deadline_seconds),
+        BatchSettings(
+            tuple(batch_sizes), max_wait_ms / 1000, max_waiting, max_queue_seconds, deadline_seconds
+        ),
         max_hits,
         max_queries,
         max_query_chars,

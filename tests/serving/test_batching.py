@@ -113,6 +113,21 @@ async def test_the_queue_has_a_bound_for_one_request_as_for_many(several):
     assert await made.submit(1, ["e"])[0] == (b"1:e",)
 
 
+async def test_a_slow_searcher_refuses_what_it_could_not_answer_soon():
+    class Slow(Recorder):
+        def __call__(self, shape: object, keys: Sequence) -> list[tuple[bytes, ...]]:
+            time.sleep(0.02 * len(keys))
+            return super().__call__(shape, keys)
+
+    made = batcher(Slow(), sizes=(1, 2), max_waiting=100, max_queue_seconds=0.2)
+    await asyncio.gather(*made.submit(1, [*range(20)]))  # its pace is not known yet: all may wait
+    busy = made.submit(1, [*"busily"])  # nothing waits, so that all may
+    with pytest.raises(Overloaded, match=r"of (9|10|[2-8]) that may"):  # 0.2 s at 20 ms or more a query
+        made.submit(1, [*range(100, 120)])
+    await asyncio.gather(*busy)
+    assert await made.submit(1, ["again"])[0] == (b"1:again",)
+
+
 async def test_what_waited_longer_than_its_deadline_is_dropped_before_it_is_computed():
     compute = Recorder()
     made = batcher(compute, max_wait=0, deadline=0.02)
