@@ -23,7 +23,8 @@ def report(
     """Measures the quality of a docid table: the shape of its trie, and how docids agree with vectors.
 
     A node is a prefix of docids, its depth the number of tokens of that prefix. Each distinct docid counts
-    once, except in "collisions" and "neighbours", which count passages. The report has:
+    once, except in "collisions" and "neighbours", which count passages (of several docids of a passage,
+    "collisions" counts each, and "neighbours" compares the first). The report has:
 
       kind, passages, distinct: the docid kind, the number of passages, the number of different docids.
       collisions: the number of passages that share their docid, and the largest group that shares one.
@@ -57,9 +58,11 @@ def report(
     """
     tokens_NxL = table.tokens_NxL
     N, L = tokens_NxL.shape
-    if vectors_NxE is not None and len(vectors_NxE) != N:
+    passages = len(table.passage_ids)
+    if vectors_NxE is not None and len(vectors_NxE) != passages:
         raise UserError(
-            f"docids/{table.kind}: {len(vectors_NxE)} vectors for {N} passages: encode the same collection"
+            f"docids/{table.kind}: {len(vectors_NxE)} vectors for {passages} passages: "
+            "encode the same collection"
         )
     rows_N, shared_N = table.ordered
     length_N = np.concatenate([np.count_nonzero(tokens_NxL[rows], axis=1) for rows in blocks(N)])[rows_N]
@@ -70,7 +73,7 @@ def report(
     fanout, leaves = _tree(shared_N[new], unique_D)
     result = {
         "kind": table.kind,
-        "passages": N,
+        "passages": passages,
         "distinct": len(new),
         "collisions": {"passages": int(group_D[group_D > 1].sum()), "largest": int(group_D.max())},
         "length": {"min": int(length_D.min()), "mean": float(length_D.mean()), "max": int(length_D.max())},
@@ -79,9 +82,10 @@ def report(
         "leaves": leaves,
         "entropy": _entropy(tokens_NxL, np.sort(rows_N[new])),
     }
-    if vectors_NxE is not None and N > 1:
-        query_Q = np.sort(np.random.default_rng(seed).choice(N, min(queries, N), replace=False))
-        near_QxK = nearest(vectors_NxE, query_Q, min(neighbours, N - 1))
+    if vectors_NxE is not None and passages > 1:
+        rng = np.random.default_rng(seed)
+        query_Q = np.sort(rng.choice(passages, min(queries, passages), replace=False))
+        near_QxK = nearest(vectors_NxE, query_Q, min(neighbours, passages - 1))
         by_chance = _shares_by_chance(np.minimum(shared_N, length_N), L)
         result["neighbours"] = _neighbours(tokens_NxL, query_Q, near_QxK, by_chance)
     return result

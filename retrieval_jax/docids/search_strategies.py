@@ -241,10 +241,14 @@ class SoftmaxSearch(SearchStrategy):
         rows_N = np.arange(len(table.tokens_NxL), dtype=np.int32)
         token_to_passage_V = np.full(outputs, -1, np.int32)
         token_to_passage_V[table.tokens_NxL[:, 0]] = rows_N
-        if table.length > 1 or np.count_nonzero(token_to_passage_V >= 0) < len(rows_N):
+        if (
+            table.length > 1
+            or np.count_nonzero(token_to_passage_V >= 0) < len(rows_N)
+            or table.more_passages_M is not None
+        ):
             raise UserError(
                 f"docids/{table.kind}: one step of the softmax finds only docids that are a single token, "
-                "each of one passage: give the kind search = TrieSearch"
+                "each of one passage that has no other: give the kind search = TrieSearch"
             )
         return DocidTokens(token_to_passage_V), rows_N
 

@@ -2,6 +2,7 @@
 
 docids/KIND/tokens.npy       uint8, uint16 or int32, passages × length, row = the passage's row, padded with 0
 docids/KIND/ids.arrow        passage ids by row (Arrow IPC file)
+docids/KIND/more.npy         int32, only where passages have several docids: see `more_passages_M`
 docids/KIND/manifest.json    version, kind, search, size of the output softmax, collection, ancestors
 """
 
@@ -21,6 +22,7 @@ from retrieval_jax.decoding.order import order
 
 VERSION = 3
 """Version of the format on disk. Tables of another version are not opened."""
+MORE = "more.npy"
 
 
 class DocidShape(NamedTuple):
@@ -43,17 +45,22 @@ class DocidShape(NamedTuple):
 class DocidTable:
     """The docids of a collection: row <-> passage id <-> docid.
 
+    A passage has the docid in its own row. Where passages have several docids (as in MINDER, Li et al. 2023),
+    the other ones are in more rows after those of the passages: `passages_of` and `docids_of` tell whose.
+
     Attributes:
       kind: name of the docid kind: "atomic", "naive", "semantic", "rq_8x256" and so on.
       tokens_NxL: non-negative integers (uint8, uint16 or int32 on disk), row by row as the collection's
         passages, padded with 0; see `check`. Passages may share a docid.
-      passage_ids: the N ids of the passages.
+      passage_ids: the ids of the passages; N of them, unless there are `more_passages_M`.
       output_size: size of the softmax that writes the tokens; every token is below it.
       collection: fingerprint of the collection.
       ancestors: fingerprints of the tables that this one extends, the newest first.
       vocabulary: checksum of the text vocabulary whose pieces the tokens are; None if the tokens are the
         docids' own.
       search: name of the strategy that finds the docids, "trie" or "softmax"; see search_strategies.py.
+      more_passages_M: int32, ascending: the passages whose docids are in the last M rows of `tokens_NxL`,
+        after their first ones; None where each passage has one docid.
     """
 
     kind: str
@@ -64,6 +71,30 @@ class DocidTable:
     ancestors: tuple[str, ...] = ()
     vocabulary: str | None = None
     search: str = "trie"
+    more_passages_M: np.ndarray | None = None
+
+    def passages_of(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the rows of the passages that docids name.
+
+        Args:
+          rows: int, rows of docids, of any shape; negative ones stay as they are.
+        """
+        if self.more_passages_M is None:
+            return rows
+        passages, is_more = np.array(rows), rows >= len(self.passage_ids)
+        passages[is_more] = self.more_passages_M[rows[is_more] - len(self.passage_ids)]
+        return passages
+
+    def docids_of(self, row: int) -> np.ndarray:
+        """Returns the rows of a passage's docids (int64), the first of which is its own row.
+
+        Args:
+          row: the passage's.
+        """
+        if self.more_passages_M is None:
+            return np.array([row])
+        begin, end = np.searchsorted(self.more_passages_M, [row, row + 1]) + len(self.passage_ids)
+        return np.array([row, *range(begin, end)])
 
     @property
     def length(self) -> int:
@@ -86,6 +117,8 @@ class DocidTable:
             for rows in blocks(len(self.tokens_NxL)):
                 yield self.tokens_NxL[rows].astype("<i4").tobytes()
             yield arrow_ids.digest(self.passage_ids)
+            if self.more_passages_M is not None:
+                yield self.more_passages_M.astype("<i4").tobytes()
 
         return storage.digest(parts())
 
@@ -94,14 +127,19 @@ class DocidTable:
         kept = np.ones(len(self.passage_ids), bool)
         rows = arrow_ids.find_rows(self.passage_ids, passage_ids)
         kept[rows[rows >= 0]] = False
-        return self._descendant(self.tokens_NxL[kept], self.passage_ids.filter(pa.array(kept)))
+        ids, more = self.passage_ids.filter(pa.array(kept)), self.more_passages_M
+        if more is None:
+            return self._descendant(self.tokens_NxL[kept], ids)
+        stays_M = kept[more]
+        more = (np.cumsum(kept, dtype=np.int32) - 1)[more[stays_M]]
+        return self._descendant(self.tokens_NxL[np.concatenate([kept, stays_M])], ids, more)
 
-    def with_passages(self, passage_ids: Iterable[str], tokens_MxT: np.ndarray) -> "DocidTable":
+    def with_passages(self, passage_ids: Iterable[str], tokens_PxT: np.ndarray) -> "DocidTable":
         """Returns the table with more passages at its end.
 
         Args:
-          passage_ids: ids of M passages.
-          tokens_MxT: their docids, padded with 0. If T exceeds the table's length, the table gets longer.
+          passage_ids: ids of P passages.
+          tokens_PxT: a docid of each, padded with 0. If T exceeds the table's length, the table gets longer.
 
         Raises:
           UserError: a passage is in the table already, or `check` finds a fault.
@@ -112,15 +150,27 @@ class DocidTable:
             raise UserError(
                 f"docids/{self.kind}: has passage {new[int(there[0])].as_py()!r} already: take it away first"
             )
-        length = max(self.length, tokens_MxT.shape[1])
-        parts = [np.pad(t, ((0, 0), (0, length - t.shape[1]))) for t in (self.tokens_NxL, tokens_MxT)]
-        table = self._descendant(np.concatenate(parts), pa.concat_arrays([self.passage_ids, new]))
+        length, own = max(self.length, tokens_PxT.shape[1]), len(self.passage_ids)
+        parts = [self.tokens_NxL[:own], tokens_PxT, self.tokens_NxL[own:]]
+        parts = [np.pad(tokens, ((0, 0), (0, length - tokens.shape[1]))) for tokens in parts]
+        ids = pa.concat_arrays([self.passage_ids, new])
+        table = self._descendant(np.concatenate(parts), ids, self.more_passages_M)
         table.check()
         return table
 
-    def _descendant(self, tokens_NxL: np.ndarray, passage_ids: pa.LargeStringArray) -> "DocidTable":
-        ancestors = (self.fingerprint(), *self.ancestors)
-        return dataclasses.replace(self, tokens_NxL=tokens_NxL, passage_ids=passage_ids, ancestors=ancestors)
+    def _descendant(
+        self,
+        tokens_NxL: np.ndarray,
+        passage_ids: pa.LargeStringArray,
+        more_passages_M: np.ndarray | None = None,
+    ) -> "DocidTable":
+        return dataclasses.replace(
+            self,
+            tokens_NxL=tokens_NxL,
+            passage_ids=passage_ids,
+            ancestors=(self.fingerprint(), *self.ancestors),
+            more_passages_M=more_passages_M,
+        )
 
     def check(self) -> None:
         """Checks that every docid has tokens, all from 1 to output_size - 1, and zeros only after them.
@@ -131,7 +181,9 @@ class DocidTable:
         Raises:
           UserError: a docid is wrong; the message names it and its passage.
         """
-        limit = self.output_size - 1
+        more, limit = self.more_passages_M, self.output_size - 1
+        if more is not None and not (np.diff(more, prepend=0, append=len(self.passage_ids) - 1) >= 0).all():
+            raise UserError(f"docids/{self.kind}: more_passages_M: give rows of passages, ascending")
         for rows in blocks(len(self.tokens_NxL)):
             tokens = self.tokens_NxL[rows]
             used = tokens != 0
@@ -145,8 +197,12 @@ class DocidTable:
             for what, bad in faults.items():
                 if bad.any():
                     row = rows.start + int(bad.argmax())
-                    docid, passage = self.tokens_NxL[row].tolist(), self.passage_ids[row].as_py()
+                    docid, passage = self.tokens_NxL[row].tolist(), self._passage_id(row)
                     raise UserError(f"docids/{self.kind}: {docid}, docid of passage {passage!r}, has {what}")
+
+    def _passage_id(self, row: int) -> str:
+        """Returns the id of the passage that the docid in a row names."""
+        return self.passage_ids[int(self.passages_of(np.array(row)))].as_py()
 
     @functools.cached_property  # `write` and the report of the quality both need it
     def ordered(self) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +214,9 @@ class DocidTable:
         return int((self.ordered[1] < self.length).sum())
 
     def prefix_counts(self, row: int) -> list[int]:
-        """Counts the passages that share the first token of a row's docid, the first two, and so on.
+        """Counts the docids that share the first token of a row's docid, the first two, and so on.
+
+        Equal docids of several passages count as many times.
 
         Args:
           row: a row of the table.
@@ -190,6 +248,8 @@ class DocidTable:
         dtype = _smallest_dtype(self.output_size)
         np.save(folder / "tokens.npy", self.tokens_NxL.astype(dtype, copy=False))
         arrow_ids.write(folder / "ids.arrow", self.passage_ids)
+        if self.more_passages_M is not None:
+            np.save(folder / MORE, self.more_passages_M.astype(np.int32, copy=False))
         return {
             "version": VERSION,
             "kind": self.kind,
@@ -202,6 +262,7 @@ class DocidTable:
             "ancestors": list(self.ancestors),
             "vocabulary": self.vocabulary,
             "search": self.search,
+            **({"docids": len(self.tokens_NxL)} if self.more_passages_M is not None else {}),
         }
 
     def _check_prefixes(self) -> None:
@@ -214,7 +275,7 @@ class DocidTable:
         if ended.any():
             at = new[ended.argmax()]
             short, long = self.tokens_NxL[rows_N[at - 1 : at + 1]]
-            a, b = (self.passage_ids[row].as_py() for row in rows_N[at - 1 : at + 1].tolist())
+            a, b = map(self._passage_id, rows_N[at - 1 : at + 1].tolist())
             raise UserError(
                 f"docids/{self.kind}: {short[short > 0].tolist()}, docid of passage {a!r}, is a "
                 f"prefix of {long[long > 0].tolist()}, docid of passage {b!r}: "
@@ -240,6 +301,7 @@ class DocidTable:
         try:
             tokens = np.load(paths.ensure_local(folder / "tokens.npy"), mmap_mode="r")
             ids = arrow_ids.read(folder / "ids.arrow")
+            more = np.load(paths.ensure_local(folder / MORE), mmap_mode="r") if "docids" in manifest else None
         except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{folder}: a docid table that cannot be read ({error}): {hint}") from None
         table = cls(
@@ -251,8 +313,12 @@ class DocidTable:
             tuple(manifest["ancestors"]),
             manifest["vocabulary"],
             manifest["search"],
+            more,
         )
-        if len(tokens) != len(ids) or table.fingerprint() != manifest["fingerprint"]:
+        if (
+            len(tokens) != len(ids) + (0 if more is None else len(more))
+            or table.fingerprint() != manifest["fingerprint"]
+        ):
             raise UserError(f"{folder}: its files were changed after they were made: {hint}")
         table.check()
         return table

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -85,6 +85,15 @@ class Targets(abc.ABC):
           {name of a feature: its most numbers}.
         """
 
+    def draw(self, examples: Sequence[Example], rngs: Iterable[np.random.Generator]) -> Sequence[Example]:
+        """Draws what `get` is to be given, where an example has several targets: here as it is.
+
+        Args:
+          examples: as a task made them.
+          rngs: for each of them the generator that drew for the task.
+        """
+        return examples
+
     @abc.abstractmethod
     def get(self, examples: Sequence[Example]) -> list[Features]:
         """Gives the features of each example, neither trimmed nor padded."""
@@ -140,6 +149,15 @@ class DocidTargets(Targets):
     def mean_length(self) -> float:
         """Mean tokens of a docid, over the first 100,000."""
         return float(np.count_nonzero(self.table.tokens_NxL[:100_000], axis=1).mean())
+
+    def draw(self, examples: Sequence[Example], rngs: Iterable[np.random.Generator]) -> Sequence[Example]:
+        """See `Targets.draw`. An example of a passage with several docids gets the row of one of them."""
+        if self.table.more_passages_M is None:
+            return examples
+        return [
+            dataclasses.replace(example, rows=[int(rng.choice(self.table.docids_of(example.rows[0])))])
+            for example, rng in zip(examples, rngs, strict=True)
+        ]
 
     def get(self, examples: Sequence[Example]) -> list[Features]:
         """See `Targets.get`."""

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+import pyarrow as pa
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
@@ -79,7 +80,8 @@ def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest:
     program = functools.partial(_search, model, strategy, docids, width)
     docids = {name: np.asarray(x) for name, x in docids.arrays.items()}
     _save(folder, "docids", docids)
-    arrow_ids.write(folder / "ids.arrow", table.passage_ids)
+    passages_N = table.passages_of(np.arange(len(table.tokens_NxL)))
+    arrow_ids.write(folder / "ids.arrow", table.passage_ids.take(pa.array(passages_N)))
     length = description["input_length"]
     _write(folder / "search.stablehlo", program, weights, docids, length=length)
     return facts | {"lengths": {"queries": length}}

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import tempfile
 from pathlib import Path
@@ -221,3 +222,84 @@ def test_passages_with_a_prefix_are_counted(docids, ended):
         prefixes = [docid[: n + 1] for n in range(np.count_nonzero(docid))]
         wanted = [sum(other[: len(p)] == p for other in tokens_NxL.tolist()) for p in prefixes]
         assert table.prefix_counts(row) == wanted
+
+
+@st.composite
+def views(draw: st.DrawFn) -> dict[str, list[list[int]]]:
+    """Passages with one to three docids each, all different, each ended by token 1."""
+    count = draw(st.integers(1, 6))
+    docids = draw(
+        st.lists(
+            st.lists(st.integers(2, 4), min_size=1, max_size=3),
+            min_size=3 * count,
+            max_size=3 * count,
+            unique_by=tuple,
+        )
+    )
+    sizes = draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
+    return {f"p{i}": [[*docid, 1] for docid in docids[3 * i :][:size]] for i, size in enumerate(sizes)}
+
+
+def table_of_views(docids_of: dict[str, list[list[int]]]) -> DocidTable:
+    first = [docids[0] for docids in docids_of.values()]
+    more = [(i, docid) for i, docids in enumerate(docids_of.values()) for docid in docids[1:]]
+    tokens = np.zeros((len(first) + len(more), 4), np.int32)
+    for row, docid in zip(tokens, [*first, *(docid for _, docid in more)], strict=True):
+        row[: len(docid)] = docid
+    table = table_of(tokens, [*docids_of])
+    return dataclasses.replace(table, more_passages_M=np.array([i for i, _ in more], np.int32))
+
+
+def views_of(table: DocidTable) -> dict[str, list[list[int]]]:
+    """What `table_of_views` was given."""
+    rows = [table.docids_of(row) for row in range(len(table.passage_ids))]
+    assert [row.tolist() for row in map(table.passages_of, rows)] == [
+        [i] * len(some) for i, some in enumerate(rows)
+    ]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(len(table.tokens_NxL)))
+    return {
+        id: [docid[docid > 0].tolist() for docid in table.tokens_NxL[some]]
+        for id, some in zip(table.passage_ids.to_pylist(), rows, strict=True)
+    }
+
+
+@given(views(), st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_passage_may_have_several_docids(docids_of, data):
+    """On disk and in memory, also when passages go and come."""
+    table = table_of_views(docids_of)
+    assert views_of(table) == docids_of
+    assert table.passages_of(np.array([[-1, 0]])).tolist() == [[-1, 0]]
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "naive", table)
+        opened = DocidTable.open(Path(folder) / "naive")
+        manifest = storage.read_manifest(Path(folder) / "naive", "docids")
+    assert isinstance(opened.more_passages_M, np.memmap) or not len(opened.more_passages_M)
+    assert views_of(opened) == docids_of
+    assert (manifest["passages"], manifest["docids"]) == (len(docids_of), sum(map(len, docids_of.values())))
+    other = dataclasses.replace(table, more_passages_M=table.more_passages_M[::-1].copy() + 1)
+    assert len(table.more_passages_M) == 0 or other.fingerprint() != table.fingerprint()
+
+    gone = data.draw(st.sets(st.sampled_from([*docids_of][1:]))) if len(docids_of) > 1 else set()
+    left = {id: docids for id, docids in docids_of.items() if id not in gone}
+    assert views_of(table.without(gone)) == left
+    grown = table.without(gone).with_passages(["new"], np.array([[5, 1]]))
+    assert views_of(grown) == left | {"new": [[5, 1]]}
+    for row in range(len(grown.tokens_NxL)):
+        docid = grown.tokens_NxL[row].tolist()
+        assert grown.prefix_counts(row)[0] == sum(other[0] == docid[0] for other in grown.tokens_NxL)
+
+
+def test_further_docids_name_passages_in_order(tmp_path):
+    table = table_of([[3, 1], [4, 1], [5, 1], [6, 0]], ["a", "b"])
+    for more in ([1, 0], [0, 2], [-1, 0]):
+        with pytest.raises(UserError, match="more_passages_M: give rows of passages, ascending"):
+            dataclasses.replace(table, more_passages_M=np.array(more)).check()
+    dataclasses.replace(table, more_passages_M=np.array([0, 1])).check()
+    prefix = dataclasses.replace(
+        table, more_passages_M=np.array([0, 1]), tokens_NxL=np.array([[3, 1], [4, 1], [5, 0], [5, 1]])
+    )
+    with pytest.raises(
+        UserError, match=r"\[5\], docid of passage 'a', is a prefix of \[5, 1\], docid of passage 'b'"
+    ):
+        write(tmp_path / "naive", prefix)

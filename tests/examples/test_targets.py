@@ -1,5 +1,8 @@
 """Targets, decoded and compared with the texts and docids that they are made of."""
 
+import dataclasses
+from collections import Counter
+
 import numpy as np
 
 from retrieval_jax.data.records import Collection
@@ -28,3 +31,22 @@ def test_targets_are_docids_or_the_query(
         features["inputs"], vocabulary.batch([collection.passage(row).full_text], 20)
     )
     np.testing.assert_array_equal(features["targets"], vocabulary.batch([query.text], 10))
+
+
+def test_an_example_of_a_passage_with_several_docids_is_one_of_them(inputs: TaskFactory, table: DocidTable):
+    """Each as often as the others, drawn by the example's own generator."""
+    (row,) = inputs.task("labelled")(4, RNG).rows
+    more = np.array([[9], [8], [7]]) if table.length == 1 else np.eye(3, table.length, dtype=int) + 2
+    passages = np.array(
+        [row, row, len(table.passage_ids) - 1] if row < len(table.passage_ids) - 1 else [0, row, row]
+    )
+    tokens = np.concatenate([table.tokens_NxL, more])
+    several = dataclasses.replace(table, tokens_NxL=tokens, more_passages_M=passages)
+    examples = Examples(inputs.task("labelled"), DocidTargets(several, 16))
+    drawn = [tuple(examples(4, np.random.default_rng(seed))["targets"]) for seed in range(90)]
+    expected = {tuple(docid[docid > 0].tolist()) for docid in tokens[several.docids_of(row)]}
+    counts = Counter(drawn)
+    assert counts.keys() == expected
+    assert min(counts.values()) > 15  # of 30 expected
+    again = examples.get([4] * 90, map(np.random.default_rng, range(90)))
+    assert [tuple(features["targets"]) for features in again] == drawn
