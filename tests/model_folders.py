@@ -24,6 +24,19 @@ def random_params(model, seed: int = 0) -> dict:
     return jax.tree.map(lambda x: x * rng.uniform(0.5, 1.5, x.shape).astype(np.float32), params)
 
 
+def exact_scores(model, params: dict, query_S: np.ndarray, docids_NxL: np.ndarray) -> np.ndarray:
+    """Each docid's score for one query, float64 N: sums of NumPy's, of the logits of all tokens."""
+    targets = np.asarray(docids_NxL, np.int32)
+    batch = {
+        "encoder_input_tokens": np.tile(query_S, (len(targets), 1)),
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+    }
+    scores_NxLxV = np.asarray(jax.jit(model.logits)(params, batch), np.float64)
+    if model.score == "log_prob":
+        scores_NxLxV -= np.log(np.exp(scores_NxLxV).sum(-1, keepdims=True))
+    return (np.take_along_axis(scores_NxLxV, targets[..., None], -1)[..., 0] * (targets > 0)).sum(1)
+
+
 def write_model_folder(folder: Path, model, params: dict, collection: Collection, **facts: object) -> None:
     """A model folder as `convert` writes it."""
     folder.mkdir(parents=True, exist_ok=True)

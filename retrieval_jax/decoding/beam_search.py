@@ -1,4 +1,4 @@
-"""Constrained beam search over docids: exact log-probabilities, and only docids of the trie can come out.
+"""Constrained beam search over docids: exact scores, and only docids of the trie can come out.
 
 Letters in shapes: B queries, K beams, I local ids (see trie.py), C children of a beam's node, L positions.
 """
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from retrieval_jax.decoding.trie import Trie
 
-DecodeStep = Callable[[jax.Array, jax.Array | int, Any, jax.Array], tuple[jax.Array, jax.Array, Any]]
+DecodeStep = Callable[[jax.Array, jax.Array | int, Any, jax.Array], tuple[jax.Array, jax.Array | None, Any]]
 """The decoder, which reads one token a beam and predicts the next one.
 
 Args:
@@ -25,7 +25,7 @@ Args:
 
 Returns:
   (float32 logits B×K×I of the candidates as the next token; log-sum-exp B×K of the logits of the whole
-  vocabulary; the cache with the newest tokens).
+  vocabulary, or None where the search is to add up logits; the cache with the newest tokens).
 """
 
 
@@ -33,7 +33,8 @@ class Beams(NamedTuple):
     """The K best hypotheses of each query, best first, and where they stand in the trie. Each array is B×K.
 
     Attributes:
-      score: float32, the sum of the log-probabilities of its tokens; -inf where there is no hypothesis.
+      score: float32, the sum of its tokens' log-probabilities, or of their logits; -inf where there is no
+        hypothesis.
       token: int32, its newest token.
       first_child: int32, the first edge that leaves its node, or, without children, its docid's row.
       num_children: int32, how many edges leave its node; 0: one docid is left.
@@ -48,11 +49,12 @@ class Beams(NamedTuple):
 def constrained_beam_search(
     step: DecodeStep, cache: Any, trie: Trie, beams: int, mesh: Mesh | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Finds the docids of highest log-probability under the model's full softmax.
+    """Finds the docids of highest log-probability under the model's full softmax, or of the largest logits.
 
     A hypothesis's score is the sum of the log-probabilities of its tokens: there is no length penalty, and
-    probabilities are not renormalised over the allowed tokens. With as many beams as docids the result is
-    that of scoring every docid.
+    probabilities are not renormalised over the allowed tokens. Where the step gives no log-sum-exp, the score
+    is the sum of the tokens' logits (RIPOR, Zeng et al. 2024, section 3.1); a docid that has ended adds
+    nothing. With as many beams as docids the result is that of scoring every docid.
 
     The step is compiled twice: for the root, where a query has one beam, and in a loop over the other
     positions, which ends when every beam has written its docid.
@@ -91,9 +93,11 @@ def constrained_beam_search(
     Returns:
       (rows B×K int32: rows of the docid table, best first; scores B×K float32; pruned_upper_bound B float32).
       Where there are fewer docids than beams the row is -1 and the score -inf. `pruned_upper_bound` is the
-      largest score at which a hypothesis may have been pruned. As a docid scores no more than its prefixes,
-      no docid that is left out scores above it: the docids found above it are exactly those that scoring
-      every docid would rank first, in that order.
+      largest score at which a hypothesis may have been pruned. As a docid's log-probability is no larger than
+      its prefixes', no docid that is left out scores above it: the docids found above it are exactly those
+      that scoring every docid would rank first, in that order. A logit may be positive, so a sum of logits
+      may grow, and has no such bound: it is inf, or -inf where a beam was always left, so that nothing was
+      pruned.
     """
     trie = jax.tree.map(jnp.asarray, trie)
     batch_size = jax.tree.leaves(cache)[0].shape[0]  # of any size, or symbolic
@@ -103,7 +107,7 @@ def constrained_beam_search(
     logits_Bx1xI, log_z_Bx1, cache = step(root, 0, cache, trie.token_LxI[0])
     expand_beams = functools.partial(_expand_on_devices, mesh, trie, beams)
     state, parent = expand_beams(trie.max_branching[0], state, logits_Bx1xI, log_z_Bx1, jnp.int32(0))
-    cache, pruned_upper_bound_B = _take_beams(cache, parent), state.score[:, -1]
+    cache, worst_B = _take_beams(cache, parent), state.score[:, -1]
 
     # The loop's body has a branch for each number of children that a position can need.
     widths = sorted(set(trie.max_branching[1:]))
@@ -117,16 +121,17 @@ def constrained_beam_search(
         return (position < trie.length) & ~jnp.all((state.num_children == 0) & ended)
 
     def advance(carry):
-        position, state, cache, pruned_upper_bound_B = carry
+        position, state, cache, worst_B = carry
         logits_BxKxI, log_z_BxK, cache = step(state.token, position, cache, trie.token_LxI[position])
         state, parent = jax.lax.switch(
             branch_of[position], branches, state, logits_BxKxI, log_z_BxK, position
         )
-        pruned_upper_bound_B = jnp.maximum(pruned_upper_bound_B, state.score[:, -1])
-        return position + 1, state, _take_beams(cache, parent), pruned_upper_bound_B
+        return position + 1, state, _take_beams(cache, parent), jnp.maximum(worst_B, state.score[:, -1])
 
-    start = (jnp.int32(1), state, cache, pruned_upper_bound_B)
+    start = (jnp.int32(1), state, cache, worst_B)
     _, state, _, pruned_upper_bound_B = jax.lax.while_loop(is_unfinished, advance, start)
+    if log_z_Bx1 is None:
+        pruned_upper_bound_B = jnp.where(pruned_upper_bound_B > -jnp.inf, jnp.inf, -jnp.inf)
     found = state.score > -jnp.inf
     return jnp.where(found, state.first_child, -1), state.score, pruned_upper_bound_B
 
@@ -137,7 +142,7 @@ def expand(
     beams: int,
     state: Beams,
     logits_BxKxI: jax.Array,
-    log_z_BxK: jax.Array,
+    log_z_BxK: jax.Array | None,
     position: jax.Array | int,
 ) -> tuple[Beams, jax.Array]:
     """Takes one step of the search: keeps the best of all children of all beams.
@@ -166,11 +171,13 @@ def expand(
     local_id_BxKxC = jnp.where(
         is_single_BxK[..., None], suffix_BxK[..., None], local_id_BxKxC.astype(jnp.int32)
     )
-    log_prob = _take(logits_BxKxI, local_id_BxKxC) - log_z_BxK[..., None]
+    added = _take(logits_BxKxI, local_id_BxKxC)
+    if log_z_BxK is not None:
+        added -= log_z_BxK[..., None]
     # Only local id 0 can stand for token 0: the docid has ended, and goes on at no cost.
-    log_prob = jnp.where((local_id_BxKxC == 0) & (token_I[0] == 0), 0.0, log_prob)
+    added = jnp.where((local_id_BxKxC == 0) & (token_I[0] == 0), 0.0, added)
     exists = child_C < jnp.maximum(state.num_children, 1)[..., None]
-    total_BxKC = jnp.where(exists, state.score[..., None] + log_prob, -jnp.inf).reshape(B, -1)
+    total_BxKC = jnp.where(exists, state.score[..., None] + added, -jnp.inf).reshape(B, -1)
 
     kept = min(beams, total_BxKC.shape[1])
     score, best = jax.lax.top_k(total_BxKC, kept)

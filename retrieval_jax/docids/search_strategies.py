@@ -104,7 +104,7 @@ class SearchStrategy:
         mesh: Mesh | None = None,
         recall_target: float | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Finds the most probable docids of each query. Pure: it may be compiled, with `width` static.
+        """Finds the docids of highest score for each query. Pure: it may be compiled, with `width` static.
 
         Args:
           model: the retriever.
@@ -118,14 +118,14 @@ class SearchStrategy:
 
         Returns:
           (rows int32 B×width: rows of the table, best first, -1 where there are no more docids; {"scores":
-          float32 B×width, log-probabilities of the docids under the model's whole softmax, …}). Of passages
-          that share a docid the first one's row is found.
+          float32 B×width, of the docids, as the model's `score` says, …}). Of passages that share a docid the
+          first one's row is found.
         """
         raise NotImplementedError
 
     @classmethod
     def encode(cls, model: GenerativeRetriever, params: dict, batch: Mapping[str, jax.Array]) -> object:
-        """Computes what `log_probs` needs once for a batch of queries. Pure: it may be compiled.
+        """Computes what `token_scores` needs once for a batch of queries. Pure: it may be compiled.
 
         Args:
           model: the retriever.
@@ -138,7 +138,7 @@ class SearchStrategy:
         raise NotImplementedError
 
     @classmethod
-    def log_probs(
+    def token_scores(
         cls,
         model: GenerativeRetriever,
         params: dict,
@@ -146,7 +146,7 @@ class SearchStrategy:
         encoded: object,
         tokens_BxKxL: jax.Array,
     ) -> jax.Array:
-        """Computes the log-probabilities that `decode` gives to docids' tokens. Pure: it may be compiled.
+        """Computes the scores that `decode` gives to docids' tokens. Pure: it may be compiled.
 
         Args:
           model: the retriever.
@@ -224,9 +224,9 @@ class TrieSearch(SearchStrategy):
         return model.encode_queries(params, batch)
 
     @classmethod
-    def log_probs(cls, model, params, batch, encoded, tokens_BxKxL):
+    def token_scores(cls, model, params, batch, encoded, tokens_BxKxL):
         """See SearchStrategy."""
-        return model.docid_log_probs(params, batch, encoded, tokens_BxKxL)
+        return model.docid_scores(params, batch, encoded, tokens_BxKxL)
 
 
 class SoftmaxSearch(SearchStrategy):
@@ -278,11 +278,11 @@ class SoftmaxSearch(SearchStrategy):
 
     @classmethod
     def encode(cls, model, params, batch):
-        """See SearchStrategy: the log-probabilities of all docids, B×V."""
-        return model.atomic_log_probs(params, batch)
+        """See SearchStrategy: the scores of all docids, B×V."""
+        return model.atomic_scores(params, batch)
 
     @classmethod
-    def log_probs(cls, model, params, batch, encoded, tokens_BxKxL):
+    def token_scores(cls, model, params, batch, encoded, tokens_BxKxL):
         """See SearchStrategy."""
         return jnp.take_along_axis(encoded, tokens_BxKxL[..., 0], axis=1)[..., None]
 

@@ -41,8 +41,8 @@ def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest:
     """Writes a dual encoder's two encoders, or a generative retriever's search.
 
     - encode_queries.stablehlo, encode_passages.stablehlo: (weights, tokens B×S) -> vectors B×E.
-    - search.stablehlo: (weights, docids, tokens B×S) -> (rows B×K of ids.arrow, log-probabilities B×K); rows
-      of -1 name no passage. Passages that share a docid are found by the first of them.
+    - search.stablehlo: (weights, docids, tokens B×S) -> (rows B×K of ids.arrow, scores B×K); rows of -1 name
+      no passage. Passages that share a docid are found by the first of them.
 
     Args:
       folder: an existing folder.
@@ -51,8 +51,9 @@ def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest:
       manifest: the searcher's manifest, which has the number of beams.
 
     Returns:
-      What the manifest says: the lengths S of the texts' tokens, the versions of jax and of its format, and
-      for encoders the prompts that come before texts.
+      What the manifest says: the lengths S of the texts' tokens, the versions of jax and of its format, for
+      encoders the prompts that come before texts, and for a search what its scores are ("log_prob" or
+      "logits": sums over a docid's tokens).
 
     Raises:
       UserError: the model neither encodes nor searches.
@@ -84,7 +85,7 @@ def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest:
     arrow_ids.write(folder / "ids.arrow", table.passage_ids.take(pa.array(passages_N)))
     length = description["input_length"]
     _write(folder / "search.stablehlo", program, weights, docids, length=length)
-    return facts | {"lengths": {"queries": length}}
+    return facts | {"lengths": {"queries": length}, "score": model.score}
 
 
 def load_program(folder: str | Path, name: str) -> export.Exported:

@@ -220,9 +220,9 @@ class Model(models.BaseModel):
     ) -> tuple[jax.Array, dict]:
         """Calls the model's own `predict_batch_with_aux`.
 
-        A generative retriever: (rows of the docid table B×beams; {"scores": log-probabilities under the full
-        softmax}), the best *first*, where T5X's beam search has it last. A dual encoder: the queries'
-        vectors. A query generator: samples.
+        A generative retriever: (rows of the docid table B×beams; {"scores": as the model's `score` says}),
+        the best *first*, where T5X's beam search has it last. A dual encoder: the queries' vectors. A query
+        generator: samples.
         """
         params = flax.core.unfreeze(params)
         if self.model.writes_docids:

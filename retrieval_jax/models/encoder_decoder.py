@@ -141,8 +141,11 @@ class EncoderDecoder(Retriever):
         return total / jnp.maximum(count, 1), metrics
 
     def score_batch(self, params: dict, batch: Batch) -> jax.Array:
-        """Computes the log-probability of each target sequence, B or B×C, float32."""
-        log_probs = jax.nn.log_softmax(self.logits(params, batch))
-        targets = batch["decoder_target_tokens"]
-        token = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+        """Computes the score of each target sequence, B or B×C, float32: the sum of its `token_scores`."""
+        scores, targets = self.token_scores(self.logits(params, batch)), batch["decoder_target_tokens"]
+        token = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
         return jnp.sum(token * batch["decoder_loss_weights"], axis=-1)
+
+    def token_scores(self, logits: jax.Array) -> jax.Array:
+        """Computes what tokens add to a text's score, float32 …×V: their log-probabilities."""
+        return jax.nn.log_softmax(logits)

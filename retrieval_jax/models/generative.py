@@ -1,17 +1,26 @@
 """The generative retriever: a T5 that reads a query and writes a docid."""
 
+from typing import Annotated
+
 import gin
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.values import Names
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import constrained_beam_search
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.models.encoder_decoder import EncoderDecoder
-from retrieval_jax.models.layers import KeysValues
+from retrieval_jax.models.layers import KeysValues, T5Config
+from retrieval_jax.models.objectives import Objective, cross_entropy
 from retrieval_jax.models.retriever import Batch, register_retriever
 from retrieval_jax.models.softmax import exact_products
+
+SCORES = ("log_prob", "logits")
+Score = Annotated[str, Names("a score of docids", SCORES)]
 
 
 @register_retriever
@@ -20,10 +29,46 @@ class GenerativeRetriever(EncoderDecoder):
     """A T5 that reads a query and writes a docid.
 
     Its softmax is over the text vocabulary, or over the tokens of docids (atomic ones have one token each).
+
+    Args:
+      config: see EncoderDecoder.
+      optimizer_def: see EncoderDecoder.
+      objective: see EncoderDecoder.
+      max_logits_per_block: see EncoderDecoder.
+      score: what a docid's score is the sum of, in every search: its tokens' log-probabilities ("log_prob"),
+        or their logits ("logits"), for a model that was trained to rank by these (RIPOR). Sums of logits need
+        no log-sum-exp of the softmax, and have no upper bound: see `constrained_beam_search`.
     """
 
     family = "generative"
     writes_docids = True
+
+    def __init__(
+        self,
+        config: T5Config,
+        optimizer_def: optax.GradientTransformation | None = None,
+        objective: Objective = cross_entropy,
+        max_logits_per_block: int | None = None,
+        score: Score = "log_prob",
+    ):
+        super().__init__(config, optimizer_def, objective, max_logits_per_block)
+        if score not in SCORES:
+            raise UserError(f"GenerativeRetriever.score: no score {score!r}: {' or '.join(SCORES)}")
+        self.score = score
+
+    @property
+    def settings(self) -> dict:
+        """See `Retriever.settings`: how docids are scored, where it is not by log-probabilities."""
+        return {} if self.normalizes else {"score": self.score}
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether scores are log-probabilities, for which the log-sum-exp of all logits is computed."""
+        return self.score == "log_prob"
+
+    def token_scores(self, logits: jax.Array) -> jax.Array:
+        """Computes what tokens add to a docid's score, float32 …×V: log-probabilities, or the logits."""
+        return super().token_scores(logits) if self.normalizes else logits
 
     def predict_batch_with_aux(
         self,
@@ -35,7 +80,7 @@ class GenerativeRetriever(EncoderDecoder):
         beams: int,
         mesh: Mesh | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Searches for the docids of highest log-probability; see `constrained_beam_search`.
+        """Searches for the docids of highest score; see `constrained_beam_search`.
 
         Args:
           params: the network's parameters.
@@ -46,7 +91,7 @@ class GenerativeRetriever(EncoderDecoder):
           mesh: the mesh over whose axis `data` the queries lie; None for one device.
 
         Returns:
-          (rows of the docid table B×K int32, best first; {"scores": their log-probabilities B×K,
+          (rows of the docid table B×K int32, best first; {"scores": B×K, as `score` says,
           "pruned_upper_bound": B, above which no docid that is left out scores}).
         """
         variables, inputs_BxS = self.decode_variables(params), batch["encoder_input_tokens"]
@@ -58,7 +103,7 @@ class GenerativeRetriever(EncoderDecoder):
             )
             with exact_products():
                 logits, log_z = self.decode_module.apply(
-                    variables, x_BxKxE, candidates_I, method="candidate_logits"
+                    variables, x_BxKxE, candidates_I, self.normalizes, method="candidate_logits"
                 )
             return logits, log_z, kv_cache
 
@@ -85,11 +130,10 @@ class GenerativeRetriever(EncoderDecoder):
           recall: see `top_docids`.
 
         Returns:
-          (docid tokens B×k int32, best first; {"scores": their log-probabilities B×k}).
+          (docid tokens B×k int32, best first; {"scores": B×k, as `score` says}).
         """
-        start = jnp.zeros((batch["encoder_input_tokens"].shape[0], 1), jnp.int32)
-        logits_Bx1xV = self.logits(params, {**batch, "decoder_input_tokens": start})
-        tokens, scores = top_docids(logits_Bx1xV[:, 0], valid_mask_V, k, mesh, recall)
+        logits_BxV = self._first_logits(params, batch)
+        tokens, scores = top_docids(logits_BxV, valid_mask_V, k, mesh, recall, self.normalizes)
         return tokens, {"scores": scores}
 
     def first_states(self, params: dict, inputs_BxS: jax.Array) -> jax.Array:
@@ -104,7 +148,7 @@ class GenerativeRetriever(EncoderDecoder):
         return self.hidden(params, batch)[:, 0].astype(jnp.float32)
 
     def encode_queries(self, params: dict, batch: Batch) -> list[KeysValues]:
-        """Computes what `docid_log_probs` needs once for a batch of queries, whatever the docids.
+        """Computes what `docid_scores` needs once for a batch of queries, whatever the docids.
 
         Args:
           params: the network's parameters.
@@ -116,10 +160,10 @@ class GenerativeRetriever(EncoderDecoder):
         variables = self.decode_variables(params)
         return self.decode_module.apply(variables, batch["encoder_input_tokens"], method="cross_keys_values")
 
-    def docid_log_probs(
+    def docid_scores(
         self, params: dict, batch: Batch, cross_kv: list[KeysValues], docids_BxKxL: jax.Array
     ) -> jax.Array:
-        """Computes the log-probabilities of the tokens of docids that are given, as the search does.
+        """Computes the scores of the tokens of docids that are given, as the search does.
 
         A query's docids are read like beams of a search whose tokens are known.
 
@@ -143,17 +187,17 @@ class GenerativeRetriever(EncoderDecoder):
             )
             token_BxK = jax.lax.dynamic_index_in_dim(docids_BxKxL, position, axis=2, keepdims=False)
             with exact_products():
-                log_prob_BxK = self.decode_module.apply(
-                    variables, x_BxKxE, token_BxK, method="token_log_probs"
+                score_BxK = self.decode_module.apply(
+                    variables, x_BxKxE, token_BxK, self.normalizes, method="token_scores"
                 )
-            return (token_BxK, kv_cache), jnp.where(token_BxK > 0, log_prob_BxK, 0.0)
+            return (token_BxK, kv_cache), jnp.where(token_BxK > 0, score_BxK, 0.0)
 
         start = (jnp.zeros((B, K), jnp.int32), kv_cache)
-        _, log_probs_LxBxK = jax.lax.scan(read, start, jnp.arange(L))
-        return jnp.moveaxis(log_probs_LxBxK, 0, -1)
+        _, scores_LxBxK = jax.lax.scan(read, start, jnp.arange(L))
+        return jnp.moveaxis(scores_LxBxK, 0, -1)
 
-    def atomic_log_probs(self, params: dict, batch: Batch) -> jax.Array:
-        """Computes the log-probabilities of all atomic docids; see `rank_atomic`.
+    def atomic_scores(self, params: dict, batch: Batch) -> jax.Array:
+        """Computes the scores of all atomic docids; see `rank_atomic`.
 
         Args:
           params: the network's parameters.
@@ -162,6 +206,9 @@ class GenerativeRetriever(EncoderDecoder):
         Returns:
           Float32 B×V.
         """
+        return self.token_scores(self._first_logits(params, batch))
+
+    def _first_logits(self, params: dict, batch: Batch) -> jax.Array:
+        """Computes the logits of the first token of a docid, float32 B×V."""
         start = jnp.zeros((batch["encoder_input_tokens"].shape[0], 1), jnp.int32)
-        logits_BxV = self.logits(params, {**batch, "decoder_input_tokens": start})[:, 0]
-        return logits_BxV - jax.nn.logsumexp(logits_BxV, axis=-1, keepdims=True)
+        return self.logits(params, {**batch, "decoder_input_tokens": start})[:, 0]

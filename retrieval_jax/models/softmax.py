@@ -47,42 +47,50 @@ def exact_products() -> AbstractContextManager:
 
 
 def candidate_logits(
-    x_BxKxE: jax.Array, kernel_ExV: jax.Array, tokens_S: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    x_BxKxE: jax.Array, kernel_ExV: jax.Array, tokens_S: jax.Array, with_log_z: bool = True
+) -> tuple[jax.Array, jax.Array | None]:
     """Computes the logits of candidate tokens, and what normalises them.
 
     Args:
       x_BxKxE: of any dtype.
       kernel_ExV: float32.
       tokens_S: int32, the candidates.
+      with_log_z: whether the log-sum-exp is computed, for which the logits of all tokens are needed.
 
     Returns:
-      (float32 logits B×K×S of the candidates, float32 log-sum-exp B×K of all V logits).
+      (float32 logits B×K×S of the candidates, float32 log-sum-exp B×K of all V logits or None).
     """
-    blocks = log_z_blocks(kernel_ExV.shape[1])
-    if blocks == 1 or 2 * len(tokens_S) > kernel_ExV.shape[1]:
+    V = kernel_ExV.shape[1]
+    blocks = log_z_blocks(V)
+    if 2 * len(tokens_S) > V or (with_log_z and blocks == 1):
         logits_BxKxV = logits_of(x_BxKxE, kernel_ExV)
-        return logits_BxKxV[..., tokens_S], jax.nn.logsumexp(logits_BxKxV, axis=-1)
-    return logits_of(x_BxKxE, kernel_ExV[:, tokens_S]), log_z(x_BxKxE, kernel_ExV, blocks)
+        return logits_BxKxV[..., tokens_S], jax.nn.logsumexp(logits_BxKxV, axis=-1) if with_log_z else None
+    return (
+        logits_of(x_BxKxE, kernel_ExV[:, tokens_S]),
+        log_z(x_BxKxE, kernel_ExV, blocks) if with_log_z else None,
+    )
 
 
-def token_log_probs(x_BxKxE: jax.Array, kernel_ExV: jax.Array, tokens_BxK: jax.Array) -> jax.Array:
-    """Computes the log-probability of one token each, without holding all logits of a large softmax.
+def token_scores(
+    x_BxKxE: jax.Array, kernel_ExV: jax.Array, tokens_BxK: jax.Array, with_log_z: bool = True
+) -> jax.Array:
+    """Computes the score of one token each, without holding all logits of a large softmax.
 
     Args:
       x_BxKxE: of any dtype.
       kernel_ExV: float32.
       tokens_BxK: int32.
+      with_log_z: whether the scores are log-probabilities; otherwise they are logits.
 
     Returns:
       Float32 B×K.
     """
     blocks = log_z_blocks(kernel_ExV.shape[1])
-    if blocks == 1:
+    if with_log_z and blocks == 1:
         log_probs_BxKxV = jax.nn.log_softmax(logits_of(x_BxKxE, kernel_ExV))
         return jnp.take_along_axis(log_probs_BxKxV, tokens_BxK[..., None], axis=-1)[..., 0]
     own_BxK = jnp.einsum("bke,ebk->bk", x_BxKxE.astype(jnp.float32), kernel_ExV[:, tokens_BxK])
-    return own_BxK - log_z(x_BxKxE, kernel_ExV, blocks)
+    return own_BxK - log_z(x_BxKxE, kernel_ExV, blocks) if with_log_z else own_BxK
 
 
 def log_z_blocks(size: int) -> int:

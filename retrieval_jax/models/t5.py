@@ -30,7 +30,7 @@ from retrieval_jax.models.layers import (
     constrain,
 )
 from retrieval_jax.models.pawa import PawaAdaptor
-from retrieval_jax.models.softmax import NEG_INF, candidate_logits, logits_of, token_log_probs
+from retrieval_jax.models.softmax import NEG_INF, candidate_logits, logits_of, token_scores
 
 STACKS = {"encoder": "encoder", "decoder": "decoder", "pawa_decoder": "decoder"}
 """The name of a stack -> the name of the module in it that holds all of its layers if they are scanned."""
@@ -328,21 +328,24 @@ class T5(nn.Module):
             return self.decoder.logits(x_BxKxE)
         return logits_of(x_BxKxE, self._kernel())
 
-    def candidate_logits(self, x_BxKxE: jax.Array, tokens_S: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def candidate_logits(
+        self, x_BxKxE: jax.Array, tokens_S: jax.Array, with_log_z: bool = True
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Computes the logits of candidate tokens; see `softmax.candidate_logits`.
 
         Args:
           x_BxKxE: what `decode_step` gave.
           tokens_S: int32, the candidates.
+          with_log_z: whether the log-sum-exp is computed.
 
         Returns:
-          (float32 logits B×K×S, float32 log-sum-exp B×K of all logits).
+          (float32 logits B×K×S, float32 log-sum-exp B×K of all logits or None).
         """
-        return candidate_logits(x_BxKxE, self._kernel(), tokens_S)
+        return candidate_logits(x_BxKxE, self._kernel(), tokens_S, with_log_z)
 
-    def token_log_probs(self, x_BxKxE: jax.Array, tokens_BxK: jax.Array) -> jax.Array:
-        """Computes float32 log-probabilities B×K of one token each; see `softmax.token_log_probs`."""
-        return token_log_probs(x_BxKxE, self._kernel(), tokens_BxK)
+    def token_scores(self, x_BxKxE: jax.Array, tokens_BxK: jax.Array, with_log_z: bool = True) -> jax.Array:
+        """Computes float32 scores B×K of one token each; see `softmax.token_scores`."""
+        return token_scores(x_BxKxE, self._kernel(), tokens_BxK, with_log_z)
 
     def _kernel(self) -> jax.Array:
         params = nn.unbox(self.variables["params"])  # while they are made, with their axes' names

@@ -72,7 +72,7 @@ class GenerativeSearcher(Searcher):
         self.docids = None
         self.replace(table)
         self._decode = search_function(model, mesh)
-        self._encode, self._log_probs = log_probs_functions(model, mesh)
+        self._encode, self._token_scores = scoring_functions(model, mesh)
 
     def replace(self, table: DocidTable) -> None:
         """Searches another state of the docids from now on, to which passages were added or from it removed.
@@ -104,7 +104,7 @@ class GenerativeSearcher(Searcher):
         self.batch_sizes = sorted({round_up(size, data) for size in sizes})
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
-        """See Searcher. Scores are log-probabilities; passages that share a docid tie, in row order."""
+        """See Searcher. Scores are as the model's `score` says; passages of one docid tie, in row order."""
         if k <= 0:
             return [[] for _ in queries]
         results, width = [], self.strategy.width(self.beams, k, self.outputs)
@@ -118,12 +118,12 @@ class GenerativeSearcher(Searcher):
         return results
 
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See `Searcher.score`. The scores are the log-probabilities of the passages' docids."""
+        """See `Searcher.score`. The scores are those of the passages' docids."""
         results = []
         for first in range(0, len(queries), self.batch_sizes[-1]):
             some = slice(first, first + self.batch_sizes[-1])
-            log_probs = self._token_log_probs(list(queries[some]), candidates[some])
-            results += [log_probs_CxL.sum(axis=-1).tolist() for log_probs_CxL in log_probs]
+            scores = self._scores_of_tokens(list(queries[some]), candidates[some])
+            results += [scores_CxL.sum(axis=-1).tolist() for scores_CxL in scores]
         return results
 
     def explain(self, query: str, ranked_list: RankedList) -> dict:
@@ -131,22 +131,23 @@ class GenerativeSearcher(Searcher):
 
         Returns:
           "certain": how many of the first passages are proven to be those that scoring every docid would rank
-          first (the search pruned no better hypothesis); None where nothing is known of it. "docids": for
-          each passage {"passage": its id, "steps": [{"token", "text", "log_prob", "passages": how many
-          passages have this prefix}, …]}.
+          first (the search pruned no better hypothesis); None where nothing is known of it. It is 0 for sums
+          of logits, unless there are more beams than docids. "docids": for each passage {"passage": its id,
+          "steps": [{"token", "text", "log_prob" (or "logit", where the model's scores are sums of logits),
+          "passages": how many passages have this prefix}, …]}.
         """
         if not ranked_list:
             return {"certain": None, "docids": []}
         ids = [passage_id for passage_id, _ in ranked_list]
-        (log_probs_KxL,) = self._token_log_probs([query], [ids])
-        docids = []
-        for passage_id, row, log_probs in zip(ids, self.find_rows(ids), log_probs_KxL.tolist(), strict=True):
+        (scores_KxL,) = self._scores_of_tokens([query], [ids])
+        score_name, docids = "log_prob" if self.model.normalizes else "logit", []
+        for passage_id, row, scores in zip(ids, self.find_rows(ids), scores_KxL.tolist(), strict=True):
             steps = [
-                {"token": token, "text": text, "log_prob": log_prob, "passages": passages}
-                for token, text, log_prob, passages in zip(
+                {"token": token, "text": text, score_name: score, "passages": passages}
+                for token, text, score, passages in zip(
                     self.table.tokens_NxL[row].tolist(),
                     token_texts(self.table, row, self.vocabulary),
-                    log_probs,
+                    scores,
                     self.table.prefix_counts(row),
                     strict=False,  # the docid may have ended
                 )
@@ -168,8 +169,8 @@ class GenerativeSearcher(Searcher):
         tokens = self.vocabulary.batch(texts + [""] * (size - len(texts)), self.input_length)
         return {"encoder_input_tokens": self.place(tokens, "data")}
 
-    def _token_log_probs(self, texts: list[str], candidates: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Computes the log-probabilities of docids' tokens for the queries of one batch.
+    def _scores_of_tokens(self, texts: list[str], candidates: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Computes the scores of docids' tokens for the queries of one batch.
 
         Queries are encoded once, and CANDIDATES docids of each are then computed at once: these two programs
         fit any number of candidates.
@@ -185,15 +186,15 @@ class GenerativeSearcher(Searcher):
             row_C[: len(wanted)] = self.find_rows(wanted)
         for first in range(0, most, CANDIDATES):
             docids = self.table.tokens_NxL[np.maximum(row_BxC[:, first : first + CANDIDATES], 0)]
-            found = self._log_probs(
+            found = self._token_scores(
                 self.strategy, self.params, batch, encoded, self.place(docids.astype(np.int32), "data")
             )
             parts.append(np.asarray(found))
         shape = (*row_BxC.shape, self.table.length)
-        log_probs_BxCxL = np.concatenate(parts, axis=1) if parts else np.zeros(shape, np.float32)
-        log_probs_BxCxL = np.where(row_BxC[..., None] < 0, np.nan, log_probs_BxCxL)
-        pairs = zip(log_probs_BxCxL, candidates, strict=False)
-        return [log_probs_CxL[: len(wanted)] for log_probs_CxL, wanted in pairs]
+        scores_BxCxL = np.concatenate(parts, axis=1) if parts else np.zeros(shape, np.float32)
+        scores_BxCxL = np.where(row_BxC[..., None] < 0, np.nan, scores_BxCxL)
+        pairs = zip(scores_BxCxL, candidates, strict=False)
+        return [scores_CxL[: len(wanted)] for scores_CxL, wanted in pairs]
 
     def ranked_list(self, rows: np.ndarray, scores: Sequence[float]) -> RankedList:
         """Lists the passages of the docids that a search found.
@@ -325,7 +326,7 @@ def search_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
     return jax.jit(search, static_argnums=(0, 4, 5), out_shardings=whole)
 
 
-def log_probs_functions(model: GenerativeRetriever, mesh: Mesh | None) -> tuple[Callable, Callable]:
+def scoring_functions(model: GenerativeRetriever, mesh: Mesh | None) -> tuple[Callable, Callable]:
     """Makes the two jitted functions that score docids that are given.
 
     Args:
@@ -334,18 +335,18 @@ def log_probs_functions(model: GenerativeRetriever, mesh: Mesh | None) -> tuple[
 
     Returns:
       ((strategy, params, batch) -> what is computed once for the queries, see `SearchStrategy.encode`;
-      (strategy, params, batch, encoded, tokens_BxKxL) -> float32 B×K×L, see `SearchStrategy.log_probs`).
+      (strategy, params, batch, encoded, tokens_BxKxL) -> float32 B×K×L, see `SearchStrategy.token_scores`).
     """
 
     def encode(strategy: type[SearchStrategy], params, batch):
         return strategy.encode(model, params, batch)
 
-    def log_probs(strategy: type[SearchStrategy], params, batch, encoded, tokens_BxKxL):
-        return strategy.log_probs(model, params, batch, encoded, tokens_BxKxL)
+    def token_scores(strategy: type[SearchStrategy], params, batch, encoded, tokens_BxKxL):
+        return strategy.token_scores(model, params, batch, encoded, tokens_BxKxL)
 
     whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
-    log_probs = jax.jit(log_probs, static_argnums=0, out_shardings=whole)
-    return jax.jit(encode, static_argnums=0), log_probs
+    token_scores = jax.jit(token_scores, static_argnums=0, out_shardings=whole)
+    return jax.jit(encode, static_argnums=0), token_scores
 
 
 def token_texts(table: DocidTable, row: int, vocabulary: Vocabulary) -> list[str]:

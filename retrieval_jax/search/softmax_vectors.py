@@ -36,8 +36,8 @@ _BLOCK = 1 << 16  # columns of the softmax that are copied at once
 class SoftmaxVectorsSearcher(ScannSearcher):
     """Searches the columns of a softmax over atomic docids with ScaNN; see `ScannSearcher`.
 
-    The scores are logits: log-probabilities but for a constant of the query, which the logits of all docids
-    would be needed for.
+    The scores are logits, whatever the model's `score` is: log-probabilities but for a constant of the query,
+    which the logits of all docids would be needed for.
     """
 
     kind: ClassVar[str] = "softmax_vectors"

@@ -19,8 +19,8 @@ NAME = "settings.json"
 # Modules whose gin parameters change what is learned: optimisers with their schedules, models, objectives.
 LEARNING = ("retrieval_jax.training.optimizers.", "retrieval_jax.models.")
 REFERENCES = ("train.retriever", "train.optimizer")  # these may be of any module
-# T5Config is in model.json, but for what only saves memory.
-NOT_COMPARED = ("T5Config.",)
+# These are in model.json, but for what only saves memory.
+NOT_COMPARED = ("T5Config.", "GenerativeRetriever.score")
 CHOICES = ("refuse", "accept")
 
 

@@ -230,14 +230,14 @@ def hash_after(state, token):
     return (state * 31 + token + 1) % 997
 
 
-@functools.partial(jax.jit, static_argnames="beams")
-def search_language(trie, states, beams):
+@functools.partial(jax.jit, static_argnames=("beams", "normalize"))
+def search_language(trie, states, beams, normalize=True):
     """Searches with the beams' hashes as cache, so that a beam given another's is found out."""
 
     def step(tokens, position, cache, some):
         state = hash_after(cache, tokens)
         logits = jnp.asarray(LOGITS)[state]
-        return logits[..., some], jax.nn.logsumexp(logits, axis=-1), state
+        return logits[..., some], jax.nn.logsumexp(logits, axis=-1) if normalize else None, state
 
     return constrained_beam_search(step, states[:, None], trie, beams)
 
@@ -250,16 +250,19 @@ def search_language(trie, states, beams):
     ),
     states=st.lists(st.integers(0, 996), min_size=3, max_size=3),
     beams=st.sampled_from([1, 3, 24]),
+    normalize=st.booleans(),
 )
-@settings(deadline=None, max_examples=200)
-def test_any_docids_in_any_language(docids, states, beams):
+@settings(deadline=None, max_examples=300)
+def test_any_docids_in_any_language(docids, states, beams, normalize):
+    """By log-probabilities or logits: as a textbook's search, and with a beam a docid as all docids."""
     docids = sorted(docids)
     trie = roomy_trie(docids)
-    rows, scores, bounds = search_language(trie, np.array(states, np.int32), beams)
+    rows, scores, bounds = search_language(trie, np.array(states, np.int32), beams, normalize)
+    table = LOG_PROBS if normalize else LOGITS
     for state, bound, *result in zip(states, bounds.tolist(), rows, scores, strict=True):
 
         def log_probs(prefix, state=state):
-            return LOG_PROBS[functools.reduce(hash_after, (0, *prefix), state)]
+            return table[functools.reduce(hash_after, (0, *prefix), state)]
 
         expected, closest = plain_beam_search(log_probs, set(docids), beams)
         assume(closest > 1e-4)  # a tie may go either way
@@ -274,6 +277,11 @@ def test_any_docids_in_any_language(docids, states, beams):
         assert certain == sorted(scored, key=scored.get, reverse=True)[: len(certain)]
         assert len(certain) == len(docids) or bound > -np.inf
         assert all(scored[docid] <= bound + 1e-4 for docid in scored.keys() - dict(ranking).keys())
+        if not normalize:  # a sum of logits may grow: nothing is known of what was pruned
+            assert bound in (-np.inf, np.inf)
+        if beams >= len(docids):
+            assert bound == -np.inf or len(docids) == beams
+            assert_same(ranking, sorted(scored.items(), key=lambda pair: -pair[1]))
 
 
 def test_where_every_token_may_follow_the_search_is_an_ordinary_one():

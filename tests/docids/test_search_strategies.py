@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from model_folders import random_params
+from model_folders import exact_scores, random_params
 
 from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
@@ -28,10 +28,11 @@ def table_of(tokens_NxL: np.ndarray, search: str) -> DocidTable:
     return DocidTable("mine", tokens_NxL, ids, OUTPUTS, "", search=search)
 
 
+@pytest.mark.parametrize("score", ["log_prob", "logits"])
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_rows_are_found_in_the_order_of_the_scores_of_all_docids(name: str):
+def test_rows_are_found_in_the_order_of_the_scores_of_all_docids(name: str, score: str):
     strategy, tokens_NxL = STRATEGIES[name], TOKENS[name]
-    model = GenerativeRetriever(T5Config(OUTPUTS, 16, 2, 8, 16, 1, 1))
+    model = GenerativeRetriever(T5Config(OUTPUTS, 16, 2, 8, 16, 1, 1), score=score)
     params = random_params(model)
     docids, first_N = strategy.build(table_of(tokens_NxL, name), OUTPUTS)
     assert first_N.tolist() == {"softmax": [0, 1, 2, 3, 4], "trie": [0, 1, 2, 3, 0]}[name]
@@ -42,16 +43,14 @@ def test_rows_are_found_in_the_order_of_the_scores_of_all_docids(name: str):
 
     query = np.array([[5, 11, 2, 1]], np.int32)
     rows, aux = jax.jit(decode)(params, {"encoder_input_tokens": query}, docids)
-    batch = {
-        "encoder_input_tokens": np.tile(query, (5, 1)),
-        "decoder_input_tokens": np.pad(tokens_NxL, ((0, 0), (1, 0)))[:, :-1].astype(np.int32),
-        "decoder_target_tokens": tokens_NxL.astype(np.int32),
-        "decoder_loss_weights": tokens_NxL > 0,
-    }
-    score_N = np.asarray(model.score_batch(params, batch))
+    score_N = exact_scores(model, params, query[0], tokens_NxL)
     distinct = sorted(set(first_N.tolist()), key=lambda row: -score_N[row])
     assert rows[0].tolist() == distinct + [-1] * (5 - count)
     np.testing.assert_allclose(aux["scores"][0][:count], score_N[distinct], rtol=1e-5)
+    batch, docids_1xKxL = {"encoder_input_tokens": query}, tokens_NxL[None].astype(np.int32)
+    encoded = strategy.encode(model, params, batch)
+    given_KxL = strategy.token_scores(model, params, batch, encoded, docids_1xKxL)[0]
+    np.testing.assert_allclose(given_KxL.sum(1), score_N, rtol=1e-5)
 
 
 def test_how_many_docids_are_found():

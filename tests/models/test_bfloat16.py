@@ -88,13 +88,14 @@ def test_scores(tied: bool):
     np.testing.assert_allclose(model.score_batch(params, given), expected, rtol=1e-6)
 
 
-def test_search_and_its_bound():
+@pytest.mark.parametrize("score", ["log_prob", "logits"])
+def test_search_and_its_bound(score: str):
     """Against every docid's score; teacher forcing, which makes that, rounds as the search's steps do."""
     rng = np.random.default_rng(1)
     docids = np.unique(rng.integers(1, V, (40, T), np.int32), axis=0)
     docids[20:, 0] = docids[0, 0]  # many begin alike
     docids = np.unique(docids, axis=0)
-    model, params = model_and_params()
+    model, params = model_and_params(score=score)
     query = batch()["encoder_input_tokens"][:1]
     teacher = {
         "encoder_input_tokens": np.repeat(query, len(docids), 0),
@@ -102,8 +103,9 @@ def test_search_and_its_bound():
         "decoder_target_tokens": docids,
         "decoder_loss_weights": np.ones_like(docids),
     }
-    _, _, log_probs = reference(model, params, teacher)
-    exactly = np.take_along_axis(log_probs, docids[..., None], -1)[..., 0].sum(1)
+    x, kernel, log_probs = reference(model, params, teacher)
+    of_tokens = log_probs if score == "log_prob" else x @ kernel
+    exactly = np.take_along_axis(of_tokens, docids[..., None], -1)[..., 0].sum(1)
 
     trie, _ = build_trie(docids)
     predict = jax.jit(model.predict_batch_with_aux, static_argnames="beams")
@@ -120,6 +122,7 @@ def test_search_and_its_bound():
     np.testing.assert_allclose(scores, exactly[rows], atol=2e-2)  # attention's sums differ in their order
     assert len(np.unique(scores)) == len(scores)  # of rounded logits many would be equal
     rows, scores, bound = search(4)
+    assert (bound == np.inf) == (score == "logits")
     left_out = np.setdiff1d(np.arange(len(docids)), rows)
     assert exactly[left_out].max() <= bound + 2e-2
 

@@ -22,7 +22,7 @@ from retrieval_jax.models.softmax import (
     log_z_blocks,
     logits_of,
     softmax_stats,
-    token_log_probs,
+    token_scores,
 )
 
 
@@ -117,9 +117,9 @@ def test_one_token_each_is_scored_under_the_softmax_of_all(V: int):
     whole = x @ kernel
     expected = whole[np.arange(6), tokens] - np.log(np.exp(whole).sum(1))
     x, kernel, tokens = (jnp.array(a, d) for a, d in ((x, "float32"), (kernel, "float32"), (tokens, "int32")))
-    found = jax.jit(token_log_probs)(x.reshape(2, 3, 4), kernel, tokens.reshape(2, 3))
+    found = jax.jit(token_scores)(x.reshape(2, 3, 4), kernel, tokens.reshape(2, 3))
     np.testing.assert_allclose(found.reshape(6), expected, rtol=1e-5, atol=1e-5)
-    text = jax.jit(token_log_probs).lower(x.reshape(2, 3, 4), kernel, tokens.reshape(2, 3)).as_text()
+    text = jax.jit(token_scores).lower(x.reshape(2, 3, 4), kernel, tokens.reshape(2, 3)).as_text()
     assert (f"2x3x{V}x" in text) == (V == 40)  # a large softmax's logits are never held together
 
 

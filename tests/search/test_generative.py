@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from model_folders import random_params
+from model_folders import exact_scores, random_params
 
 from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
@@ -27,11 +27,11 @@ def vocabulary(tmp_path_factory):
     return Vocabulary(path)
 
 
-def searcher(vocabulary, kind, tokens, output_size=VOCABULARY, recall=None):
+def searcher(vocabulary, kind, tokens, output_size=VOCABULARY, recall=None, score="log_prob"):
     """A searcher of random weights over passages p0, p1, …"""
     ids = arrow_ids.array([f"p{row}" for row in range(len(tokens))])
     table = DocidTable(kind, tokens, ids, output_size, "", search=docid_kind(kind).search.name)
-    model = GenerativeRetriever(T5Config(VOCABULARY, 16, 2, 8, 32, 1, 1))
+    model = GenerativeRetriever(T5Config(VOCABULARY, 16, 2, 8, 32, 1, 1), score=score)
     params = jax.tree.map(lambda x: 3 * x, random_params(model))  # of larger differences between docids
     return GenerativeSearcher(
         model, params, table, vocabulary, input_length=6, beams=4, batch_size=2, recall_target=recall
@@ -54,6 +54,31 @@ def test_passages_that_share_a_docid_are_all_found(vocabulary):
         ((alone),) = searching.search([query], k=2)
         np.testing.assert_allclose([s for _, s in alone], [s for _, s in ranking[:2]], atol=1e-5)
         assert [p for p, _ in alone] == [p for p, _ in ranking[:2]]
+
+
+@pytest.mark.parametrize("kind", ["atomic", "rq_3x40"])
+def test_logits_are_added_up_and_explained_as_such(vocabulary, kind):
+    """Against the sum of every docid's logits; no bound is known once something was pruned."""
+    docids = np.unique(np.random.default_rng(0).integers(2, VOCABULARY, (12, 3)), axis=0)
+    docids = np.arange(1, 13)[:, None] if kind == "atomic" else docids
+    searching, query = searcher(vocabulary, kind, docids, score="logits"), "the lazy fox"
+    ids = [f"p{row}" for row in range(12)]
+    tokens_S = vocabulary.batch([query], searching.input_length)[0]
+    exact = exact_scores(searching.model, searching.params, tokens_S, docids)
+    assert exact.max() > 0  # no log-probability is
+    np.testing.assert_allclose(searching.score([query], [ids])[0], exact, rtol=2e-5, atol=1e-4)
+    for beams in (12, 13, 4):
+        searching.beams = beams
+        (ranking,) = searching.search([query], 12)
+        rows = [ids.index(passage) for passage, _ in ranking]
+        np.testing.assert_allclose([score for _, score in ranking], exact[rows], rtol=2e-5, atol=1e-4)
+        if beams >= 12 or kind == "atomic":
+            assert rows == np.argsort(-exact).tolist()
+        explained = searching.explain(query, ranking)
+        assert explained["certain"] == (12 if beams > 12 or kind == "atomic" else 0)
+        for docid, (_, score) in zip(explained["docids"], ranking, strict=True):
+            assert all(step.keys() == {"token", "text", "logit", "passages"} for step in docid["steps"])
+            np.testing.assert_allclose(sum(step["logit"] for step in docid["steps"]), score, atol=1e-4)
 
 
 def test_atomic_docids_are_all_found_where_more_are_asked_for(vocabulary):
@@ -116,7 +141,7 @@ def test_any_number_of_given_passages_is_scored_by_the_same_programs(vocabulary,
             given, [[s for _, s in ranking[-count:]] for ranking in expected], atol=1e-5
         )
     assert len(encodings) == 3
-    assert encode._cache_size() == searching._log_probs._cache_size() == 1
+    assert encode._cache_size() == searching._token_scores._cache_size() == 1
     assert searching.search(queries, 0) == searching.search(queries, -1) == [[], []]
 
 
@@ -132,14 +157,14 @@ def test_a_server_s_re_ranker_compiles_before_anything_is_found(vocabulary):
     searching = searcher(vocabulary, "atomic", np.arange(1, 21, dtype=np.int32)[:, None])
     fusion = Fusion("rerank", (0.0, 1.0), 100)
     FusedSearcher([Nothing(), searching], fusion).use_batch_sizes((1, 3))
-    assert searching._log_probs._cache_size() == 2
+    assert searching._token_scores._cache_size() == 2
     for queries in (["fox"], ["fox", "dog"]):
         expected = searching.score(["fox"], [["p3", "p7"]])[0]
         found = FusedSearcher([Some(), searching], fusion).search(queries, 5)[0]
         assert [passage for passage, _ in found] == (
             ["p3", "p7"] if expected[0] > expected[1] else ["p7", "p3"]
         )
-    assert searching._log_probs._cache_size() == 2
+    assert searching._token_scores._cache_size() == 2
 
 
 def test_approximate_search_tells_its_recall(vocabulary):

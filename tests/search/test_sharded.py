@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 SCRIPT = """
+import itertools
 import math
 import re
 import sys
@@ -44,17 +45,18 @@ def most_gathered(searcher):
     return max((math.prod(map(int, shape.split(","))) for shape in shapes), default=0)
 
 
-for kind, tokens in kinds.items():
+for kind, score in itertools.product(kinds, ("log_prob", "logits")):
+    tokens = kinds[kind]
     search = docid_kind(kind).search.name
     table = DocidTable(kind, tokens, arrow_ids.array(map(str, range(N))), OUTPUTS, "", search=search)
     sizes = {"output_size": OUTPUTS, "separate_target_embedding": kind != "atomic"}
     config = T5Config(128, 32, 8, 8, 64, 1, 1, **sizes)
-    model = GenerativeRetriever(config)
+    model = GenerativeRetriever(config, score=score)
     shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, tokens.shape[1])}
     boxed = model.get_initial_variables(jax.random.key(0), shapes)["params"]
     alone = GenerativeSearcher(model, nn.unbox(boxed), table, vocabulary, 6, BEAMS, BATCH)
     expected = alone.search(queries, 10)
-    for parallelism in (1, 2, 8):
+    for parallelism in (1, 2, 8) if score == "log_prob" else (2,):
         mesh = partitioning.make_mesh(parallelism)
         placed = jax.device_put(nn.unbox(boxed), partitioning.params_shardings(mesh, boxed))
         kernel = placed["decoder"]["logits_dense"]["kernel"]

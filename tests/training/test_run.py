@@ -24,6 +24,9 @@ def test_another_model_in_the_folder_is_refused(tmp_path: Path, collection):
     other = model_folder.describe(DualEncoder(CONFIG), docids=None)
     with pytest.raises(UserError, match=r"model.json: retriever is 'GenerativeRetriever' there"):
         prepare_folder(tmp_path / "m", other, collection)
+    scored = model_folder.describe(GenerativeRetriever(CONFIG, score="logits"), docids="naive")
+    with pytest.raises(UserError, match=r"model.json: settings is \{\} there and \{'score': 'logits'\} here"):
+        prepare_folder(tmp_path / "m", scored, collection)
 
 
 def test_parts_of_a_batch_are_compared_where_they_change_the_negatives(work, collection):

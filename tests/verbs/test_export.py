@@ -40,7 +40,8 @@ def searchers(work, arguments, collection, tmp_path_factory):
     for kind in ("naive", "atomic"):
         assert main(["docids", *arguments, f"--gin.DOCIDS='{kind}'"]) == 0
         table = DocidTable.open(work.docids(kind))
-        model = GenerativeRetriever(T5Config(1152, 16, 2, 8, 20, 1, 1, **docid_softmax(table)))
+        config = T5Config(1152, 16, 2, 8, 20, 1, 1, **docid_softmax(table))
+        model = GenerativeRetriever(config, score="logits" if kind == "naive" else "log_prob")
         facts = {"docids": kind, "docids_fingerprint": table.fingerprint()}
         write_model_folder(folder / kind, model, random_params(model), collection, **facts)
     model = DualEncoder(CONFIG, vector_dim=6)
@@ -224,6 +225,7 @@ def test_programs_run_without_this_package(cli, work, arguments, searchers, tmp_
     assert all(b"/retrieval_jax/" not in path.read_bytes() for path in programs)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["jax"], manifest["jaxlib"]) == (jax.__version__, jaxlib.__version__)
+    assert manifest["score"] == "logits"
     versions = {export.deserialize(path.read_bytes()).calling_convention_version for path in programs}
     assert versions == {manifest["calling_convention_version"]}
     # Scores and vectors are of products that no accelerator rounds; see tests/models/test_bfloat16.py.
