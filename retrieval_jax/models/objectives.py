@@ -86,6 +86,9 @@ the one it is given: on repeated rows, or on the docids of a query as rows of th
 class Objective(Protocol):
     """Computes what is minimised.
 
+    If it has a true attribute `unbounded_loss`, its loss has no natural scale, and a rise is not taken for a
+    fault (see `LossSpikeGuard.on_spike`).
+
     Args:
       predict: runs the network.
       batch: see `EncoderDecoder`.

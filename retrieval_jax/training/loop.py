@@ -103,6 +103,12 @@ def train_loop(
     return run.finish()
 
 
+def _has_unbounded_loss(model) -> bool:
+    """Tells whether a model's loss grows with scores of any size; see `LossMonitor`."""
+    of_objective = getattr(getattr(model, "objective", None), "unbounded_loss", False)
+    return of_objective or not getattr(model.module, "normalize", True)
+
+
 def _is_finished(done: dict, settings: TrainSettings) -> bool:
     """Tells whether a run needs no more steps, or has no more time; `done` is its summary so far."""
     out_of_time = settings.max_minutes is not None and done["minutes"] >= settings.max_minutes
@@ -170,8 +176,11 @@ class _Run:
         self.folder, self.mesh = folder, mesh
         self.shapes = multihost.global_batch_shapes(mesh, data.batch)
         self.plan = functools.partial(plan_train_step, model, self.shapes, settings, mesh=mesh, rules=rules)
-        program = self.plan()
-        self.train_steps, self.abstract = {None: program.function}, program.arguments[0]
+        program = self.plan(groups=data.groups)
+        # The first step does not trace it again. An objective that needs other batches says so here, before
+        # any weights are read.
+        program.trace()
+        self.train_steps, self.abstract = {data.groups: program.function}, program.arguments[0]
         self.parameter_norm = jax.jit(optax.tree.norm).lower(self.abstract.params).compile()
         self.pending: tuple[int, dict] | None = None
         self.fetched: list[dict[str, float]] = []
@@ -211,7 +220,7 @@ class _Run:
             self.settings.spike_guard,
             self.folder,
             describe_batch and (lambda step: describe_batch(self.data.position(step - 1))),
-            unbounded_loss=not getattr(self.model.module, "normalize", True),
+            unbounded_loss=_has_unbounded_loss(self.model),
         )
         if self.step:
             self.monitor.resume(self.checkpoints.position(self.step))

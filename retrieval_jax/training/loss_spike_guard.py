@@ -75,7 +75,8 @@ class LossMonitor:
       guard: the rules.
       folder: the model's folder.
       describe_step: gives a step's examples, for the file bad_batch_STEP.json; None: no file is written.
-      unbounded_loss: whether scores are raw dot products, whose losses rise by many nats in the first steps.
+      unbounded_loss: whether the loss grows with scores of any size, as that of raw dot products, which rises
+        by many nats in the first steps, or that of `margin_mse`.
     """
 
     def __init__(

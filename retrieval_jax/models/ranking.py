@@ -1,0 +1,258 @@
+"""Objectives by which a model learns to rank a query's docids, in float32. See `Objective` in objectives.py.
+
+    margin_mse         margins between the summed logits of docids are to be the teacher's: RIPOR (Zeng et al.
+                       2023), PAG (Zeng et al. 2024)
+    pairwise_margin    wrong docids are to score lower than right ones by a margin: LTRGR (Li et al. 2024)
+    dpo                right docids are to gain on wrong ones, compared with a frozen reference model: DPO
+                       (Rafailov et al. 2023), DDRO (Mekonnen et al. 2025)
+
+They read the batches that `DataConfig.negatives` above 0 gives: queries with a group of docids each, the
+positives first (see `EncoderDecoder`). Each compares the pairs of a positive and a negative of a query. The
+loss is the mean over queries of: the mean over the query's pairs, plus the weighted cross-entropy of its
+first positive's docid (the mean over the docid's tokens). A query without pairs, as a synthetic one, adds its
+cross-entropy alone.
+
+A pair of docids that share their first n tokens does not count at length n, and equal docids never do. The
+papers compare two different prefixes: equal ones have the same score whatever the parameters, and the
+difference that dropout makes between them is no error of the ranking.
+
+Letters in shapes: B queries, C candidates of each (in pairs: positives × negatives), T positions of a docid.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import gin
+import jax
+import jax.numpy as jnp
+
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.values import Names, NonNegativeFloat, Positive, PositiveFloat
+from retrieval_jax.models.objectives import Predict, Predictions, token_cross_entropy, token_metrics
+from retrieval_jax.models.retriever import Batch, Metrics
+
+SCORES = ("log_prob", "logits")
+
+
+@gin.configurable(allowlist=["prefix_lengths", "weights", "shares", "cross_entropy_weight"])
+def margin_mse(
+    predict: Predict,
+    batch: Batch,
+    rng: jax.Array | None,
+    prefix_lengths: Sequence[Positive] | None = None,
+    weights: Sequence[NonNegativeFloat] | None = None,
+    shares: Sequence[float] | None = None,
+    cross_entropy_weight: NonNegativeFloat = 0.0,
+) -> Metrics:
+    """Distils the teacher's margins: at each prefix length n the mean of ((S_n⁺ - S_n⁻) - (t_n⁺ - t_n⁻))².
+
+    S_n is the sum of the raw logits, without a softmax, of a docid's first n tokens: search must add them up,
+    too. t_n is the teacher's score of these n tokens, the largest score of the passages that begin with them
+    (RIPOR). Pairs of which a score is unknown do not count.
+
+    Args:
+      predict: see `Objective`.
+      batch: see `Objective`; with `score`.
+      rng: see `Objective`.
+      prefix_lengths: the lengths n, in tokens; None: that of the whole docid alone.
+      weights: of the length's losses, which are added up; None: 1 each.
+      shares: the teacher's margin at each length as a share of that of the whole docids, as in PAG: (0.5, 1)
+        at the lengths (4, 8); None: that of the teacher's scores of the prefixes.
+      cross_entropy_weight: of the cross-entropy of the first positive's docid.
+
+    Raises:
+      UserError: the batch has no groups or no scores, or the arguments do not go together.
+    """
+    group = _Group.of(predict(_checked(batch, "margin_mse", scores=True), rng))
+    T = batch["score"].shape[-1]
+    lengths = tuple(prefix_lengths or (T,))
+    weights, shares = weights or [1.0] * len(lengths), shares or [None] * len(lengths)
+    for name, given in (("weights", weights), ("shares", shares)):
+        if len(given) != len(lengths):
+            raise UserError(
+                f"margin_mse.{name}: {len(given)} for {len(lengths)} prefix_lengths: give one for each"
+            )
+    if max(lengths) > T:
+        raise UserError(
+            f"margin_mse.prefix_lengths: {max(lengths)} is more than a docid's {T} tokens: set at most {T}"
+        )
+    sums_BxCxT = group.sums(group.predictions.softmax.target)
+    losses_B, told = jnp.zeros(len(batch["score"])), {}
+    for n, weight, share in zip(lengths, weights, shares, strict=True):
+        teacher_BxCxC = _margins(batch["score"][..., (n if share is None else T) - 1])
+        counts_BxCxC = group.pairs(n) & jnp.isfinite(teacher_BxCxC)
+        teacher_BxCxC = (1.0 if share is None else share) * jnp.where(counts_BxCxC, teacher_BxCxC, 0.0)
+        errors_BxCxC = jnp.square(_margins(sums_BxCxT[..., n - 1]) - teacher_BxCxC)
+        losses_B += weight * _mean_of_pairs(errors_BxCxC, counts_BxCxC)
+        told[f"margin_mse_at/{n}"] = _total_and_count(errors_BxCxC, counts_BxCxC)
+    return group.metrics(losses_B, cross_entropy_weight, sums_BxCxT) | told
+
+
+@gin.configurable(allowlist=["margin", "score", "cross_entropy_weight"])
+def pairwise_margin(
+    predict: Predict,
+    batch: Batch,
+    rng: jax.Array | None,
+    margin: PositiveFloat = 1.0,
+    score: Annotated[str, Names("a score of docids", SCORES)] = "log_prob",
+    cross_entropy_weight: NonNegativeFloat = 1.0,
+) -> Metrics:
+    """Learns from the model's own wrong results: the mean of max(0, margin - s⁺ + s⁻), beside cross-entropy.
+
+    The negatives are what a search with the model found (`retrieval-jax mine`), the pairs those that LTRGR's
+    losses draw from; no teacher is needed.
+
+    Args:
+      predict: see `Objective`.
+      batch: see `Objective`.
+      rng: see `Objective`.
+      margin: by how much the score s of a positive is to exceed that of a negative.
+      score: what s is: the docid's log-probability ("log_prob") or the sum of its tokens' raw logits
+        ("logits"), as the model's search has it.
+      cross_entropy_weight: of the cross-entropy of the first positive's docid.
+
+    Raises:
+      UserError: the batch has no groups.
+    """
+    group = _Group.of(predict(_checked(batch, "pairwise_margin"), rng))
+    predictions = group.predictions
+    sums_BxCxT = group.sums(predictions.log_probs_BxT if score == "log_prob" else predictions.softmax.target)
+    losses_BxCxC = jax.nn.relu(margin - _margins(sums_BxCxT[..., -1]))
+    losses_B = _mean_of_pairs(losses_BxCxC, group.pairs())
+    return group.metrics(losses_B, cross_entropy_weight, sums_BxCxT)
+
+
+@gin.configurable(allowlist=["beta", "cross_entropy_weight"])
+def dpo(
+    predict: Predict,
+    batch: Batch,
+    rng: jax.Array | None,
+    beta: PositiveFloat = 0.1,
+    cross_entropy_weight: NonNegativeFloat = 0.0,
+) -> Metrics:
+    """Prefers positives: the mean of -log σ(β [(log π⁺ - log π_ref⁺) - (log π⁻ - log π_ref⁻)]).
+
+    log π is the log-probability of a docid, log π_ref that of the frozen reference model, whose searcher is
+    the teacher of the batch's scores (`retrieval-jax score`). Pairs of which a score is unknown do not count.
+
+    Args:
+      predict: see `Objective`.
+      batch: see `Objective`; with `score`.
+      rng: see `Objective`.
+      beta: β; the smaller it is, the further the model may move away from its reference.
+      cross_entropy_weight: of the cross-entropy of the first positive's docid.
+
+    Raises:
+      UserError: the batch has no groups or no scores.
+    """
+    group = _Group.of(predict(_checked(batch, "dpo", scores=True), rng))
+    sums_BxCxT = group.sums(group.predictions.log_probs_BxT)
+    reference_BxCxC = _margins(batch["score"][..., -1])
+    counts_BxCxC = group.pairs() & jnp.isfinite(reference_BxCxC)
+    reference_BxCxC = jnp.where(counts_BxCxC, reference_BxCxC, 0.0)
+    losses_BxCxC = jax.nn.softplus(-beta * (_margins(sums_BxCxT[..., -1]) - reference_BxCxC))
+    losses_B = _mean_of_pairs(losses_BxCxC, counts_BxCxC)
+    return group.metrics(losses_B, cross_entropy_weight, sums_BxCxT)
+
+
+# Their losses are squares or differences of scores of any size.
+margin_mse.unbounded_loss = pairwise_margin.unbounded_loss = True
+
+
+def _checked(batch: Batch, name: str, scores: bool = False) -> Batch:
+    """Gives the batch, if it has groups of docids, and their scores where these are needed."""
+    if "grade" not in batch:
+        raise UserError(
+            f"{name}: ranks several docids of a query, and the batch has one of each: set "
+            "--gin.DataConfig.negatives=N, above 0"
+        )
+    if scores and "score" not in batch:
+        raise UserError(f"{name}: needs a teacher's scores: `retrieval-jax score`, then --SCORES=NAME")
+    return batch
+
+
+class _Group(NamedTuple):
+    """What a model predicts for the groups of docids of a batch.
+
+    Attributes:
+      predictions: the predictions, whose arrays are B×C×T.
+      pairs_BxCxC: bool, whether the first is a positive and the second a negative.
+      shared_BxCxCxT: bool, whether two docids share their first n + 1 tokens.
+    """
+
+    predictions: Predictions
+    pairs_BxCxC: jax.Array
+    shared_BxCxCxT: jax.Array
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> "_Group":
+        """Compares the docids of each group."""
+        grade_BxC = predictions.batch["grade"]
+        docids_BxCxT = predictions.batch["decoder_target_tokens"]
+        equal_BxCxCxT = docids_BxCxT[:, :, None] == docids_BxCxT[:, None, :]
+        shared = jnp.cumsum(~equal_BxCxCxT, axis=-1) == 0
+        return cls(predictions, (grade_BxC > 0)[:, :, None] & (grade_BxC == 0)[:, None, :], shared)
+
+    def pairs(self, length: int = 0) -> jax.Array:
+        """Gives the pairs B×C×C whose docids differ within their first `length` tokens; 0: at all."""
+        return self.pairs_BxCxC & ~self.shared_BxCxCxT[..., length - 1]
+
+    def sums(self, scores_BxCxT: jax.Array) -> jax.Array:
+        """Adds up the scores of the first n + 1 tokens: B×C×T; nothing is added after a docid's end."""
+        return jnp.cumsum(scores_BxCxT * self.predictions.weights_BxT, axis=-1)
+
+    def first(self) -> Predictions:
+        """Gives the predictions B×T of each query's first positive; without weight where there is none."""
+        whole = self.predictions
+        weights_BxT = whole.weights_BxT[:, 0] * (whole.batch["grade"][:, :1] > 0)
+        logits = whole.logits_BxTxV
+        return dataclasses.replace(
+            whole,
+            batch={"decoder_loss_weights": weights_BxT},
+            hidden_BxTxE=whole.hidden_BxTxE[:, 0],
+            softmax=jax.tree.map(lambda x: x[:, 0], whole.softmax),
+            logits_BxTxV=None if logits is None else logits[:, 0],
+        )
+
+    def metrics(self, losses_B: jax.Array, cross_entropy_weight: float, sums_BxCxT: jax.Array) -> Metrics:
+        """Adds the cross-entropy to each query's loss, and says what tells whether the model learns.
+
+        Args:
+          losses_B: the loss of each query's pairs; 0 where it has none.
+          cross_entropy_weight: of the first positive's docid.
+          sums_BxCxT: the scores of the docids' prefixes.
+
+        Returns:
+          Metrics: `loss`; `cross_entropy` in nats a token, `accuracy` and `accuracy_at/n` of the first
+          positives' docids, as `token_metrics` has them; and `ordered_at/n` for n = 1, 2, 4, … and the whole
+          docid: of the pairs whose first n tokens differ, the share of which the positive's score higher.
+        """
+        first = self.first()
+        nats_BxT, weights_BxT = token_cross_entropy(first.softmax), first.weights_BxT
+        metrics = token_metrics(first, nats_BxT)
+        metrics["cross_entropy"] = metrics.pop("loss")
+        of_docid_B = jnp.sum(nats_BxT * weights_BxT, axis=1) / jnp.maximum(jnp.sum(weights_BxT, axis=1), 1)
+        queries = jnp.sum(self.predictions.batch["grade"][:, 0] >= 0).astype(jnp.float32)
+        metrics["loss"] = (jnp.sum(losses_B + cross_entropy_weight * of_docid_B), queries)
+        T = sums_BxCxT.shape[-1]
+        for n in (*(1 << i for i in range((T - 1).bit_length())), T):
+            right_BxCxC = _margins(sums_BxCxT[..., n - 1]) > 0
+            metrics[f"ordered_at/{n}"] = _total_and_count(right_BxCxC, self.pairs(n))
+        return metrics
+
+
+def _margins(scores_BxC: jax.Array) -> jax.Array:
+    """Subtracts the score of each candidate (on the last axis) from that of each: B×C×C."""
+    return scores_BxC[:, :, None] - scores_BxC[:, None, :]
+
+
+def _total_and_count(x_BxCxC: jax.Array, pairs_BxCxC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    total = jnp.sum(jnp.where(pairs_BxCxC, x_BxCxC, 0), dtype=jnp.float32)
+    return total, jnp.sum(pairs_BxCxC, dtype=jnp.float32)
+
+
+def _mean_of_pairs(x_BxCxC: jax.Array, pairs_BxCxC: jax.Array) -> jax.Array:
+    """Averages over the pairs of each query: B, 0 where there are none."""
+    total_B = jnp.sum(jnp.where(pairs_BxCxC, x_BxCxC, 0.0), axis=(1, 2))
+    return total_B / jnp.maximum(jnp.sum(pairs_BxCxC, axis=(1, 2)), 1)
