@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.targets import Batch, Feature, Features, Targets
+from retrieval_jax.examples.targets import SCORE, Batch, Feature, Features, Targets
 from retrieval_jax.examples.tasks import PADDING, Example
 
 
@@ -15,32 +15,41 @@ class DocidGroupTargets(Targets):
 
     - targets: the candidates' docids in one row, each padded to the T tokens of the longest docid.
     - grade: > 0 for a positive, 0 for a negative, PADDING for no candidate.
+    - score: where there is a teacher, C × T numbers, float32: the teacher's score of the first token of a
+      candidate's docid, of its first two, …, of the whole docid. A prefix has the largest score of all the
+      query's scored passages whose docids begin with it (RIPOR, Zeng et al. 2023); NaN where there is none.
 
     A text that is not a labelled query (firstp, daq, d2q) is a group of its passage alone: nothing is ranked.
     """
 
     has_groups = True
 
-    def __init__(self, table: DocidTable, input_length: int, group_size: int):
+    def __init__(self, table: DocidTable, input_length: int, group_size: int, has_scores: bool = False):
         self.table, self.group_size = table, group_size
         self.name = f"{table.kind}_groups"
         self.features = {
             "inputs": Feature(input_length, add_eos=True),
             "targets": Feature(group_size * table.length, size=table.output_size),
             "grade": Feature(group_size, size=1 << 31),
+            **({SCORE: Feature(group_size * table.length, dtype="float32")} if has_scores else {}),
         }
 
     @classmethod
     def of(cls, dataset) -> "DocidGroupTargets":
         """See `Targets.of`."""
-        config = dataset.config
-        return cls(dataset.table, config.input_length, config.positives + config.negatives)
+        config, has_scores = dataset.config, dataset.config.scores is not None
+        return cls(dataset.table, config.input_length, config.positives + config.negatives, has_scores)
 
     @classmethod
     def lengths(cls, config, docid_length: int | None = None) -> dict[str, int]:
         """See `Targets.lengths`."""
         group_size = config.positives + config.negatives
-        return {"inputs": config.input_length, "targets": group_size * docid_length, "grade": group_size}
+        return {
+            "inputs": config.input_length,
+            "targets": group_size * docid_length,
+            "grade": group_size,
+            **({SCORE: group_size * docid_length} if config.scores else {}),
+        }
 
     @staticmethod
     def to_batch(features: Batch) -> Batch:
@@ -52,11 +61,13 @@ class DocidGroupTargets(Targets):
         Returns:
           Int32 arrays encoder_input_tokens B×S; decoder_target_tokens, decoder_input_tokens and
           decoder_loss_weights, each B×C×T, as those of one docid are B×T (see `Targets.to_batch`); and
-          grade B×C.
+          grade B×C. Where there is a teacher, score B×C×T, float32, of the first n + 1 tokens.
         """
         grade = features["grade"]
-        targets = features["targets"].reshape(*grade.shape, -1)
-        return Targets.to_batch(features | {"targets": targets}) | {"grade": grade}
+        of_docids = {name: features[name] for name in ("targets", SCORE) if name in features}
+        of_docids = {name: x.reshape(*grade.shape, -1) for name, x in of_docids.items()}
+        batch = Targets.to_batch(features | {"targets": of_docids.pop("targets")})
+        return batch | {"grade": grade} | of_docids
 
     def get(self, examples: Sequence[Example]) -> list[Features]:
         """See `Targets.get`."""
@@ -75,4 +86,20 @@ class DocidGroupTargets(Targets):
             "inputs": example.tokens,
             "targets": [*tokens_RxT.ravel().tolist(), *[0] * (missing * self.table.length)],
             "grade": [*example.grades, *[PADDING] * missing],
+            **({SCORE: self._scores(example, tokens_RxT)} if SCORE in self.features else {}),
         }
+
+    def _scores(self, example: Example, tokens_CxT: np.ndarray) -> list[float]:
+        """Gives the teacher's score of each prefix of the candidates' docids; NaN for absent candidates."""
+        score_GxT = np.full((self.group_size, self.table.length), np.nan, np.float32)
+        if example.scored:
+            # A candidate has the score of any copy of its text, which may have another docid.
+            tokens_PxT = np.concatenate([self.table.tokens_NxL[example.scored.rows_P], tokens_CxT])
+            scores_P = np.concatenate([example.scored.scores_P, np.asarray(example.scores, np.float32)])
+            # Most passages share nothing with any candidate.
+            some = np.isin(tokens_PxT[:, 0], tokens_CxT[:, 0]) & ~np.isnan(scores_P)
+            equal_CxPxT = tokens_CxT[:, None] == tokens_PxT[some]
+            shared_CxPxT = np.logical_and.accumulate(equal_CxPxT, axis=-1)
+            best_CxT = np.where(shared_CxPxT, scores_P[some, None], -np.inf).max(axis=1, initial=-np.inf)
+            score_GxT[: len(tokens_CxT)] = np.where(np.isneginf(best_CxT), np.nan, best_CxT)
+        return score_GxT.ravel().tolist()

@@ -3,13 +3,18 @@
 import dataclasses
 
 import numpy as np
+from teacher import random_scores, write_scores
 
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.scores import ScoredPassages
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.examples import Examples, TaskFactory
 from retrieval_jax.examples.targets import pad
+from retrieval_jax.examples.tasks import Example
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 
 
 def test_a_batch_holds_the_docids_of_a_querys_candidates(
@@ -42,3 +47,44 @@ def test_a_batch_holds_the_docids_of_a_querys_candidates(
     texts = [query.text for query in queries]
     np.testing.assert_array_equal(batch["encoder_input_tokens"][:5], vocabulary.batch(texts, 12))
     assert {x.dtype for x in batch.values()} == {np.dtype(np.int32)}
+
+
+def test_a_prefix_has_the_best_score_of_the_passages_that_begin_with_it(
+    own_work: Workspace, collection: Collection
+):
+    """Of docids that are shared, and of which most begin alike; in a batch, and in the features' lengths."""
+    given, ids = random_scores(collection), collection.ids.to_pylist()
+    write_scores(own_work, "t", given)
+    tokens_NxT = np.random.default_rng(0).integers(1, 4, (len(ids), 3)).astype(np.uint8)
+    table = DocidTable("rq", tokens_NxT, collection.ids, 5, collection.fingerprint)
+    docids = {passage: tuple(docid) for passage, docid in zip(ids, tokens_NxT.tolist(), strict=True)}
+    config = DataConfig({"labelled": 1.0}, input_length=8, positives=2, negatives=4, scores="t")
+    dataset = TrainDataset(config, own_work, collection, DocidGroupTargets, table)
+    queries, task = collection.queries("train"), dataset.computed("labelled").task
+    made = dataset.computed("labelled").get(
+        range(len(queries)), map(np.random.default_rng, range(len(queries)))
+    )
+    assert all(len(made[0][name]) == n for name, n in DocidGroupTargets.lengths(config, 3).items() if n != 8)
+    batch = dataset.targets.to_batch(pad(made, dataset.targets.features))
+    assert batch["score"].dtype == np.float32
+    expected = np.full(batch["score"].shape, np.nan, np.float32)
+    for i, query in enumerate(queries):
+        for c, row in enumerate(task(i, np.random.default_rng(i)).rows):
+            for n in (1, 2, 3):
+                prefix = docids[ids[row]][:n]
+                under = [s for p, s in given.get(query.id, {}).items() if docids[p][:n] == prefix]
+                expected[i, c, n - 1] = max(under, default=np.nan)
+    np.testing.assert_array_equal(batch["score"], expected)
+    assert (expected[..., 1] > expected[..., 2]).any()  # another passage has the prefix and a higher score
+    assert np.isnan(dataset.targets(dataset.computed("firstp").task(0, None))["score"]).all()
+    assert dataset.recipe("labelled")["candidates"] == [2, 4]
+
+
+def test_a_copy_of_a_scored_passage_has_its_score(table: DocidTable):
+    """The teacher scored row 1; its copy in row 0 has a docid of its own."""
+    scored = ScoredPassages(np.array([1]), np.array([0]), np.float32([2.5]))
+    targets = DocidGroupTargets(table, input_length=4, group_size=2, has_scores=True)
+    features = targets(Example([5], [0, 3], [1, 0], scores=[2.5, np.nan], scored=scored))
+    score_CxT = np.reshape(features["score"], (2, table.length))
+    assert (score_CxT[0] == 2.5).all()
+    assert np.isnan(score_CxT[1, -1])
