@@ -42,7 +42,8 @@ def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest:
 
     - encode_queries.stablehlo, encode_passages.stablehlo: (weights, tokens B×S) -> vectors B×E.
     - search.stablehlo: (weights, docids, tokens B×S) -> (rows B×K of ids.arrow, scores B×K); rows of -1 name
-      no passage. Passages that share a docid are found by the first of them.
+      no passage. Passages that share a docid are found by the first of them; a passage that has several is in
+      several rows, and may be found by each: its first row is its best one.
 
     Args:
       folder: an existing folder.

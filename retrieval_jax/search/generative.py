@@ -88,8 +88,7 @@ class GenerativeSearcher(Searcher):
         self.find_rows = arrow_ids.RowFinder(table.passage_ids)
         docids, first_N = self.strategy.build(table, self.outputs, self.docids)
         self.docids = self.place(docids, *self.strategy.mesh_axes)
-        # Passages whose docid an earlier row has, too: (those earlier rows, ascending; the passages' own
-        # rows).
+        # Docids that an earlier row has, too: (those earlier rows, ascending; the docids' own rows).
         duplicates = np.flatnonzero(first_N != np.arange(len(first_N)))
         by_first = np.argsort(first_N[duplicates], kind="stable")
         self.duplicates = first_N[duplicates][by_first], duplicates[by_first]
@@ -104,7 +103,10 @@ class GenerativeSearcher(Searcher):
         self.batch_sizes = sorted({round_up(size, data) for size in sizes})
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
-        """See Searcher. Scores are as the model's `score` says; passages of one docid tie, in row order."""
+        """See Searcher. Scores are as the model's `score` says; passages of one docid tie, in row order.
+
+        A passage with several docids has the best score of those that are found.
+        """
         if k <= 0:
             return [[] for _ in queries]
         results, width = [], self.strategy.width(self.beams, k, self.outputs)
@@ -118,16 +120,22 @@ class GenerativeSearcher(Searcher):
         return results
 
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See `Searcher.score`. The scores are those of the passages' docids."""
+        """See `Searcher.score`. The scores are those of the passages' docids, the best one's of several."""
         results = []
         for first in range(0, len(queries), self.batch_sizes[-1]):
             some = slice(first, first + self.batch_sizes[-1])
-            scores = self._scores_of_tokens(list(queries[some]), candidates[some])
-            results += [scores_CxL.sum(axis=-1).tolist() for scores_CxL in scores]
+            docids = [self._docids_of(wanted) for wanted in candidates[some]]
+            scores = self._token_scores_of(list(queries[some]), [rows for rows, _ in docids])
+            for wanted, (_, owner_D), scores_DxL in zip(candidates[some], docids, scores, strict=True):
+                best = np.full(len(wanted), np.nan, np.float32)
+                np.fmax.at(best, owner_D, scores_DxL.sum(axis=-1))
+                results.append(best.tolist())
         return results
 
     def explain(self, query: str, ranked_list: RankedList) -> dict:
         """See `Searcher.explain`: how each docid was written, and how far the ranking is certain.
+
+        Of several docids of a passage it is the one that has the passage's score in the list.
 
         Returns:
           "certain": how many of the first passages are proven to be those that scoring every docid would rank
@@ -139,15 +147,20 @@ class GenerativeSearcher(Searcher):
         if not ranked_list:
             return {"certain": None, "docids": []}
         ids = [passage_id for passage_id, _ in ranked_list]
-        (scores_KxL,) = self._scores_of_tokens([query], [ids])
+        rows_D, owner_D = self._docids_of(ids)
+        (scores_DxL,) = self._token_scores_of([query], [rows_D])
+        off_D = np.abs(scores_DxL.sum(axis=-1) - np.array([score for _, score in ranked_list])[owner_D])
         score_name, docids = "log_prob" if self.model.normalizes else "logit", []
-        for passage_id, row, scores in zip(ids, self.find_rows(ids), scores_KxL.tolist(), strict=True):
+        for nth, passage_id in enumerate(ids):
+            own = np.flatnonzero(owner_D == nth)
+            written = own[off_D[own].argmin()]
+            row = rows_D[written]
             steps = [
                 {"token": token, "text": text, score_name: score, "passages": passages}
                 for token, text, score, passages in zip(
                     self.table.tokens_NxL[row].tolist(),
                     token_texts(self.table, row, self.vocabulary),
-                    scores,
+                    scores_DxL[written].tolist(),
                     self.table.prefix_counts(row),
                     strict=False,  # the docid may have ended
                 )
@@ -169,35 +182,52 @@ class GenerativeSearcher(Searcher):
         tokens = self.vocabulary.batch(texts + [""] * (size - len(texts)), self.input_length)
         return {"encoder_input_tokens": self.place(tokens, "data")}
 
-    def _scores_of_tokens(self, texts: list[str], candidates: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    def _docids_of(self, passage_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the docids of passages.
+
+        Returns:
+          (rows of the docid table, D of them, -1 for a passage that it lacks; the index of the passage that
+          each is of).
+        """
+        rows = self.find_rows(passage_ids)
+        if self.table.more_passages_M is None:
+            return np.array(rows, int), np.arange(len(rows))
+        docids = [self.table.docids_of(row) if row >= 0 else np.array([row]) for row in rows]
+        owner_D = np.repeat(np.arange(len(rows)), [*map(len, docids)])
+        return np.concatenate([*docids, np.zeros(0, int)]), owner_D
+
+    def _token_scores_of(self, texts: list[str], docids: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Computes the scores of docids' tokens for the queries of one batch.
 
         Queries are encoded once, and CANDIDATES docids of each are then computed at once: these two programs
-        fit any number of candidates.
+        fit any number of docids.
+
+        Args:
+          texts: the queries.
+          docids: of each query, rows of the docid table; -1 for none.
 
         Returns:
-          For each query float32, candidates × L; NaN for a passage that the table lacks.
+          For each query float32, docids × L; NaN where there is none.
         """
-        most = round_up(max(map(len, candidates)), CANDIDATES)
+        most = round_up(max(map(len, docids)), CANDIDATES)
         batch, parts = self._batch(texts), []
         encoded = self._encode(self.strategy, self.params, batch) if most else None
         row_BxC = np.full((len(batch["encoder_input_tokens"]), most), -1)
-        for row_C, wanted in zip(row_BxC, candidates, strict=False):
-            row_C[: len(wanted)] = self.find_rows(wanted)
+        for row_C, rows in zip(row_BxC, docids, strict=False):
+            row_C[: len(rows)] = rows
         for first in range(0, most, CANDIDATES):
-            docids = self.table.tokens_NxL[np.maximum(row_BxC[:, first : first + CANDIDATES], 0)]
+            tokens = self.table.tokens_NxL[np.maximum(row_BxC[:, first : first + CANDIDATES], 0)]
             found = self._token_scores(
-                self.strategy, self.params, batch, encoded, self.place(docids.astype(np.int32), "data")
+                self.strategy, self.params, batch, encoded, self.place(tokens.astype(np.int32), "data")
             )
             parts.append(np.asarray(found))
         shape = (*row_BxC.shape, self.table.length)
         scores_BxCxL = np.concatenate(parts, axis=1) if parts else np.zeros(shape, np.float32)
         scores_BxCxL = np.where(row_BxC[..., None] < 0, np.nan, scores_BxCxL)
-        pairs = zip(scores_BxCxL, candidates, strict=False)
-        return [scores_CxL[: len(wanted)] for scores_CxL, wanted in pairs]
+        return [scores_CxL[: len(rows)] for scores_CxL, rows in zip(scores_BxCxL, docids, strict=False)]
 
     def ranked_list(self, rows: np.ndarray, scores: Sequence[float]) -> RankedList:
-        """Lists the passages of the docids that a search found.
+        """Lists the passages of the docids that a search found, each with the first and best of its docids.
 
         Args:
           rows: int, rows of the docid table, best first; negative ones, which come last, name no passage.
@@ -209,10 +239,13 @@ class GenerativeSearcher(Searcher):
         sharing = (
             [row, *duplicates[a:b].tolist()] for row, a, b in zip(rows.tolist(), begin, end, strict=True)
         )
-        ids = self.table.passage_ids
-        return [
-            (ids[row].as_py(), score) for same, score in zip(sharing, scores, strict=False) for row in same
-        ]
+        if self.table.more_passages_M is not None:
+            sharing = (sorted(self.table.passages_of(np.array(same)).tolist()) for same in sharing)
+        ids, passages = self.table.passage_ids, {}
+        for same, score in zip(sharing, scores, strict=False):
+            for row in same:
+                passages.setdefault(row, score)
+        return [(ids[row].as_py(), score) for row, score in passages.items()]
 
     def measured_recall(self, queries: Sequence[str], k: int) -> float:
         """Returns the share of the exact best k passages that the search finds; see `recall_target`."""

@@ -1,5 +1,7 @@
 """The generative searcher: shared docids, passages that come and go, approximate search, docids refused."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -54,6 +56,37 @@ def test_passages_that_share_a_docid_are_all_found(vocabulary):
         ((alone),) = searching.search([query], k=2)
         np.testing.assert_allclose([s for _, s in alone], [s for _, s in ranking[:2]], atol=1e-5)
         assert [p for p, _ in alone] == [p for p, _ in ranking[:2]]
+
+
+def test_a_passage_is_found_by_the_best_of_its_docids(vocabulary):
+    """Passages 0 to 3 have a docid, 1 and 3 have more, and the docid (6, 4) is of three of them."""
+    docids = np.array([[3, 5], [6, 4], [2, 4], [7, 8], [9, 4], [6, 4], [6, 4], [2, 9]])
+    owner = [0, 1, 2, 3, 1, 2, 3, 3]
+    searching = searcher(vocabulary, "rq_2x9", docids[:4])
+    searching.replace(
+        dataclasses.replace(searching.table, tokens_NxL=docids, more_passages_M=np.int32(owner[4:]))
+    )
+    searching.beams, ids, queries = 6, ["p0", "p1", "p2", "p3"], ["the fox", "lazy", "over the dog"]
+    for query, ranking, given in zip(
+        queries, searching.search(queries, 10), searching.score(queries, [[*ids, "none"]] * 3), strict=True
+    ):
+        tokens_S = vocabulary.batch([query], searching.input_length)[0]
+        exact = exact_scores(searching.model, searching.params, tokens_S, docids)
+        best = [max(exact[row] for row in range(8) if owner[row] == passage) for passage in range(4)]
+        np.testing.assert_allclose(given, [*best, np.nan], rtol=1e-5)
+        order = sorted(range(4), key=lambda passage: (-best[passage].round(3), passage))
+        assert [passage for passage, _ in ranking] == [ids[passage] for passage in order]
+        np.testing.assert_allclose([score for _, score in ranking], np.sort(best)[::-1], rtol=1e-5)
+        for docid, (passage, score) in zip(searching.explain(query, ranking)["docids"], ranking, strict=True):
+            assert docid["passage"] == passage
+            written = docids.tolist().index([step["token"] for step in docid["steps"]])
+            assert exact[written] == pytest.approx(score, rel=1e-5)
+            assert sum(step["log_prob"] for step in docid["steps"]) == pytest.approx(score, rel=1e-5)
+        assert [p for p, _ in searching.search([query], 2)[0]] == [p for p, _ in ranking[:2]]
+    # Of a beam that missed the best docid, what was written is shown.
+    worst = (ids[3], exact[[3, 6, 7]].min())
+    (shown,) = searching.explain(query, [worst])["docids"]
+    assert sum(step["log_prob"] for step in shown["steps"]) == pytest.approx(worst[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["atomic", "rq_3x40"])
