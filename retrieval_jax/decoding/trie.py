@@ -12,16 +12,15 @@ I local ids.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.decoding.local_ids import pack, to_local_ids
 from retrieval_jax.decoding.order import order
 
-_BLOCK = 1 << 16  # rows worked on at a time: they stay in the processor's cache
 # The search counts rows, edges and words in int32, and adds up to 65,536 children to an edge.
 _MOST = (1 << 31) - (1 << 16)
 
@@ -152,7 +151,7 @@ def build_trie(tokens_NxL: np.ndarray, reuse_shapes_of: Trie | None = None) -> t
         tokens_NxL = np.pad(tokens_NxL, ((0, 0), (0, earlier.length - L)))
         L = earlier.length
     check_sizes(N)
-    tokens_of, local_id_NxL = _to_local_ids(tokens_NxL)
+    tokens_of, local_id_NxL = to_local_ids(tokens_NxL)
     docids_D, shared_D = order(local_id_NxL)
     row_N, is_first_N = None, shared_D < L
     if not is_first_N.all():
@@ -186,7 +185,7 @@ def build_trie(tokens_NxL: np.ndarray, reuse_shapes_of: Trie | None = None) -> t
         local_id_E=_concatenate(edges.local_ids, local_id_dtype, shapes.edges),
         num_children_E=_concatenate(edges.num_children, num_children_dtype, shapes.edges),
         first_child_E=_concatenate(edges.first_child, np.int32, shapes.edges),
-        suffixes=_pack_suffixes(local_id_NxL[:, shapes.suffix_start :], shapes.local_id_bits, shapes.rows),
+        suffixes=pack(local_id_NxL[:, shapes.suffix_start :], shapes.local_id_bits, shapes.rows),
         root_num_children=root_num_children,
         max_branching=shapes.max_branching,
         suffix_start=shapes.suffix_start,
@@ -252,8 +251,8 @@ class _Edges:
         """Lays out the edges.
 
         Args:
-          local_id_NxL: the docids as local ids; see `_to_local_ids`.
-          tokens_of: the tokens of the local ids; see `_to_local_ids`.
+          local_id_NxL: the docids as local ids; see `to_local_ids`.
+          tokens_of: the tokens of the local ids; see `to_local_ids`.
           docids_D: int32, the rows of the distinct docids, in lexicographic order.
           shared_D: int16, how many leading tokens each shares with the one before it in that order; its first
             is set to -1.
@@ -354,60 +353,3 @@ def _concatenate(parts: list[np.ndarray], dtype: type, size: int) -> np.ndarray:
         padded[done : done + len(part)] = part
         done += len(part)
     return padded
-
-
-def _to_local_ids(tokens_NxL: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Numbers the tokens of each position.
-
-    Returns:
-      (for each position, the tokens that occur there, ascending; the docids as local ids N×L, uint8 or
-      uint16).
-    """
-    N, L = tokens_NxL.shape
-    occurs_LxV = np.zeros((L, int(tokens_NxL.max()) + 1), bool)
-    for first in range(0, N, _BLOCK):
-        block = np.asarray(tokens_NxL[first : first + _BLOCK])
-        is_token = block != 0
-        if not is_token[:, 0].all() or (is_token[:, 1:] & ~is_token[:, :-1]).any():
-            raise ValueError("a docid is empty or has a 0 (padding) inside")
-        for position in range(L):
-            occurs_LxV[position, block[:, position]] = True
-    tokens_of = [np.flatnonzero(occurs_V) for occurs_V in occurs_LxV]
-    largest = max(map(len, tokens_of))
-    if largest > 1 << 16:
-        raise ValueError(f"docids have {largest} tokens at one position: at most 65,536 can be searched")
-    dtype = np.uint8 if largest <= 1 << 8 else np.uint16
-    local_id_LxV = (np.cumsum(occurs_LxV, axis=1) - 1).astype(dtype)
-    local_id_NxL = np.empty((N, L), dtype)
-    for first in range(0, N, _BLOCK):
-        block = np.asarray(tokens_NxL[first : first + _BLOCK])
-        for position in range(L):
-            local_id_NxL[first : first + _BLOCK, position] = local_id_LxV[position, block[:, position]]
-    return tokens_of, local_id_NxL
-
-
-def _pack_suffixes(local_id_NxT: np.ndarray, bits: int, rows: int) -> np.ndarray:
-    """Packs the local ids of all rows one after another into uint32 words, `bits` bits each.
-
-    Args:
-      local_id_NxT: the local ids from the first position on that the suffixes hold.
-      bits: of one local id.
-      rows: how many rows there is to be space for; a multiple of 32.
-    """
-    N, T = local_id_NxT.shape
-    row_bits = T * bits
-    words = np.zeros(rows // 32 * row_bits, np.uint32)
-    # After `period` rows the local ids lie at the same bits of the words again.
-    period = 32 // math.gcd(row_bits, 32) if T else 1
-    for first in range(0, N if T else 0, _BLOCK):
-        block = local_id_NxT[first : first + _BLOCK].astype(np.uint32)
-        block = np.pad(block, ((0, -len(block) % 32), (0, 0))).reshape(-1, period, T)
-        start = first // 32 * row_bits
-        out = words[start : start + block.size * bits // 32].reshape(len(block), -1)
-        for row in range(period):
-            for column in range(T):
-                word, shift = divmod(row * row_bits + column * bits, 32)
-                out[:, word] |= block[:, row, column] << np.uint32(shift)
-                if shift + bits > 32:
-                    out[:, word + 1] |= block[:, row, column] >> np.uint32(32 - shift)
-    return words
