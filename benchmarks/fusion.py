@@ -8,6 +8,7 @@ and BM25's passages are re-ranked; test queries are never read before the search
 difference is that of the means to the part that is best on these test queries, with its 95% confidence
 interval, and p the paired randomisation test's after Holm's correction (evaluation/significance.py). --kinds
 adds generative retrievers of such docids to the parts, and --unstemmed BM25 without stemmer and stop words.
+ms is the median over single queries, queries/s the throughput in batches of 32.
 
 Prints a table, then one line of JSON. Each step is a command of `retrieval-jax`, with the bindings
 --gin.NAME=VALUE that are given here; what is finished is kept in --work and not made again.
@@ -18,7 +19,6 @@ import json
 from pathlib import Path
 
 import _quiet  # noqa: F401
-import ir_measures
 import numpy as np
 from _verbs import parse, run
 from rich.console import Console
@@ -27,9 +27,9 @@ from rich.table import Table
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import significance
+from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run
 from retrieval_jax.evaluation.trec import drop_identical_ids, read_run
 
-NDCG = ir_measures.nDCG @ 10
 FUSED = {"fused": "None", "reranked": "'rerank'"}  # name -> make_index.fusion
 
 
@@ -66,13 +66,11 @@ def measure(work: Workspace, names: list[str]) -> dict[str, np.ndarray]:
     queries = Collection(work.collection).queries("test")
     qrels = {query.id: query.relevant for query in queries}
     identical = {query.id for query in queries if query.is_passage}
-    found = {}
-    for name in names:
-        ranked = drop_identical_ids(read_run(work.run(name, "test")), identical)
-        scores = {qid: dict(ranked.get(qid, [])) for qid in qrels}
-        values = {one.query_id: one.value for one in ir_measures.iter_calc([NDCG], qrels, scores)}
-        found[name] = np.array([values.get(qid, 0.0) for qid in qrels])
-    return found
+    metrics = chosen_metrics(["nDCG@10"])
+    runs = {name: drop_identical_ids(read_run(work.run(name, "test")), identical) for name in names}
+    return {
+        name: evaluate_run(qrels, run, metrics=metrics).per_query["nDCG@10"] for name, run in runs.items()
+    }
 
 
 def compare(made: dict[str, dict], values: dict[str, np.ndarray]) -> dict[str, dict]:
@@ -81,7 +79,8 @@ def compare(made: dict[str, dict], values: dict[str, np.ndarray]) -> dict[str, d
     differences = significance.compare(values[alone], {name: values[name] for name in FUSED})
     figures = {}
     for name, facts in made.items():
-        figures[name] = {"nDCG@10": float(values[name].mean()), "ms_per_query": facts["ms_per_query"]}
+        figures[name] = {"nDCG@10": float(values[name].mean())}
+        figures[name] |= {key: facts[key] for key in ("queries_per_second", "single_query_ms")}
         if name in differences:
             figures[name] |= {
                 "fused_by": facts["fused_by"],
@@ -119,7 +118,7 @@ def main() -> None:
         made = make_searchers(here, work, args.minutes, args.kinds, args.unstemmed)
         results[work.folder.name] = compare(made, measure(work, list(made)))
 
-    headings = ("searcher", "nDCG@10", "difference", "95%", "p", "ms/query", "method, weights, depth")
+    headings = ("searcher", "nDCG@10", "difference", "95%", "p", "ms", "queries/s", "method, weights, depth")
     table = Table("collection", *headings)
     for name, figures in results.items():
         for searcher, figure in figures.items():
@@ -131,8 +130,9 @@ def main() -> None:
             if fused:
                 interval = " to ".join(f"{end:+.3f}" for end in figure["interval"])
                 compared = [f"{figure['difference']:+.3f}", interval, f"{figure['p']:.1e}"]
-            values = [f"{figure['nDCG@10']:.3f}", *compared, f"{figure['ms_per_query']:.2f}"]
-            table.add_row(name, searcher, *values, " ".join(chosen))
+            times = [f"{figure['single_query_ms']:.2f}", f"{figure['queries_per_second']:,.0f}"]
+            row = [name, searcher, f"{figure['nDCG@10']:.3f}", *compared, *times]
+            table.add_row(*row, " ".join(chosen))
     Console(width=130).print(table)
     print(json.dumps({"fusion": results}))
 

@@ -99,8 +99,8 @@ def test_each_verb_alone_tells_what_it_made(demo: Workspace, arguments: list[str
         ("docids", ["--gin.DOCIDS='atomic'"], {"docids", "kind", "passages", "length"}),
         ("train", ["--gin_file=gin_configs/runs/atomic.gin", model], {"model", "step", "minutes"}),
         ("index", [model], {"searcher", "kind", "parameters"}),
-        ("search", ["--gin.SEARCHER='atomic'"], {"run", "queries", "ms_per_query"}),
-        ("evaluate", [], {"report", "metrics_file", "metrics"}),
+        ("search", ["--gin.SEARCHER='atomic'"], {"run", "queries", "queries_per_second", "single_query_ms"}),
+        ("evaluate", [], {"report", "metrics_file", "significance_file", "metrics"}),
     ):
         status, result, _ = cli(verb, *arguments, *extra)
         assert status == 0, verb

@@ -16,8 +16,7 @@ class Workspace:
 
     collection/ · embeddings/NAME/ · docids/KIND/ · cache/TASK/ (examples) · models/NAME/ (checkpoints) ·
     synthetic/NAME/ (generated queries) · negatives/NAME/ (mined ones) · scores/NAME/ (a teacher's) ·
-    searchers/NAME/ ·
-    runs/NAME.SPLIT.trec · report.html, metrics.json · exports/NAME/
+    searchers/NAME/ · runs/NAME.SPLIT.trec · report.html, metrics.json, significance.json · exports/NAME/
 
     Methods that take a name raise UserError if it cannot be the name of a file.
 
@@ -112,6 +111,11 @@ class Workspace:
     def metrics(self) -> Path:
         """The metrics of all searchers that were evaluated."""
         return self.folder / "metrics.json"
+
+    @property
+    def significance(self) -> Path:
+        """The differences between the searchers that were evaluated, with their significance."""
+        return self.folder / "significance.json"
 
 
 def source_path(collection: str) -> str:

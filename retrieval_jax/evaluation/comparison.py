@@ -1,40 +1,219 @@
-"""What a report compares: rows of metrics, learning curves, example queries, and provenance."""
+"""What a report compares: metrics and their differences, what each run finds, learning curves, examples."""
 
+import collections
 import contextlib
+import dataclasses
+import math
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Mapping, Sequence, Set
 from importlib import metadata
 from pathlib import Path
 
 from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import bar
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
+from retrieval_jax.evaluation.method_table import MethodRow
+from retrieval_jax.evaluation.metrics import Metric, RunValues, cutoff
 from retrieval_jax.evaluation.panels import TrainingCurve
-from retrieval_jax.evaluation.report import MethodRow, PassageSnippet, QueryComparison
-from retrieval_jax.evaluation.trec import Run
+from retrieval_jax.evaluation.report import Comparison, PassageSnippet, QueryComparison
+from retrieval_jax.evaluation.significance import PERMUTATIONS, Difference, compare
+from retrieval_jax.evaluation.trec import Qrels, Run
 
 SNIPPET = 200  # characters of a passage that the report shows
+FOUND_DEPTH = 10  # results of each query of which the report says which other methods have them
 PACKAGES = (
     *("jax", "flax", "optax", "orbax-checkpoint", "seqio"),
     *("tensorflow", "scann", "bm25s", "ir-measures"),
 )
 
 
-def method_row(name: str, metrics: dict[str, float], facts: dict | None) -> MethodRow:
+def method_row(
+    name: str,
+    metrics: dict[str, float],
+    facts: dict | None,
+    too_deep: Set[str] = frozenset(),
+    differences: Mapping[str, Difference] = types.MappingProxyType({}),
+) -> MethodRow:
     """Makes the row of a run in the table of results.
 
     Args:
       name: the method's name.
       metrics: its metrics, by name.
       facts: what `search` noted of the run; None for a run of another tool, of which nothing else is known.
+      too_deep: the metrics that look further than the run goes.
+      differences: its differences to the baseline, by metric.
     """
     if facts is None:
-        return MethodRow(name, "other", metrics, None, None)
-    return MethodRow(name, facts["family"], metrics, facts["summary"]["ms_per_query"], facts["parameters"])
+        return MethodRow(name, "other", metrics, None, None, None, too_deep, differences)
+    latency, throughput = (facts["summary"].get(key) for key in ("single_query_ms", "queries_per_second"))
+    known = (latency, facts["parameters"], throughput)
+    return MethodRow(name, facts["family"], metrics, *known, too_deep, differences)
+
+
+def depth(run: Run, facts: dict | None) -> int:
+    """Returns how many passages a run was to have for each query.
+
+    Args:
+      run: the run.
+      facts: what `search` noted of it. Of a run of another tool the longest list tells its depth.
+    """
+    return facts["recipe"]["k"] if facts else max(map(len, run.values()), default=0)
+
+
+def too_deep(
+    metrics: Mapping[str, Metric], depths: Mapping[str, int], passages: int
+) -> dict[str, frozenset[str]]:
+    """Finds the metrics that look further than a run goes: its value would be higher if the run went on.
+
+    A metric without a cut-off looks at all of a run, so that only runs as deep as the deepest are comparable.
+
+    Args:
+      metrics: the metrics by name.
+      depths: the depth of each run, by name.
+      passages: the number of passages in the collection, below which no run goes.
+
+    Returns:
+      Name of a run -> names of the metrics.
+    """
+    deepest = max(depths.values(), default=0)
+
+    def needed(metric: Metric) -> int:
+        rank = cutoff(metric)
+        return min(deepest if rank is None else rank, passages)
+
+    return {
+        name: frozenset(key for key, metric in metrics.items() if needed(metric) > found)
+        for name, found in depths.items()
+    }
+
+
+def choose_baseline(names: Sequence[str], baseline: str | None) -> str:
+    """Returns the run that the others are compared with.
+
+    Args:
+      names: the names of all runs, at least one.
+      baseline: the user's choice; None for bm25, or the first run by name where there is none.
+
+    Raises:
+      UserError: there is no run of that name.
+    """
+    if baseline is None:
+        return "bm25" if "bm25" in names else min(names)
+    if baseline not in names:
+        raise UserError(f"evaluate.baseline: no run {baseline!r}: there are {', '.join(names)}")
+    return baseline
+
+
+def differences(
+    values: Mapping[str, RunValues], without: Mapping[str, Set[str]], baseline: str
+) -> dict[str, dict[str, Difference]]:
+    """Compares all runs with the baseline, in each metric that gives a value for each query.
+
+    Args:
+      values: name of a run -> its values.
+      without: name of a run -> the metrics in which it is not compared.
+      baseline: the name of the run to compare with.
+
+    Returns:
+      Name of a run (of all but the baseline) -> metric -> the difference. The p-values of a metric are
+      corrected over the runs that are compared in it.
+    """
+    found: dict[str, dict[str, Difference]] = {name: {} for name in values if name != baseline}
+    metrics = [metric for metric in values[baseline].per_query if metric not in without[baseline]]
+    with bar("comparing", len(metrics)) as advance:
+        for metric in metrics:
+            systems = {name: values[name].per_query[metric] for name in found if metric not in without[name]}
+            for name, difference in compare(values[baseline].per_query[metric], systems).items():
+                found[name][metric] = difference
+            advance(1)
+    return found
+
+
+def significance_facts(
+    found: Mapping[str, Mapping[str, Difference]],
+    without: Mapping[str, Set[str]],
+    baseline: str,
+    queries: int,
+) -> dict:
+    """Returns what significance.json says: what `differences` found, with null for an undefined number.
+
+    Args:
+      found: what `differences` returned.
+      without: name of a run -> the metrics in which it is not compared.
+      baseline: the name of the run that the others are compared with.
+      queries: the number of queries.
+    """
+
+    def facts(difference: Difference) -> dict:
+        numbers = dataclasses.asdict(difference).items()
+        return {key: None if math.isnan(value) else value for key, value in numbers} | {
+            "significant": difference.significant
+        }
+
+    return {
+        "baseline": baseline,
+        "queries": queries,
+        "test": f"paired randomisation test ({PERMUTATIONS:,} permutations, or all), Holm-Bonferroni",
+        "interval": "95%, Student's t",
+        "differences": {
+            name: {metric: facts(difference) for metric, difference in of_run.items()}
+            for name, of_run in found.items()
+        },
+        "not_comparable": {name: sorted(metrics) for name, metrics in without.items() if metrics},
+    }
+
+
+def page_comparison(
+    values: Mapping[str, RunValues],
+    found: Mapping[str, Mapping[str, Difference]],
+    baseline: str,
+    found_together: Mapping[frozenset[str], int],
+) -> Comparison:
+    """Chooses what the page shows of the differences by query: those of the first metric that has some.
+
+    Args:
+      values: name of a run -> its values.
+      found: what `differences` returned.
+      baseline: the name of the run that the others are compared with.
+      found_together: what `found_by` returned.
+    """
+    metric = next((metric for of_run in found.values() for metric in of_run), "")
+    by_query = {name: values[name].per_query[metric] for name in found if metric in found[name]}
+    if by_query:
+        base_Q = values[baseline].per_query[metric]
+        by_query = {name: values_Q - base_Q for name, values_Q in by_query.items()}
+    return Comparison(baseline, metric, by_query, found_together, FOUND_DEPTH)
+
+
+def found_by(
+    qrels: Qrels, runs: Mapping[str, Run], min_relevant_grade: int, depth: int = FOUND_DEPTH
+) -> dict[frozenset[str], int]:
+    """Counts the relevant passages by which methods have them among their first results.
+
+    Args:
+      qrels: the relevance judgements.
+      runs: method -> its run.
+      min_relevant_grade: the least grade of a relevant passage.
+      depth: how many results of each query count.
+
+    Returns:
+      A counter: frozenset of methods -> the number of relevant passages (counted for each query) that are
+      among the first results of just these. The empty set is of passages that none has.
+    """
+    counts: collections.Counter[frozenset[str]] = collections.Counter()
+    for query, grades in qrels.items():
+        tops = {name: {pid for pid, _ in run.get(query, [])[:depth]} for name, run in runs.items()}
+        for pid, grade in grades.items():
+            if grade >= min_relevant_grade:
+                counts[frozenset(name for name, top in tops.items() if pid in top)] += 1
+    return counts
 
 
 def training_curves(work: Workspace) -> list[TrainingCurve]:

@@ -10,10 +10,12 @@ The module that does so must be imported first: in Python by `import`, on the co
 (`--gin_file`) with the line `import MODULE`.
 """
 
+import dataclasses
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import ir_measures
+import numpy as np
 
 from retrieval_jax.core import registry
 from retrieval_jax.core.errors import UserError
@@ -21,7 +23,8 @@ from retrieval_jax.evaluation.trec import Qrels, Run
 
 MetricFunction = Callable[[Qrels, Run, int], float]
 """(qrels, run, the least relevant grade) -> the mean over the queries of `qrels`."""
-METRICS: dict[str, ir_measures.Measure | MetricFunction] = {}
+Metric = ir_measures.Measure | MetricFunction
+METRICS: dict[str, Metric] = {}
 """The registered metrics by name, in the order in which they are shown."""
 
 
@@ -57,8 +60,54 @@ register_metric("Hits@10", "Success@10")
 register_metric("nDCG@10")
 
 
+@dataclasses.dataclass(frozen=True)
+class RunValues:
+    """The values of a run's metrics.
+
+    Attributes:
+      means: name -> the mean over all queries of the qrels.
+      per_query: name -> float64 Q, the value of each query, in the order of the qrels. A registered function
+        gives a mean only, and is not among them.
+    """
+
+    means: dict[str, float]
+    per_query: dict[str, np.ndarray]
+
+
+def chosen_metrics(names: Sequence[str] | None = None) -> dict[str, Metric]:
+    """Returns metrics by name: registered ones, or measures of ir_measures such as "RR(rel=2)@10".
+
+    Args:
+      names: the names; None or none for all that are registered.
+
+    Raises:
+      UserError: a name is of neither.
+    """
+    if not names:
+        return dict(METRICS)
+    metrics = {}
+    for name in names:
+        try:
+            metrics[name] = METRICS.get(name) or ir_measures.parse_measure(name)
+            if name not in METRICS:
+                metrics[name].validate_params()
+        except Exception as error:  # it evaluates the name's syntax tree, and fails in many ways
+            raise UserError(
+                f"evaluate.measures: {name!r} is no measure ({error}): write it as https://ir-measur.es "
+                f"does, as in 'nDCG@10' or 'RR(rel=2)@10', or take one of {', '.join(METRICS)}"
+            ) from None
+    return metrics
+
+
 def compute_metrics(qrels: Qrels, run: Run, min_relevant_grade: int = 1) -> dict[str, float]:
-    """Computes every registered metric as the mean over all queries of `qrels`.
+    """Computes every registered metric as the mean over all queries of `qrels`; see `evaluate_run`."""
+    return evaluate_run(qrels, run, min_relevant_grade).means
+
+
+def evaluate_run(
+    qrels: Qrels, run: Run, min_relevant_grade: int = 1, metrics: Mapping[str, Metric] | None = None
+) -> RunValues:
+    """Computes metrics of a run, for each query of `qrels` and as means over all of them.
 
     A query counts 0 if the run lacks it or has an empty list for it, or if it has no relevant passage.
     Queries of the run that are not in `qrels` are left out. The order of each list is the ranking; its scores
@@ -69,29 +118,43 @@ def compute_metrics(qrels: Qrels, run: Run, min_relevant_grade: int = 1) -> dict
       run: the ranked lists.
       min_relevant_grade: the least grade of a passage that is relevant to the binary metrics (2 on TREC's
         Deep Learning tracks, as trec_eval's `-l 2`). A metric that sets its own (`P(rel=2)@5`) keeps it.
+      metrics: what `chosen_metrics` gives; None for all registered metrics.
 
     Returns:
-      Name -> mean, in [0, 1] for the metrics that are registered here.
+      The values, in [0, 1] for the metrics that are registered here.
 
     Raises:
       ValueError: `qrels` is empty, or a list has a passage twice.
-      UserError: a registered function fails or returns no number.
+      UserError: ir_measures lacks the program that a measure needs, or a registered function fails or returns
+        no number.
     """
     if not qrels:
         raise ValueError("no judged query: the mean over no queries is not defined")
-    scores = {qid: _descending(qid, run.get(qid, [])) for qid in qrels}
+    metrics = METRICS if metrics is None else metrics
+    scores = {qid: _descending(qid, run[qid]) for qid in qrels if run.get(qid)}
     measures = {
         name: _with_grade(metric, min_relevant_grade)
-        for name, metric in METRICS.items()
+        for name, metric in metrics.items()
         if isinstance(metric, ir_measures.measures.Measure)
     }
-    means = ir_measures.calc_aggregate(measures.values(), qrels, scores)
-    return {
-        name: float(means[measures[name]])
-        if name in measures
-        else _of_function(name, metric, qrels, run, min_relevant_grade)
-        for name, metric in METRICS.items()
-    }
+    try:
+        result = ir_measures.calc(set(measures.values()), qrels, scores)
+    except Exception as error:  # a measure that needs Perl, or a package that is not installed
+        reason = " ".join(str(error).split())
+        raise UserError(f"evaluate.measures: ir_measures fails ({reason}): leave such measures out") from None
+    index = {qid: i for i, qid in enumerate(qrels)}
+    values = {measure: np.zeros(len(qrels)) for measure in measures.values()}
+    for value in result.per_query:
+        values[value.measure][index[value.query_id]] = value.value
+    return RunValues(
+        {
+            name: float(result.aggregated[measures[name]])
+            if name in measures
+            else _of_function(name, metric, qrels, run, min_relevant_grade)
+            for name, metric in metrics.items()
+        },
+        {name: values[measure] for name, measure in measures.items()},
+    )
 
 
 def _of_function(name: str, metric: MetricFunction, qrels: Qrels, run: Run, grade: int) -> float:
@@ -112,10 +175,9 @@ def _of_function(name: str, metric: MetricFunction, qrels: Qrels, run: Run, grad
         raise UserError(f"metric {name}: {value!r} is not a number: return the queries' mean") from None
 
 
-def deepest_rank() -> int:
-    """Returns the largest cut-off of the registered metrics, which is the k that a run should have."""
-    measures = (metric for metric in METRICS.values() if isinstance(metric, ir_measures.measures.Measure))
-    return max((measure.params.get("cutoff", 0) for measure in measures), default=0)
+def cutoff(metric: Metric) -> int | None:
+    """Returns the rank down to which a metric looks; None for all of a run, 0 for a registered function."""
+    return metric.params.get("cutoff") if isinstance(metric, ir_measures.measures.Measure) else 0
 
 
 def _with_grade(measure: ir_measures.Measure, grade: int) -> ir_measures.Measure:

@@ -1,10 +1,16 @@
-"""Panels of learning curves, drawn as inline SVG for the report's page."""
+"""Panels of learning curves and of differences by query, drawn as inline SVG for the report's page."""
 
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:  # slow to import, and only reports need it
+    from matplotlib.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,8 @@ PANELS = {
 # The colours of Okabe and Ito, which colour-blind readers can tell apart, but for those too faint to see.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _INK = "#123456"  # stands for the page's text colour until the figure is in the page
+_BETTER, _WORSE = _COLOURS[0], _COLOURS[3]
+_STEPS = 400  # bars of a panel: more queries are drawn by this many of their quantiles
 
 
 def figure(curves: Sequence[TrainingCurve]) -> str:
@@ -66,18 +74,12 @@ def _panel(curves: Sequence[TrainingCurve], key: str) -> str:
     ]
     if not any(lines):
         return ""
-    import matplotlib  # slow to import, and only reports need it
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
     title, unit = PANELS[key]
-    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    # Text stays text. The salt makes the page the same from run to run and keeps the panels' ids apart.
-    settings = dict.fromkeys(inks, _INK) | {"svg.fonttype": "none", "svg.hashsalt": key}
-    with matplotlib.rc_context(settings):
-        drawn = Figure(figsize=(4.8, 2.9), layout="constrained")
-        axes = drawn.add_subplot(xlabel="training time (minutes)", ylabel=unit)
-        axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
+
+    def draw(axes: "Axes") -> None:
+        axes.set(xlabel="training time (minutes)", ylabel=unit)
         for i, points in enumerate(lines):
             if points:
                 style = "o" if len(points) == 1 else "-"  # a line through one point is invisible
@@ -88,6 +90,70 @@ def _panel(curves: Sequence[TrainingCurve], key: str) -> str:
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
+
+    return _svg(draw, title, f"{title} ({unit}) against minutes of training", key)
+
+
+def difference_figure(metric: str, baseline: str, differences: Mapping[str, np.ndarray]) -> str:
+    """Draws a panel for each method: its difference to the baseline in each query, in descending order.
+
+    Args:
+      metric: the metric's name.
+      baseline: the baseline's name.
+      differences: method -> float Q, its value minus the baseline's.
+    """
+    largest = max((np.abs(values_Q).max(initial=0) for values_Q in differences.values()), default=0)
+    limit = max(1.05 * largest, 0.05)  # the same in all panels
+    panels = "".join(
+        _difference_panel((metric, name, baseline), values_Q, limit) for name, values_Q in differences.items()
+    )
+    return (
+        f'<figure><div class="panels">{panels}</div><figcaption>{escape(metric)} of each query minus that of '
+        f"{escape(baseline)}, the queries sorted by it.</figcaption></figure>"
+    )
+
+
+def _difference_panel(names: tuple[str, str, str], values_Q: np.ndarray, limit: float) -> str:
+    """Draws the panel of (the metric, a method, the baseline), with an axis from -limit to limit."""
+    metric, name, baseline = names
+    falling_Q = np.sort(values_Q)[::-1]
+    better, worse = int((values_Q > 0).sum()), int((values_Q < 0).sum())
+    counts = f"better in {better:,} queries, worse in {worse:,}, equal in {len(values_Q) - better - worse:,}"
+    steps = min(_STEPS, len(falling_Q))
+    edges = np.arange(steps + 1) * len(falling_Q) / steps
+    heights = falling_Q[((edges[:-1] + edges[1:]) / 2).astype(int)]
+
+    def draw(axes: "Axes") -> None:
+        axes.set(xlabel=f"queries\n{counts}", ylabel=f"difference in {metric}", xlim=(0, len(falling_Q)))
+        for colour, part in ((_BETTER, heights.clip(min=0)), (_WORSE, heights.clip(max=0))):
+            axes.stairs(part, edges, fill=True, color=colour)
+        axes.axhline(0, color=_INK, linewidth=0.8)
+        axes.set_ylim(-limit, limit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    return _svg(draw, name, f"{name} minus {baseline}, {metric}: {counts}", name)
+
+
+def _svg(draw: Callable[["Axes"], None], title: str, label: str, salt: str) -> str:
+    """Draws a panel as inline SVG, in the page's font and text colour.
+
+    Args:
+      draw: draws on the panel's axes.
+      title: the panel's heading.
+      label: what it shows, for those who do not see it.
+      salt: a text of its own, which makes the page the same from run to run and keeps the panels' ids apart.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    # Text stays text, also with the signs of formulas in it.
+    settings = dict.fromkeys(inks, _INK) | {"svg.fonttype": "none", "svg.hashsalt": salt}
+    with matplotlib.rc_context(settings | {"text.parse_math": False}):
+        drawn = Figure(figsize=(4.8, 2.9), layout="constrained")
+        axes = drawn.add_subplot()
+        axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
+        draw(axes)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         svg = io.StringIO()
@@ -95,5 +161,5 @@ def _panel(curves: Sequence[TrainingCurve], key: str) -> str:
         drawn.savefig(svg, format="svg", transparent=True, metadata=nothing)
     drawing = svg.getvalue()
     drawing = re.sub(r' id="[a-z0-9.]+_\d+"', "", drawing[drawing.index("<svg") :])  # the same in all panels
-    named = f'<svg role="img" aria-label="{escape(title)} ({escape(unit)}) against minutes of training"'
+    named = f'<svg role="img" aria-label="{escape(label)}"'
     return drawing.replace("<svg", named, 1).replace(_INK, "currentColor")

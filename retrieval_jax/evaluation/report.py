@@ -1,42 +1,50 @@
-"""Prints the table of methods, and writes the HTML report (one self-contained page)."""
+"""Writes the HTML report: one self-contained page."""
 
 import dataclasses
-import math
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
 
-from rich.cells import cell_len
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
+import numpy as np
 
 from retrieval_jax.core.storage import atomic_write
 from retrieval_jax.evaluation import panels
+from retrieval_jax.evaluation.method_table import (
+    MethodRow,
+    best_values,
+    format_count,
+    is_best,
+    mark,
+    shown_value,
+    table_notes,
+    times,
+    value_of,
+)
 from retrieval_jax.evaluation.panels import TrainingCurve
+from retrieval_jax.evaluation.significance import ALPHA
+
+_COMBINATIONS = 20  # sets of methods whose common findings the page shows
 
 
 @dataclasses.dataclass(frozen=True)
-class MethodRow:
-    """A method's row in the table of results.
+class Comparison:
+    """What the page shows of several methods besides their means.
 
     Attributes:
-      name: the method's name.
-      family: the label of its searcher's kind ("generative", "dual encoder", "lexical"); "other" for a run of
-        another tool.
-      metrics: name -> value; larger is better.
-      ms_per_query: wall time in milliseconds; None if it is not known.
-      parameters: the number of the model's parameters; None without a model.
+      baseline: the method that the others are compared with.
+      metric: the metric whose differences are drawn by query.
+      query_differences: method -> float Q, its value in this metric minus the baseline's.
+      found: the methods that have a relevant passage among their first results -> the number of passages
+        that just these have; see `comparison.found_by`.
+      depth: how many results those are.
     """
 
-    name: str
-    family: str
-    metrics: dict[str, float]
-    ms_per_query: float | None
-    parameters: int | None
+    baseline: str
+    metric: str
+    query_differences: Mapping[str, np.ndarray]
+    found: Mapping[frozenset[str], int]
+    depth: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,51 +79,6 @@ class QueryComparison:
     results: dict[str, list[PassageSnippet]]
 
 
-def print_table(rows: Sequence[MethodRow], console: Console) -> None:
-    """Prints a line for each method, with the best value of each metric in bold.
-
-    No name or value is cut: metrics that the console is too narrow for follow in further tables.
-
-    Args:
-      rows: the methods.
-      console: where to print.
-    """
-    best = _best(rows)
-    unlimited = console.options.update_width(1 << 16)
-    left, printed = list(best), False
-    while left or not printed:
-        # A table of one metric at least, but for the first, which has other columns.
-        for count in range(len(left), 0 if printed else -1, -1):
-            table = _table(
-                rows, {name: best[name] for name in left[:count]}, console.width, costs=not printed
-            )
-            if Measurement.get(console, unlimited, table).minimum <= console.width:
-                break
-        console.print(*[""] * printed, table, sep="\n")
-        left, printed = left[count:], True
-
-
-def _table(rows: Sequence[MethodRow], best: dict[str, str], width: int, costs: bool) -> Table:
-    """Returns the table of these metrics; with `costs`, that of families, times and parameters, too."""
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    # Only a name that is wider than half of the console is broken, into several lines.
-    longest = max((cell_len(row.name) for row in rows), default=0)
-    table.add_column("Method", width=max(len("Method"), min(longest, width // 2)), overflow="fold")
-    if costs:
-        table.add_column("Family")
-    for heading in (*best, *(("ms/query", "Params") if costs else ())):
-        # In two lines, so that all columns of the usual metrics fit a terminal of 80.
-        table.add_column(re.sub("(?=[@/])", "\n", heading, count=1), justify="right", no_wrap=True)
-    for row in rows:
-        values = [_value(row, name) for name in best]
-        styles = ["bold" if value == best[name] else "" for name, value in zip(best, values, strict=True)]
-        family = [Text(row.family)] if costs else []
-        spent = [_milliseconds(row.ms_per_query), format_count(row.parameters)] if costs else []
-        # Text, not str: a name in square brackets is no markup.
-        table.add_row(Text(row.name), *family, *map(Text, values, styles), *spent)
-    return table
-
-
 def write_report(
     path: str | os.PathLike,
     *,
@@ -125,6 +88,7 @@ def write_report(
     curves: Sequence[TrainingCurve],
     examples: Sequence[QueryComparison],
     footer: dict[str, str],
+    comparison: Comparison | None = None,
 ) -> None:
     """Writes the report: one HTML file without scripts or external resources, whole or not at all.
 
@@ -138,12 +102,15 @@ def write_report(
       curves: the models' learning curves.
       examples: queries, with the passages that the methods found for them.
       footer: how the report was made, label -> text, such as "command" and "machine".
+      comparison: what is shown of several methods besides their means; None for nothing.
 
     Raises:
       UserError: the path cannot be written.
     """
     sections = (
-        ("Results", _results(rows) if rows else ""),
+        ("Results", _results(rows, comparison) if rows else ""),
+        ("Differences by query", _differences(rows, comparison)),
+        ("What each method finds", _found(comparison) if comparison else ""),
         ("Training", panels.figure(curves)),
         ("Queries side by side", "".join(map(_example, examples))),
     )
@@ -158,33 +125,6 @@ def write_report(
     atomic_write(path, page.encode("utf-8", "replace"))
 
 
-def format_count(number: int | None) -> str:
-    """Formats a number for people: 4_200_000 as "4.2M", None as "–"."""
-    if number is None:
-        return "–"
-    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= 0.99995 * size:
-            return f"{number / size:.1f}{unit}"
-    return str(number)
-
-
-def _milliseconds(ms: float | None) -> str:
-    if ms is None:
-        return "–"
-    return f"{ms:.2f}" if ms < 10 else f"{ms:,.0f}"
-
-
-def _value(row: MethodRow, name: str) -> str:
-    return f"{row.metrics[name]:.3f}" if math.isfinite(row.metrics.get(name, math.nan)) else "–"
-
-
-def _best(rows: Sequence[MethodRow]) -> dict[str, str]:
-    """Returns metric -> its best value as printed (equal values look equal), or "" if no row has one."""
-    names = dict.fromkeys(name for row in rows for name in row.metrics)
-    values = {name: {_value(row, name) for row in rows} - {"–"} for name in names}
-    return {name: max(found, key=float, default="") for name, found in values.items()}
-
-
 def _pairs(pairs: dict) -> str:
     def text(value: object) -> str:
         return f"{value:,}" if type(value) is int else str(value)
@@ -195,27 +135,86 @@ def _pairs(pairs: dict) -> str:
     )
 
 
-def _results(rows: Sequence[MethodRow]) -> str:
-    best = _best(rows)
+def _results(rows: Sequence[MethodRow], comparison: Comparison | None) -> str:
+    best = best_values(rows)
 
     def metric(row: MethodRow, name: str) -> str:
-        value = _value(row, name)
+        value = value_of(row, name)
         share = 0 if value == "–" else min(max(float(value), 0), 1)
-        tag = "b" if value == best[name] else "span"
-        return f'<td class="bar" style="--share:{share:.1%}"><{tag}>{value}</{tag}></td>'
+        tag = "b" if is_best(row, name, best) else "span"
+        return f'<td class="bar" style="--share:{share:.1%}"><{tag}>{shown_value(row, name)}</{tag}></td>'
 
-    head = "".join(f"<th>{escape(name)}</th>" for name in (*best, "ms / query", "Parameters"))
+    headings = ("Single query\nmedian ms", "Batches of 32\nqueries / s")
     body = "".join(
         f"<tr><th>{escape(row.name)}</th><td>{escape(row.family)}</td>"
         f"{''.join(metric(row, name) for name in best)}"
-        f"<td>{_milliseconds(row.ms_per_query)}</td><td>{format_count(row.parameters)}</td></tr>"
+        f"{''.join(f'<td>{time}</td>' for time in times(row))}<td>{format_count(row.parameters)}</td></tr>"
         for row in rows
     )
+    notes = escape(table_notes(rows, comparison.baseline)) if comparison else ""
     return (
-        f'<div class="scroll"><table><thead><tr><th>Method</th><th>Family</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-        "<p>Means over the judged queries; the best value of each metric is bold, bars run from 0 to 1. "
-        "ms / query is wall time.</p>"
+        _table_of(("Method", "Family", *best, *headings, "Parameters"), body)
+        + "<p>Means over the judged queries; the best value of each metric is bold, bars run from 0 to 1. "
+        f"{notes}</p>"
+    )
+
+
+def _table_of(headings: Sequence[str], body: str) -> str:
+    head = "".join(f"<th>{escape(heading).replace(chr(10), '<br>')}</th>" for heading in headings)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _differences(rows: Sequence[MethodRow], comparison: Comparison | None) -> str:
+    compared = [row for row in rows if row.differences]
+    if not compared or comparison is None:
+        return ""
+    names = dict.fromkeys(name for row in compared for name in row.differences)
+
+    def cell(row: MethodRow, name: str) -> str:
+        found = row.differences.get(name)
+        if found is None:
+            return "<td>–</td>"
+        p = "p &lt; 0.001" if found.p_holm < 0.001 else f"p = {found.p_holm:.3f}"
+        interval = f"{found.low:+.3f} to {found.high:+.3f}"
+        return f"<td>{mark(row, name)}{found.mean:+.3f}<small>{interval}</small><small>{p}</small></td>"
+
+    body = "".join(
+        f"<tr><th>{escape(row.name)}</th>{''.join(cell(row, name) for name in names)}</tr>"
+        for row in compared
+    )
+    figure = panels.difference_figure(comparison.metric, comparison.baseline, comparison.query_differences)
+    return (
+        f'<div class="differences">{_table_of(("Method", *names), body)}</div>'
+        f"<p>Means over the queries of the differences to {escape(comparison.baseline)}, their 95% "
+        "confidence intervals (Student's t), and the p-values of paired randomisation tests, corrected by "
+        f"Holm–Bonferroni over the methods. ▲▼: p ≤ {ALPHA:g}.</p>{figure}"
+    )
+
+
+def _found(comparison: Comparison) -> str:
+    """Shows which relevant passages are found by whom: a plot as of UpSet (Lex et al. 2014), as a table."""
+    methods = sorted(set().union(*comparison.found), key=str)
+    if len(methods) < 2:
+        return ""
+    alone = {frozenset([name]): 0 for name in methods}
+    counts = sorted((alone | dict(comparison.found)).items(), key=lambda pair: (-pair[1], sorted(pair[0])))
+    ranked = [found for found, _ in counts if found not in alone]
+    kept = {*alone, *ranked[: max(_COMBINATIONS - len(alone), 0)]}
+    most, total = counts[0][1] or 1, sum(comparison.found.values())
+
+    def row(found: frozenset[str], count: int) -> str:
+        label = f"{min(found)} alone" if len(found) == 1 else "" if found else "none of them"
+        dots = "".join(f"<td>{'●' if name in found else '<i>·</i>'}</td>" for name in methods)
+        bar = f'<td class="bar" style="--share:{count / most:.1%}">{count:,}</td>'
+        return f"<tr><th>{escape(label)}</th>{dots}{bar}</tr>"
+
+    body = "".join(row(found, count) for found, count in counts if found in kept)
+    left = sum(found not in kept for found, _ in counts)
+    others = f" {left} smaller sets of methods are not shown." if left else ""
+    return (
+        f'<div class="found">{_table_of(("", *methods, "relevant passages"), body)}</div>'
+        f"<p>Each of the {total:,} relevant passages of all queries is counted in one row: that of the "
+        f"methods (●) that have it among their first {comparison.depth} results.{others}</p>"
     )
 
 
@@ -293,10 +292,18 @@ dd, table { font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; }
 tr { border-bottom: 1px solid var(--line); }
 th, td { padding: .4rem .75rem; line-height: 2; text-align: right; white-space: nowrap; }
-thead th { font-weight: normal; }
+thead th { font-weight: normal; line-height: 1.3; vertical-align: bottom; }
 th:first-child { position: sticky; left: 0; padding-left: 0; background: var(--ground); }
 th:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
 .bar { background: linear-gradient(var(--bar), var(--bar)) 0 100% / var(--share) 3px no-repeat content-box; }
+.differences small { display: block; line-height: 1.3; }
+.differences td { line-height: 1.5; }
+.differences td:nth-child(2), .differences th:nth-child(2) { text-align: right; }
+.found table { width: auto; min-width: 60%; }
+.found td, .found th { line-height: 1.4; text-align: center; }
+.found th:first-child { text-align: left; }
+.found td:last-child { text-align: right; min-width: 12rem; }
+.found i { color: var(--line); }
 .legend li::before {
   content: ""; display: inline-block; width: 1.4em; height: 3px; margin-right: .5em;
   vertical-align: middle; background: var(--colour);

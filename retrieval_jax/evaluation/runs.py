@@ -5,9 +5,12 @@ A run of another tool is a TREC file without facts:
     runs/NAME.SPLIT.trec    qid Q0 docid rank score tag
     runs/NAME.SPLIT.json    {"recipe": …, "kind": …, "family": …, "parameters": …, "summary": …}, and
                             "metrics" once `evaluate` has scored the run
+    runs/NAME.SPLIT.tsv     metric, query id and value of each query, as `trec_eval -q` prints them, which
+                            `evaluate` writes for runs of either sort; the query "all" is the mean
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from retrieval_jax.core import storage
@@ -16,6 +19,9 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import trec
+from retrieval_jax.evaluation.metrics import RunValues
+
+_PASSAGES = 10_000  # passages of another tool's run that are looked up in the collection
 
 
 def run_paths(work: Workspace, split: str) -> dict[str, Path]:
@@ -40,14 +46,31 @@ def write_run_with_facts(path: Path, run: trec.Run, tag: str, facts: Mapping[str
 
 
 def read_facts(path: Path) -> dict | None:
-    """Returns the facts of a run; None for a run of another tool."""
+    """Returns the facts of a run; None for a run of another tool, which may have a JSON file of its own."""
     facts = _facts_path(path)
-    return storage.read_json(facts, f"delete {path}, then search again") if facts.is_file() else None
+    found = storage.read_json(facts, f"delete {path}, then search again") if facts.is_file() else None
+    return found if isinstance(found, dict) and "recipe" in found else None
 
 
 def write_metrics(path: Path, facts: Mapping[str, object], metrics: Mapping[str, float]) -> None:
     """Writes a run's metrics into its facts, so that they stay with the split and the recipe of the run."""
     storage.write_json(_facts_path(path), {**facts, "metrics": metrics})
+
+
+def write_query_values(path: Path, values: RunValues, queries: Sequence[str]) -> None:
+    """Writes the values of a run's metrics for each query; the module's docstring has the form.
+
+    Args:
+      path: the run's file.
+      values: the run's values.
+      queries: the queries' ids, in the order of the values.
+    """
+    lines = []
+    for metric, mean in values.means.items():
+        pairs = zip(queries, values.per_query.get(metric, ()), strict=False)  # a function gives a mean only
+        lines += [f"{metric}\t{query}\t{float(value)!r}\n" for query, value in pairs]
+        lines.append(f"{metric}\tall\t{mean!r}\n")
+    storage.atomic_write(path.with_suffix(".tsv"), "".join(lines).encode())
 
 
 def searcher_metrics(work: Workspace, name: str, collection: Collection) -> dict[str, dict[str, float]]:
@@ -61,7 +84,7 @@ def searcher_metrics(work: Workspace, name: str, collection: Collection) -> dict
         split = facts.get("recipe", {}).get("split")
         if "metrics" not in facts or path != work.run(name, split):
             continue
-        if outdated(facts["recipe"], work.searcher(name), collection) is None:
+        if outdated(facts["recipe"], work.searcher(name), collection, split) is None:
             found[split] = facts["metrics"]
     return found
 
@@ -70,6 +93,11 @@ def current_runs(
     work: Workspace, split: str, collection: Collection
 ) -> dict[str, tuple[trec.Run, dict | None]]:
     """Reads the runs of a split that are up to date, and reports the others, which are left out.
+
+    Args:
+      work: the work folder.
+      split: the split.
+      collection: the collection as it is now.
 
     Returns:
       Name -> (run, its facts or None), in sorted order.
@@ -82,13 +110,22 @@ def current_runs(
         raise UserError(
             f"{work.folder}/runs: no run of split {split!r}: make one with `retrieval-jax search`"
         )
+    queries = {query.id for query in collection.queries(split)}
     runs = {}
     for name, path in paths.items():
         facts = read_facts(path)
-        if facts and (reason := outdated(facts["recipe"], work.searcher(name), collection)):
-            log(f"{path}: left out, {reason}: `retrieval-jax search` makes it again")
+        if facts:
+            reason = outdated(facts["recipe"], work.searcher(name), collection, split)
+            remedy = "`retrieval-jax search` makes it again"
+            run = {} if reason else trec.read_run(path)
         else:
-            runs[name] = trec.read_run(path), facts
+            run = trec.read_run(path)
+            reason = _foreign(path, run, split, collection, queries)
+            remedy = "delete it, or give it the name of its split"
+        if reason:
+            log(f"{path}: left out, {reason}: {remedy}")
+        else:
+            runs[name] = run, facts
     if not runs:
         raise UserError(
             f"{work.folder}/runs: every run of split {split!r} is of an earlier collection or searcher: "
@@ -97,16 +134,40 @@ def current_runs(
     return runs
 
 
-def outdated(recipe: dict, searcher: Path, collection: Collection) -> str | None:
-    """Returns why a run no longer counts; None if its collection and searcher are still the same.
+def report_strays(work: Workspace, collection: Collection) -> None:
+    """Reports the files in runs/ whose names are of no split: nobody would miss them otherwise."""
+    splits = tuple(f".{split}.trec" for split in collection.query_counts)
+    for path in sorted((work.folder / "runs").glob("*")):
+        if path.suffix not in (".json", ".tsv") and not path.name.endswith(splits):
+            log(f"{path}: left out: the name of a run is NAME.SPLIT.trec, with a split of the collection")
+
+
+def _foreign(path: Path, run: trec.Run, split: str, collection: Collection, queries: Set[str]) -> str | None:
+    """Returns why a run of another tool is left out, or None; reports queries that it lacks."""
+    found = len(run.keys() & queries)
+    if not found:
+        return f"none of its queries is of split {split!r}"
+    ids = dict.fromkeys(itertools.islice((pid for ranked in run.values() for pid, _ in ranked), _PASSAGES))
+    if not (collection.find_rows(list(ids)) >= 0).any():
+        return f"none of its passages is in {collection.folder}"
+    if found < len(queries):
+        log(f"{path}: no results for {len(queries) - found} of {len(queries)} queries, which count 0")
+    return None
+
+
+def outdated(recipe: dict, searcher: Path, collection: Collection, split: str) -> str | None:
+    """Returns why a run does not count; None if its split, collection and searcher are those of now.
 
     Args:
       recipe: the run's, from its facts.
       searcher: the searcher's folder, which may be missing.
       collection: the collection as it is now.
+      split: the split that the run's file is named after.
     """
     if recipe.get("collection") != collection.fingerprint:
         return f"it is of another collection (or an earlier one) than {collection.folder}"
+    if recipe.get("split") != split:
+        return f"it is of split {recipe.get('split')!r}"
     if (
         storage.finished(searcher)
         and storage.read_manifest(searcher, "index")["recipe"] != recipe["searcher"]

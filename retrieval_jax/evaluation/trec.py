@@ -4,11 +4,12 @@ run      qid Q0 docid rank score tag      a line for each passage of a ranked li
 qrels    qid 0 docid grade                a line for each judged passage
 """
 
+import array
 import gzip
 import math
 import os
 import zlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.storage import atomic_write
 
 Run = dict[str, list[tuple[str, float]]]
@@ -87,9 +89,10 @@ def write_run(path: str | os.PathLike, run: Run, tag: str) -> None:
 def read_run(path: str | os.PathLike) -> Run:
     """Reads a run of any tool.
 
-    As trec_eval does, this ignores the rank column (BEIR writes 0 in every line) and the order of the lines,
-    holds scores as float32, and breaks ties by docid, the greater docid first. No scores tie in a run that
-    `write_run` wrote.
+    The order is that of the scores. As trec_eval does, this ignores the rank column (BEIR writes 0 in every
+    line) and the order of the lines, holds scores as float32, and breaks ties by docid, the greater docid
+    first. No scores tie in a run that `write_run` wrote. Where a query's ranks, if they all differ, tell
+    another order than its scores, a line on the console says so.
 
     Args:
       path: the file, plain or `.gz`.
@@ -102,18 +105,36 @@ def read_run(path: str | os.PathLike) -> Run:
         a number, or a passage a second time. The message names the line.
     """
     found: dict[str, dict[str, float]] = {}
+    ranks: dict[str, array.array] = {}  # in the order of the passages in `found`
     for where, (qid, _, pid, rank, score, _) in _rows(path, "TREC run", _RUN_COLUMNS, _RUN_HINT):
-        _number(int, rank, where, "rank", "a whole number", _RUN_HINT)
+        rank = _number(int, rank, where, "rank", "a whole number", _RUN_HINT)
         results = found.setdefault(qid, {})
         _check_new(pid, results.keys(), qid, where, _RUN_HINT)
         results[pid] = _number(float, score, where, "score", "a finite number", _RUN_HINT)
-    return {qid: _by_score(results) for qid, results in found.items()}
+        ranks.setdefault(qid, array.array("d")).append(rank)
+    run = {qid: _by_score(results) for qid, results in found.items()}
+    if differ := sum(_ranked_otherwise(found[qid], ranks[qid], run[qid]) for qid in run):
+        log(
+            f"{path}: the ranks of {differ:,} of {len(run):,} queries tell another order than the scores: "
+            "the scores count, and equal scores are in the order of docids, as in trec_eval"
+        )
+    return run
 
 
 def _by_score(results: dict[str, float]) -> list[tuple[str, float]]:
     by_docid = sorted(results.items(), reverse=True)
     with np.errstate(over="ignore"):
         return sorted(by_docid, key=lambda result: -np.float32(result[1]))
+
+
+def _ranked_otherwise(
+    passages: Iterable[str], ranks: Sequence[float], ranked_list: list[tuple[str, float]]
+) -> bool:
+    """Returns whether a query's ranks, if they all differ, tell another order than its scores."""
+    if len(set(ranks)) < len(ranks):
+        return False
+    ordered = [pid for _, pid in sorted(zip(ranks, passages, strict=True))]
+    return ordered != [pid for pid, _ in ranked_list]
 
 
 def write_qrels(path: str | os.PathLike, qrels: Qrels) -> None:

@@ -1,5 +1,6 @@
 """Batched search: the queries of a split, or one question, answered by a searcher."""
 
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 
@@ -9,6 +10,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.search.searcher import RankedList, Searcher
 
 BATCH_SIZE = 32  # queries that are searched for at once
+SINGLE_QUERIES = 20  # queries whose latencies are measured
 
 
 def search_in_batches(
@@ -47,8 +49,9 @@ def search_queries(
       description: what the progress bar says.
 
     Returns:
-      The run (query id -> ranked list), and a summary: "queries" (their number), "ms_per_query" (wall time in
-      milliseconds, without compilation) and "fewer_than_k" (queries for which fewer passages were found).
+      The run (query id -> ranked list), and a summary: "queries" (their number), "queries_per_second" (the
+      throughput in batches of BATCH_SIZE queries, by wall time, without compilation) and "fewer_than_k"
+      (queries for which fewer passages were found).
     """
     texts = [query.text for query in queries]
     depth = k + any(query.is_passage for query in queries)
@@ -60,11 +63,36 @@ def search_queries(
     seconds = time.monotonic() - start
     summary = {
         "queries": len(queries),
-        "ms_per_query": round(1000 * seconds / len(queries), 3),
+        "queries_per_second": round(len(queries) / seconds, 3),
         "fewer_than_k": sum(len(ranked_list) < k for ranked_list in ranked_lists),
     }
     pairs = zip(queries, ranked_lists, strict=True)
     return {query.id: ranked_list[: k + query.is_passage] for query, ranked_list in pairs}, summary
+
+
+def single_query_ms(searcher: Searcher, queries: Sequence[str], k: int) -> float:
+    """Measures the latency: the wall time of a search for one query alone.
+
+    The searcher pads its batches to a single query from now on, as a server's do.
+
+    Args:
+      searcher: the searcher.
+      queries: the queries' texts, at least one, of which SINGLE_QUERIES at most are searched for.
+      k: passages to find for each query.
+
+    Returns:
+      The median in milliseconds, without compilation.
+    """
+    searcher.use_batch_sizes([1])
+    sample = queries[:: -(-len(queries) // SINGLE_QUERIES)]
+    for query in sample:
+        searcher.search([query], k)  # compiles for its length
+    took = []
+    for query in sample:
+        start = time.monotonic()
+        searcher.search([query], k)
+        took.append(time.monotonic() - start)
+    return round(1000 * statistics.median(took), 3)
 
 
 def search_texts(searcher: Searcher, collection: Collection, query: str, k: int) -> list[dict]:

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: runs become a table, metrics.json and report.html."""
+"""The verb `evaluate`: runs become a table, metrics.json, significance.json and report.html."""
 
 import gin
 
@@ -8,9 +8,10 @@ from retrieval_jax.core.values import NonNegative, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import comparison, report
-from retrieval_jax.evaluation.metrics import compute_metrics, deepest_rank
-from retrieval_jax.evaluation.runs import current_runs, write_metrics
-from retrieval_jax.evaluation.trec import drop_identical_ids
+from retrieval_jax.evaluation.method_table import COLUMNS, print_table, table_notes
+from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run
+from retrieval_jax.evaluation.runs import current_runs, report_strays, write_metrics, write_query_values
+from retrieval_jax.evaluation.trec import Qrels, drop_identical_ids
 
 
 @gin.configurable
@@ -18,24 +19,37 @@ def evaluate(
     source: str,
     work_dir: str | None = None,
     split: str = "test",
+    measures: tuple[str, ...] | None = None,
+    baseline: str | None = None,
     min_relevant_grade: Positive = 1,
     ignore_identical_ids: bool = True,
     example_queries: NonNegative = 4,
     passages_per_example: NonNegative = 3,
 ) -> dict:
-    """Scores every run of a split; writes metrics.json and report.html into the work folder.
-
-    The metrics of a run of `search` are also kept in runs/NAME.SPLIT.json, with the recipe of the run.
+    """Scores every run of a split; writes report.html, metrics.json and significance.json.
 
     The runs are the files runs/NAME.SPLIT.trec: those that `search` wrote, and TREC runs of other tools that
-    were put there. A run of an earlier collection or searcher is left out, and one line says so.
+    were put there. A run's order is that of its scores, as in trec_eval: equal scores are in descending order
+    of docids, and ranks do not count. A run of an earlier collection or searcher, or of another split, is
+    left out, and one line says so. A metric that looks further than a run goes is shown with a star, and the
+    run is not compared in it.
+
+    The values of each query are written to runs/NAME.SPLIT.tsv, as `trec_eval -q` prints them; the metrics of
+    a run of `search` are also kept in runs/NAME.SPLIT.json, with the recipe of the run.
+
+    All runs are compared with the baseline by a paired randomisation test over queries; significance.json has
+    the differences, their 95% confidence intervals, and the p-values, also those of the t-test.
 
     Args:
       source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
       work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       split: the queries that were searched for.
+      measures: what to compute, by ir_measures' names: `--gin.evaluate.measures="('nDCG@10', 'RR(rel=2)@10',
+        'R@1000', 'AP', 'Judged@10')"`. None for MRR@10, Recall@10, Recall@100, Hits@1, Hits@10 and nDCG@10.
+      baseline: the run that the others are compared with. None for bm25, or the first run by name where there
+        is none.
       min_relevant_grade: the least grade that is relevant to the binary metrics (2 on the Deep Learning
-        tracks of TREC).
+        tracks of TREC), but for measures that set their own by `rel=`.
       ignore_identical_ids: whether a query that is a passage (the same id and words, as in ArguAna and Quora)
         is left out of its own results, as BEIR does.
       example_queries: queries shown side by side in the report, chosen by a hash of the id.
@@ -43,48 +57,70 @@ def evaluate(
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
+    metrics = chosen_metrics(measures)
+    report_strays(work, collection)
     known = current_runs(work, split, collection)
-    deepest = min(deepest_rank(), collection.passage_count)
-    for name, (_, facts) in known.items():
-        if facts and (k := facts["recipe"]["k"]) < deepest:
-            log(f"{name}: {k} passages a query: measures that look further take the others for not found")
     queries = collection.queries(split)
-    qrels = {query.id: query.relevant for query in queries}
+    baseline = comparison.choose_baseline(list(known), baseline)
+    depths = {name: comparison.depth(*found) for name, found in known.items()}
+    without = comparison.too_deep(metrics, depths, collection.passage_count)
+    for name, missing in without.items():
+        if missing:
+            log(f"{name}: {depths[name]} passages a query: not compared in {', '.join(sorted(missing))}")
+
+    qrels = {query.id: query.judgements for query in queries}
     identical = {query.id for query in queries if query.is_passage and ignore_identical_ids}
     runs = {name: drop_identical_ids(run, identical) for name, (run, _) in known.items()}
+    values = {name: evaluate_run(qrels, run, min_relevant_grade, metrics) for name, run in runs.items()}
+    differences = comparison.differences(values, without, baseline)
     rows = [
-        comparison.method_row(name, compute_metrics(qrels, run, min_relevant_grade), known[name][1])
-        for name, run in runs.items()
+        comparison.method_row(name, found.means, known[name][1], without[name], differences.get(name, {}))
+        for name, found in values.items()
     ]
     rows.sort(key=lambda row: (row.family, row.name))
-    metrics = {row.name: row.metrics for row in rows}
-    storage.write_json(work.metrics, metrics)
+    means = {row.name: row.metrics for row in rows}
+    storage.write_json(work.metrics, means)
+    facts = comparison.significance_facts(differences, without, baseline, len(qrels))
+    storage.write_json(work.significance, {"split": split, **facts})
     for name, (_, facts) in known.items():
+        write_query_values(work.run(name, split), values[name], list(qrels))
         if facts:
-            write_metrics(work.run(name, split), facts, metrics[name])
+            write_metrics(work.run(name, split), facts, means[name])
 
-    counts = {f"{name} queries": count for name, count in collection.query_counts.items()}
-    without = sum(max(grades.values(), default=0) < min_relevant_grade for grades in qrels.values())
-    remarks = {
-        "relevant from grade": min_relevant_grade if min_relevant_grade > 1 else 0,
-        "none relevant": without,
-        "left out of their own results": len(identical),
-    }
-    for remark, number in remarks.items():
-        if number:
-            counts[remark] = number
-            log(f"{split}: {remark}: {number:,}")
+    found_by = comparison.found_by(qrels, runs, min_relevant_grade)
     examples = comparison.example_queries(queries, example_queries)
     report.write_report(
         work.report,
         title=collection.name,
-        collection={"passages": collection.passage_count, **counts},
+        collection=_counts(collection, split, qrels, min_relevant_grade, len(identical)),
         rows=rows,
         curves=comparison.training_curves(work),
         examples=comparison.compare_queries(
             collection, examples, runs, min_relevant_grade, passages_per_example
         ),
         footer=comparison.provenance(),
+        comparison=comparison.page_comparison(values, differences, baseline, found_by),
     )
-    report.print_table(rows, console)
-    return {"report": str(work.report), "metrics_file": str(work.metrics), "metrics": metrics}
+    print_table(rows, console)
+    console.print(f"{COLUMNS} {table_notes(rows, baseline)}", style="dim", highlight=False)
+    files = {"report": work.report, "metrics_file": work.metrics, "significance_file": work.significance}
+    return {name: str(path) for name, path in files.items()} | {"metrics": means}
+
+
+def _counts(
+    collection: Collection, split: str, qrels: Qrels, min_relevant_grade: int, identical: int
+) -> dict[str, int]:
+    """Returns the facts under the report's heading, and tells those that may surprise on the console."""
+    counts = {f"{name} queries": count for name, count in collection.query_counts.items()}
+    remarks = {
+        "relevant from grade": min_relevant_grade if min_relevant_grade > 1 else 0,
+        "none relevant": sum(
+            max(grades.values(), default=0) < min_relevant_grade for grades in qrels.values()
+        ),
+        "left out of their own results": identical,
+    }
+    for remark, number in remarks.items():
+        if number:
+            counts[remark] = number
+            log(f"{split}: {remark}: {number:,}")
+    return {"passages": collection.passage_count, **counts}

@@ -10,7 +10,7 @@ from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation.trec import write_qrels
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import make_partitioner
-from retrieval_jax.search.batched import BATCH_SIZE, search_queries, search_texts
+from retrieval_jax.search.batched import BATCH_SIZE, search_queries, search_texts, single_query_ms
 from retrieval_jax.search.searcher import Searcher, searcher_manifest
 
 
@@ -25,6 +25,8 @@ def search(
 ) -> dict:
     """Writes runs/NAME.SPLIT.trec, or answers one query.
 
+    Beside the run lies NAME.SPLIT.json, which tells two times apart: "queries_per_second" is the throughput
+    in batches of 32 queries, "single_query_ms" the latency, the median over single queries.
     In several processes (multihost.*) each holds its part of the vectors, and what they find is merged.
 
     Args:
@@ -48,16 +50,18 @@ def search(
     path = work.run(name, split)
     recipe = {"searcher": manifest["recipe"], "collection": collection.fingerprint, "split": split, "k": k}
     facts = runs.read_facts(path) if path.exists() else None
-    made = facts is not None and facts["recipe"] == recipe and "summary" in facts
-    if multihost.broadcast_from_process_0(made):
+    # Runs of earlier versions lack the latency.
+    made = facts and facts["recipe"] == recipe and "single_query_ms" in facts.get("summary", {})
+    if multihost.broadcast_from_process_0(bool(made)):
         return {"run": str(path), **runs.read_facts(path)["summary"]}
 
     queries = collection.queries(split)
     searcher = Searcher.open(folder, make_partitioner)
     run, summary = search_queries(searcher, queries, k, f"search {name}")
+    texts = [query.text for query in queries]
     if manifest.get("recall_target"):
-        sample = [query.text for query in queries[:BATCH_SIZE]]
-        summary["recall"] = round(searcher.measured_recall(sample, k), 4)
+        summary["recall"] = round(searcher.measured_recall(texts[:BATCH_SIZE], k), 4)
+    summary["single_query_ms"] = single_query_ms(searcher, texts, k)
     if summary["fewer_than_k"]:
         log(f"{name}: fewer than {k} passages for {summary['fewer_than_k']} of {len(queries)} queries")
     facts = {key: manifest[key] for key in ("kind", "family", "parameters")}

@@ -7,10 +7,13 @@ import pytest
 from reading import write
 
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import comparison
-from retrieval_jax.evaluation.report import MethodRow, PassageSnippet
+from retrieval_jax.evaluation.method_table import MethodRow
+from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run
+from retrieval_jax.evaluation.report import PassageSnippet
 from retrieval_jax.verbs.importing import import_collection
 
 TEXTS = {"d0": "marble " * 60, "d1": "falcon", "d2": "thunder"}
@@ -52,9 +55,13 @@ def test_examples_are_the_same_in_every_report(collection: Collection):
 
 
 def test_a_row_says_what_is_known_of_a_run():
-    facts = {"family": "lexical", "summary": {"ms_per_query": 2.5}, "parameters": None}
+    facts = {
+        "family": "lexical",
+        "summary": {"single_query_ms": 2.5, "queries_per_second": 900.0},
+        "parameters": None,
+    }
     assert comparison.method_row("m", {"MRR@10": 0.5}, facts) == MethodRow(
-        "m", "lexical", {"MRR@10": 0.5}, 2.5, None
+        "m", "lexical", {"MRR@10": 0.5}, 2.5, None, 900.0
     )
     assert comparison.method_row("m", {}, None) == MethodRow("m", "other", {}, None, None)
 
@@ -71,3 +78,69 @@ def test_the_footer_has_the_installed_versions(monkeypatch: pytest.MonkeyPatch):
     footer = comparison.provenance()
     assert f"jax {metadata.version('jax')}" in footer["versions"]
     assert footer.keys() == {"command", "machine", "versions"}
+
+
+NAMES = ("nDCG@10", "R@100", "AP", "RR@10")
+
+
+def test_a_metric_that_looks_further_than_a_run_is_not_compared():
+    """The metric without a cut-off looks at the whole of the deepest run; no run can be of more passages."""
+    metrics = chosen_metrics(NAMES)
+    depths = {"ten": 10, "hundred": 100, "five": 5}
+    assert comparison.too_deep(metrics, depths, 1000) == {
+        "ten": {"R@100", "AP"},
+        "hundred": set(),
+        "five": {*NAMES},
+    }
+    assert comparison.too_deep(metrics, {"ten": 10, "five": 5}, 8) == {"ten": set(), "five": {*NAMES}}
+    run = {"q": [("a", 1.0)] * 3, "r": []}
+    assert (comparison.depth(run, None), comparison.depth(run, {"recipe": {"k": 7}})) == (3, 7)
+    assert comparison.depth({}, None) == 0
+
+
+def test_differences_are_of_what_both_runs_are_deep_enough_for():
+    qrels = {f"q{i}": {f"p{i}": 1} for i in range(12)}
+    run = {f"q{i}": [(f"p{i}", 1.0)] for i in range(12)}
+    metrics = chosen_metrics(NAMES)
+    values = {
+        name: evaluate_run(qrels, found, 1, metrics) for name, found in (("a", run), ("b", {}), ("c", {}))
+    }
+    without = {"a": frozenset(), "b": frozenset({"R@100"}), "c": frozenset()}
+    found = comparison.differences(values, without, "a")
+    assert {name: set(of_run) for name, of_run in found.items()} == {"b": {*NAMES} - {"R@100"}, "c": {*NAMES}}
+    assert found["b"]["AP"].mean == -1
+    assert found["b"]["AP"].p == 2 / 2**12
+    assert found["b"]["AP"].p_holm == 2 * found["b"]["AP"].p
+    assert found["c"]["R@100"].p_holm == found["c"]["R@100"].p  # b is not compared there
+    assert set(comparison.differences(values, without | {"a": {*NAMES}}, "a")["c"]) == set()
+    facts = comparison.significance_facts(found, without, "a", 12)
+    assert facts["not_comparable"] == {"b": ["R@100"]}
+    assert facts["differences"]["b"]["AP"]["p_t_test"] == 0
+    shown = comparison.page_comparison(values, found, "a", {})
+    assert (shown.metric, shown.query_differences["c"].tolist()) == ("nDCG@10", [-1.0] * 12)
+    one = comparison.differences(
+        {"a": evaluate_run({"q": {"p": 1}}, {}), "b": evaluate_run({"q": {"p": 1}}, {"q": [("p", 1.0)]})},
+        {"a": set(), "b": set()},
+        "a",
+    )
+    assert comparison.significance_facts(one, {}, "a", 1)["differences"]["b"]["MRR@10"]["low"] is None
+
+
+def test_the_baseline_is_chosen_by_a_rule():
+    assert comparison.choose_baseline(["exact", "bm25", "atomic"], None) == "bm25"
+    assert comparison.choose_baseline(["exact", "atomic"], None) == "atomic"
+    assert comparison.choose_baseline(["exact", "atomic"], "exact") == "exact"
+    with pytest.raises(UserError, match=r"evaluate\.baseline: no run 'x': there are exact, atomic"):
+        comparison.choose_baseline(["exact", "atomic"], "x")
+
+
+def test_what_is_found_by_whom():
+    """By a count over all sets of methods, of passages from the least grade on, in the first results only."""
+    qrels = {"q": {"a": 1, "b": 2, "c": 2, "d": 2}, "r": {"a": 2}}
+    runs = {
+        "x": {"q": [("b", 3.0), ("a", 2.0), ("c", 1.0)]},
+        "y": {"q": [("c", 1.0), ("b", 0.5)], "r": [("a", 1.0)]},
+    }
+    x, y = frozenset("x"), frozenset("y")
+    assert comparison.found_by(qrels, runs, 1, 2) == {x | y: 1, x: 1, y: 2, frozenset(): 1}
+    assert comparison.found_by(qrels, runs, 2, 3) == {x | y: 2, y: 1, frozenset(): 1}

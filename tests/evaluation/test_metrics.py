@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.evaluation import metrics
-from retrieval_jax.evaluation.metrics import METRICS, compute_metrics, deepest_rank, register_metric
+from retrieval_jax.evaluation.metrics import (
+    METRICS,
+    chosen_metrics,
+    compute_metrics,
+    cutoff,
+    evaluate_run,
+    register_metric,
+)
 
 QIDS = st.sampled_from(["q1", "q2", "q3", "q4"])
 PIDS = st.sampled_from([f"p{i}" for i in range(24)])
@@ -102,9 +109,6 @@ def test_registered_metrics_are_computed_with_the_others(qrels, rankings, thresh
         register_metric("Precision of grade 2", "P(rel=2)@5")
         register_metric("Answered", lambda qrels, run, grade: grade * sum(bool(run.get(q)) for q in qrels))
         scores = compute_metrics(qrels, run, threshold)
-        assert deepest_rank() == 100
-        register_metric("nDCG@1000")
-        assert deepest_rank() == 1000
 
     def precision(grade):
         tops = {qid: [pid for pid, _ in run.get(qid, [])[:5]] for qid in qrels}
@@ -145,3 +149,32 @@ def test_a_function_that_fails_is_named_by_its_metric(monkeypatch, function, mes
     monkeypatch.setattr(metrics, "METRICS", METRICS | {"Mine": function})
     with pytest.raises(UserError, match=message):
         compute_metrics({"q": {"a": 1}}, {})
+
+
+def test_measures_by_their_names_and_the_values_of_each_query():
+    """As trec_eval computes them, with TREC Deep Learning's level of relevance and unjudged passages."""
+    qrels = {"q1": {"a": 1, "b": 3, "x": 0}, "q2": {"c": 2}, "none": {"d": 0}}
+    run = {"q1": [("u", 3.0), ("a", 2.0), ("b", 1.0)], "q2": [("c", 1.0)]}
+    names = ("nDCG@10", "RR(rel=2)@10", "RR@10", "R@1000", "AP", "Judged@10", "MRR@10")
+    chosen = chosen_metrics(names)
+    values = evaluate_run(qrels, run, metrics=chosen)
+    per_query = {
+        "RR(rel=2)@10": [1 / 3, 1, 0],
+        "RR@10": [1 / 2, 1, 0],
+        "R@1000": [1, 1, 0],
+        "AP": [(1 / 2 + 2 / 3) / 2, 1, 0],
+        "Judged@10": [2 / 3, 1, 0],
+        "MRR@10": [1 / 2, 1, 0],
+    }
+    assert list(values.means) == list(names)
+    for name, expected in per_query.items():
+        assert values.per_query[name] == pytest.approx(expected)
+        assert values.means[name] == pytest.approx(sum(expected) / 3)
+    assert evaluate_run(qrels, run, 2, chosen).means["RR@10"] == pytest.approx((1 / 3 + 1) / 3)
+    assert [cutoff(metric) for metric in chosen.values()] == [10, 10, 10, 1000, None, 10, 10]
+    assert chosen_metrics() == chosen_metrics(()) == METRICS
+    for name in ("RR@x", "nope", "R(x=1)@3"):
+        with pytest.raises(UserError, match=r"evaluate\.measures: .* is no measure .*: write it as https"):
+            chosen_metrics([name])
+    with pytest.raises(UserError, match=r"ir_measures fails .*: leave such measures out"):
+        evaluate_run(qrels, run, metrics=chosen_metrics(["alpha_nDCG@20"]))

@@ -2,6 +2,8 @@
 
 import re
 
+import numpy as np
+
 from retrieval_jax.evaluation import panels
 from retrieval_jax.evaluation.panels import TrainingCurve
 
@@ -18,3 +20,17 @@ def test_the_legend_tells_the_sizes_of_pools():
     titles = [panels.PANELS[key][0] for key in ("dev/MRR@10", "dev_pool/MRR@10")]
     assert re.findall('aria-label="([^(]*) \\(', html) == titles
     assert panels.figure([TrainingCurve("new", [])]) == ""
+
+
+def test_differences_are_drawn_in_falling_order_on_one_scale():
+    """Also of more queries than a panel has bars; names are text, whatever signs are in them."""
+    many = np.linspace(-1, 0.5, 3001)
+    html = panels.difference_figure("nDCG@10", "<bm25>", {"a$b$": many, "b": np.array([0.25, 0.0, -0.5])})
+    labels = re.findall('aria-label="([^"]*)"', html)
+    assert labels == [
+        "a$b$ minus &lt;bm25&gt;, nDCG@10: better in 1,000 queries, worse in 2,000, equal in 1",
+        "b minus &lt;bm25&gt;, nDCG@10: better in 1 queries, worse in 1, equal in 1",
+    ]
+    assert "a$b$</text>" in html
+    ticks = [re.findall(r">(−?[0-9.]+)</text>", svg) for svg in html.split("<svg")[1:]]
+    assert [tick for tick in ticks[0] if "." in tick] == [tick for tick in ticks[1] if "." in tick]

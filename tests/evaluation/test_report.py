@@ -1,20 +1,14 @@
-import io
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
-from rich.console import Console
 
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.evaluation.method_table import MethodRow
 from retrieval_jax.evaluation.panels import PANELS, TrainingCurve
-from retrieval_jax.evaluation.report import (
-    MethodRow,
-    PassageSnippet,
-    QueryComparison,
-    format_count,
-    print_table,
-    write_report,
-)
+from retrieval_jax.evaluation.report import Comparison, PassageSnippet, QueryComparison, write_report
+from retrieval_jax.evaluation.significance import compare
 
 EVIL = "<script>alert(1)</script>\"'><img src=x> $title & [red]"
 VOID = {"meta", "br", "img"}
@@ -177,75 +171,29 @@ def test_an_unwritable_report_is_a_user_error(tmp_path):
         report(tmp_path / "file")
 
 
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (None, "–"),
-        (0, "0"),
-        (999, "999"),
-        (1000, "1.0K"),
-        (999_950, "1.0M"),
-        (4_213_120, "4.2M"),
-        (10**10, "10.0B"),
-    ],
-)
-def test_format_count(number, text):
-    assert format_count(number) == text
-
-
-def test_the_console_table_fits_80_columns_and_takes_names_literally():
-    metrics = dict.fromkeys(("MRR@10", "Recall@10", "Recall@100", "Hits@1", "Hits@10", "nDCG@10"), 0.25)
+def test_differences_and_what_each_method_finds(tmp_path):
+    """The numbers of the page are those of the tests; the marks stand in the table of results, too."""
+    values = {"a": np.linspace(0, 1, 40), "b": np.linspace(0, 0.5, 40)}
+    differences = compare(values["a"], {"b": values["b"]})
     rows = [
-        MethodRow("[red]", "dual encoder", metrics, 12.3, 4_200_000),
-        MethodRow("bm25", "lexical", {}, 0.5, None),
-    ]
-    out = io.StringIO()
-    print_table(rows, Console(file=out, width=80, force_terminal=True, color_system=None))
-    text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
-    assert text.splitlines()[2].split() == ["[red]", "dual", "encoder", *["0.250"] * 6, "12", "4.2M"]
-    assert text.splitlines()[3].split() == ["bm25", "lexical", *["–"] * 6, "0.50", "–"]
-    assert "…" not in text
-
-
-def printed(rows: list[MethodRow], width: int) -> list[str]:
-    out = io.StringIO()
-    print_table(rows, Console(file=out, width=width, color_system=None))
-    lines = out.getvalue().splitlines()
-    assert "…" not in out.getvalue()
-    assert max(map(len, lines)) <= width
-    return lines
-
-
-def test_metrics_that_do_not_fit_follow_in_another_table():
-    names = [
-        f"{metric}@{cut}" for metric in ("MRR", "Recall", "nDCG", "Judged", "Success") for cut in (10, 100)
-    ]
-    methods = ["semantic_2d", "rq_8x256_bf16", "dual_encoder_scann"]
-    rows = [
+        row("a", MRR=0.5),
         MethodRow(
-            method, "dual encoder", {name: (i + j / 10) / 10 for j, name in enumerate(names)}, 12.3, 4_200_000
-        )
-        for i, method in enumerate(methods)
+            "b", "lexical", {"MRR": 0.25, "R": 0.9}, 2.5, None, 800.0, {"R"}, {"MRR": differences["b"]}
+        ),
     ]
-    lines = printed(rows, 80)
-    assert [line.split()[0] for line in lines if line.split(" ")[0] in methods] == methods * 2
-    headings = " ".join(lines).split()
-    assert [headings.count(name) for name in ("Family", "ms", "Params")] == [1, 1, 1]
-    for i, method in enumerate(methods):
-        values = [word for line in lines if line.startswith(method) for word in line.split() if "0." in word]
-        assert values == [f"{(i + j / 10) / 10:.3f}" for j in range(10)]
-    assert [headings.count(word) for word in ("Recall", "nDCG", "@10", "@100")] == [2, 2, 5, 5]
-
-
-def test_a_long_name_is_broken_and_not_cut():
-    lines = printed([row("w" * 50, MRR=0.5)], 60)
-    assert "".join(lines).count("w") == 2 * 50  # MRR has a table of its own
-    assert "".join(lines).count("0.500") == 1
-    assert printed([row("a")], 80)[1].split() == ["Method", "Family", "/query", "Params"]
-
-
-def test_the_console_table_has_the_best_in_bold():
-    out = io.StringIO()
-    print_table([row("a", MRR=0.5), row("b", MRR=0.25)], Console(file=out, force_terminal=True, width=80))
-    assert re.search(r"\x1b\[1m *0\.500", out.getvalue())
-    assert not re.search(r"\x1b\[1m *0\.250", out.getvalue())
+    found = {frozenset("ab"): 7, frozenset("b"): 3, frozenset(): 2}
+    shown = Comparison("a", "MRR", {"b": values["b"] - values["a"]}, found, 10)
+    page = Page(report(tmp_path, rows=rows, comparison=shown))
+    cells = page.texts("td")
+    assert {"▼0.250", "*0.900", "2.50", "800"} <= set(cells)
+    assert page.texts("b") == ["0.500"]  # a value with a star is not the best
+    d = differences["b"]
+    assert f"▼{d.mean:+.3f}{d.low:+.3f} to {d.high:+.3f}p < 0.001" in cells
+    (svg,) = page.all("svg")
+    assert svg["aria-label"] == "b minus a, MRR: better in 0 queries, worse in 39, equal in 1"
+    table = cells[cells.index("●") :]
+    assert table == ["●", "●", "7", "·", "●", "3", "·", "·", "2", "●", "·", "0"]
+    assert page.texts("th")[-4:] == ["", "b alone", "none of them", "a alone"]
+    assert any("counted in one row" in text and "12 relevant" in text for text in page.texts("p"))
+    page = Page(report(tmp_path, rows=rows[:1], comparison=Comparison("a", "", {}, {frozenset("a"): 1}, 10)))
+    assert page.texts("h2") == ["Results"]

@@ -70,3 +70,56 @@ def test_runs_of_an_earlier_state_are_left_out(own, tmp_path, cli):
     status, _, err = cli("evaluate", *own)
     assert status == 2
     assert "searchers/bm25 was built again since" in err
+
+
+def test_runs_of_other_tools_join_the_table(own, tmp_path, cli):
+    """With the values of each query; what is of another split or collection is told, and left out."""
+    runs = tmp_path / "work/runs"
+    for verb in ("import", "index", "search"):
+        assert cli(verb, *own)[0] == 0
+    qrels = [line.split() for line in (runs / "qrels.test.trec").read_text().splitlines()]
+    queries = list(dict.fromkeys(query for query, *_ in qrels))
+    files = {
+        "pyserini.test.trec": [f"{q} Q0 {p} 1 9.5 Anserini" for q, _, p, _ in qrels if q != queries[0]],
+        "dev_queries.test.trec": [f"other{q} Q0 {p} 1 9.5 x" for q, _, p, _ in qrels],
+        "msmarco.test.trec": [f"{q} Q0 {i}0000 1 9.5 x" for i, (q, *_) in enumerate(qrels)],
+        "renamed.test.trec": (runs / "bm25.test.trec").read_text().splitlines(),
+        "run.beir.txt": ["no run at all"],
+        "bm25.validation.trec": ["nor this"],
+    }
+    for name, lines in files.items():
+        (runs / name).write_text("\n".join(lines) + "\n")
+    facts = json.loads((runs / "bm25.test.json").read_text())
+    facts["recipe"]["split"] = "dev"
+    (runs / "renamed.test.json").write_text(json.dumps(facts))
+    (runs / "pyserini.test.json").write_text('{"tool": "its own notes"}')
+
+    measures = "('RR@10', 'R@1000', 'AP', 'Judged@10')"
+    status, made, err = cli("evaluate", *own, f"--gin.evaluate.measures={measures}")
+    assert status == 0, err
+    told = " ".join(err.split())
+    assert set(made["metrics"]) == {"bm25", "pyserini"}
+    for line in (
+        "dev_queries.test.trec: left out, none of its queries is of split 'test'",
+        "msmarco.test.trec: left out, none of its passages is in",
+        "renamed.test.trec: left out, it is of split 'dev'",
+        "run.beir.txt: left out: the name of a run is NAME.SPLIT.trec",
+        "bm25.validation.trec: left out: the name",
+        f"pyserini.test.trec: no results for 1 of {len(queries)} queries",
+    ):
+        assert line in told, line
+    # The collection has some dozens of passages, so that bm25 is deep enough and a run of one a query is not.
+    assert "pyserini: 1 passages a query: not compared in AP, Judged@10, R@1000, RR@10" in told
+    expected = (len(queries) - 1) / len(queries)
+    assert made["metrics"]["pyserini"] == dict.fromkeys(("RR@10", "R@1000", "AP", "Judged@10"), expected)
+    significance = json.loads(Path(made["significance_file"]).read_text())
+    assert (significance["baseline"], significance["queries"]) == ("bm25", len(queries))
+    assert significance["differences"] == {"pyserini": {}}
+    assert json.loads((runs / "pyserini.test.json").read_text()) == {"tool": "its own notes"}
+
+    lines = [line.split("\t") for line in (runs / "pyserini.test.tsv").read_text().splitlines()]
+    values = {query: float(value) for metric, query, value in lines if metric == "AP"}
+    assert values == dict.fromkeys(queries, 1.0) | {queries[0]: 0.0, "all": expected}
+    status, _, err = cli("evaluate", *own, "--gin.evaluate.baseline='nothing'")
+    assert status == 2
+    assert "evaluate.baseline: no run 'nothing': there are bm25, pyserini" in err

@@ -142,6 +142,24 @@ def test_qrels_round_trip(folder, qrels, suffix):
     assert read_qrels(folder / f"qrels{suffix}") == qrels
 
 
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["q Q0 a 1 1.0 t", "q Q0 b 2 3.0 t", "q Q0 c 3 2.0 t"], True),
+        (["q Q0 c 3 1.0 t", "q Q0 b 1 3.0 t", "q Q0 a 2 2.0 t"], False),
+        (["q Q0 a 0 1.0 t", "q Q0 b 0 3.0 t"], False),  # BEIR
+        (["q Q0 a 1 1.0 t", "q Q0 b 2 1.0 t"], True),  # a tie
+        (["q Q0 b 1 1.0 t", "q Q0 a 2 1.0 t"], False),
+    ],
+)
+def test_ranks_that_contradict_the_scores_are_told(tmp_path, capsys, lines, told):
+    (tmp_path / "run").write_text("\n".join(lines))
+    read_run(tmp_path / "run")
+    assert (
+        "the ranks of 1 of 1 queries tell another order" in " ".join(capsys.readouterr().err.split())
+    ) == told
+
+
 def test_a_byte_order_mark_is_no_part_of_a_query_id(tmp_path):
     (tmp_path / "run").write_bytes("\ufeffq1 Q0 d1 1 2.5 tag\r\nq1 Q0 d2 2 1.5 tag\r\n".encode())
     (tmp_path / "qrels").write_bytes("\ufeffq1 0 d1 1\n\ufeffq1 0 d2 0\n".encode())

@@ -6,7 +6,7 @@ import pytest
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 from retrieval_jax.search import batched
-from retrieval_jax.search.batched import search_in_batches, search_queries, search_texts
+from retrieval_jax.search.batched import search_in_batches, search_queries, search_texts, single_query_ms
 from retrieval_jax.search.searcher import Searcher
 
 
@@ -52,10 +52,21 @@ def test_a_query_that_is_a_passage_gets_one_more(searcher: Recorder):
     }
     assert {k for _, k in searcher.asked} == {5}
     assert (summary["queries"], summary["fewer_than_k"]) == (5, 3)
-    assert summary["ms_per_query"] >= 0
+    assert summary["queries_per_second"] > 0
     searcher.asked.clear()
     search_queries(searcher, queries[:1], 4, "search")
     assert {k for _, k in searcher.asked} == {4}
+
+
+@pytest.mark.parametrize("count", [1, 20, 21, 59])
+def test_latency_is_of_queries_that_come_alone(searcher: Recorder, count: int):
+    """A sample over the whole split; all shapes are compiled before any query is timed."""
+    assert single_query_ms(searcher, [str(i) for i in range(count)], 4) >= 0
+    texts = [text for (text,), _ in searcher.asked]
+    half = len(texts) // 2
+    assert texts[:half] == texts[half:]
+    assert 1 <= half <= batched.SINGLE_QUERIES
+    assert int(texts[-1]) >= count - -(-count // batched.SINGLE_QUERIES)
 
 
 def test_one_querys_passages_have_their_texts(collection: Collection):
