@@ -4,4 +4,9 @@ Importing the package registers its kinds. A kind may know collections, vectors,
 searchers and trainers come after it, and know docids only as a DocidTable.
 """
 
-from retrieval_jax.docids import identifiers, residual, semantic  # noqa: F401 (they register their kinds)
+from retrieval_jax.docids import (  # noqa: F401 (they register their kinds)
+    from_file,
+    identifiers,
+    residual,
+    semantic,
+)

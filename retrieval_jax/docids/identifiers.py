@@ -57,14 +57,7 @@ class Naive(DocidKind):
         Raises UserError where passages would share a docid because the vocabulary lacks a character.
         """
         ids, vocabulary = request.collection.ids, Vocabulary(request.collection.vocabulary_path)
-
-        def parts() -> Iterator[np.ndarray]:
-            for batch in _batches(ids):
-                docids = vocabulary.model.encode(batch, add_eos=True)
-                longest = max(map(len, docids))
-                yield np.array([d + [0] * (longest - len(d)) for d in docids], np.int32)
-
-        tokens_NxL = _stack(parts())
+        tokens_NxL = text_tokens(ids, vocabulary)
         _check_unknown_characters(tokens_NxL, ids, vocabulary.model.unk_id())
         _report_long_docid(tokens_NxL, ids)
         return DocidResult(tokens_NxL)
@@ -81,6 +74,18 @@ class Naive(DocidKind):
         """
         length, pieces = len(str(passages - 1)) + 1, 10 + 100 + 1000
         return DocidShape(length, vocab_size, tokens_per_position=1 + pieces, has_docid_vocab=False)
+
+
+def text_tokens(texts: pa.Array, vocabulary: Vocabulary) -> np.ndarray:
+    """Writes texts as docids in pieces of the text vocabulary, then the end: int32 N×L, padded with 0."""
+
+    def parts() -> Iterator[np.ndarray]:
+        for batch in _batches(texts):
+            docids = vocabulary.model.encode(batch, add_eos=True)
+            longest = max(map(len, docids))
+            yield np.array([d + [0] * (longest - len(d)) for d in docids], np.int32)
+
+    return _stack(parts())
 
 
 def _check_unknown_characters(tokens_NxL: np.ndarray, ids: pa.Array, unknown: int) -> None:

@@ -131,6 +131,14 @@ class DocidKind:
     text_vocabulary: ClassVar[bool] = False
     search: ClassVar[type[SearchStrategy]] = TrieSearch
 
+    def recipe(self, settings: object) -> dict:
+        """Returns what the recipe of a new table says of the settings: another one makes it again.
+
+        Args:
+          settings: an instance of the class `settings`.
+        """
+        return {"settings": dataclasses.asdict(settings)}
+
     def build(self, request: DocidRequest) -> DocidResult:
         """Makes the docids of a new table.
 

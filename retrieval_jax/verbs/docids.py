@@ -1,6 +1,5 @@
 """The verb `docids`: a collection, and for some kinds its passages' vectors, become a table of docids."""
 
-import dataclasses
 from pathlib import Path
 
 import gin
@@ -36,8 +35,9 @@ def make_docids(
     Args:
       source: the collection, as `import` takes it.
       work_dir: its work folder; None is `work/NAME`.
-      kind: "atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_LxV" (L codes of V), or a kind
-        that a module of your own registers, which a gin file imports: see retrieval_jax/docids/README.md.
+      kind: "atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_LxV" (L codes of V), "file"
+        (docids that somebody else made, of --gin.docid_file.path="'FILE'"), or a kind that a module of your
+        own registers, which a gin file imports: see retrieval_jax/docids/README.md.
       embeddings: the passages' vectors, which semantic and rq docids cluster: a .npy or .safetensors file, a
         dual encoder's folder (this project's, or sentence-transformers' of a T5), hf:ORG/NAME with such a
         folder, or "sentence-transformers:NAME" (any model that this library opens: a folder, or a name on the
@@ -72,7 +72,7 @@ def make_docids(
         ):
             recipe = previous.manifest["recipe"]  # extended in its place, by an earlier call
     elif settings:
-        recipe |= {"settings": dataclasses.asdict(settings)}
+        recipe |= docids.recipe(settings)
     mesh = partitioner.mesh if partitioner else None
     request = DocidRequest(collection, previous, vectors, settings, seed % (1 << 32), mesh)
     if not force and not storage.is_up_to_date(folder, recipe) and previous is None:

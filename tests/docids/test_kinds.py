@@ -184,4 +184,4 @@ def test_docids_at_random_are_made_again_with_another_seed(make_as, work):
     first, second = tokens(1), tokens(2)
     assert second == (1 + np.random.default_rng(2).permutation(len(first))).tolist() != first
     unseeded = [name for name in kind_names() if not kinds._KINDS[name].uses_seed]
-    assert unseeded == ["atomic", "naive", "naive_digits"]
+    assert unseeded == ["atomic", "naive", "naive_digits", "file"]

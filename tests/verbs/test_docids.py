@@ -116,7 +116,10 @@ def test_docids_that_a_model_writes_are_replaced_only_if_told_to(cli, arguments,
 def test_bad_requests_are_told(cli, arguments, vectors, tmp_path, monkeypatch):
     monkeypatch.setattr(Workspace, "model", lambda _, name: tmp_path / name)  # no dual encoder was trained
     for bindings, what in (
-        (["DOCIDS='rq_8x1'"], "no kind 'rq_8x1': choose one of atomic, naive, naive_digits, semantic, "),
+        (
+            ["DOCIDS='rq_8x1'"],
+            "no kind 'rq_8x1': choose one of atomic, naive, naive_digits, file, semantic, ",
+        ),
         (["DOCIDS='semantic'"], "cluster the passages' vectors: train a dual encoder"),
         (["DOCIDS='naive'", f"EXTENDS={str(tmp_path)!r}"], "nothing finished here"),
         (["DOCIDS='semantic'", f"EMBEDDINGS={vectors!r}", "semantic.clusters_per_node=1"], "set at least 2"),
@@ -125,3 +128,31 @@ def test_bad_requests_are_told(cli, arguments, vectors, tmp_path, monkeypatch):
         status, _, told = cli("docids", *arguments, *(f"--gin.{binding}" for binding in bindings))
         assert status == 2
         assert what in told
+
+
+def test_docids_of_a_file_by_the_verb(cli, arguments, work, collection: Collection, tmp_path: Path):
+    """Texts, several of a passage; the file's content is what makes the table again, wherever it lies."""
+    passages = list(collection.passages())
+    docids = {
+        passage.id: [passage.title or passage.id, f"{passage.id} {passage.title}"] for passage in passages
+    }
+    file = tmp_path / "docids.json"
+    file.write_text(json.dumps(docids))
+    given = [*arguments, "--gin.DOCIDS='file'", "--gin.docid_file.text=True"]
+    status, made, err = cli("docids", *given, f"--gin.docid_file.path='{file}'")
+    assert status == 0, err
+    table, manifest = DocidTable.open(made["docids"]), storage.read_manifest(made["docids"], "docids")
+    assert made["passages"] == len(passages)
+    assert manifest["docids"] == len(table.tokens_NxL) == 2 * len(passages)
+    assert not table.has_docid_vocab
+    moved = file.rename(tmp_path / "moved.json")
+    status, *_ = cli("docids", *given, f"--gin.docid_file.path='{moved}'")
+    assert status == 0
+    assert storage.read_manifest(made["docids"], "docids") == manifest
+    moved.write_text(json.dumps({id: f"other {id}" for id in docids}))
+    status, made, _ = cli("docids", *given, f"--gin.docid_file.path='{moved}'")
+    assert status == 0
+    assert "docids" not in storage.read_manifest(made["docids"], "docids")
+    status, _, err = cli("docids", *given)
+    assert status == 2
+    assert "docid_file.path: not set: name a file of docids, --gin.docid_file.path=" in err
