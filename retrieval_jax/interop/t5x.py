@@ -84,8 +84,10 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import compute_metrics
 from retrieval_jax.examples import seqio_tasks
+from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.mesh import partitioning
+from retrieval_jax.models.feature_converters import DocidGroupFeatureConverter
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.models.retriever import Batch
 from retrieval_jax.search.generative import GenerativeSearcher
@@ -159,7 +161,9 @@ class Model(models.BaseModel):
 
     @property
     def FEATURE_CONVERTER_CLS(self):
-        """The model's feature converter."""
+        """The feature converter of the model, or of the groups of docids that it is to rank."""
+        if self.examples.target_type is DocidGroupTargets:
+            return DocidGroupFeatureConverter
         return self.model.FEATURE_CONVERTER_CLS
 
     @property

@@ -1,6 +1,6 @@
 """Converts seqio's features to the arrays of a model's batch. Imports TensorFlow.
 
-Generative retrievers use seqio's own `EncDecFeatureConverter`.
+Generative retrievers use seqio's own `EncDecFeatureConverter`, unless they rank groups of docids.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,25 @@ import seqio
 import tensorflow as tf
 
 _INT32 = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
-_FLOAT32 = seqio.FeatureConverter.FeatureSpec(dtype=tf.float32)
+_ROWS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=2)
+_SCORE = {rank: {"score": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=rank)} for rank in (1, 2)}
 
 
-class DualEncoderFeatureConverter(seqio.FeatureConverter):
+class _GroupFeatureConverter(seqio.FeatureConverter):
+    """Converts queries with groups of candidates, for which a teacher's scores may be there."""
+
+    PACKING_FEATURE_DTYPES = {}  # noqa: RUF012 (seqio's name)
+    SCORE_RANK = 1  # axes of an example's scores
+
+    def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+        """Converts a dataset; `score` is one of its features where it has a length."""
+        if "score" in task_feature_lengths:
+            self.TASK_FEATURES = self.TASK_FEATURES | _SCORE[1]
+            self.MODEL_FEATURES = self.MODEL_FEATURES | _SCORE[self.SCORE_RANK]
+        return super().__call__(ds, task_feature_lengths)
+
+
+class DualEncoderFeatureConverter(_GroupFeatureConverter):
     """Makes the batches of a dual encoder: two encoder inputs, named as in t5x_retrieval, and the candidates.
 
     With `lengths` those of the task's features: left_encoder_input_tokens is B × lengths["inputs"],
@@ -24,19 +39,11 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
     TASK_FEATURES = dict.fromkeys(("inputs", "targets", "passage", "grade", "other_positives"), _INT32)
     MODEL_FEATURES = {  # noqa: RUF012 (seqio's names)
         "left_encoder_input_tokens": _INT32,
-        "right_encoder_input_tokens": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=2),
+        "right_encoder_input_tokens": _ROWS,
         "passage": _INT32,
         "grade": _INT32,
         "other_positives": _INT32,
     }
-    PACKING_FEATURE_DTYPES = {}  # noqa: RUF012
-
-    def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
-        """Converts a dataset; `score` is one of its features where it has a length."""
-        if "score" in task_feature_lengths:
-            self.TASK_FEATURES = self.TASK_FEATURES | {"score": _FLOAT32}
-            self.MODEL_FEATURES = self.MODEL_FEATURES | {"score": _FLOAT32}
-        return super().__call__(ds, task_feature_lengths)
 
     def _convert_features(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
@@ -63,3 +70,48 @@ class DualEncoderFeatureConverter(seqio.FeatureConverter):
             "other_positives": task_feature_lengths["other_positives"],
             **({"score": group} if "score" in task_feature_lengths else {}),
         }
+
+
+class DocidGroupFeatureConverter(_GroupFeatureConverter):
+    """Makes the batches of a generative retriever that ranks groups of docids; see `DocidGroupTargets`.
+
+    With `lengths` those of the task's features, C = lengths["grade"] candidates of T = lengths["targets"] / C
+    tokens: encoder_input_tokens is B × lengths["inputs"]; decoder_target_tokens, decoder_input_tokens and
+    decoder_loss_weights are B × C × T, and so is score (float32), where there is a lengths["score"]; grade is
+    B × C.
+    """
+
+    TASK_FEATURES = dict.fromkeys(("inputs", "targets", "grade"), _INT32)
+    MODEL_FEATURES = {  # noqa: RUF012 (seqio's names)
+        "encoder_input_tokens": _INT32,
+        "decoder_target_tokens": _ROWS,
+        "decoder_input_tokens": _ROWS,
+        "decoder_loss_weights": _ROWS,
+        "grade": _INT32,
+    }
+    SCORE_RANK = 2
+
+    def _convert_features(
+        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+    ) -> tf.data.Dataset:
+        group = task_feature_lengths["grade"]
+
+        def convert(example: dict) -> dict:
+            of_docids = {name: example[name] for name in ("targets", "score") if name in example}
+            rows = {name: tf.reshape(x, [group, -1]) for name, x in of_docids.items()}
+            targets_CxT = rows.pop("targets")
+            return {
+                "encoder_input_tokens": example["inputs"],
+                "decoder_target_tokens": targets_CxT,
+                "decoder_input_tokens": tf.pad(targets_CxT[:, :-1], [[0, 0], [1, 0]]),
+                "decoder_loss_weights": tf.cast(targets_CxT > 0, tf.int32),
+                "grade": example["grade"],
+                **rows,
+            }
+
+        return self._pack_or_pad(ds, task_feature_lengths).map(convert)
+
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
+        """Gives the length of each array's first dimension after the batch; seqio calls it so."""
+        group = dict.fromkeys(self.MODEL_FEATURES, task_feature_lengths["grade"])
+        return group | {"encoder_input_tokens": task_feature_lengths["inputs"]}

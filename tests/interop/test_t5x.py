@@ -14,7 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import seqio
+from tables import KINDS
+from teacher import random_scores, write_scores
 
+from retrieval_jax.core import storage
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.targets import DocidTargets
 from retrieval_jax.examples.training_data import DataConfig
@@ -31,7 +34,7 @@ from retrieval_jax.training.step import abstract_state, initial_state, make_trai
 if importlib.util.find_spec("t5x") is None:
     pytest.skip("needs T5X on PYTHONPATH: see retrieval_jax/interop/README.md", allow_module_level=True)
 
-from retrieval_jax.interop.t5x import Model  # makes the next ones importable
+from retrieval_jax.interop.t5x import Model, training_task  # makes the next ones importable
 
 from t5x import models, trainer, utils  # isort: skip
 from t5x import partitioning as t5x_partitioning  # isort: skip
@@ -120,6 +123,25 @@ def test_losses_are_those_of_the_projects_own_trainer(made, settings, tmp_path, 
     expected, params = own_losses(model.model, first)
     assert len(set(expected)) == 4
     assert t5x_losses(model, first, params, tmp_path) == pytest.approx(expected, rel=1e-5)
+
+
+def test_groups_of_docids_are_ranked_alike(own_work, collection, settings, tmp_path):
+    """By T5X's trainer, with the batches that its feature converter is to make."""
+    storage.build_once(own_work.docids("naive"), {}, KINDS["naive"](collection).write)
+    write_scores(own_work, "teacher", random_scores(collection))
+    ranked = ("objective=@margin_mse", "score='logits'")
+    settings("runs/naive.gin", "T5Config.dropout_rate=0.1", *(f"GenerativeRetriever.{x}" for x in ranked))
+    data = DataConfig({"labelled": 1.0}, negatives=3, scores="teacher", token_dropout={})
+    model = Model(GenerativeRetriever, str(own_work.folder), data, "naive", adamw)
+    stream = batches(model.examples.stages(), model.examples.targets, {}, 16, SEED)
+    first = [next(stream) for _ in range(2)]
+    expected, params = own_losses(model.model, first)
+    assert t5x_losses(model, first, params, tmp_path) == pytest.approx(expected, rel=1e-5)
+    task = seqio.get_mixture_or_task(training_task(model)).get_dataset(model.feature_lengths, "train")
+    (made,) = model.FEATURE_CONVERTER_CLS(pack=False)(task, model.feature_lengths).batch(4).take(1)
+    assert {name: (x.dtype, x.shape[1:]) for name, x in made.items()} == {
+        name: (x.dtype, x.shape[1:]) for name, x in first[0].items()
+    }
 
 
 def test_t5xs_own_network_gives_the_same_loss():
