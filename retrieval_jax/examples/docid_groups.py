@@ -1,12 +1,12 @@
 """Groups of docids to be ranked: those of passages that answer a query, and of some that do not."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.targets import SCORE, Batch, Feature, Features, Targets
+from retrieval_jax.examples.targets import SCORE, Batch, Feature, Features, Targets, draw_docids
 from retrieval_jax.examples.tasks import PADDING, Example
 
 
@@ -69,6 +69,10 @@ class DocidGroupTargets(Targets):
         batch = Targets.to_batch(features | {"targets": of_docids.pop("targets")})
         return batch | {"grade": grade} | of_docids
 
+    def draw(self, examples: Sequence[Example], rngs: Iterable[np.random.Generator]) -> Sequence[Example]:
+        """See `Targets.draw`. Of a passage with several docids one is a candidate."""
+        return draw_docids(self.table, examples, rngs)
+
     def get(self, examples: Sequence[Example]) -> list[Features]:
         """See `Targets.get`."""
         rows = list(itertools.chain.from_iterable(example.rows for example in examples))
@@ -93,9 +97,14 @@ class DocidGroupTargets(Targets):
         """Gives the teacher's score of each prefix of the candidates' docids; NaN for absent candidates."""
         score_GxT = np.full((self.group_size, self.table.length), np.nan, np.float32)
         if example.scored:
+            rows_P, scores_P = example.scored.rows_P, example.scored.scores_P
+            if self.table.more_passages_M is not None:
+                docids = [self.table.docids_of(row) for row in rows_P]
+                scores_P = np.repeat(scores_P, np.array([len(rows) for rows in docids], int))
+                rows_P = np.concatenate([rows_P[:0], *docids])
             # A candidate has the score of any copy of its text, which may have another docid.
-            tokens_PxT = np.concatenate([self.table.tokens_NxL[example.scored.rows_P], tokens_CxT])
-            scores_P = np.concatenate([example.scored.scores_P, np.asarray(example.scores, np.float32)])
+            tokens_PxT = np.concatenate([self.table.tokens_NxL[rows_P], tokens_CxT])
+            scores_P = np.concatenate([scores_P, np.asarray(example.scores, np.float32)])
             # Most passages share nothing with any candidate.
             some = np.isin(tokens_PxT[:, 0], tokens_CxT[:, 0]) & ~np.isnan(scores_P)
             equal_CxPxT = tokens_CxT[:, None] == tokens_PxT[some]

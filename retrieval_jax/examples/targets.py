@@ -151,13 +151,8 @@ class DocidTargets(Targets):
         return float(np.count_nonzero(self.table.tokens_NxL[:100_000], axis=1).mean())
 
     def draw(self, examples: Sequence[Example], rngs: Iterable[np.random.Generator]) -> Sequence[Example]:
-        """See `Targets.draw`. An example of a passage with several docids gets the row of one of them."""
-        if self.table.more_passages_M is None:
-            return examples
-        return [
-            dataclasses.replace(example, rows=[int(rng.choice(self.table.docids_of(example.rows[0])))])
-            for example, rng in zip(examples, rngs, strict=True)
-        ]
+        """See `Targets.draw`. A passage with several docids becomes the row of one of them."""
+        return draw_docids(self.table, examples, rngs)
 
     def get(self, examples: Sequence[Example]) -> list[Features]:
         """See `Targets.get`."""
@@ -167,6 +162,18 @@ class DocidTargets(Targets):
             {"inputs": example.tokens, "targets": docid[:length]}
             for example, docid, length in zip(examples, docids.tolist(), lengths, strict=True)
         ]
+
+
+def draw_docids(
+    table: DocidTable, examples: Sequence[Example], rngs: Iterable[np.random.Generator]
+) -> Sequence[Example]:
+    """Draws a docid of each passage of each example; see `Targets.draw`."""
+    if table.more_passages_M is None:
+        return examples
+    return [
+        dataclasses.replace(example, rows=[int(rng.choice(table.docids_of(row))) for row in example.rows])
+        for example, rng in zip(examples, rngs, strict=True)
+    ]
 
 
 class QueryTargets(Targets):

@@ -3,6 +3,8 @@
 import dataclasses
 
 import numpy as np
+import pytest
+import seqio
 from teacher import random_scores, write_scores
 
 from retrieval_jax.core.workspace import Workspace
@@ -10,11 +12,13 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import ScoredPassages
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.examples import seqio_tasks
 from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.examples import Examples, TaskFactory
 from retrieval_jax.examples.targets import pad
 from retrieval_jax.examples.tasks import Example
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.models.feature_converters import DocidGroupFeatureConverter
 
 
 def test_a_batch_holds_the_docids_of_a_querys_candidates(
@@ -49,15 +53,19 @@ def test_a_batch_holds_the_docids_of_a_querys_candidates(
     assert {x.dtype for x in batch.values()} == {np.dtype(np.int32)}
 
 
+@pytest.mark.parametrize("more", [None, np.repeat(np.arange(0, 60, 3, np.int32), 2)], ids=["one", "several"])
 def test_a_prefix_has_the_best_score_of_the_passages_that_begin_with_it(
-    own_work: Workspace, collection: Collection
+    own_work: Workspace, collection: Collection, more: np.ndarray | None
 ):
     """Of docids that are shared, and of which most begin alike; in a batch, and in the features' lengths."""
     given, ids = random_scores(collection), collection.ids.to_pylist()
     write_scores(own_work, "t", given)
-    tokens_NxT = np.random.default_rng(0).integers(1, 4, (len(ids), 3)).astype(np.uint8)
-    table = DocidTable("rq", tokens_NxT, collection.ids, 5, collection.fingerprint)
-    docids = {passage: tuple(docid) for passage, docid in zip(ids, tokens_NxT.tolist(), strict=True)}
+    owners = [*ids, *(ids[row] for row in (() if more is None else more))]
+    tokens_NxT = np.random.default_rng(0).integers(1, 4, (len(owners), 3)).astype(np.uint8)
+    table = DocidTable("rq", tokens_NxT, collection.ids, 5, collection.fingerprint, more_passages_M=more)
+    docids = {passage: [] for passage in ids}
+    for passage, docid in zip(owners, tokens_NxT.tolist(), strict=True):
+        docids[passage].append(docid)
     config = DataConfig({"labelled": 1.0}, input_length=8, positives=2, negatives=4, scores="t")
     dataset = TrainDataset(config, own_work, collection, DocidGroupTargets, table)
     queries, task = collection.queries("train"), dataset.computed("labelled").task
@@ -67,15 +75,29 @@ def test_a_prefix_has_the_best_score_of_the_passages_that_begin_with_it(
     assert all(len(made[0][name]) == n for name, n in DocidGroupTargets.lengths(config, 3).items() if n != 8)
     batch = dataset.targets.to_batch(pad(made, dataset.targets.features))
     assert batch["score"].dtype == np.float32
-    expected = np.full(batch["score"].shape, np.nan, np.float32)
+    expected, others = np.full(batch["score"].shape, np.nan, np.float32), set()
     for i, query in enumerate(queries):
         for c, row in enumerate(task(i, np.random.default_rng(i)).rows):
+            written = batch["decoder_target_tokens"][i, c].tolist()
+            assert written in docids[ids[row]]
+            others.add(docids[ids[row]].index(written))
             for n in (1, 2, 3):
-                prefix = docids[ids[row]][:n]
-                under = [s for p, s in given.get(query.id, {}).items() if docids[p][:n] == prefix]
+                scored = given.get(query.id, {}).items()
+                under = [s for p, s in scored if any(docid[:n] == written[:n] for docid in docids[p])]
                 expected[i, c, n - 1] = max(under, default=np.nan)
+    assert others == ({0} if more is None else {0, 1, 2})
     np.testing.assert_array_equal(batch["score"], expected)
     assert (expected[..., 1] > expected[..., 2]).any()  # another passage has the prefix and a higher score
+    # seqio's feature converter makes the same batch of the same examples.
+    lengths = {name: feature.length for name, feature in dataset.targets.features.items()}
+    seqio_tasks.register(dataset.prefix, {"labelled": dataset.computed("labelled")}, {}, dataset.vocabulary)
+    task = seqio.get_mixture_or_task(f"{dataset.prefix}.labelled").get_dataset(lengths, shuffle=False)
+    converter = DocidGroupFeatureConverter(pack=False)
+    (found,) = converter(task, lengths).batch(len(queries)).as_numpy_iterator()
+    assert found.keys() == batch.keys()
+    for name, array in batch.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert converter.get_model_feature_lengths(lengths) == {name: x.shape[1] for name, x in batch.items()}
     assert np.isnan(dataset.targets(dataset.computed("firstp").task(0, None))["score"]).all()
     assert dataset.recipe("labelled")["candidates"] == [2, 4]
 

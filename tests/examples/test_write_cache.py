@@ -24,6 +24,7 @@ from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.examples import seqio_tasks, write_cache
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.cached import OFFSETS, CachedExamples
+from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.examples.write_cache import DatasetFolders
@@ -108,7 +109,8 @@ def own(own_work: Workspace, collection: Collection, tmp_path: Path) -> Workspac
 def folders(work: Workspace, targets: type = DocidTargets, scores: str | None = None) -> DatasetFolders:
     lengths = {"chunk_length": 12, "chunks": 3, "positives": 2, "negatives": 2, "passage_length": 16}
     config = DataConfig(**lengths, synthetic="d", scores=scores)
-    return DatasetFolders(config, work, targets, "naive" if targets is DocidTargets else None)
+    docids = "naive" if targets in (DocidTargets, DocidGroupTargets) else None
+    return DatasetFolders(config, work, targets, docids)
 
 
 def made_by_seqio(opened: TrainDataset, task: str, folder: Path) -> Path:
@@ -163,6 +165,7 @@ def features_of(opened: TrainDataset, task: str, cached: bool) -> list[dict]:
         (DocidTargets, "d2q", None),
         (PassageTargets, "labelled", None),
         (PassageTargets, "labelled", "teacher"),
+        (DocidGroupTargets, "labelled", "teacher"),
         (QueryTargets, "doc2query", None),
     ],
 )
