@@ -35,6 +35,7 @@ class Predictions:
       softmax: the targets' logits and log-sum-exps, each B×T.
       logits_BxTxV: all logits, float32; None where the softmax is computed in blocks, because they are too
         many for the memory.
+      normalizes: whether a search with the model adds up log-probabilities; else it adds up logits.
     """
 
     batch: Batch
@@ -42,6 +43,7 @@ class Predictions:
     kernel_ExV: jax.Array
     softmax: SoftmaxStats
     logits_BxTxV: jax.Array | None
+    normalizes: bool = True
 
     @property
     def weights_BxT(self) -> jax.Array:
@@ -57,6 +59,11 @@ class Predictions:
     def log_probs_BxT(self) -> jax.Array:
         """The targets' log-probabilities."""
         return self.softmax.target - self.softmax.log_z
+
+    @property
+    def scores_BxT(self) -> jax.Array:
+        """What a search with the model adds up for the targets: their log-probabilities or raw logits."""
+        return self.log_probs_BxT if self.normalizes else self.softmax.target
 
     @property
     def sums_of_logits_BxT(self) -> jax.Array:

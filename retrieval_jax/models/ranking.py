@@ -1,7 +1,7 @@
 """Objectives by which a model learns to rank a query's docids, in float32. See `Objective` in objectives.py.
 
-    margin_mse         margins between the summed logits of docids are to be the teacher's: RIPOR (Zeng et al.
-                       2023), PAG (Zeng et al. 2024)
+    margin_mse         margins between the scores of docids' prefixes are to be the teacher's: RIPOR (Zeng et
+                       al. 2023), PAG (Zeng et al. 2024)
     pairwise_margin    wrong docids are to score lower than right ones by a margin: LTRGR (Li et al. 2024)
     dpo                right docids are to gain on wrong ones, compared with a frozen reference model: DPO
                        (Rafailov et al. 2023), DDRO (Mekonnen et al. 2025)
@@ -21,18 +21,16 @@ Letters in shapes: B queries, C candidates of each (in pairs: positives × negat
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import gin
 import jax
 import jax.numpy as jnp
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import Names, NonNegativeFloat, Positive, PositiveFloat
+from retrieval_jax.core.values import NonNegativeFloat, Positive, PositiveFloat
 from retrieval_jax.models.objectives import Predict, Predictions, token_cross_entropy, token_metrics
 from retrieval_jax.models.retriever import Batch, Metrics
-
-SCORES = ("log_prob", "logits")
 
 
 @gin.configurable(allowlist=["prefix_lengths", "weights", "shares", "cross_entropy_weight"])
@@ -47,9 +45,10 @@ def margin_mse(
 ) -> Metrics:
     """Distils the teacher's margins: at each prefix length n the mean of ((S_n⁺ - S_n⁻) - (t_n⁺ - t_n⁻))².
 
-    S_n is the sum of the raw logits, without a softmax, of a docid's first n tokens: search must add them up,
-    too. t_n is the teacher's score of these n tokens, the largest score of the passages that begin with them
-    (RIPOR). Pairs of which a score is unknown do not count.
+    S_n is the score of a docid's first n tokens, as the model's search adds it up: in RIPOR and PAG the sum
+    of their raw logits, which `GenerativeRetriever.score="logits"` says. t_n is the teacher's score of these
+    n tokens, the largest score of the passages whose docids begin with them (RIPOR). Pairs of which a score
+    is unknown do not count.
 
     Args:
       predict: see `Objective`.
@@ -77,7 +76,7 @@ def margin_mse(
         raise UserError(
             f"margin_mse.prefix_lengths: {max(lengths)} is more than a docid's {T} tokens: set at most {T}"
         )
-    sums_BxCxT = group.sums(group.predictions.softmax.target)
+    sums_BxCxT = group.sums(group.predictions.scores_BxT)
     losses_B, told = jnp.zeros(len(batch["score"])), {}
     for n, weight, share in zip(lengths, weights, shares, strict=True):
         teacher_BxCxC = _margins(batch["score"][..., (n if share is None else T) - 1])
@@ -89,35 +88,32 @@ def margin_mse(
     return group.metrics(losses_B, cross_entropy_weight, sums_BxCxT) | told
 
 
-@gin.configurable(allowlist=["margin", "score", "cross_entropy_weight"])
+@gin.configurable(allowlist=["margin", "cross_entropy_weight"])
 def pairwise_margin(
     predict: Predict,
     batch: Batch,
     rng: jax.Array | None,
     margin: PositiveFloat = 1.0,
-    score: Annotated[str, Names("a score of docids", SCORES)] = "log_prob",
     cross_entropy_weight: NonNegativeFloat = 1.0,
 ) -> Metrics:
     """Learns from the model's own wrong results: the mean of max(0, margin - s⁺ + s⁻), beside cross-entropy.
 
-    The negatives are what a search with the model found (`retrieval-jax mine`), the pairs those that LTRGR's
-    losses draw from; no teacher is needed.
+    The negatives are what a search with the model found (`retrieval-jax mine`), and s is the score that it
+    gives to docids (`GenerativeRetriever.score`). LTRGR draws its pairs from those that are averaged here. No
+    teacher is needed.
 
     Args:
       predict: see `Objective`.
       batch: see `Objective`.
       rng: see `Objective`.
-      margin: by how much the score s of a positive is to exceed that of a negative.
-      score: what s is: the docid's log-probability ("log_prob") or the sum of its tokens' raw logits
-        ("logits"), as the model's search has it.
+      margin: by how much the score of a positive is to exceed that of a negative.
       cross_entropy_weight: of the cross-entropy of the first positive's docid.
 
     Raises:
       UserError: the batch has no groups.
     """
     group = _Group.of(predict(_checked(batch, "pairwise_margin"), rng))
-    predictions = group.predictions
-    sums_BxCxT = group.sums(predictions.log_probs_BxT if score == "log_prob" else predictions.softmax.target)
+    sums_BxCxT = group.sums(group.predictions.scores_BxT)
     losses_BxCxC = jax.nn.relu(margin - _margins(sums_BxCxT[..., -1]))
     losses_B = _mean_of_pairs(losses_BxCxC, group.pairs())
     return group.metrics(losses_B, cross_entropy_weight, sums_BxCxT)
@@ -233,7 +229,7 @@ class _Group(NamedTuple):
         metrics = token_metrics(first, nats_BxT)
         metrics["cross_entropy"] = metrics.pop("loss")
         of_docid_B = jnp.sum(nats_BxT * weights_BxT, axis=1) / jnp.maximum(jnp.sum(weights_BxT, axis=1), 1)
-        queries = jnp.sum(self.predictions.batch["grade"][:, 0] >= 0).astype(jnp.float32)
+        queries = jnp.sum(self.predictions.batch["grade"][:, 0] > 0, dtype=jnp.float32)  # no padding
         metrics["loss"] = (jnp.sum(losses_B + cross_entropy_weight * of_docid_B), queries)
         T = sums_BxCxT.shape[-1]
         for n in (*(1 << i for i in range((T - 1).bit_length())), T):

@@ -110,33 +110,38 @@ def log_prob(docid: Docid) -> float:
     return sum(docid.log_probs)
 
 
-CASES = {  # the objective, the loss of a query's pairs, the weight of the cross-entropy
+CASES = {  # the objective, the loss of a query's pairs, the weight of the cross-entropy, the model's score
     "ripor": (
         functools.partial(margin_mse, prefix_lengths=(1, 2, 5), weights=(0.5, 2.0, 1.0)),
         functools.partial(ripor, lengths=(1, 2, 5), weights=(0.5, 2.0, 1.0)),
         0.0,
+        "logits",
     ),
     "whole docids": (
         functools.partial(margin_mse, cross_entropy_weight=0.7),
         functools.partial(ripor, lengths=(5,), weights=(1.0,)),
         0.7,
+        "logits",
     ),
     "pag": (
         functools.partial(margin_mse, prefix_lengths=(2, 5), shares=(0.5, 1.0)),
         functools.partial(pag, shares={2: 0.5, 5: 1.0}),
         0.0,
+        "logits",
     ),
-    "ltrgr": (pairwise_margin, functools.partial(ltrgr, margin=1.0, score=log_prob), 1.0),
+    "ltrgr": (pairwise_margin, functools.partial(ltrgr, margin=1.0, score=log_prob), 1.0, "log_prob"),
     "ltrgr of logits": (
-        functools.partial(pairwise_margin, margin=0.3, score="logits", cross_entropy_weight=0.0),
+        functools.partial(pairwise_margin, margin=0.3, cross_entropy_weight=0.0),
         functools.partial(ltrgr, margin=0.3, score=Docid.score),
         0.0,
+        "logits",
     ),
-    "ddro": (functools.partial(dpo, beta=0.4), functools.partial(ddro, beta=0.4), 0.0),
+    "ddro": (functools.partial(dpo, beta=0.4), functools.partial(ddro, beta=0.4), 0.0, "logits"),
     "ddro and cross-entropy": (
         functools.partial(dpo, cross_entropy_weight=0.2),
         functools.partial(ddro, beta=0.1),
         0.2,
+        "log_prob",
     ),
 }
 BATCH = random_groups(rows=8)
@@ -154,9 +159,9 @@ def params() -> dict:
 )
 def test_loss_and_gradient_are_those_of_the_papers_formula(name: str, dtype: str, params: dict):
     """Of the float32 logits of what the network gives, in whichever dtype that is."""
-    objective, of_pairs, weight = CASES[name]
+    objective, of_pairs, weight, score = CASES[name]
     config = dataclasses.replace(CONFIG, dtype=dtype)
-    model = GenerativeRetriever(config, objective=objective)
+    model = GenerativeRetriever(config, objective=objective, score=score)
     hidden, kernel = FLOAT64(jit(model.hidden)(params, BATCH)), FLOAT64(output_kernel(config, params))
 
     def expected(kernel: np.ndarray) -> float:
@@ -170,12 +175,12 @@ def test_loss_and_gradient_are_those_of_the_papers_formula(name: str, dtype: str
     assert found == pytest.approx(slope, rel=1e-3)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
     if dtype == "float32":
-        blocks = GenerativeRetriever(config, objective=objective, max_logits_per_block=400)
+        blocks = GenerativeRetriever(config, objective=objective, max_logits_per_block=400, score=score)
         assert jit(blocks.loss_fn)(params, BATCH, None)[0] == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_metrics_tell_which_pairs_are_ordered_right_and_how_well_positives_are_written(params: dict):
-    model = GenerativeRetriever(CONFIG, objective=CASES["ripor"][0])
+    model = GenerativeRetriever(CONFIG, objective=CASES["ripor"][0], score="logits")
     _, metrics = jit(model.loss_fn)(params, BATCH, None)
     logits = FLOAT64(jit(model.logits)(params, BATCH))
     everything = list(pairs(BATCH, logits))
