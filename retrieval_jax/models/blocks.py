@@ -59,7 +59,7 @@ class DecoderLayer(nn.Module):
     ) -> jax.Array:
         h = self.pre_cross_attention_layer_norm(x)
         # Where each query has several rows of targets, these are positions here: they share its keys.
-        h = h.reshape(len(cross_kv[0]), -1, h.shape[-1])
+        h = h.reshape(cross_kv[0].shape[0], -1, h.shape[-1])
         attended = self.encoder_decoder_attention(h, cross_kv, cross_mask_BxTxS, deterministic)
         x = x + self.dropout(attended.reshape(x.shape), deterministic)
         return x + self.dropout(self.mlp(self.pre_mlp_layer_norm(x), deterministic), deterministic)

@@ -97,10 +97,15 @@ class DualEncoderNetwork(nn.Module):
 
     def _first_state(self, encoded_BxSxE: jax.Array, real_BxS: jax.Array, deterministic: bool) -> jax.Array:
         """Computes the decoder's state B×E, float32, after T5's start token, which is padding's."""
-        start_Bx1xE = self.token_embedder(jnp.full((len(real_BxS), 1), PAD))
+        start_Bx1xE = self.token_embedder(jnp.full((real_BxS.shape[0], 1), PAD))
         itself = jnp.ones((1, 1, 1), bool)
         states_Bx1xE = self.decoder(start_Bx1xE, encoded_BxSxE, itself, real_BxS[:, None, :], deterministic)
         return states_Bx1xE[:, 0].astype(jnp.float32)
+
+    def shorten(self, vectors: jax.Array, dimensions: int) -> jax.Array:
+        """Gives the first dimensions of vectors …×vector_dim, of unit length again with `normalize`."""
+        first = vectors[..., :dimensions]
+        return unit_length(first) if self.normalize and dimensions < self.vector_dim else first
 
 
 def _mean(encoded_BxSxE: jax.Array, real_BxS: jax.Array) -> jax.Array:

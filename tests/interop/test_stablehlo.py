@@ -24,9 +24,10 @@ def loaded(model, folder: Path, collection):
     return load_model(folder)
 
 
-def test_vectors_are_the_models(tmp_path, collection):
+@pytest.mark.parametrize("pooling", ["mean", "decoder"])
+def test_vectors_are_the_models(tmp_path, collection, pooling):
     """Of any number of texts, with the prompt that the manifest tells put before each."""
-    model = DualEncoder(CONFIG, vector_dim=6, query_prompt="query: ", passage_prompt="")
+    model = DualEncoder(CONFIG, vector_dim=6, pooling=pooling, query_prompt="query: ", passage_prompt="")
     opened = loaded(model, tmp_path / "model", collection)
     (tmp_path / "out").mkdir()
     facts = stablehlo.write(tmp_path / "out", opened, None, {})
