@@ -9,6 +9,7 @@ from typing import Annotated
 import gin
 
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Fraction, Names, NonNegative, NonNegativeFloat, Positive
 from retrieval_jax.core.workspace import Workspace
@@ -93,6 +94,16 @@ class TrainDataset:
     target_type: type[Targets]
     table: DocidTable | None = None
     prompts: Prompts = NO_PROMPTS
+
+    def __post_init__(self):
+        lengths = {"input_length": self.config.input_length, "passage_length": self.config.passage_length}
+        for (setting, length), prompt in zip(lengths.items(), self.prompts, strict=True):
+            count = len(self.vocabulary.with_prompt(prompt).encode("")) if prompt else 0
+            if count and count + 1 >= length:  # the end takes one
+                raise UserError(
+                    f"DataConfig.{setting}: {length} tokens have no room for a text after the prompt, which "
+                    f"takes {count}: set a larger one, or a shorter prompt"
+                )
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:

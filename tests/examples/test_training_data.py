@@ -2,14 +2,15 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from tables import KINDS
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import Prompts
-from retrieval_jax.examples.targets import DocidTargets, PassageTargets
+from retrieval_jax.data.vocabulary import Prompts, Vocabulary
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets, pad
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 
 CONFIG = DataConfig({"labelled": 3, "firstp": 1}, curriculum=[(5, {"firstp": 1}), (2, "2a")], chunk_length=8)
@@ -30,6 +31,30 @@ def test_the_mixture_comes_after_the_stages_of_the_curriculum(dataset: TrainData
         len(dataset.computed("firstp")) / len(dataset.computed("labelled"))
     )
     assert weights[2] == {"labelled": 0.75, "firstp": 0.25}
+
+
+def test_a_prompt_takes_its_tokens_of_the_length(work: Workspace, collection: Collection):
+    """An instruction comes whole before each query, which is cut; one that leaves no room is refused."""
+    prompts = Prompts("Given a question about a library, find the function that answers it: ", "passage: ")
+    vocabulary = Vocabulary(collection.vocabulary_path)
+    instruction, passage = (vocabulary.encode(prompt) for prompt in prompts)
+    config = DataConfig({"labelled": 1}, input_length=len(instruction) + 4, passage_length=len(passage) + 9)
+    dataset = TrainDataset(config, work, collection, PassageTargets, prompts=prompts)
+    examples, queries = dataset.queries("dev")
+    rngs = [np.random.default_rng(0)] * len(queries)
+    batch = PassageTargets.to_batch(pad(examples.get(range(len(queries)), rngs), dataset.targets.features))
+    for query, row in zip(queries, batch["left_encoder_input_tokens"], strict=True):
+        text = vocabulary.encode(prompts.query + query.text)[: len(instruction) + 3]
+        assert row[: len(text) + 1].tolist() == [*text, 1]
+        assert text[: len(instruction) - 1] == instruction[:-1]  # the last piece may go on with the text
+    assert (batch["right_encoder_input_tokens"][:, :, : len(passage) - 1] == passage[:-1]).all()
+
+    for name, length in (("input", len(instruction)), ("passage", len(passage))):
+        short = dataclasses.replace(config, **{f"{name}_length": length + 1})
+        with pytest.raises(
+            UserError, match=f"DataConfig.{name}_length: {length + 1} tokens have no room .* {length}"
+        ):
+            dataclasses.replace(dataset, config=short)
 
 
 def test_a_task_that_the_collection_lacks_is_named(dataset: TrainDataset):
