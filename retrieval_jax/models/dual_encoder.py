@@ -1,7 +1,7 @@
 """The dual encoder: a T5 makes vectors of queries and passages; relevance is their dot product."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import gin
 import jax
@@ -10,11 +10,14 @@ import numpy as np
 import optax
 
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
+from retrieval_jax.core.values import NonNegativeFloat, Positive, PositiveFloat
 from retrieval_jax.data.vocabulary import Prompts
 from retrieval_jax.models.contrastive import Objective, info_nce
+from retrieval_jax.models.distillation import Distillation
+from retrieval_jax.models.dual_encoder_loss import VectorLoss
 from retrieval_jax.models.dual_encoder_network import TOWERS, DualEncoderNetwork
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.models.negatives import NEG_INF, batch_negatives, within_group_negatives
 from retrieval_jax.models.retriever import Batch, Metrics, Retriever, register_retriever
 from retrieval_jax.models.text_groups import TextGroups, encode_in_groups
 
@@ -26,9 +29,10 @@ MAX_SCALE = 100.0  # of a learned scale (CLIP, Radford et al. 2021, section 2.5)
 class DualEncoder(Retriever):
     """T5X's model interface over a dual encoder.
 
-    A batch holds, all int32, left_encoder_input_tokens B×S (queries), right_encoder_input_tokens B×G×P (each
+    A batch holds, in int32, left_encoder_input_tokens B×S (queries), right_encoder_input_tokens B×G×P (each
     query's candidates), passage B×G (their rows, -1 is padding), grade B×G (> 0 positive, 0 negative) and
-    other_positives B×K (rows of other passages that answer the query, -1 is padding; may be left out).
+    other_positives B×K (rows of other passages that answer the query, -1 is padding; may be left out). With a
+    teacher it also holds score B×G float32, the teacher's scores of the candidates; NaN where it gave none.
 
     A query's negatives are all candidates of the batch, those of other queries too, except the passages that
     are known to answer it. A row without a positive contributes nothing, neither as a query nor by its
@@ -48,6 +52,10 @@ class DualEncoder(Retriever):
       shared_towers: whether one tower encodes both queries and passages. Otherwise each has a tower of its
         own; both begin with the same parameters.
       objective: a function of contrastive.py, or another of that signature.
+      objective_weight: of the objective; 0 for the distillation alone.
+      distillation: a function of distillation.py, or another of that signature, which compares a query's
+        scores with those of a teacher (--SCORES); None for no teacher.
+      distillation_weight: of the distillation, which is added to the objective.
       bidirectional: whether InfoNCE of the other direction is added, as in GTR: each positive is to find its
         query among the queries of the batch. A query's positives are averaged; its hard negatives take no
         part in this direction.
@@ -57,8 +65,13 @@ class DualEncoder(Retriever):
         Gao et al. 2021). When the gradient with respect to all vectors is known, each chunk is encoded again,
         with the same dropout, for its part of the gradient. None encodes all texts at once.
       max_logits_per_block: about how many scores a device holds at a time.
-      query_prompt: the text that comes before every query, in training and in search (E5 has "query: ").
-        None: that of the weights that training begins with, if they have one.
+      matryoshka: sizes below `vector_dim`, such as (64, 128): the loss is added up over the whole vectors and
+        their first 64 and 128 dimensions (of unit length with `normalize`), so that these can be searched
+        alone (Kusupati et al. 2022, section 3). Texts are encoded once.
+      matryoshka_weights: the weight of each of these sizes; None: 1, which is that of the whole vectors.
+      query_prompt: the text that comes before every query, in training and in search: "query: " (E5), or an
+        instruction. Its tokens count in `DataConfig.input_length`. None: that of the weights that training
+        begins with, if they have one.
       passage_prompt: the same of passages.
     """
 
@@ -77,11 +90,16 @@ class DualEncoder(Retriever):
         pooling: str = "mean",
         shared_towers: bool = True,
         objective: Objective = info_nce,
+        objective_weight: NonNegativeFloat = 1.0,
+        distillation: Distillation | None = None,
+        distillation_weight: PositiveFloat = 1.0,
         bidirectional: bool = True,
         in_batch_negatives: bool = True,
         hardest_negative_only: bool = False,
         gradcache_chunk_size: int | None = None,
         max_logits_per_block: int = 1 << 26,
+        matryoshka: Sequence[Positive] = (),
+        matryoshka_weights: Sequence[PositiveFloat] | None = None,
         query_prompt: str | None = None,
         passage_prompt: str | None = None,
     ):
@@ -89,12 +107,31 @@ class DualEncoder(Retriever):
             raise UserError(
                 "DualEncoder.bidirectional: needs other queries: set it or in_batch_negatives the other way"
             )
+        if not objective_weight and not distillation:
+            raise UserError(
+                "DualEncoder.objective_weight: 0 leaves nothing to learn: set it, or DualEncoder.distillation"
+            )
         self.config, self.optimizer_def = config, optimizer_def
         self.module = DualEncoderNetwork.of(config, vector_dim, normalize, pooling)
         self.scale, self.learn_scale, self.shared_towers = scale, learn_scale, shared_towers
-        self.objective, self.bidirectional = objective, bidirectional
-        self.in_batch_negatives, self.hardest_negative_only = in_batch_negatives, hardest_negative_only
-        self.gradcache_chunk_size, self.max_logits_per_block = gradcache_chunk_size, max_logits_per_block
+        self.gradcache_chunk_size = gradcache_chunk_size
+        self.vector_loss = VectorLoss(
+            objective=objective,
+            objective_weight=objective_weight,
+            bidirectional=bidirectional,
+            in_batch_negatives=in_batch_negatives,
+            hardest_negative_only=hardest_negative_only,
+            max_logits_per_block=max_logits_per_block,
+            distillation=distillation,
+            distillation_weight=distillation_weight,
+        )
+        if optimizer_def and normalize and not learn_scale and getattr(distillation, "of_margins", False):
+            log(
+                f"DualEncoder.distillation: margins of unit vectors lie within ±{2 * scale:g} with a fixed "
+                f"scale of {scale:g}, and the teacher's may not: --gin.DualEncoder.normalize=False (with "
+                "scale=1), or learn_scale=True"
+            )
+        self.matryoshka = _checked_sizes(matryoshka, matryoshka_weights, self.module.vector_dim)
         self._prompts = {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
 
     @property
@@ -110,14 +147,15 @@ class DualEncoder(Retriever):
 
     @property
     def settings(self) -> dict:
-        """The arguments, besides `config`, on which parameters and vectors depend; prompts only if given."""
-        prompts = {name: prompt for name, prompt in self._prompts.items() if prompt}
-        return prompts | {
+        """The arguments, besides `config`, on which parameters and vectors depend; some only if given."""
+        given = {name: prompt for name, prompt in self._prompts.items() if prompt}
+        given |= {"pooling": self.module.pooling} if self.module.pooling != "mean" else {}
+        given |= {"matryoshka": list(self.matryoshka)} if self.matryoshka else {}
+        return given | {
             "vector_dim": self.module.vector_dim,
             "scale": self.scale,
             "learn_scale": self.learn_scale,
             "normalize": self.module.normalize,
-            "pooling": self.module.pooling,
             "shared_towers": self.shared_towers,
         }
 
@@ -173,7 +211,7 @@ class DualEncoder(Retriever):
         dropout_rng: jax.Array | None,
         groups: TextGroups | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """Computes the mean of the objective over the queries with a positive.
+        """Computes the mean over the queries of the objective, or of what takes its place or is beside it.
 
         Args:
           params: the parameters of the whole model.
@@ -182,14 +220,14 @@ class DualEncoder(Retriever):
           groups: the lengths at which most queries and passages are encoded; None: all at their full length.
 
         Returns:
-          (the loss, a float32 scalar in nats; metrics, name -> (total, count): `loss`, and `accuracy`, the
-          share of queries whose best positive outscores all their negatives).
+          (the loss, a float32 scalar; metrics, name -> (total, count): `loss`, `accuracy`, the share of
+          queries whose best positive outscores all their negatives, and those of `VectorLoss`; of each size
+          of `matryoshka` the same under its name, as `accuracy_at/64`).
         """
         of_queries, of_passages, drawn = (
             (None,) * 3 if dropout_rng is None else jax.random.split(dropout_rng, 3)
         )
         texts_BxGxP = batch["right_encoder_input_tokens"]
-        B, G, P = texts_BxGxP.shape
         lengths, shards = groups or ((None, None), 1)
         queries_BxE = self._in_groups(
             functools.partial(self.encode_queries, params),
@@ -198,37 +236,21 @@ class DualEncoder(Retriever):
             length=lengths[0],
             shards=shards,
         )
-        queries_BxE *= self._multiplier(params)
         passages_MxE = self._in_groups(
             functools.partial(self.encode_passages, params),
-            texts_BxGxP.reshape(B * G, P),
+            texts_BxGxP.reshape(-1, texts_BxGxP.shape[-1]),
             of_passages,
             length=lengths[1],
             shards=shards,
         )
-        scores_BxG = jnp.einsum(
-            "be,bge->bg", queries_BxE, passages_MxE.reshape(B, G, -1), precision=jax.lax.Precision.HIGHEST
-        )
-        passage_BxG, positive_BxG, known_BxK = _candidates(batch)
-        if self.in_batch_negatives:
-            static = self.hardest_negative_only, self.max_logits_per_block
-            negatives = batch_negatives(
-                queries_BxE, passages_MxE, known_BxK, passage_BxG.reshape(B * G), *static
-            )
-        else:
-            negatives = within_group_negatives(scores_BxG, known_BxK, passage_BxG, self.hardest_negative_only)
-
-        losses_B = self.objective(scores_BxG, positive_BxG, negatives.of_queries, drawn)
-        if self.bidirectional:
-            to_query_BxG = jax.nn.softplus(negatives.of_passages.reshape(B, G) - scores_BxG)
-            positives_B = jnp.maximum(jnp.sum(positive_BxG, axis=1), 1)
-            losses_B += jnp.sum(jnp.where(positive_BxG, to_query_BxG, 0.0), axis=1) / positives_B
-
-        answered_B = jnp.any(positive_BxG, axis=1)
-        best_B = jnp.max(jnp.where(positive_BxG, scores_BxG, NEG_INF), axis=1)
-        right = jnp.sum(answered_B & (best_B >= negatives.largest))
-        total, rows = jnp.sum(losses_B), jnp.sum(answered_B).astype(jnp.float32)
-        return total / jnp.maximum(rows, 1.0), {"loss": (total, rows), "accuracy": (right, rows)}
+        loss, metrics, scale = 0.0, {}, self._multiplier(params)
+        for size, weight in {self.module.vector_dim: 1.0, **self.matryoshka}.items():
+            queries, passages = (self.module.shorten(x, size) for x in (queries_BxE, passages_MxE))
+            own = self.vector_loss(scale * queries, passages, batch, drawn)
+            loss += weight * own["loss"][0]
+            metrics |= {f"{name}_at/{size}": own[name] for name in own} if metrics else own
+        metrics["loss"] = (loss, metrics["loss"][1])
+        return loss / jnp.maximum(metrics["loss"][1], 1.0), metrics
 
     def _multiplier(self, params: dict) -> jax.Array | float:
         """Gives the factor of the dot products: `scale`, multiplied by what was learned."""
@@ -309,6 +331,21 @@ class DualEncoder(Retriever):
         return jnp.sum(queries * passages, axis=-1)
 
 
+def _checked_sizes(
+    sizes: Sequence[int], weights: Sequence[float] | None, vector_dim: int
+) -> dict[int, float]:
+    """Returns {size: weight} of the sizes below the whole one. Raises UserError where one is no such size."""
+    if weights is not None and len(weights) != len(sizes):
+        raise UserError(
+            f"DualEncoder.matryoshka_weights: {len(weights)} for {len(sizes)} sizes: give one for each"
+        )
+    if not all(0 < size < vector_dim for size in sizes) or len(set(sizes)) < len(sizes):
+        raise UserError(
+            f"DualEncoder.matryoshka: {tuple(sizes)}: set different sizes, all below vector_dim {vector_dim}"
+        )
+    return dict(zip(sizes, weights or [1.0] * len(sizes), strict=True))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _clip_from_above(x: jax.Array, limit: float) -> jax.Array:
     """Gives the smaller of both. From the limit on, a gradient that would raise x further becomes 0."""
@@ -324,20 +361,3 @@ def _clip_from_above_backward(limit: float, x: jax.Array, gradient: jax.Array) -
 
 
 _clip_from_above.defvjp(_clip_from_above_forward, _clip_from_above_backward)
-
-
-def _candidates(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Reads the candidates of a batch.
-
-    Returns:
-      (rows of the candidates B×G; which of them are positives B×G; rows of all passages that are known to
-      answer the query B×K). A row without a positive has -1 everywhere.
-    """
-    positive_BxG = (batch["grade"] > 0) & (batch["passage"] >= 0)
-    answered_Bx1 = jnp.any(positive_BxG, axis=1, keepdims=True)
-    known_BxK = jnp.where(positive_BxG, batch["passage"], -1)
-    if "other_positives" in batch:
-        known_BxK = jnp.concatenate(
-            [known_BxK, jnp.where(answered_Bx1, batch["other_positives"], -1)], axis=1
-        )
-    return jnp.where(answered_Bx1, batch["passage"], -1), positive_BxG, known_BxK

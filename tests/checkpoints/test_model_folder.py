@@ -49,7 +49,7 @@ def test_gin_changes_nothing_of_a_saved_model(folder: Path, tmp_path: Path, coll
         }.items():
             gin.bind_parameter(name, value)
     opened = load_model(folder).model
-    assert (opened.scale, opened.bidirectional) == (20.0, True)
+    assert (opened.scale, opened.vector_loss.bidirectional) == (20.0, True)
     assert opened.config == T5Config(*SIZES, dropout_rate=0.1, remat="none")
     before = configuration.texts_of_parameters(settings_file.LEARNING)
     other = load_model(tmp_path / "other").model

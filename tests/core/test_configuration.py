@@ -68,7 +68,8 @@ def test_dual_encoders_of_every_size(size: str):
     """GTR's: T5 1.1's encoder and a projection to 768, counted by hand (shapes alone, no arrays)."""
     configuration.configure([f"models/{size}.gin", "runs/gtr.gin"], [])
     model = make_model(DualEncoder, adafactor, 32128, None)
-    assert (model.scale, model.bidirectional, model.objective is info_nce) == (100.0, True, True)
+    loss = model.vector_loss
+    assert (model.scale, loss.bidirectional, loss.objective is info_nce) == (100.0, True, True)
     shapes = {"left_encoder_input_tokens": (1, 4)}
     params = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes))["params"]
     c = model.config
@@ -83,8 +84,8 @@ def test_the_multi_positive_papers_settings(file: str):
     bindings = ["DualEncoder.objective = @lse_pair", "lse_pair.positives = 'min'"]
     configuration.configure(["models/base.gin", f"runs/{file}.gin", "tasks/llm_then_human.gin"], bindings)
     model = make_model(DualEncoder, adamw, 32128, None)
-    assert (model.scale, model.module.normalize, model.bidirectional) == (1.0, False, False)
-    losses = model.objective(jnp.array([[2.0, 1.0]]), jnp.ones((1, 2), bool), jnp.zeros(1))
+    assert (model.scale, model.module.normalize, model.vector_loss.bidirectional) == (1.0, False, False)
+    losses = model.vector_loss.objective(jnp.array([[2.0, 1.0]]), jnp.ones((1, 2), bool), jnp.zeros(1))
     assert float(losses[0]) == pytest.approx(math.log1p(math.exp(-1.0)))  # of the positive that scores 1
     data = DataConfig()
     assert (data.positives, data.negatives, data.passage_length) == (4, 4, 128)

@@ -10,11 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.contrastive import info_nce, joint_lh, lse_pair, rand1_lh, sum_marg_lh
+from retrieval_jax.models.distillation import dense_kl, dense_margin_mse
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.dual_encoder_network import TOWERS
 from retrieval_jax.models.layers import T5Config
@@ -29,19 +31,27 @@ OBJECTIVES = {
     "rand1": rand1_lh,
     "info_nce": info_nce,
 }
-# (objective, layers, gradcache_chunk_size, model parallelism, lengths of groups) on 8 devices
+TAUGHT = {"distillation": dense_margin_mse, "pooling": "decoder", "matryoshka": (2, 4)}
+# (objective, or "taught", layers, gradcache_chunk_size, model parallelism, lengths of groups) on 8 devices
 MESHED = (
     ("joint_mean", 1, None, 1, None),
     ("joint_mean", 1, 8, 2, (2, 3)),
     ("lse_pair", 0, 8, 1, (2, 3)),
     ("rand1", 0, None, 2, None),
+    ("taught", 1, 8, 2, (2, 3)),
 )
 
 
 def network(dropout: float = 0.0, layers: int = 1, **settings) -> DualEncoder:
     decoder_layers = layers if settings.get("pooling") == "decoder" else 0
-    config = T5Config(64, 16, 2, 8, 32, layers, decoder_layers, dropout_rate=dropout)
+    dtype = settings.pop("dtype", "float32")
+    config = T5Config(64, 16, 2, 8, 32, layers, decoder_layers, dropout_rate=dropout, dtype=dtype)
     return DualEncoder(config, None, **{"vector_dim": 6, "scale": 5.0, **settings})
+
+
+def of_objective(name: str) -> dict:
+    """The settings of the dual encoder that a case of MESHED names."""
+    return TAUGHT if name == "taught" else {"objective": OBJECTIVES[name]}
 
 
 def parameters(model: DualEncoder) -> dict:
@@ -63,7 +73,8 @@ def random_batch(seed: int = 0, B: int = 8, G: int = 4, distinct: int = 30) -> d
         "grade": np.where(missing, -1, grade),
         "other_positives": np.where(rng.random((B, 2)) < 0.5, -1, rng.integers(0, distinct, (B, 2))),
     }
-    return {name: x.astype(np.int32) for name, x in made.items()}
+    score = np.where(rng.random((B, G)) < 0.2, np.nan, rng.normal(size=(B, G)))
+    return {name: x.astype(np.int32) for name, x in made.items()} | {"score": score.astype(np.float32)}
 
 
 def with_short_texts(batch: dict) -> dict:
@@ -74,12 +85,26 @@ def with_short_texts(batch: dict) -> dict:
     return {**batch, "left_encoder_input_tokens": queries, "right_encoder_input_tokens": passages}
 
 
-def info_nce_by_hand(model: DualEncoder, params: dict, batch: dict, in_batch: bool = True) -> float:
-    """Mean InfoNCE of the first positives, and of their queries among all queries, one score at a time."""
-    queries = np.asarray(model.encode_queries(params, batch["left_encoder_input_tokens"]), np.float64)
+def vectors_by_hand(
+    model: DualEncoder, params: dict, batch: dict, size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The queries' and the candidates' vectors, or their first dimensions, of unit length again; float64."""
     B, G, _ = batch["right_encoder_input_tokens"].shape
     texts = batch["right_encoder_input_tokens"].reshape(B * G, -1)
+    queries = np.asarray(model.encode_queries(params, batch["left_encoder_input_tokens"]), np.float64)
     passages = np.asarray(model.encode_passages(params, texts), np.float64).reshape(B, G, -1)
+    if size is None:
+        return queries, passages
+    firsts = queries[..., :size], passages[..., :size]
+    return tuple(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9) for x in firsts)
+
+
+def info_nce_by_hand(
+    model: DualEncoder, params: dict, batch: dict, in_batch: bool = True, size: int | None = None
+) -> float:
+    """Mean InfoNCE of the first positives, and of their queries among all queries, one score at a time."""
+    queries, passages = vectors_by_hand(model, params, batch, size)
+    B, G, _ = passages.shape
     passage, positive = batch["passage"], batch["grade"] > 0
     known = [{*passage[b][positive[b]], *batch["other_positives"][b]} for b in range(B)]
     rows, total = [b for b in range(B) if positive[b].any()], 0.0
@@ -287,6 +312,94 @@ def test_the_hardest_negative_alone():
     assert model.eval_fn(params, batch)[0] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_matryoshka_is_the_loss_at_each_size(dtype: str):
+    """Of objective and distillation, both by hand from the vectors, float32 whatever the network's dtype."""
+    settings = {"matryoshka": (2, 4), "matryoshka_weights": (0.5, 2.0), "distillation": dense_margin_mse}
+    model = network(**settings, distillation_weight=3.0, dtype=dtype)
+    params, batch = parameters(model), random_batch()
+    rows = (batch["grade"] > 0).any(1) & (batch["passage"] >= 0).any(1)
+
+    def by_hand(size: int | None) -> float:
+        queries, passages = vectors_by_hand(model, params, batch, size)
+        total = info_nce_by_hand(model, params, batch, size=size) * rows.sum()
+        for query, group, grades, teacher in zip(
+            queries, passages, batch["grade"], batch["score"], strict=True
+        ):
+            s, known = model.scale * group @ query, ~np.isnan(teacher) & (grades >= 0)
+            pairs = [(i, j) for i in range(4) for j in range(4) if known[i] and known[j]]
+            errors = [
+                ((s[i] - s[j]) - (teacher[i] - teacher[j])) ** 2
+                for i, j in pairs
+                if grades[i] > 0 and grades[j] == 0
+            ]
+            total += 3 * np.mean(errors) if errors else 0
+        return total / rows.sum()
+
+    loss, metrics = model.eval_fn(params, batch)
+    expected = by_hand(None) + 0.5 * by_hand(2) + 2 * by_hand(4)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert float(loss) == pytest.approx(float(metrics["loss"][0] / metrics["loss"][1]), rel=1e-6)
+    at_2 = metrics["loss_at/2"]
+    assert float(at_2[0] / at_2[1]) == pytest.approx(by_hand(2), rel=1e-4)
+    assert {"accuracy_at/4", "distillation_at/4", "accuracy", "distillation"} < metrics.keys()
+
+
+def test_a_matryoshka_is_that_of_sentence_transformers():
+    """MultipleNegativesRankingLoss and MarginMSELoss, of the same vectors of unit length."""
+    torch = pytest.importorskip("torch")
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+
+    class Given(torch.nn.Module):
+        """Stands for a SentenceTransformer: its texts are their vectors."""
+
+        def forward(self, features: dict) -> dict:
+            return {"sentence_embedding": features["vectors"]}
+
+        def get_embedding_dimension(self) -> int:
+            return 6
+
+    batch = random_batch(B=4, G=2, distinct=50)
+    batch |= {"passage": np.arange(8, dtype=np.int32).reshape(4, 2), "grade": np.int32([[1, 0]] * 4)}
+    del batch["other_positives"]
+    batch["score"] = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
+    sizes = {"matryoshka": (2, 4), "matryoshka_weights": (0.5, 2.0), "bidirectional": False}
+    params = parameters(network())
+    queries, passages = vectors_by_hand(network(), params, batch)
+    columns = [{"vectors": torch.tensor(x)} for x in (queries, passages[:, 0], passages[:, 1])]
+
+    def theirs(loss, labels) -> float:
+        matryoshka = losses.MatryoshkaLoss(given, loss, [6, 4, 2], [1.0, 2.0, 0.5])
+        return float(matryoshka(columns, labels))
+
+    given = Given()
+    ranking = losses.MultipleNegativesRankingLoss(given, scale=5.0)
+    ours = float(network(**sizes).eval_fn(params, batch)[0])
+    assert ours == pytest.approx(theirs(ranking, None), rel=1e-5)
+    margins = torch.tensor(batch["score"][:, 0] - batch["score"][:, 1])
+    alone = network(**sizes, scale=1.0, objective_weight=0.0, distillation=dense_margin_mse)
+    expected = theirs(losses.MarginMSELoss(given), margins)
+    assert float(alone.eval_fn(params, batch)[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_settings_that_do_not_go_together_are_named(capsys: pytest.CaptureFixture[str]):
+    for settings, told in (
+        ({"objective_weight": 0.0}, "objective_weight: 0 leaves nothing to learn"),
+        ({"matryoshka": (6,)}, r"matryoshka: \(6,\): set different sizes, all below vector_dim 6"),
+        ({"matryoshka": (2, 4), "matryoshka_weights": (1.0,)}, "matryoshka_weights: 1 for 2 sizes"),
+    ):
+        with pytest.raises(UserError, match=f"DualEncoder.{told}"):
+            network(**settings)
+    assert network(matryoshka=(2,)).settings["matryoshka"] == [2]
+
+    config, optimizer = T5Config(64, 16, 2, 8, 32, 1, 0), optax.sgd(1.0)
+    DualEncoder(config, optimizer, distillation=dense_kl)
+    DualEncoder(config, optimizer, distillation=dense_margin_mse, normalize=False, scale=1.0)
+    assert "margins" not in capsys.readouterr().err
+    DualEncoder(config, optimizer, distillation=dense_margin_mse, scale=20.0)
+    assert "margins of unit vectors lie within ±40 with a fixed scale of 20" in capsys.readouterr().err
+
+
 def meshed(
     objective: str,
     layers: int,
@@ -296,7 +409,7 @@ def meshed(
 ) -> tuple:
     """Loss and gradients of a batch of 16 on all devices."""
     settings = {
-        "objective": OBJECTIVES[objective],
+        **of_objective(objective),
         "gradcache_chunk_size": gradcache_chunk_size,
         "max_logits_per_block": 80,  # does not divide the passages: the last block is filled up
     }
@@ -322,7 +435,7 @@ def test_negatives_are_those_of_the_whole_mesh(tmp_path: Path):
     subprocess.run([sys.executable, __file__, file], check=True, env={**os.environ, "XLA_FLAGS": flags})
     with np.load(file) as eight:
         for case in MESHED:
-            plain = network(objective=OBJECTIVES[case[0]], layers=case[1])
+            plain = network(layers=case[1], **of_objective(case[0]))
             batch = with_short_texts(random_batch(B=16)) if case[4] else random_batch(B=16)
             expected = value_and_gradients(plain, parameters(plain), batch, jax.random.key(3))
             for i, x in enumerate(jax.tree.leaves(expected)):

@@ -173,13 +173,13 @@ def test_multi_positive_rows_have_the_papers_settings(row: str):
     steps, epoch, batch_size, rate = MULTI_POSITIVE[folder]
     of = configured(row)
     model = make_model(DualEncoder, of("train.optimizer").scoped_configurable_fn, 100, None)
-    assert (model.scale, model.module.normalize, model.bidirectional) == (1.0, False, False)
+    assert (model.scale, model.module.normalize, model.vector_loss.bidirectional) == (1.0, False, False)
     data = DataConfig()
     assert (data.positives, data.negatives, data.passage_length) == (4, 4, 128)
     assert (of("train.batch_size"), of("learning_rate.peak")) == (batch_size, rate)
     objective, _, labels = name.rpartition("_")
     if objective:
-        assert model.objective.__name__ == objective
+        assert model.vector_loss.objective.__name__ == objective
     stages = [*data.curriculum, (of("%STEPS") - sum(n for n, _ in data.curriculum), data.mixture)]
     expected = {
         "human": [(steps, {"labelled_human": 1.0})],

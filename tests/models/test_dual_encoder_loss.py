@@ -1,0 +1,80 @@
+"""The loss of vectors: its parts, their weights and which queries count; networks: test_dual_encoder.py."""
+
+import jax
+import numpy as np
+import pytest
+
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.models.contrastive import joint_lh
+from retrieval_jax.models.distillation import dense_kl, dense_margin_mse
+from retrieval_jax.models.dual_encoder_loss import VectorLoss
+
+B, G, E = 8, 4, 5
+
+
+def loss_of(**settings) -> VectorLoss:
+    defaults = {"objective_weight": 1.0, "bidirectional": True, "in_batch_negatives": True}
+    defaults |= {"hardest_negative_only": False, "max_logits_per_block": 1 << 20}
+    defaults |= {"distillation": None, "distillation_weight": 1.0}
+    return VectorLoss(joint_lh, **{**defaults, **settings})
+
+
+def vectors_and_batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Query 2 has no positive (nor has its group a score); query 5 has no score, and 6 one candidate."""
+    rng = np.random.default_rng(seed)
+    queries, passages = rng.normal(size=(B, E)), rng.normal(size=(B * G, E))
+    batch = {
+        "passage": np.arange(B * G, dtype=np.int32).reshape(B, G),
+        "grade": np.int32([[1, 1, 0, 0]] * B),
+        "score": rng.normal(size=(B, G)).astype(np.float32),
+    }
+    batch["grade"][2], batch["score"][2], batch["score"][5] = 0, np.nan, np.nan
+    batch["passage"][6, 1:], batch["grade"][6, 1:] = -1, -1
+    return queries.astype(np.float32), passages.astype(np.float32), batch
+
+
+def rows(batch: dict, which) -> dict:
+    return {name: x[which] for name, x in batch.items()}
+
+
+@pytest.mark.parametrize("distillation", [dense_margin_mse, dense_kl])
+def test_the_parts_add_up(distillation):
+    given = vectors_and_batch()
+    objective = loss_of()(*given, None)
+    alone = loss_of(objective_weight=0.0, distillation=distillation)(*given, None)
+    both = loss_of(objective_weight=0.5, distillation=distillation, distillation_weight=3.0)(*given, None)
+    expected = 0.5 * objective["loss"][0] + 3 * alone["loss"][0]
+    assert both["loss"][0] == pytest.approx(float(expected), rel=1e-5)
+    assert both["distillation"] == alone["distillation"] == alone["loss"]
+    assert "distillation" not in objective
+    counts = {name: float(x["loss"][1]) for name, x in {"objective": objective, "alone": alone}.items()}
+    assert counts == {"objective": 7, "alone": 5}  # without query 2; without 5 and 6, too
+    assert both["loss"][1] == both["accuracy"][1] == 7
+
+
+def test_a_distillation_alone_is_of_each_query_by_itself():
+    """So microbatches are exact: totals and counts add up, and the gradient of each is its own."""
+    queries, passages, batch = vectors_and_batch()
+    loss = loss_of(objective_weight=0.0, distillation=dense_margin_mse)
+
+    def total(queries, passages, batch):
+        return loss(queries, passages, batch, None)["loss"]
+
+    whole, gradient = jax.value_and_grad(total, has_aux=True)(queries, passages, batch)
+    for part in (slice(0, 4), slice(4, 8)):
+        candidates = passages.reshape(B, G, E)[part].reshape(-1, E)
+        own, own_gradient = jax.value_and_grad(total, has_aux=True)(
+            queries[part], candidates, rows(batch, part)
+        )
+        whole = tuple(a - b for a, b in zip(whole, own, strict=True))
+        np.testing.assert_allclose(gradient[part], own_gradient, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole, 0, atol=1e-4)
+    assert np.isfinite(gradient).all()
+    assert not gradient[np.array([2, 5, 6])].any()
+
+
+def test_a_teacher_is_needed():
+    queries, passages, batch = vectors_and_batch()
+    del batch["score"]
+    with pytest.raises(UserError, match=r"DualEncoder.distillation: .* no teacher's scores: .*SCORES=NAME"):
+        loss_of(distillation=dense_kl)(queries, passages, batch, None)
