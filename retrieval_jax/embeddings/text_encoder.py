@@ -76,6 +76,8 @@ class TextEncoder:
       vocabulary: tokenizes texts, and puts the model's prompt before each; see `Vocabulary.with_prompt`.
       shapes: those of batches; each is compiled when it is first needed. Texts are cut to the longest.
       mesh: the mesh that `params` lie on; None for one device.
+      dimensions: how many of a vector's first dimensions are given; None: all.
+      normalize: whether a vector that is shortened gets unit length again, as the model's vectors have.
     """
 
     def __init__(
@@ -85,8 +87,12 @@ class TextEncoder:
         vocabulary: Vocabulary,
         shapes: Shapes,
         mesh: Mesh | None = None,
+        *,
+        dimensions: int | None = None,
+        normalize: bool = False,
     ):
         self.params, self.mesh, self.vocabulary = params, mesh, vocabulary
+        self.dimensions, self.normalize = dimensions, normalize
         shards = mesh.shape["data"] if mesh else 1
         self._rows = {length: [shards * rows for rows in counts] for length, counts in shapes.items()}
         self._lengths = sorted(shapes)
@@ -134,7 +140,7 @@ class TextEncoder:
           advance: called with the number of texts that are newly done.
 
         Returns:
-          The vectors, float32, len(texts) × vector_dim.
+          The vectors, float32, len(texts) × vector_dim (or `dimensions`).
         """
         vectors_NxE, running = None, collections.deque()
 
@@ -142,6 +148,8 @@ class TextEncoder:
             nonlocal vectors_NxE
             places, found = running.popleft()
             found = np.asarray(found)[: len(places)]
+            if self.dimensions:
+                found = shorten(found, self.dimensions, self.normalize)
             if vectors_NxE is None:
                 vectors_NxE = np.empty((len(texts), found.shape[1]), np.float32)
             vectors_NxE[places] = found
@@ -196,6 +204,25 @@ def _batch(some: Sequence[tuple[int, list[int]]], rows: int, length: int) -> tup
     return [place for place, _ in some], tokens_BxS
 
 
+def shorten(vectors_NxE: np.ndarray, dimensions: int, normalize: bool) -> np.ndarray:
+    """Gives the first dimensions of vectors.
+
+    Args:
+      vectors_NxE: float32.
+      dimensions: how many; those of vectors that have no more stay as they are.
+      normalize: whether they get unit length again.
+
+    Returns:
+      Float32 N×dimensions.
+    """
+    if dimensions >= vectors_NxE.shape[1]:
+        return vectors_NxE
+    first = np.asarray(vectors_NxE[:, :dimensions])
+    if normalize:  # as `dual_encoder_network.unit_length`
+        first = first / np.sqrt(np.square(first).sum(axis=1, keepdims=True) + np.float32(1e-12))
+    return first
+
+
 def passage_encoder(opened: LoadedModel, mesh: Mesh) -> TextEncoder:
     """Makes the encoder of passages of a dual encoder that was loaded on a mesh."""
     shapes = passage_shapes(opened.description["passage_length"], mesh)
@@ -203,8 +230,17 @@ def passage_encoder(opened: LoadedModel, mesh: Mesh) -> TextEncoder:
     return TextEncoder(opened.model.encode_passages, opened.params, vocabulary, shapes, mesh)
 
 
-def query_encoder(opened: LoadedModel, mesh: Mesh | None = None) -> TextEncoder:
-    """Makes the encoder of queries of a dual encoder that was loaded on a mesh (None: on one device)."""
-    shapes = query_shapes(opened.description["input_length"])
-    vocabulary = opened.vocabulary.with_prompt(opened.model.prompts.query)
-    return TextEncoder(opened.model.encode_queries, opened.params, vocabulary, shapes, mesh)
+def query_encoder(
+    opened: LoadedModel, mesh: Mesh | None = None, dimensions: int | None = None
+) -> TextEncoder:
+    """Makes the encoder of queries of a dual encoder.
+
+    Args:
+      opened: the model, loaded on `mesh`.
+      mesh: the devices; None for one.
+      dimensions: see `TextEncoder`.
+    """
+    model, shapes = opened.model, query_shapes(opened.description["input_length"])
+    vocabulary = opened.vocabulary.with_prompt(model.prompts.query)
+    cut = {"dimensions": dimensions, "normalize": model.module.normalize}
+    return TextEncoder(model.encode_queries, opened.params, vocabulary, shapes, mesh, **cut)

@@ -177,16 +177,29 @@ outputs = model.generate(**inputs, max_new_tokens=16)"""
     return code, "transformers and torch installed"
 
 
-def _sentence_transformers(folder: Path, *_) -> tuple[str, str]:
+def _sentence_transformers(folder: Path, _, description: Mapping) -> tuple[str, str]:
     separate = (folder / "queries").is_dir()
     sides = ("queries", "passages") if separate else (".", ".")
     code = f"""\
 from sentence_transformers import SentenceTransformer
 
-queries = SentenceTransformer("{sides[0]}").encode_query(["{_QUERY}"])
+{_shortening(description)}queries = SentenceTransformer("{sides[0]}").encode_query(["{_QUERY}"])
 passages = SentenceTransformer("{sides[1]}").encode_document(["a filter", "a kettle"])
 print(queries @ passages.T)"""
     return code, "sentence-transformers (5 or later) installed"
+
+
+def _shortening(description: Mapping) -> str:
+    """A comment about the sizes of shorter vectors that a model was trained for; "" where there are none."""
+    settings = description.get("settings", {})
+    sizes = settings.get("matryoshka")
+    if not sizes:
+        return ""
+    again = ", normalize_embeddings=True" if settings["normalize"] else ""
+    either = " or ".join(map(str, sizes))
+    return (
+        f"# Their first {either} dimensions can be used alone: encode_…(…, truncate_dim={sizes[0]}{again})\n"
+    )
 
 
 def _t5x(folder: Path, *_) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import UNFINISHED
 from retrieval_jax.data.records import Collection
 from retrieval_jax.embeddings.encoding import Embeddings, encode_by_model
+from retrieval_jax.embeddings.shortened import shorten_embeddings
 from retrieval_jax.embeddings.text_encoder import TextEncoder, query_encoder
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
@@ -32,6 +33,7 @@ from retrieval_jax.search.scann_shards import Indexed, ScannIndex, rows_now
 from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
 
 RECALL_QUERIES = 200  # with which an approximate search is measured
+FIRST_DIMENSIONS = "first_dimensions"  # in a manifest, where `make_index.dimensions` is set
 _SHARDS = "shards"
 _OF_PASSAGES = ("ids.arrow", "text_hashes.npy")
 
@@ -75,9 +77,11 @@ class DenseSearcher(Searcher):
         return ranked_lists(*self.nearest(vectors_BxE, min(k, len(self.passage_ids))), self.passage_ids)
 
     @classmethod
-    def make_encoder(cls, opened: LoadedModel, mesh: Mesh | None = None) -> TextEncoder:
-        """Makes the encoder of queries of a model that was loaded on a mesh (None: on one device)."""
-        return query_encoder(opened, mesh)
+    def make_encoder(
+        cls, opened: LoadedModel, mesh: Mesh | None = None, dimensions: int | None = None
+    ) -> TextEncoder:
+        """Makes the encoder of queries of a model; see `query_encoder`."""
+        return query_encoder(opened, mesh, dimensions)
 
     @classmethod
     def make_embeddings(cls, inputs: IndexInputs) -> Embeddings:
@@ -88,7 +92,9 @@ class DenseSearcher(Searcher):
                 f"{inputs.model_dir}: trained on another collection ({description['collection_name']}, or an "
                 "earlier version) than this one"
             )
-        return encode_by_model(inputs.model_dir, inputs.model, inputs.mesh, inputs.work, collection)
+        made = encode_by_model(inputs.model_dir, inputs.model, inputs.mesh, inputs.work, collection)
+        size = inputs.settings.dimensions
+        return shorten_embeddings(made, size, inputs.model.model.module.normalize) if size else made
 
     def nearest(self, queries_BxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Finds the rows with the largest dot products.
@@ -104,8 +110,24 @@ class DenseSearcher(Searcher):
 
     @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:
-        """See `Searcher.recipe`: the dtype of the vectors."""
-        return {"vector_dtype": inputs.settings.vector_dtype}
+        """See `Searcher.recipe`: the dtype of the vectors, and how many of their dimensions there are."""
+        size, kept = inputs.settings.dimensions, {"vector_dtype": inputs.settings.vector_dtype}
+        if size is None:
+            return kept
+        model = inputs.model.model
+        whole = getattr(model.module, "vector_dim", 0)
+        if size >= whole:
+            raise UserError(
+                f"make_index.dimensions: {size} of {whole} that {inputs.model_dir} can shorten: set fewer"
+                if whole
+                else f"make_index.dimensions: {cls.kind} searches no dual encoder's vectors: leave it away"
+            )
+        if size not in model.matryoshka:
+            log(
+                f"{inputs.model_dir}: was not trained for its first {size} dimensions alone "
+                f"(--gin.DualEncoder.matryoshka={(size,)}): their ranking may be far from that of all {whole}"
+            )
+        return kept | {FIRST_DIMENSIONS: size}
 
     @classmethod
     def write_index(cls, folder: Path, inputs: IndexInputs) -> dict:
@@ -203,7 +225,8 @@ class ExactSearcher(DenseSearcher):
             return {}
         stored_vectors.write(folder, embeddings.vectors_NxE, dtype)
         vectors, scales = stored_vectors.read(folder, dtype)
-        queries_BxE = query_encoder(inputs.model, inputs.mesh)(sample_queries(inputs.collection))
+        encoder = cls.make_encoder(inputs.model, inputs.mesh, inputs.settings.dimensions)
+        queries_BxE = encoder(sample_queries(inputs.collection))
         k = min(100, len(vectors))
         wanted, _ = ExactSearch(embeddings.vectors_NxE, inputs.mesh)(queries_BxE, k)
         found, _ = ExactSearch(vectors, inputs.mesh, scales)(queries_BxE, k)
@@ -220,7 +243,7 @@ class ExactSearcher(DenseSearcher):
         manifest = storage.read_manifest(folder, "index")
         files = paths.ensure_local(folder)
         _check_files(files, manifest)
-        encoder = cls.make_encoder(_load_model(folder, manifest))
+        encoder = cls.make_encoder(_load_model(folder, manifest), None, manifest.get(FIRST_DIMENSIONS))
         vectors, scales = stored_vectors.read(files, manifest["vector_dtype"])
         mesh = make_partitioner().mesh if make_partitioner else all_devices()
         return cls(encoder, vectors, arrow_ids.read(files / "ids.arrow"), mesh, scales)
@@ -280,8 +303,8 @@ class ScannSearcher(DenseSearcher):
                 earlier = Indexed(inputs.folder / _SHARDS, facts, *indexed)
             dtype = inputs.settings.vector_dtype
             index = scann_shards.build(scratch, inputs.embeddings, dtype, recipe, earlier)
-            queries_BxE = cls.make_encoder(inputs.model, inputs.mesh)(sample_queries(inputs.collection))
-            recalls = index.tune(inputs.embeddings, queries_BxE)
+            encoder = cls.make_encoder(inputs.model, inputs.mesh, inputs.settings.dimensions)
+            recalls = index.tune(inputs.embeddings, encoder(sample_queries(inputs.collection)))
             yield scratch, index, recalls
             multihost.on_process_0(lambda: paths.remove(scratch))
 
@@ -310,7 +333,7 @@ class ScannSearcher(DenseSearcher):
 
         # A shard that cannot be read must not leave those waiting that hold the others.
         manifest, index = multihost.on_every_process(opened)
-        encoder = cls.make_encoder(_load_model(folder, manifest))
+        encoder = cls.make_encoder(_load_model(folder, manifest), None, manifest.get(FIRST_DIMENSIONS))
         return cls(encoder, index, arrow_ids.read(folder / "ids.arrow"), manifest["dimensions"])
 
 
@@ -368,6 +391,7 @@ def _indexed_passages(inputs: IndexInputs, kind: str) -> tuple[pa.Array, np.ndar
         return None
     recipe, wanted = storage.read_manifest(earlier, "index")["recipe"], inputs.embeddings.manifest["recipe"]
     wanted = {"kind": kind, "checksum": wanted["checksum"], "vector_dtype": inputs.settings.vector_dtype}
+    wanted[FIRST_DIMENSIONS] = inputs.settings.dimensions
     if any(recipe.get(name) != value for name, value in wanted.items()):
         return None
     if checksums.find_damage(earlier, _OF_PASSAGES):

@@ -58,6 +58,7 @@ class IndexSettings:
       language: the language of a lexical search, by the name of Snowball's stemmer ("porter" is English);
         None for no stemmer and no stop words.
       vector_dtype: what a searcher keeps vectors as: "float32", "bfloat16" or "int8".
+      dimensions: how many of the vectors' first dimensions are searched; None for all.
       parts: names of the searchers that a fused searcher is made of.
       fusion: how their results become one list, a key of `fusion.NORMALISATIONS`; None for the best one.
       weights: the weight of each part; None to choose them with queries of `fit_split`.
@@ -71,6 +72,7 @@ class IndexSettings:
     expansion: str | None = None
     language: str | None = "porter"
     vector_dtype: str = "float32"
+    dimensions: int | None = None
     parts: tuple[str, ...] = ()
     fusion: str | None = None
     weights: tuple[float, ...] | None = None

@@ -45,8 +45,10 @@ class SoftmaxVectorsSearcher(ScannSearcher):
     model_family: ClassVar[str | None] = "generative"
 
     @classmethod
-    def make_encoder(cls, opened: LoadedModel, mesh: Mesh | None = None) -> TextEncoder:
-        """See `DenseSearcher.make_encoder`. A query's vector is the decoder's state."""
+    def make_encoder(
+        cls, opened: LoadedModel, mesh: Mesh | None = None, dimensions: None = None
+    ) -> TextEncoder:
+        """See `DenseSearcher.make_encoder`. A query's vector is the decoder's state, and never shortened."""
         model, shapes = opened.model, query_shapes(opened.description["input_length"])
         decoder = {name: x for name, x in opened.params["decoder"].items() if name != "logits_dense"}
         params = opened.params | {"decoder": decoder}  # the columns are in the index

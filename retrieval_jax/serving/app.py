@@ -270,7 +270,8 @@ def _add_embeddings(app: FastAPI, catalogue: Catalogue) -> None:
         if not 1 <= len(texts) <= settings.max_queries:
             raise Invalid(f"input: {len(texts):,} texts: send 1 to {settings.max_queries} at a time")
         texts = [valid_text(text[: settings.max_query_chars]) for text in texts]
-        found = await all_of(served.embedder.submit(body.encoding_format, texts))
+        form = served.vector_form(body.encoding_format, body.dimensions)
+        found = await all_of(served.embedder.submit(form, texts))
         data = b",".join(
             b'{"object":"embedding","index":%d,"embedding":%b}' % (number, vector)
             for number, (vector, _) in enumerate(found)

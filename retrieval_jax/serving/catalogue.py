@@ -18,11 +18,12 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.stopwatch import tokenizing
 from retrieval_jax.data.records import Collection
+from retrieval_jax.embeddings.text_encoder import shorten
 from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.search.searcher import RankedList, Searcher
 from retrieval_jax.serving.batching import Batcher
 from retrieval_jax.serving.cache import Cache
-from retrieval_jax.serving.errors import NotFound, NotReady, Overloaded
+from retrieval_jax.serving.errors import Invalid, NotFound, NotReady, Overloaded
 from retrieval_jax.serving.metrics import Metrics
 from retrieval_jax.serving.passages import NO_TEXT, PassageTexts
 from retrieval_jax.serving.settings import MAX_UNDER_WAY, PASSAGES_BYTES, ServeSettings
@@ -54,6 +55,18 @@ class SearchShape(NamedTuple):
 
     depth: int
     explained: bool
+
+
+class VectorForm(NamedTuple):
+    """How the texts of one batch are to be encoded.
+
+    Attributes:
+      encoding: "float" or "base64"; see `vector_json`.
+      dimensions: how many of a vector's first dimensions are given.
+    """
+
+    encoding: str
+    dimensions: int
 
 
 @dataclasses.dataclass
@@ -127,13 +140,20 @@ class Served:
             ),
         )
 
-    def embed(self, form: str, texts: Sequence[str]) -> list[tuple[bytes, ...]]:
+    def vector_form(self, encoding: str, dimensions: int | None) -> VectorForm:
+        """Gives the form of vectors that is asked for. Raises Invalid where they have fewer dimensions."""
+        whole = self.searcher.dimensions
+        if dimensions and dimensions > whole:
+            raise Invalid(f"dimensions: {dimensions}, and {self.name}'s vectors have {whole}: ask for fewer")
+        return VectorForm(encoding, dimensions or whole)
+
+    def embed(self, form: VectorForm, texts: Sequence[str]) -> list[tuple[bytes, ...]]:
         """Encodes a batch of texts: for each a vector as JSON, as `form` says, and the number of tokens."""
         encoder = self.searcher.encoder
-        vectors = encoder(texts)
+        vectors = shorten(encoder(texts), form.dimensions, encoder.normalize)
         tokens = encoder.vocabulary.tokens(texts, encoder.length)
         return [
-            (vector_json(vector, form), b"%d" % len(read))
+            (vector_json(vector, form.encoding), b"%d" % len(read))
             for vector, read in zip(vectors, tokens, strict=True)
         ]
 

@@ -95,6 +95,9 @@ class EmbeddingsRequest(BaseModel):
     input: Annotated[str | Texts, Field(description="one text, or several")]
     model: str | None = Field(None, description="a searcher with a dual encoder; null: the first one")
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[
+        int | None, Field(ge=1, description="how many of the first dimensions; null: all of them")
+    ] = None
 
 
 class Embedding(BaseModel):

@@ -23,7 +23,7 @@ SUMMARY_KEYS = (
 )  # of the manifest
 FUSION = Names("a fusion", tuple(NORMALISATIONS))
 _OF_FUSED = ("parts", "fusion", "weights", "depth", "fit_split")
-_OF_VECTORS = ("vector_dtype",)
+_OF_VECTORS = ("vector_dtype", "dimensions")
 
 
 @gin.configurable("make_index")
@@ -50,6 +50,8 @@ class IndexConfig:
       vector_dtype: what the searchers "scann", "exact" and "softmax_vectors" keep vectors as: "float32",
         "bfloat16" (half the memory) or "int8" (a quarter); the recall that this costs is measured and shown.
         `scann.shard_size` is the most vectors that ScaNN indexes at once.
+      dimensions: how many of a dual encoder's first dimensions the searchers "scann" and "exact" keep, of a
+        model that was trained for them (DualEncoder.matryoshka); None for all.
       step: which of the model's checkpoints (--MODEL_STEP); None for the newest.
       parts: names of the searchers that a fused searcher is made of, such as ('bm25', 'exact').
       fusion: how they are fused: weighted sums of scores that are mapped onto 0 to 1 ("min_max") or
@@ -75,6 +77,7 @@ class IndexConfig:
     expansion: str | None = None
     language: str | None = "porter"
     vector_dtype: VectorDtype = "float32"
+    dimensions: Positive | None = None
     step: Positive | None = None
     parts: Sequence[str] = ()
     fusion: Annotated[str, FUSION] | None = None

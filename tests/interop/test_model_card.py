@@ -29,7 +29,7 @@ def models(collection, tmp_path_factory) -> Path:
     for name, model in {
         "generator": QueryGenerator(CONFIG),
         "dense": DualEncoder(CONFIG, vector_dim=6, query_prompt="it's a query: ", passage_prompt="passage: "),
-        "towers": DualEncoder(CONFIG, vector_dim=6, shared_towers=False),
+        "towers": DualEncoder(CONFIG, vector_dim=6, shared_towers=False, matryoshka=(2, 4)),
     }.items():
         write_model_folder(folder / name, model, random_params(model), collection, initial_checkpoint=INITIAL)
     points = [{"step": 3, "dev/MRR@10": 0.1}, {"step": 7, "loss": 2.0}, {"step": 7, "dev/MRR@10": 0.25}]
@@ -133,6 +133,15 @@ def test_its_code_runs(models, tmp_path, capsys, name, format, needs):
     assert printed.strip()
     if format == "sentence_transformers":
         assert (names["queries"] @ names["passages"].T).shape == (1, 2)
+    if name == "towers":  # their first dimensions, as its comment says
+        model = names["SentenceTransformer"](str(tmp_path / "made" / "queries"))
+        short = model.encode_query([model_card._QUERY], truncate_dim=2, normalize_embeddings=True)
+        ours = query_encoder(load_model(models / name), None, 2)([model_card._QUERY])
+        np.testing.assert_allclose(short, ours, rtol=0, atol=1e-5)
+        assert (
+            "encode_…(…, truncate_dim=2, normalize_embeddings=True)"
+            in (tmp_path / "made" / "README.md").read_text()
+        )
     if format == "stablehlo":
         expected = query_encoder(load_model(models / name))([model_card._QUERY])
         np.testing.assert_allclose(names["vectors"], expected, rtol=0, atol=1e-5)

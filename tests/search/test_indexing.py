@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -122,6 +123,39 @@ def test_vectors_are_kept_in_the_dtype_that_is_asked_for(index, collection, tmp_
     assert status == 2
     assert "float16" in err
     assert "bfloat16" in err
+
+
+def test_the_first_dimensions_alone_are_searched(index, collection, tmp_path):
+    """As NumPy ranks the whole vectors' first dimensions, of unit length again, whatever they are kept as."""
+    work, count, size = Workspace(tmp_path / "work"), len(collection.ids), DIMENSIONS // 2
+    assert index("exact")[0] == 0
+    whole = Searcher.open(work.searcher("exact"))
+    query_E, vectors_NxE = whole.encoder([QUERY])[0], np.load(work.searcher("exact") / "vectors.npy")
+    query, passages = (
+        x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (query_E[:size], vectors_NxE[:, :size])
+    )
+    expected = dict(zip(collection.ids.to_pylist(), (passages @ query).tolist(), strict=True))
+    assert expected != pytest.approx(dict(whole.search([QUERY], count)[0]), abs=1e-2)
+
+    shorter = f"--gin.make_index.dimensions={size}"
+    for kind, dtype, tolerance in (
+        ("exact", "float32", 1e-5),
+        ("scann", "float32", 1e-5),
+        ("exact", "int8", 0.02),
+    ):
+        status, made, err = index(kind, shorter, f"--gin.make_index.vector_dtype='{dtype}'")
+        assert status == 0, err
+        assert made["dimensions"] == size
+        assert f"was not trained for its first {size} dimensions alone" in err
+        found = dict(Searcher.open(work.searcher(kind)).search([QUERY], count)[0])
+        assert found == pytest.approx(expected, abs=tolerance)
+    for dimensions, told in (
+        (DIMENSIONS, f"{DIMENSIONS} of {DIMENSIONS} that .* can shorten"),
+        (0, "of at least 1"),
+    ):
+        status, _, err = index("exact", f"--gin.make_index.dimensions={dimensions}")
+        assert status == 2
+        assert re.search(told, err)
 
 
 def test_a_searcher_follows_its_collection(index, grown: Collection, collection, grown_source, tmp_path, cli):

@@ -222,6 +222,13 @@ async def test_embeddings_are_the_vectors_that_queries_are_searched_by(client, s
     coded = (await client.post("/v1/embeddings", json={"input": texts, "encoding_format": "base64"})).json()
     vectors = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in coded["data"]]
     np.testing.assert_allclose(vectors, encoder(texts), atol=1e-5)
+    asked = {"input": texts, "dimensions": 3}  # of unit length again, as the model's vectors are
+    short = [one["embedding"] for one in (await client.post("/v1/embeddings", json=asked)).json()["data"]]
+    first = encoder(texts)[:, :3]
+    np.testing.assert_allclose(short, first / np.linalg.norm(first, axis=1, keepdims=True), atol=1e-5)
+    response = await client.post("/v1/embeddings", json={"input": texts, "dimensions": 9})
+    error = "dimensions: 9, and exact's vectors have 8: ask for fewer"
+    assert (response.status_code, response.json()["error"]) == (422, error)
     response = await client.post("/v1/embeddings", json={"input": texts, "model": "naive"})
     assert (response.status_code, response.json()["error"]) == (
         404,
