@@ -101,7 +101,7 @@ def table_notes(rows: Sequence[MethodRow], baseline: str) -> str:
             f"Holm–Bonferroni over the methods, p ≤ {ALPHA:g}."
         )
     if any(row.too_deep for row in rows):
-        notes.append("*: not comparable, because the metric looks at more passages a query than the run has.")
+        notes.append("*: not comparable, because the metric looks further down than the run goes.")
     return " ".join(notes)
 
 

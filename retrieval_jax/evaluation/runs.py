@@ -3,8 +3,8 @@
 A run of another tool is a TREC file without facts:
 
     runs/NAME.SPLIT.trec    qid Q0 docid rank score tag
-    runs/NAME.SPLIT.json    {"recipe": …, "kind": …, "family": …, "parameters": …, "summary": …}, and
-                            "metrics" once `evaluate` has scored the run
+    runs/NAME.SPLIT.json    {"recipe": …, "kind": …, "family": …, "parameters": …, "summary": …,
+                            "checksum": of the run}, and "metrics" once `evaluate` has scored it
     runs/NAME.SPLIT.tsv     metric, query id and value of each query, as `trec_eval -q` prints them, which
                             `evaluate` writes for runs of either sort; the query "all" is the mean
 """
@@ -42,14 +42,18 @@ def write_run_with_facts(path: Path, run: trec.Run, tag: str, facts: Mapping[str
     """
     _facts_path(path).unlink(missing_ok=True)
     trec.write_run(path, run, tag)
-    storage.write_json(_facts_path(path), facts)
+    storage.write_json(_facts_path(path), {**facts, "checksum": storage.checksum(path)})
 
 
 def read_facts(path: Path) -> dict | None:
-    """Returns the facts of a run; None for a run of another tool, which may have a JSON file of its own."""
+    """Returns the facts of a run; None for a run of another tool, which may have a JSON file of its own.
+
+    A file that took the place of the run that the facts are of is another tool's, too.
+    """
     facts = _facts_path(path)
     found = storage.read_json(facts, f"delete {path}, then search again") if facts.is_file() else None
-    return found if isinstance(found, dict) and "recipe" in found else None
+    ours = isinstance(found, dict) and "recipe" in found
+    return found if ours and found.get("checksum") in (None, storage.checksum(path)) else None
 
 
 def write_metrics(path: Path, facts: Mapping[str, object], metrics: Mapping[str, float]) -> None:

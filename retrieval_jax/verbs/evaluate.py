@@ -65,8 +65,12 @@ def evaluate(
     depths = {name: comparison.depth(*found) for name, found in known.items()}
     without = comparison.too_deep(metrics, depths, collection.passage_count)
     for name, missing in without.items():
+        told = f"{depths[name]} passages a query" if known[name][1] else f"lists of {depths[name]} at most"
         if missing:
-            log(f"{name}: {depths[name]} passages a query: not compared in {', '.join(sorted(missing))}")
+            log(
+                f"{name}: {told}: measures that look further take the others for not found, and are not "
+                f"compared: {', '.join(sorted(missing))}"
+            )
 
     qrels = {query.id: query.judgements for query in queries}
     identical = {query.id for query in queries if query.is_passage and ignore_identical_ids}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.evaluation.runs import run_paths
+from retrieval_jax.evaluation.runs import read_facts, run_paths, write_run_with_facts
 
 
 def test_evaluate_tells_runs_with_dots_apart(tmp_path: Path):
@@ -14,6 +14,15 @@ def test_evaluate_tells_runs_with_dots_apart(tmp_path: Path):
     for path in (*expected.values(), work.qrels("test"), work.run("other", "dev")):
         storage.atomic_write(path, b"")
     assert run_paths(work, "test") == expected
+
+
+def test_facts_are_of_the_run_that_they_were_written_with(tmp_path: Path):
+    path = tmp_path / "bm25.test.trec"
+    assert read_facts(path) is None
+    write_run_with_facts(path, {"q": [("p", 1.0)]}, "bm25", {"recipe": {"k": 7}})
+    assert read_facts(path)["recipe"] == {"k": 7}
+    path.write_text("q Q0 p 1 2.0 Anserini\n")
+    assert read_facts(path) is None
 
 
 def test_changed_qrels_alone_are_those_that_count(own, tmp_path, cli):
@@ -109,7 +118,8 @@ def test_runs_of_other_tools_join_the_table(own, tmp_path, cli):
     ):
         assert line in told, line
     # The collection has some dozens of passages, so that bm25 is deep enough and a run of one a query is not.
-    assert "pyserini: 1 passages a query: not compared in AP, Judged@10, R@1000, RR@10" in told
+    assert "pyserini: lists of 1 at most: measures that look further take the others for not found" in told
+    assert "not compared: AP, Judged@10, R@1000, RR@10" in told
     expected = (len(queries) - 1) / len(queries)
     assert made["metrics"]["pyserini"] == dict.fromkeys(("RR@10", "R@1000", "AP", "Judged@10"), expected)
     significance = json.loads(Path(made["significance_file"]).read_text())
