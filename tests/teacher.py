@@ -21,9 +21,9 @@ def write_scores(
     """Makes scores/NAME of {query id: {passage id: score}}."""
 
     def make(folder: Path) -> dict:
-        facts = scores.write(folder, "train", train.items())
+        facts = scores.write(folder, "train", train.items(), {})
         if dev is not None:
-            facts["dev_fingerprint"] = scores.write(folder, "dev", dev.items())["fingerprint"]
+            facts["dev_fingerprint"] = scores.write(folder, "dev", dev.items(), {})["fingerprint"]
         return facts
 
     recipe = {"collection": Collection(work.collection).fingerprint, "of": [train, dev]}

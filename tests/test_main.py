@@ -166,7 +166,9 @@ def test_arguments():
     assert (verb, files, bindings, as_json) == ("train", ["a.gin"], ["X='y'", "f.z=1"], True)
     bare = ["demo", "a/b c", "--K=3", "--QUERY=why = how?", "--gin.train.steps=4"]
     assert parse(bare)[2] == ["K=3", "QUERY=why = how?", "train.steps=4", "COLLECTION=a/b c"]
-    verbs = "demo import docids cache preflight train convert generate-queries mine index search evaluate"
+    verbs = (
+        "demo import docids cache preflight train convert generate-queries mine score index search evaluate"
+    )
     assert set(VERBS) == {*verbs.split(), "export", "serve"}
 
 

@@ -78,6 +78,7 @@ def lexical(predictions: Path) -> list[tuple]:
         ("index", {"MODEL_DIR": None}),
         ("index", {"MODEL_DIR": None, "make_index__expansion": "doc2query"}),
         ("mine", {}),
+        ("score", {"score_pairs__candidates": ("bm25",)}),
         ("search", {"SEARCHER": "bm25"}),
         ("search", {"SEARCHER": "bm25_doc2query"}),
         ("evaluate", {}),

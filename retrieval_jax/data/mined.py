@@ -40,6 +40,10 @@ class MinedNegatives:
         self.fingerprint: str = manifest["fingerprint"]
         self._dev_fingerprint: str | None = manifest.get("dev_fingerprint")
 
+    def fingerprint_of(self, split: str) -> str | None:
+        """Returns the checksum of a split's file, train or dev; None where there is none."""
+        return self.fingerprint if split == "train" else self._dev_fingerprint
+
     def of_queries(self, collection: Collection, split: str = "train") -> dict[str, tuple[str, ...]]:
         """Reads the negatives of all queries of a split.
 
@@ -58,7 +62,7 @@ class MinedNegatives:
             raise UserError(
                 f"{self.folder}: of another collection (or an earlier one) than {collection.folder}: {hint}"
             )
-        fingerprint = self.fingerprint if split == "train" else self._dev_fingerprint
+        fingerprint = self.fingerprint_of(split)
         if fingerprint is None:
             return {}
         path = self.folder / file_name(split)

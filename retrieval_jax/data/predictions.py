@@ -71,7 +71,7 @@ class TextPredictions:
         Raises:
           UserError: a line is not UTF-8, or a sample has more or fewer lines than there are passages.
         """
-        hint = f"give one line for each of the {shards.passages} passages, in their order"
+        hint = f"give one line for each of the {shards.total} passages, in their order"
         streams = [itertools.chain.from_iterable(map(_lines, pieces)) for pieces in self.samples.values()]
         at = 0
         for number in numbers:
@@ -88,7 +88,7 @@ class TextPredictions:
             advance(len(rows))
             yield made
         for stream in streams:
-            if extra := next(itertools.islice(stream, shards.passages - at, None), None):
+            if extra := next(itertools.islice(stream, shards.total - at, None), None):
                 raise _error(extra[0], extra[1], "there are more lines than passages", hint)
 
 
@@ -118,7 +118,7 @@ class JsonPredictions:
 
     def _sort(self, folder: Path, collection: Collection, shards: QueryShards) -> dict:
         lines = itertools.chain.from_iterable(map(_predictions, self.files))
-        with bar("sorting predictions", shards.passages) as advance:
+        with bar("sorting predictions", shards.total) as advance:
             while some := list(itertools.islice(lines, _LINES)):
                 rows = collection.find_rows([key for _, _, key, _ in some])
                 if len(unknown := np.flatnonzero(rows < 0)):

@@ -7,18 +7,21 @@
 `verbs/score.py` makes them. A teacher is a searcher of the project, or what somebody else's file holds.
 """
 
+import array
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
 
 VERB = "score"
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of scores that are shown
 _AT_ONCE = 1 << 20  # ids whose rows are looked up together
 
 
@@ -128,23 +131,55 @@ class TeacherScores:
                 yield query, {passage: float(score) for _, _, passage, _, score, _ in of_query}
 
 
+def candidates(
+    query: Query, found: Iterable[Sequence[str]], depth: int, first_copies: Mapping[str, str]
+) -> list[str]:
+    """Chooses the passages of a query that a teacher is to score: its positives, then what was found for it.
+
+    Args:
+      query: the query.
+      found: passage ids, hardest first, one sequence for each source.
+      depth: passages of each source that count.
+      first_copies: passage id -> the first passage with the same text, for passages that are a later copy.
+
+    Returns:
+      Passage ids: all positives, and of other passages with the same text, also as a positive, the first one
+      that was found; never the passage that the query itself is.
+    """
+    chosen = {first_copies.get(passage, passage): passage for passage in query.positives}
+    own = {first_copies.get(query.id, query.id)} if query.is_passage else set()
+    for passage in itertools.chain.from_iterable(some[:depth] for some in found):
+        original = first_copies.get(passage, passage)
+        if original not in own:
+            chosen.setdefault(original, passage)
+    return [*dict.fromkeys([*query.positives, *chosen.values()])]
+
+
 def file_name(split: str) -> str:
     """Gives the name of the file of a split's scores."""
     return f"run.{split}.trec"
 
 
-def write(folder: Path, split: str, scores: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, object]:
+def write(
+    folder: Path,
+    split: str,
+    scores: Iterable[tuple[str, Mapping[str, float]]],
+    positives: Mapping[str, Iterable[str]],
+) -> dict[str, object]:
     """Writes the scores of a split into a new folder.
 
     Args:
       folder: a local folder.
       split: train or dev.
       scores: (query id, {passage id: score}) of each query, each query once, in any order of the passages.
+      positives: query id -> its positives, for the facts.
 
     Returns:
-      The facts for the folder's manifest, of the train queries.
+      The facts for the folder's manifest, of the train queries; "distribution" has the number, the mean and
+      the QUANTILES of the scores of positives and of the other passages.
     """
-    path, queries, pairs = folder / file_name(split), 0, 0
+    path, queries, answered = folder / file_name(split), 0, 0
+    values = {"positives": array.array("f"), "others": array.array("f")}
     with path.open("w") as file:
         for query, of_passages in scores:
             ranked = sorted(of_passages.items(), key=lambda pair: -pair[1])
@@ -153,5 +188,20 @@ def write(folder: Path, split: str, scores: Iterable[tuple[str, Mapping[str, flo
                 for rank, (passage, score) in enumerate(ranked, start=1)
             )
             queries += bool(ranked)
-            pairs += len(ranked)
-    return {"fingerprint": storage.checksum(path), "queries": queries, "pairs": pairs}
+            right = {*positives.get(query, ())}
+            answered += any(passage in right for passage in of_passages)
+            for passage, score in ranked:
+                values["positives" if passage in right else "others"].append(score)
+    return {
+        "fingerprint": storage.checksum(path),
+        "queries": queries,
+        "without_positive": queries - answered,
+        "pairs": sum(map(len, values.values())),
+        "distribution": {name: _distribution(some) for name, some in values.items() if len(some)},
+    }
+
+
+def _distribution(values: Sequence[float]) -> dict[str, float]:
+    values = np.asarray(values, np.float64)
+    quantiles = zip(QUANTILES, np.quantile(values, QUANTILES).tolist(), strict=True)
+    return {"pairs": len(values), "mean": float(values.mean())} | {f"{q:.0%}": x for q, x in quantiles}

@@ -9,13 +9,12 @@ It is joined from shards, which are files of JSON with one line for each passage
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from retrieval_jax.core import paths, storage
+from retrieval_jax.core import paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.records import Collection, Records, write_dataset
@@ -89,57 +88,8 @@ class SyntheticQueries:
                 yield Passage(passage.id, passage.title, " ".join([passage.text, *queries]))
 
 
-@dataclasses.dataclass(frozen=True)
-class QueryShards:
-    """A folder of unfinished work: the passages are divided into shards, each a range of `size` rows.
-
-    Attributes:
-      folder: the folder.
-      passages: the number of passages.
-      size: the number of passages of a shard; the last one may have fewer.
-    """
-
-    folder: Path
-    passages: int
-    size: int
-
-    @property
-    def count(self) -> int:
-        """The number of shards."""
-        return -(-self.passages // self.size)
-
-    def rows(self, number: int) -> range:
-        """Returns the rows of a shard."""
-        return range(number * self.size, min((number + 1) * self.size, self.passages))
-
-    def path(self, number: int) -> Path:
-        """Returns the file of a shard."""
-        return self.folder / f"{number:05}.jsonl"
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files of all shards."""
-        return [self.path(number) for number in range(self.count)]
-
-    def missing(self, host: int, hosts: int) -> list[int]:
-        """Returns the shards that one of several hosts still has to make. Hosts take shards in turn."""
-        return [number for number in range(host, self.count, hosts) if not self.path(number).exists()]
-
-    def write(self, number: int, lines: Iterable[dict]) -> None:
-        """Writes a shard completely or not at all.
-
-        Args:
-          number: the number of the shard.
-          lines: for each passage its "queries", and how many were "made" and "distinct".
-        """
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        storage.atomic_write(self.path(number), text.encode())
-
-    def read(self, numbers: Iterable[int]) -> Iterator[dict]:
-        """Yields the lines of these shards."""
-        for number in numbers:
-            with self.path(number).open() as lines:
-                yield from map(json.loads, lines)
+class QueryShards(unfinished.Shards):
+    """Shards of the passages by row: the "queries" of each, and how many were "made" and "distinct"."""
 
     def records(self, numbers: Iterable[int]) -> Iterator[dict]:
         """Yields the lines of these shards as records of the dataset."""
@@ -160,7 +110,7 @@ def join(folder: Path, collection: Collection, shards: QueryShards) -> dict:
     import tensorflow_datasets as tfds
 
     shards = dataclasses.replace(shards, folder=paths.ensure_local(shards.folder))
-    counts = np.zeros(shards.passages, np.int32)
+    counts = np.zeros(shards.total, np.int32)
     totals = {"made": 0, "distinct": 0}
 
     def contents() -> Iterator[str]:
@@ -181,7 +131,7 @@ def join(folder: Path, collection: Collection, shards: QueryShards) -> dict:
     write_dataset(folder, collection.name, "synthetic", features, {"train": files})
     return {
         "name": collection.name,
-        "passages": shards.passages,
+        "passages": shards.total,
         **totals,
         "queries": int(counts.sum()),
         "fingerprint": fingerprint,

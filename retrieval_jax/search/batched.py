@@ -1,8 +1,9 @@
 """Batched search: the queries of a split, or one question, answered by a searcher."""
 
+import itertools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from retrieval_jax.core.progress import bar
 from retrieval_jax.data.collection import Query
@@ -32,6 +33,29 @@ def search_in_batches(
             ranked_lists = searcher.search(queries[first : first + BATCH_SIZE], k)
             yield from ranked_lists
             advance(len(ranked_lists))
+
+
+def score_in_batches(
+    searcher: Searcher, pairs: Iterable[tuple[str, Sequence[str]]], count: int, description: str
+) -> Iterator[dict[str, float]]:
+    """Scores the candidates of queries, BATCH_SIZE queries at a time, with a progress bar.
+
+    Args:
+      searcher: the searcher.
+      pairs: (the text of a query, ids of its candidates).
+      count: how many there are.
+      description: what the progress bar says.
+
+    Yields:
+      The score of each of a query's candidates; see `Searcher.score`.
+    """
+    pairs = iter(pairs)
+    with bar(description, count) as advance:
+        while some := list(itertools.islice(pairs, BATCH_SIZE)):
+            texts, candidates = map(list, zip(*some, strict=True))
+            for ids, scores in zip(candidates, searcher.score(texts, candidates), strict=True):
+                yield dict(zip(ids, scores, strict=True))
+            advance(len(some))
 
 
 def search_queries(

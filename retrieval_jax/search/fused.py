@@ -55,6 +55,7 @@ class FusedSearcher(Searcher):
 
     def __init__(self, parts: Sequence[Searcher], fusion: Fusion):
         self.parts, self.fusion = parts, fusion
+        self.finders = parts[:1] if fusion.method == RERANK else parts
 
     def truncates(self, query: str) -> bool:
         """See `Searcher.truncates`: by any of the parts."""
@@ -88,8 +89,7 @@ class FusedSearcher(Searcher):
         if not queries or k <= 0:
             return [[] for _ in queries]
         depth, reranks = self.fusion.depth, self.fusion.method == RERANK
-        finders = self.parts[:1] if reranks else self.parts
-        found = [part.search(queries, max(k, depth) if reranks else depth) for part in finders]
+        found = [part.search(queries, max(k, depth) if reranks else depth) for part in self.finders]
         cut = [[ranked_list[:depth] for ranked_list in lists] for lists in found]
         ranked = map(self.fusion.rank, collect(self.parts, queries, cut))
         if not reranks:
@@ -99,6 +99,21 @@ class FusedSearcher(Searcher):
             for below in (ranked_list[depth:] for ranked_list in found[0])
         ]
         return [(best + below)[:k] for best, below in zip(ranked, rest, strict=True)]
+
+    def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
+        """See `Searcher.score`: what `search` gives to what the parts find within their depth.
+
+        A passage that no part finds there has what a part adds for one that it did not find, from all parts,
+        whether it is in the collection or not.
+        """
+        if not queries:
+            return []
+        found = [part.search(queries, self.fusion.depth) for part in self.finders]
+        results = []
+        for gathered, wanted in zip(collect(self.parts, queries, found), candidates, strict=True):
+            scores = dict(self.fusion.rank(gathered.and_also(wanted)))
+            results.append([scores[passage_id] for passage_id in wanted])
+        return results
 
     @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:

@@ -49,6 +49,13 @@ class Candidates(NamedTuple):
             ranks_CxP[rows, part] = np.arange(1, len(rows) + 1)
         return cls(list(row), scores_CxP, ranks_CxP)
 
+    def and_also(self, ids: Sequence[str]) -> "Candidates":
+        """Returns the same with further passages, which no part found."""
+        all_ids = [*dict.fromkeys([*self.ids, *ids])]
+        rows = ((0, len(all_ids) - len(self.ids)), (0, 0))
+        scores_CxP, ranks_CxP = (np.pad(x, rows, constant_values=np.nan) for x in self[1:])
+        return Candidates(all_ids, scores_CxP, ranks_CxP)
+
     def up_to(self, depth: int) -> "Candidates":
         """Returns what would be there if each part's list ended after `depth` passages."""
         within_CxP = self.ranks_CxP <= depth

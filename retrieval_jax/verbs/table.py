@@ -12,6 +12,7 @@ VERBS = {
     "convert": ("retrieval_jax.verbs.convert", "convert"),
     "generate-queries": ("retrieval_jax.verbs.generating", "generate_queries"),
     "mine": ("retrieval_jax.verbs.mine", "mine"),
+    "score": ("retrieval_jax.verbs.score", "score_pairs"),
     "index": ("retrieval_jax.verbs.index", "make_index"),
     "search": ("retrieval_jax.verbs.search", "search"),
     "evaluate": ("retrieval_jax.verbs.evaluate", "evaluate"),
@@ -40,6 +41,10 @@ EXAMPLES = {
     ),
     "generate-queries": ("retrieval-jax generate-queries --gin.generate_queries.count=10",),
     "mine": ("retrieval-jax mine --SEARCHER=bm25 --gin.mine.skip_top=2",),
+    "score": (
+        "retrieval-jax score --SEARCHER=fused --gin.score_pairs.candidates=\"('mined', 'bm25')\"",
+        "retrieval-jax score --gin.score_pairs.file=\"'teacher_scores.json.gz'\"",
+    ),
     "index": (
         "retrieval-jax index                     # BM25",
         "retrieval-jax index --MODEL_DIR=work/NAME/models/naive",

@@ -76,15 +76,6 @@ def test_several_shards_keep_the_order(collection: Collection, tmp_path: Path, m
     assert queries.fingerprint == SyntheticQueries(made).fingerprint
 
 
-def test_hosts_share_the_parts(tmp_path: Path):
-    shards = QueryShards(tmp_path, 100, 7)
-    assert [row for number in range(shards.count) for row in shards.rows(number)] == list(range(100))
-    shares = [shards.missing(host, 4) for host in range(4)]
-    assert sorted(number for share in shares for number in share) == list(range(15))
-    shards.write(5, [])
-    assert 5 not in shards.missing(1, 4)
-
-
 def test_another_collection_is_refused(made: Path, collection: Collection, tmp_path: Path):
     queries = SyntheticQueries(made)
     queries.check(collection)

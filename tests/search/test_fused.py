@@ -68,6 +68,21 @@ def test_the_first_part_finds_and_the_others_score():
     assert FusedSearcher([A, B], Fusion("rerank", (0, 1), 3)).search(["z", "y"], 3) == [[], [("a", 0.0)]]
 
 
+@pytest.mark.parametrize("method", DEPTHS)
+def test_given_passages_have_the_scores_of_a_search(method):
+    searcher = FusedSearcher([A, B], Fusion(method, (0.3, 0.7), 3))
+    queries = ["x", "z", "y"]
+    for query, ranked_list in zip(queries, searcher.search(queries, 10), strict=True):
+        found = {passage: score for passage, score in ranked_list if score >= 0 or method == "z"}
+        (given,) = searcher.score([query], [[*found, "nowhere"]])
+        assert given[:-1] == list(found.values())
+        lowest = -1.0 if method == "z" and found else 0.0  # of z, at most
+        assert given[-1] <= min([*found.values(), 0.0])
+        assert method == "z" or given[-1] == lowest
+    assert searcher.score(["z", "x"], [["a"], []]) == [[0.0], []]
+    assert searcher.score([], []) == []
+
+
 @pytest.mark.parametrize("method", [None, "min_max", "z", "rerank"])
 def test_weights_are_fitted_on_what_a_search_finds(method):
     """Also for queries that are passages, which their parts score far above the others."""

@@ -1,0 +1,255 @@
+"""Scores of (query, passage) pairs, as other tools write them. The first line tells the form of a file.
+
+    {"q1": {"p1": 3.5, …}, …}                  JSON, or JSONL with one query or more a line (RIPOR, PAG)
+    {"qid": …, "docids": […], "scores": […]}   JSONL (RIPOR's lists)
+    {"query_id": …, "positive_passages": [{"docid": …, "score": …}], "negative_passages": […]}    Tevatron
+    q Q0 p rank score tag                      a TREC run
+    q p score                                  TSV
+    q positive negative score score            TSV: of the positive, of the negative
+    {"qid": …, "pos": […], "neg": {system: [p, …]}}    JSONL of sentence-transformers: negatives, no scores
+
+Any file may be in .gz. Ids may be whole numbers in JSON. Pickles are refused: to read one can run anything.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from retrieval_jax.core import paths
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, format_error
+
+Pair = tuple[str, str, float]  # query, passage, score; NaN where the form has none
+_AT_ONCE = 1 << 17  # pairs whose passages are looked up together
+_LARGEST = 3.4028235e38  # of float32
+_TABLES = {3: ("query", "passage", "score"), 6: ("query", "Q0", "passage", "rank", "score", "tag")}
+_TABLES[5] = ("query", "positive", "negative", "positive's score", "negative's score")
+_HINT = "write one of the forms that `retrieval-jax score --help` lists"
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreFile:
+    """What a file of scores holds of the queries of a collection.
+
+    Attributes:
+      has_scores: whether there are scores; otherwise the passages are negatives, hardest first.
+      scores: query id -> passage id -> score, NaN where there are none.
+    """
+
+    has_scores: bool
+    scores: dict[str, dict[str, float]]
+
+
+def read(path: str | Path, collection: Collection, errors: ErrorLog) -> ScoreFile:
+    """Reads the scores of pairs of a collection's queries, of any split, and its passages.
+
+    Args:
+      path: the file, local or remote.
+      collection: the collection.
+      errors: receives the bad lines. A line is bad if it cannot be parsed, a score is no finite number, an id
+        is unknown or a pair has another score than on an earlier line.
+
+    Raises:
+      UserError: the file cannot be read, has no known form or nothing in it, or a line is bad and `errors`
+        does not skip.
+    """
+    named, path = path, paths.ensure_local(paths.as_path(path))
+    _refuse_pickle(path)
+    text = _first_line(path)
+    parse, header = _form(path, text)
+    whole = text.strip() == "{"  # the object is written over several lines
+    pairs = _whole(path, errors) if whole else _by_line(path, parse, errors, header)
+    scores = _checked(path, pairs, collection, errors)
+    errors.raise_first()
+    if not scores:
+        raise UserError(format_error(named, None, "there are no scores of this collection's queries", _HINT))
+    return ScoreFile(parse is not _negatives, scores)
+
+
+def _refuse_pickle(path: Path) -> None:
+    first = next(lines.read_lines(path, ErrorLog()), (1, b""))[1]
+    if first[:1] == b"\x80" or {".pkl", ".pickle"} & {*path.suffixes}:
+        raise UserError(
+            f"{path}: a pickle, which can run any program when it is read: if you trust it, write JSON: "
+            "json.dump(pickle.load(open(…, 'rb')), open('scores.json', 'w'), default=float)"
+        )
+
+
+def _first_line(path: Path) -> str:
+    """Returns the first line that is not empty."""
+    found = lines.decode_lines(lines.read_lines(path, ErrorLog()), path, ErrorLog())
+    return next((text for _, text in found if text.strip()), "")
+
+
+def _form(path: Path, text: str) -> tuple[Callable[[str], list[Pair]], str]:
+    """Returns how the lines of a file are parsed, by its first line, and that line if it is a header."""
+    if text.lstrip().startswith("{"):
+        forms = (parse for keys, parse in _OBJECTS.items() if all(f'"{key}"' in text for key in keys))
+        return next(forms, _queries), ""
+    cells = text.split()
+    if len(cells) not in _TABLES:
+        what = f"no form of scores is known with {len(cells)} columns" if cells else "there is nothing in it"
+        raise UserError(format_error(path, 1, what, _HINT))
+    header = text if cells[0].lower() in ("query", *lines.NAMES["_id"]) and not _is_number(cells[-1]) else ""
+    lines.say_header(path, header)
+    return _row_parser(_TABLES[len(cells)]), header
+
+
+def _by_line(
+    path: Path, parse: Callable[[str], list[Pair]], errors: ErrorLog, header: str
+) -> Iterator[tuple[int, Pair]]:
+    """Yields (line, pair) of each pair of a file."""
+    for line, pairs in lines.parse_lines(path, parse, errors, header):
+        yield from ((line, pair) for pair in pairs)
+
+
+def _whole(path: Path, errors: ErrorLog) -> Iterator[tuple[int, Pair]]:
+    """Yields the pairs of a file that is one object over several lines. The line of a pair is not known."""
+    text = "\n".join(text for _, text in lines.decode_lines(lines.read_lines(path, errors), path, errors))
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what = f"the JSON is wrong ({error})"
+        errors.add(LineError(path, getattr(error, "lineno", 1), "bad JSON", what, _HINT))
+        return
+    try:
+        pairs = _queries(text)
+    except ParseError as bad:
+        errors.add(bad.at(path, 1))
+        return
+    yield from ((1, pair) for pair in pairs)
+
+
+def _checked(
+    path: Path, pairs: Iterable[tuple[int, Pair]], collection: Collection, errors: ErrorLog
+) -> dict[str, dict[str, float]]:
+    """Collects the pairs of known queries and passages."""
+    splits = [split for split, count in collection.query_counts.items() if count]
+    queries = {query.id for split in splits for query in collection.queries(split)}
+    found: dict[str, dict[str, float]] = {}
+    pairs = iter(pairs)
+    while some := list(itertools.islice(pairs, _AT_ONCE)):
+        known = collection.find_rows([passage for _, (_, passage, _) in some]) >= 0
+        for (line, (query, passage, score)), is_known in zip(some, known.tolist(), strict=True):
+            hint = "take it out of the file, or name the collection that it is of"
+            if query not in queries:
+                what = f"query {query[:80]!r} is unknown"
+                errors.add(LineError(path, line, "unknown query", what, hint))
+            elif not is_known:
+                what = f"passage {passage[:80]!r} is unknown"
+                errors.add(LineError(path, line, "unknown passage", what, hint))
+            else:
+                of_query = found.setdefault(sys.intern(query), {})
+                earlier = of_query.setdefault(sys.intern(passage), score)
+                if earlier != score and not math.isnan(score):
+                    what = f"query {query[:80]!r} and passage {passage[:80]!r} had another score before"
+                    errors.add(LineError(path, line, "another score", what, "keep just one"))
+        errors.raise_first()
+    return found
+
+
+def _row_parser(fields: Sequence[str]) -> Callable[[str], list[Pair]]:
+    """Makes the parser of the rows of a table, whose columns white space separates."""
+
+    def parse(text: str) -> list[Pair]:
+        cells = text.split()
+        if len(cells) != len(fields):
+            what = f"{len(cells)} columns instead of {len(fields)}"
+            raise ParseError("wrong columns", what, f"write {', '.join(fields)}")
+        if len(fields) == 5:
+            query, positive, negative, *scores = cells
+            return [(query, positive, _number(scores[0])), (query, negative, _number(scores[1]))]
+        query, *_, passage, score = cells if len(fields) == 3 else (cells[0], cells[2], cells[4])
+        return [(query, passage, _number(score))]
+
+    return parse
+
+
+def _queries(text: str) -> list[Pair]:
+    """Parses {query: {passage: score}}."""
+    record = lines.json_object(text, ("query ids", "their {passage id: score}"))
+    pairs = []
+    for query, of_query in record.items():
+        if not isinstance(of_query, dict):
+            raise _bad(f"{query[:80]!r} is not followed by {{passage id: score}}")
+        pairs += [(query, passage, _number(score)) for passage, score in of_query.items()]
+    return pairs
+
+
+def _ranked(text: str) -> list[Pair]:
+    """Parses {"qid", "docids", "scores"}."""
+    record = lines.json_object(text, ("qid", "docids", "scores"))
+    query, ids, scores = _id(record.get("qid")), _list(record, "docids"), _list(record, "scores")
+    if len(ids) != len(scores):
+        raise _bad(f"{len(ids)} docids have {len(scores)} scores")
+    return [(query, _id(passage), _number(score)) for passage, score in zip(ids, scores, strict=True)]
+
+
+def _tevatron(text: str) -> list[Pair]:
+    """Parses Tevatron's line; passages without a score are left out."""
+    record = lines.json_object(text, ("query_id", "positive_passages", "negative_passages"))
+    query = _id(record.get("query_id"))
+    passages = [*_list(record, "positive_passages"), *_list(record, "negative_passages")]
+    if not all(isinstance(passage, dict) for passage in passages):
+        raise _bad("a passage is not an object")
+    return [(query, _id(p.get("docid")), _number(p["score"])) for p in passages if "score" in p]
+
+
+def _negatives(text: str) -> list[Pair]:
+    """Parses {"qid", "pos", "neg": {system: [passage, …]}}: the first of each system first."""
+    record = lines.json_object(text, ("qid", "pos", "neg"))
+    query, systems = _id(record.get("qid")), record.get("neg")
+    if not isinstance(systems, dict):
+        raise _bad("'neg' is not {system: [passage ids]}")
+    in_turn = itertools.zip_longest(*(_list(systems, system) for system in systems))
+    passages = (_id(passage) for some in in_turn for passage in some if passage is not None)
+    return [(query, passage, math.nan) for passage in dict.fromkeys(passages)]
+
+
+_OBJECTS = {
+    ("qid", "neg"): _negatives,
+    ("qid", "docids", "scores"): _ranked,
+    ("query_id", "positive_passages"): _tevatron,
+}
+"""Keys of the first line -> the parser of the file's lines."""
+
+
+def _list(record: dict, field: str) -> list:
+    values = record.get(field, [])
+    if not isinstance(values, list):
+        raise _bad(f"{field[:80]!r} is not a list")
+    return values
+
+
+def _id(value: object) -> str:
+    """Returns an id, which JSON may have as a whole number."""
+    if isinstance(value, str) or type(value) is int:
+        return str(value)
+    raise _bad(f"an id is {str(value)[:80]!r}")
+
+
+def _bad(what: str) -> ParseError:
+    return ParseError("bad JSON", f"the JSON is wrong ({what})", _HINT)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.isascii() and "_" not in text  # Python's own ways to write them
+
+
+def _number(value: object) -> float:
+    """Returns a score. Raises ParseError unless it is a finite float32."""
+    number = float(value) if isinstance(value, str) and _is_number(value) else value
+    if type(number) not in (int, float) or not abs(number) <= _LARGEST:  # also true of NaN
+        what = f"the score {str(value)[:80]!r} is not a finite number"
+        raise ParseError("bad score", what, "write a number, or leave the pair out")
+    return float(number)

@@ -1,0 +1,276 @@
+"""The verb `score`: a searcher or a file of another tool becomes the teacher of a retriever."""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import gin
+import jax
+
+from retrieval_jax.core import paths, storage, unfinished
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.unfinished import Shards
+from retrieval_jax.core.values import Positive
+from retrieval_jax.core.workspace import UNFINISHED, Workspace
+from retrieval_jax.data import mined, scores
+from retrieval_jax.data.mined import MinedNegatives
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.sources import scored
+from retrieval_jax.data.sources.lines import ErrorLog
+from retrieval_jax.evaluation.trec import read_run
+from retrieval_jax.mesh import multihost
+from retrieval_jax.mesh.partitioning import make_partitioner
+from retrieval_jax.search.batched import score_in_batches
+from retrieval_jax.search.searcher import Searcher, searcher_class, searcher_manifest
+
+SPLITS = ("train", "dev")
+SUMMARY_KEYS = ("queries", "without_positive", "pairs", "distribution")  # of the manifest
+Found = Mapping[str, Sequence[str]]  # query id -> passage ids, hardest first
+
+
+@gin.configurable
+def score_pairs(
+    source: str,
+    work_dir: str | None = None,
+    searcher: str = "bm25",
+    candidates: Sequence[str] = (),
+    file: str | None = None,
+    name: str | None = None,
+    depth: Positive = 100,
+    shard_size: Positive = 256,
+    on_error: str = "fail",
+) -> dict:
+    """Writes scores/NAME: a teacher's scores of (query, passage) pairs, which --SCORES=NAME trains with.
+
+    The teacher is a searcher (--SEARCHER), which scores the positives of each train and dev query and its
+    `candidates`, or another tool, whose scores are read from a `file`. After a kill, the same command goes on
+    from the shards that are finished. With several hosts, each one makes its share of them.
+
+    A file may be JSON or JSONL, {"QUERY": {"PASSAGE": SCORE, ...}} or RIPOR's {"qid", "docids", "scores"};
+    Tevatron's JSONL whose passages have a "score"; a TREC run; or TSV: query, passage, score; or query,
+    positive, negative and the scores of both. Each may be in .gz. The JSONL of hard negatives of
+    sentence-transformers, {"qid", "pos", "neg": {SYSTEM: [PASSAGE, ...]}}, has no scores: of it,
+    negatives/NAME is made, as by `mine`, which a searcher can then score.
+
+    Args:
+      source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
+      work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
+      searcher: the name of the searcher that is the teacher: bm25, exact, generative or fused.
+      candidates: names of negatives/ and of runs/NAME.train.trec (runs/NAME.dev.trec), whose passages are
+        scored: ('mined', 'bm25').
+      file: a file of scores to read instead.
+      name: the name of the scores; None for the searcher's or the file's.
+      depth: passages of each of the candidates' lists, for each query.
+      shard_size: queries of a shard: a kill loses the work of at most this many.
+      on_error: what to do with bad lines of the file, such as unknown ids: 'fail', or 'skip', which leaves
+        them out and counts them.
+    """
+    work = Workspace.for_source(source, work_dir)
+    collection = Collection(work.collection)
+    if not collection.query_counts.get("train"):
+        raise UserError(
+            f"{collection.folder}: has no train queries: a teacher's scores are of their passages"
+        )
+    if file is not None:
+        if on_error not in ("fail", "skip"):
+            raise UserError(f"ON_ERROR: no choice {on_error!r}: 'fail' or 'skip'")
+        folder = _from_file(work, collection, file, name, on_error)
+    else:
+        folder = _from_searcher(work, collection, searcher, candidates, name, depth, shard_size)
+    if folder.parent == work.negatives("x").parent:
+        manifest = storage.read_manifest(folder, mined.VERB)
+        return {"made": str(folder), **{key: manifest[key] for key in ("queries", "negatives")}}
+    manifest = storage.read_manifest(folder, scores.VERB)
+    return {"made": str(folder), **{key: manifest[key] for key in SUMMARY_KEYS}}
+
+
+def _from_searcher(
+    work: Workspace,
+    collection: Collection,
+    searcher: str,
+    names: Sequence[str],
+    name: str | None,
+    depth: int,
+    shard_size: int,
+) -> Path:
+    """Makes the scores of a searcher, and returns their folder. All processes must call this."""
+    manifest = searcher_manifest(work.searcher(searcher), collection)
+    if searcher_class(manifest["kind"]).score is Searcher.score:
+        raise UserError(
+            f"score_pairs.searcher: {searcher} ({manifest['kind']}) cannot score passages that others found: "
+            "take an exact, generative, fused or bm25 one"
+        )
+    sources = [_Source(work, collection, one) for one in names]
+    splits = [split for split in SPLITS if collection.query_counts.get(split)]
+    splits = [split for split in splits if split == "train" or any(split in x.contents for x in sources)]
+    recipe = {
+        "collection": collection.fingerprint,
+        "teacher": manifest["recipe"],
+        "candidates": {source.name: source.contents for source in sources},
+        "depth": depth,
+        "splits": splits,
+    }
+    folder = work.scores(name or searcher)
+    scratch = folder.with_name(f"{folder.name}{UNFINISHED}")
+    shards = {split: Shards(scratch / split, collection.query_counts[split], shard_size) for split in splits}
+
+    def join(tmp: Path) -> dict:
+        return _write(
+            tmp, collection, {split: some.read(range(some.count)) for split, some in shards.items()}
+        )
+
+    begun = recipe | {"shard_size": shard_size}
+    files = [*itertools.chain.from_iterable(some.paths for some in shards.values())]
+    with multihost.lock(scratch):
+        if not multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe)):
+            multihost.on_process_0(lambda: unfinished.begin(scratch, begun, files, "shards"))
+            multihost.on_every_process(
+                lambda: _make_shards(work, collection, searcher, sources, depth, shards)
+            )
+            multihost.on_process_0(lambda: storage.build_once(folder, recipe, join))
+        if multihost.is_process_0() and unfinished.has_begun(scratch, begun):
+            paths.remove(scratch)
+    return folder
+
+
+class _Source:
+    """Passages that were found for the queries: mined negatives, runs, or both of one name.
+
+    Attributes:
+      name: their name.
+      contents: split -> checksums of what lies on disk.
+    """
+
+    def __init__(self, work: Workspace, collection: Collection, name: str):
+        self.name, self.collection, self.contents, self.negatives = name, collection, {}, None
+        if storage.finished(work.negatives(name)):
+            self.negatives = MinedNegatives(work.negatives(name))
+        self.runs = {split: work.run(name, split) for split in SPLITS if work.run(name, split).is_file()}
+        for split in SPLITS:
+            found = [storage.checksum(self.runs[split])] if split in self.runs else []
+            if self.negatives and (fingerprint := self.negatives.fingerprint_of(split)):
+                found.append(fingerprint)
+            if found:
+                self.contents[split] = found
+        if "train" not in self.contents:
+            places = f"{work.negatives(name)} nor {work.run(name, 'train')}"
+            raise UserError(
+                f"score_pairs.candidates: there is neither {places}: "
+                f"`retrieval-jax mine`, or `retrieval-jax search --SEARCHER={name} --SPLIT=train`"
+            )
+
+    def read(self, split: str) -> Iterator[Found]:
+        """Yields what was found for the queries of a split."""
+        if self.negatives:
+            yield self.negatives.of_queries(self.collection, split)
+        if split in self.runs:
+            run = read_run(self.runs[split])
+            found = {query: [passage for passage, _ in results] for query, results in run.items()}
+            ids = [*dict.fromkeys(itertools.chain.from_iterable(found.values()))]
+            for passage, row in zip(ids, self.collection.find_rows(ids).tolist(), strict=True):
+                if row < 0:
+                    raise UserError(
+                        f"{self.runs[split]}: passage {passage!r} is not in {self.collection.folder}: make "
+                        "the run again with `retrieval-jax search`"
+                    )
+            yield found
+
+
+def _make_shards(
+    work: Workspace,
+    collection: Collection,
+    searcher: str,
+    sources: Sequence[_Source],
+    depth: int,
+    shards: Mapping[str, Shards],
+) -> None:
+    """Scores the queries of the shards that this process still has to make."""
+    opened = None
+    for split, some in shards.items():
+        numbers = some.missing(jax.process_index(), jax.process_count())
+        if not numbers:
+            continue
+        opened = opened or _open(work.searcher(searcher))
+        found = [*itertools.chain.from_iterable(source.read(split) for source in sources)]
+        queries = collection.queries(split)
+        queries = [queries[row] for number in numbers for row in some.rows(number)]
+        chosen = functools.partial(scores.candidates, depth=depth, first_copies=collection.first_ids)
+        pairs = ((q.text, chosen(q, [of.get(q.id, ()) for of in found])) for q in queries)
+        values = score_in_batches(opened, pairs, len(queries), f"{split}: score by {searcher}")
+        lines = (
+            [query.id, {passage: x for passage, x in given.items() if math.isfinite(x)}]
+            for query, given in zip(queries, values, strict=True)
+        )
+        for number in numbers:
+            some.write(number, itertools.islice(lines, len(some.rows(number))))
+
+
+def _open(folder: Path) -> Searcher:
+    """Opens a searcher on the devices of this process."""
+    opened = Searcher.open(folder, lambda: make_partitioner().local)
+    if opened.is_shared and jax.process_count() > 1:
+        raise UserError(
+            f"score_pairs.searcher: the hosts share {folder.name}, and each has other queries: score by bm25 "
+            "or exact, or on one host"
+        )
+    return opened
+
+
+def _from_file(work: Workspace, collection: Collection, file: str, name: str | None, on_error: str) -> Path:
+    """Makes the scores that a file holds, or its negatives, and returns their folder."""
+    path = paths.as_path(file)
+    name = name or path.name.split(".")[0]
+    recipe = {
+        "collection": collection.fingerprint,
+        "teacher": {"file": storage.checksum(path), "on_error": on_error},
+    }
+    for folder in (work.scores(name), work.negatives(name)):
+        if multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe)):
+            return folder
+
+    def make() -> int:
+        errors = ErrorLog(skip=on_error == "skip")
+        found = scored.read(path, collection, errors)
+        errors.report()
+        if found.has_scores:
+            splits = [split for split in SPLITS if collection.query_counts.get(split)]
+            of_splits = {split: _of_split(collection, split, found.scores) for split in splits}
+            storage.build_once(work.scores(name), recipe, lambda tmp: _write(tmp, collection, of_splits))
+        else:
+            negatives = functools.partial(_write_negatives, collection=collection, found=found.scores)
+            storage.build_once(work.negatives(name), recipe, negatives)
+        return found.has_scores
+
+    return work.scores(name) if multihost.value_from_process_0(make) else work.negatives(name)
+
+
+def _write_negatives(folder: Path, collection: Collection, found: Mapping[str, Mapping[str, float]]) -> dict:
+    """Writes negatives of a file into a new folder, and returns the manifest's facts."""
+    facts = {}
+    for split in SPLITS:
+        queries = collection.queries(split) if collection.query_counts.get(split) else []
+        if split == "train" or any(query.id in found for query in queries):
+            lists = ([(passage, 0.0) for passage in found.get(query.id, ())] for query in queries)
+            chosen = mined.choose_all(collection, queries, lists, limit=None, skip_top=0, margin=None)
+            facts[split] = mined.write(folder, split, chosen)
+    dev = {"dev_fingerprint": facts["dev"]["fingerprint"]} if "dev" in facts else {}
+    return facts["train"] | dev
+
+
+def _of_split(
+    collection: Collection, split: str, found: Mapping[str, Mapping[str, float]]
+) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """Yields (query id, scores) of the queries of a split."""
+    return ((query.id, found.get(query.id, {})) for query in collection.queries(split))
+
+
+def _write(folder: Path, collection: Collection, of_splits: Mapping[str, Iterator]) -> dict:
+    """Writes the scores of all splits into a new folder, and returns the manifest's facts."""
+    facts = {
+        split: scores.write(folder, split, some, {q.id: q.positives for q in collection.queries(split)})
+        for split, some in of_splits.items()
+    }
+    dev = {"dev_fingerprint": facts["dev"]["fingerprint"]} if "dev" in facts else {}
+    return facts["train"] | dev
