@@ -26,25 +26,38 @@ def settings(**values) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def sources(arguments: list[str], work: Workspace, collection: Collection) -> dict[str, dict]:
+def here(collection: Collection, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A work folder of this module's own: other tests evaluate all runs of theirs."""
+    work = Workspace(tmp_path_factory.mktemp("scores"))
+    work.collection.symlink_to(collection.folder)
+    return work
+
+
+@pytest.fixture(scope="module")
+def flags(arguments: list[str], here: Workspace) -> list[str]:
+    return [*arguments, f"--gin.WORK_DIR='{here.folder}'"]
+
+
+@pytest.fixture(scope="module")
+def sources(flags: list[str], here: Workspace, collection: Collection) -> dict[str, dict]:
     """BM25's negatives and a run of random passages, of train queries, and the negatives' of dev ones."""
     from retrieval_jax.main import main
 
-    assert main(["index", *arguments]) == 0
-    assert main(["mine", *arguments, "--gin.mine.depth=9", "--gin.mine.name='mined'"]) == 0
+    assert main(["index", *flags]) == 0
+    assert main(["mine", *flags, "--gin.mine.depth=9", "--gin.mine.name='mined'"]) == 0
     rng, ids = np.random.default_rng(0), collection.ids.to_pylist()
     run = {q.id: [(p, -float(i)) for i, p in enumerate(rng.permutation(ids)[:6])]
            for q in collection.queries("train")}  # fmt: skip
-    write_run(work.run("random", "train"), run, "random")
-    negatives = MinedNegatives(work.negatives("mined"))
+    write_run(here.run("random", "train"), run, "random")
+    negatives = MinedNegatives(here.negatives("mined"))
     return {
         "train": {q: [*negatives.of_queries(collection)[q], *(p for p, _ in run[q][:5])] for q in run},
         "dev": negatives.of_queries(collection, "dev"),
     }
 
 
-def expected(work: Workspace, collection: Collection, searcher: str, sources: dict, split: str) -> dict:
-    opened = Searcher.open(work.searcher(searcher))
+def expected(here: Workspace, collection: Collection, searcher: str, sources: dict, split: str) -> dict:
+    opened = Searcher.open(here.searcher(searcher))
     found = {}
     for query in collection.queries(split):
         ids = [*dict.fromkeys([*query.positives, *sources[split].get(query.id, ())])]
@@ -57,28 +70,28 @@ CANDIDATES = settings(candidates=("mined", "random"), depth=5, shard_size=7)
 
 
 @pytest.fixture(scope="module")
-def scored(arguments, work: Workspace, sources) -> Path:
+def scored(flags, here: Workspace, sources) -> Path:
     from retrieval_jax.main import main
 
-    assert main(["score", *arguments, *CANDIDATES, *settings(name="whole")]) == 0
-    return work.scores("whole")
+    assert main(["score", *flags, *CANDIDATES, *settings(name="whole")]) == 0
+    return here.scores("whole")
 
 
 def test_a_searcher_scores_positives_and_candidates(
-    scored, arguments, work: Workspace, collection: Collection, sources, cli
+    scored, flags, here: Workspace, collection: Collection, sources, cli
 ):
-    status, made, err = cli("score", *arguments, *CANDIDATES, *settings(name="whole"))  # it is there
+    status, made, err = cli("score", *flags, *CANDIDATES, *settings(name="whole"))  # it is there
     assert status == 0, err
     teacher = TeacherScores(scored)
     cut = {"train": {}, "dev": {}}
-    mined = MinedNegatives(work.negatives("mined"))
+    mined = MinedNegatives(here.negatives("mined"))
     for split in cut:
         for query, ids in sources[split].items():
             first = mined.of_queries(collection, split).get(query, ())[:5]
             cut[split][query] = [*first, *(ids[-5:] if split == "train" else [])]
-        wanted = expected(work, collection, "bm25", cut, split)
+        wanted = expected(here, collection, "bm25", cut, split)
         assert teacher.of_queries(collection, split) == wanted
-    wanted = expected(work, collection, "bm25", cut, "train")
+    wanted = expected(here, collection, "bm25", cut, "train")
     positives = {q.id: q.positives for q in collection.queries("train")}
     right = [x for q, some in wanted.items() for p, x in some.items() if p in positives[q]]
     others = [x for q, some in wanted.items() for p, x in some.items() if p not in positives[q]]
@@ -107,10 +120,10 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_kill_loses_a_shard_at_most(scored, arguments, work: Workspace, cli):
-    command = [sys.executable, "-c", SCRIPT, "score", *arguments, *CANDIDATES, *settings(name="killed")]
+def test_a_kill_loses_a_shard_at_most(scored, flags, here: Workspace, cli):
+    command = [sys.executable, "-c", SCRIPT, "score", *flags, *CANDIDATES, *settings(name="killed")]
     process = subprocess.Popen(command)
-    folder = work.scores("killed")
+    folder = here.scores("killed")
     scratch = folder.with_name("killed.unfinished")
     while process.poll() is None and len(list(scratch.glob("train/*.jsonl"))) < 3:
         time.sleep(0.01)
@@ -119,7 +132,7 @@ def test_a_kill_loses_a_shard_at_most(scored, arguments, work: Workspace, cli):
     assert not folder.exists()
     finished = {path: path.stat().st_ino for path in scratch.glob("train/*.jsonl")}
     opened = [os.open(path, os.O_RDONLY) for path in finished]  # so that no other file has their numbers
-    status, _, err = cli("score", *arguments, *CANDIDATES, *settings(name="killed"))
+    status, _, err = cli("score", *flags, *CANDIDATES, *settings(name="killed"))
     for file in opened:
         os.close(file)
     assert status == 0, err
@@ -130,7 +143,7 @@ def test_a_kill_loses_a_shard_at_most(scored, arguments, work: Workspace, cli):
         assert (folder / name).read_bytes() == (scored / name).read_bytes()
 
 
-def test_two_hosts_make_the_same(scored, arguments, work: Workspace):
+def test_two_hosts_make_the_same(scored, flags, here: Workspace):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = "{}:{}".format(*free.getsockname())
@@ -138,7 +151,7 @@ def test_two_hosts_make_the_same(scored, arguments, work: Workspace):
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": "2",
     }
-    command = [sys.executable, "-m", "retrieval_jax.main", "score", *arguments, *CANDIDATES]
+    command = [sys.executable, "-m", "retrieval_jax.main", "score", *flags, *CANDIDATES]
     hosts = [
         subprocess.Popen([*command, *settings(name="two")], env=environment | {"JAX_PROCESS_ID": str(i)})
         for i in range(2)
@@ -146,21 +159,21 @@ def test_two_hosts_make_the_same(scored, arguments, work: Workspace):
     assert [host.wait(timeout=300) for host in hosts] == [0, 0]
     for split in ("train", "dev"):
         name = f"run.{split}.trec"
-        assert (work.scores("two") / name).read_bytes() == (scored / name).read_bytes()
+        assert (here.scores("two") / name).read_bytes() == (scored / name).read_bytes()
 
 
-def test_what_cannot_be_is_told(arguments, work: Workspace, collection: Collection, sources, cli, tmp_path):
-    status, _, error = cli("score", *arguments, *settings(candidates=("nothing",)))
+def test_what_cannot_be_is_told(flags, here: Workspace, collection: Collection, sources, cli, tmp_path):
+    status, _, error = cli("score", *flags, *settings(candidates=("nothing",)))
     assert status == 2
     assert "nothing.train.trec: `retrieval-jax mine`, or `retrieval-jax search --SEARCHER=nothing" in error
     query = collection.queries("train")[0].id
-    write_run(work.run("other", "train"), {query: [("elsewhere", 1.0)]}, "other")
-    status, _, error = cli("score", *arguments, *settings(candidates=("other",)))
+    write_run(here.run("other", "train"), {query: [("elsewhere", 1.0)]}, "other")
+    status, _, error = cli("score", *flags, *settings(candidates=("other",)))
     assert status == 2
     assert "other.train.trec: passage 'elsewhere' is not in" in error
 
 
-def test_files_become_scores_or_negatives(arguments, work: Workspace, collection: Collection, cli, tmp_path):
+def test_files_become_scores_or_negatives(flags, here: Workspace, collection: Collection, cli, tmp_path):
     first, second = collection.queries("train")[:2]
     dev = collection.queries("dev")[0]
     ids = [p for p in collection.ids.to_pylist() if p not in {*first.positives, *second.positives}]
@@ -168,33 +181,33 @@ def test_files_become_scores_or_negatives(arguments, work: Workspace, collection
     given = {first.id: {ids[0]: 0.5, right: 2.0}, second.id: {ids[1]: -1.0}, dev.id: {ids[2]: 3.0}}
     path = tmp_path / "teacher.json"
     path.write_text(json.dumps(given))
-    status, made, err = cli("score", *arguments, *settings(file=str(path)))
+    status, made, err = cli("score", *flags, *settings(file=str(path)))
     assert status == 0, err
-    assert made["made"] == str(work.scores("teacher"))
+    assert made["made"] == str(here.scores("teacher"))
     assert (made["queries"], made["pairs"], made["without_positive"]) == (2, 3, 1)
-    teacher = TeacherScores(work.scores("teacher"))
+    teacher = TeacherScores(here.scores("teacher"))
     assert teacher.of_queries(collection) == {query: given[query] for query in (first.id, second.id)}
     assert teacher.of_queries(collection, "dev") == {dev.id: given[dev.id]}
 
     path.write_text(json.dumps({"nobody": {ids[0]: 1.0}} | given))
-    status, _, error = cli("score", *arguments, *settings(file=str(path)))
+    status, _, error = cli("score", *flags, *settings(file=str(path)))
     assert status == 2
     assert "teacher.json:1: query 'nobody' is unknown" in error
-    status, made, err = cli("score", *arguments, *settings(file=str(path), name="rest"), "--ON_ERROR=skip")
+    status, made, err = cli("score", *flags, *settings(file=str(path), name="rest"), "--ON_ERROR=skip")
     assert status == 0, err
     assert "left out 1 × unknown query" in err
-    assert TeacherScores(work.scores("rest")).fingerprint == teacher.fingerprint
+    assert TeacherScores(here.scores("rest")).fingerprint == teacher.fingerprint
 
     path = tmp_path / "hard.jsonl"
     neg = {"bm25": [ids[0], ids[1]], "dense": [right, ids[2]]}
     path.write_text(json.dumps({"qid": first.id, "pos": [right], "neg": neg}) + "\n")
-    status, made, err = cli("score", *arguments, *settings(file=str(path)))
+    status, made, err = cli("score", *flags, *settings(file=str(path)))
     assert status == 0, err
-    assert made["made"] == str(work.negatives("hard"))
-    found = MinedNegatives(work.negatives("hard")).of_queries(collection)
+    assert made["made"] == str(here.negatives("hard"))
+    found = MinedNegatives(here.negatives("hard")).of_queries(collection)
     assert found == {first.id: (ids[0], ids[1], ids[2])}  # in turn, without what answers the query
-    status, made, err = cli("score", *arguments, *settings(candidates=("hard",), name="of_hard"))
+    status, made, err = cli("score", *flags, *settings(candidates=("hard",), name="of_hard"))
     assert status == 0, err
-    scores = TeacherScores(work.scores("of_hard")).of_queries(collection)
+    scores = TeacherScores(here.scores("of_hard")).of_queries(collection)
     assert scores[first.id].keys() == {*first.positives, *ids[:3]}
     assert not math.isnan(sum(scores[first.id].values()))

@@ -175,7 +175,7 @@ def pairs_of(content: bytes) -> Iterator[tuple[str, str, float]]:
                 passages = [*record.get("positive_passages", []), *record.get("negative_passages", [])]
                 record = {record["query_id"]: {str(p["docid"]): p["score"] for p in passages if "score" in p}}
             yield from ((str(q), p, float(x)) for q, some in record.items() for p, x in some.items())
-        elif cells and (number or not cells[0].isalpha()):  # else a header
+        elif cells and (number or cells[0].isdigit()):  # else a header
             query, *ids = cells[0], cells[2] if len(cells) == 6 else cells[1]
             yield query, *ids, float(cells[4 if len(cells) == 6 else 3 if len(cells) == 5 else 2])
             if len(cells) == 5:
