@@ -58,6 +58,22 @@ def test_passages_that_share_a_docid_are_all_found(vocabulary):
         assert [p for p, _ in alone] == [p for p, _ in ranking[:2]]
 
 
+def test_passages_that_share_a_docid_are_ordered_by_another_searcher(vocabulary):
+    """Fused with a weight that is small against the differences of docids, whose order stays."""
+
+    class Other(Searcher):
+        def score(self, queries, candidates):
+            return [[float(passage[1:]) for passage in wanted] for wanted in candidates]
+
+    searching = searcher(vocabulary, "rq_2x9", np.array([[6, 4], [3, 5], [6, 4], [3, 5], [7, 2], [6, 4]]))
+    fused = FusedSearcher([searching, Other()], Fusion("rerank", (1.0, 1e-6), 100))
+    for query in ("the fox", "lazy", "over the dog"):
+        (alone,), (ordered,) = searching.search([query], 6), fused.search([query], 6)
+        groups = {score: [p for p, s in alone if s == score] for _, score in alone}
+        assert sorted(map(tuple, groups.values())) == [("p0", "p2", "p5"), ("p1", "p3"), ("p4",)]
+        assert [p for p, _ in ordered] == [p for group in groups.values() for p in reversed(group)]
+
+
 def test_a_passage_is_found_by_the_best_of_its_docids(vocabulary):
     """Passages 0 to 3 have a docid, 1 and 3 have more, and the docid (6, 4) is of three of them."""
     docids = np.array([[3, 5], [6, 4], [2, 4], [7, 8], [9, 4], [6, 4], [6, 4], [2, 9]])
