@@ -38,6 +38,8 @@ def report(
       entropy: for each position, the number of docids with a token there, the number of different tokens, and
         their entropy relative to its maximum, log(different tokens): 1 if all are used equally often (also if
         there is only one).
+      balance: for each position, how many tokens would be as diverse as those of the passages' docids, if all
+        were used equally often: the exponential of their entropy (perplexity).
       neighbours, if vectors are given: for random passages ("queries") and the nearest passages of each by
         cosine ("neighbours"), the share of pairs whose docids share a prefix of 1, 2, 3, … tokens, and the
         mean length of the shared prefix; beside it what is expected if the same docids are dealt to the
@@ -81,6 +83,7 @@ def report(
         "fanout": fanout,
         "leaves": leaves,
         "entropy": _entropy(tokens_NxL, np.sort(rows_N[new])),
+        "balance": [float(np.exp(_entropy_of(np.bincount(tokens_NxL[:, i])[1:]))) for i in range(L)],
     }
     if vectors_NxE is not None and passages > 1:
         rng = np.random.default_rng(seed)
@@ -208,8 +211,7 @@ def _entropy(tokens_NxL: np.ndarray, rows_D: np.ndarray) -> list[dict]:
     for position in range(tokens_NxL.shape[1]):
         counts = np.bincount(tokens_NxL[rows_D, position])[1:]
         counts = counts[counts > 0]
-        share = counts / counts.sum()
-        relative = -(share @ np.log(share)) / np.log(len(share)) if len(share) > 1 else 1.0
+        relative = _entropy_of(counts) / np.log(len(counts)) if len(counts) > 1 else 1.0
         found.append(
             {
                 "position": position + 1,
@@ -219,6 +221,12 @@ def _entropy(tokens_NxL: np.ndarray, rows_D: np.ndarray) -> list[dict]:
             }
         )
     return found
+
+
+def _entropy_of(counts: np.ndarray) -> float:
+    """Returns the entropy of a distribution, in nats, from counts."""
+    share = counts[counts > 0] / counts.sum()
+    return -float(share @ np.log(share))
 
 
 _ONE, _OTHER = "#0072b2", "#e69f00"  # Okabe and Ito's colours, which colour-blind readers can tell apart
