@@ -13,14 +13,15 @@ from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.ranking import margin_mse
 from retrieval_jax.training.flops import jaxpr_flops, matmul_flops, model_flops
+from retrieval_jax.training.slow_shapes import _work
 from retrieval_jax.training.step import abstract_state, make_train_step
 
 CONFIG = T5Config(256, 64, 2, 32, 96, 2, 3, dropout_rate=0.1, output_size=384, separate_target_embedding=True)
 B, S, T = 8, 12, 5
-SHAPES = {"encoder_input_tokens": (B, S)} | {
-    f"decoder_{name}": (B, T) for name in ("input_tokens", "target_tokens", "loss_weights")
-}
+DECODERS = [f"decoder_{name}" for name in ("input_tokens", "target_tokens", "loss_weights")]
+SHAPES = {"encoder_input_tokens": (B, S)} | dict.fromkeys(DECODERS, (B, T))
 
 
 def array(*shape: int) -> jax.ShapeDtypeStruct:
@@ -122,14 +123,15 @@ def test_calls_branches_loops_and_shards():
     assert matmul_flops(copied, x, w) == 2 * one  # `model`'s two devices do the same
 
 
-def forward_by_hand(c: T5Config) -> int:
-    """2·M·N·K of each product of a T5 1.1 with B inputs of S tokens and targets of T."""
+def forward_by_hand(c: T5Config, candidates: int = 1) -> int:
+    """2·M·N·K of each product of a T5 1.1 with B inputs of S tokens, and targets of T for each of them."""
     E, J = c.emb_dim, c.num_heads * c.head_dim
     encoder = 4 * B * S * E * J + 2 * B * S * S * J + 3 * B * S * E * c.mlp_dim
-    own = 4 * B * T * E * J + 2 * B * T * T * J
-    cross = 2 * B * T * E * J + 2 * B * S * E * J + 2 * B * T * S * J
-    decoder = own + cross + 3 * B * T * E * c.mlp_dim
-    softmax = B * T * E * c.output_size
+    rows = B * candidates
+    own = 4 * rows * T * E * J + 2 * rows * T * T * J
+    cross = 2 * rows * T * E * J + 2 * B * S * E * J + 2 * rows * T * S * J
+    decoder = own + cross + 3 * rows * T * E * c.mlp_dim
+    softmax = rows * T * E * c.output_size
     return 2 * (c.num_encoder_layers * encoder + c.num_decoder_layers * decoder + softmax)
 
 
@@ -142,6 +144,16 @@ def test_a_models_step_is_three_forward_passes_and_those_are_the_formulas():
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in SHAPES.items()}
     step = make_train_step(model, mesh, abstract, seed=0).trace(abstract, batch)
     assert jaxpr_flops(step.jaxpr) == 3 * forward_by_hand(CONFIG)  # nothing is computed again here
+
+
+def test_a_query_is_encoded_once_for_all_docids_that_it_ranks():
+    """And its cross-attention's keys and values are made once."""
+    shapes = {name: (*x[:1], 4, *x[1:]) if name in DECODERS else x for name, x in SHAPES.items()}
+    shapes |= {"grade": (B, 4), "score": (B, 4, T)}
+    model = GenerativeRetriever(CONFIG, objective=margin_mse)
+    assert model_flops(model, shapes) == 3 * forward_by_hand(CONFIG, candidates=4)
+    work = _work(CONFIG, shapes, partitioning.make_mesh(), partitioning.DEFAULT_RULES, microbatches=1)
+    assert 2 * work.products() == forward_by_hand(CONFIG, candidates=4)
 
 
 def test_a_dual_encoder_counts_both_towers_and_the_similarities():
