@@ -110,7 +110,7 @@ def constrained_beam_search(
     cache, worst_B = _take_beams(cache, parent), state.score[:, -1]
 
     # The loop's body has a branch for each number of children that a position can need.
-    widths = sorted(set(trie.max_branching[1:]))
+    widths = sorted(set(trie.max_branching[1:])) or [1]  # docids of one token never enter the loop
     branch_of = jnp.array([0, *(widths.index(width) for width in trie.max_branching[1:])])
     branches = [functools.partial(expand_beams, width) for width in widths]
 

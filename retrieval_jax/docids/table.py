@@ -172,6 +172,17 @@ class DocidTable:
             more_passages_M=more_passages_M,
         )
 
+    def prefixes(self, length: int) -> "DocidTable":
+        """Returns the table with docids cut to their first tokens.
+
+        Passages whose docids share that prefix share a docid there. No docid of it is a prefix of another
+        where none was before. A model's search of it is the search of the whole docids, stopped there.
+
+        Args:
+          length: the number of tokens. Shorter docids stay as they are.
+        """
+        return dataclasses.replace(self, tokens_NxL=self.tokens_NxL[:, :length])
+
     def check(self) -> None:
         """Checks that every docid has tokens, all from 1 to output_size - 1, and zeros only after them.
 

@@ -93,6 +93,17 @@ class GenerativeSearcher(Searcher):
         by_first = np.argsort(first_N[duplicates], kind="stable")
         self.duplicates = first_N[duplicates][by_first], duplicates[by_first]
 
+    def of_prefixes(self, length: int) -> "GenerativeSearcher":
+        """Returns a searcher of the docids' prefixes, with the same parameters; see `DocidTable.prefixes`.
+
+        Args:
+          length: tokens of a prefix.
+        """
+        searcher = copy.copy(self)
+        searcher.docids = None  # a trie of other shapes
+        searcher.replace(self.table.prefixes(length))
+        return searcher
+
     def truncates(self, query: str) -> bool:
         """See `Searcher.truncates`."""
         return self.vocabulary.exceeds(query, self.input_length)
@@ -107,8 +118,21 @@ class GenerativeSearcher(Searcher):
 
         A passage with several docids has the best score of those that are found.
         """
+        return [self.ranked_list(rows, scores)[:k] for rows, scores in self.find_docids(queries, k)]
+
+    def find_docids(self, queries: Sequence[str], k: int) -> list[tuple[np.ndarray, list[float]]]:
+        """Finds docids without their passages.
+
+        Args:
+          queries: any number of queries, also none.
+          k: the number of passages that are wanted, which says how many docids are found where a search has
+            no beams.
+
+        Returns:
+          For each query (int32, rows of docids as `ranked_list` takes them; the docids' scores).
+        """
         if k <= 0:
-            return [[] for _ in queries]
+            return [(np.zeros(0, np.int32), []) for _ in queries]
         results, width = [], self.strategy.width(self.beams, k, self.outputs)
         for first in range(0, len(queries), self.batch_sizes[-1]):
             texts = list(queries[first : first + self.batch_sizes[-1]])
@@ -116,7 +140,7 @@ class GenerativeSearcher(Searcher):
                 self.strategy, self.params, self._batch(texts), self.docids, width, self.recall_target
             )
             pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
-            results += [self.ranked_list(rows, scores)[:k] for rows, scores in [*pairs][: len(texts)]]
+            results += [*pairs][: len(texts)]
         return results
 
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -233,19 +257,28 @@ class GenerativeSearcher(Searcher):
           rows: int, rows of the docid table, best first; negative ones, which come last, name no passage.
           scores: the docids' scores, which their passages get.
         """
-        rows = rows[rows >= 0]
-        firsts, duplicates = self.duplicates
-        begin, end = (np.searchsorted(firsts, rows, side).tolist() for side in ("left", "right"))
-        sharing = (
-            [row, *duplicates[a:b].tolist()] for row, a, b in zip(rows.tolist(), begin, end, strict=True)
-        )
-        if self.table.more_passages_M is not None:
-            sharing = (sorted(self.table.passages_of(np.array(same)).tolist()) for same in sharing)
         ids, passages = self.table.passage_ids, {}
-        for same, score in zip(sharing, scores, strict=False):
+        for (first, others), score in zip(self.sharing(rows), scores, strict=False):
+            same = [first, *others.tolist()]
+            if self.table.more_passages_M is not None:
+                same = sorted(self.table.passages_of(np.array(same)).tolist())
             for row in same:
                 passages.setdefault(row, score)
         return [(ids[row].as_py(), score) for row, score in passages.items()]
+
+    def sharing(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Finds the rows of the table that have the same docid.
+
+        Args:
+          rows: as `ranked_list` takes them.
+
+        Returns:
+          For each docid (its row; the other rows that have it, ascending).
+        """
+        rows = rows[rows >= 0]
+        firsts, duplicates = self.duplicates
+        begin, end = (np.searchsorted(firsts, rows, side).tolist() for side in ("left", "right"))
+        return [(row, duplicates[a:b]) for row, a, b in zip(rows.tolist(), begin, end, strict=True)]
 
     def measured_recall(self, queries: Sequence[str], k: int) -> float:
         """Returns the share of the exact best k passages that the search finds; see `recall_target`."""
