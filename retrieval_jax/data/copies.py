@@ -61,8 +61,8 @@ def same_text(query: Query, passage: Passage) -> bool:
 class KnownAnswers:
     """Finds the passages that are known to answer a query besides its own positives.
 
-    These are the positives of other queries with the same text (judged by people and by a language model
-    under two ids, for example; the first MAX_OTHERS of them), and the passage that the query itself is.
+    These are the positives of other queries whose text differs in case and white space alone (judged by
+    people and by a language model under two ids, for example), and the passage that the query itself is.
 
     Args:
       queries: all queries whose positives are known.
@@ -72,14 +72,19 @@ class KnownAnswers:
         positives: dict[bytes, list[Mapping[str, int]]] = collections.defaultdict(list)
         for query in queries:
             if query.text.strip():
-                positives[digest(query.text)].append(query.positives)
+                positives[digest(query.text.casefold())].append(query.positives)
         repeated = {key: some for key, some in positives.items() if len(some) > 1}
         self.of_text = {key: [*dict.fromkeys(itertools.chain(*some))] for key, some in repeated.items()}
         if cut := sum(len(some) > MAX_OTHERS for some in self.of_text.values()):
-            log(f"{cut:,} texts of train queries have over {MAX_OTHERS} positives: the first are known")
+            log(f"{cut:,} texts of train queries have over {MAX_OTHERS} positives: groups know the first")
 
-    def others(self, query: Query) -> Sequence[str]:
-        """Returns the ids of the passages that answer a query and are not among its own positives."""
-        shared = self.of_text.get(digest(query.text), ())[:MAX_OTHERS]
+    def others(self, query: Query, most: int | None = MAX_OTHERS) -> Sequence[str]:
+        """Returns the ids of the passages that answer a query and are not among its own positives.
+
+        Args:
+          query: the query.
+          most: how many positives of queries with its text are looked at; None for all.
+        """
+        shared = self.of_text.get(digest(query.text.casefold()), ())[:most]
         own = [query.id] if query.is_passage else []
         return [passage for passage in dict.fromkeys([*own, *shared]) if passage not in query.positives]

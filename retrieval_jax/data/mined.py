@@ -8,18 +8,27 @@
 `verbs/mine.py` makes them.
 """
 
+import array
+import dataclasses
+import itertools
+import math
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import lines
 
 VERB = "mine"
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of scores that are shown
 
 
 class MinedNegatives:
@@ -83,88 +92,186 @@ def file_name(split: str) -> str:
     return f"qrels.{split}.tsv"
 
 
-def write(folder: Path, split: str, negatives: Iterable[tuple[str, Sequence[str]]]) -> dict[str, object]:
-    """Writes the negatives of a split into a new folder.
+@dataclasses.dataclass(frozen=True)
+class NegativesRule:
+    """Which of the passages that were found for a query become its negatives.
+
+    Thresholds read the searcher's scores or a teacher's. A passage without a score passes none of them.
+
+    Attributes:
+      limit: the most negatives of a query; None for all.
+      skip_top: passages to leave out at the top of the list.
+      margin: how much lower than the query's best positive a negative must score at least. Here and with
+        `relative_margin`, a query none of whose positives has a score has no negatives. None: no limit.
+      relative_margin: the same as a share of that positive's score, without its sign: 0.05 is a ceiling of
+        95% of a positive score (Moreira et al. 2024, section 3.3), and of 105% of a negative one.
+      max_score: the highest score of a negative. None: no limit.
+      sample: whether the negatives are drawn from all passages that remain; otherwise the hardest are kept.
+      seed: of that draw, which depends on the query's id, too.
+    """
+
+    limit: int | None
+    skip_top: int = 0
+    margin: float | None = None
+    relative_margin: float | None = None
+    max_score: float | None = None
+    sample: bool = False
+    seed: int = 0
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether there is a threshold."""
+        return (self.margin, self.relative_margin, self.max_score) != (None, None, None)
+
+    def ceiling(self, best: float | None) -> float:
+        """Returns the highest score that a negative may have.
+
+        Args:
+          best: the score of the query's best positive; None if none of them has a score.
+        """
+        ceilings = [float("inf") if self.max_score is None else self.max_score]
+        if self.margin is not None:
+            ceilings.append(float("-inf") if best is None else best - self.margin)
+        if self.relative_margin is not None:
+            ceilings.append(float("-inf") if best is None else best - self.relative_margin * abs(best))
+        return min(ceilings)
+
+
+class Chosen(NamedTuple):
+    """The hard negatives of a query.
+
+    Attributes:
+      query: its id.
+      negatives: passage ids, hardest first.
+      scores: the score of each.
+      positive: the score of the query's best positive; None if none of them has a score.
+    """
+
+    query: str
+    negatives: list[str]
+    scores: list[float]
+    positive: float | None
+
+
+def choose_negatives(
+    query: Query,
+    ranked_list: Sequence[tuple[str, float]],
+    rule: NegativesRule,
+    other_positives: Iterable[str] = (),
+    first_copies: Mapping[str, str] = types.MappingProxyType({}),
+    teacher_scores: Mapping[str, float] | None = None,
+) -> Chosen:
+    """Chooses the hardest passages that are not known to answer a query.
 
     Args:
-      folder: a local folder.
-      split: train or dev.
-      negatives: (query id, passage ids) of each query, hardest passage first.
+      query: the query.
+      ranked_list: (passage id, score) of the passages that were found for it, best first.
+      rule: which of them to keep.
+      other_positives: passages that answer the query besides its positives; see `KnownAnswers`.
+      first_copies: passage id -> the first passage with the same text, for passages that are a later copy.
+      teacher_scores: passage id -> the score that the rule reads, also of positives that were not found; NaN
+        or missing where a passage has none. None: the scores of `ranked_list`.
 
     Returns:
-      The facts for the folder's manifest, of the train queries.
+      The negatives, in the order of `ranked_list`.
     """
-    path, counts = folder / file_name(split), []
-    with path.open("w") as file:
-        for query, passages in negatives:
-            file.writelines(f"{query}\t{passage}\t0\n" for passage in passages)
-            counts.append(len(passages))
-    return {
-        "fingerprint": storage.checksum(path),
-        "queries": len(counts),
-        "with_negatives": sum(map(bool, counts)),
-        "negatives": sum(counts),
-    }
+    first_of = first_copies.get
+    positives = {first_of(passage, passage) for passage in query.positives}
+    answers = positives | {first_of(passage, passage) for passage in other_positives}
+    scores = dict(ranked_list) if teacher_scores is None else teacher_scores
+    of_positives = [score for passage, score in scores.items() if first_of(passage, passage) in positives]
+    best = max((score for score in of_positives if not math.isnan(score)), default=None)
+    allowed = (p for p, _ in ranked_list[rule.skip_top :] if first_of(p, p) not in answers)
+    if rule.reads_scores:
+        ceiling = rule.ceiling(best)
+        allowed = (p for p in allowed if scores.get(p, math.nan) <= ceiling)
+    negatives = [*itertools.islice(allowed, None if rule.sample else rule.limit)]
+    if rule.sample and len(negatives) > rule.limit:
+        rng = rng_of(rule.seed, query.id)
+        drawn = rng.choice(len(negatives), rule.limit, replace=False)
+        negatives = [negatives[place] for place in sorted(drawn.tolist())]
+    return Chosen(query.id, negatives, [scores.get(passage, math.nan) for passage in negatives], best)
 
 
 def choose_all(
     collection: Collection,
     queries: Sequence[Query],
     ranked_lists: Iterable[Sequence[tuple[str, float]]],
-    limit: int,
-    skip_top: int,
-    margin: float | None,
-) -> Iterator[tuple[str, list[str]]]:
-    """Yields (query id, its hard negatives) of each query; see `choose_negatives`.
+    rule: NegativesRule,
+) -> Iterator[Chosen]:
+    """Yields the hard negatives of each query; see `choose_negatives`.
 
     Args:
       collection: the collection, which knows the copies of each passage.
       queries: all queries whose positives are known; those of one text share them.
       ranked_lists: the passages that were found for each of these queries, in their order.
-      limit: see `choose_negatives`.
-      skip_top: see `choose_negatives`.
-      margin: see `choose_negatives`.
+      rule: which of them to keep.
     """
-    answers, first_copies = KnownAnswers(queries), collection.first_ids
+    answers = KnownAnswers(queries)
     for query, ranked_list in zip(queries, ranked_lists, strict=True):
-        others = answers.others(query)
-        yield query.id, choose_negatives(query, ranked_list, limit, skip_top, margin, others, first_copies)
+        others = answers.others(query, None)
+        yield choose_negatives(query, ranked_list, rule, others, collection.first_ids)
 
 
-def choose_negatives(
-    query: Query,
-    ranked_list: Sequence[tuple[str, float]],
-    limit: int,
-    skip_top: int,
-    margin: float | None,
-    other_positives: Sequence[str] = (),
-    first_copies: Mapping[str, str] = types.MappingProxyType({}),
-) -> list[str]:
-    """Chooses the hardest passages that are not known to answer a query.
+def rng_of(seed: int, query_id: str) -> np.random.Generator:
+    """Makes the random numbers of a query, which are the same whatever other queries draw."""
+    return np.random.default_rng([seed, int(storage.hash_fraction(query_id) * 2**53)])
+
+
+def write(folder: Path, split: str, chosen: Iterable[Chosen], limit: int = 1) -> dict[str, object]:
+    """Writes the negatives of a split into a new folder.
 
     Args:
-      query: the query.
-      ranked_list: (passage id, score) of the passages that were found for it, best first.
-      limit: the number of negatives, at most.
-      skip_top: passages to leave out at the top of the list.
-      margin: how much lower than the query's best positive a negative must score; without a positive in the
-        list there are then no negatives. None: no limit.
-      other_positives: passages that answer the query besides its positives; see `KnownAnswers`.
-      first_copies: passage id -> the first passage with the same text, for passages that are a later copy.
+      folder: a local folder.
+      split: train or dev.
+      chosen: the negatives of each query. Their `scores` may be a sample.
+      limit: the negatives of a query that were wanted, at least.
 
     Returns:
-      Passage ids, hardest first.
+      The facts for the folder's manifest, of the train queries. "scores" has (number, quantiles) of the best
+      positives and of the negatives.
     """
-    positives = {first_copies.get(passage, passage) for passage in query.positives}
-    answers = positives | {first_copies.get(passage, passage) for passage in other_positives}
-    originals = [(passage, first_copies.get(passage, passage), score) for passage, score in ranked_list]
-    ceiling = float("inf")
-    if margin is not None:
-        best = max((score for _, original, score in originals if original in positives), default=-ceiling)
-        ceiling = best - margin
-    negatives = [
-        passage
-        for passage, original, score in originals[skip_top:]
-        if original not in answers and score <= ceiling
-    ]
-    return negatives[:limit]
+    path = folder / file_name(split)
+    counts, positives, negatives = array.array("i"), array.array("f"), array.array("f")
+    with path.open("w") as file:
+        for query in chosen:
+            file.writelines(f"{query.query}\t{passage}\t0\n" for passage in query.negatives)
+            counts.append(len(query.negatives))
+            negatives.extend(query.scores)
+            positives.extend([] if query.positive is None else [query.positive])
+    return {
+        "fingerprint": storage.checksum(path),
+        "queries": len(counts),
+        "with_negatives": sum(map(bool, counts)),
+        "fewer_than_wanted": sum(count < limit for count in counts),
+        "negatives": sum(counts),
+        "scores": {"positives": _quantiles(positives), "negatives": _quantiles(negatives)},
+    }
+
+
+def _quantiles(scores: Sequence[float]) -> list[float]:
+    """Returns the QUANTILES of the scores that are numbers; [] where there are none."""
+    scores = np.asarray(scores, np.float64)
+    scores = scores[~np.isnan(scores)]
+    return np.quantile(scores, QUANTILES).tolist() if len(scores) else []
+
+
+def log_scores(facts: Mapping, limit: int) -> None:
+    """Logs how the scores are distributed, and how many queries have too few negatives.
+
+    Args:
+      facts: what `write` returned.
+      limit: the negatives of a query that were wanted.
+    """
+    table = [["", *(f"{quantile:.0%}" for quantile in QUANTILES)]]
+    for name, quantiles in facts["scores"].items():
+        table.append([name, *(f"{score:.4g}" for score in quantiles)])
+    if any(facts["scores"].values()):
+        log("scores, by quantile (of positives: each query's best)")
+        for name, *cells in table:
+            log(f"  {name:<9}" + "".join(f"{cell:>10}" for cell in cells))
+    without = facts["queries"] - facts["with_negatives"]
+    log(
+        f"{facts['fewer_than_wanted']:,} of {facts['queries']:,} queries have fewer than {limit} negatives, "
+        f"{without:,} of them none"
+    )

@@ -20,7 +20,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
 
 T = TypeVar("T")
-VERBS = ("train", "generate-queries", "score", "index", "search")
+VERBS = ("train", "generate-queries", "mine", "score", "index", "search")
 
 
 @gin.configurable("multihost", denylist=["verb"])

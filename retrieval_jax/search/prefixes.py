@@ -5,13 +5,14 @@ other docids. RIPOR (Zeng et al. 2023, section 3.3) trains against what the beam
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Query
+from retrieval_jax.data.mined import rng_of
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.search.searcher import RankedList
 
@@ -64,7 +65,7 @@ class PrefixSearch:
         by_length = [searcher.find_docids(texts, k) for searcher in self.searchers]
         results = []
         for query, ids, *found in zip(queries, left_out, *by_length, strict=True):
-            rng = query_rng(self.seed, query.id)
+            rng = rng_of(self.seed, query.id)
             rows = {*self.searchers[0].find_rows([*ids])}
             lists = [
                 self._draw(searcher, docids, scores, rows, rng)
@@ -82,14 +83,17 @@ class PrefixSearch:
         rng: np.random.Generator,
     ) -> RankedList:
         """Draws passages of the prefixes that one query found at one length."""
-        drawn, ids = [], searcher.table.passage_ids
+        drawn, table = [], searcher.table
+        docids_per_passage = math.ceil(len(table.tokens_NxL) / len(table.passage_ids))
         for (first, others), score in zip(searcher.sharing(docids), scores, strict=False):
             count = 1 + len(others)
             # Enough even if all that shall not be drawn are among them, and few of a prefix of millions.
-            places = rng.choice(count, min(count, self.passages_per_prefix + len(left_out)), replace=False)
-            rows = (first if place == 0 else int(others[place - 1]) for place in places.tolist())
-            kept = itertools.islice((row for row in rows if row not in left_out), self.passages_per_prefix)
-            drawn += [(ids[row].as_py(), score) for row in kept]
+            enough = docids_per_passage * (self.passages_per_prefix + len(left_out))
+            places = rng.choice(count, min(count, enough), replace=False)
+            rows = np.where(places == 0, first, others[places - 1] if len(others) else first)
+            passages = dict.fromkeys(table.passages_of(rows).tolist())
+            kept = [row for row in passages if row not in left_out][: self.passages_per_prefix]
+            drawn += [(table.passage_ids[row].as_py(), score) for row in kept]
         return drawn
 
 
@@ -100,8 +104,3 @@ def take_turns(lists: Iterable[RankedList]) -> RankedList:
     for passage, score in filter(None, turns):
         joined.setdefault(passage, score)
     return [*joined.items()]
-
-
-def query_rng(seed: int, query_id: str) -> np.random.Generator:
-    """Makes the random numbers of a query, whatever the other queries are."""
-    return np.random.default_rng([seed, int(storage.hash_fraction(query_id) * 2**53)])

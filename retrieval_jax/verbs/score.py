@@ -15,7 +15,7 @@ from retrieval_jax.core.unfinished import Shards
 from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import UNFINISHED, Workspace
 from retrieval_jax.data import mined, scores
-from retrieval_jax.data.mined import MinedNegatives
+from retrieval_jax.data.mined import MinedNegatives, NegativesRule
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import scored
 from retrieval_jax.data.sources.lines import ErrorLog
@@ -253,7 +253,7 @@ def _write_negatives(folder: Path, collection: Collection, found: Mapping[str, M
         queries = collection.queries(split) if collection.query_counts.get(split) else []
         if split == "train" or any(query.id in found for query in queries):
             lists = ([(passage, 0.0) for passage in found.get(query.id, ())] for query in queries)
-            chosen = mined.choose_all(collection, queries, lists, limit=None, skip_top=0, margin=None)
+            chosen = mined.choose_all(collection, queries, lists, NegativesRule(limit=None))
             facts[split] = mined.write(folder, split, chosen)
     dev = {"dev_fingerprint": facts["dev"]["fingerprint"]} if "dev" in facts else {}
     return facts["train"] | dev

@@ -40,7 +40,10 @@ EXAMPLES = {
         "retrieval-jax convert --INITIAL_CHECKPOINT=path/to/gtr-t5 --MODEL_DIR=work/NAME/models/gtr",
     ),
     "generate-queries": ("retrieval-jax generate-queries --gin.generate_queries.count=10",),
-    "mine": ("retrieval-jax mine --SEARCHER=bm25 --gin.mine.skip_top=2",),
+    "mine": (
+        "retrieval-jax mine --SEARCHER=bm25 --gin.mine.skip_top=2",
+        "retrieval-jax mine --SEARCHER=exact --gin.mine.relative_margin=0.05",
+    ),
     "score": (
         "retrieval-jax score --SEARCHER=fused --gin.score_pairs.candidates=\"('mined', 'bm25')\"",
         "retrieval-jax score --gin.score_pairs.file=\"'teacher_scores.json.gz'\"",

@@ -31,7 +31,7 @@ SOURCE = {
     "docs.tsv": "".join(f"{key}\t\t{text}\n" for key, text in DOCS),
     # h and l: one question that people and a language model judged differently; p4 is a passage itself.
     "queries.train.tsv": (
-        "h0\tmarble harbour stays\nl0\tmarble  harbour stays\n"
+        "h0\tmarble harbour stays\nl0\tMarble  harbour Stays\n"
         "q1\tfalcon anchor stays\np4\tmeadow copper stays\n"
     ),
     "qrels.train.tsv": "h0\tp0\t1\nl0\tp3\t2\nl0\tp0\t0\nq1\tc1\t1\np4\tp5\t1\n",
@@ -95,7 +95,7 @@ def test_they_are_no_negatives_in_a_batch(work: Workspace):
 def test_they_are_not_mined(work: Workspace):
     source, folder = Collection(work.collection).folder.parent.parent / "docs", work.folder
     make_index(source=str(source), work_dir=str(folder), kind="bm25")
-    mine(str(source), str(folder), depth=9)
+    mine(source=str(source), work_dir=str(folder), depth=9)
     lines = [
         line.split("\t") for line in (work.negatives("bm25") / "qrels.train.tsv").read_text().splitlines()
     ]
@@ -123,5 +123,6 @@ def test_a_text_asked_very_often_has_a_bounded_number_of_answers(capsys):
     others = [answers.others(query) for query in queries]
     assert max(map(len, others)) == copies.MAX_OTHERS
     assert others[3000] == [f"p{i}" for i in range(64)]
+    assert answers.others(queries[3000], None) == [f"p{i}" for i in range(5000) if i != 3000]
     assert answers.others(Query("e0", "", {"x": 1})) == []
     assert answers.others(Query("p7", "a passage", {"x": 1}, is_passage=True)) == ["p7"]

@@ -18,6 +18,7 @@ from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.search.prefixes import PrefixSearch
 
 OUTPUTS, BEAMS, LENGTH = 128, 5, 4
+LOGITS = jax.jit(GenerativeRetriever.logits, static_argnums=0)
 TEXTS = ["the fox", "lazy dog", "jumps over the quick"]
 
 
@@ -38,14 +39,15 @@ def searcher(tmp_path_factory) -> GenerativeSearcher:
     return GenerativeSearcher(model, params, table, Vocabulary(path), 6, BEAMS, 2)
 
 
-def log_probs(searcher: GenerativeSearcher, text: str, prefix: tuple[int, ...]) -> np.ndarray:
-    """Float64 V: of the token after a prefix."""
+def log_probs(searcher: GenerativeSearcher, text: str, prefixes: list[tuple[int, ...]]) -> np.ndarray:
+    """Float64 B×V: of the token after each of up to BEAMS prefixes of one length."""
+    padded = [(0, *prefix, *[0] * LENGTH)[:LENGTH] for prefix in (prefixes * BEAMS)[:BEAMS]]
     batch = {
-        "encoder_input_tokens": searcher.vocabulary.batch([text], searcher.input_length),
-        "decoder_input_tokens": np.array([[0, *prefix, *[0] * (LENGTH - 1 - len(prefix))]], np.int32),
+        "encoder_input_tokens": searcher.vocabulary.batch([text] * BEAMS, searcher.input_length),
+        "decoder_input_tokens": np.array(padded, np.int32),
     }
-    logits = np.asarray(searcher.model.logits(searcher.params, batch), np.float64)[0, len(prefix)]
-    return logits - np.log(np.exp(logits).sum())
+    logits = np.asarray(LOGITS(searcher.model, searcher.params, batch), np.float64)[:, len(prefixes[0])]
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def beams_of_whole_search(searcher: GenerativeSearcher, text: str) -> list[list[tuple[tuple, float]]]:
@@ -54,11 +56,10 @@ def beams_of_whole_search(searcher: GenerativeSearcher, text: str) -> list[list[
     beams, history = [((), 0.0)], []
     for length in range(1, LENGTH + 1):
         longer = {}
-        for prefix, score in beams:
-            if prefix in docids:
-                longer[prefix] = score  # it has ended, and keeps its place
-                continue
-            after = log_probs(searcher, text, prefix)
+        longer |= {prefix: score for prefix, score in beams if prefix in docids}  # they keep their places
+        going_on = [(prefix, score) for prefix, score in beams if prefix not in docids]
+        afters = log_probs(searcher, text, [prefix for prefix, _ in going_on]) if going_on else ()
+        for (prefix, score), after in zip(going_on, afters, strict=False):
             for docid in docids:
                 if docid[: length - 1] == prefix:
                     longer[docid[:length]] = score + after[docid[length - 1]]
