@@ -20,7 +20,7 @@ import numpy as np
 from retrieval_jax.core import paths, storage
 
 OFFSETS = "record_offsets.npy"
-LAYOUT = 2  # of the folder, a part of its recipe: another one is not read
+LAYOUT = 3  # of the folder, a part of its recipe: another one is not read
 
 
 def shard_range(number: int, shards: int, count: int) -> range:
