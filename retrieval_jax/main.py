@@ -18,7 +18,8 @@ from retrieval_jax.verbs.table import DEFAULT_FILES, EXAMPLES, VERBS, configure_
 
 OPTIONS = """options of every verb:
   --gin_file=FILE     a gin file, from the working folder or from gin_configs/; may be repeated
-                      (train and preflight without one read runs/naive.gin, demo runs/demo.gin)
+                      (train and preflight without one read runs/naive.gin, demo runs/demo.gin, ripor
+                      runs/ripor.gin)
   --NAME=VALUE        sets a macro of base.gin: --COLLECTION=path, --DOCIDS=atomic, --K=10, --MODEL_DIR=None
   --gin.NAME=VALUE    the same, or a function's parameter; a text needs quotes of its own here, as in
                       --gin.make_index.kind="'exact'"
@@ -104,8 +105,10 @@ def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
 
     multihost.initialize(verb)
     console.quiet = silent = verb == "train" and not multihost.is_process_0()
-    if verb != "demo" and not silent and (scoped := configuration.scoped()):
-        log(f"{', '.join(name for _, name in scoped)}: without effect here: `demo` alone enters gin scopes")
+    if verb not in ("demo", "ripor") and not silent and (scoped := configuration.scoped()):
+        log(
+            f"{', '.join(name for _, name in scoped)}: without effect here: only `demo` and `ripor` enter any"
+        )
     module, function = VERBS[verb]
     made = getattr(importlib.import_module(module), function)()
     return None if silent else made

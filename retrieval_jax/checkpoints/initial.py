@@ -19,7 +19,7 @@ from retrieval_jax.checkpoints.pretrained import OUTPUT, T5X, Pretrained, open_p
 from retrieval_jax.checkpoints.weights import LazyArray, placed, stacked
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
-from retrieval_jax.core.values import Names, PositiveFloat
+from retrieval_jax.core.values import Names, NonNegativeFloat, PositiveFloat
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.dual_encoder_network import split_tower
 from retrieval_jax.models.layers import STACK_AXIS, T5Config
@@ -56,6 +56,9 @@ class InitialCheckpoint:
         of, as decoder inputs and as output matrix (RIPOR, Zeng et al. 2024, section 3.3). Tokens that stand
         for no centroid begin at random, but for the start token, which begins as it is in the weights.
       docid_scale: what the centroids are multiplied by.
+      docid_input_scale: what they are multiplied by as decoder inputs; None: `docid_scale`. With 0 the
+        decoder's states begin alike at all positions, so that sums of logits begin as the dot products of the
+        vectors (which the inputs else change, through the decoder's residual stream).
     """
 
     path: str | None = None
@@ -64,6 +67,7 @@ class InitialCheckpoint:
     resize_vocab: Sequence[Annotated[str, WithVocabulary]] = ()
     docid_centroids: bool = False
     docid_scale: PositiveFloat = 1.0
+    docid_input_scale: NonNegativeFloat | None = None
 
     @functools.cached_property
     def located(self) -> hub.Located | None:
@@ -86,6 +90,19 @@ class InitialCheckpoint:
         if "located" in vars(self) or self.path is None:
             return self.located and self.located.name
         return hub.name_with_commit(self.path, "INITIAL_CHECKPOINT")
+
+    @property
+    def input_scale(self) -> float:
+        """What the centroids are multiplied by as decoder inputs."""
+        return self.docid_scale if self.docid_input_scale is None else self.docid_input_scale
+
+    @property
+    def centroid_scales(self) -> float | list[float] | None:
+        """What model.json says of the centroids: their scale, or [scale, scale as inputs]; None for none."""
+        if not self.docid_centroids:
+            return None
+        both = [self.docid_scale, self.docid_input_scale]
+        return self.docid_scale if self.docid_input_scale is None else both
 
     def arrays_for(
         self, model, vocabulary: Path | None = None, centroids: Mapping[int, LazyArray] | None = None
@@ -146,13 +163,17 @@ class InitialCheckpoint:
                     f"the model's embeddings {width}: make the docids of vectors of {width} dimensions, as a "
                     "dual encoder of this size gives"
                 )
-        scaled = {token: rows.scaled(self.docid_scale) for token, rows in centroids.items()}
         start, size = {0: pretrained.resized(0, 1)} if pretrained else {}, model.config.output_size
-        made = {TARGET_TOKENS: placed(scaled | start, size), OUTPUT: placed(scaled, size).transposed()}
+        inputs, outputs = (
+            {token: rows.scaled(scale) for token, rows in centroids.items()}
+            for scale in (self.input_scale, self.docid_scale)
+        )
+        made = {TARGET_TOKENS: placed(inputs | start, size), OUTPUT: placed(outputs, size).transposed()}
         count = sum(rows.shape[0] for rows in centroids.values())
         log(
             f"decoder_token_embedder, decoder/logits_dense: {count} docid tokens begin as their centroids, "
             f"times {self.docid_scale}"
+            + ("" if self.docid_input_scale is None else f" ({self.docid_input_scale} as inputs)")
         )
         return {name: made[name] for name in made.keys() & parameters(model).keys()}
 

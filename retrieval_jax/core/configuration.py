@@ -319,15 +319,15 @@ def _defined(macro: str) -> bool:
 
 
 @contextlib.contextmanager
-def run_file(file: str, *settings: str) -> Iterator[None]:
+def run_file(file: str | None, *settings: str) -> Iterator[None]:
     """A context in which a run file and settings hold, below the user's own files and bindings.
 
     Args:
-      file: the gin file.
+      file: the gin file, which is read before the user's; None for none.
       settings: bindings that are read after the file and before the user's.
     """
     files, bindings = given()
-    configure([file, *files], [*settings, *bindings])
+    configure([*([file] if file else []), *files], [*settings, *bindings])
     try:
         yield
     finally:

@@ -2,15 +2,16 @@
 
     margin_mse         margins between the scores of docids' prefixes are to be the teacher's: RIPOR (Zeng et
                        al. 2023), PAG (Zeng et al. 2024)
+    kl                 the distribution over the docids of a query is to be the teacher's
     pairwise_margin    wrong docids are to score lower than right ones by a margin: LTRGR (Li et al. 2024)
     dpo                right docids are to gain on wrong ones, compared with a frozen reference model: DPO
                        (Rafailov et al. 2023), DDRO (Mekonnen et al. 2025)
 
 They read the batches that `DataConfig.negatives` above 0 gives: queries with a group of docids each, the
-positives first (see `EncoderDecoder`). Each compares the pairs of a positive and a negative of a query. The
-loss is the mean over queries of: the mean over the query's pairs, plus the weighted cross-entropy of its
-first positive's docid (the mean over the docid's tokens). A query without pairs, as a synthetic one, adds its
-cross-entropy alone.
+positives first (see `EncoderDecoder`). Each but `kl` compares the pairs of a positive and a negative of a
+query. The loss is the mean over queries of: the mean over the query's pairs (or the query's divergence), plus
+the weighted cross-entropy of its first positive's docid (the mean over the docid's tokens). A query without
+pairs, as a synthetic one, adds its cross-entropy alone.
 
 A pair of docids that share their first n tokens does not count at length n, and equal docids never do. The
 papers compare two different prefixes: equal ones have the same score whatever the parameters, and the
@@ -26,14 +27,16 @@ from typing import NamedTuple
 import gin
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import NonNegativeFloat, Positive, PositiveFloat
 from retrieval_jax.models.objectives import Predict, Predictions, token_cross_entropy, token_metrics
 from retrieval_jax.models.retriever import Batch, Metrics
+from retrieval_jax.models.softmax import NEG_INF
 
 
-@gin.configurable(allowlist=["prefix_lengths", "weights", "shares", "cross_entropy_weight"])
+@gin.configurable(allowlist=["prefix_lengths", "weights", "shares", "teacher_scale", "cross_entropy_weight"])
 def margin_mse(
     predict: Predict,
     batch: Batch,
@@ -41,6 +44,7 @@ def margin_mse(
     prefix_lengths: Sequence[Positive] | None = None,
     weights: Sequence[NonNegativeFloat] | None = None,
     shares: Sequence[float] | None = None,
+    teacher_scale: PositiveFloat = 1.0,
     cross_entropy_weight: NonNegativeFloat = 0.0,
 ) -> Metrics:
     """Distils the teacher's margins: at each prefix length n the mean of ((S_n⁺ - S_n⁻) - (t_n⁺ - t_n⁻))².
@@ -58,6 +62,8 @@ def margin_mse(
       weights: of the length's losses, which are added up; None: 1 each.
       shares: the teacher's margin at each length as a share of that of the whole docids, as in PAG: (0.5, 1)
         at the lengths (4, 8); None: that of the teacher's scores of the prefixes.
+      teacher_scale: multiplies the teacher's scores. Those of a fused searcher lie in 0 to 1, those of BM25
+        reach 20 and more, and the margins between sums of logits are what they were when training begins.
       cross_entropy_weight: of the cross-entropy of the first positive's docid.
 
     Raises:
@@ -65,26 +71,67 @@ def margin_mse(
     """
     group = _Group.of(predict(_checked(batch, "margin_mse", scores=True), rng))
     T = batch["score"].shape[-1]
-    lengths = tuple(prefix_lengths or (T,))
+    lengths = _lengths(prefix_lengths, T, "margin_mse")
     weights, shares = weights or [1.0] * len(lengths), shares or [None] * len(lengths)
     for name, given in (("weights", weights), ("shares", shares)):
         if len(given) != len(lengths):
             raise UserError(
                 f"margin_mse.{name}: {len(given)} for {len(lengths)} prefix_lengths: give one for each"
             )
-    if max(lengths) > T:
-        raise UserError(
-            f"margin_mse.prefix_lengths: {max(lengths)} is more than a docid's {T} tokens: set at most {T}"
-        )
     sums_BxCxT = group.sums(group.predictions.scores_BxT)
     losses_B, told = jnp.zeros(len(batch["score"])), {}
     for n, weight, share in zip(lengths, weights, shares, strict=True):
-        teacher_BxCxC = _margins(batch["score"][..., (n if share is None else T) - 1])
+        teacher_BxCxC = teacher_scale * _margins(batch["score"][..., (n if share is None else T) - 1])
         counts_BxCxC = group.pairs(n) & jnp.isfinite(teacher_BxCxC)
         teacher_BxCxC = (1.0 if share is None else share) * jnp.where(counts_BxCxC, teacher_BxCxC, 0.0)
         errors_BxCxC = jnp.square(_margins(sums_BxCxT[..., n - 1]) - teacher_BxCxC)
         losses_B += weight * _mean_of_pairs(errors_BxCxC, counts_BxCxC)
         told[f"margin_mse_at/{n}"] = _total_and_count(errors_BxCxC, counts_BxCxC)
+    return group.metrics(losses_B, cross_entropy_weight, sums_BxCxT) | told
+
+
+@gin.configurable(allowlist=["prefix_lengths", "temperature", "cross_entropy_weight"])
+def kl(
+    predict: Predict,
+    batch: Batch,
+    rng: jax.Array | None,
+    prefix_lengths: Sequence[Positive] | None = None,
+    temperature: PositiveFloat = 1.0,
+    cross_entropy_weight: NonNegativeFloat = 0.0,
+) -> Metrics:
+    """Distils the teacher's distribution: at each length n the KL(softmax(t_n / temperature) ‖ softmax(S_n)).
+
+    S_n and t_n are those of `margin_mse`; both distributions are over the different prefixes of length n
+    among the query's candidates whose score is known. The student is asked for the teacher's order, and for
+    margins that are large where the teacher is sure, and may have scores that are unlike the teacher's. The
+    lengths' losses, in nats, are added up.
+
+    Args:
+      predict: see `Objective`.
+      batch: see `Objective`; with `score`.
+      rng: see `Objective`.
+      prefix_lengths: see `margin_mse`.
+      temperature: divides the teacher's scores; 0.1 suits those of a fused searcher that lie in 0 to 1.
+      cross_entropy_weight: see `margin_mse`.
+
+    Raises:
+      UserError: the batch has no groups or no scores, or a length is too large.
+    """
+    group = _Group.of(predict(_checked(batch, "kl", scores=True), rng))
+    sums_BxCxT = group.sums(group.predictions.scores_BxT)
+    losses_B, told = jnp.zeros(len(batch["score"])), {}
+    for n in _lengths(prefix_lengths, batch["score"].shape[-1], "kl"):
+        teacher_BxC = batch["score"][..., n - 1] / temperature
+        counts_BxC = group.different(n) & jnp.isfinite(teacher_BxC)
+        log_p_BxC, log_q_BxC = (
+            jax.nn.log_softmax(jnp.where(counts_BxC, x, NEG_INF), axis=1)
+            for x in (teacher_BxC, sums_BxCxT[..., n - 1])
+        )
+        terms_BxC = jnp.where(counts_BxC, jnp.exp(log_p_BxC) * (log_p_BxC - log_q_BxC), 0.0)
+        several_B = jnp.sum(counts_BxC, axis=1) > 1
+        of_length_B = jnp.where(several_B, jnp.sum(terms_BxC, axis=1), 0.0)
+        losses_B += of_length_B
+        told[f"kl_at/{n}"] = (jnp.sum(of_length_B), jnp.sum(several_B).astype(jnp.float32))
     return group.metrics(losses_B, cross_entropy_weight, sums_BxCxT) | told
 
 
@@ -156,6 +203,16 @@ def dpo(
 margin_mse.unbounded_loss = pairwise_margin.unbounded_loss = True
 
 
+def _lengths(prefix_lengths: Sequence[int] | None, most: int, name: str) -> Sequence[int]:
+    """Gives the lengths of prefixes that an objective learns, of at most `most` tokens; None: that alone."""
+    lengths = tuple(prefix_lengths or (most,))
+    if max(lengths) > most:
+        raise UserError(
+            f"{name}.prefix_lengths: {max(lengths)} is more than a docid's {most} tokens: set at most {most}"
+        )
+    return lengths
+
+
 def _checked(batch: Batch, name: str, scores: bool = False) -> Batch:
     """Gives the batch, if it has groups of docids, and their scores where these are needed."""
     if "grade" not in batch:
@@ -193,6 +250,13 @@ class _Group(NamedTuple):
     def pairs(self, length: int = 0) -> jax.Array:
         """Gives the pairs B×C×C whose docids differ within their first `length` tokens; 0: at all."""
         return self.pairs_BxCxC & ~self.shared_BxCxCxT[..., length - 1]
+
+    def different(self, length: int) -> jax.Array:
+        """Gives B×C: whether a candidate is there, and no earlier one has its first `length` tokens."""
+        C = self.shared_BxCxCxT.shape[1]
+        earlier_CxC = np.tri(C, k=-1, dtype=bool)
+        repeated_BxC = jnp.any(self.shared_BxCxCxT[..., length - 1] & earlier_CxC, axis=2)
+        return (self.predictions.batch["grade"] >= 0) & ~repeated_BxC
 
     def sums(self, scores_BxCxT: jax.Array) -> jax.Array:
         """Adds up the scores of the first n + 1 tokens: B×C×T; nothing is added after a docid's end."""

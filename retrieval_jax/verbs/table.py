@@ -4,6 +4,7 @@ import importlib
 
 VERBS = {
     "demo": ("retrieval_jax.verbs.demo", "demo"),
+    "ripor": ("retrieval_jax.verbs.ripor", "ripor"),
     "import": ("retrieval_jax.verbs.importing", "import_collection"),
     "docids": ("retrieval_jax.verbs.docids", "make_docids"),
     "cache": ("retrieval_jax.verbs.cache", "cache"),
@@ -24,6 +25,10 @@ EXAMPLES = {
     "demo": (
         "retrieval-jax demo                      # on the collection that comes with the package",
         "retrieval-jax demo path/to/folder       # on a folder in BEIR or TSV layout",
+    ),
+    "ripor": (
+        "retrieval-jax ripor path/to/folder      # from random weights",
+        "retrieval-jax ripor --gin.ripor.rounds=1 --gin.rank/DataConfig.negatives=15",
     ),
     "import": ("retrieval-jax import path/to/folder --WORK_DIR=work/NAME",),
     "docids": (
@@ -65,7 +70,12 @@ EXAMPLES = {
     ),
 }
 # Where no --gin_file is given.
-DEFAULT_FILES = {"demo": ["runs/demo.gin"], "preflight": ["runs/naive.gin"], "train": ["runs/naive.gin"]}
+DEFAULT_FILES = {
+    "demo": ["runs/demo.gin"],
+    "ripor": ["runs/ripor.gin"],
+    "preflight": ["runs/naive.gin"],
+    "train": ["runs/naive.gin"],
+}
 # Modules whose gin names a configuration file may mention, whichever verb runs.
 CONFIGURABLE = (
     "retrieval_jax.examples.training_data",

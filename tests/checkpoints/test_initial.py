@@ -162,6 +162,12 @@ def test_docid_tokens_begin_as_their_centroids(scan_layers, tmp_path):
         np.testing.assert_array_equal(ours, expected(scale, start, name))
     np.testing.assert_array_equal(params["encoder/encoder_norm/scale"], random["encoder/encoder_norm/scale"])
 
+    apart = InitialCheckpoint(docid_centroids=True, docid_scale=scale, docid_input_scale=0.0)
+    params = begun(model, apart.arrays_for(model, None, centroids))
+    np.testing.assert_array_equal(params[embedding], expected(0.0, random[embedding][0], embedding))
+    np.testing.assert_array_equal(params[OUTPUT].T, expected(scale, random[OUTPUT][:, 0], OUTPUT))
+    assert (apart.centroid_scales, InitialCheckpoint().centroid_scales) == ([scale, 0.0], None)
+
     new = ("decoder_token_embedder", "decoder/logits_dense")
     beside = InitialCheckpoint(str(T5_1_1), missing_ok=new, docid_centroids=True).arrays_for(
         model, None, centroids

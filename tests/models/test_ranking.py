@@ -16,6 +16,8 @@ import numpy as np
 import optax
 import pytest
 import small_t5
+from scipy.special import softmax
+from scipy.stats import entropy
 from small_t5 import loss_and_gradients, parameters, random_batch, random_groups
 from test_t5 import jit
 
@@ -23,7 +25,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.objectives import rdrop
-from retrieval_jax.models.ranking import dpo, margin_mse, pairwise_margin
+from retrieval_jax.models.ranking import dpo, kl, margin_mse, pairwise_margin
 from retrieval_jax.models.t5 import output_kernel
 from retrieval_jax.training.optimizers import adamw
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
@@ -129,6 +131,12 @@ CASES = {  # the objective, the loss of a query's pairs, the weight of the cross
         0.0,
         "logits",
     ),
+    "a teacher of another scale": (
+        functools.partial(margin_mse, prefix_lengths=(2, 5), shares=(0.5, 1.0), teacher_scale=3.0),
+        functools.partial(pag, shares={2: 1.5, 5: 3.0}),
+        0.0,
+        "logits",
+    ),
     "ltrgr": (pairwise_margin, functools.partial(ltrgr, margin=1.0, score=log_prob), 1.0, "log_prob"),
     "ltrgr of logits": (
         functools.partial(pairwise_margin, margin=0.3, cross_entropy_weight=0.0),
@@ -177,6 +185,33 @@ def test_loss_and_gradient_are_those_of_the_papers_formula(name: str, dtype: str
     if dtype == "float32":
         blocks = GenerativeRetriever(config, objective=objective, max_logits_per_block=400, score=score)
         assert jit(blocks.loss_fn)(params, BATCH, None)[0] == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [(5,), (1, 2, 5)])
+def test_kl_is_that_of_two_distributions_over_different_prefixes(lengths: tuple[int, ...], params: dict):
+    objective = functools.partial(kl, prefix_lengths=lengths, temperature=0.5)
+    model = GenerativeRetriever(CONFIG, objective=objective, score="logits")
+    hidden, kernel = FLOAT64(jit(model.hidden)(params, BATCH)), FLOAT64(output_kernel(CONFIG, params))
+
+    def of_query(n: int, logits: np.ndarray, length: int) -> float:
+        known = {}  # prefix -> (its score, the teacher's), of the first candidate with it
+        for c in np.flatnonzero(BATCH["grade"][n] >= 0).tolist():
+            tokens = BATCH["decoder_target_tokens"][n, c, :length].tolist()
+            score = sum(logits[n, c, t, token] for t, token in enumerate(tokens) if token)
+            known.setdefault(tuple(tokens), (score, BATCH["score"][n, c, length - 1] / 0.5))
+        some = np.array([both for both in known.values() if np.isfinite(both[1])]).reshape(-1, 2)
+        return entropy(softmax(some[:, 1]), softmax(some[:, 0])) if len(some) > 1 else 0.0
+
+    def expected(kernel: np.ndarray) -> float:
+        logits = hidden @ kernel
+        return np.mean([sum(of_query(n, logits, length) for length in lengths) for n in range(len(logits))])
+
+    loss, gradients = loss_and_gradients(model, params, BATCH)
+    assert expected(kernel) > 0.1
+    assert loss == pytest.approx(expected(kernel), rel=2e-5)
+    direction = np.random.default_rng(1).normal(size=kernel.shape)
+    slope = (expected(kernel + 1e-5 * direction) - expected(kernel - 1e-5 * direction)) / 2e-5
+    assert np.sum(FLOAT64(output_kernel(CONFIG, gradients)) * direction) == pytest.approx(slope, rel=1e-3)
 
 
 def test_metrics_tell_which_pairs_are_ordered_right_and_how_well_positives_are_written(params: dict):

@@ -31,7 +31,7 @@ from retrieval_jax.verbs.table import CONFIGURABLE, VERBS
 FOLDER = configuration.gin_folder() / "papers"
 ROWS = sorted(str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.gin"))
 TRAINED = [row for row in ROWS if "bm25" not in row]
-GENERATIVE = [row for row in TRAINED if "gtr" not in row and "multi_positive" not in row]
+GENERATIVE = [row for row in TRAINED if not re.search("gtr|multi_positive|ripor", row)]
 # For XLA, in a third of the time.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 LIBRARY = Path(__file__).parents[1] / "data" / "library"
@@ -95,8 +95,8 @@ def comment(row: str) -> str:
 def test_there_is_a_row_for_each_published_figure():
     per_corpus = 4 * 3 + 2 + 1 + 3  # representations × docids, PAWA, consistency; GTR and two BM25
     # On 100k one with more queries; on FULL four of larger networks. A human row beside two times four
-    # objectives × three kinds of labels.
-    assert len(ROWS) == 3 * per_corpus + 1 + 4 + 2 * (3 * 3 + 2) + 2 * 4 * 3 + 1
+    # objectives × three kinds of labels. RIPOR's three trainings.
+    assert len(ROWS) == 3 * per_corpus + 1 + 4 + 2 * (3 * 3 + 2) + 2 * 4 * 3 + 1 + 3
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -192,6 +192,40 @@ def test_multi_positive_rows_have_the_papers_settings(row: str):
     check_chips(row, of, 8)
 
 
+@pytest.mark.parametrize(
+    ("name", "steps", "batch_size", "rate"),
+    [  # 50 and 150 epochs of 502,939 queries
+        ("dense", 98_230, 256, 5e-4),
+        ("seq2seq", 250_000, 2048, 1e-3),
+        ("rank", 73_673, 1024, 5e-4),
+    ],
+)
+def test_ripor_rows_have_the_papers_settings(name: str, steps: int, batch_size: int, rate: float):
+    row = f"ripor_msmarco/{name}_base.gin"
+    of = configured(row)
+    assert (of("%STEPS"), of("train.batch_size"), of("learning_rate.peak")) == (steps, batch_size, rate)
+    assert (of("T5Config.emb_dim"), of("T5Config.num_encoder_layers")) == SIZES["base"]
+    data = DataConfig()
+    if name == "dense":
+        model = make_model(DualEncoder, of("train.optimizer").scoped_configurable_fn, 100, None)
+        assert (model.module.pooling, model.module.normalize, model.scale) == ("decoder", False, 1.0)
+        assert (model.distillation.__name__, model.objective_weight) == ("dense_margin_mse", 0.0)
+    else:
+        assert (of("%DOCIDS"), of("%EMBEDDINGS")) == ("rq_32x256", "work/ripor_msmarco/models/dense_base")
+    if name == "seq2seq":
+        assert set(MIXTURES[data.mixture]) == {"d2q"}
+        assert of("learning_rate.warmup") == 0.045 * steps
+        assert of("InitialCheckpoint.docid_centroids")
+    if name == "rank":
+        assert of("GenerativeRetriever.objective").selector == "margin_mse"
+        assert of("GenerativeRetriever.score") == "logits"
+        assert of("margin_mse.prefix_lengths") == of("mine.prefix_lengths") == (4, 8, 16, 32)
+        assert of("make_index.beams") == 1000
+        assert (data.mined, data.scores) == ("rank_base", "rank_base")
+    check_places(row, of)
+    check_chips(row, of, 8)
+
+
 def binding(function: str, name: str):
     return gin.get_bindings(function).get(name)
 
@@ -258,6 +292,16 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         verb("docids", f"msmarco_full/{docids}_base_d2q")
     for docids in ("semantic_base", "semantic_2d_base_pawa"):
         verb("docids", f"msmarco_full/{docids}_d2q", f"EMBEDDINGS={str(vectors)!r}")
+    verb("docids", "ripor_msmarco/rank_base", f"EMBEDDINGS={str(vectors)!r}")
+    verb("index", "msmarco_100k/bm25")
+    for negatives, scores in (("bm25", "cross_encoder"), ("rank_base", "rank_base")):
+        verb("mine", "msmarco_100k/bm25", f"mine.name={negatives!r}", "mine.depth=3")
+        verb(
+            "score",
+            "msmarco_100k/bm25",
+            f"score_pairs.candidates=({negatives!r},)",
+            f"score_pairs.name={scores!r}",
+        )
     return bindings
 
 
@@ -320,8 +364,8 @@ def test_every_row_takes_a_step_on_the_library(library):
         assert np.isfinite(told["loss"]), row
         assert told["gradient_norm"] > 0, row
     # Atomic (once more with the wide softmax), naive of three kinds of networks, semantic, PAWA of two and
-    # with consistency; GTR and four objectives.
-    assert len(steps) == 2 + 3 + 1 + 3 + 1 + 4, [rows[0] for rows in steps.values()]
+    # with consistency; GTR and four objectives; RIPOR's three trainings.
+    assert len(steps) == 2 + 3 + 1 + 3 + 1 + 4 + 3, [rows[0] for rows in steps.values()]
     assert sum(map(len, steps.values())) == len(TRAINED)
 
 

@@ -1,0 +1,209 @@
+"""The verb `ripor`: a generative retriever that learns to rank, end to end (RIPOR, Zeng et al. 2024).
+
+Each stage is a verb of its own, which is skipped where its work is already there, and goes on after a kill.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import gin
+
+from retrieval_jax.core import configuration
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
+from retrieval_jax.core.values import Names, NonNegative, Positive
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.search.searcher import searcher_class
+from retrieval_jax.verbs.docids import make_docids
+from retrieval_jax.verbs.evaluate import evaluate
+from retrieval_jax.verbs.importing import import_collection
+from retrieval_jax.verbs.index import make_index, unread
+from retrieval_jax.verbs.mine import mine
+from retrieval_jax.verbs.score import score_pairs
+from retrieval_jax.verbs.search import search
+from retrieval_jax.verbs.train import train
+
+DENSE, SEQ2SEQ, RANK = STAGES = ("dense", "seq2seq", "rank")
+STAGE = Names("a training of ripor", STAGES)
+configuration.declare_scopes(STAGE)
+BM25 = "bm25"
+
+
+@gin.configurable("ripor")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RiporConfig:
+    """Trains a generative retriever to rank: dense encoder, docids of its vectors, then rounds of ranking.
+
+    1. A dense encoder whose vector is the decoder's first state: models/NAME_dense.
+    2. Docids by residual quantisation of its vectors. The generative retriever begins as this encoder, with
+       the centroids as the embeddings of its codes.
+    3. Cross-entropy of the docids (of synthetic queries, where the mixture has them): models/NAME_0. With 0
+       steps it is left out.
+    4. Rounds: negatives that the last model's beams hold (in the first round without cross-entropy, those of
+       the dense encoder), a teacher's scores of them, and a training that ranks by these: models/NAME_1 and
+       so on, with searchers and runs of these names.
+
+    The trainings have gin scopes: --gin.rank/DataConfig.negatives=15 is for the last one alone. A stage whose
+    work is there is skipped, and the same command goes on after a kill.
+
+    Args:
+      source: the collection, as `import` takes it.
+      work_dir: its work folder; None is `work/NAME`.
+      name: begins the names of all that is made.
+      docids: the kind of docids, one that clusters vectors, and whose tokens have centroids.
+      steps: training -> steps, where they differ from STEPS; a given --STEPS is for all.
+      rounds: how often negatives are mined and ranked.
+      mining_beams: beams of the searches that mine, which answer every train query.
+      teacher: a searcher in searchers/, whose scores are learned; None for BM25 fused with the dense encoder
+        (a weighted sum of scores in 0 to 1, with weights chosen on dev queries).
+      split: the queries to answer.
+    """
+
+    source: str
+    work_dir: str | None = None
+    name: str = "ripor"
+    docids: str | None = "rq_8x256"
+    steps: Mapping[Annotated[str, STAGE], NonNegative] | None = None
+    rounds: NonNegative = 2
+    mining_beams: Positive = 20
+    teacher: str | None = None
+    split: str = "test"
+
+    @property
+    def work(self) -> Workspace:
+        """Where everything lies."""
+        return Workspace.for_source(self.source, self.work_dir)
+
+    @property
+    def dense(self) -> str:
+        """The name of the dense encoder's model and searcher."""
+        return f"{self.name}_{DENSE}"
+
+    @property
+    def has_seq2seq(self) -> bool:
+        """Whether there is a training by cross-entropy."""
+        return (self.steps or {}).get(SEQ2SEQ) != 0
+
+    @property
+    def generative(self) -> list[str]:
+        """The names of the generative models and searchers, in the order in which they are trained."""
+        return [self.round(n) for n in range(0 if self.has_seq2seq else 1, self.rounds + 1)]
+
+    def round(self, number: int) -> str:
+        """Gives the name of what a round makes."""
+        return f"{self.name}_{number}"
+
+    def stages(self) -> list[tuple[str, Callable[[], object]]]:
+        """Gives (what it makes, the function) of each stage, in their order."""
+        stages = [
+            ("the collection", import_collection),
+            ("the dense encoder", self.train_dense),
+            ("its searcher, and the teacher", self.index_teacher),
+            ("docids of its vectors", self.make_docids),
+        ]
+        if self.has_seq2seq:
+            stages.append(("cross-entropy", functools.partial(self.train_generative, SEQ2SEQ, 0)))
+        for number in range(1, self.rounds + 1):
+            of_round = functools.partial(functools.partial, number=number)
+            stages += [
+                (f"round {number}: negatives", of_round(self.mine)),
+                (f"round {number}: the teacher's scores", of_round(self.score)),
+                (f"round {number}: ranking", of_round(self.train_generative, RANK)),
+            ]
+        return [*stages, ("search", self.search)]
+
+    def train_dense(self) -> dict:
+        """Trains the dense encoder."""
+        with configuration.run_file(None, *self._steps(DENSE)), gin.config_scope(DENSE):
+            return train(model_dir=str(self.work.model(self.dense)), docids=None)
+
+    def index_teacher(self) -> None:
+        """Makes the dense encoder's searcher, and the teacher, unless it is there by a name of its own."""
+        model = str(self.work.model(self.dense))
+        make_index(kind="exact", name=self.dense, model_dir=model, **unread(searcher_class("exact")))
+        if self.teacher is None:
+            make_index(kind=BM25, name=BM25, model_dir=None, **unread(searcher_class(BM25)))
+            make_index(
+                kind="fused",
+                name=f"{self.name}_teacher",
+                model_dir=None,
+                parts=(BM25, self.dense),
+                fusion="min_max",
+                fit_split=None if self.split == "dev" else "dev",
+            )
+
+    def make_docids(self) -> dict:
+        """Makes docids of the dense encoder's vectors."""
+        return make_docids(kind=self.docids, embeddings=str(self.work.model(self.dense)))
+
+    def train_generative(self, stage: str, number: int) -> dict:
+        """Trains a generative model that begins as the last one, or as the dense encoder."""
+        before = self.round(number - 1)
+        of_dense = before not in self.generative
+        settings = [f"INITIAL_CHECKPOINT = {str(self.work.model(self.dense if of_dense else before))!r}"]
+        settings += [f"InitialCheckpoint.docid_centroids = {of_dense}"]
+        if stage == RANK:
+            of_round = self.round(number)
+            settings += [f"NEGATIVES = {of_round!r}", f"SCORES = {of_round!r}"]
+        with configuration.run_file(None, *self._steps(stage), *settings), gin.config_scope(stage):
+            return train(model_dir=str(self.work.model(self.round(number))), docids=self.docids)
+
+    def index(self, model: str, name: str, **settings: object) -> None:
+        """Makes a searcher of a generative model."""
+        settings |= unread(searcher_class("generative"))
+        make_index(kind="generative", name=name, model_dir=str(self.work.model(model)), **settings)
+
+    def mine(self, number: int) -> dict:
+        """Mines a round's negatives."""
+        before = self.round(number - 1)
+        if before not in self.generative:
+            return mine(searcher=self.dense, name=self.round(number), prefix_lengths=())
+        beams = f"{before}_beams"
+        self.index(before, beams, beams=self.mining_beams)
+        return mine(searcher=beams, name=self.round(number))
+
+    def score(self, number: int) -> dict:
+        """Lets the teacher score a round's negatives."""
+        of_round = self.round(number)
+        teacher = self.teacher or f"{self.name}_teacher"
+        return score_pairs(searcher=teacher, candidates=(of_round,), name=of_round)
+
+    def search(self) -> dict:
+        """Makes a searcher of each generative model, and answers the queries with all searchers."""
+        for name in self.generative:
+            self.index(name, name)
+        names = [self.dense, *([] if self.teacher else [BM25, f"{self.name}_teacher"]), *self.generative]
+        for name in names:
+            search(name=name, split=self.split)
+        return evaluate(split=self.split)
+
+    def _steps(self, stage: str) -> list[str]:
+        """Gives the setting of a training's steps, if it has its own."""
+        return [f"STEPS = {self.steps[stage]}"] if self.steps and stage in self.steps else []
+
+
+def ripor(**values: object) -> dict:
+    """Trains a generative retriever to rank; see `RiporConfig`.
+
+    Args:
+      **values: of RiporConfig's attributes; those that are left out are gin's.
+
+    Returns:
+      What each stage made, by its name.
+
+    Raises:
+      UserError: there is nothing to train, or there are no docids to write.
+    """
+    config = RiporConfig(**values)
+    if config.docids is None:
+        raise UserError("DOCIDS: None, and a generative retriever needs docids: --DOCIDS=rq_8x256")
+    if not config.generative:
+        raise UserError("ripor.rounds: 0, and no cross-entropy before it: train at least one of them")
+    stages = config.stages()
+    made = {}
+    for number, (what, stage) in enumerate(stages, 1):
+        log(f"{number}/{len(stages)} {what}")
+        made[what] = stage()
+    return made

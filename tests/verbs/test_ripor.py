@@ -1,0 +1,104 @@
+"""`ripor`: its stages in order, each skipped where its work is there; a round goes on from the last one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval_jax.checkpoints.model_folder import lazy_params
+from retrieval_jax.core import storage
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.docids.residual import Codebooks
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.verbs.ripor import RiporConfig
+
+STEPS = {"dense": 3, "seq2seq": 0, "rank": 2}
+TINY = {
+    "import_collection.vocab_size": 1000,
+    "DOCIDS": "rq_2x8",
+    "T5Config.emb_dim": 16,
+    "T5Config.mlp_dim": 16,
+    "train.batch_size": 8,
+    "rank/train.batch_size": 4,
+    "DataConfig.passage_length": 24,
+    "mine.prefix_lengths": (1, 2),
+    "kl.prefix_lengths": (1, 2),
+    "make_index.beams": 4,
+    "ripor.mining_beams": 4,
+    "learning_rate.peak": 1e-30,  # weights stay what they begin as
+    "rank/learning_rate.peak": 1e-30,
+}
+
+
+def given(source: Path, folder: Path, **ripor: object) -> list[str]:
+    settings = {"COLLECTION": str(source), "WORK_DIR": str(folder), **TINY, "ripor.steps": STEPS}
+    settings |= {f"ripor.{name}": value for name, value in ripor.items()}
+    return ["ripor", *(f"--gin.{name}={value!r}" for name, value in settings.items())]
+
+
+def stages(err: str) -> list[str]:
+    return [line for line in err.splitlines() if line.partition("/")[0].isdigit()]
+
+
+def made(work: Workspace) -> dict[str, int]:
+    """When each model, negatives, scores, docids and searchers were made."""
+    files = (
+        work.folder.glob("*/*/manifest.json"),
+        work.folder.glob("models/*/checkpoints/*/_CHECKPOINT_METADATA"),
+    )
+    return {str(path): path.stat().st_mtime_ns for some in files for path in some}
+
+
+@pytest.mark.slow
+def test_each_round_begins_where_the_last_one_ended(source: Path, tmp_path: Path, cli):
+    work = Workspace(tmp_path / "work")
+    status, told, err = cli(*given(source, work.folder, rounds=1))
+    assert status == 0, err
+    assert [line.split(" ", 1)[0] for line in stages(err)] == [f"{n}/8" for n in range(1, 9)]
+    assert {"bm25", "ripor_dense", "ripor_teacher", "ripor_1"} == told["search"]["metrics"].keys()
+
+    # The retriever begins as the dense encoder, its codes as the centroids times the scale.
+    (_, _, before), (_, _, after) = (lazy_params(work.model(name)) for name in ("ripor_dense", "ripor_1"))
+    for name, array in before.items():
+        np.testing.assert_allclose(after[name].read(), array.read(), rtol=1e-6)
+    centroids = Codebooks.open(work.docids("rq_2x8")).vectors_LxVxE.reshape(-1, 16)
+    kernel = after["decoder/logits_dense/kernel"].read()
+    np.testing.assert_allclose(kernel[:, 2 : 2 + len(centroids)].T, 1.25 * centroids, rtol=1e-5, atol=1e-7)
+    assert DocidTable.open(work.docids("rq_2x8")).length >= 2
+
+    # The same command makes nothing anew; another round makes only what is its own.
+    there = made(work)
+    assert cli(*given(source, work.folder, rounds=1))[0] == 0
+    assert made(work) == there
+    status, told, err = cli(*given(source, work.folder, rounds=2))
+    assert status == 0, err
+    later = made(work)
+    assert {path: later[path] for path in there} == there
+    names = (
+        "negatives/ripor_2",
+        "scores/ripor_2",
+        "models/ripor_2",
+        "searchers/ripor_1_beams",
+        "searchers/ripor_2",
+    )
+    assert all(any(name in path for name in names) for path in later.keys() - there.keys())
+    mined = [storage.read_manifest(work.negatives(f"ripor_{n}"), "mine")["recipe"] for n in (1, 2)]
+    assert "prefix" in json.dumps(mined[1])
+    description = json.loads((work.model("ripor_2") / "model.json").read_text())
+    assert description["initial_checkpoint"] == str(work.model("ripor_1"))
+    assert description["settings"]["score"] == "logits"
+
+
+def test_a_training_of_no_steps_is_left_out_and_some_training_is_left():
+    config = RiporConfig(source="x", steps=STEPS, rounds=2)
+    assert config.generative == ["ripor_1", "ripor_2"]
+    whole = RiporConfig(source="x", rounds=1)
+    assert whole.generative == ["ripor_0", "ripor_1"]
+    assert len(whole.stages()) == len(RiporConfig(source="x", steps=STEPS, rounds=1).stages()) + 1
+
+
+def test_nothing_to_train_is_refused(source: Path, tmp_path: Path, cli):
+    status, _, err = cli(*given(source, tmp_path, rounds=0))
+    assert status == 2
+    assert err.splitlines()[-1].startswith("retrieval-jax: ripor.rounds: 0")
