@@ -16,7 +16,8 @@ class Workspace:
 
     collection/ · embeddings/NAME/ · docids/KIND/ · cache/TASK/ (examples) · models/NAME/ (checkpoints) ·
     synthetic/NAME/ (generated queries) · negatives/NAME/ (mined ones) · scores/NAME/ (a teacher's) ·
-    searchers/NAME/ · runs/NAME.SPLIT.trec · report.html, metrics.json, significance.json · exports/NAME/
+    searchers/NAME/ · variations/SPLIT~KIND/ (of queries) · runs/NAME.SPLIT.trec ·
+    report.html, metrics.json, significance.json · exports/NAME/
 
     Methods that take a name raise UserError if it cannot be the name of a file.
 
@@ -81,6 +82,10 @@ class Workspace:
     def scores(self, name: str) -> Path:
         """Returns the folder of a teacher's scores."""
         return self.folder / "scores" / checked(name)
+
+    def variation(self, split: str, kind: str) -> Path:
+        """Returns the folder of the queries of a split, varied; its name is that of a split."""
+        return self.folder / "variations" / f"{split}~{checked(kind)}"
 
     def model(self, name: str) -> Path:
         """Returns the folder of a model and its checkpoints."""

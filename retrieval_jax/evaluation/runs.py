@@ -17,6 +17,7 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data import variations
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import trec
 from retrieval_jax.evaluation.metrics import RunValues
@@ -88,7 +89,7 @@ def searcher_metrics(work: Workspace, name: str, collection: Collection) -> dict
         split = facts.get("recipe", {}).get("split")
         if "metrics" not in facts or path != work.run(name, split):
             continue
-        if outdated(facts["recipe"], work.searcher(name), collection, split) is None:
+        if outdated(facts["recipe"], work, name, collection, split) is None:
             found[split] = facts["metrics"]
     return found
 
@@ -114,12 +115,12 @@ def current_runs(
         raise UserError(
             f"{work.folder}/runs: no run of split {split!r}: make one with `retrieval-jax search`"
         )
-    queries = {query.id for query in collection.queries(split)}
+    queries = {query.id for query in variations.split_queries(work, collection, split)}
     runs = {}
     for name, path in paths.items():
         facts = read_facts(path)
         if facts:
-            reason = outdated(facts["recipe"], work.searcher(name), collection, split)
+            reason = outdated(facts["recipe"], work, name, collection, split)
             remedy = "`retrieval-jax search` makes it again"
             run = {} if reason else trec.read_run(path)
         else:
@@ -140,7 +141,7 @@ def current_runs(
 
 def report_strays(work: Workspace, collection: Collection) -> None:
     """Reports the files in runs/ whose names are of no split: nobody would miss them otherwise."""
-    splits = tuple(f".{split}.trec" for split in collection.query_counts)
+    splits = tuple(f".{split}.trec" for split in (*collection.query_counts, *variations.names(work)))
     for path in sorted((work.folder / "runs").glob("*")):
         if path.suffix not in (".json", ".tsv") and not path.name.endswith(splits):
             log(f"{path}: left out: the name of a run is NAME.SPLIT.trec, with a split of the collection")
@@ -159,12 +160,13 @@ def _foreign(path: Path, run: trec.Run, split: str, collection: Collection, quer
     return None
 
 
-def outdated(recipe: dict, searcher: Path, collection: Collection, split: str) -> str | None:
+def outdated(recipe: dict, work: Workspace, name: str, collection: Collection, split: str) -> str | None:
     """Returns why a run does not count; None if its split, collection and searcher are those of now.
 
     Args:
       recipe: the run's, from its facts.
-      searcher: the searcher's folder, which may be missing.
+      work: the work folder.
+      name: the searcher's name; its folder may be missing.
       collection: the collection as it is now.
       split: the split that the run's file is named after.
     """
@@ -172,6 +174,9 @@ def outdated(recipe: dict, searcher: Path, collection: Collection, split: str) -
         return f"it is of another collection (or an earlier one) than {collection.folder}"
     if recipe.get("split") != split:
         return f"it is of split {recipe.get('split')!r}"
+    if recipe.get("variation") != variations.fingerprint(work, split):
+        return f"the queries of {split} were made again since"
+    searcher = work.searcher(name)
     if (
         storage.finished(searcher)
         and storage.read_manifest(searcher, "index")["recipe"] != recipe["searcher"]

@@ -6,6 +6,7 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.progress import console, log
 from retrieval_jax.core.values import NonNegative, Positive
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data import variations
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import comparison, report
 from retrieval_jax.evaluation.method_table import COLUMNS, print_table, table_notes
@@ -43,7 +44,7 @@ def evaluate(
     Args:
       source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
       work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
-      split: the queries that were searched for.
+      split: the queries that were searched for; also a variation that `vary` made, as test~typo.
       measures: what to compute, by ir_measures' names: `--gin.evaluate.measures="('nDCG@10', 'RR(rel=2)@10',
         'R@1000', 'AP', 'Judged@10')"`. None for MRR@10, Recall@10, Recall@100, Hits@1, Hits@10 and nDCG@10.
       baseline: the run that the others are compared with. None for bm25, or the first run by name where there
@@ -60,7 +61,7 @@ def evaluate(
     metrics = chosen_metrics(measures)
     report_strays(work, collection)
     known = current_runs(work, split, collection)
-    queries = collection.queries(split)
+    queries = variations.split_queries(work, collection, split)
     baseline = comparison.choose_baseline(list(known), baseline)
     depths = {name: comparison.depth(*found) for name, found in known.items()}
     without = comparison.too_deep(metrics, depths, collection.passage_count)

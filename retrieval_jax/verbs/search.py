@@ -5,6 +5,7 @@ import gin
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data import variations
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import runs
 from retrieval_jax.evaluation.trec import write_qrels
@@ -33,7 +34,7 @@ def search(
       source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
       work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       name: the searcher, one of searchers/.
-      split: the queries to search for.
+      split: the queries to search for; also a variation that `vary` made, as test~typo.
       k: passages to find for each query.
       query: a question to answer instead.
     """
@@ -49,13 +50,15 @@ def search(
 
     path = work.run(name, split)
     recipe = {"searcher": manifest["recipe"], "collection": collection.fingerprint, "split": split, "k": k}
+    if variation := variations.fingerprint(work, split):
+        recipe["variation"] = variation
     facts = runs.read_facts(path) if path.exists() else None
     # Runs of earlier versions lack the latency.
     made = facts and facts["recipe"] == recipe and "single_query_ms" in facts.get("summary", {})
     if multihost.broadcast_from_process_0(bool(made)):
         return {"run": str(path), **runs.read_facts(path)["summary"]}
 
-    queries = collection.queries(split)
+    queries = variations.split_queries(work, collection, split)
     searcher = Searcher.open(folder, make_partitioner)
     run, summary = search_queries(searcher, queries, k, f"search {name}")
     texts = [query.text for query in queries]

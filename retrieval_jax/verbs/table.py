@@ -15,6 +15,7 @@ VERBS = {
     "mine": ("retrieval_jax.verbs.mine", "mine"),
     "score": ("retrieval_jax.verbs.score", "score_pairs"),
     "index": ("retrieval_jax.verbs.index", "make_index"),
+    "vary": ("retrieval_jax.verbs.vary", "vary"),
     "search": ("retrieval_jax.verbs.search", "search"),
     "evaluate": ("retrieval_jax.verbs.evaluate", "evaluate"),
     "export": ("retrieval_jax.verbs.export", "export"),
@@ -57,6 +58,10 @@ EXAMPLES = {
         "retrieval-jax index                     # BM25",
         "retrieval-jax index --MODEL_DIR=work/NAME/models/naive",
         "retrieval-jax index --gin.make_index.kind=\"'fused'\" --gin.make_index.parts=\"('bm25', 'exact')\"",
+    ),
+    "vary": (
+        "retrieval-jax vary --SPLIT=test",
+        'retrieval-jax vary --gin.vary.kinds="()" --gin.vary.file="\'paraphrase.tsv\'"',
     ),
     "search": (
         "retrieval-jax search --SEARCHER=naive --SPLIT=test",

@@ -1,0 +1,88 @@
+"""The verb `vary`: splits of varied queries, which are searched for and evaluated as any other split."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.variations import KINDS, names, vary
+from retrieval_jax.search.searcher import Searcher
+
+
+def test_variations_are_splits(own, tmp_path: Path, cli):
+    work = tmp_path / "work"
+    for verb in ("import", "index"):
+        assert cli(verb, *own)[0] == 0
+    status, made, _ = cli("vary", *own)
+    assert status == 0
+    queries = Collection(work / "collection").queries("test")
+    assert made["splits"].keys() == {f"test~{kind}" for kind in KINDS}
+    for kind in KINDS:
+        file = work / "variations" / f"test~{kind}" / "queries.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        assert lines == [{"_id": q.id, "text": vary(q.text, kind, q.id)} for q in queries]
+        changed = sum(line["text"] != q.text for line, q in zip(lines, queries, strict=True))
+        assert made["splits"][f"test~{kind}"] == {"queries": len(queries), "changed": changed}
+    assert made["splits"]["test~typo"]["changed"] == len(queries)
+
+    # They are not made again, and one that is changes its runs.
+    before = {path: path.stat().st_mtime_ns for path in (work / "variations").glob("*/*")}
+    assert cli("vary", *own)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert cli("search", *own, "--SPLIT=test~typo")[0] == 0
+    searcher = Searcher.open(work / "searchers" / "bm25")
+    found = searcher.search([vary(q.text, "typo", q.id) for q in queries], 100)
+    run = [line.split() for line in (work / "runs" / "bm25.test~typo.trec").read_text().splitlines()]
+    assert [(row[0], row[2]) for row in run] == [
+        (q.id, passage) for q, ranked in zip(queries, found, strict=True) for passage, _ in ranked
+    ]
+    for split in ("test", "test~shuffle"):
+        assert cli("search", *own, f"--SPLIT={split}")[0] == 0
+    of = {}
+    for split in ("test", "test~typo", "test~shuffle"):
+        status, made, err = cli("evaluate", *own, f"--SPLIT={split}")
+        assert (status, "left out" in err) == (0, False)
+        of[split] = made["metrics"]["bm25"]
+    assert of["test~typo"]["nDCG@10"] < of["test"]["nDCG@10"] == of["test~shuffle"]["nDCG@10"]
+
+    assert cli("vary", *own, "--SEED=1", "--gin.vary.kinds=('typo',)")[0] == 0
+    status, _, err = cli("evaluate", *own, "--SPLIT=test~typo")
+    assert status == 2
+    assert "bm25.test~typo.trec: left out, the queries of test~typo were made again since" in err
+    assert cli("search", *own, "--SPLIT=test~typo")[0] == 0
+    assert cli("evaluate", *own, "--SPLIT=test~typo")[0] == 0
+
+
+def test_a_file_of_paraphrases_is_one_more_kind(own, tmp_path: Path, cli):
+    assert cli("import", *own)[0] == 0
+    queries = Collection(tmp_path / "work" / "collection").queries("dev")
+    file = tmp_path / "paraphrase.tsv"
+    file.write_text("".join(f"{q.id}\tplease: {q.text}\n" for q in queries))
+    arguments = [*own, "--SPLIT=dev", "--gin.vary.kinds=()", f"--gin.vary.file='{file}'"]
+    status, made, _ = cli("vary", *arguments)
+    assert (status, made) == (0, {"splits": {"dev~paraphrase": {"queries": 10, "changed": 10}}})
+    path = tmp_path / "work" / "variations" / "dev~paraphrase" / "queries.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [{"_id": q.id, "text": f"please: {q.text}"} for q in queries]
+    file.write_text("".join(f"{q.id}\t{q.text}\n" for q in queries))
+    assert cli("vary", *arguments)[1]["splits"]["dev~paraphrase"]["changed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("paraphrase.tsv", "nobody\tx\n", "paraphrase.tsv: no text for 10 of 10 queries, as '"),
+        ("typo.tsv", "q\tx\n", "typo.tsv: typo is the name of another kind: give the file another name"),
+        ("none.tsv", None, "none.tsv: no such file: give the path of one"),
+        ("a b.tsv", "q\tx\n", "'a b': cannot be the name of an artefact"),
+    ],
+)
+def test_a_bad_file_is_one_line(name, text, message, work, arguments, tmp_path: Path, cli):
+    if text:
+        (tmp_path / name).write_text(text)
+    file = f"--gin.vary.file='{tmp_path / name}'"
+    status, _, err = cli("vary", *arguments, "--gin.vary.kinds=()", file)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+    assert not names(work)
