@@ -70,6 +70,7 @@ class TaskFactory:
       mined: query id -> passages that are its negatives, besides those of the collection.
       scores: a teacher's scores of the train queries' passages; None where there is no teacher. Where nothing
         is mined, the passages that it scored are negatives.
+      typos: the probability that a query has a typo, where queries are inputs.
     """
 
     collection: Collection
@@ -80,6 +81,7 @@ class TaskFactory:
     train_group_size: tuple[int, int] | None = None
     mined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     scores: ScoredRows | None = None
+    typos: float = 0.0
 
     @functools.cached_property
     def queries(self) -> list[Query]:
@@ -122,7 +124,7 @@ class TaskFactory:
                 raise UserError(
                     "d2q: no synthetic queries: `retrieval-jax generate-queries`, then --SYNTHETIC=doc2query"
                 )
-            return D2Q(self.synthetic, self.vocabulary)
+            return D2Q(self.synthetic, self.vocabulary, self.typos)
         kind, _, label = name.partition("_")
         if name != "doc2query" and kind != "labelled":
             raise UserError(f"no task {name!r}: the tasks are {', '.join(TASKS)}")
@@ -141,5 +143,7 @@ class TaskFactory:
                 self.answers,
                 self.scores,
                 draw_scored=self.scores is not None and not self.mined,
+                typos=self.typos,
             )
-        return LabelledPairs(self.collection, self.vocabulary, queries)
+        typos = 0.0 if name == "doc2query" else self.typos  # nobody wants to generate them
+        return LabelledPairs(self.collection, self.vocabulary, queries, typos)

@@ -14,6 +14,7 @@ from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import ScoredPassages, ScoredRows
 from retrieval_jax.data.synthetic import SyntheticQueries
+from retrieval_jax.data.variations import add_typo
 from retrieval_jax.data.vocabulary import Vocabulary
 
 PADDING = -1  # in a dual encoder's candidates: the row and the grade of no passage
@@ -103,10 +104,10 @@ class DaQ(Task):
 
 
 class D2Q(Task):
-    """The synthetic queries of each passage (D2Q)."""
+    """The synthetic queries of each passage (D2Q), a share of them with a typo (`typos`)."""
 
-    def __init__(self, queries: SyntheticQueries, vocabulary: Vocabulary):
-        self.queries, self.vocabulary = queries, vocabulary
+    def __init__(self, queries: SyntheticQueries, vocabulary: Vocabulary, typos: float = 0.0):
+        self.queries, self.vocabulary, self.typos = queries, vocabulary, typos
         self.ends = np.cumsum(queries.counts, dtype=np.int64)  # after each passage's queries
 
     def __len__(self) -> int:
@@ -119,15 +120,17 @@ class D2Q(Task):
         distinct, which = np.unique(rows, return_inverse=True)  # a passage's queries are one record
         queries = self.queries.get(distinct.tolist())
         texts = [queries[at][place] for at, place in zip(which.tolist(), places, strict=True)]
-        inputs = self.vocabulary.encode_all(texts)
+        inputs = self.vocabulary.encode_all(_with_typos(texts, rngs, self.typos))
         return [Example(tokens, [row], [1]) for tokens, row in zip(inputs, rows.tolist(), strict=True)]
 
 
 class LabelledPairs(Task):
-    """Each labelled query with each of its positives, one at a time."""
+    """Each labelled query with each of its positives, one at a time, a share with a typo (`typos`)."""
 
-    def __init__(self, collection: Collection, vocabulary: Vocabulary, queries: Sequence[Query]):
-        self.vocabulary = vocabulary
+    def __init__(
+        self, collection: Collection, vocabulary: Vocabulary, queries: Sequence[Query], typos: float = 0.0
+    ):
+        self.vocabulary, self.typos = vocabulary, typos
         pairs = [(q.text, p, grade) for q in queries for p, grade in q.positives.items()]
         self.texts = [text for text, _, _ in pairs]
         self.rows = collection.find_rows([passage for _, passage, _ in pairs])
@@ -138,7 +141,8 @@ class LabelledPairs(Task):
 
     def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
         """See `Task.get`."""
-        inputs = self.vocabulary.encode_all([self.texts[i] for i in numbers])
+        texts = _with_typos([self.texts[i] for i in numbers], rngs, self.typos)
+        inputs = self.vocabulary.encode_all(texts)
         return [
             Example(tokens, [int(self.rows[i])], [self.grades[i]])
             for tokens, i in zip(inputs, numbers, strict=True)
@@ -161,6 +165,7 @@ class LabelledGroups(Task):
       scores: a teacher's scores, which come with the group; None where there is no teacher. A passage has the
         score of any copy of its text.
       draw_scored: whether the passages that the teacher scored are negatives, too.
+      typos: the probability that a query has a typo, drawn again in each epoch.
     """
 
     def __init__(
@@ -173,8 +178,9 @@ class LabelledGroups(Task):
         answers: KnownAnswers,
         scores: ScoredRows | None = None,
         draw_scored: bool = False,
+        typos: float = 0.0,
     ):
-        self.vocabulary, self.queries = vocabulary, queries
+        self.vocabulary, self.queries, self.typos = vocabulary, queries, typos
         self.positives, self.negatives = positives, negatives
         self.scores, self.draw_scored = scores, draw_scored
         ids = [(*q.positives, *answers.others(q), *q.negatives) for q in queries]
@@ -187,8 +193,9 @@ class LabelledGroups(Task):
 
     def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
         """See `Task.get`."""
-        inputs = self.vocabulary.encode_all([self.queries[i].text for i in numbers])
-        return list(map(self._group, numbers, rngs, inputs))
+        for_typos, for_groups = itertools.tee(rngs)
+        texts = _with_typos([self.queries[i].text for i in numbers], for_typos, self.typos)
+        return list(map(self._group, numbers, for_groups, self.vocabulary.encode_all(texts)))
 
     def _group(self, i: int, rng: np.random.Generator, tokens: list[int]) -> Example:
         """Draws the candidates of query i, whose tokens are given."""
@@ -219,6 +226,15 @@ class LabelledGroups(Task):
             scores,
             scored,
         )
+
+
+def _with_typos(texts: Sequence[str], rngs: Iterable[np.random.Generator], share: float) -> Sequence[str]:
+    """Puts a typo into each text with the probability `share`. Nothing is drawn where that is 0."""
+    if not share:
+        return texts
+    return [
+        add_typo(text, rng) if rng.random() < share else text for text, rng in zip(texts, rngs, strict=False)
+    ]
 
 
 def _draw(rng: np.random.Generator, count: int, most: int) -> Sequence[int]:

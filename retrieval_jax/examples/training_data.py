@@ -52,6 +52,9 @@ class DataConfig:
         be one of models/ranking.py.
       token_dropout: for each task, the probability that a token of its input is left out; drawn again in
         each epoch.
+      typos: the probability that a query of d2q or labelled has a typo: two letters that changed places, a
+        key beside the right one, another letter, one more or one less. Drawn again in each epoch, so that
+        these tasks are not read from a cache. A searcher then copes better with misspelled queries.
       synthetic: the name of the synthetic queries for d2q.
       mined: the name of mined negatives, which are added to those of the collection.
       scores: the name of a teacher's scores, which come with the candidates of a query. Where no mined
@@ -69,6 +72,7 @@ class DataConfig:
     positives: Positive = 1
     negatives: NonNegative = 0
     token_dropout: Mapping[Task, Fraction] = dataclasses.field(default_factory=dict)
+    typos: Fraction = 0.0
     synthetic: str | None = None
     mined: str | None = None
     scores: str | None = None
@@ -158,6 +162,7 @@ class TrainDataset:
             group_size,
             mined,
             scores,
+            c.typos,
         )
 
     @property
@@ -193,6 +198,10 @@ class TrainDataset:
             facts["prompts"] = list(self.prompts)
         return facts
 
+    def has_typos(self, task: str) -> bool:
+        """Whether the texts of a task get typos, which are drawn again in each epoch: no cache holds them."""
+        return self.config.typos > 0 and task.split("_")[0] in ("d2q", "labelled")
+
     def computed(self, task: str) -> Examples:
         """The examples of a task, made as they are read."""
         return Examples(self._tasks.task(task), self.targets)
@@ -214,6 +223,8 @@ class TrainDataset:
 
     def examples(self, task: str) -> Examples | CachedExamples:
         """The examples of a task: read from the cache if they are in it, else made as they are read."""
+        if self.has_typos(task):
+            return self.computed(task)
         folder = self.work.cache(f"{self.prefix}.{task}")
         if cached := CachedExamples.find(folder, self.recipe(task)):
             return cached

@@ -310,7 +310,7 @@ def training_task(model: Model) -> str:
     Raises UserError for what only the project's own batches can do.
     """
     examples, settings = model.examples, model.examples.config
-    for name in ("curriculum", "token_dropout"):
+    for name in ("curriculum", "token_dropout", "typos"):
         if getattr(settings, name):
             raise UserError(f"DataConfig.{name}: only the project's own trainer does that: leave it out")
     if settings.pack > 1:

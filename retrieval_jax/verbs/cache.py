@@ -57,6 +57,9 @@ def cache(
     opened = dataset.open()
     made, size = {}, 0
     for task in sorted({task for _, shares in opened.stages() for task in shares}):
+        if opened.has_typos(task):
+            log(f"{task}: not cached, as training draws its typos in each epoch (DataConfig.typos)")
+            continue
         log(f"cache {opened.prefix}.{task}")
         manifest = write_cache(dataset, opened, task, beam_options)
         made[f"{opened.prefix}.{task}"] = manifest["examples"]

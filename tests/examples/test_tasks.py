@@ -4,16 +4,22 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 from reading import write
+from tables import KINDS
 from teacher import random_scores, write_scores
 
+from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data import synthetic
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.synthetic import QueryShards
+from retrieval_jax.data.variations import add_typo
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.examples.examples import TaskFactory
-from retrieval_jax.examples.targets import PassageTargets, pad
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, pad
 from retrieval_jax.examples.tasks import PADDING, LabelledGroups
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.verbs.importing import import_collection
@@ -144,3 +150,52 @@ def test_a_copy_has_the_score_of_its_text(own_work: Workspace, tmp_path: Path):
     example = data.computed("labelled").task(0, RNG)
     assert list(example.rows) == [3, 0, 2]
     np.testing.assert_array_equal(example.scores, [3.0, np.nan, 2.0])
+
+
+@pytest.mark.parametrize("targets", [DocidTargets, PassageTargets])
+def test_a_share_of_the_queries_gets_typos(own_work: Workspace, collection: Collection, targets):
+    """By count, among the queries with a word that can have one; what else an example holds stays."""
+    shards = QueryShards(own_work.folder / "shards", collection.passage_count, collection.passage_count)
+    texts = [p.title or p.text[:40] for p in collection.passages()]
+    shards.write(0, ({"queries": [text], "made": 1, "distinct": 1} for text in texts))
+    recipe = {"collection": collection.fingerprint}
+    storage.build_once(own_work.synthetic("s"), recipe, lambda tmp: synthetic.join(tmp, collection, shards))
+
+    table = KINDS["naive"](collection) if targets is DocidTargets else None
+    plain = TrainDataset(DataConfig(synthetic="s", chunk_length=8), own_work, collection, targets, table)
+    config = dataclasses.replace(plain.config, typos=0.3)
+    dataset = dataclasses.replace(plain, config=config)
+    queries = collection.queries("train")
+    per_pair = [q.text for q in queries for _ in (q.positives if targets is DocidTargets else [0])]
+    for task, clean in (("labelled", per_pair), ("d2q", texts)):
+        examples, without = dataset.computed(task), plain.computed(task)
+        numbers = [i for i, text in enumerate(clean) if add_typo(text, RNG) != text]
+        assert len(examples) == len(clean) == len(without)
+        assert len(numbers) > 20
+        changed = 0
+        for epoch in range(20):
+            rngs = [np.random.default_rng([i, epoch]) for i in numbers]
+            for i, features in zip(numbers, examples.get(numbers, rngs), strict=True):
+                rng = np.random.default_rng([i, epoch])
+                text = add_typo(clean[i], rng) if rng.random() < 0.3 else clean[i]
+                assert features["inputs"] == dataset.vocabulary.encode(text)
+                changed += text != clean[i]
+                expected = without(i, np.random.default_rng(0))
+                if len(queries[min(i, len(queries) - 1)].positives) == 1 or task == "d2q" or table:
+                    assert {**features, "inputs": 0} == {**expected, "inputs": 0}
+        drawn = 20 * len(numbers)
+        assert abs(changed / drawn - 0.3) < 4 * (0.3 * 0.7 / drawn) ** 0.5
+        assert examples(numbers[0], np.random.default_rng(3)) == examples(
+            numbers[0], np.random.default_rng(3)
+        )
+
+    assert dataset.computed("firstp")(0, RNG) == plain.computed("firstp")(0, RNG)
+    found, _ = dataset.queries("dev")  # what is evaluated has none
+    expected, _ = plain.queries("dev")
+    assert [found(i, RNG)["inputs"] for i in range(10)] == [expected(i, RNG)["inputs"] for i in range(10)]
+
+
+def test_queries_that_are_to_be_written_have_no_typos(work: Workspace, collection: Collection):
+    dataset = TrainDataset(DataConfig({"doc2query": 1}, typos=1.0), work, collection, QueryTargets)
+    query = collection.queries("train")[0]
+    assert dataset.computed("doc2query")(0, RNG)["targets"] == dataset.vocabulary.encode(query.text)

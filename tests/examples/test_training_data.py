@@ -74,6 +74,10 @@ def test_a_cache_depends_on_all_that_changes_its_examples_and_on_nothing_else(da
         assert dataclasses.replace(dataset, config=config).recipe("daq") != recipe, name
     docids = KINDS["atomic"](dataset.collection)
     assert dataclasses.replace(dataset, table=docids).recipe("daq") != recipe
+    misspelled = dataclasses.replace(dataset, config=dataclasses.replace(CONFIG, typos=0.1))
+    tasks = ("labelled", "labelled_human", "d2q", "daq", "firstp", "doc2query")
+    assert [misspelled.has_typos(task) for task in tasks] == [True, True, True, False, False, False]
+    assert not any(map(dataset.has_typos, tasks))
 
     passages = TrainDataset(CONFIG, dataset.work, dataset.collection, PassageTargets)
     prompted = dataclasses.replace(passages, prompts=Prompts("query: ", "passage: "))

@@ -50,6 +50,7 @@ def test_scores_are_compared_by_content(own_work: Workspace, collection):
     assert settings(scores="first")["DataConfig.scores"] == first != other
     assert settings(scores="other")["DataConfig.scores"] == other
     assert settings()["DataConfig.scores"] is None
+    assert [settings(typos=share)["DataConfig.typos"] for share in (0.0, 0.1)] == [0.0, 0.1]
     assert first == same
 
 

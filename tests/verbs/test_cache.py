@@ -55,3 +55,14 @@ def test_a_dual_encoder_inherits_the_prompts_of_its_initial_weights(
     assert cli("cache", *arguments, *settings, *retriever)[0] == 0
     manifest = storage.read_manifest(work.cache("small_docs.passages.labelled"), "cache")
     assert manifest["recipe"]["prompts"] == ["of the weights: ", ""]
+
+
+def test_queries_with_typos_are_not_cached(own, cli, tmp_path: Path):
+    assert cli("import", *own)[0] == 0
+    data = ["--gin.DataConfig.mixture={'labelled': 1, 'firstp': 1}", "--gin.DataConfig.passage_length=16"]
+    retriever = ["--DOCIDS=None", "--gin.cache.retriever=@DualEncoder"]
+    status, made, err = cli("cache", *own, *data, *retriever, "--gin.DataConfig.typos=0.2")
+    assert status == 0
+    assert made["examples"].keys() == {"small_docs.passages.firstp"}
+    assert "labelled: not cached, as training draws its typos in each epoch (DataConfig.typos)" in err
+    assert [path.name for path in (tmp_path / "work" / "cache").iterdir()] == ["small_docs.passages.firstp"]
