@@ -5,17 +5,15 @@
     other names   a line a docid: PASSAGE, tab, DOCID
 
 A DOCID is a list of whole numbers, or a text; in a TSV file codes have spaces or commas between them. A
-passage with several docids (MINDER, Li et al. 2023) has a list of them, or several lines. Files may end
-in .gz.
+passage with several docids (MINDER, Li et al. 2023) has a list of them, or several lines. An id is a
+text or a whole number, and no object has a key twice. Files may end in .gz.
 """
 
 import array
 import dataclasses
-import gzip
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import gin
@@ -27,6 +25,7 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Positive
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources.json_objects import json_id, json_object
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.decoding.order import order
 from retrieval_jax.docids.identifiers import text_tokens
@@ -35,7 +34,8 @@ from retrieval_jax.docids.residual import output_size
 from retrieval_jax.docids.table import DocidShape, blocks
 
 START = -1  # the first code of each docid in RIPOR's files, which stands for the start token
-WAYS = ("list", "refuse")
+SHARED_DOCIDS = ("list", "refuse")
+_FIELDS = ('"PASSAGE": DOCID',)
 
 
 @gin.configurable("docid_file")
@@ -57,10 +57,9 @@ class Settings:
     shared_docids: str = "list"
 
     def __post_init__(self):
-        if self.shared_docids not in WAYS:
-            raise UserError(
-                f"docid_file.shared_docids: no way {self.shared_docids!r}: choose {' or '.join(WAYS)}"
-            )
+        if self.shared_docids not in SHARED_DOCIDS:
+            wrong = f"{self.shared_docids!r} is neither 'list' nor 'refuse'"
+            raise UserError(f"docid_file.shared_docids: {wrong}: choose one of them")
 
 
 class Docids:
@@ -178,53 +177,42 @@ def _is_text(value: object) -> bool:
 
 
 def _pairs(path: Path, text: bool) -> Iterator[tuple[int, str, object]]:
-    """Yields (line, passage id, docid or list of docids) of a file."""
+    """Yields (line, passage id, docid or list of docids) of a file; line 0 where it is one object."""
     suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix
-    if suffix == ".json":
-        yield from ((0, passage, docid) for passage, docid in _json_object(path))
-        return
-    if suffix == ".jsonl":
-        for line, record in _parsed(path, lambda row: lines.json_object(row, ('"PASSAGE": DOCID',))):
-            if record.keys() == {"id", "docid"}:
-                record = {str(record["id"]): record["docid"]}
-            yield from ((line, passage, docid) for passage, docid in record.items())
-        return
-    for line, (passage, docid) in _parsed(path, lambda row: lines.columns(row, ("passage", "docid"))):
-        yield line, passage, docid if text else _codes(docid)
-
-
-def _codes(cell: str) -> object:
-    """Parses the codes in a cell of a TSV file; another text stays as it is, and is then no docid."""
-    parts = re.split(r"[,\s]+", cell.strip())
-    return list(map(int, parts)) if all(re.fullmatch(r"-?[0-9]+", part) for part in parts) else cell
-
-
-def _json_object(path: Path) -> list[tuple[str, object]]:
-    """Reads a file that is one JSON object, as pairs: a passage that occurs twice has several docids."""
-    hint = 'have one object, {"PASSAGE": DOCID, …}'
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            pairs = json.loads(file.read(), object_pairs_hook=tuple)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            lines.format_error(path, error.lineno, f"the JSON is wrong ({error})", hint)
-        ) from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(lines.format_error(path, None, f"cannot be read ({error})", "restore it")) from None
-    if not isinstance(pairs, tuple):
-        raise UserError(f"{path}: no JSON object: {hint}, or call a file with an object a line .jsonl")
-    return list(pairs)
-
-
-def _parsed(path: Path, parse: Callable[[str], object]) -> Iterator[tuple[int, object]]:
-    """Yields (line number, what `parse` gives) of a file's lines. Raises UserError at the first bad one."""
+    read = lines.parse_whole if suffix == ".json" else lines.parse_lines
+    parse = {".json": _object, ".jsonl": _line}.get(suffix, _text_row if text else _code_row)
     errors = lines.ErrorLog()
-    for line, value in lines.parse_lines(path, parse, errors):
+    for line, docids in read(path, parse, errors):
         if errors.counts:
             break
-        yield line, value
+        yield from ((line, passage, docid) for passage, docid in docids.items())
     for some in errors.first.values():
         raise UserError(str(some[0]))
+
+
+def _object(text: str) -> dict[str, object]:
+    """Parses a .json file."""
+    return json_object(text, _FIELDS, of="file")
+
+
+def _line(text: str) -> dict[str, object]:
+    """Parses a line of a .jsonl file."""
+    record = json_object(text, _FIELDS)
+    return {json_id(record["id"]): record["docid"]} if record.keys() == {"id", "docid"} else record
+
+
+def _text_row(text: str) -> dict[str, object]:
+    """Parses a row of a TSV file of texts."""
+    passage, docid = lines.columns(text, ("passage", "docid"))
+    return {passage: docid}
+
+
+def _code_row(text: str) -> dict[str, object]:
+    """Parses a row of a TSV file of codes; another text stays as it is, and is then no docid."""
+    passage, cell = lines.columns(text, ("passage", "docid"))
+    parts = re.split(r"[,\s]+", cell.strip())
+    is_codes = all(re.fullmatch(r"-?[0-9]+", part) for part in parts)
+    return {passage: list(map(int, parts)) if is_codes else cell}
 
 
 @register_docid_kind

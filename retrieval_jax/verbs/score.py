@@ -17,7 +17,7 @@ from retrieval_jax.core.workspace import UNFINISHED, Workspace
 from retrieval_jax.data import mined, scores
 from retrieval_jax.data.mined import MinedNegatives, NegativesRule
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.sources import scored
+from retrieval_jax.data.sources import score_files
 from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.evaluation.trec import read_run
 from retrieval_jax.mesh import multihost
@@ -232,7 +232,7 @@ def _from_file(work: Workspace, collection: Collection, file: str, name: str | N
 
     def make() -> int:
         errors = ErrorLog(skip=on_error == "skip")
-        found = scored.read(path, collection, errors)
+        found = score_files.read(path, collection, errors)
         errors.report()
         if found.has_scores:
             splits = [split for split in SPLITS if collection.query_counts.get(split)]

@@ -145,8 +145,18 @@ GOOD = "p0\t0 1\np1\t1 1\n"
             r"a.json: passage 'p1': .*is no docid: write a list of whole",
         ),
         ("a.json", '{"p0": [1],\n"p1": [2]', "a.json:2: the JSON is wrong"),
-        ("a.json", "[1]", "a.json: no JSON object: have one object"),
-        ("a.json.gz", "no gzip", "a.json.gz: cannot be read"),
+        (
+            "a.json",
+            '{"p0": [1],\n"p0": [2]}',
+            r"a.json:1: the JSON is wrong \(the key 'p0' is there 2 times\)",
+        ),
+        ("a.jsonl", '{"id": null, "docid": [1]}', r"a.jsonl:1: the JSON is wrong \(an id is 'None'\)"),
+        (
+            "a.json",
+            "[1]",
+            r"a.json:1: the JSON is wrong \(it is not an object, \{...\}\): write one JSON object a file",
+        ),
+        ("a.json.gz", "no gzip", "a.json.gz:1: the file is unreadable here"),
         ("a.tsv.gz", "no gzip", "a.tsv.gz:1: the file is unreadable here"),
         ("b.tsv", None, "b.tsv.*unreadable here|b.tsv.*no such"),
     ],
@@ -159,8 +169,8 @@ def test_what_is_wrong_is_one_line_with_its_place(tmp_path, name, text, told):
     assert "\n" not in str(raised.value)
 
 
-def test_settings_that_cannot_be(tmp_path):
-    with pytest.raises(UserError, match=r"docid_file\.shared_docids: no way 'drop': choose list or refuse"):
+def test_unknown_docid_file_settings_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"docid_file\.shared_docids: 'drop' is neither 'list' nor 'refuse'"):
         Settings(shared_docids="drop")
     with pytest.raises(UserError, match=r"docid_file\.path: not set: name a file of docids"):
         FromFile().recipe(Settings())

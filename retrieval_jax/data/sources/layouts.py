@@ -37,8 +37,9 @@ from retrieval_jax.data.sources.folders import (
     line_passages,
     source_error,
 )
+from retrieval_jax.data.sources.json_objects import json_object, string
 from retrieval_jax.data.sources.judged import Split
-from retrieval_jax.data.sources.lines import ParseError, columns, json_object, string
+from retrieval_jax.data.sources.lines import ParseError, columns
 
 _PASSAGE, _QUERY, _QREL = ("_id", "title", "text"), ("_id", "text"), judged.HEADER
 _TREC = ("query", "0", "passage", "grade")

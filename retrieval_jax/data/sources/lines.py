@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import gzip
 import itertools
-import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,15 +38,16 @@ class ParseError(Exception):
       kind: the kind of error, by which errors are counted.
       what: what is wrong.
       hint: the remedy.
+      line: where the error is in a text of several lines, from 1.
     """
 
-    def __init__(self, kind: str, what: str, hint: str):
-        super().__init__(kind, what, hint)
-        self.kind, self.what, self.hint = kind, what, hint
+    def __init__(self, kind: str, what: str, hint: str, line: int = 1):
+        super().__init__(kind, what, hint, line)
+        self.kind, self.what, self.hint, self.line = kind, what, hint, line
 
     def at(self, path: Path, line: int) -> "LineError":
-        """Returns the error with its file and line."""
-        return LineError(path, line, self.kind, self.what, self.hint)
+        """Returns the error with its file and line, of which `line` is that where the text begins."""
+        return LineError(path, line + self.line - 1, self.kind, self.what, self.hint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class LineError:
 
     Attributes:
       path: the file.
-      line: the line's number, from 1.
+      line: the line's number, from 1; 0 if it is not known.
       kind: the kind of error, by which errors are counted.
       what: what is wrong.
       hint: the remedy.
@@ -113,8 +113,12 @@ class ErrorLog:
     def report(self) -> None:
         """Prints the number of lines that were left out and the first few of them, by kind."""
         for kind, count in self.counts.items():
-            places = ", ".join(f"{error.path}:{error.line}" for error in self.first[kind])
+            places = ", ".join(_place(error.path, error.line) for error in self.first[kind])
             log(f"left out {count:,} × {kind}: {places}{', …' if count > SHOWN else ''}")
+
+
+def _place(path: Path, line: int | None) -> str:
+    return f"{path}:{line}" if line else str(path)
 
 
 def format_error(path: Path, line: int | None, what: str, hint: str) -> str:
@@ -126,7 +130,7 @@ def format_error(path: Path, line: int | None, what: str, hint: str) -> str:
       what: what is wrong.
       hint: the remedy.
     """
-    return " ".join(f"{path}{f':{line}' if line else ''}: {what}: {hint}".splitlines())
+    return " ".join(f"{_place(path, line)}: {what}: {hint}".splitlines())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +270,31 @@ def parse_lines(
             yield line, value
 
 
+def parse_whole(path: Path, parse: Callable[[str], T], errors: ErrorLog) -> Iterator[tuple[int, T]]:
+    """Parses a file that is one text: yields (0, result of `parse`), or nothing if it is bad.
+
+    Args:
+      path: the file, plain or compressed.
+      parse: a function of the file's text, which raises ParseError for a bad one.
+      errors: receives what is bad.
+    """
+    damage = ErrorLog()
+    content = b"".join(raw for _, raw in read_lines(path, damage))
+    errors.merge(damage)
+    if damage.counts:
+        return
+    try:
+        value = parse(text_of(content))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        what = f"the line is not UTF-8 ({error.reason})"
+        errors.add(LineError(path, line, "not UTF-8", what, "save it as UTF-8"))
+    except ParseError as bad:
+        errors.add(bad.at(path, 1))
+    else:
+        yield 0, value
+
+
 def columns(text: str, fields: Sequence[str]) -> list[str]:
     """Splits a row at its tabs. Quotes have no meaning, so no column contains a tab.
 
@@ -354,55 +383,3 @@ def say_header(path: Path, header: str) -> None:
     """Prints that line 1 of a file is left out, if it is a header."""
     if header:
         log(f"{path}:1: a header ({', '.join(header.split())}): left out")
-
-
-def json_object(text: str, fields: Sequence[str]) -> dict:
-    """Parses a line that is a JSON object.
-
-    Args:
-      text: the line.
-      fields: the keys that it should have, for messages.
-
-    Raises:
-      ParseError: it is no JSON object, or contains half of a surrogate pair.
-    """
-    try:
-        record = json.loads(text)
-        if not isinstance(record, dict):
-            raise ValueError("it is not an object, {...}")
-        if "\\" in text:
-            json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        reason = str(error).replace("line 1 column", "column")  # it is always line 1 of this line
-        raise bad_json(reason, fields) from error
-    return record
-
-
-def bad_json(reason: str, fields: Sequence[str]) -> ParseError:
-    """Returns the exception for a JSON line that lacks something.
-
-    Args:
-      reason: what is wrong.
-      fields: the keys that it should have.
-    """
-    hint = f"write one JSON object a line, with {', '.join(fields)}"
-    return ParseError("bad JSON", f"the JSON is wrong ({reason})", hint)
-
-
-def string(record: dict, field: str, fields: Sequence[str]) -> str:
-    """Returns the text of a key of a JSON object. A title may be missing or null (as pandas writes it).
-
-    Args:
-      record: the object.
-      field: the key.
-      fields: all keys that it should have, for messages.
-
-    Raises:
-      ParseError: the value is missing or no text.
-    """
-    value = record.get(field)
-    if value is None and field == "title":
-        return ""
-    if not isinstance(value, str):
-        raise bad_json(f"{field!r} is {'not a string' if field in record else 'missing'}", fields)
-    return value

@@ -25,8 +25,9 @@ from retrieval_jax.data.sources.folders import (
     source_error,
     split_name,
 )
+from retrieval_jax.data.sources.json_objects import bad_json, json_object, string
 from retrieval_jax.data.sources.judged import FindRows
-from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, bad_json, json_object, string
+from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError
 from retrieval_jax.data.sources.passages import check_id
 
 LABELS = ("human", "llm")

@@ -16,7 +16,7 @@ from test_damaged_files import QUICK, SEEDS, check_error, damaged, lines_of
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.sources import scored
+from retrieval_jax.data.sources import score_files
 from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.verbs.importing import import_collection
 
@@ -77,7 +77,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Collection:
 def test_each_form_is_read(numbered: Collection, tmp_path: Path, form: str, packed: bool):
     name = "scores.gz" if packed else "scores"
     write(tmp_path, {name: "\ufeff" + FORMS[form]})
-    assert scored.read(tmp_path / name, numbered, ErrorLog()) == scored.ScoreFile(True, WANTED)
+    assert score_files.read(tmp_path / name, numbered, ErrorLog()) == score_files.ScoreFile(True, WANTED)
 
 
 def test_hard_negatives_have_no_scores(numbered: Collection, tmp_path: Path):
@@ -86,7 +86,7 @@ def test_hard_negatives_have_no_scores(numbered: Collection, tmp_path: Path):
         tmp_path,
         {"hard.jsonl": jsonl({"qid": 1, "pos": [10], "neg": neg}, {"qid": "2", "pos": [], "neg": {}})},
     )
-    found = scored.read(tmp_path / "hard.jsonl", numbered, ErrorLog())
+    found = score_files.read(tmp_path / "hard.jsonl", numbered, ErrorLog())
     assert not found.has_scores
     assert list(found.scores) == ["1"]
     assert list(found.scores["1"]) == ["11", "13", "12", "10"]
@@ -108,6 +108,9 @@ BAD = {
     '{"1": [10]}': ":1: the JSON is wrong ('1' is not followed by {passage id: score})",
     '{"1": {"10": 1}}\n{"1": {"11": 1}': ":2: the JSON is wrong",
     '{\n"1": {"10": 1},\n"1" {}\n}\n': ":3: the JSON is wrong",
+    '{"1": {"10": 1, "10": 2}}': ":1: the JSON is wrong (the key '10' is there 2 times)",
+    '{\n"1": {"10": 1},\n"1": {"11": 1}}': ":1: the JSON is wrong (the key '1' is there 2 times)",
+    '{\n"1": {"99": 1}}': ": passage '99' is unknown",
     jsonl({"qid": "1", "docids": ["10"], "scores": []}): ":1: the JSON is wrong (1 docids have 0 scores)",
     jsonl({"qid": None, "docids": [], "scores": []}): ":1: the JSON is wrong (an id is 'None')",
     jsonl({"qid": "1", "neg": ["10"]}): ":1: the JSON is wrong ('neg' is not {system: [passage ids]})",
@@ -122,7 +125,7 @@ BAD = {
 def test_what_is_wrong_is_told_with_its_line(numbered: Collection, tmp_path: Path, text: str):
     path = tmp_path / "scores"
     path.write_text(text)
-    message = error_of(lambda: scored.read(path, numbered, ErrorLog()))
+    message = error_of(lambda: score_files.read(path, numbered, ErrorLog()))
     assert message.startswith(f"{path}:")
     assert BAD[text] in message
 
@@ -131,7 +134,7 @@ def test_bad_lines_are_left_out_and_counted(numbered: Collection, tmp_path: Path
     rows = ["1\t10\t3", "9\t10\t3", "1\t99\t3", "1\t98\t3", "1\t11\tx", "1\t10\t2", "2\t12\t0"]
     write(tmp_path, {"scores.tsv": "\n".join(rows)})
     errors = ErrorLog(skip=True)
-    found = scored.read(tmp_path / "scores.tsv", numbered, errors)
+    found = score_files.read(tmp_path / "scores.tsv", numbered, errors)
     assert found.scores == {"1": {"10": 3.0}, "2": {"12": 0.0}}
     assert places(errors, tmp_path) == {
         "bad score": ["scores.tsv:5"],
@@ -150,14 +153,14 @@ def test_pickles_cut_files_and_missing_ones_are_refused(numbered: Collection, tm
         "d.pkl.gz": b"x",
     }.items():
         (tmp_path / name).write_bytes(content)
-        message = error_of(lambda name=name: scored.read(tmp_path / name, numbered, ErrorLog()))
+        message = error_of(lambda name=name: score_files.read(tmp_path / name, numbered, ErrorLog()))
         if name != "d.pkl.gz":
             assert f"{name}: a pickle, which can run any program when it is read" in message
     (tmp_path / "cut.gz").write_bytes(gzip.compress(FORMS["run"].encode())[:-9])
-    message = error_of(lambda: scored.read(tmp_path / "cut.gz", numbered, ErrorLog()))
+    message = error_of(lambda: score_files.read(tmp_path / "cut.gz", numbered, ErrorLog()))
     assert "the file is unreadable here" in message
     for name in ("missing", ""):
-        error_of(lambda name=name: scored.read(tmp_path / name, numbered, ErrorLog()))
+        error_of(lambda name=name: score_files.read(tmp_path / name, numbered, ErrorLog()))
 
 
 def pairs_of(content: bytes) -> Iterator[tuple[str, str, float]]:
@@ -190,7 +193,7 @@ def test_a_file_is_read_as_it_stands_or_refused_in_a_line(numbered: Collection, 
     with tempfile.TemporaryDirectory() as temporary:
         folder = write(Path(temporary), written)
         try:
-            found = scored.read(next(folder.iterdir()), numbered, ErrorLog())
+            found = score_files.read(next(folder.iterdir()), numbered, ErrorLog())
         except UserError as error:
             check_error(error, folder)
             return

@@ -13,16 +13,16 @@ Any file may be in .gz. Ids may be whole numbers in JSON. Pickles are refused: t
 
 import dataclasses
 import itertools
-import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources.json_objects import json_id, json_object
 from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, format_error
 
 Pair = tuple[str, str, float]  # query, passage, score; NaN where the form has none
@@ -63,8 +63,11 @@ def read(path: str | Path, collection: Collection, errors: ErrorLog) -> ScoreFil
     _refuse_pickle(path)
     text = _first_line(path)
     parse, header = _form(path, text)
-    whole = text.strip() == "{"  # the object is written over several lines
-    pairs = _whole(path, errors) if whole else _by_line(path, parse, errors, header)
+    if text.strip() == "{":  # the object is written over several lines
+        parsed = lines.parse_whole(path, parse, errors)
+    else:
+        parsed = lines.parse_lines(path, parse, errors, header)
+    pairs = ((line, pair) for line, some in parsed for pair in some)
     scores = _checked(path, pairs, collection, errors)
     errors.raise_first()
     if not scores:
@@ -99,31 +102,6 @@ def _form(path: Path, text: str) -> tuple[Callable[[str], list[Pair]], str]:
     header = text if cells[0].lower() in ("query", *lines.NAMES["_id"]) and not _is_number(cells[-1]) else ""
     lines.say_header(path, header)
     return _row_parser(_TABLES[len(cells)]), header
-
-
-def _by_line(
-    path: Path, parse: Callable[[str], list[Pair]], errors: ErrorLog, header: str
-) -> Iterator[tuple[int, Pair]]:
-    """Yields (line, pair) of each pair of a file."""
-    for line, pairs in lines.parse_lines(path, parse, errors, header):
-        yield from ((line, pair) for pair in pairs)
-
-
-def _whole(path: Path, errors: ErrorLog) -> Iterator[tuple[int, Pair]]:
-    """Yields the pairs of a file that is one object over several lines. The line of a pair is not known."""
-    text = "\n".join(text for _, text in lines.decode_lines(lines.read_lines(path, errors), path, errors))
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError) as error:
-        what = f"the JSON is wrong ({error})"
-        errors.add(LineError(path, getattr(error, "lineno", 1), "bad JSON", what, _HINT))
-        return
-    try:
-        pairs = _queries(text)
-    except ParseError as bad:
-        errors.add(bad.at(path, 1))
-        return
-    yield from ((1, pair) for pair in pairs)
 
 
 def _checked(
@@ -173,7 +151,7 @@ def _row_parser(fields: Sequence[str]) -> Callable[[str], list[Pair]]:
 
 def _queries(text: str) -> list[Pair]:
     """Parses {query: {passage: score}}."""
-    record = lines.json_object(text, ("query ids", "their {passage id: score}"))
+    record = json_object(text, ("query ids", "their {passage id: score}"))
     pairs = []
     for query, of_query in record.items():
         if not isinstance(of_query, dict):
@@ -184,31 +162,31 @@ def _queries(text: str) -> list[Pair]:
 
 def _ranked(text: str) -> list[Pair]:
     """Parses {"qid", "docids", "scores"}."""
-    record = lines.json_object(text, ("qid", "docids", "scores"))
-    query, ids, scores = _id(record.get("qid")), _list(record, "docids"), _list(record, "scores")
+    record = json_object(text, ("qid", "docids", "scores"))
+    query, ids, scores = json_id(record.get("qid")), _list(record, "docids"), _list(record, "scores")
     if len(ids) != len(scores):
         raise _bad(f"{len(ids)} docids have {len(scores)} scores")
-    return [(query, _id(passage), _number(score)) for passage, score in zip(ids, scores, strict=True)]
+    return [(query, json_id(passage), _number(score)) for passage, score in zip(ids, scores, strict=True)]
 
 
 def _tevatron(text: str) -> list[Pair]:
     """Parses Tevatron's line; passages without a score are left out."""
-    record = lines.json_object(text, ("query_id", "positive_passages", "negative_passages"))
-    query = _id(record.get("query_id"))
+    record = json_object(text, ("query_id", "positive_passages", "negative_passages"))
+    query = json_id(record.get("query_id"))
     passages = [*_list(record, "positive_passages"), *_list(record, "negative_passages")]
     if not all(isinstance(passage, dict) for passage in passages):
         raise _bad("a passage is not an object")
-    return [(query, _id(p.get("docid")), _number(p["score"])) for p in passages if "score" in p]
+    return [(query, json_id(p.get("docid")), _number(p["score"])) for p in passages if "score" in p]
 
 
 def _negatives(text: str) -> list[Pair]:
     """Parses {"qid", "pos", "neg": {system: [passage, …]}}: the first of each system first."""
-    record = lines.json_object(text, ("qid", "pos", "neg"))
-    query, systems = _id(record.get("qid")), record.get("neg")
+    record = json_object(text, ("qid", "pos", "neg"))
+    query, systems = json_id(record.get("qid")), record.get("neg")
     if not isinstance(systems, dict):
         raise _bad("'neg' is not {system: [passage ids]}")
     in_turn = itertools.zip_longest(*(_list(systems, system) for system in systems))
-    passages = (_id(passage) for some in in_turn for passage in some if passage is not None)
+    passages = (json_id(passage) for some in in_turn for passage in some if passage is not None)
     return [(query, passage, math.nan) for passage in dict.fromkeys(passages)]
 
 
@@ -225,13 +203,6 @@ def _list(record: dict, field: str) -> list:
     if not isinstance(values, list):
         raise _bad(f"{field[:80]!r} is not a list")
     return values
-
-
-def _id(value: object) -> str:
-    """Returns an id, which JSON may have as a whole number."""
-    if isinstance(value, str) or type(value) is int:
-        return str(value)
-    raise _bad(f"an id is {str(value)[:80]!r}")
 
 
 def _bad(what: str) -> ParseError:
