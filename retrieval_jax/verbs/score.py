@@ -96,6 +96,10 @@ def _from_searcher(
     shard_size: int,
 ) -> Path:
     """Makes the scores of a searcher, and returns their folder. All processes must call this."""
+    if not names:
+        raise UserError(
+            "score_pairs.candidates: none: positives alone rank nothing: name negatives/ or runs/"
+        )
     manifest = searcher_manifest(work.searcher(searcher), collection)
     if searcher_class(manifest["kind"]).score is Searcher.score:
         raise UserError(
@@ -205,6 +209,7 @@ def _make_shards(
         )
         for number in numbers:
             some.write(number, itertools.islice(lines, len(some.rows(number))))
+        next(lines, None)  # closes the progress bar
 
 
 def _open(folder: Path) -> Searcher:
@@ -252,7 +257,7 @@ def _write_negatives(folder: Path, collection: Collection, found: Mapping[str, M
     for split in SPLITS:
         queries = collection.queries(split) if collection.query_counts.get(split) else []
         if split == "train" or any(query.id in found for query in queries):
-            lists = ([(passage, 0.0) for passage in found.get(query.id, ())] for query in queries)
+            lists = ([(passage, math.nan) for passage in found.get(query.id, ())] for query in queries)
             chosen = mined.choose_all(collection, queries, lists, NegativesRule(limit=None))
             facts[split] = mined.write(folder, split, chosen)
     dev = {"dev_fingerprint": facts["dev"]["fingerprint"]} if "dev" in facts else {}

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from recorded import ROOT, SCRIPTS, Cloud
 
+from retrieval_jax.main import OPTIONS
+from retrieval_jax.mesh import multihost
+
 FOLDER = "gs://my-bucket/jobs/naive-xl"
 RECORDED = ("gcloud ", "xpk ", "python3 ")
 
@@ -95,6 +98,15 @@ def test_slices_are_those_of_the_gin_files(path):
     )
     assert told.stdout.strip() == hosts
     assert re.search(rf"`tpu/{path.name}`.*`{accelerator}`", (SCRIPTS / "README.md").read_text())
+
+
+def test_verbs_of_several_hosts_are_those_that_run_there():
+    common, page = ((SCRIPTS / name).read_text() for name in ("common.sh", "README.md"))
+    (told,) = re.findall(r"^SEVERAL_HOSTS=\((.*)\)$", common, re.MULTILINE)
+    assert tuple(told.split()) == multihost.VERBS
+    for text, mark in ((page, "run on several hosts"), (OPTIONS, "on several hosts:")):
+        *verbs, last = multihost.VERBS
+        assert f"{', '.join(verbs)} and {last} {mark}" in text.replace("`", "")
 
 
 def test_what_is_shipped_can_be_built(tmp_path: Path):

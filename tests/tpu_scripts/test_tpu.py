@@ -194,9 +194,9 @@ def test_launch_refuses_what_cannot_be(cloud: Cloud):
     assert cloud.run("tpu.sh", "setup")[0] == 2
 
     cloud.rules = []
-    status, _, err = cloud.run("tpu.sh", "launch", "search", "--gin.K=5")
+    status, _, err = cloud.run("tpu.sh", "launch", "evaluate", "--gin.K=5")
     assert status == 2
-    assert "search: runs in one process, and v5litepod-16 × 1 has 4 hosts: take a slice of one host" in err
+    assert "evaluate: runs in one process, and v5litepod-16 × 1 has 4 hosts: take a slice of one host" in err
     assert cloud.kinds() == ["ls"]
     assert cloud.run("tpu.sh", "launch")[0] == 2
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.records import Collection
@@ -163,6 +164,9 @@ def test_two_hosts_make_the_same(scored, flags, here: Workspace):
 
 
 def test_what_cannot_be_is_told(flags, here: Workspace, collection: Collection, sources, cli, tmp_path):
+    status, _, error = cli("score", *flags)
+    assert status == 2
+    assert "score_pairs.candidates: none: positives alone rank nothing: name negatives/ or runs/" in error
     status, _, error = cli("score", *flags, *settings(candidates=("nothing",)))
     assert status == 2
     assert "nothing.train.trec: `retrieval-jax mine`, or `retrieval-jax search --SEARCHER=nothing" in error
@@ -204,6 +208,8 @@ def test_files_become_scores_or_negatives(flags, here: Workspace, collection: Co
     status, made, err = cli("score", *flags, *settings(file=str(path)))
     assert status == 0, err
     assert made["made"] == str(here.negatives("hard"))
+    manifest = storage.read_manifest(here.negatives("hard"), "mine")
+    assert manifest["scores"] == {"positives": [], "negatives": []}  # there are none
     found = MinedNegatives(here.negatives("hard")).of_queries(collection)
     assert found == {first.id: (ids[0], ids[1], ids[2])}  # in turn, without what answers the query
     status, made, err = cli("score", *flags, *settings(candidates=("hard",), name="of_hard"))
