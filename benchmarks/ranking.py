@@ -13,9 +13,9 @@ of another model, and docids that are made of a dual encoder's vectors, have had
     rq_8x256                cross-entropy; docids of the dual encoder's vectors, as in all the following
     rq_8x256 + LTRGR        goes on from it, with its own beams as negatives: a pairwise margin
     rq_8x256 + DPO          the same negatives; the model itself, frozen, is the reference
-    RIPOR, 1 and 2 rounds   `retrieval-jax ripor`: begins as the dual encoder; the teacher's margins. Both
-                            rounds together have one budget
-    teacher                 BM25 and the dual encoder, fused with weights chosen on dev queries
+    RIPOR, 1 and 2 rounds   `retrieval-jax ripor`: begins as the dual encoder; a teacher's scores.
+                            Each round has half a budget
+    teacher                 of these: BM25 and the dual encoder, fused with weights chosen on dev queries
 
 Test queries are read when all is trained; settings were chosen on dev queries of SQuAD. Differences are to
 rq_8x256 and to the dual encoder, with p of the paired randomisation test after Holm's correction; several
@@ -24,8 +24,9 @@ JSON.
 """
 
 import argparse
+import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import _quiet  # noqa: F401
@@ -35,6 +36,7 @@ from _verbs import parse
 from rich.console import Console
 from rich.table import Table
 
+from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import significance
@@ -57,9 +59,9 @@ SEARCHERS = {
     RQ: RQ,
     f"{RQ} + LTRGR": "ltrgr",
     f"{RQ} + DPO": "dpo",
+    "teacher": "ripor_teacher",
     "RIPOR, 1 round": "ripor_1",
     "RIPOR, 2 rounds": "ripor_2",
-    "teacher": "ripor_teacher",
 }
 BASELINES = {"over_cross_entropy": RQ, "over_dual_encoder": "dual encoder"}
 
@@ -71,11 +73,15 @@ class Study:
       here: the bindings that name the collection, its work folder and the seed.
       work: the work folder.
       minutes: the budget.
+      rounds: of RIPOR.
       bindings: of the command line.
     """
 
-    def __init__(self, here: list[str], work: Workspace, minutes: float, bindings: list[str]):
+    def __init__(self, here: list[str], work: Workspace, minutes: float, rounds: int, bindings: list[str]):
         self.here, self.work, self.minutes, self.bindings = here, work, minutes, bindings
+        self.rounds = rounds
+        late = [f"ripor_{n}" for n in range(rounds + 1, 3)]
+        self.searchers = {method: name for method, name in SEARCHERS.items() if name not in late}
 
     def run(self, verb: str, *settings: str, files: tuple[str, ...] = ()) -> dict:
         """Runs a verb as the command line does, in this process."""
@@ -102,7 +108,8 @@ class Study:
     def make(self) -> None:
         """Makes all runs of the test queries."""
         steps = {"dense": self.steps("dense"), "seq2seq": 0, "rank": self.steps("rank", 0.5)}
-        self.run("ripor", f"ripor.steps={steps}", files=("runs/ripor.gin",))
+        rounds = f"ripor.rounds={self.rounds}"
+        self.run("ripor", f"ripor.steps={steps}", rounds, files=("runs/ripor.gin",))
         for kind in ("atomic", "naive"):
             self.run("docids", f"DOCIDS={kind!r}")
             self.train(kind, kind, files=(f"runs/{kind}.gin",))
@@ -119,7 +126,7 @@ class Study:
         found = [goes_on, "NEGATIVES='ripor_1'", "SCORES='ripor_1'", "DualEncoder.pooling='decoder'"]
         found += ["dense_kl.temperature=0.1", "learning_rate.peak=2e-5"]
         self.train("distilled", "distilled", *found, files=("runs/dual_encoder_distilled.gin",))
-        for searcher in SEARCHERS.values():
+        for searcher in self.searchers.values():
             self.run("search", f"SEARCHER={searcher!r}", "SPLIT='test'")
 
     def measure(self) -> dict[str, np.ndarray]:
@@ -128,7 +135,7 @@ class Study:
         qrels = {query.id: query.relevant for query in queries}
         identical = {query.id for query in queries if query.is_passage}
         found = {}
-        for method, searcher in SEARCHERS.items():
+        for method, searcher in self.searchers.items():
             ranked = drop_identical_ids(read_run(self.work.run(searcher, "test")), identical)
             scores = {qid: dict(ranked.get(qid, [])) for qid in qrels}
             values = {one.query_id: one.value for one in ir_measures.iter_calc([NDCG], qrels, scores)}
@@ -136,17 +143,42 @@ class Study:
         return found
 
 
+def cut(source: Path, passages: int, out: Path) -> Path:
+    """Writes a part of a TSV folder: passages chosen by a hash, and the queries that ask for these alone."""
+    if (out / "qrels.test.tsv").exists():
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+
+    def lines(name: str) -> list[list[str]]:
+        with gzip.open(source / f"{name}.tsv.gz", "rt") as file:
+            return [line.rstrip("\n").split("\t") for line in file]
+
+    def write(name: str, rows: Iterable[list[str]]) -> None:
+        (out / f"{name}.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+
+    docs = sorted(lines("docs"), key=lambda row: storage.hash_fraction(row[0]))[:passages]
+    kept = {row[0] for row in docs}
+    write("docs", docs)
+    for split in ("train", "test"):
+        qrels = lines(f"qrels.{split}")
+        others = {query for query, passage, *_ in qrels if passage not in kept}
+        write(f"queries.{split}", (row for row in lines(f"queries.{split}") if row[0] not in others))
+        write(f"qrels.{split}", (row for row in qrels if row[0] not in others))
+    return out
+
+
 def studies(args: argparse.Namespace, bindings: list[str]) -> Iterator[tuple[str, list[Study]]]:
     """Yields (the name of a collection, its study of each seed)."""
     for given in args.collections:
         source, _, passages = given.partition(":")
         name = Path(source).name
+        if passages:
+            source = str(cut(Path(source), int(passages), args.work / "cut" / name))
         some = []
         for seed in range(args.seeds):
             work = Workspace(args.work / f"{name}_{seed}")
             here = [f"COLLECTION={source!r}", f"WORK_DIR={str(work.folder)!r}", f"SEED={seed}"]
-            here += [f"SUBSET={int(passages)}"] if passages else []
-            some.append(Study(here, work, args.minutes, bindings))
+            some.append(Study(here, work, args.minutes, args.rounds, bindings))
         yield name, some
 
 
@@ -180,6 +212,7 @@ def main() -> None:
     parser.add_argument("collections", nargs="*", default=["python_docs"], metavar="FOLDER[:PASSAGES]")
     parser.add_argument("--work", required=True, type=Path, help="the work folders go here")
     parser.add_argument("--minutes", type=float, default=2, help="of training a model")
+    parser.add_argument("--rounds", type=int, default=2, choices=(1, 2), help="of RIPOR")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--quick", action="store_true", help="300 passages: ends within two minutes")
     args, bindings = parse(parser)
@@ -192,7 +225,7 @@ def main() -> None:
         for study in some:
             study.make()
         measured = [study.measure() for study in some]
-        results[name] = figures({m: np.mean([one[m] for one in measured], axis=0) for m in SEARCHERS})
+        results[name] = figures({m: np.mean([one[m] for one in measured], axis=0) for m in measured[0]})
         show({name: results[name]})
     by_figure = {key: {name: told[key] for name, told in results.items()} for key in results[name]}
     print(json.dumps(by_figure))

@@ -209,7 +209,8 @@ def test_ripor_rows_have_the_papers_settings(name: str, steps: int, batch_size: 
     if name == "dense":
         model = make_model(DualEncoder, of("train.optimizer").scoped_configurable_fn, 100, None)
         assert (model.module.pooling, model.module.normalize, model.scale) == ("decoder", False, 1.0)
-        assert (model.distillation.__name__, model.objective_weight) == ("dense_margin_mse", 0.0)
+        assert of("DualEncoder.distillation").selector == "dense_margin_mse"
+        assert of("DualEncoder.objective_weight") == 0.0
     else:
         assert (of("%DOCIDS"), of("%EMBEDDINGS")) == ("rq_32x256", "work/ripor_msmarco/models/dense_base")
     if name == "seq2seq":
