@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2, help="of training a model")
     parser.add_argument("--rounds", type=int, default=2, choices=(1, 2), help="of RIPOR")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
-    parser.add_argument("--quick", action="store_true", help="300 passages: ends within two minutes")
+    parser.add_argument("--quick", action="store_true", help="300 passages: a few minutes")
     args, bindings = parse(parser)
     if args.quick:
         args.collections, args.minutes = ["python_docs"], 0.1
