@@ -25,7 +25,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
-from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources import json_objects, lines
 
 VERB = "vary"
 VERSION = 1  # of the rules here, a part of the recipes
@@ -277,8 +277,8 @@ def read_texts(path: Path) -> dict[str, str]:
     def parse(line: str) -> list[str]:
         if ".jsonl" not in path.suffixes[-2:]:
             return table(line)
-        record = lines.json_object(line, _FIELDS)
-        return [lines.string(record, field, _FIELDS) for field in _FIELDS]
+        record = json_objects.json_object(line, _FIELDS)
+        return [json_objects.json_id(record.get("_id")), json_objects.string(record, "text", _FIELDS)]
 
     found: dict[str, str] = {}
     for line, (query_id, text) in lines.parse_lines(path, parse, errors, table.header):
