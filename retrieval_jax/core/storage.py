@@ -317,7 +317,7 @@ def _build_remote(folder: Path, mark: Path, recipe: dict, make: Callable[[Path],
 
 
 def write_arrays(path: Path, holder: object) -> None:
-    """Writes a dataclass whose fields are NumPy arrays to a safetensors file.
+    """Writes a dataclass whose fields are NumPy arrays, or None, to a safetensors file.
 
     Args:
       path: the file, in a folder that `build_once` makes.
@@ -325,7 +325,8 @@ def write_arrays(path: Path, holder: object) -> None:
     """
     from safetensors.numpy import save_file
 
-    save_file({field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}, path)
+    fields = {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
+    save_file({name: array for name, array in fields.items() if array is not None}, path)
 
 
 def read_arrays(path: Path, holder: type[T], hint: str) -> T:

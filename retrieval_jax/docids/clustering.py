@@ -5,7 +5,7 @@ seed, vectors and mesh give the same clusters.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ SAMPLE_ROWS = 100_000
 ITERATIONS = 50
 TOLERANCE = 1e-4  # k-means ends with an update that lowers the error by a smaller share than this
 _FARTHEST = 16  # an update gives new centroids to this many empty clusters, at most
-_NOISE = 1e-6  # squared distances below this share of the largest squared norm are rounding errors
+NOISE = 1e-6  # squared distances below this share of the largest squared norm are rounding errors
 
 
 class _Sums(NamedTuple):
@@ -48,8 +48,8 @@ def _origin(centroids_KxE: jax.Array, used_K: jax.Array) -> jax.Array:
     return jnp.where(used_K[:, None], centroids_KxE, 0).sum(0) / jnp.maximum(used_K.sum(), 1)
 
 
-def nearest(x_BxE: jax.Array, centroids_KxE: jax.Array, used_K: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Finds the nearest centroid of each row, by one matrix product and without an array of B×K×E.
+def relative_distances(x_BxE: jax.Array, centroids_KxE: jax.Array, used_K: jax.Array) -> jax.Array:
+    """Computes squared distances to centroids, less the row's own squared norm, by one matrix product.
 
     Args:
       x_BxE: float32 rows.
@@ -57,14 +57,31 @@ def nearest(x_BxE: jax.Array, centroids_KxE: jax.Array, used_K: jax.Array) -> tu
       used_K: bool, which centroids to consider.
 
     Returns:
-      (int32 B: index of the nearest centroid; float32 B: the squared distance to it).
+      Float32 B×K; infinite for centroids that are not used. Norms are those relative to the centroids' mean.
     """
     origin = _origin(centroids_KxE, used_K)
     x, c = x_BxE - origin, centroids_KxE - origin
     dots = jnp.einsum("be,ke->bk", x, c, precision=jax.lax.Precision.HIGHEST)
-    scores = jnp.where(used_K, (c * c).sum(-1) - 2 * dots, jnp.inf)
-    distances = scores.min(-1) + (x * x).sum(-1)
-    return scores.argmin(-1).astype(jnp.int32), jnp.maximum(distances, 0)
+    return jnp.where(used_K, (c * c).sum(-1) - 2 * dots, jnp.inf)
+
+
+def nearest(
+    x_BxE: jax.Array, centroids_KxE: jax.Array, used_K: jax.Array, prices_K: jax.Array | float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Finds the nearest centroid of each row, without an array of B×K×E.
+
+    Args:
+      x_BxE: float32 rows.
+      centroids_KxE: float32 centroids.
+      used_K: bool, which centroids to consider.
+      prices_K: float32, what squared distances are lessened by; see balanced.py.
+
+    Returns:
+      (int32 B: index of the nearest centroid; float32 B: the squared distance to it, less its price).
+    """
+    scores = relative_distances(x_BxE, centroids_KxE, used_K) - prices_K
+    norm_B = ((x_BxE - _origin(centroids_KxE, used_K)) ** 2).sum(-1)
+    return scores.argmin(-1).astype(jnp.int32), jnp.maximum(scores.min(-1) + norm_B, 0)
 
 
 def _seed(key: jax.Array, x_SxE: jax.Array, weight_S: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -120,7 +137,7 @@ def _update(
     gain = (sums.counts_K * (moved**2).sum(-1)).sum()
     place = jnp.cumsum(~full) - 1  # which of the farthest rows an empty cluster takes
     far = sums.far_F[jnp.clip(place, 0, len(sums.far_F) - 1)]
-    reseeded = ~full & (place < len(sums.far_F)) & (far > _NOISE * sums.largest)
+    reseeded = ~full & (place < len(sums.far_F)) & (far > NOISE * sums.largest)
     points = sums.far_FxE[jnp.clip(place, 0, len(sums.far_F) - 1)]
     centroids = jnp.where(reseeded[:, None], points, centroids_KxE + moved)
     return centroids, full | reseeded, (gain <= TOLERANCE * sums.error) & ~reseeded.any()
@@ -186,6 +203,22 @@ def block_size(k: int) -> int:
     return max(min(BLOCK, (1 << 26) // k), 1 << 10)
 
 
+def stream(vectors: np.ndarray, rows: np.ndarray, k: int, mesh: Mesh) -> Callable[[], Iterable]:
+    """Returns a function that gives the blocks of vectors again and again; few vectors stay on the devices.
+
+    Args:
+      vectors: see `blocks`.
+      rows: see `blocks`.
+      k: number of clusters, by which a block's size is chosen.
+      mesh: the devices.
+    """
+    read = functools.partial(blocks, vectors, rows, block_size(k), mesh)
+    if 4 * len(rows) * vectors.shape[1] > IN_MEMORY_BYTES:
+        return read
+    kept = list(read())
+    return lambda: kept
+
+
 def sample(rows: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Returns `size` random rows, in their order; all rows if there are no more."""
     if len(rows) <= size:
@@ -223,15 +256,11 @@ def kmeans(
     few = sample(rows, max(BLOCK, 4 * k), seed)
     x, weight, _ = next(blocks(vectors, few, max(len(few), BLOCK), mesh))
     centroids, used = _first(np.uint32(seed), x, weight, k)
-
-    def stream():
-        return blocks(vectors, rows, block_size(k), mesh)
-
-    kept = list(stream()) if 4 * len(rows) * vectors.shape[1] <= IN_MEMORY_BYTES else None
+    read = stream(vectors, rows, k, mesh)
 
     def read_all() -> _Sums:
         sums = None
-        for x, weight, _ in kept or stream():
+        for x, weight, _ in read():
             # Waits for the block before: no more than two are in memory.
             jax.block_until_ready(sums)
             state = (x, weight, centroids, used)

@@ -6,6 +6,7 @@ brought them to retrieval, with tokens of their own for each position.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import gin
@@ -21,6 +22,8 @@ from retrieval_jax.core.progress import bar, log
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.order import order
 from retrieval_jax.docids import clustering
+from retrieval_jax.docids.balanced import Clusters
+from retrieval_jax.docids.balanced import fit as fit_balanced
 from retrieval_jax.docids.kinds import (
     DocidKind,
     DocidRequest,
@@ -38,15 +41,18 @@ FILE = "codebooks.safetensors"
 @gin.configurable("residual")
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What becomes of passages with the same codes.
+    """How codebooks are fitted, and what becomes of passages with the same codes.
 
     Attributes:
       shared_codes: "token": if any passages have the same codes, every docid ends with the index of its
         passage among those with its codes (TIGER, section 3.1). "list": such passages share the docid, and a
         search that finds it lists them all.
+      balanced: whether codes are to be used about equally often, so that fewer passages have the same ones:
+        see balanced.py. Passages that come later are encoded in the same way.
     """
 
     shared_codes: str = "token"
+    balanced: bool = False
 
     def __post_init__(self):
         if self.shared_codes not in ("token", "list"):
@@ -60,10 +66,12 @@ class Codebooks:
     Attributes:
       vectors_LxVxE: float32; of each level only the first `sizes_L` vectors are used, the rest is zero.
       sizes_L: int32, below V at a level whose residuals had fewer distinct vectors.
+      prices_LxV: float32, what squared distances to the vectors are lessened by; None: the nearest is chosen.
     """
 
     vectors_LxVxE: np.ndarray
     sizes_L: np.ndarray
+    prices_LxV: np.ndarray | None = None
 
     def encode(
         self, vectors: np.ndarray, rows: np.ndarray | None = None, mesh: Mesh | None = None
@@ -85,9 +93,10 @@ class Codebooks:
         codes = np.empty((len(rows), levels), np.min_scalar_type(size - 1))
         errors, first = np.zeros(levels + 1), 0
         codebooks, used = jnp.asarray(self.vectors_LxVxE), np.arange(size) < self.sizes_L[:, None]
+        prices = np.zeros((levels, size), np.float32) if self.prices_LxV is None else self.prices_LxV
         with bar("encoding", len(rows)) as advance:
             for x, weight, count in clustering.blocks(vectors, rows, clustering.block_size(size), mesh):
-                block_codes, sums = _encode(x, weight, codebooks, used)
+                block_codes, sums = _encode(x, weight, codebooks, used, prices)
                 codes[first : first + count] = np.asarray(block_codes)[:count]
                 errors += np.asarray(sums, np.float64)
                 first += count
@@ -105,7 +114,7 @@ class Codebooks:
 
 
 @jax.jit
-def _encode(x_BxE, weight_B, books_LxVxE, used_LxV) -> tuple[jax.Array, jax.Array]:
+def _encode(x_BxE, weight_B, books_LxVxE, used_LxV, prices_LxV) -> tuple[jax.Array, jax.Array]:
     """Returns (codes B×L, the sums of squared norms before the first and after each level, L+1)."""
 
     def level(x, book):
@@ -113,16 +122,24 @@ def _encode(x_BxE, weight_B, books_LxVxE, used_LxV) -> tuple[jax.Array, jax.Arra
         left = x - book[0][codes]
         return left, (codes, (weight_B * (left**2).sum(-1)).sum())
 
-    _, (codes_LxB, errors_L) = jax.lax.scan(level, x_BxE, (books_LxVxE, used_LxV))
+    _, (codes_LxB, errors_L) = jax.lax.scan(level, x_BxE, (books_LxVxE, used_LxV, prices_LxV))
     whole = (weight_B * (x_BxE**2).sum(-1)).sum()
     return codes_LxB.T, jnp.concatenate([whole[None], errors_L])
 
 
-_subtract = jax.jit(lambda x, book: x - book[clustering.nearest(x, book, jnp.ones(len(book), bool))[0]])
+@jax.jit
+def _subtract(x_BxE, book_KxE, prices_K) -> jax.Array:
+    """Returns what a codebook leaves of vectors."""
+    return x_BxE - book_KxE[clustering.nearest(x_BxE, book_KxE, jnp.ones(len(book_KxE), bool), prices_K)[0]]
 
 
 def fit_codebooks(
-    vectors: np.ndarray, levels: int, size: int, seed: int, mesh: Mesh | None = None
+    vectors: np.ndarray,
+    levels: int,
+    size: int,
+    seed: int,
+    mesh: Mesh | None = None,
+    balanced: bool = False,
 ) -> Codebooks:
     """Fits codebooks: k-means of the vectors, then of the residuals that each level leaves.
 
@@ -134,6 +151,7 @@ def fit_codebooks(
       size: number of vectors of a codebook, at most.
       seed: seed of the sample and of k-means.
       mesh: the devices to compute on; None for all devices.
+      balanced: see `Settings`.
     """
     mesh = mesh or all_devices()
     rows = np.arange(len(vectors))
@@ -141,19 +159,26 @@ def fit_codebooks(
         rows = clustering.sample(rows, max(clustering.SAMPLE_ROWS, 64 * size), seed)
     residuals = np.asarray(vectors[rows], np.float32)  # a copy
     codebooks = np.zeros((levels, size, vectors.shape[1]), np.float32)
-    sizes = np.zeros(levels, np.int32)
+    sizes, prices = np.zeros(levels, np.int32), np.zeros((levels, size), np.float32)
+    fit = fit_balanced if balanced else _fit_nearest
     with bar("codebooks", levels) as advance:
         for level in range(levels):
             report = functools.partial(advance, 0)
-            codebook = clustering.kmeans(residuals, size, seed + level, mesh=mesh, report=report)
-            codebooks[level, : len(codebook)], sizes[level] = codebook, len(codebook)
+            clusters = fit(residuals, size, seed + level, mesh, report)
+            sizes[level] = used = len(clusters.prices_K)
+            codebooks[level, :used], prices[level, :used] = clusters
             first = 0
             blocks = clustering.blocks(residuals, np.arange(len(residuals)), clustering.BLOCK, mesh)
             for x, _, count in blocks:
-                residuals[first : first + count] = np.asarray(_subtract(x, codebook))[:count]
+                residuals[first : first + count] = np.asarray(_subtract(x, *clusters))[:count]
                 first += count
             advance()
-    return Codebooks(codebooks, sizes)
+    return Codebooks(codebooks, sizes, prices if balanced else None)
+
+
+def _fit_nearest(vectors: np.ndarray, size: int, seed: int, mesh: Mesh, report: Callable) -> Clusters:
+    centroids_KxE = clustering.kmeans(vectors, size, seed, mesh=mesh, report=report)
+    return Clusters(centroids_KxE, np.zeros(len(centroids_KxE), np.float32))
 
 
 def collision_indices(
@@ -234,9 +259,15 @@ class Residual(DocidKind):
         self.levels, self.size = levels, size
         self.name = f"rq_{levels}x{size}"
 
+    def recipe(self, settings: Settings) -> dict:
+        """See DocidKind. Of codes that are not balanced it is as it was before there were balanced ones."""
+        values = dataclasses.asdict(settings)
+        return {"settings": values if settings.balanced else {"shared_codes": settings.shared_codes}}
+
     def build(self, request: DocidRequest) -> DocidResult:
         """See DocidKind."""
-        codebooks = fit_codebooks(request.vectors, self.levels, self.size, request.seed, request.mesh)
+        books = (request.vectors, self.levels, self.size, request.seed, request.mesh)
+        codebooks = fit_codebooks(*books, balanced=request.settings.balanced)
         codes_NxL, errors = codebooks.encode(request.vectors, request.rows, request.mesh)
         index_N = collision_indices(codes_NxL, codes_NxL[:0], np.zeros(0, np.int64))
         highest = int(index_N.max()) if request.settings.shared_codes == "token" else 0

@@ -35,9 +35,10 @@ def make_docids(
     Args:
       source: the collection, as `import` takes it.
       work_dir: its work folder; None is `work/NAME`.
-      kind: "atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_LxV" (L codes of V), "file"
-        (docids that somebody else made, of --gin.docid_file.path="'FILE'"), or a kind that a module of your
-        own registers, which a gin file imports: see retrieval_jax/docids/README.md.
+      kind: "atomic", "naive", "naive_digits", "semantic", "semantic_2d", "rq_LxV" (L codes of V, used about
+        equally often with --gin.residual.balanced=True), "file" (docids that somebody else made, of
+        --gin.docid_file.path="'FILE'"), or a kind that a module of your own registers, which a gin file
+        imports: see retrieval_jax/docids/README.md.
       embeddings: the passages' vectors, which semantic and rq docids cluster: a .npy or .safetensors file, a
         dual encoder's folder (this project's, or sentence-transformers' of a T5), hf:ORG/NAME with such a
         folder, or "sentence-transformers:NAME" (any model that this library opens: a folder, or a name on the
