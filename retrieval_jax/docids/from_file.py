@@ -258,7 +258,7 @@ class FromFile(DocidKind):
         return DocidResult(
             tokens_DxL[np.concatenate([by_row[is_first], more])],
             size,
-            more_passages_M=rows_D[more].astype(np.int32) if len(more) else None,
+            extra_docid_passage_M=rows_D[more].astype(np.int32) if len(more) else None,
         )
 
     @staticmethod

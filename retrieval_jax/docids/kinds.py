@@ -90,21 +90,21 @@ class DocidResult:
 
     Attributes:
       tokens_NxL: non-negative integers, one row for each of `DocidRequest.rows`, padded with 0 on the right;
-        then one for each of `more_passages_M`.
+        then one for each of `extra_docid_passage_M`.
       output_size: number of tokens of the softmax, which is above every token. None: the size of the text
         vocabulary for a kind that writes its pieces, else the largest token + 1, rounded up to 128.
       facts: JSON values to keep in the table's manifest, under names that it has no entry of yet; `extend`
         finds them in `previous.manifest`.
       write: writes what was fitted (a tree of clusters, for example) into the table's folder.
-      more_passages_M: int32, ascending: the passages that the last M docids name, which have several; None
-        where each passage has one. Such tables are not extended.
+      extra_docid_passage_M: int32, ascending: the passages that the last M docids name, which have several;
+        None where each passage has one. Such tables are not extended.
     """
 
     tokens_NxL: np.ndarray
     output_size: int | None = None
     facts: dict = dataclasses.field(default_factory=dict)
     write: Callable[[Path], object] = lambda folder: None
-    more_passages_M: np.ndarray | None = None
+    extra_docid_passage_M: np.ndarray | None = None
 
 
 class DocidKind:

@@ -47,7 +47,7 @@ def make_table(kind: DocidKind, request: DocidRequest) -> tuple[DocidTable, Doci
         ancestors=ancestors,
         vocabulary=vocabulary.checksum if vocabulary else None,
         search=kind.search.name,
-        more_passages_M=result.more_passages_M,
+        extra_docid_passage_M=result.extra_docid_passage_M,
     )
     return table, result
 
@@ -59,11 +59,11 @@ def _checked_tokens(kind: DocidKind, request: DocidRequest, result: DocidResult)
         raise UserError(
             f"docids/{kind.name}: tokens of shape {tokens_NxL.shape}: {method} gives passages × length"
         )
-    more = 0 if result.more_passages_M is None else len(result.more_passages_M)
+    more = 0 if result.extra_docid_passage_M is None else len(result.extra_docid_passage_M)
     if len(tokens_NxL) != len(request.rows) + more:
         raise UserError(
             f"docids/{kind.name}: {len(tokens_NxL):,} rows of tokens for {len(request.rows):,} passages: "
-            f"{method} gives one row for each of request.rows, and for each of more_passages_M"
+            f"{method} gives one row for each of request.rows, and for each of extra_docid_passage_M"
         )
     if tokens_NxL.dtype.kind not in "iu":
         raise UserError(f"docids/{kind.name}: tokens are {tokens_NxL.dtype}: give whole numbers")

@@ -38,8 +38,8 @@ def report(
       entropy: for each position, the number of docids with a token there, the number of different tokens, and
         their entropy relative to its maximum, log(different tokens): 1 if all are used equally often (also if
         there is only one).
-      balance: for each position, how many tokens would be as diverse as those of the passages' docids, if all
-        were used equally often: the exponential of their entropy (perplexity).
+      perplexity: the codebook's at each position, the exponential of the entropy of the docids' tokens: how
+        many tokens would be as diverse if all were used equally often.
       neighbours, if vectors are given: for random passages ("queries") and the nearest passages of each by
         cosine ("neighbours"), the share of pairs whose docids share a prefix of 1, 2, 3, … tokens, and the
         mean length of the shared prefix; beside it what is expected if the same docids are dealt to the
@@ -83,7 +83,7 @@ def report(
         "fanout": fanout,
         "leaves": leaves,
         "entropy": _entropy(tokens_NxL, np.sort(rows_N[new])),
-        "balance": [float(np.exp(_entropy_of(np.bincount(tokens_NxL[:, i])[1:]))) for i in range(L)],
+        "perplexity": [float(np.exp(_entropy_of(np.bincount(tokens_NxL[:, i])[1:]))) for i in range(L)],
     }
     if vectors_NxE is not None and passages > 1:
         rng = np.random.default_rng(seed)

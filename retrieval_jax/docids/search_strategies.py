@@ -244,7 +244,7 @@ class SoftmaxSearch(SearchStrategy):
         if (
             table.length > 1
             or np.count_nonzero(token_to_passage_V >= 0) < len(rows_N)
-            or table.more_passages_M is not None
+            or table.extra_docid_passage_M is not None
         ):
             raise UserError(
                 f"docids/{table.kind}: one step of the softmax finds only docids that are a single token, "

@@ -2,7 +2,7 @@
 
 docids/KIND/tokens.npy       uint8, uint16 or int32, passages × length, row = the passage's row, padded with 0
 docids/KIND/ids.arrow        passage ids by row (Arrow IPC file)
-docids/KIND/more.npy         int32, only where passages have several docids: see `more_passages_M`
+docids/KIND/extra_docids.npy int32, only where passages have several docids: see `extra_docid_passage_M`
 docids/KIND/manifest.json    version, kind, search, size of the output softmax, collection, ancestors
 """
 
@@ -22,7 +22,7 @@ from retrieval_jax.decoding.order import order
 
 VERSION = 3
 """Version of the format on disk. Tables of another version are not opened."""
-MORE = "more.npy"
+EXTRA_DOCIDS = "extra_docids.npy"
 
 
 class DocidShape(NamedTuple):
@@ -52,15 +52,15 @@ class DocidTable:
       kind: name of the docid kind: "atomic", "naive", "semantic", "rq_8x256" and so on.
       tokens_NxL: non-negative integers (uint8, uint16 or int32 on disk), row by row as the collection's
         passages, padded with 0; see `check`. Passages may share a docid.
-      passage_ids: the ids of the passages; N of them, unless there are `more_passages_M`.
+      passage_ids: the ids of the passages; N of them, unless there are `extra_docid_passage_M`.
       output_size: size of the softmax that writes the tokens; every token is below it.
       collection: fingerprint of the collection.
       ancestors: fingerprints of the tables that this one extends, the newest first.
       vocabulary: checksum of the text vocabulary whose pieces the tokens are; None if the tokens are the
         docids' own.
       search: name of the strategy that finds the docids, "trie" or "softmax"; see search_strategies.py.
-      more_passages_M: int32, ascending: the passages whose docids are in the last M rows of `tokens_NxL`,
-        after their first ones; None where each passage has one docid.
+      extra_docid_passage_M: int32, ascending: the passages whose docids are in the last M rows of
+        `tokens_NxL`, after their first ones; None where each passage has one docid.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class DocidTable:
     ancestors: tuple[str, ...] = ()
     vocabulary: str | None = None
     search: str = "trie"
-    more_passages_M: np.ndarray | None = None
+    extra_docid_passage_M: np.ndarray | None = None
 
     def passages_of(self, rows: np.ndarray) -> np.ndarray:
         """Returns the rows of the passages that docids name.
@@ -79,10 +79,10 @@ class DocidTable:
         Args:
           rows: int, rows of docids, of any shape; negative ones stay as they are.
         """
-        if self.more_passages_M is None:
+        if self.extra_docid_passage_M is None:
             return rows
         passages, is_more = np.array(rows), rows >= len(self.passage_ids)
-        passages[is_more] = self.more_passages_M[rows[is_more] - len(self.passage_ids)]
+        passages[is_more] = self.extra_docid_passage_M[rows[is_more] - len(self.passage_ids)]
         return passages
 
     def docids_of(self, row: int) -> np.ndarray:
@@ -91,9 +91,9 @@ class DocidTable:
         Args:
           row: the passage's.
         """
-        if self.more_passages_M is None:
+        if self.extra_docid_passage_M is None:
             return np.array([row])
-        begin, end = np.searchsorted(self.more_passages_M, [row, row + 1]) + len(self.passage_ids)
+        begin, end = np.searchsorted(self.extra_docid_passage_M, [row, row + 1]) + len(self.passage_ids)
         return np.array([row, *range(begin, end)])
 
     @property
@@ -117,8 +117,8 @@ class DocidTable:
             for rows in blocks(len(self.tokens_NxL)):
                 yield self.tokens_NxL[rows].astype("<i4").tobytes()
             yield arrow_ids.digest(self.passage_ids)
-            if self.more_passages_M is not None:
-                yield self.more_passages_M.astype("<i4").tobytes()
+            if self.extra_docid_passage_M is not None:
+                yield self.extra_docid_passage_M.astype("<i4").tobytes()
 
         return storage.digest(parts())
 
@@ -127,7 +127,7 @@ class DocidTable:
         kept = np.ones(len(self.passage_ids), bool)
         rows = arrow_ids.find_rows(self.passage_ids, passage_ids)
         kept[rows[rows >= 0]] = False
-        ids, more = self.passage_ids.filter(pa.array(kept)), self.more_passages_M
+        ids, more = self.passage_ids.filter(pa.array(kept)), self.extra_docid_passage_M
         if more is None:
             return self._descendant(self.tokens_NxL[kept], ids)
         stays_M = kept[more]
@@ -154,7 +154,7 @@ class DocidTable:
         parts = [self.tokens_NxL[:own], tokens_PxT, self.tokens_NxL[own:]]
         parts = [np.pad(tokens, ((0, 0), (0, length - tokens.shape[1]))) for tokens in parts]
         ids = pa.concat_arrays([self.passage_ids, new])
-        table = self._descendant(np.concatenate(parts), ids, self.more_passages_M)
+        table = self._descendant(np.concatenate(parts), ids, self.extra_docid_passage_M)
         table.check()
         return table
 
@@ -162,14 +162,14 @@ class DocidTable:
         self,
         tokens_NxL: np.ndarray,
         passage_ids: pa.LargeStringArray,
-        more_passages_M: np.ndarray | None = None,
+        extra_docid_passage_M: np.ndarray | None = None,
     ) -> "DocidTable":
         return dataclasses.replace(
             self,
             tokens_NxL=tokens_NxL,
             passage_ids=passage_ids,
             ancestors=(self.fingerprint(), *self.ancestors),
-            more_passages_M=more_passages_M,
+            extra_docid_passage_M=extra_docid_passage_M,
         )
 
     def prefixes(self, length: int) -> "DocidTable":
@@ -192,9 +192,9 @@ class DocidTable:
         Raises:
           UserError: a docid is wrong; the message names it and its passage.
         """
-        more, limit = self.more_passages_M, self.output_size - 1
+        more, limit = self.extra_docid_passage_M, self.output_size - 1
         if more is not None and not (np.diff(more, prepend=0, append=len(self.passage_ids) - 1) >= 0).all():
-            raise UserError(f"docids/{self.kind}: more_passages_M: give rows of passages, ascending")
+            raise UserError(f"docids/{self.kind}: extra_docid_passage_M: give rows of passages, ascending")
         for rows in blocks(len(self.tokens_NxL)):
             tokens = self.tokens_NxL[rows]
             used = tokens != 0
@@ -259,8 +259,8 @@ class DocidTable:
         dtype = _smallest_dtype(self.output_size)
         np.save(folder / "tokens.npy", self.tokens_NxL.astype(dtype, copy=False))
         arrow_ids.write(folder / "ids.arrow", self.passage_ids)
-        if self.more_passages_M is not None:
-            np.save(folder / MORE, self.more_passages_M.astype(np.int32, copy=False))
+        if self.extra_docid_passage_M is not None:
+            np.save(folder / EXTRA_DOCIDS, self.extra_docid_passage_M.astype(np.int32, copy=False))
         return {
             "version": VERSION,
             "kind": self.kind,
@@ -273,7 +273,7 @@ class DocidTable:
             "ancestors": list(self.ancestors),
             "vocabulary": self.vocabulary,
             "search": self.search,
-            **({"docids": len(self.tokens_NxL)} if self.more_passages_M is not None else {}),
+            **({"docids": len(self.tokens_NxL)} if self.extra_docid_passage_M is not None else {}),
         }
 
     def _check_prefixes(self) -> None:
@@ -312,7 +312,11 @@ class DocidTable:
         try:
             tokens = np.load(paths.ensure_local(folder / "tokens.npy"), mmap_mode="r")
             ids = arrow_ids.read(folder / "ids.arrow")
-            more = np.load(paths.ensure_local(folder / MORE), mmap_mode="r") if "docids" in manifest else None
+            more = (
+                np.load(paths.ensure_local(folder / EXTRA_DOCIDS), mmap_mode="r")
+                if "docids" in manifest
+                else None
+            )
         except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{folder}: a docid table that cannot be read ({error}): {hint}") from None
         table = cls(

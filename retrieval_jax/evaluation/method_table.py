@@ -40,7 +40,7 @@ class MethodRow:
     differences: Mapping[str, Difference] = dataclasses.field(default_factory=dict)
 
 
-COLUMNS = "alone: the median time of a query that comes alone; batch: queries per second, 32 at once."
+COLUMN_NOTE = "alone: the median time of a query that comes alone; batch: queries per second, 32 at once."
 
 
 def print_table(rows: Sequence[MethodRow], console: Console) -> None:

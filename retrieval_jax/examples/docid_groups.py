@@ -17,7 +17,7 @@ class DocidGroupTargets(Targets):
     - grade: > 0 for a positive, 0 for a negative, PADDING for no candidate.
     - score: where there is a teacher, C × T numbers, float32: the teacher's score of the first token of a
       candidate's docid, of its first two, …, of the whole docid. A prefix has the largest score of all the
-      query's scored passages whose docids begin with it (RIPOR, Zeng et al. 2023); NaN where there is none.
+      query's scored passages whose docids begin with it (RIPOR, Zeng et al. 2024); NaN where there is none.
 
     A text that is not a labelled query (firstp, daq, d2q) is a group of its passage alone: nothing is ranked.
     """
@@ -98,7 +98,7 @@ class DocidGroupTargets(Targets):
         score_GxT = np.full((self.group_size, self.table.length), np.nan, np.float32)
         if example.scored:
             rows_P, scores_P = example.scored.rows_P, example.scored.scores_P
-            if self.table.more_passages_M is not None:
+            if self.table.extra_docid_passage_M is not None:
                 docids = [self.table.docids_of(row) for row in rows_P]
                 scores_P = np.repeat(scores_P, np.array([len(rows) for rows in docids], int))
                 rows_P = np.concatenate([rows_P[:0], *docids])

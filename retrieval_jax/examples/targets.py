@@ -168,7 +168,7 @@ def draw_docids(
     table: DocidTable, examples: Sequence[Example], rngs: Iterable[np.random.Generator]
 ) -> Sequence[Example]:
     """Draws a docid of each passage of each example; see `Targets.draw`."""
-    if table.more_passages_M is None:
+    if table.extra_docid_passage_M is None:
         return examples
     return [
         dataclasses.replace(example, rows=[int(rng.choice(table.docids_of(row))) for row in example.rows])

@@ -214,7 +214,7 @@ class GenerativeSearcher(Searcher):
           each is of).
         """
         rows = self.find_rows(passage_ids)
-        if self.table.more_passages_M is None:
+        if self.table.extra_docid_passage_M is None:
             return np.array(rows, int), np.arange(len(rows))
         docids = [self.table.docids_of(row) if row >= 0 else np.array([row]) for row in rows]
         owner_D = np.repeat(np.arange(len(rows)), [*map(len, docids)])
@@ -260,7 +260,7 @@ class GenerativeSearcher(Searcher):
         ids, passages = self.table.passage_ids, {}
         for (first, others), score in zip(self.sharing(rows), scores, strict=False):
             same = [first, *others.tolist()]
-            if self.table.more_passages_M is not None:
+            if self.table.extra_docid_passage_M is not None:
                 same = sorted(self.table.passages_of(np.array(same)).tolist())
             for row in same:
                 passages.setdefault(row, score)

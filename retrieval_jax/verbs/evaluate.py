@@ -9,7 +9,7 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import variations
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import comparison, report
-from retrieval_jax.evaluation.method_table import COLUMNS, print_table, table_notes
+from retrieval_jax.evaluation.method_table import COLUMN_NOTE, print_table, table_notes
 from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run
 from retrieval_jax.evaluation.runs import current_runs, report_strays, write_metrics, write_query_values
 from retrieval_jax.evaluation.trec import Qrels, drop_identical_ids
@@ -107,7 +107,7 @@ def evaluate(
         comparison=comparison.page_comparison(values, differences, baseline, found_by),
     )
     print_table(rows, console)
-    console.print(f"{COLUMNS} {table_notes(rows, baseline)}", style="dim", highlight=False)
+    console.print(f"{COLUMN_NOTE} {table_notes(rows, baseline)}", style="dim", highlight=False)
     files = {"report": work.report, "metrics_file": work.metrics, "significance_file": work.significance}
     return {name: str(path) for name, path in files.items()} | {"metrics": means}
 

@@ -69,7 +69,7 @@ def test_codes_are_tokens_of_their_positions(tmp_path_factory, several):
         table = made(written(folder, name, docids))
         assert views(table) == expected
         assert table.has_docid_vocab
-        assert (table.more_passages_M is None) == (len(flat) == 3)
+        assert (table.extra_docid_passage_M is None) == (len(flat) == 3)
         table.write(folder)  # checks prefixes
     wider = made(folder / "a.tsv", codes=9)
     assert all(

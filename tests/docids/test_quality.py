@@ -99,11 +99,11 @@ def test_the_tree(docids, dtype):
             "relative": pytest.approx(entropy / math.log(len(shares)) if len(shares) > 1 else 1),
         }
     assert len(found["entropy"]) == max(lengths)
-    for position, as_many in enumerate(found["balance"]):
+    for position, as_many in enumerate(found["perplexity"]):
         counts = collections.Counter(docid[position] for docid in docids if len(docid) > position).values()
         shares = [count / sum(counts) for count in counts]
         assert as_many == pytest.approx(math.exp(-sum(share * math.log(share) for share in shares)))
-    assert len(found["balance"]) == max(lengths)
+    assert len(found["perplexity"]) == max(lengths)
     assert "neighbours" not in found
     assert json.loads(json.dumps(found)) == found
 

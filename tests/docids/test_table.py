@@ -247,7 +247,7 @@ def table_of_views(docids_of: dict[str, list[list[int]]]) -> DocidTable:
     for row, docid in zip(tokens, [*first, *(docid for _, docid in more)], strict=True):
         row[: len(docid)] = docid
     table = table_of(tokens, [*docids_of])
-    return dataclasses.replace(table, more_passages_M=np.array([i for i, _ in more], np.int32))
+    return dataclasses.replace(table, extra_docid_passage_M=np.array([i for i, _ in more], np.int32))
 
 
 def views_of(table: DocidTable) -> dict[str, list[list[int]]]:
@@ -274,11 +274,10 @@ def test_a_passage_may_have_several_docids(docids_of, data):
         write(Path(folder) / "naive", table)
         opened = DocidTable.open(Path(folder) / "naive")
         manifest = storage.read_manifest(Path(folder) / "naive", "docids")
-    assert isinstance(opened.more_passages_M, np.memmap) or not len(opened.more_passages_M)
     assert views_of(opened) == docids_of
     assert (manifest["passages"], manifest["docids"]) == (len(docids_of), sum(map(len, docids_of.values())))
-    other = dataclasses.replace(table, more_passages_M=table.more_passages_M[::-1].copy() + 1)
-    assert len(table.more_passages_M) == 0 or other.fingerprint() != table.fingerprint()
+    other = dataclasses.replace(table, extra_docid_passage_M=table.extra_docid_passage_M[::-1].copy() + 1)
+    assert len(table.extra_docid_passage_M) == 0 or other.fingerprint() != table.fingerprint()
 
     gone = data.draw(st.sets(st.sampled_from([*docids_of][1:]))) if len(docids_of) > 1 else set()
     left = {id: docids for id, docids in docids_of.items() if id not in gone}
@@ -293,11 +292,11 @@ def test_a_passage_may_have_several_docids(docids_of, data):
 def test_further_docids_name_passages_in_order(tmp_path):
     table = table_of([[3, 1], [4, 1], [5, 1], [6, 0]], ["a", "b"])
     for more in ([1, 0], [0, 2], [-1, 0]):
-        with pytest.raises(UserError, match="more_passages_M: give rows of passages, ascending"):
-            dataclasses.replace(table, more_passages_M=np.array(more)).check()
-    dataclasses.replace(table, more_passages_M=np.array([0, 1])).check()
+        with pytest.raises(UserError, match="extra_docid_passage_M: give rows of passages, ascending"):
+            dataclasses.replace(table, extra_docid_passage_M=np.array(more)).check()
+    dataclasses.replace(table, extra_docid_passage_M=np.array([0, 1])).check()
     prefix = dataclasses.replace(
-        table, more_passages_M=np.array([0, 1]), tokens_NxL=np.array([[3, 1], [4, 1], [5, 0], [5, 1]])
+        table, extra_docid_passage_M=np.array([0, 1]), tokens_NxL=np.array([[3, 1], [4, 1], [5, 0], [5, 1]])
     )
     with pytest.raises(
         UserError, match=r"\[5\], docid of passage 'a', is a prefix of \[5, 1\], docid of passage 'b'"

@@ -62,7 +62,9 @@ def test_a_prefix_has_the_best_score_of_the_passages_that_begin_with_it(
     write_scores(own_work, "t", given)
     owners = [*ids, *(ids[row] for row in (() if more is None else more))]
     tokens_NxT = np.random.default_rng(0).integers(1, 4, (len(owners), 3)).astype(np.uint8)
-    table = DocidTable("rq", tokens_NxT, collection.ids, 5, collection.fingerprint, more_passages_M=more)
+    table = DocidTable(
+        "rq", tokens_NxT, collection.ids, 5, collection.fingerprint, extra_docid_passage_M=more
+    )
     docids = {passage: [] for passage in ids}
     for passage, docid in zip(owners, tokens_NxT.tolist(), strict=True):
         docids[passage].append(docid)

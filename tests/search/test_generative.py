@@ -80,7 +80,7 @@ def test_a_passage_is_found_by_the_best_of_its_docids(vocabulary):
     owner = [0, 1, 2, 3, 1, 2, 3, 3]
     searching = searcher(vocabulary, "rq_2x9", docids[:4])
     searching.replace(
-        dataclasses.replace(searching.table, tokens_NxL=docids, more_passages_M=np.int32(owner[4:]))
+        dataclasses.replace(searching.table, tokens_NxL=docids, extra_docid_passage_M=np.int32(owner[4:]))
     )
     searching.beams, ids, queries = 6, ["p0", "p1", "p2", "p3"], ["the fox", "lazy", "over the dog"]
     for query, ranking, given in zip(
