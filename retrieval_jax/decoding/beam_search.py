@@ -1,6 +1,7 @@
 """Constrained beam search over docids: exact scores, and only docids of the trie can come out.
 
-Letters in shapes: B queries, K beams, I local ids (see trie.py), C children of a beam's node, L positions.
+Letters in shapes: B queries, K beams, I local ids (see local_ids.py), C children of a beam's node, L
+positions.
 """
 
 import functools

@@ -33,7 +33,7 @@ class DualEncoderNetwork(nn.Module):
 
     With `pooling` "mean" that is the mean of the encoder's states, multiplied by a projection without bias
     (GTR; Ni et al. 2021, section 3.1). With "decoder" it is the decoder's first state: what a softmax would
-    read to write the first token (RIPOR; Zeng et al. 2023). A generative retriever that begins with these
+    read to write the first token (RIPOR; Zeng et al. 2024). A generative retriever that begins with these
     weights then reads queries as this network does. There is a projection only where `vector_dim` is not the
     state's own size.
 

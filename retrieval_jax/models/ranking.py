@@ -1,7 +1,7 @@
 """Objectives by which a model learns to rank a query's docids, in float32. See `Objective` in objectives.py.
 
     margin_mse         margins between the scores of docids' prefixes are to be the teacher's: RIPOR (Zeng et
-                       al. 2023), PAG (Zeng et al. 2024)
+                       al. 2024), PAG (Zeng et al. 2024)
     kl                 the distribution over the docids of a query is to be the teacher's
     pairwise_margin    wrong docids are to score lower than right ones by a margin: LTRGR (Li et al. 2024)
     dpo                right docids are to gain on wrong ones, compared with a frozen reference model: DPO

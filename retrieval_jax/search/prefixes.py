@@ -1,7 +1,7 @@
 """Searching by prefixes of docids: what a generative searcher's beams hold before the docids have ended.
 
 A model that ranks docids well may still lose the right one early, where its beams hold better prefixes of
-other docids. RIPOR (Zeng et al. 2023, section 3.3) trains against what the beams hold at several lengths.
+other docids. RIPOR (Zeng et al. 2024, section 3.3) trains against what the beams hold at several lengths.
 """
 
 import itertools

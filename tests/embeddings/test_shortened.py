@@ -12,7 +12,7 @@ from retrieval_jax.embeddings.shortened import shorten_embeddings
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_they_are_the_whole_vectors_first_dimensions(
+def test_shortened_vectors_equal_the_first_dimensions(
     normalize: bool, collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(shortened, "_BLOCK", 16)  # which does not divide the passages

@@ -54,7 +54,7 @@ def test_padding_changes_nothing_and_vectors_are_float32(pooling: str):
     assert all(np.isfinite(x).all() for x in flat(empty).values())
 
 
-def test_what_it_does_not_know_is_named():
+def test_unknown_pooling_is_refused():
     assert DualEncoder(CONFIG).settings["vector_dim"] == 768
     with pytest.raises(UserError, match=r"DualEncoder.pooling: no 'max': choose 'mean' or 'decoder'"):
         DualEncoder(CONFIG, pooling="max")

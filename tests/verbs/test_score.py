@@ -163,7 +163,7 @@ def test_two_hosts_make_the_same(scored, flags, here: Workspace):
         assert (here.scores("two") / name).read_bytes() == (scored / name).read_bytes()
 
 
-def test_what_cannot_be_is_told(flags, here: Workspace, collection: Collection, sources, cli, tmp_path):
+def test_missing_candidates_are_refused(flags, here: Workspace, collection: Collection, sources, cli):
     status, _, error = cli("score", *flags)
     assert status == 2
     assert "score_pairs.candidates: none: positives alone rank nothing: name negatives/ or runs/" in error
