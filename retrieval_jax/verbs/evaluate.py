@@ -10,9 +10,9 @@ from retrieval_jax.data import variations
 from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import comparison, report
 from retrieval_jax.evaluation.method_table import COLUMN_NOTE, print_table, table_notes
-from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run
+from retrieval_jax.evaluation.metrics import Metric, RunValues, chosen_metrics, evaluate_run
 from retrieval_jax.evaluation.runs import current_runs, report_strays, write_metrics, write_query_values
-from retrieval_jax.evaluation.trec import Qrels, drop_identical_ids
+from retrieval_jax.evaluation.trec import Qrels, Run, drop_identical_ids
 
 
 @gin.configurable
@@ -46,7 +46,8 @@ def evaluate(
       work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       split: the queries that were searched for; also a variation that `vary` made, as test~typo.
       measures: what to compute, by ir_measures' names: `--gin.evaluate.measures="('nDCG@10', 'RR(rel=2)@10',
-        'R@1000', 'AP', 'Judged@10')"`. None for MRR@10, Recall@10, Recall@100, Hits@1, Hits@10 and nDCG@10.
+        'R@1000', 'AP', 'Judged@10')"`. None for MRR@10, Recall@10, Recall@100, Hits@1, Hits@10, nDCG@10 and
+        what is registered beside them.
       baseline: the run that the others are compared with. None for bm25, or the first run by name where there
         is none.
       min_relevant_grade: the least grade that is relevant to the binary metrics (2 on the Deep Learning
@@ -63,16 +64,7 @@ def evaluate(
     known = current_runs(work, split, collection)
     queries = variations.split_queries(work, collection, split)
     baseline = comparison.choose_baseline(list(known), baseline)
-    depths = {name: comparison.depth(*found) for name, found in known.items()}
-    without = comparison.too_deep(metrics, depths, collection.passage_count)
-    for name, missing in without.items():
-        told = f"{depths[name]} passages a query" if known[name][1] else f"lists of {depths[name]} at most"
-        if missing:
-            log(
-                f"{name}: {told}: measures that look further take the others for not found, and are not "
-                f"compared: {', '.join(sorted(missing))}"
-            )
-
+    without = _too_deep(metrics, known, collection.passage_count)
     qrels = {query.id: query.judgements for query in queries}
     identical = {query.id for query in queries if query.is_passage and ignore_identical_ids}
     runs = {name: drop_identical_ids(run, identical) for name, (run, _) in known.items()}
@@ -85,13 +77,9 @@ def evaluate(
     rows.sort(key=lambda row: (row.family, row.name))
     means = {row.name: row.metrics for row in rows}
     storage.write_json(work.metrics, means)
-    facts = comparison.significance_facts(differences, without, baseline, len(qrels))
-    storage.write_json(work.significance, {"split": split, **facts})
-    for name, (_, facts) in known.items():
-        write_query_values(work.run(name, split), values[name], list(qrels))
-        if facts:
-            write_metrics(work.run(name, split), facts, means[name])
-
+    tests = comparison.significance_facts(differences, without, baseline, len(qrels))
+    storage.write_json(work.significance, {"split": split, **tests})
+    _write_values(work, split, known, values, queries=list(qrels))
     found_by = comparison.found_by(qrels, runs, min_relevant_grade)
     examples = comparison.example_queries(queries, example_queries)
     report.write_report(
@@ -110,6 +98,37 @@ def evaluate(
     console.print(f"{COLUMN_NOTE} {table_notes(rows, baseline)}", style="dim", highlight=False)
     files = {"report": work.report, "metrics_file": work.metrics, "significance_file": work.significance}
     return {name: str(path) for name, path in files.items()} | {"metrics": means}
+
+
+def _too_deep(
+    metrics: dict[str, Metric], known: dict[str, tuple[Run, dict | None]], passages: int
+) -> dict[str, frozenset[str]]:
+    """Finds the metrics that look further than each run goes (see `comparison.too_deep`), and tells them."""
+    depths = {name: comparison.depth(*found) for name, found in known.items()}
+    without = comparison.too_deep(metrics, depths, passages)
+    for name, missing in without.items():
+        told = f"{depths[name]} passages a query" if known[name][1] else f"lists of {depths[name]} at most"
+        if missing:
+            log(
+                f"{name}: {told}: measures that look further take the others for not found, and are not "
+                f"compared: {', '.join(sorted(missing))}"
+            )
+    return without
+
+
+def _write_values(
+    work: Workspace,
+    split: str,
+    known: dict[str, tuple[Run, dict | None]],
+    values: dict[str, RunValues],
+    queries: list[str],
+) -> None:
+    """Writes, beside each run, its metrics for each query and, where `search` made the run, their means."""
+    for name, (_, facts) in known.items():
+        path = work.run(name, split)
+        write_query_values(path, values[name], queries)
+        if facts:
+            write_metrics(path, facts, values[name].means)
 
 
 def _counts(

@@ -121,7 +121,9 @@ def test_a_metric_of_a_module_that_a_gin_file_imports_is_in_the_table_and_the_re
     tmp_path, cli, monkeypatch
 ):
     monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
-    (example,) = python_of("retrieval_jax/evaluation/README.md")
+    (example,) = (
+        code for code in python_of("retrieval_jax/evaluation/README.md") if "register_metric" in code
+    )
     (tmp_path / "answered_metric_module.py").write_text(example)
     (tmp_path / "answered.gin").write_text("import answered_metric_module\n")
     monkeypatch.syspath_prepend(tmp_path)
