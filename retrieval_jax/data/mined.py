@@ -19,39 +19,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retrieval_jax.core import paths, storage
-from retrieval_jax.core.errors import UserError
+from retrieval_jax.core import storage
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
+from retrieval_jax.data.distribution import describe, log_table
+from retrieval_jax.data.query_folder import QueryFolder
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import lines
 
 VERB = "mine"
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of scores that are shown
 
 
-class MinedNegatives:
-    """The mined negatives of a finished folder `negatives/NAME`.
+class MinedNegatives(QueryFolder):
+    """The mined negatives of a finished folder `negatives/NAME`."""
 
-    Args:
-      folder: the folder, local or remote.
-
-    Attributes:
-      collection: the fingerprint of the collection that they were mined for.
-      fingerprint: the checksum of the train queries' file.
-    """
-
-    def __init__(self, folder: str | Path):
-        self.folder = paths.as_path(folder)
-        manifest = storage.read_manifest(folder, VERB)
-        self.collection: str = manifest["recipe"]["collection"]
-        self.fingerprint: str = manifest["fingerprint"]
-        self._dev_fingerprint: str | None = manifest.get("dev_fingerprint")
-
-    def fingerprint_of(self, split: str) -> str | None:
-        """Returns the checksum of a split's file, train or dev; None where there is none."""
-        return self.fingerprint if split == "train" else self._dev_fingerprint
+    verb, file = VERB, "qrels.{split}.tsv"
 
     def of_queries(self, collection: Collection, split: str = "train") -> dict[str, tuple[str, ...]]:
         """Reads the negatives of all queries of a split.
@@ -66,18 +49,8 @@ class MinedNegatives:
         Raises:
           UserError: they were mined for another collection, or the file is missing or damaged.
         """
-        hint = f"make it again with `retrieval-jax {VERB}`"
-        if self.collection != collection.fingerprint:
-            raise UserError(
-                f"{self.folder}: of another collection (or an earlier one) than {collection.folder}: {hint}"
-            )
-        fingerprint = self.fingerprint_of(split)
-        if fingerprint is None:
+        if (path := self.local_file(collection, split)) is None:
             return {}
-        path = self.folder / file_name(split)
-        if not path.is_file() or storage.checksum(path) != fingerprint:
-            raise UserError(f"{path}: missing or altered: {hint}")
-        path = paths.ensure_local(path)
         found: dict[str, list[str]] = {}
         fields = ("query", "passage", "grade")
         for _, (query, passage, _) in lines.parse_lines(
@@ -85,11 +58,6 @@ class MinedNegatives:
         ):
             found.setdefault(query, []).append(passage)
         return {query: tuple(passages) for query, passages in found.items()}
-
-
-def file_name(split: str) -> str:
-    """Gives the name of the file of a split's negatives."""
-    return f"qrels.{split}.tsv"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,10 +196,10 @@ def write(folder: Path, split: str, chosen: Iterable[Chosen], limit: int = 1) ->
       limit: the negatives of a query that were wanted, at least.
 
     Returns:
-      The facts for the folder's manifest, of the train queries. "scores" has (number, quantiles) of the best
-      positives and of the negatives.
+      The facts for the folder's manifest, of this split. "distribution" is that of the scores of each query's
+      best positive and of the negatives.
     """
-    path = folder / file_name(split)
+    path = folder / MinedNegatives.file_name(split)
     counts, positives, negatives = array.array("i"), array.array("f"), array.array("f")
     with path.open("w") as file:
         for query in chosen:
@@ -245,15 +213,8 @@ def write(folder: Path, split: str, chosen: Iterable[Chosen], limit: int = 1) ->
         "with_negatives": sum(map(bool, counts)),
         "fewer_than_wanted": sum(count < limit for count in counts),
         "negatives": sum(counts),
-        "scores": {"positives": _quantiles(positives), "negatives": _quantiles(negatives)},
+        "distribution": {"positives": describe(positives), "negatives": describe(negatives)},
     }
-
-
-def _quantiles(scores: Sequence[float]) -> list[float]:
-    """Returns the QUANTILES of the scores that are numbers; [] where there are none."""
-    scores = np.asarray(scores, np.float64)
-    scores = scores[~np.isnan(scores)]
-    return np.quantile(scores, QUANTILES).tolist() if len(scores) else []
 
 
 def log_scores(facts: Mapping, limit: int) -> None:
@@ -263,13 +224,7 @@ def log_scores(facts: Mapping, limit: int) -> None:
       facts: what `write` returned.
       limit: the negatives of a query that were wanted.
     """
-    table = [["", *(f"{quantile:.0%}" for quantile in QUANTILES)]]
-    for name, quantiles in facts["scores"].items():
-        table.append([name, *(f"{score:.4g}" for score in quantiles)])
-    if any(facts["scores"].values()):
-        log("scores, by quantile (of positives: each query's best)")
-        for name, *cells in table:
-            log(f"  {name:<9}" + "".join(f"{cell:>10}" for cell in cells))
+    log_table(facts["distribution"], "scores, by quantile (of positives: each query's best)")
     without = facts["queries"] - facts["with_negatives"]
     log(
         f"{facts['fewer_than_wanted']:,} of {facts['queries']:,} queries have fewer than {limit} negatives, "

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_jax.core import paths, storage
-from retrieval_jax.core.errors import UserError
+from retrieval_jax.core import storage
 from retrieval_jax.data.collection import Query
+from retrieval_jax.data.distribution import describe
+from retrieval_jax.data.query_folder import QueryFolder
 from retrieval_jax.data.records import Collection
 
 VERB = "score"
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of scores that are shown
 _AT_ONCE = 1 << 20  # ids whose rows are looked up together
 
 
@@ -75,57 +75,31 @@ class ScoredRows:
         return ScoredPassages(self.rows[some], self.first_rows[some], self.scores[some])
 
 
-class TeacherScores:
-    """The scores of a finished folder `scores/NAME`.
+class TeacherScores(QueryFolder):
+    """The scores of a finished folder `scores/NAME`."""
 
-    Args:
-      folder: the folder, local or remote.
+    verb, file = VERB, "run.{split}.trec"
 
-    Attributes:
-      collection: the fingerprint of the collection that they were made for.
-      fingerprint: the checksum of the file of the train queries.
-    """
+    def by_row(self, collection: Collection, split: str = "train") -> ScoredRows:
+        """Reads the scores of all queries of a split, as `read` does, into arrays."""
+        return ScoredRows(collection, self.read(collection, split))
 
-    def __init__(self, folder: str | Path):
-        self.folder = paths.as_path(folder)
-        manifest = storage.read_manifest(folder, VERB)
-        self.collection: str = manifest["recipe"]["collection"]
-        self.fingerprint: str = manifest["fingerprint"]
-        self._dev_fingerprint: str | None = manifest.get("dev_fingerprint")
-
-    def of_queries(self, collection: Collection, split: str = "train") -> dict[str, dict[str, float]]:
-        """Reads the scores of all queries of a split.
+    def read(self, collection: Collection, split: str = "train") -> Iterator[tuple[str, dict[str, float]]]:
+        """Reads the scores of one query after the other.
 
         Args:
           collection: the collection.
           split: train or dev. There may be none for dev.
 
-        Returns:
-          Query id -> passage id -> score, best first.
+        Yields:
+          (query id, {passage id: score}), best first.
 
         Raises:
           UserError: they were made for another collection, or the file is missing or damaged.
         """
-        return dict(self._read(collection, split))
-
-    def by_row(self, collection: Collection, split: str = "train") -> ScoredRows:
-        """Reads the same as arrays, which take much less memory; see `of_queries`."""
-        return ScoredRows(collection, self._read(collection, split))
-
-    def _read(self, collection: Collection, split: str) -> Iterator[tuple[str, dict[str, float]]]:
-        """Yields (query id, {passage id: score}) of each query of a split, best first."""
-        hint = f"make it again with `retrieval-jax {VERB}`"
-        if self.collection != collection.fingerprint:
-            raise UserError(
-                f"{self.folder}: of another collection (or an earlier one) than {collection.folder}: {hint}"
-            )
-        fingerprint = self.fingerprint if split == "train" else self._dev_fingerprint
-        if fingerprint is None:
+        if (path := self.local_file(collection, split)) is None:
             return
-        path = self.folder / file_name(split)
-        if not path.is_file() or storage.checksum(path) != fingerprint:
-            raise UserError(f"{path}: missing or altered: {hint}")
-        with paths.ensure_local(path).open() as file:
+        with path.open() as file:
             lines = (line.split(" ") for line in file)
             for query, of_query in itertools.groupby(lines, lambda columns: columns[0]):
                 yield query, {passage: float(score) for _, _, passage, _, score, _ in of_query}
@@ -155,11 +129,6 @@ def candidates(
     return [*dict.fromkeys([*query.positives, *chosen.values()])]
 
 
-def file_name(split: str) -> str:
-    """Gives the name of the file of a split's scores."""
-    return f"run.{split}.trec"
-
-
 def write(
     folder: Path,
     split: str,
@@ -175,10 +144,10 @@ def write(
       positives: query id -> its positives, for the facts.
 
     Returns:
-      The facts for the folder's manifest, of the train queries; "distribution" has the number, the mean and
-      the QUANTILES of the scores of positives and of the other passages.
+      The facts for the folder's manifest, of this split. "distribution" is that of the scores of positives
+      and of the other passages.
     """
-    path, queries, answered = folder / file_name(split), 0, 0
+    path, queries, answered = folder / TeacherScores.file_name(split), 0, 0
     values = {"positives": array.array("f"), "others": array.array("f")}
     with path.open("w") as file:
         for query, of_passages in scores:
@@ -197,11 +166,5 @@ def write(
         "queries": queries,
         "without_positive": queries - answered,
         "pairs": sum(map(len, values.values())),
-        "distribution": {name: _distribution(some) for name, some in values.items() if len(some)},
+        "distribution": {name: describe(some) for name, some in values.items()},
     }
-
-
-def _distribution(values: Sequence[float]) -> dict[str, float]:
-    values = np.asarray(values, np.float64)
-    quantiles = zip(QUANTILES, np.quantile(values, QUANTILES).tolist(), strict=True)
-    return {"pairs": len(values), "mean": float(values.mean())} | {f"{q:.0%}": x for q, x in quantiles}

@@ -27,6 +27,7 @@ from retrieval_jax.search.searcher import (
     IndexSettings,
     RankedList,
     Searcher,
+    check_scores,
     register_searcher,
     searcher_class,
     searcher_manifest,
@@ -131,11 +132,7 @@ class FusedSearcher(Searcher):
         manifests = [searcher_manifest(folder, inputs.collection) for _, folder in found]
         if settings.fusion == RERANK:
             for name, manifest in list(zip(settings.parts, manifests, strict=True))[1:]:
-                if searcher_class(manifest["kind"]).score is Searcher.score:
-                    raise UserError(
-                        f"make_index.parts: {name} ({manifest['kind']}) cannot score the passages that "
-                        "another searcher found: take an exact, generative or bm25 one"
-                    )
+                check_scores(searcher_class(manifest["kind"]), name, "make_index.parts")
         return {
             "parts": [
                 {"name": name, "folder": paths.relative(folder, inputs.folder), "recipe": manifest["recipe"]}

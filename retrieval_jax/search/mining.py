@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from retrieval_jax.core import storage
-from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.copies import KnownAnswers
@@ -16,7 +15,7 @@ from retrieval_jax.data.mined import Chosen, NegativesRule, choose_negatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import ScoredRows
 from retrieval_jax.search.batched import BATCH_SIZE
-from retrieval_jax.search.searcher import RankedList, Searcher
+from retrieval_jax.search.searcher import RankedList, Searcher, check_scores
 
 if TYPE_CHECKING:  # a searcher without a model mines without importing Flax and Orbax
     from retrieval_jax.search.prefixes import PrefixSearch
@@ -104,11 +103,7 @@ def searcher_as_teacher(searcher: Searcher, name: str) -> Teacher:
     Raises:
       UserError: it cannot score passages that another searcher found.
     """
-    if type(searcher).score is Searcher.score:
-        raise UserError(
-            f"mine.teacher: {name} ({searcher.kind}) cannot score the passages that another searcher found: "
-            "take an exact, generative or bm25 one"
-        )
+    check_scores(type(searcher), name, "mine.teacher")
 
     def score(queries: Sequence[Query], candidates: Sequence[Sequence[str]]) -> list[dict[str, float]]:
         scores = searcher.score([query.text for query in queries], candidates)

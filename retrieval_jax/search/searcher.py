@@ -326,6 +326,21 @@ def searcher_class(kind: str) -> type[Searcher]:
     return _CLASSES[kind]
 
 
+def check_scores(searcher: type[Searcher], name: str, setting: str) -> None:
+    """Raises UserError if a searcher cannot score the passages that another one found (`Searcher.score`).
+
+    Args:
+      searcher: its class.
+      name: its name.
+      setting: the setting that names it.
+    """
+    if searcher.score is Searcher.score:
+        raise UserError(
+            f"{setting}: {name} ({searcher.kind}) cannot score the passages that another searcher found: "
+            "take an exact, scann, generative, fused or bm25 one"
+        )
+
+
 def searcher_manifest(folder: Path, collection: Collection) -> dict:
     """Returns the manifest that `retrieval-jax index` wrote.
 

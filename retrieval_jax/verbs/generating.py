@@ -1,25 +1,25 @@
 """The verb `generate-queries` (doc2query): queries for every passage, from a model or from released files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gin
-import jax
 
 from retrieval_jax.checkpoints.model_folder import load_model, model_recipe
-from retrieval_jax.core import paths, storage, unfinished
+from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Positive, PositiveFloat, Seed
-from retrieval_jax.core.workspace import UNFINISHED, Workspace
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import generation, synthetic
 from retrieval_jax.data.predictions import open_predictions
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import QueryShards
-from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.models.query_sampler import QuerySampler, SamplingSettings
 from retrieval_jax.search.batched import BATCH_SIZE
-from retrieval_jax.search.searcher import Searcher, searcher_manifest
+from retrieval_jax.search.searcher import searcher_manifest
+from retrieval_jax.search.shared_work import make_in_shards, open_for_share, scratch_folder
 
 
 @gin.configurable
@@ -78,35 +78,23 @@ def generate_queries(
     if filter_searcher:
         searcher = work.searcher(filter_searcher)
         recipe["filter"] = {"searcher": searcher_manifest(searcher, collection)["recipe"], "k": filter_k}
-        opened = Searcher.open(searcher, lambda: make_partitioner().local)  # hosts work on their own
-        if opened.is_shared and jax.process_count() > 1:
-            raise UserError(
-                f"generate_queries.filter_searcher: the hosts share {filter_searcher}, and each has other "
-                "queries: filter by bm25 or exact, or on one host"
-            )
+        opened = open_for_share(searcher, "generate_queries.filter_searcher", make_partitioner)
         consistency_filter = generation.ConsistencyFilter(opened.search, filter_k, BATCH_SIZE)
 
     folder = work.synthetic(name)
-    shards = QueryShards(folder.with_name(f"{name}{UNFINISHED}"), collection.passage_count, shard_size)
+    shards = QueryShards(scratch_folder(folder), collection.passage_count, shard_size)
 
-    def prepare() -> None:
-        unfinished.begin(shards.folder, recipe, shards.paths, "shards")
-        query_source.prepare(collection, shards)
-
-    def make() -> None:
-        numbers = shards.missing(jax.process_index(), jax.process_count())
+    def make(_: str, numbers: Sequence[int]) -> None:
         generation.make_shards(collection, shards, numbers, query_source, count, consistency_filter, name)
 
-    def join() -> None:
-        storage.build_once(folder, recipe, lambda tmp: synthetic.join(tmp, collection, shards))
-
-    with multihost.lock(shards.folder):
-        if not multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe)):
-            multihost.on_process_0(prepare)
-            multihost.on_every_process(make)
-            multihost.on_process_0(join)
-        if multihost.is_process_0() and unfinished.has_begun(shards.folder, recipe):
-            paths.remove(shards.folder)
+    make_in_shards(
+        folder,
+        recipe,
+        {"passages": shards},
+        make,
+        join=lambda tmp: synthetic.join(tmp, collection, shards),
+        prepare=lambda: query_source.prepare(collection, shards),
+    )
     manifest = storage.read_manifest(folder, synthetic.VERB)
     shown = ("passages", "made", "distinct", "queries")
     return {"synthetic": str(folder), **{key: manifest[key] for key in shown}}

@@ -1,26 +1,26 @@
 """The verb `mine`: passages that a searcher wrongly finds for the train queries become hard negatives."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gin
-import jax
 
-from retrieval_jax.core import paths, storage, unfinished
+from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.unfinished import Shards
 from retrieval_jax.core.values import Fraction, NonNegative, Positive, Seed
-from retrieval_jax.core.workspace import UNFINISHED, Workspace
-from retrieval_jax.data import mined
-from retrieval_jax.data.mined import Chosen, NegativesRule
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data import mined, query_folder
+from retrieval_jax.data.mined import Chosen, MinedNegatives, NegativesRule
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import TeacherScores
-from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.mining import Miner, Teacher, scores_as_teacher, searcher_as_teacher
 from retrieval_jax.search.searcher import Searcher, searcher_manifest
+from retrieval_jax.search.shared_work import make_in_shards, open_for_share, scratch_folder
 
 SUMMARY_KEYS = ("queries", "with_negatives", "fewer_than_wanted", "negatives")  # of the manifest
 
@@ -133,15 +133,8 @@ def mine(**values: object) -> dict:
         raise UserError(f"{collection.folder}: has no train queries to mine for: add queries.train.tsv")
     splits = ["train", *["dev"] * bool(collection.query_counts.get("dev"))]
     out, recipe = work.negatives(config.name or config.searcher), _recipe(config, work, collection, splits)
-    scratch = out.with_name(f"{out.name}{UNFINISHED}")
-    unfinished_recipe = recipe | {"shard_size": config.shard_size}
-    shards = {
-        split: Shards(scratch / split, collection.query_counts[split], config.shard_size) for split in splits
-    }
-
-    def begin() -> None:
-        files = itertools.chain.from_iterable(some.paths for some in shards.values())
-        unfinished.begin(scratch, unfinished_recipe, [*files], "shards")
+    scratch, counts = scratch_folder(out), collection.query_counts
+    shards = {split: Shards(scratch / split, counts[split], config.shard_size) for split in splits}
 
     def join(tmp: Path) -> dict:
         facts = {}
@@ -149,19 +142,14 @@ def mine(**values: object) -> dict:
             some = dataclasses.replace(some, folder=paths.ensure_local(some.folder))
             chosen = itertools.starmap(Chosen, some.read(range(some.count)))
             facts[split] = mined.write(tmp, split, chosen, config.negatives_per_query)
-        dev = {"dev_fingerprint": facts["dev"]["fingerprint"]} if "dev" in facts else {}
-        return facts["train"] | dev
+        return query_folder.merge(facts)
 
-    with multihost.lock(scratch):
-        if not multihost.broadcast_from_process_0(storage.is_up_to_date(out, recipe)):
-            multihost.on_process_0(begin)
-            multihost.on_every_process(lambda: _make_shards(config, work, collection, shards))
-            multihost.on_process_0(lambda: storage.build_once(out, recipe, join))
-        if multihost.is_process_0() and unfinished.has_begun(scratch, unfinished_recipe):
-            paths.remove(scratch)
+    make_in_shards(out, recipe, shards, _ShardMaker(config, work, collection, shards).make, join)
     manifest = storage.read_manifest(out, mined.VERB)
     mined.log_scores(manifest, config.negatives_per_query)
-    return {"made": str(out / mined.file_name("train"))} | {key: manifest[key] for key in SUMMARY_KEYS}
+    return {"made": str(out / MinedNegatives.file_name("train"))} | {
+        key: manifest[key] for key in SUMMARY_KEYS
+    }
 
 
 def _recipe(config: MineConfig, work: Workspace, collection: Collection, splits: Sequence[str]) -> dict:
@@ -192,54 +180,59 @@ def _recipe(config: MineConfig, work: Workspace, collection: Collection, splits:
     }
 
 
-def _make_shards(
-    config: MineConfig, work: Workspace, collection: Collection, shards: dict[str, Shards]
-) -> None:
-    """Mines for the queries of the shards that this process still has to make."""
-    numbers = {
-        split: [n for n in multihost.process_share(some.count) if not some.path(n).exists()]
-        for split, some in shards.items()
-    }
-    if not any(numbers.values()):
-        return
-    searcher = finder = _open(work, config.searcher)
-    if config.prefix_lengths:
-        from retrieval_jax.search.prefixes import PrefixSearch
+@dataclasses.dataclass(frozen=True)
+class _ShardMaker:
+    """Mines for the queries of shards; opens what it needs for the first of them."""
 
-        finder = PrefixSearch(searcher, config.prefix_lengths, config.passages_per_prefix, config.seed)
-    teacher: Teacher | None = None
-    if scores := _scores(config, work):
-        teacher = scores_as_teacher(scores.by_row(collection), collection)
-    elif config.teacher:
-        opened = searcher if config.teacher == config.searcher else _open(work, config.teacher)
-        teacher = searcher_as_teacher(opened, config.teacher)
-    # All that is found for a dev query makes the pool of an evaluation as hard as it can be.
-    rules = {"train": (config.rule, teacher), "dev": (NegativesRule(config.negatives_per_query), None)}
-    miner = Miner(collection, finder, config.depth)
-    for split, some in shards.items():
-        if not numbers[split]:
-            continue
-        rule, teacher = rules[split]
-        rows = [row for number in numbers[split] for row in some.rows(number)]
-        description = f"{split}: mine with {config.searcher}"
-        chosen = miner.mine(collection.queries(split), rows, rule, description, teacher)
-        for number in numbers[split]:
+    config: MineConfig
+    work: Workspace
+    collection: Collection
+    shards: Mapping[str, Shards]
+
+    @functools.cached_property
+    def searcher(self) -> Searcher:
+        """The searcher that finds passages."""
+        return self._open(self.config.searcher)
+
+    @functools.cached_property
+    def miner(self) -> Miner:
+        """Finds passages, or those of prefixes."""
+        config, finder = self.config, self.searcher
+        if config.prefix_lengths:
+            from retrieval_jax.search.prefixes import PrefixSearch
+
+            finder = PrefixSearch(finder, config.prefix_lengths, config.passages_per_prefix, config.seed)
+        return Miner(self.collection, finder, config.depth)
+
+    def make(self, split: str, numbers: Sequence[int]) -> None:
+        """Makes some shards of a split."""
+        some, name = self.shards[split], self.config.searcher
+        # All that is found for a dev query makes the pool of an evaluation as hard as it can be.
+        rule, teacher = NegativesRule(self.config.negatives_per_query), None
+        if split == "train":
+            rule, teacher = self.config.rule, self._teacher()
+        rows = [row for number in numbers for row in some.rows(number)]
+        queries = self.collection.queries(split)
+        chosen = self.miner.mine(queries, rows, rule, f"{split}: mine with {name}", teacher)
+        for number in numbers:
             some.write(number, itertools.islice(chosen, len(some.rows(number))))
         next(chosen, None)  # closes the progress bar
+
+    def _teacher(self) -> Teacher | None:
+        """Returns what scores the passages of train queries; None where it is the search."""
+        name = self.config.teacher
+        if scores := _scores(self.config, self.work):
+            return scores_as_teacher(scores.by_row(self.collection), self.collection)
+        if name is None:
+            return None
+        return searcher_as_teacher(self.searcher if name == self.config.searcher else self._open(name), name)
+
+    def _open(self, name: str) -> Searcher:
+        setting = "mine.searcher" if name == self.config.searcher else "mine.teacher"
+        return open_for_share(self.work.searcher(name), setting, make_partitioner)
 
 
 def _scores(config: MineConfig, work: Workspace) -> TeacherScores | None:
     """Returns the scores on disk that the teacher is; None if there is none, or it is a searcher."""
     folder, _, name = (config.teacher or "").partition("/")
     return TeacherScores(work.scores(name)) if name and folder == "scores" else None
-
-
-def _open(work: Workspace, name: str) -> Searcher:
-    """Opens a searcher on the devices of this process. Raises UserError if processes would share it."""
-    searcher = Searcher.open(work.searcher(name), lambda: make_partitioner().local)
-    if searcher.is_shared and jax.process_count() > 1:
-        raise UserError(
-            f"mine: the hosts share {name}, and each has other queries: mine with bm25 or exact, "
-            "or on one host"
-        )
-    return searcher

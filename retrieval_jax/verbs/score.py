@@ -5,16 +5,17 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import gin
-import jax
 
-from retrieval_jax.core import paths, storage, unfinished
+from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.unfinished import Shards
 from retrieval_jax.core.values import Positive
-from retrieval_jax.core.workspace import UNFINISHED, Workspace
-from retrieval_jax.data import mined, scores
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data import mined, query_folder, scores
+from retrieval_jax.data.distribution import log_table
 from retrieval_jax.data.mined import MinedNegatives, NegativesRule
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import score_files
@@ -23,11 +24,33 @@ from retrieval_jax.evaluation.trec import read_run
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.batched import score_in_batches
-from retrieval_jax.search.searcher import Searcher, searcher_class, searcher_manifest
+from retrieval_jax.search.searcher import check_scores, searcher_class, searcher_manifest
+from retrieval_jax.search.shared_work import make_in_shards, open_for_share, scratch_folder
 
 SPLITS = ("train", "dev")
-SUMMARY_KEYS = ("queries", "without_positive", "pairs", "distribution")  # of the manifest
 Found = Mapping[str, Sequence[str]]  # query id -> passage ids, hardest first
+
+
+class _Made(NamedTuple):
+    """What was made.
+
+    Attributes:
+      folder: where it lies.
+      verb: the verb of its manifest.
+      keys: which of the manifest's facts are shown.
+    """
+
+    folder: Path
+    verb: str
+    keys: Sequence[str]
+
+
+def _scores(folder: Path) -> _Made:
+    return _Made(folder, scores.VERB, ("queries", "without_positive", "pairs", "distribution"))
+
+
+def _negatives(folder: Path) -> _Made:
+    return _Made(folder, mined.VERB, ("queries", "negatives"))
 
 
 @gin.configurable
@@ -76,14 +99,12 @@ def score_pairs(
     if file is not None:
         if on_error not in ("fail", "skip"):
             raise UserError(f"ON_ERROR: no choice {on_error!r}: 'fail' or 'skip'")
-        folder = _from_file(work, collection, file, name, on_error)
+        made = _from_file(work, collection, file, name, on_error)
     else:
-        folder = _from_searcher(work, collection, searcher, candidates, name, depth, shard_size)
-    if folder.parent == work.negatives("x").parent:
-        manifest = storage.read_manifest(folder, mined.VERB)
-        return {"made": str(folder), **{key: manifest[key] for key in ("queries", "negatives")}}
-    manifest = storage.read_manifest(folder, scores.VERB)
-    return {"made": str(folder), **{key: manifest[key] for key in SUMMARY_KEYS}}
+        made = _from_searcher(work, collection, searcher, candidates, name, depth, shard_size)
+    manifest = storage.read_manifest(made.folder, made.verb)
+    log_table(manifest["distribution"], "scores, by quantile")
+    return {"made": str(made.folder), **{key: manifest[key] for key in made.keys}}
 
 
 def _from_searcher(
@@ -94,18 +115,14 @@ def _from_searcher(
     name: str | None,
     depth: int,
     shard_size: int,
-) -> Path:
-    """Makes the scores of a searcher, and returns their folder. All processes must call this."""
+) -> _Made:
+    """Makes the scores of a searcher. All processes must call this."""
     if not names:
         raise UserError(
             "score_pairs.candidates: none: positives alone rank nothing: name negatives/ or runs/"
         )
     manifest = searcher_manifest(work.searcher(searcher), collection)
-    if searcher_class(manifest["kind"]).score is Searcher.score:
-        raise UserError(
-            f"score_pairs.searcher: {searcher} ({manifest['kind']}) cannot score passages that others found: "
-            "take an exact, generative, fused or bm25 one"
-        )
+    check_scores(searcher_class(manifest["kind"]), searcher, "score_pairs.searcher")
     sources = [_Source(work, collection, one) for one in names]
     splits = [split for split in SPLITS if collection.query_counts.get(split)]
     splits = [split for split in splits if split == "train" or any(split in x.contents for x in sources)]
@@ -117,26 +134,34 @@ def _from_searcher(
         "splits": splits,
     }
     folder = work.scores(name or searcher)
-    scratch = folder.with_name(f"{folder.name}{UNFINISHED}")
+    scratch = scratch_folder(folder)
     shards = {split: Shards(scratch / split, collection.query_counts[split], shard_size) for split in splits}
+    opened = functools.cache(
+        lambda: open_for_share(work.searcher(searcher), "score_pairs.searcher", make_partitioner)
+    )
+
+    def make(split: str, numbers: Sequence[int]) -> None:
+        found = [*itertools.chain.from_iterable(source.read(split) for source in sources)]
+        queries = collection.queries(split)
+        queries = [queries[row] for number in numbers for row in shards[split].rows(number)]
+        chosen = functools.partial(scores.candidates, depth=depth, first_copies=collection.first_ids)
+        pairs = ((q.text, chosen(q, [of.get(q.id, ()) for of in found])) for q in queries)
+        values = score_in_batches(opened(), pairs, len(queries), f"{split}: score by {searcher}")
+        lines = (
+            [query.id, {passage: x for passage, x in given.items() if math.isfinite(x)}]
+            for query, given in zip(queries, values, strict=True)
+        )
+        for number in numbers:
+            shards[split].write(number, itertools.islice(lines, len(shards[split].rows(number))))
+        next(lines, None)  # closes the progress bar
 
     def join(tmp: Path) -> dict:
         return _write(
             tmp, collection, {split: some.read(range(some.count)) for split, some in shards.items()}
         )
 
-    begun = recipe | {"shard_size": shard_size}
-    files = [*itertools.chain.from_iterable(some.paths for some in shards.values())]
-    with multihost.lock(scratch):
-        if not multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe)):
-            multihost.on_process_0(lambda: unfinished.begin(scratch, begun, files, "shards"))
-            multihost.on_every_process(
-                lambda: _make_shards(work, collection, searcher, sources, depth, shards)
-            )
-            multihost.on_process_0(lambda: storage.build_once(folder, recipe, join))
-        if multihost.is_process_0() and unfinished.has_begun(scratch, begun):
-            paths.remove(scratch)
-    return folder
+    make_in_shards(folder, recipe, shards, make, join)
+    return _scores(folder)
 
 
 class _Source:
@@ -182,58 +207,18 @@ class _Source:
             yield found
 
 
-def _make_shards(
-    work: Workspace,
-    collection: Collection,
-    searcher: str,
-    sources: Sequence[_Source],
-    depth: int,
-    shards: Mapping[str, Shards],
-) -> None:
-    """Scores the queries of the shards that this process still has to make."""
-    opened = None
-    for split, some in shards.items():
-        numbers = some.missing(jax.process_index(), jax.process_count())
-        if not numbers:
-            continue
-        opened = opened or _open(work.searcher(searcher))
-        found = [*itertools.chain.from_iterable(source.read(split) for source in sources)]
-        queries = collection.queries(split)
-        queries = [queries[row] for number in numbers for row in some.rows(number)]
-        chosen = functools.partial(scores.candidates, depth=depth, first_copies=collection.first_ids)
-        pairs = ((q.text, chosen(q, [of.get(q.id, ()) for of in found])) for q in queries)
-        values = score_in_batches(opened, pairs, len(queries), f"{split}: score by {searcher}")
-        lines = (
-            [query.id, {passage: x for passage, x in given.items() if math.isfinite(x)}]
-            for query, given in zip(queries, values, strict=True)
-        )
-        for number in numbers:
-            some.write(number, itertools.islice(lines, len(some.rows(number))))
-        next(lines, None)  # closes the progress bar
-
-
-def _open(folder: Path) -> Searcher:
-    """Opens a searcher on the devices of this process."""
-    opened = Searcher.open(folder, lambda: make_partitioner().local)
-    if opened.is_shared and jax.process_count() > 1:
-        raise UserError(
-            f"score_pairs.searcher: the hosts share {folder.name}, and each has other queries: score by bm25 "
-            "or exact, or on one host"
-        )
-    return opened
-
-
-def _from_file(work: Workspace, collection: Collection, file: str, name: str | None, on_error: str) -> Path:
-    """Makes the scores that a file holds, or its negatives, and returns their folder."""
+def _from_file(work: Workspace, collection: Collection, file: str, name: str | None, on_error: str) -> _Made:
+    """Makes the scores that a file holds, or its negatives. All processes must call this."""
     path = paths.as_path(file)
     name = name or path.name.split(".")[0]
     recipe = {
         "collection": collection.fingerprint,
         "teacher": {"file": storage.checksum(path), "on_error": on_error},
     }
-    for folder in (work.scores(name), work.negatives(name)):
-        if multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe)):
-            return folder
+    of_scores, of_negatives = _scores(work.scores(name)), _negatives(work.negatives(name))
+    for made in (of_scores, of_negatives):
+        if multihost.broadcast_from_process_0(storage.is_up_to_date(made.folder, recipe)):
+            return made
 
     def make() -> int:
         errors = ErrorLog(skip=on_error == "skip")
@@ -242,13 +227,13 @@ def _from_file(work: Workspace, collection: Collection, file: str, name: str | N
         if found.has_scores:
             splits = [split for split in SPLITS if collection.query_counts.get(split)]
             of_splits = {split: _of_split(collection, split, found.scores) for split in splits}
-            storage.build_once(work.scores(name), recipe, lambda tmp: _write(tmp, collection, of_splits))
+            storage.build_once(of_scores.folder, recipe, lambda tmp: _write(tmp, collection, of_splits))
         else:
             negatives = functools.partial(_write_negatives, collection=collection, found=found.scores)
-            storage.build_once(work.negatives(name), recipe, negatives)
+            storage.build_once(of_negatives.folder, recipe, negatives)
         return found.has_scores
 
-    return work.scores(name) if multihost.value_from_process_0(make) else work.negatives(name)
+    return of_scores if multihost.value_from_process_0(make) else of_negatives
 
 
 def _write_negatives(folder: Path, collection: Collection, found: Mapping[str, Mapping[str, float]]) -> dict:
@@ -260,8 +245,7 @@ def _write_negatives(folder: Path, collection: Collection, found: Mapping[str, M
             lists = ([(passage, math.nan) for passage in found.get(query.id, ())] for query in queries)
             chosen = mined.choose_all(collection, queries, lists, NegativesRule(limit=None))
             facts[split] = mined.write(folder, split, chosen)
-    dev = {"dev_fingerprint": facts["dev"]["fingerprint"]} if "dev" in facts else {}
-    return facts["train"] | dev
+    return query_folder.merge(facts)
 
 
 def _of_split(
@@ -273,9 +257,9 @@ def _of_split(
 
 def _write(folder: Path, collection: Collection, of_splits: Mapping[str, Iterator]) -> dict:
     """Writes the scores of all splits into a new folder, and returns the manifest's facts."""
-    facts = {
-        split: scores.write(folder, split, some, {q.id: q.positives for q in collection.queries(split)})
-        for split, some in of_splits.items()
-    }
-    dev = {"dev_fingerprint": facts["dev"]["fingerprint"]} if "dev" in facts else {}
-    return facts["train"] | dev
+    return query_folder.merge(
+        {
+            split: scores.write(folder, split, some, {q.id: q.positives for q in collection.queries(split)})
+            for split, some in of_splits.items()
+        }
+    )

@@ -6,6 +6,7 @@ import numpy as np
 
 from retrieval_jax.data import mined
 from retrieval_jax.data.collection import Query
+from retrieval_jax.data.distribution import QUANTILES
 from retrieval_jax.data.mined import Chosen, NegativesRule
 
 QUERY = Query("q", "text", {"right": 1, "also": 1})
@@ -99,8 +100,11 @@ def test_what_is_written_tells_how_scores_are_distributed(tmp_path, capsys):
     assert lines[-1] == "few\ta\t0"
     counts = ("queries", "with_negatives", "fewer_than_wanted", "negatives")
     assert [facts[name] for name in counts] == [52, 51, 2, 151]
-    np.testing.assert_allclose(facts["scores"]["negatives"], np.quantile(scores, mined.QUANTILES), rtol=1e-6)
-    np.testing.assert_allclose(facts["scores"]["positives"], np.quantile(np.arange(50), mined.QUANTILES))
+    for name, values in {"negatives": scores.ravel(), "positives": np.arange(50)}.items():
+        count, mean, *quantiles = facts["distribution"][name].values()
+        assert count == len(values)
+        np.testing.assert_allclose(mean, values.mean(), rtol=1e-6)
+        np.testing.assert_allclose(quantiles, np.quantile(values, QUANTILES), rtol=1e-6)
     mined.log_scores(facts, 3)
     err = capsys.readouterr().err.splitlines()
     assert err[1].split() == ["5%", "25%", "50%", "75%", "95%"]

@@ -17,9 +17,9 @@ def test_scores_come_back_as_they_were_best_first(own_work: Workspace, collectio
     given[first] |= dict.fromkeys(list(given[first])[1:4], 1 / 3)  # equal ones stay equal
     monkeypatch.setattr(scores, "_AT_ONCE", 20)
     teacher = write_scores(own_work, "t", given, {"d": {collection.ids[3].as_py(): -2.5}})
-    assert teacher.of_queries(collection) == given
-    assert teacher.of_queries(collection, "dev") == {"d": {collection.ids[3].as_py(): -2.5}}
-    for of_query in teacher.of_queries(collection).values():
+    assert dict(teacher.read(collection)) == given
+    assert dict(teacher.read(collection, "dev")) == {"d": {collection.ids[3].as_py(): -2.5}}
+    for of_query in dict(teacher.read(collection)).values():
         assert list(of_query.values()) == sorted(of_query.values(), reverse=True)
     # Other tools read the file as a run.
     run = read_run(own_work.scores("t") / "run.train.trec")
@@ -31,7 +31,7 @@ def test_scores_come_back_as_they_were_best_first(own_work: Workspace, collectio
         found, wanted = by_row[query.id], given.get(query.id, {})
         of_row = dict(zip(found.rows_P.tolist(), found.scores_P.tolist(), strict=True))
         assert of_row == {rows[passage]: float(np.float32(score)) for passage, score in wanted.items()}
-    assert write_scores(own_work, "no_dev", given).of_queries(collection, "dev") == {}
+    assert [*write_scores(own_work, "no_dev", given).read(collection, "dev")] == []
 
 
 def test_copies_have_the_highest_score_of_their_text():
@@ -45,7 +45,7 @@ def test_stale_altered_and_missing_scores_are_told(own_work: Workspace, collecti
     teacher = write_scores(own_work, "t", random_scores(collection))
     teacher.collection = "another"
     with pytest.raises(UserError, match=r"of another collection .*: make it again"):
-        teacher.of_queries(collection)
+        dict(teacher.read(collection))
     path = own_work.scores("t") / "run.train.trec"
     path.write_text(path.read_text()[:-4])
     with pytest.raises(UserError, match=r"run.train.trec: missing or altered: make it again"):

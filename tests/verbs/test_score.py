@@ -83,6 +83,7 @@ def test_a_searcher_scores_positives_and_candidates(
 ):
     status, made, err = cli("score", *flags, *CANDIDATES, *settings(name="whole"))  # it is there
     assert status == 0, err
+    assert "scores, by quantile" in err
     teacher = TeacherScores(scored)
     cut = {"train": {}, "dev": {}}
     mined = MinedNegatives(here.negatives("mined"))
@@ -91,7 +92,7 @@ def test_a_searcher_scores_positives_and_candidates(
             first = mined.of_queries(collection, split).get(query, ())[:5]
             cut[split][query] = [*first, *(ids[-5:] if split == "train" else [])]
         wanted = expected(here, collection, "bm25", cut, split)
-        assert teacher.of_queries(collection, split) == wanted
+        assert dict(teacher.read(collection, split)) == wanted
     wanted = expected(here, collection, "bm25", cut, "train")
     positives = {q.id: q.positives for q in collection.queries("train")}
     right = [x for q, some in wanted.items() for p, x in some.items() if p in positives[q]]
@@ -101,7 +102,7 @@ def test_a_searcher_scores_positives_and_candidates(
     assert made["without_positive"] == 0
     for name, values in {"positives": right, "others": others}.items():
         shown = made["distribution"][name]
-        assert shown["pairs"] == len(values)
+        assert shown["count"] == len(values)
         assert shown["mean"] == pytest.approx(np.mean(values), rel=1e-5)
         assert shown["50%"] == pytest.approx(np.median(values), rel=1e-5)
         assert shown["5%"] == pytest.approx(np.quantile(values, 0.05), rel=1e-5)
@@ -190,8 +191,8 @@ def test_files_become_scores_or_negatives(flags, here: Workspace, collection: Co
     assert made["made"] == str(here.scores("teacher"))
     assert (made["queries"], made["pairs"], made["without_positive"]) == (2, 3, 1)
     teacher = TeacherScores(here.scores("teacher"))
-    assert teacher.of_queries(collection) == {query: given[query] for query in (first.id, second.id)}
-    assert teacher.of_queries(collection, "dev") == {dev.id: given[dev.id]}
+    assert dict(teacher.read(collection)) == {query: given[query] for query in (first.id, second.id)}
+    assert dict(teacher.read(collection, "dev")) == {dev.id: given[dev.id]}
 
     path.write_text(json.dumps({"nobody": {ids[0]: 1.0}} | given))
     status, _, error = cli("score", *flags, *settings(file=str(path)))
@@ -209,11 +210,11 @@ def test_files_become_scores_or_negatives(flags, here: Workspace, collection: Co
     assert status == 0, err
     assert made["made"] == str(here.negatives("hard"))
     manifest = storage.read_manifest(here.negatives("hard"), "mine")
-    assert manifest["scores"] == {"positives": [], "negatives": []}  # there are none
+    assert manifest["distribution"] == {"positives": {}, "negatives": {}}  # there are none
     found = MinedNegatives(here.negatives("hard")).of_queries(collection)
     assert found == {first.id: (ids[0], ids[1], ids[2])}  # in turn, without what answers the query
     status, made, err = cli("score", *flags, *settings(candidates=("hard",), name="of_hard"))
     assert status == 0, err
-    scores = TeacherScores(here.scores("of_hard")).of_queries(collection)
+    scores = dict(TeacherScores(here.scores("of_hard")).read(collection))
     assert scores[first.id].keys() == {*first.positives, *ids[:3]}
     assert not math.isnan(sum(scores[first.id].values()))
