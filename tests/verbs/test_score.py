@@ -145,6 +145,7 @@ def test_a_kill_loses_a_shard_at_most(scored, flags, here: Workspace, cli):
         assert (folder / name).read_bytes() == (scored / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_hosts_make_the_same(scored, flags, here: Workspace):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
