@@ -18,7 +18,6 @@ joins a task with its targets. Nothing here imports TensorFlow: `batches.py` fee
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -49,8 +48,8 @@ class Examples:
 
     def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Features]:
         """Makes the features of the examples of these numbers; see `Task.get`."""
-        for_task, for_targets = itertools.tee(rngs)
-        return self.targets.get(self.targets.draw(self.task.get(numbers, for_task), for_targets))
+        rngs = [*rngs]
+        return self.targets.get(self.targets.draw(self.task.get(numbers, rngs), rngs))
 
 
 TASKS = ("firstp", "daq", "d2q", "labelled", "labelled_LABEL", "doc2query")

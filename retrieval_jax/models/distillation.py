@@ -2,8 +2,7 @@
 
 The candidates are those of the query's own group: in-batch negatives have no teacher's score, and stay in
 the objective alone. A candidate without a score (NaN) stays out. Letters in shapes: B queries, G candidates
-of a query; s are the student's scores, t the teacher's. The objectives of the same names for docids are in
-ranking.py.
+of a query; s are the student's scores, t the teacher's. Docids learn from a teacher by ranking.py.
 """
 
 from typing import Protocol
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from retrieval_jax.core.values import PositiveFloat
-from retrieval_jax.models.softmax import NEG_INF
+from retrieval_jax.models.pairs import divergence, margins, mean_of_pairs
 
 
 class Distillation(Protocol):
@@ -55,10 +54,8 @@ def dense_margin_mse(
     known_BxG = jnp.isfinite(teacher_BxG)
     teacher_BxG = jnp.where(known_BxG, teacher_scale * teacher_BxG, 0.0)
     pair_BxGxG = (positive_BxG & known_BxG)[:, :, None] & (~positive_BxG & known_BxG)[:, None, :]
-    errors_BxGxG = jnp.square(_margins(scores_BxG) - _margins(teacher_BxG))
-    total_B = jnp.sum(jnp.where(pair_BxGxG, errors_BxGxG, 0.0), axis=(1, 2))
-    count_B = jnp.sum(pair_BxGxG, axis=(1, 2))
-    return total_B / jnp.maximum(count_B, 1), count_B > 0
+    errors_BxGxG = jnp.square(margins(scores_BxG) - margins(teacher_BxG))
+    return mean_of_pairs(errors_BxGxG, pair_BxGxG), jnp.any(pair_BxGxG, axis=(1, 2))
 
 
 dense_margin_mse.of_margins = True  # which unit vectors bound: `DualEncoder` says so
@@ -84,16 +81,4 @@ def dense_kl(
       temperature: divides the teacher's scores: the lower, the more the best candidate has of the whole. The
         student's is 1 / `DualEncoder.scale`.
     """
-    known_BxG = jnp.isfinite(teacher_BxG)
-    log_p_BxG, log_q_BxG = (
-        jax.nn.log_softmax(jnp.where(known_BxG, x, NEG_INF), axis=1)
-        for x in (teacher_BxG / temperature, scores_BxG)
-    )
-    terms_BxG = jnp.exp(log_p_BxG) * (log_p_BxG - log_q_BxG)
-    counts_B = jnp.sum(known_BxG, axis=1) > 1
-    return jnp.where(counts_B, jnp.sum(jnp.where(known_BxG, terms_BxG, 0.0), axis=1), 0.0), counts_B
-
-
-def _margins(x_BxG: jax.Array) -> jax.Array:
-    """Gives the differences of all pairs, B×G×G: the first one's score less the second one's."""
-    return x_BxG[:, :, None] - x_BxG[:, None, :]
+    return divergence(teacher_BxG / temperature, scores_BxG, jnp.isfinite(teacher_BxG))

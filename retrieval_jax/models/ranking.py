@@ -32,8 +32,8 @@ import numpy as np
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import NonNegativeFloat, Positive, PositiveFloat
 from retrieval_jax.models.objectives import Predict, Predictions, token_cross_entropy, token_metrics
+from retrieval_jax.models.pairs import divergence, margins, mean_of_pairs
 from retrieval_jax.models.retriever import Batch, Metrics
-from retrieval_jax.models.softmax import NEG_INF
 
 
 @gin.configurable(allowlist=["prefix_lengths", "weights", "shares", "teacher_scale", "cross_entropy_weight"])
@@ -81,13 +81,13 @@ def margin_mse(
     sums_BxCxT = group.sums(group.predictions.scores_BxT)
     losses_B, told = jnp.zeros(len(batch["score"])), {}
     for n, weight, share in zip(lengths, weights, shares, strict=True):
-        teacher_BxCxC = teacher_scale * _margins(batch["score"][..., (n if share is None else T) - 1])
+        teacher_BxCxC = teacher_scale * margins(batch["score"][..., (n if share is None else T) - 1])
         counts_BxCxC = group.pairs(n) & jnp.isfinite(teacher_BxCxC)
         teacher_BxCxC = (1.0 if share is None else share) * jnp.where(counts_BxCxC, teacher_BxCxC, 0.0)
-        errors_BxCxC = jnp.square(_margins(sums_BxCxT[..., n - 1]) - teacher_BxCxC)
-        losses_B += weight * _mean_of_pairs(errors_BxCxC, counts_BxCxC)
+        errors_BxCxC = jnp.square(margins(sums_BxCxT[..., n - 1]) - teacher_BxCxC)
+        losses_B += weight * mean_of_pairs(errors_BxCxC, counts_BxCxC)
         told[f"margin_mse_at/{n}"] = _total_and_count(errors_BxCxC, counts_BxCxC)
-    return group.metrics(losses_B, cross_entropy_weight, sums_BxCxT) | told
+    return group.loss_and_metrics(losses_B, cross_entropy_weight, sums_BxCxT) | told
 
 
 @gin.configurable(allowlist=["prefix_lengths", "temperature", "cross_entropy_weight"])
@@ -123,16 +123,10 @@ def kl(
     for n in _lengths(prefix_lengths, batch["score"].shape[-1], "kl"):
         teacher_BxC = batch["score"][..., n - 1] / temperature
         counts_BxC = group.different(n) & jnp.isfinite(teacher_BxC)
-        log_p_BxC, log_q_BxC = (
-            jax.nn.log_softmax(jnp.where(counts_BxC, x, NEG_INF), axis=1)
-            for x in (teacher_BxC, sums_BxCxT[..., n - 1])
-        )
-        terms_BxC = jnp.where(counts_BxC, jnp.exp(log_p_BxC) * (log_p_BxC - log_q_BxC), 0.0)
-        several_B = jnp.sum(counts_BxC, axis=1) > 1
-        of_length_B = jnp.where(several_B, jnp.sum(terms_BxC, axis=1), 0.0)
+        of_length_B, several_B = divergence(teacher_BxC, sums_BxCxT[..., n - 1], counts_BxC)
         losses_B += of_length_B
         told[f"kl_at/{n}"] = (jnp.sum(of_length_B), jnp.sum(several_B).astype(jnp.float32))
-    return group.metrics(losses_B, cross_entropy_weight, sums_BxCxT) | told
+    return group.loss_and_metrics(losses_B, cross_entropy_weight, sums_BxCxT) | told
 
 
 @gin.configurable(allowlist=["margin", "cross_entropy_weight"])
@@ -161,9 +155,9 @@ def pairwise_margin(
     """
     group = _Group.of(predict(_checked(batch, "pairwise_margin"), rng))
     sums_BxCxT = group.sums(group.predictions.scores_BxT)
-    losses_BxCxC = jax.nn.relu(margin - _margins(sums_BxCxT[..., -1]))
-    losses_B = _mean_of_pairs(losses_BxCxC, group.pairs())
-    return group.metrics(losses_B, cross_entropy_weight, sums_BxCxT)
+    losses_BxCxC = jax.nn.relu(margin - margins(sums_BxCxT[..., -1]))
+    losses_B = mean_of_pairs(losses_BxCxC, group.pairs())
+    return group.loss_and_metrics(losses_B, cross_entropy_weight, sums_BxCxT)
 
 
 @gin.configurable(allowlist=["beta", "cross_entropy_weight"])
@@ -191,12 +185,12 @@ def dpo(
     """
     group = _Group.of(predict(_checked(batch, "dpo", scores=True), rng))
     sums_BxCxT = group.sums(group.predictions.log_probs_BxT)
-    reference_BxCxC = _margins(batch["score"][..., -1])
+    reference_BxCxC = margins(batch["score"][..., -1])
     counts_BxCxC = group.pairs() & jnp.isfinite(reference_BxCxC)
     reference_BxCxC = jnp.where(counts_BxCxC, reference_BxCxC, 0.0)
-    losses_BxCxC = jax.nn.softplus(-beta * (_margins(sums_BxCxT[..., -1]) - reference_BxCxC))
-    losses_B = _mean_of_pairs(losses_BxCxC, counts_BxCxC)
-    return group.metrics(losses_B, cross_entropy_weight, sums_BxCxT)
+    losses_BxCxC = jax.nn.softplus(-beta * (margins(sums_BxCxT[..., -1]) - reference_BxCxC))
+    losses_B = mean_of_pairs(losses_BxCxC, counts_BxCxC)
+    return group.loss_and_metrics(losses_B, cross_entropy_weight, sums_BxCxT)
 
 
 # Their losses are squares or differences of scores of any size.
@@ -247,9 +241,9 @@ class _Group(NamedTuple):
         shared = jnp.cumsum(~equal_BxCxCxT, axis=-1) == 0
         return cls(predictions, (grade_BxC > 0)[:, :, None] & (grade_BxC == 0)[:, None, :], shared)
 
-    def pairs(self, length: int = 0) -> jax.Array:
-        """Gives the pairs B×C×C whose docids differ within their first `length` tokens; 0: at all."""
-        return self.pairs_BxCxC & ~self.shared_BxCxCxT[..., length - 1]
+    def pairs(self, length: int | None = None) -> jax.Array:
+        """Gives the pairs B×C×C whose docids differ within their first `length` tokens; None: at all."""
+        return self.pairs_BxCxC & ~self.shared_BxCxCxT[..., -1 if length is None else length - 1]
 
     def different(self, length: int) -> jax.Array:
         """Gives B×C: whether a candidate is there, and no earlier one has its first `length` tokens."""
@@ -275,7 +269,9 @@ class _Group(NamedTuple):
             logits_BxTxV=None if logits is None else logits[:, 0],
         )
 
-    def metrics(self, losses_B: jax.Array, cross_entropy_weight: float, sums_BxCxT: jax.Array) -> Metrics:
+    def loss_and_metrics(
+        self, losses_B: jax.Array, cross_entropy_weight: float, sums_BxCxT: jax.Array
+    ) -> Metrics:
         """Adds the cross-entropy to each query's loss, and says what tells whether the model learns.
 
         Args:
@@ -297,22 +293,11 @@ class _Group(NamedTuple):
         metrics["loss"] = (jnp.sum(losses_B + cross_entropy_weight * of_docid_B), queries)
         T = sums_BxCxT.shape[-1]
         for n in (*(1 << i for i in range((T - 1).bit_length())), T):
-            right_BxCxC = _margins(sums_BxCxT[..., n - 1]) > 0
+            right_BxCxC = margins(sums_BxCxT[..., n - 1]) > 0
             metrics[f"ordered_at/{n}"] = _total_and_count(right_BxCxC, self.pairs(n))
         return metrics
-
-
-def _margins(scores_BxC: jax.Array) -> jax.Array:
-    """Subtracts the score of each candidate (on the last axis) from that of each: B×C×C."""
-    return scores_BxC[:, :, None] - scores_BxC[:, None, :]
 
 
 def _total_and_count(x_BxCxC: jax.Array, pairs_BxCxC: jax.Array) -> tuple[jax.Array, jax.Array]:
     total = jnp.sum(jnp.where(pairs_BxCxC, x_BxCxC, 0), dtype=jnp.float32)
     return total, jnp.sum(pairs_BxCxC, dtype=jnp.float32)
-
-
-def _mean_of_pairs(x_BxCxC: jax.Array, pairs_BxCxC: jax.Array) -> jax.Array:
-    """Averages over the pairs of each query: B, 0 where there are none."""
-    total_B = jnp.sum(jnp.where(pairs_BxCxC, x_BxCxC, 0.0), axis=(1, 2))
-    return total_B / jnp.maximum(jnp.sum(pairs_BxCxC, axis=(1, 2)), 1)
