@@ -195,6 +195,19 @@ def _defaults(selector: str) -> dict[str, object]:
     }
 
 
+def argument(function: Callable, name: str) -> object:
+    """Gives what a parameter of a function is in a call that leaves it out.
+
+    This is what `functools.partial` or gin binds, or the default; None where there is no such parameter.
+    """
+    if isinstance(function, functools.partial):
+        return function.keywords[name] if name in function.keywords else argument(function.func, name)
+    configurable = gin.config._inverse_lookup(function, allow_decorators=True)
+    bound = gin.get_bindings(configurable.selector) if configurable else {}
+    parameter = inspect.signature(function).parameters.get(name)
+    return bound.get(name, parameter and parameter.default)
+
+
 def operative_text() -> str:
     """Gives the parameters of all that was called so far, as a gin file."""
     return gin.operative_config_str()

@@ -18,6 +18,9 @@ from retrieval_jax.models.pairs import divergence, margins, mean_of_pairs
 class Distillation(Protocol):
     """Computes the losses B of queries, float32, and which of the queries count, bool.
 
+    If it has a true attribute `unbounded_loss`, its loss has no natural scale; see `Objective` in
+    objectives.py.
+
     Args:
       scores_BxG: float32, the student's scores of each query's candidates.
       teacher_BxG: float32, the teacher's; NaN where it gave none, or where there is no candidate.
@@ -58,7 +61,7 @@ def dense_margin_mse(
     return mean_of_pairs(errors_BxGxG, pair_BxGxG), jnp.any(pair_BxGxG, axis=(1, 2))
 
 
-dense_margin_mse.of_margins = True  # which unit vectors bound: `DualEncoder` says so
+dense_margin_mse.unbounded_loss = True  # of margins, which unit vectors bound: `DualEncoder` says so
 
 
 @gin.configurable(allowlist=["temperature"])

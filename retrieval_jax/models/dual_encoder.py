@@ -18,7 +18,13 @@ from retrieval_jax.models.distillation import Distillation
 from retrieval_jax.models.dual_encoder_loss import VectorLoss
 from retrieval_jax.models.dual_encoder_network import TOWERS, DualEncoderNetwork
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.models.retriever import Batch, Metrics, Retriever, register_retriever
+from retrieval_jax.models.retriever import (
+    Batch,
+    Metrics,
+    Retriever,
+    has_unbounded_loss,
+    register_retriever,
+)
 from retrieval_jax.models.text_groups import TextGroups, encode_in_groups
 
 MAX_SCALE = 100.0  # of a learned scale (CLIP, Radford et al. 2021, section 2.5): keeps training stable
@@ -125,7 +131,7 @@ class DualEncoder(Retriever):
             distillation=distillation,
             distillation_weight=distillation_weight,
         )
-        if optimizer_def and normalize and not learn_scale and getattr(distillation, "of_margins", False):
+        if optimizer_def and normalize and not learn_scale and has_unbounded_loss(distillation):
             log(
                 f"DualEncoder.distillation: margins of unit vectors lie within ±{2 * scale:g} with a fixed "
                 f"scale of {scale:g}, and the teacher's may not: --gin.DualEncoder.normalize=False (with "
@@ -158,6 +164,11 @@ class DualEncoder(Retriever):
             "normalize": self.module.normalize,
             "shared_towers": self.shared_towers,
         }
+
+    @property
+    def unbounded_loss(self) -> bool:
+        """See `Retriever`: that of raw dot products, or as the distillation says."""
+        return not self.module.normalize or has_unbounded_loss(self.vector_loss.distillation)
 
     @property
     def FEATURE_CONVERTER_CLS(self):

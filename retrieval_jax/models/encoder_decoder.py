@@ -10,7 +10,7 @@ import optax
 
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.objectives import Objective, Predictions, cross_entropy, loss_of
-from retrieval_jax.models.retriever import Batch, Metrics, Retriever
+from retrieval_jax.models.retriever import Batch, Metrics, Retriever, has_unbounded_loss
 from retrieval_jax.models.softmax import blockwise_softmax_stats, exact_products, softmax_stats
 from retrieval_jax.models.t5 import T5, Segments, output_kernel, unstack_layers
 
@@ -50,6 +50,11 @@ class EncoderDecoder(Retriever):
         self.decode_module = T5(dataclasses.replace(config, scan_layers=False, remat="none"))
         self.optimizer_def = optimizer_def
         self.objective, self.max_logits_per_block = objective, max_logits_per_block
+
+    @property
+    def unbounded_loss(self) -> bool:
+        """See `Retriever`: as the objective says."""
+        return has_unbounded_loss(self.objective)
 
     @property
     def FEATURE_CONVERTER_CLS(self):

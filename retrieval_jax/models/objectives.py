@@ -94,7 +94,8 @@ class Objective(Protocol):
     """Computes what is minimised.
 
     If it has a true attribute `unbounded_loss`, its loss has no natural scale, and a rise is not taken for a
-    fault (see `LossSpikeGuard.on_spike`).
+    fault (see `LossSpikeGuard.on_spike`). One that is added to another, its argument `objective`, passes the
+    other's on (see `has_unbounded_loss`).
 
     Args:
       predict: runs the network.

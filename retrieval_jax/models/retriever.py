@@ -1,13 +1,14 @@
 """The base class of all models: T5X's model interface, and the facts that the rest of the package needs."""
 
 import abc
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 
-from retrieval_jax.core import registry
+from retrieval_jax.core import configuration, registry
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts
 from retrieval_jax.models.layers import T5Config
 
@@ -31,6 +32,8 @@ class Retriever(abc.ABC):
         in-batch negatives. If so, dividing a batch into microbatches changes what is learned.
       text_arrays: the names of a batch's arrays of texts that are encoded by length, in groups. If there are
         any, `loss_fn` takes the groups (TextGroups or None) as its fourth argument.
+      unbounded_loss: whether the loss has no natural scale, so that a rise is not taken for a fault (see
+        `LossSpikeGuard.on_spike`).
       config: the sizes of the network.
       module: the Flax module.
       optimizer_def: the optax optimiser; None for a model that is only searched with.
@@ -43,6 +46,7 @@ class Retriever(abc.ABC):
     writes_docids = False
     examples_interact = False
     text_arrays: Sequence[str] = ()
+    unbounded_loss: bool = False
 
     config: T5Config
     module: Any
@@ -90,6 +94,18 @@ class Retriever(abc.ABC):
     @abc.abstractmethod
     def score_batch(self, params: dict, batch: Batch) -> jax.Array:
         """Computes the score of each example's target, float32 B."""
+
+
+def has_unbounded_loss(objective: Callable | None) -> bool:
+    """Tells whether an objective, or the one that it is added to (its argument `objective`), says so.
+
+    Args:
+      objective: says it by a true attribute `unbounded_loss`.
+    """
+    function = objective.func if isinstance(objective, functools.partial) else objective
+    if function is None or getattr(function, "unbounded_loss", False):
+        return function is not None
+    return has_unbounded_loss(configuration.argument(objective, "objective"))
 
 
 def register_retriever(cls: type[Retriever]) -> type[Retriever]:

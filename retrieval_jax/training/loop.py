@@ -103,12 +103,6 @@ def train_loop(
     return run.finish()
 
 
-def _has_unbounded_loss(model) -> bool:
-    """Tells whether a model's loss grows with scores of any size; see `LossMonitor`."""
-    of_objective = getattr(getattr(model, "objective", None), "unbounded_loss", False)
-    return of_objective or not getattr(model.module, "normalize", True)
-
-
 def _is_finished(done: dict, settings: TrainSettings) -> bool:
     """Tells whether a run needs no more steps, or has no more time; `done` is its summary so far."""
     out_of_time = settings.max_minutes is not None and done["minutes"] >= settings.max_minutes
@@ -220,7 +214,7 @@ class _Run:
             self.settings.spike_guard,
             self.folder,
             describe_batch and (lambda step: describe_batch(self.data.position(step - 1))),
-            unbounded_loss=_has_unbounded_loss(self.model),
+            unbounded_loss=self.model.unbounded_loss,
         )
         if self.step:
             self.monitor.resume(self.checkpoints.position(self.step))

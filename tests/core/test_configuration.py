@@ -1,5 +1,6 @@
 """The gin files: every one parses, and the published sizes are what they say."""
 
+import functools
 import importlib
 import math
 
@@ -16,6 +17,8 @@ from retrieval_jax.models.contrastive import info_nce
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.objectives import cross_entropy, rdrop
+from retrieval_jax.models.ranking import dpo, margin_mse
 from retrieval_jax.models.t5 import T5
 from retrieval_jax.training import settings_file
 from retrieval_jax.training.optimizers import adafactor, adamw
@@ -303,6 +306,19 @@ def test_a_value_that_can_be_is_taken(binding: str):
 def test_a_macro_that_takes_text_takes_it_bare(binding, value):
     configuration.configure([], [binding])
     assert gin.query_parameter(f"%{binding.partition('=')[0]}") == value
+
+
+def test_what_a_call_would_be_given_is_bound_by_a_partial_or_by_gin_or_is_the_default():
+    gin.clear_config()
+    assert configuration.argument(rdrop, "objective") is cross_entropy
+    assert configuration.argument(rdrop, "none") is None
+    assert configuration.argument(len, "none") is None
+    bindings = ["rdrop.objective=@margin_mse", "GenerativeRetriever.objective=@strong/rdrop"]
+    configuration.configure(["runs/naive.gin"], bindings)
+    scoped = gin.query_parameter("GenerativeRetriever.objective").scoped_configurable_fn
+    for function in (rdrop, functools.partial(rdrop, weight=2.0), scoped):
+        assert configuration.argument(function, "objective") is margin_mse
+    assert configuration.argument(functools.partial(rdrop, objective=dpo), "objective") is dpo
 
 
 def test_the_scope_of_a_reference_has_parameters_of_its_own():

@@ -15,6 +15,7 @@ from tiny_training import SHAPES, SKIPS, curve, poisoned, spiky, train
 from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.core.errors import Diverged, UserError
 from retrieval_jax.mesh import partitioning
+from retrieval_jax.models.objectives import cross_entropy
 from retrieval_jax.training.loss_spike_guard import LossMonitor, LossSpikeGuard
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 
@@ -65,6 +66,17 @@ def test_a_run_that_went_wrong_stops_with_its_examples_and_keeps_the_checkpoint_
     saved = checkpoints.Checkpoints(tmp_path)
     assert saved.steps() == [6, 4]
     saved.close()
+
+
+def test_the_model_says_whether_a_spike_is_a_fault(tmp_path: Path, short_window, capsys):
+    def rising(*args):
+        return cross_entropy(*args)
+
+    rising.unbounded_loss, model = True, spiky()
+    model.objective = rising
+    batches = functools.partial(poisoned, at=8, poison=1)
+    assert train(model, batches, lambda params: {}, tmp_path, steps=10)["step"] == 10
+    assert "is usual" in capsys.readouterr().err
 
 
 def test_a_spike_is_measured_from_the_median_and_can_be_switched_off(tmp_path: Path):
