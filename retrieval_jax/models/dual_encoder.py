@@ -233,7 +233,7 @@ class DualEncoder(Retriever):
         Returns:
           (the loss, a float32 scalar; metrics, name -> (total, count): `loss`, `accuracy`, the share of
           queries whose best positive outscores all their negatives, and those of `VectorLoss`; of each size
-          of `matryoshka` the same under its name, as `accuracy_at/64`).
+          of `matryoshka` the same under its name, as `accuracy_first/64`).
         """
         of_queries, of_passages, drawn = (
             (None,) * 3 if dropout_rng is None else jax.random.split(dropout_rng, 3)
@@ -259,7 +259,7 @@ class DualEncoder(Retriever):
             queries, passages = (self.module.shorten(x, size) for x in (queries_BxE, passages_MxE))
             own = self.vector_loss(scale * queries, passages, batch, drawn)
             loss += weight * own["loss"][0]
-            metrics |= {f"{name}_at/{size}": own[name] for name in own} if metrics else own
+            metrics |= {f"{name}_first/{size}": own[name] for name in own} if metrics else own
         metrics["loss"] = (loss, metrics["loss"][1])
         return loss / jnp.maximum(metrics["loss"][1], 1.0), metrics
 

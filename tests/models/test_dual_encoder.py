@@ -340,9 +340,9 @@ def test_a_matryoshka_is_the_loss_at_each_size(dtype: str):
     expected = by_hand(None) + 0.5 * by_hand(2) + 2 * by_hand(4)
     assert float(loss) == pytest.approx(expected, rel=1e-4)
     assert float(loss) == pytest.approx(float(metrics["loss"][0] / metrics["loss"][1]), rel=1e-6)
-    at_2 = metrics["loss_at/2"]
+    at_2 = metrics["loss_first/2"]
     assert float(at_2[0] / at_2[1]) == pytest.approx(by_hand(2), rel=1e-4)
-    assert {"accuracy_at/4", "distillation_at/4", "accuracy", "distillation"} < metrics.keys()
+    assert {"accuracy_first/4", "distillation_first/4", "accuracy", "distillation"} < metrics.keys()
 
 
 def test_a_matryoshka_is_that_of_sentence_transformers():

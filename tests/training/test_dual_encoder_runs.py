@@ -79,7 +79,7 @@ def test_a_teacher_short_vectors_and_a_decoder(cli, tmp_path: Path):
     points = [point for point in curve if "loss" in point]
     assert len(points) == 3
     for point in points:
-        assert point["loss"] == pytest.approx(point["distillation"] + point["distillation_at/8"], rel=1e-5)
+        assert point["loss"] == pytest.approx(point["distillation"] + point["distillation_first/8"], rel=1e-5)
     model = load_model(folder).model
     assert model.settings.items() >= {"pooling": "decoder", "vector_dim": 32, "matryoshka": [8]}.items()
 
