@@ -225,9 +225,9 @@ class DocidTable:
         return int((self.ordered[1] < self.length).sum())
 
     def prefix_counts(self, row: int) -> list[int]:
-        """Counts the docids that share the first token of a row's docid, the first two, and so on.
+        """Counts the passages whose docids share the first token of a row's docid, the first two, and so on.
 
-        Equal docids of several passages count as many times.
+        A passage of which several docids begin so counts once.
 
         Args:
           row: a row of the table.
@@ -238,12 +238,20 @@ class DocidTable:
         rows_N, docid = self.ordered[0], self.tokens_NxL[row].tolist()
         low, high, counts = 0, len(rows_N), []
         for column in range(np.count_nonzero(docid)):
-            # Passages with a prefix are neighbours in lexicographic order, among those with a shorter one.
+            # Docids with a prefix are neighbours in lexicographic order, among those with a shorter one.
             tokens_N = self.tokens_NxL[:, column]
             low = bisect.bisect_left(rows_N, docid[column], low, high, key=tokens_N.__getitem__)
             high = bisect.bisect_right(rows_N, docid[column], low, high, key=tokens_N.__getitem__)
-            counts.append(high - low)
+            counts.append(self._count_passages(rows_N[low:high]))
         return counts
+
+    def _count_passages(self, rows_D: np.ndarray) -> int:
+        """Counts the different passages that docids name."""
+        if self.extra_docid_passage_M is None:
+            return len(rows_D)
+        named_P = np.zeros(len(self.passage_ids), bool)
+        named_P[self.passages_of(rows_D)] = True
+        return int(named_P.sum())
 
     def write(self, folder: Path) -> dict:
         """Writes the table into a folder.

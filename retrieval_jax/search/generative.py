@@ -164,7 +164,8 @@ class GenerativeSearcher(Searcher):
         Returns:
           "certain": how many of the first passages are proven to be those that scoring every docid would rank
           first (the search pruned no better hypothesis); None where nothing is known of it. It is 0 for sums
-          of logits, unless there are more beams than docids. "docids": for each passage {"passage": its id,
+          of logits, unless there are more beams than docids, or the docids are single tokens, all of which
+          are scored. "docids": for each passage {"passage": its id,
           "steps": [{"token", "text", "log_prob" (or "logit", where the model's scores are sums of logits),
           "passages": how many passages have this prefix}, …]}.
         """
@@ -174,7 +175,7 @@ class GenerativeSearcher(Searcher):
         rows_D, owner_D = self._docids_of(ids)
         (scores_DxL,) = self._token_scores_of([query], [rows_D])
         off_D = np.abs(scores_DxL.sum(axis=-1) - np.array([score for _, score in ranked_list])[owner_D])
-        score_name, docids = "log_prob" if self.model.normalizes else "logit", []
+        score_name, docids = "log_prob" if self.model.sums_log_probs else "logit", []
         for nth, passage_id in enumerate(ids):
             own = np.flatnonzero(owner_D == nth)
             written = own[off_D[own].argmin()]

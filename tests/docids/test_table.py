@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -285,8 +286,12 @@ def test_a_passage_may_have_several_docids(docids_of, data):
     grown = table.without(gone).with_passages(["new"], np.array([[5, 1]]))
     assert views_of(grown) == left | {"new": [[5, 1]]}
     for row in range(len(grown.tokens_NxL)):
-        docid = grown.tokens_NxL[row].tolist()
-        assert grown.prefix_counts(row)[0] == sum(other[0] == docid[0] for other in grown.tokens_NxL)
+        docid = [token for token in grown.tokens_NxL[row].tolist() if token]
+        assert grown.prefix_counts(row) == [
+            sum(any(other[:n] == docid[:n] for other in docids) for docids in views_of(grown).values())
+            for n in range(1, len(docid) + 1)
+        ]
+        json.dumps(grown.prefix_counts(row))  # as a server does
 
 
 def test_further_docids_name_passages_in_order(tmp_path):
