@@ -39,7 +39,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.search_strategies import STRATEGIES
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import compute_metrics
-from retrieval_jax.models.generative import SCORES, GenerativeRetriever
+from retrieval_jax.models.generative import SCORE_KINDS, GenerativeRetriever
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.search.searcher import RankedList
 
@@ -66,7 +66,7 @@ def train(work: Workspace, here: list[str], kinds: Sequence[str], steps: int, mi
 
 
 def searcher(opened: LoadedModel, table: DocidTable, score: str, beams: int) -> GenerativeSearcher:
-    """A searcher with a trained model, by one of SCORES."""
+    """A searcher with a trained model, by one of SCORE_KINDS."""
     model, length = GenerativeRetriever(opened.model.config, score=score), opened.description["input_length"]
     return GenerativeSearcher(
         model, opened.params, table, opened.vocabulary, length, beams=beams, batch_size=BATCH_SIZE
@@ -129,7 +129,7 @@ def main() -> None:
         "--models", nargs="+", help="generative models in --work, by the names of their folders"
     )
     parser.add_argument("--kinds", nargs="+", default=KINDS, help="of docids, whose models are trained")
-    parser.add_argument("--scores", nargs="+", default=SCORES, choices=SCORES)
+    parser.add_argument("--scores", nargs="+", default=SCORE_KINDS, choices=SCORE_KINDS)
     parser.add_argument("--beams", nargs="+", type=int, default=BEAMS)
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--minutes", type=float, default=5, help="of training a model, at most")

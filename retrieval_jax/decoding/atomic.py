@@ -22,7 +22,7 @@ def top_docids(
     k: int,
     mesh: Mesh | None = None,
     recall: float | None = None,
-    normalize: bool = True,
+    sums_log_probs: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Finds the k most probable docid tokens, which are those of the largest logits.
 
@@ -36,13 +36,13 @@ def top_docids(
       mesh: None for one device.
       recall: None for the exact top k; else the recall that `lax.approx_max_k` is to reach in expectation
         (Chern et al. 2022), which is much faster on a TPU.
-      normalize: whether the scores are log-probabilities; otherwise they are the logits.
+      sums_log_probs: whether the scores are log-probabilities; otherwise they are the logits.
 
     Returns:
       (tokens B×k int32, best first; their scores B×k float32). Where fewer than k tokens are valid, the token
       is -1 and its score -inf.
     """
-    top = functools.partial(_top, k=k, recall=recall, normalize=normalize)
+    top = functools.partial(_top, k=k, recall=recall, sums_log_probs=sums_log_probs)
     if mesh is None:
         return top(logits_BxV, valid_mask_V)
     on_shards = jax.shard_map(
@@ -55,9 +55,11 @@ def top_docids(
     return on_shards(logits_BxV, valid_mask_V)
 
 
-def _top(logits_BxV, valid_mask_V, k: int, recall: float | None, normalize: bool, axis: str | None = None):
+def _top(
+    logits_BxV, valid_mask_V, k: int, recall: float | None, sums_log_probs: bool, axis: str | None = None
+):
     """Finds the top k of one shard's tokens; merges those of all shards along `axis`, if one is named."""
-    log_z_B = jax.nn.logsumexp(logits_BxV, axis=-1) if normalize else None
+    log_z_B = jax.nn.logsumexp(logits_BxV, axis=-1) if sums_log_probs else None
     if recall is None:
         best_BxK, token_BxK = _exact(logits_BxV, valid_mask_V, min(k, valid_mask_V.size))
     else:
@@ -67,7 +69,7 @@ def _top(logits_BxV, valid_mask_V, k: int, recall: float | None, normalize: bool
         )
     if axis:
         token_BxK += jax.lax.axis_index(axis) * valid_mask_V.size
-        if normalize:
+        if sums_log_probs:
             log_z_B = jax.nn.logsumexp(jax.lax.all_gather(log_z_B, axis), axis=0)
         gathered = (jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in (best_BxK, token_BxK))
         best_BxK, token_BxK = gathered
@@ -76,7 +78,7 @@ def _top(logits_BxV, valid_mask_V, k: int, recall: float | None, normalize: bool
     missing = ((0, 0), (0, k - best_BxK.shape[1]))
     best_BxK = jnp.pad(best_BxK, missing, constant_values=-jnp.inf)
     tokens = jnp.where(best_BxK > -jnp.inf, jnp.pad(token_BxK, missing), -1)
-    return tokens, best_BxK - log_z_B[:, None] if normalize else best_BxK
+    return tokens, best_BxK - log_z_B[:, None] if sums_log_probs else best_BxK
 
 
 def _exact(logits_BxV: jax.Array, valid_mask_V: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

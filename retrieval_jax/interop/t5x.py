@@ -84,7 +84,6 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import compute_metrics
 from retrieval_jax.examples import seqio_tasks
-from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.feature_converters import DocidGroupFeatureConverter
@@ -162,7 +161,7 @@ class Model(models.BaseModel):
     @property
     def FEATURE_CONVERTER_CLS(self):
         """The feature converter of the model, or of the groups of docids that it is to rank."""
-        if self.examples.target_type is DocidGroupTargets:
+        if self.model.writes_docids and self.examples.target_type.has_groups:
             return DocidGroupFeatureConverter
         return self.model.FEATURE_CONVERTER_CLS
 

@@ -35,7 +35,7 @@ class EncoderDecoder(Retriever):
         batch. See `blockwise_softmax_stats`.
     """
 
-    normalizes = True  # whether scores are log-probabilities
+    sums_log_probs = True  # whether scores are log-probabilities
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class EncoderDecoder(Retriever):
             x_NxE, targets_N = x_BxTxE.reshape(-1, x_BxTxE.shape[-1]), targets_BxT.reshape(-1)
             flat = blockwise_softmax_stats(x_NxE, kernel_ExV, targets_N, self.max_logits_per_block)
             softmax = jax.tree.map(lambda x: x.reshape(targets_BxT.shape), flat)
-        return Predictions(batch, x_BxTxE, kernel_ExV, softmax, logits_BxTxV, self.normalizes)
+        return Predictions(batch, x_BxTxE, kernel_ExV, softmax, logits_BxTxV, self.sums_log_probs)
 
     def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """Computes the objective.

@@ -19,8 +19,8 @@ from retrieval_jax.models.objectives import Objective, cross_entropy
 from retrieval_jax.models.retriever import Batch, register_retriever
 from retrieval_jax.models.softmax import exact_products
 
-SCORES = ("log_prob", "logits")
-Score = Annotated[str, Names("a score of docids", SCORES)]
+SCORE_KINDS = ("log_prob", "logits")
+Score = Annotated[str, Names("a score of docids", SCORE_KINDS)]
 
 
 @register_retriever
@@ -52,23 +52,23 @@ class GenerativeRetriever(EncoderDecoder):
         score: Score = "log_prob",
     ):
         super().__init__(config, optimizer_def, objective, max_logits_per_block)
-        if score not in SCORES:
-            raise UserError(f"GenerativeRetriever.score: no score {score!r}: {' or '.join(SCORES)}")
+        if score not in SCORE_KINDS:
+            raise UserError(f"GenerativeRetriever.score: no score {score!r}: {' or '.join(SCORE_KINDS)}")
         self.score = score
 
     @property
     def settings(self) -> dict:
         """See `Retriever.settings`: how docids are scored, where it is not by log-probabilities."""
-        return {} if self.normalizes else {"score": self.score}
+        return {} if self.sums_log_probs else {"score": self.score}
 
     @property
-    def normalizes(self) -> bool:
+    def sums_log_probs(self) -> bool:
         """Whether scores are log-probabilities, for which the log-sum-exp of all logits is computed."""
         return self.score == "log_prob"
 
     def token_scores(self, logits: jax.Array) -> jax.Array:
         """Computes what tokens add to a docid's score, float32 …×V: log-probabilities, or the logits."""
-        return super().token_scores(logits) if self.normalizes else logits
+        return super().token_scores(logits) if self.sums_log_probs else logits
 
     def predict_batch_with_aux(
         self,
@@ -103,7 +103,7 @@ class GenerativeRetriever(EncoderDecoder):
             )
             with exact_products():
                 logits, log_z = self.decode_module.apply(
-                    variables, x_BxKxE, candidates_I, self.normalizes, method="candidate_logits"
+                    variables, x_BxKxE, candidates_I, self.sums_log_probs, method="candidate_logits"
                 )
             return logits, log_z, kv_cache
 
@@ -133,7 +133,7 @@ class GenerativeRetriever(EncoderDecoder):
           (docid tokens B×k int32, best first; {"scores": B×k, as `score` says}).
         """
         logits_BxV = self._first_logits(params, batch)
-        tokens, scores = top_docids(logits_BxV, valid_mask_V, k, mesh, recall, self.normalizes)
+        tokens, scores = top_docids(logits_BxV, valid_mask_V, k, mesh, recall, self.sums_log_probs)
         return tokens, {"scores": scores}
 
     def first_states(self, params: dict, inputs_BxS: jax.Array) -> jax.Array:
@@ -188,7 +188,7 @@ class GenerativeRetriever(EncoderDecoder):
             token_BxK = jax.lax.dynamic_index_in_dim(docids_BxKxL, position, axis=2, keepdims=False)
             with exact_products():
                 score_BxK = self.decode_module.apply(
-                    variables, x_BxKxE, token_BxK, self.normalizes, method="token_scores"
+                    variables, x_BxKxE, token_BxK, self.sums_log_probs, method="token_scores"
                 )
             return (token_BxK, kv_cache), jnp.where(token_BxK > 0, score_BxK, 0.0)
 

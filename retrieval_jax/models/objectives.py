@@ -35,7 +35,7 @@ class Predictions:
       softmax: the targets' logits and log-sum-exps, each B×T.
       logits_BxTxV: all logits, float32; None where the softmax is computed in blocks, because they are too
         many for the memory.
-      normalizes: whether a search with the model adds up log-probabilities; else it adds up logits.
+      sums_log_probs: whether a search with the model adds up log-probabilities; else it adds up logits.
     """
 
     batch: Batch
@@ -43,7 +43,7 @@ class Predictions:
     kernel_ExV: jax.Array
     softmax: SoftmaxStats
     logits_BxTxV: jax.Array | None
-    normalizes: bool = True
+    sums_log_probs: bool = True
 
     @property
     def weights_BxT(self) -> jax.Array:
@@ -63,7 +63,7 @@ class Predictions:
     @property
     def scores_BxT(self) -> jax.Array:
         """What a search with the model adds up for the targets: their log-probabilities or raw logits."""
-        return self.log_probs_BxT if self.normalizes else self.softmax.target
+        return self.log_probs_BxT if self.sums_log_probs else self.softmax.target
 
     @property
     def sums_of_logits_BxT(self) -> jax.Array:

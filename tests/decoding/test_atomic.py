@@ -22,17 +22,17 @@ MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "mo
     st.booleans(),
 )
 @settings(deadline=None)
-def test_top_docids_are_those_of_a_sort(seed, real, k, mesh, recall, normalize):
+def test_top_docids_are_those_of_a_sort(seed, real, k, mesh, recall, sums_log_probs):
     """An approximate top-k is exact on a processor. Of an exact one's ties the lower token comes first."""
     real = np.array(real)
     logits = np.random.default_rng(seed).normal(0, 3, (4, WIDTH)).astype(np.float32)
     if recall is None:
         logits = np.round(logits) + 0.0  # of which -0.0 is not less
     logits[:, ~real] += 10  # were they not left out, padding tokens would come first
-    tokens, scores = SEARCH(logits, real, k, mesh, recall, normalize)
+    tokens, scores = SEARCH(logits, real, k, mesh, recall, sums_log_probs)
 
     wide = logits.astype(np.float64)
-    if normalize:
+    if sums_log_probs:
         wide -= np.log(np.exp(wide).sum(1, keepdims=True))  # of the whole softmax, padding and all
     found = min(k, real.sum())
     expected = np.argsort(-np.where(real, logits, -np.inf), axis=1, kind="stable")[:, :found]
