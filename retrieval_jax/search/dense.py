@@ -1,8 +1,6 @@
 """Dense searchers: a dual encoder's vectors, searched exactly (JAX) or approximately (ScaNN).
 
-Beside its manifest, a dense searcher's folder holds the passage ids by row (ids.arrow), the hashes of the
-passages' texts by row (text_hashes.npy), the vectors (see `stored_vectors`) or ScaNN's shards (shards/; see
-`scann_shards`), and the size and checksum of each file.
+What lies in their folders: see dense_folder.py.
 """
 
 import contextlib
@@ -15,7 +13,7 @@ import pyarrow as pa
 from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints import checksums
-from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
+from retrieval_jax.checkpoints.model_folder import LoadedModel
 from retrieval_jax.core import arrow_ids, paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
@@ -27,15 +25,20 @@ from retrieval_jax.embeddings.text_encoder import TextEncoder, query_encoder
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.search import scann_index, scann_shards, stored_vectors
+from retrieval_jax.search.dense_folder import (
+    FIRST_DIMENSIONS,
+    OF_PASSAGES,
+    SHARDS,
+    check_files,
+    indexed_passages,
+    load_own_model,
+)
 from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.search.scann_index import recall_at
 from retrieval_jax.search.scann_shards import Indexed, ScannIndex, rows_now
 from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
 
 RECALL_QUERIES = 200  # with which an approximate search is measured
-FIRST_DIMENSIONS = "first_dimensions"  # in a manifest, where `make_index.dimensions` is set
-_SHARDS = "shards"
-_OF_PASSAGES = ("ids.arrow", "text_hashes.npy")
 
 
 class DenseSearcher(Searcher):
@@ -147,7 +150,7 @@ class DenseSearcher(Searcher):
         """See `Searcher.write`. Reports what has changed since an earlier searcher in `inputs.folder`."""
         embeddings = inputs.embeddings
         facts = {"passages": len(embeddings.ids), "dimensions": embeddings.vectors_NxE.shape[1]}
-        if earlier := _indexed_passages(inputs, cls.kind):
+        if earlier := indexed_passages(inputs, cls.kind):
             now_N = rows_now(*earlier, embeddings)
             kept = int((now_N >= 0).sum())
             facts |= {"added": len(embeddings.ids) - kept, "removed": len(now_N) - kept}
@@ -155,7 +158,7 @@ class DenseSearcher(Searcher):
                 f"{inputs.folder}: {facts['added']} passages added or changed, {facts['removed']} removed or "
                 "changed"
             )
-        for name in _OF_PASSAGES:
+        for name in OF_PASSAGES:
             paths.link(paths.ensure_local(embeddings.folder / name), folder / name)
         facts |= cls.write_index(folder, inputs)
         checksums.write(folder)
@@ -242,8 +245,8 @@ class ExactSearcher(DenseSearcher):
         """See `Searcher.open`."""
         manifest = storage.read_manifest(folder, "index")
         files = paths.ensure_local(folder)
-        _check_files(files, manifest)
-        encoder = cls.make_encoder(_load_model(folder, manifest), None, manifest.get(FIRST_DIMENSIONS))
+        check_files(files, manifest)
+        encoder = cls.make_encoder(load_own_model(folder, manifest), None, manifest.get(FIRST_DIMENSIONS))
         vectors, scales = stored_vectors.read(files, manifest["vector_dtype"])
         mesh = make_partitioner().mesh if make_partitioner else all_devices()
         return cls(encoder, vectors, arrow_ids.read(files / "ids.arrow"), mesh, scales)
@@ -298,9 +301,9 @@ class ScannSearcher(DenseSearcher):
                 yield None  # another command has made it meanwhile
                 return
             earlier = None
-            if indexed := multihost.on_every_process(lambda: _indexed_passages(inputs, cls.kind)):
+            if indexed := multihost.on_every_process(lambda: indexed_passages(inputs, cls.kind)):
                 facts = storage.read_manifest(inputs.folder, "index")["scann"]
-                earlier = Indexed(inputs.folder / _SHARDS, facts, *indexed)
+                earlier = Indexed(inputs.folder / SHARDS, facts, *indexed)
             dtype = inputs.settings.vector_dtype
             index = scann_shards.build(scratch, inputs.embeddings, dtype, recipe, earlier)
             encoder = cls.make_encoder(inputs.model, inputs.mesh, inputs.settings.dimensions)
@@ -317,7 +320,7 @@ class ScannSearcher(DenseSearcher):
     def write_index(cls, folder: Path, inputs: IndexInputs) -> dict:
         """See `DenseSearcher.write_index`."""
         scratch, index, recalls = inputs.prepared
-        scann_shards.copy_shards(scratch, folder / _SHARDS, len(index.all_facts))
+        scann_shards.copy_shards(scratch, folder / SHARDS, len(index.all_facts))
         return {"scann": index.facts} | recalls
 
     @classmethod
@@ -327,13 +330,13 @@ class ScannSearcher(DenseSearcher):
         def opened() -> tuple[dict, ScannIndex]:
             manifest = storage.read_manifest(folder, "index")
             count = len(manifest["scann"]["shards"]) if "scann" in manifest else 0
-            own = [scann_shards.shard_folder(Path(_SHARDS), n) for n in multihost.process_share(count)]
-            _check_files(folder, manifest, [*_OF_PASSAGES, *map(str, own)])
-            return manifest, ScannIndex.open(folder / _SHARDS, manifest["scann"])
+            own = [scann_shards.shard_folder(Path(SHARDS), n) for n in multihost.process_share(count)]
+            check_files(folder, manifest, [*OF_PASSAGES, *map(str, own)])
+            return manifest, ScannIndex.open(folder / SHARDS, manifest["scann"])
 
         # A shard that cannot be read must not leave those waiting that hold the others.
         manifest, index = multihost.on_every_process(opened)
-        encoder = cls.make_encoder(_load_model(folder, manifest), None, manifest.get(FIRST_DIMENSIONS))
+        encoder = cls.make_encoder(load_own_model(folder, manifest), None, manifest.get(FIRST_DIMENSIONS))
         return cls(encoder, index, arrow_ids.read(folder / "ids.arrow"), manifest["dimensions"])
 
 
@@ -381,47 +384,6 @@ def ranked_lists(rows_BxK: np.ndarray, scores_BxK: np.ndarray, passage_ids: pa.A
     return lists
 
 
-def _indexed_passages(inputs: IndexInputs, kind: str) -> tuple[pa.Array, np.ndarray] | None:
-    """Returns the ids and text hashes of an earlier searcher in the folder.
-
-    They are None unless that searcher is whole and of this kind, model and dtype.
-    """
-    earlier = inputs.folder
-    if not storage.finished(earlier) or not (earlier / checksums.NAME).is_file():
-        return None
-    recipe, wanted = storage.read_manifest(earlier, "index")["recipe"], inputs.embeddings.manifest["recipe"]
-    wanted = {"kind": kind, "checksum": wanted["checksum"], "vector_dtype": inputs.settings.vector_dtype}
-    wanted[FIRST_DIMENSIONS] = inputs.settings.dimensions
-    if any(recipe.get(name) != value for name, value in wanted.items()):
-        return None
-    if checksums.find_damage(earlier, _OF_PASSAGES):
-        return None
-    text_hashes_N = np.load(paths.ensure_local(earlier / "text_hashes.npy"), mmap_mode="r")
-    return arrow_ids.read(earlier / "ids.arrow"), text_hashes_N
-
-
 def _unfinished_folder(inputs: IndexInputs) -> Path:
     """Returns where the shards lie until the searcher is finished."""
     return inputs.folder.with_name(f"{inputs.folder.name}{UNFINISHED}")
-
-
-def _check_files(folder: Path, manifest: dict, parts: Sequence[str] | None = None) -> None:
-    """Raises UserError unless a searcher's files (some: see `find_damage`) are as they were written."""
-    hint = "delete it, then `retrieval-jax index`"
-    if not (folder / checksums.NAME).is_file():
-        raise UserError(f"{folder}: {checksums.NAME} is missing: {hint}")
-    if "vector_dtype" not in manifest:
-        raise UserError(f"{folder}: was made by an earlier version of retrieval_jax: {hint}")
-    if reason := checksums.find_damage(folder, parts):
-        raise UserError(f"{folder}: damaged ({reason}): {hint}")
-
-
-def _load_model(folder: Path, manifest: dict) -> LoadedModel:
-    """Loads a searcher's model."""
-    model = paths.join(folder, manifest["model"])
-    if not model.is_dir():
-        raise UserError(
-            f"{folder}: its model is not at {paths.absolute(model)}: move both together, or "
-            "`retrieval-jax index`"
-        )
-    return load_model(model, manifest["step"])

@@ -20,9 +20,8 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.search.docid_scores import CANDIDATES, docids_of, scoring_functions
 from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
-
-CANDIDATES = 32  # docids of a query that are scored at once
 
 
 @register_searcher
@@ -148,7 +147,7 @@ class GenerativeSearcher(Searcher):
         results = []
         for first in range(0, len(queries), self.batch_sizes[-1]):
             some = slice(first, first + self.batch_sizes[-1])
-            docids = [self._docids_of(wanted) for wanted in candidates[some]]
+            docids = [docids_of(self.table, self.find_rows(wanted)) for wanted in candidates[some]]
             scores = self._token_scores_of(list(queries[some]), [rows for rows, _ in docids])
             for wanted, (_, owner_D), scores_DxL in zip(candidates[some], docids, scores, strict=True):
                 best = np.full(len(wanted), np.nan, np.float32)
@@ -172,7 +171,7 @@ class GenerativeSearcher(Searcher):
         if not ranked_list:
             return {"certain": None, "docids": []}
         ids = [passage_id for passage_id, _ in ranked_list]
-        rows_D, owner_D = self._docids_of(ids)
+        rows_D, owner_D = docids_of(self.table, self.find_rows(ids))
         (scores_DxL,) = self._token_scores_of([query], [rows_D])
         off_D = np.abs(scores_DxL.sum(axis=-1) - np.array([score for _, score in ranked_list])[owner_D])
         score_name, docids = "log_prob" if self.model.sums_log_probs else "logit", []
@@ -206,20 +205,6 @@ class GenerativeSearcher(Searcher):
         size = next(size for size in self.batch_sizes if size >= len(texts))
         tokens = self.vocabulary.batch(texts + [""] * (size - len(texts)), self.input_length)
         return {"encoder_input_tokens": self.place(tokens, "data")}
-
-    def _docids_of(self, passage_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the docids of passages.
-
-        Returns:
-          (rows of the docid table, D of them, -1 for a passage that it lacks; the index of the passage that
-          each is of).
-        """
-        rows = self.find_rows(passage_ids)
-        if self.table.extra_docid_passage_M is None:
-            return np.array(rows, int), np.arange(len(rows))
-        docids = [self.table.docids_of(row) if row >= 0 else np.array([row]) for row in rows]
-        owner_D = np.repeat(np.arange(len(rows)), [*map(len, docids)])
-        return np.concatenate([*docids, np.zeros(0, int)]), owner_D
 
     def _token_scores_of(self, texts: list[str], docids: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Computes the scores of docids' tokens for the queries of one batch.
@@ -391,29 +376,6 @@ def search_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
 
     whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
     return jax.jit(search, static_argnums=(0, 4, 5), out_shardings=whole)
-
-
-def scoring_functions(model: GenerativeRetriever, mesh: Mesh | None) -> tuple[Callable, Callable]:
-    """Makes the two jitted functions that score docids that are given.
-
-    Args:
-      model: the retriever.
-      mesh: see `search_function`.
-
-    Returns:
-      ((strategy, params, batch) -> what is computed once for the queries, see `SearchStrategy.encode`;
-      (strategy, params, batch, encoded, tokens_BxKxL) -> float32 B×K×L, see `SearchStrategy.token_scores`).
-    """
-
-    def encode(strategy: type[SearchStrategy], params, batch):
-        return strategy.encode(model, params, batch)
-
-    def token_scores(strategy: type[SearchStrategy], params, batch, encoded, tokens_BxKxL):
-        return strategy.token_scores(model, params, batch, encoded, tokens_BxKxL)
-
-    whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
-    token_scores = jax.jit(token_scores, static_argnums=0, out_shardings=whole)
-    return jax.jit(encode, static_argnums=0), token_scores
 
 
 def token_texts(table: DocidTable, row: int, vocabulary: Vocabulary) -> list[str]:
