@@ -114,7 +114,7 @@ def choose_baseline(names: Sequence[str], baseline: str | None) -> str:
 def differences(
     values: Mapping[str, RunValues], without: Mapping[str, Set[str]], baseline: str
 ) -> dict[str, dict[str, Difference]]:
-    """Compares all runs with the baseline, in each metric that gives a value for each query.
+    """Compares all runs with the baseline, in each metric that is the mean of a value for each query.
 
     Args:
       values: name of a run -> its values.
@@ -126,7 +126,8 @@ def differences(
       corrected over the runs that are compared in it.
     """
     found: dict[str, dict[str, Difference]] = {name: {} for name in values if name != baseline}
-    metrics = [metric for metric in values[baseline].per_query if metric not in without[baseline]]
+    left_out = without[baseline] | values[baseline].sums
+    metrics = [metric for metric in values[baseline].per_query if metric not in left_out]
     with bar("comparing", len(metrics)) as advance:
         for metric in metrics:
             systems = {name: values[name].per_query[metric] for name in found if metric not in without[name]}
@@ -153,7 +154,7 @@ def significance_facts(
 
     def facts(difference: Difference) -> dict:
         numbers = dataclasses.asdict(difference).items()
-        return {key: None if math.isnan(value) else value for key, value in numbers} | {
+        return {key: value if math.isfinite(value) else None for key, value in numbers} | {
             "significant": difference.significant
         }
 

@@ -12,7 +12,7 @@ The module that does so must be imported first: in Python by `import`, on the co
 
 import dataclasses
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import ir_measures
 import numpy as np
@@ -65,13 +65,15 @@ class RunValues:
     """The values of a run's metrics.
 
     Attributes:
-      means: name -> the mean over all queries of the qrels.
+      means: name -> the mean over all queries of the qrels; the sum for those in `sums`.
       per_query: name -> float64 Q, the value of each query, in the order of the qrels. A registered function
         gives a mean only, and is not among them.
+      sums: the names of the measures that count, such as NumRet, whose value is the sum over the queries.
     """
 
     means: dict[str, float]
     per_query: dict[str, np.ndarray]
+    sums: Set[str] = frozenset()
 
 
 def chosen_metrics(names: Sequence[str] | None = None) -> dict[str, Metric]:
@@ -154,6 +156,7 @@ def evaluate_run(
             for name, metric in metrics.items()
         },
         {name: values[measure] for name, measure in measures.items()},
+        {name for name, measure in measures.items() if isinstance(measure.aggregator(), ir_measures.SumAgg)},
     )
 
 
@@ -181,8 +184,12 @@ def cutoff(metric: Metric) -> int | None:
 
 
 def _with_grade(measure: ir_measures.Measure, grade: int) -> ir_measures.Measure:
-    """Sets the least relevant grade of a binary measure, unless the measure has its own."""
-    binary = "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params
+    """Sets the least relevant grade of a binary measure, unless the measure has its own.
+
+    Measures whose `rel` has no default (NumRet, RBP) mean something else without it.
+    """
+    rel = measure.SUPPORTED_PARAMS.get("rel")
+    binary = rel is not None and rel.default == 1 and "rel" not in measure.params
     return measure(rel=grade) if binary else measure
 
 

@@ -9,6 +9,7 @@ A run of another tool is a TREC file without facts:
                             `evaluate` writes for runs of either sort; the query "all" is the mean
 """
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -33,7 +34,10 @@ def run_paths(work: Workspace, split: str) -> dict[str, Path]:
 
 
 def write_run_with_facts(path: Path, run: trec.Run, tag: str, facts: Mapping[str, object]) -> None:
-    """Writes a run and its facts. After a kill between the two, the run has no facts of another run.
+    """Writes a run and its facts.
+
+    The run comes last, when the one before is gone: a run without facts, which a kill in between would leave,
+    would count as another tool's for good. The values of the queries of the run before go, too.
 
     Args:
       path: the run's file.
@@ -41,9 +45,11 @@ def write_run_with_facts(path: Path, run: trec.Run, tag: str, facts: Mapping[str
       tag: the name of the system that made it, for the last column.
       facts: what the module's docstring lists, as JSON.
     """
-    _facts_path(path).unlink(missing_ok=True)
-    trec.write_run(path, run, tag)
-    storage.write_json(_facts_path(path), {**facts, "checksum": storage.checksum(path)})
+    content = trec.format_run(path, run, tag)
+    for old in (_values_path(path), path):
+        old.unlink(missing_ok=True)
+    storage.write_json(_facts_path(path), {**facts, "checksum": hashlib.sha256(content).hexdigest()})
+    storage.atomic_write(path, content)
 
 
 def read_facts(path: Path) -> dict | None:
@@ -75,7 +81,7 @@ def write_query_values(path: Path, values: RunValues, queries: Sequence[str]) ->
         pairs = zip(queries, values.per_query.get(metric, ()), strict=False)  # a function gives a mean only
         lines += [f"{metric}\t{query}\t{float(value)!r}\n" for query, value in pairs]
         lines.append(f"{metric}\tall\t{mean!r}\n")
-    storage.atomic_write(path.with_suffix(".tsv"), "".join(lines).encode())
+    storage.atomic_write(_values_path(path), "".join(lines).encode())
 
 
 def searcher_metrics(work: Workspace, name: str, collection: Collection) -> dict[str, dict[str, float]]:
@@ -98,6 +104,8 @@ def current_runs(
     work: Workspace, split: str, collection: Collection
 ) -> dict[str, tuple[trec.Run, dict | None]]:
     """Reads the runs of a split that are up to date, and reports the others, which are left out.
+
+    The values of the queries of those that are left out are removed.
 
     Args:
       work: the work folder.
@@ -129,6 +137,7 @@ def current_runs(
             remedy = "delete it, or give it the name of its split"
         if reason:
             log(f"{path}: left out, {reason}: {remedy}")
+            _values_path(path).unlink(missing_ok=True)
         else:
             runs[name] = run, facts
     if not runs:
@@ -187,3 +196,7 @@ def outdated(recipe: dict, work: Workspace, name: str, collection: Collection, s
 
 def _facts_path(path: Path) -> Path:
     return path.with_suffix(".json")
+
+
+def _values_path(path: Path) -> Path:
+    return path.with_suffix(".tsv")

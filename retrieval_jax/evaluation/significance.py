@@ -29,7 +29,7 @@ class Difference:
       low: the lower end of the 95% confidence interval of the mean, by Student's t distribution; NaN for a
         single query.
       high: its upper end.
-      p: the two-sided p-value of the randomisation test.
+      p: the two-sided p-value of the randomisation test; NaN if a query's value is not finite.
       p_t_test: the two-sided p-value of the paired t-test; NaN for a single query.
       p_holm: `p` after the correction of Holm and Bonferroni over all systems that are compared with the
         baseline.
@@ -98,27 +98,29 @@ def randomization_test(
       seed: the seed of the draws.
 
     Returns:
-      p_S, float64.
+      p_S, float64; NaN for a system with a difference that is not finite.
     """
     differences_SxQ = np.asarray(differences_SxQ, np.float64)
+    finite_S = np.isfinite(differences_SxQ).all(1)
     differs_S = np.count_nonzero(differences_SxQ, axis=1)
-    exact_S = differs_S <= np.log2(permutations)
-    p_S = np.empty(len(differences_SxQ))
+    exact_S = finite_S & (differs_S <= np.log2(permutations))
+    sampled_S = finite_S & ~exact_S
+    p_S = np.full(len(differences_SxQ), np.nan)
     for system in np.flatnonzero(exact_S):
         d_Q = differences_SxQ[system]
         d_Q = d_Q[d_Q != 0]
         every_PxQ = np.arange(2 ** len(d_Q))[:, None] >> np.arange(len(d_Q)) & 1
         p_S[system] = _count_as_far(every_PxQ, d_Q[None])[0] / len(every_PxQ)
-    if not exact_S.all():
+    if sampled_S.any():
         random = np.random.default_rng(seed)
-        drawn_DxQ = differences_SxQ[~exact_S]
+        drawn_DxQ = differences_SxQ[sampled_S]
         counts_D = np.zeros(len(drawn_DxQ), np.int64)
         queries = drawn_DxQ.shape[1]
         for first in range(0, permutations, _BATCH):
             size = (min(_BATCH, permutations - first), -(-queries // 8))
             bits_PxQ = np.unpackbits(random.integers(256, size=size, dtype=np.uint8), axis=1, count=queries)
             counts_D += _count_as_far(bits_PxQ, drawn_DxQ)
-        p_S[~exact_S] = (counts_D + 1) / (permutations + 1)
+        p_S[sampled_S] = (counts_D + 1) / (permutations + 1)
     return p_S
 
 
@@ -160,14 +162,15 @@ def holm_bonferroni(p_S: np.ndarray) -> np.ndarray:
     rejective multiple test procedure".
 
     Args:
-      p_S: the p-values.
+      p_S: the p-values. NaN, for a comparison that is undefined, stays NaN and does not count.
 
     Returns:
       The corrected p-values, in the same order.
     """
     p_S = np.asarray(p_S, np.float64)
     order_S = np.argsort(p_S, kind="stable")
-    raised_S = np.maximum.accumulate(p_S[order_S] * np.arange(len(p_S), 0, -1))
+    left_S = np.count_nonzero(~np.isnan(p_S)) - np.arange(len(p_S))  # NaNs come last in the order
+    raised_S = np.maximum.accumulate(p_S[order_S] * left_S)
     corrected_S = np.empty_like(p_S)
     corrected_S[order_S] = np.minimum(raised_S, 1.0)
     return corrected_S

@@ -48,14 +48,7 @@ def drop_identical_ids(run: Run, queries: set[str]) -> Run:
 
 
 def write_run(path: str | os.PathLike, run: Run, tag: str) -> None:
-    """Writes a run; a query without results writes no line.
-
-    The order of each list is the ranking. Evaluators ignore the rank and sort by score, and trec_eval holds
-    scores as float32 and breaks ties by docid. The written scores therefore strictly decrease even as
-    float32: a score that, as float32, is not below the score before it is replaced by the next smaller
-    float32. All other scores are written so that they read back as the same float64.
-
-    The file appears whole or not at all. Missing folders are made.
+    """Writes a run as `format_run` does. The file appears whole or not at all; missing folders are made.
 
     Args:
       path: the file; one in `.gz` is compressed.
@@ -63,8 +56,27 @@ def write_run(path: str | os.PathLike, run: Run, tag: str) -> None:
       tag: the name of the system, for the last column.
 
     Raises:
+      UserError: see `format_run`; or the path cannot be written.
+    """
+    atomic_write(path, format_run(path, run, tag))
+
+
+def format_run(path: str | os.PathLike, run: Run, tag: str) -> bytes:
+    """Returns the content of a run's file; a query without results has no line.
+
+    The order of each list is the ranking. Evaluators ignore the rank and sort by score, and trec_eval holds
+    scores as float32 and breaks ties by docid. The written scores therefore strictly decrease even as
+    float32: a score that, as float32, is not below the score before it is replaced by the next smaller
+    float32. All other scores are written so that they read back as the same float64.
+
+    Args:
+      path: the file, for messages.
+      run: the run.
+      tag: the name of the system, for the last column.
+
+    Raises:
       UserError: an id or the tag is empty or has whitespace, a passage is twice in a list, a score is not a
-        finite float32, or the path cannot be written.
+        finite float32.
     """
     _check_word(path, "tag", tag)
     lines = []
@@ -83,7 +95,7 @@ def write_run(path: str | os.PathLike, run: Run, tag: str) -> None:
             f"{qid} Q0 {pid} {rank} {score!r} {tag}\n"
             for rank, ((pid, _), score) in enumerate(zip(results, scores, strict=True), start=1)
         ]
-    atomic_write(path, "".join(lines).encode())
+    return "".join(lines).encode()
 
 
 def read_run(path: str | os.PathLike) -> Run:

@@ -178,3 +178,13 @@ def test_measures_by_their_names_and_the_values_of_each_query():
             chosen_metrics([name])
     with pytest.raises(UserError, match=r"ir_measures fails .*: leave such measures out"):
         evaluate_run(qrels, run, metrics=chosen_metrics(["alpha_nDCG@20"]))
+
+
+def test_measures_that_count_are_sums():
+    """As trec_eval's num_q, num_ret and num_rel_ret; a grade is needed to be relevant alone."""
+    qrels = {"q1": {"a": 1, "b": 2}, "q2": {"c": 2}}
+    run = {"q1": [(p, 0.0) for p in "uavbw"], "q2": [("x", 1.0)]}
+    found = evaluate_run(qrels, run, 2, chosen_metrics(["NumQ", "NumRet", "NumRet(rel=2)", "P@2"]))
+    assert found.means == {"NumQ": 2, "NumRet": 6, "NumRet(rel=2)": 1, "P@2": 0}
+    assert found.per_query["NumRet"].tolist() == [5, 1]
+    assert found.sums == {"NumQ", "NumRet", "NumRet(rel=2)"}

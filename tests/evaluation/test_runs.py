@@ -1,11 +1,17 @@
 """The runs of a work folder: which there are, and which no longer count."""
 
+import contextlib
+import itertools
 import json
+import os
 from pathlib import Path
+
+import pytest
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.evaluation.runs import read_facts, run_paths, write_run_with_facts
+from retrieval_jax.evaluation.trec import read_run
 
 
 def test_evaluate_tells_runs_with_dots_apart(tmp_path: Path):
@@ -23,6 +29,27 @@ def test_facts_are_of_the_run_that_they_were_written_with(tmp_path: Path):
     assert read_facts(path)["recipe"] == {"k": 7}
     path.write_text("q Q0 p 1 2.0 Anserini\n")
     assert read_facts(path) is None
+
+
+@pytest.mark.parametrize("kill", range(3))
+def test_a_kill_leaves_no_run_that_seems_to_be_of_another_tool(tmp_path: Path, monkeypatch, kill: int):
+    """Nor values of queries that are of the run before."""
+    path, replace, files = tmp_path / "bm25.test.trec", os.replace, itertools.count()
+    old, new = ({"q": [(passage, 1.0)]} for passage in "pr")
+    write_run_with_facts(path, old, "bm25", {"recipe": {"k": 7}})
+    path.with_suffix(".tsv").write_text("RR\tall\t1.0\n")
+
+    def killed(*args):
+        if next(files) == kill:
+            raise KeyboardInterrupt
+        replace(*args)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        write_run_with_facts(path, new, "bm25", {"recipe": {"k": 8}})
+    assert path.exists() == (kill == 2)
+    assert not path.exists() or (read_run(path), read_facts(path)["recipe"]) == (new, {"k": 8})
+    assert not path.with_suffix(".tsv").exists()
 
 
 def test_changed_qrels_alone_are_those_that_count(own, tmp_path, cli):
@@ -66,6 +93,7 @@ def test_runs_of_an_earlier_state_are_left_out(own, tmp_path, cli):
     assert status == 0
     assert set(made["metrics"]) == {"other.v2"}
     assert "bm25.test.trec: left out, it is of another collection" in err
+    assert [path.name for path in runs.glob("*.tsv")] == ["other.v2.test.tsv"]
     (runs / "other.v2.test.trec").unlink()
     status, _, err = cli("evaluate", *own)
     assert status == 2

@@ -88,3 +88,18 @@ def test_a_single_query_and_equal_differences():
     assert not compare(np.zeros(1), {"a": np.ones(1)})["a"].significant
     (every,) = compare(np.zeros(8), {"a": np.ones(8)}).values()
     assert (every.mean, every.low, every.high, every.p, every.p_t_test) == (1, 1, 1, 2 / 2**8, 0)
+
+
+def test_a_value_that_is_not_finite_is_no_difference():
+    base, random = np.zeros(30), np.random.default_rng(0)
+    fine = random.random(30)
+    unknown = {
+        name: np.where(np.arange(30) == 3, value, fine) for name, value in (("n", np.nan), ("i", np.inf))
+    }
+    for queries in (8, 30):  # all assignments of signs, and drawn ones
+        systems = {"fine": fine, **unknown}
+        found = compare(base[:queries], {name: values[:queries] for name, values in systems.items()})
+        for name in unknown:
+            assert np.isnan([found[name].p, found[name].p_holm]).all()
+            assert not found[name].significant
+        assert found["fine"] == compare(base[:queries], {"fine": fine[:queries]})["fine"]
