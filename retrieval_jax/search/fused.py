@@ -7,6 +7,7 @@ when the weights were chosen, and how they are fused. An exported one holds its 
 import contextlib
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -102,18 +103,29 @@ class FusedSearcher(Searcher):
         return [(best + below)[:k] for best, below in zip(ranked, rest, strict=True)]
 
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
-        """See `Searcher.score`: what `search` gives to what the parts find within their depth.
+        """See `Searcher.score`: the weighted sum of all parts' scores, on the scale of what `search` finds.
 
-        A passage that no part finds there has what a part adds for one that it did not find, from all parts,
-        whether it is in the collection or not.
+        A passage that a part does not find within its depth has the score that this part gives it when asked
+        (`Searcher.score`), on the scale of what it found: mostly below that. Where a part cannot score (a
+        scann one, which finds approximately), and with "reciprocal_rank", which reads no scores, it has what
+        a search adds for a passage that was not found. A passage that no part knows has NaN.
         """
         if not queries:
             return []
         found = [part.search(queries, self.fusion.depth) for part in self.finders]
+        gathered = collect(self.parts, queries, found)
+        can_score = [type(part).score is not Searcher.score for part in self.parts]
+        given = [
+            part.score(queries, candidates) if can else [None] * len(queries)
+            for part, can in zip(self.parts, can_score, strict=True)
+        ]
         results = []
-        for gathered, wanted in zip(collect(self.parts, queries, found), candidates, strict=True):
-            scores = dict(self.fusion.rank(gathered.and_also(wanted)))
-            results.append([scores[passage_id] for passage_id in wanted])
+        for some, wanted, *scores in zip(gathered, candidates, *given, strict=True):
+            some = some.and_also(wanted, scores)
+            known = ~np.isnan(some.scores_CxP).all(axis=1) | (not any(can_score))
+            known = dict(zip(some.ids, known.tolist(), strict=True))
+            ranked = dict(self.fusion.rank(some))
+            results.append([ranked[passage] if known[passage] else math.nan for passage in wanted])
         return results
 
     @classmethod

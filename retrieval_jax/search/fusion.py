@@ -26,8 +26,8 @@ class Candidates(NamedTuple):
 
     Attributes:
       ids: the C passage ids: first those of the first part's list, then those that only later parts found.
-      scores_CxP: float64, each part's scores; NaN where it did not find the passage. Infinite ones count as
-        NaN: no other score is comparable to them.
+      scores_CxP: float64, each part's scores; NaN where it did not find the passage, unless that score is
+        given (`and_also`). Infinite ones count as NaN: no other score is comparable to them.
       ranks_CxP: float64, the places in each part's list, from 1; NaN where it did not find the passage.
     """
 
@@ -49,12 +49,22 @@ class Candidates(NamedTuple):
             ranks_CxP[rows, part] = np.arange(1, len(rows) + 1)
         return cls(list(row), scores_CxP, ranks_CxP)
 
-    def and_also(self, ids: Sequence[str]) -> "Candidates":
-        """Returns the same with further passages, which no part found."""
-        all_ids = [*dict.fromkeys([*self.ids, *ids])]
-        rows = ((0, len(all_ids) - len(self.ids)), (0, 0))
-        scores_CxP, ranks_CxP = (np.pad(x, rows, constant_values=np.nan) for x in self[1:])
-        return Candidates(all_ids, scores_CxP, ranks_CxP)
+    def and_also(self, ids: Sequence[str], given: Sequence[Sequence[float] | None]) -> "Candidates":
+        """Returns the same with further passages, and the scores of what parts did not find; without ranks.
+
+        Args:
+          ids: passage ids; what is among the candidates may be among them.
+          given: for each part the scores of these, of which it found some; None for a part that gives none.
+        """
+        row = {passage_id: nth for nth, passage_id in enumerate(dict.fromkeys([*self.ids, *ids]))}
+        more = ((0, len(row) - len(self.ids)), (0, 0))
+        scores_CxP, ranks_CxP = (np.pad(x, more, constant_values=np.nan) for x in self[1:])
+        rows = [row[passage_id] for passage_id in ids]
+        for part, scores in enumerate(given):
+            if scores is not None:
+                found = scores_CxP[rows, part]
+                scores_CxP[rows, part] = np.where(np.isnan(found), scores, found)
+        return Candidates([*row], scores_CxP, ranks_CxP)
 
     def up_to(self, depth: int) -> "Candidates":
         """Returns what would be there if each part's list ended after `depth` passages."""
@@ -65,35 +75,36 @@ class Candidates(NamedTuple):
 
 
 def min_max(candidates: Candidates) -> np.ndarray:
-    """Maps each part's scores onto 0 (its lowest) to 1 (its highest): C×P.
+    """Maps each part's scores onto 0 (the lowest that it found) to 1 (the highest): C×P.
 
-    A passage that a part did not find has 0. If all of a part's scores are equal, as where it found a single
-    passage, those passages have 1.
+    A passage that a part did not find has 0, or, if its score is given, where that lies on the same scale:
+    mostly below 0. If all scores that a part found are equal, as where it found a single passage, those
+    passages have 1, as has a given score that is not lower.
     """
-    low_P, high_P, scores_CxP = _extremes(candidates)
-    with np.errstate(invalid="ignore"):
-        shares_CxP = np.where(high_P > low_P, (scores_CxP - low_P) / (high_P - low_P), 1.0)
+    low_P, high_P, scores_CxP, _ = _extremes(candidates)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares_CxP = np.where(high_P > low_P, (scores_CxP - low_P) / (high_P - low_P), scores_CxP >= low_P)
     return np.where(np.isnan(scores_CxP), 0.0, shares_CxP)
 
 
 def z_scores(candidates: Candidates) -> np.ndarray:
-    """Subtracts each part's mean score and divides by the standard deviation: C×P.
+    """Subtracts the mean of the scores that each part found, and divides by their standard deviation: C×P.
 
-    A passage that a part did not find has the lowest value of those that it found. If all of a part's scores
-    are equal, those passages have 0, and those that it did not find -1; all have 0 if it found none.
+    A passage that a part did not find has the lowest value of those that it found, or, if its score is given,
+    that score's. If all scores that a part found are equal, those passages have 0, as has a given score that
+    is not lower, and the others -1; all have 0 if it found none.
     """
-    low_P, high_P, scores_CxP = _extremes(candidates)
-    found_CxP = ~np.isnan(scores_CxP)
+    low_P, high_P, scores_CxP, found_CxP = _extremes(candidates)
     count_P = np.maximum(found_CxP.sum(axis=0), 1)
     mean_P = np.where(found_CxP, scores_CxP, 0.0).sum(axis=0) / count_P
-    off_CxP = np.where(found_CxP, scores_CxP - mean_P, 0.0)
-    deviation_P = np.sqrt((off_CxP**2).sum(axis=0) / count_P)
+    off_CxP = scores_CxP - mean_P
+    deviation_P = np.sqrt((np.where(found_CxP, off_CxP, 0.0) ** 2).sum(axis=0) / count_P)
     varies_P = (high_P > low_P) & (deviation_P > 0)  # equal scores leave a rounding error in the deviation
     scaled_CxP = np.where(varies_P, off_CxP / np.where(varies_P, deviation_P, 1.0), 0.0)
-    lowest_P = np.where(
-        varies_P, scaled_CxP.min(axis=0, initial=0.0), np.where(found_CxP.any(axis=0), -1.0, 0.0)
-    )
-    return np.where(found_CxP, scaled_CxP, lowest_P)
+    lowest_P = np.where(found_CxP, scaled_CxP, 0.0).min(axis=0, initial=0.0)
+    lowest_P = np.where(varies_P, lowest_P, np.where(found_CxP.any(axis=0), -1.0, 0.0))
+    scaled = np.where(varies_P, ~np.isnan(scores_CxP), scores_CxP >= low_P)
+    return np.where(scaled, scaled_CxP, lowest_P)
 
 
 def reciprocal_ranks(candidates: Candidates) -> np.ndarray:
@@ -105,12 +116,13 @@ def reciprocal_ranks(candidates: Candidates) -> np.ndarray:
     return np.nan_to_num(1 / (RECIPROCAL_RANK_K + candidates.ranks_CxP))
 
 
-def _extremes(candidates: Candidates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (the lowest score of each part, the highest, the scores: NaN if not finite)."""
+def _extremes(candidates: Candidates) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (the lowest score that each part found, the highest; all scores, NaN if not finite; found)."""
     scores_CxP = np.where(np.isfinite(candidates.scores_CxP), candidates.scores_CxP, np.nan)
-    low_P = np.where(np.isnan(scores_CxP), np.inf, scores_CxP).min(axis=0, initial=np.inf)
-    high_P = np.where(np.isnan(scores_CxP), -np.inf, scores_CxP).max(axis=0, initial=-np.inf)
-    return low_P, high_P, scores_CxP
+    found_CxP = ~np.isnan(scores_CxP) & ~np.isnan(candidates.ranks_CxP)
+    low_P = np.where(found_CxP, scores_CxP, np.inf).min(axis=0, initial=np.inf)
+    high_P = np.where(found_CxP, scores_CxP, -np.inf).max(axis=0, initial=-np.inf)
+    return low_P, high_P, scores_CxP, found_CxP
 
 
 RERANK = "rerank"

@@ -70,17 +70,59 @@ def test_the_first_part_finds_and_the_others_score():
 
 @pytest.mark.parametrize("method", DEPTHS)
 def test_given_passages_have_the_scores_of_a_search(method):
+    """Of each part its own, on the scale of what it found, also for a passage below its depth."""
     searcher = FusedSearcher([A, B], Fusion(method, (0.3, 0.7), 3))
     queries = ["x", "z", "y"]
     for query, ranked_list in zip(queries, searcher.search(queries, 10), strict=True):
-        found = {passage: score for passage, score in ranked_list if score >= 0 or method == "z"}
-        (given,) = searcher.score([query], [[*found, "nowhere"]])
-        assert given[:-1] == list(found.values())
-        lowest = -1.0 if method == "z" and found else 0.0  # of z, at most
-        assert given[-1] <= min([*found.values(), 0.0])
-        assert method == "z" or given[-1] == lowest
-    assert searcher.score(["z", "x"], [["a"], []]) == [[0.0], []]
+        known = {passage for part in (A, B) for passage in part.scores[query]}
+        in_full = {p: s for p, s in ranked_list if p in A.scores[query] and p in B.scores[query]}
+        if method != "reciprocal_rank":
+            in_full.pop("d", None)  # below the first part's depth
+        (given,) = searcher.score([query], [[*in_full, *known, "nowhere"]])
+        assert given[: len(in_full)] == [*in_full.values()]
+        assert not np.isnan(given[:-1]).any()
+        assert np.isnan(given[-1])
+    assert searcher.score(["z", "x"], [["a"], []]) == [[pytest.approx(np.nan, nan_ok=True)], []]
     assert searcher.score([], []) == []
+
+
+@pytest.mark.parametrize("method", ["min_max", "z", "rerank"])
+def test_what_no_part_found_is_scored_by_all_that_can(method):
+    """A positive below every list's end is not below negatives that the parts score lower."""
+    rng = np.random.default_rng(0)
+    scores = [{f"p{i}": float(x) for i, x in enumerate(rng.normal(size=12))} for _ in range(2)]
+    parts, weights, depth = [Listed({"x": of_part}) for of_part in scores], (0.4, 0.6), 4
+    (given,) = FusedSearcher(parts, Fusion(method, weights, depth)).score(["x"], [list(scores[0])])
+    best = [sorted(of_part, key=of_part.get)[-depth:] for of_part in scores]
+    expected = np.zeros(12)
+    for of_part, weight, ids in zip(scores, weights, best, strict=True):
+        found = [of_part[p] for p in (best[0] if method == "rerank" else ids)]
+        if method == "z":
+            low, spread = np.mean(found), np.std(found)
+        else:
+            low, spread = min(found), max(found) - min(found)
+        expected += weight * (np.array(list(of_part.values())) - low) / spread
+    assert given == pytest.approx(expected)
+    assert sum(p not in {*best[0], *best[1]} for p in scores[0]) > 3  # many were found by none
+
+    # A part that cannot score adds what a search does.
+    class Finder(Listed):
+        score = Searcher.score
+
+    parts[0] = Finder(parts[0].scores)
+    if method == "min_max":
+        (given,) = FusedSearcher(parts, Fusion(method, weights, depth)).score(["x"], [list(scores[0])])
+        low, high = (f(scores[0][p] for p in best[0]) for f in (min, max))
+        expected -= [0 if p in best[0] else 0.4 * (s - low) / (high - low) for p, s in scores[0].items()]
+        assert given == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", ["min_max", "z"])
+def test_given_scores_beside_one_or_no_found_passage(method):
+    one, none = Listed({"x": {"a": 2.0, "b": 1.0}}), Listed({"x": {}})
+    none.score = lambda queries, candidates: [[3.0] * len(wanted) for wanted in candidates]
+    (given,) = FusedSearcher([one, none], Fusion(method, (1, 5), 1)).score(["x"], [["a", "b"]])
+    assert given == ([1.0, 0.0] if method == "min_max" else [0.0, -1.0])
 
 
 @pytest.mark.parametrize("method", [None, "min_max", "z", "rerank"])
