@@ -95,6 +95,8 @@ class Docids:
                 self._add(line, passage, docid, is_docid(docid))
         self.line_D, self.length_D = np.array(self._lines), np.array(self._lengths)
         self.codes = np.array(self._codes)
+        if not self.ids:
+            raise UserError(f"{self.path}: no docids in it: give one to each passage of the collection")
 
     def _add(self, line: int, passage: str, docid: object, is_docid: bool) -> None:
         if is_docid and not self.settings.text and docid[0] == START:
@@ -108,7 +110,7 @@ class Docids:
             return
         most = self.settings.codes or np.iinfo(np.int32).max
         if not 0 <= min(docid) <= max(docid) < most:
-            what = f"{docid} has a code outside 0 to {most - 1}"
+            what = f"{str(docid)[:60]} has a code outside 0 to {most - 1}"
             raise self._error(line, passage, what, "number codes from 0; docid_file.codes is their number")
         self._lengths.append(len(docid))
         self._codes.extend(docid)
@@ -211,7 +213,7 @@ def _code_row(text: str) -> dict[str, object]:
     """Parses a row of a TSV file of codes; another text stays as it is, and is then no docid."""
     passage, cell = lines.columns(text, ("passage", "docid"))
     parts = re.split(r"[,\s]+", cell.strip())
-    is_codes = all(re.fullmatch(r"-?[0-9]+", part) for part in parts)
+    is_codes = all(re.fullmatch(r"-?[0-9]{1,10}", part) for part in parts)
     return {passage: list(map(int, parts)) if is_codes else cell}
 
 

@@ -114,6 +114,7 @@ def test_a_docid_that_a_passage_has_already_is_left_out(tmp_path):
 
 
 GOOD = "p0\t0 1\np1\t1 1\n"
+HUGE = "9" * 5000  # more digits than Python makes a number of
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,9 @@ GOOD = "p0\t0 1\np1\t1 1\n"
             r"a.tsv:4: passage 'x': the collection has no such passage \(1 docids",
         ),
         ("a.tsv", GOOD, "a.tsv: no docid for 1 passages, as 'p2': give one to each"),
+        *((f"a.{form}", text, "no docids in it") for form, text in (("tsv", ""), ("json", "{}"))),
+        *((f"a.{form}", f'{{"p0": [{HUGE}]}}', "the JSON is wrong") for form in ("json", "jsonl")),
+        ("a.tsv", f"p0\t1 {HUGE}\n", "is no docid"),
         (
             "a.tsv",
             GOOD + "p2\t2 9\n",
