@@ -18,6 +18,7 @@ class DocidGroupTargets(Targets):
     - score: where there is a teacher, C × T numbers, float32: the teacher's score of the first token of a
       candidate's docid, of its first two, …, of the whole docid. A prefix has the largest score of all the
       query's scored passages whose docids begin with it (RIPOR, Zeng et al. 2024); NaN where there is none.
+      Copies of the candidate's text count as such passages, but for a whole docid that was scored itself.
 
     A text that is not a labelled query (firstp, daq, d2q) is a group of its passage alone: nothing is ranked.
     """
@@ -102,6 +103,7 @@ class DocidGroupTargets(Targets):
                 docids = [self.table.docids_of(row) for row in rows_P]
                 scores_P = np.repeat(scores_P, np.array([len(rows) for rows in docids], int))
                 rows_P = np.concatenate([rows_P[:0], *docids])
+            own_P = np.arange(len(rows_P) + len(tokens_CxT)) < len(rows_P)
             # A candidate has the score of any copy of its text, which may have another docid.
             tokens_PxT = np.concatenate([self.table.tokens_NxL[rows_P], tokens_CxT])
             scores_P = np.concatenate([scores_P, np.asarray(example.scores, np.float32)])
@@ -110,5 +112,8 @@ class DocidGroupTargets(Targets):
             equal_CxPxT = tokens_CxT[:, None] == tokens_PxT[some]
             shared_CxPxT = np.logical_and.accumulate(equal_CxPxT, axis=-1)
             best_CxT = np.where(shared_CxPxT, scores_P[some, None], -np.inf).max(axis=1, initial=-np.inf)
+            whole_CxP = shared_CxPxT[..., -1] & own_P[some]  # as a frozen reference scored them
+            whole_C = np.where(whole_CxP, scores_P[some], -np.inf).max(axis=1, initial=-np.inf)
+            best_CxT[:, -1] = np.where(whole_CxP.any(axis=1), whole_C, best_CxT[:, -1])
             score_GxT[: len(tokens_CxT)] = np.where(np.isneginf(best_CxT), np.nan, best_CxT)
         return score_GxT.ravel().tolist()

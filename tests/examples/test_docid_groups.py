@@ -112,3 +112,9 @@ def test_a_copy_of_a_scored_passage_has_its_score(table: DocidTable):
     score_CxT = np.reshape(features["score"], (2, table.length))
     assert (score_CxT[0] == 2.5).all()
     assert np.isnan(score_CxT[1, -1])
+    # Where both were scored, each docid has its own score, and a prefix that of the better one.
+    scored = ScoredPassages(np.array([1, 0]), np.array([0, 0]), np.float32([2.5, 1.0]))
+    features = targets(Example([5], [0, 1], [1, 0], scores=[2.5, 2.5], scored=scored))
+    score_CxT = np.reshape(features["score"], (2, table.length))
+    assert score_CxT[:, -1].tolist() == [1.0, 2.5]
+    assert (score_CxT[:, :-1] == 2.5).all()
