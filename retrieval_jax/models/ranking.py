@@ -58,10 +58,11 @@ def margin_mse(
       predict: see `Objective`.
       batch: see `Objective`; with `score`.
       rng: see `Objective`.
-      prefix_lengths: the lengths n, in tokens; None: that of the whole docid alone.
-      weights: of the length's losses, which are added up; None: 1 each.
+      prefix_lengths: the lengths n, in tokens. That of the whole docid is always added to them: a token that
+        tells colliding docids apart adds to their scores, too.
+      weights: of the prefix_lengths' losses, which are added up; None: 1 each, as an added length has.
       shares: the teacher's margin at each length as a share of that of the whole docids, as in PAG: (0.5, 1)
-        at the lengths (4, 8); None: that of the teacher's scores of the prefixes.
+        at the lengths (4, 8), as an added length has 1; None: that of the teacher's scores of prefixes.
       teacher_scale: multiplies the teacher's scores. Those of a fused searcher lie in 0 to 1, those of BM25
         reach 20 and more, and the margins between sums of logits are what they were when training begins.
       cross_entropy_weight: of the cross-entropy of the first positive's docid.
@@ -72,12 +73,13 @@ def margin_mse(
     group = _Group.of(predict(_checked(batch, "margin_mse", scores=True), rng))
     T = batch["score"].shape[-1]
     lengths = _lengths(prefix_lengths, T, "margin_mse")
-    weights, shares = weights or [1.0] * len(lengths), shares or [None] * len(lengths)
+    count = len(prefix_lengths or lengths)
+    weights, shares = weights or [1.0] * count, shares or [None] * count
     for name, given in (("weights", weights), ("shares", shares)):
-        if len(given) != len(lengths):
-            raise UserError(
-                f"margin_mse.{name}: {len(given)} for {len(lengths)} prefix_lengths: give one for each"
-            )
+        if len(given) != count:
+            raise UserError(f"margin_mse.{name}: {len(given)} for {count} prefix_lengths: give one for each")
+    if len(lengths) > count:
+        weights, shares = [*weights, 1.0], [*shares, None if shares[0] is None else 1.0]
     sums_BxCxT = group.sums(group.predictions.scores_BxT)
     losses_B, told = jnp.zeros(len(batch["score"])), {}
     for n, weight, share in zip(lengths, weights, shares, strict=True):
@@ -198,8 +200,9 @@ margin_mse.unbounded_loss = pairwise_margin.unbounded_loss = True
 
 
 def _lengths(prefix_lengths: Sequence[int] | None, most: int, name: str) -> Sequence[int]:
-    """Gives the lengths of prefixes that an objective learns, of at most `most` tokens; None: that alone."""
-    lengths = tuple(prefix_lengths or (most,))
+    """Gives the lengths of prefixes that an objective learns: those given, and `most`, the longest."""
+    lengths = tuple(prefix_lengths or ())
+    lengths += (most,) * (most not in lengths)
     if max(lengths) > most:
         raise UserError(
             f"{name}.prefix_lengths: {max(lengths)} is more than a docid's {most} tokens: set at most {most}"

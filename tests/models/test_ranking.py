@@ -260,6 +260,25 @@ def test_a_query_without_pairs_adds_its_cross_entropy_alone(params: dict):
         assert jit(model.loss_fn)(params, alone, None)[0] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_the_whole_docid_is_always_learned(params: dict):
+    """As its last token may tell it from another: with the weight 1, and the whole margin."""
+    for given, whole in (
+        (
+            {"prefix_lengths": (1, 2), "weights": (0.5, 2.0)},
+            {"prefix_lengths": (1, 2, 5), "weights": (0.5, 2, 1)},
+        ),
+        ({"prefix_lengths": (2,), "shares": (0.5,)}, {"prefix_lengths": (2, 5), "shares": (0.5, 1.0)}),
+    ):
+        loss, expected = (
+            jit(GenerativeRetriever(CONFIG, objective=functools.partial(margin_mse, **some)).eval_fn)(
+                params, BATCH
+            )
+            for some in (given, whole)
+        )
+        assert loss[0] == pytest.approx(float(expected[0]), rel=1e-6)
+        assert loss[1].keys() == expected[1].keys()
+
+
 def test_rdrop_may_be_added(params: dict):
     """Without dropout both readings agree, and the loss is the objective's own."""
     config = dataclasses.replace(CONFIG, dropout_rate=0.0)
