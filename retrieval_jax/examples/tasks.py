@@ -153,7 +153,8 @@ class LabelledGroups(Task):
     """Each labelled query with at most `positives` of its positives and `negatives` of its negatives.
 
     Where a query has more, they are drawn without replacement, again in each epoch; where it has fewer, the
-    group is smaller. A passage with the same text as one that answers the query is never its negative.
+    group is smaller. A passage with the same text as one that answers the query is never its negative, and of
+    negatives with one text the first is there.
 
     Args:
       collection: the collection.
@@ -205,11 +206,14 @@ class LabelledGroups(Task):
         )
         good, bad = len(query.positives), len(rows) - len(query.negatives)
         answers = {*first_rows[:bad]}
-        negatives = dict(zip(rows[bad:], first_rows[bad:], strict=True))
+        found = [zip(rows[bad:], first_rows[bad:], strict=True)]
         scored = self.scores[query.id] if self.scores else None
         if self.draw_scored:
-            negatives |= zip(scored.rows_P.tolist(), scored.first_rows_P.tolist(), strict=True)
-        negatives = [(row, first) for row, first in negatives.items() if first not in answers]
+            found.append(zip(scored.rows_P.tolist(), scored.first_rows_P.tolist(), strict=True))
+        row_of_text = {}
+        for row, first in itertools.chain.from_iterable(found):
+            row_of_text.setdefault(first, row)
+        negatives = [(row, first) for first, row in row_of_text.items() if first not in answers]
         drawn = _draw(rng, good, self.positives)
         chosen = [negatives[n] for n in _draw(rng, len(negatives), self.negatives)]
         grades = [*query.positives.values()]

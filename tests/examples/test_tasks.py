@@ -150,6 +150,10 @@ def test_a_copy_has_the_score_of_its_text(own_work: Workspace, tmp_path: Path):
     example = data.computed("labelled").task(0, RNG)
     assert list(example.rows) == [3, 0, 2]
     np.testing.assert_array_equal(example.scores, [3.0, np.nan, 2.0])
+    query, vocabulary = Query("q", "c", {"p0": 1}, ("p1", "p3", "p2")), Vocabulary(collection.vocabulary_path)
+    given = (collection, vocabulary, [query], 1, 9, KnownAnswers([query]))
+    for groups in (LabelledGroups(*given), LabelledGroups(*given, data.scores.by_row(collection), True)):
+        assert list(groups(0, RNG).rows) == [0, 1, 2]  # one negative a text
 
 
 @pytest.mark.parametrize("targets", [DocidTargets, PassageTargets])
