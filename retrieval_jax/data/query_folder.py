@@ -18,6 +18,7 @@ class QueryFolder:
     Attributes:
       verb: the verb that makes such folders.
       file: the name of a split's file, with "{split}" in it.
+      recipe: what the folder was made from.
       collection: the fingerprint of the collection that it was made for.
       fingerprint: the checksum of the file of the train queries.
     """
@@ -28,7 +29,8 @@ class QueryFolder:
     def __init__(self, folder: str | Path):
         self.folder = paths.as_path(folder)
         manifest = storage.read_manifest(folder, self.verb)
-        self.collection: str = manifest["recipe"]["collection"]
+        self.recipe: dict = manifest["recipe"]
+        self.collection: str = self.recipe["collection"]
         self.fingerprint: str = manifest["fingerprint"]
         self._dev_fingerprint: str | None = manifest.get("dev_fingerprint")
 

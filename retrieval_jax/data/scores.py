@@ -80,6 +80,14 @@ class TeacherScores(QueryFolder):
 
     verb, file = VERB, "run.{split}.trec"
 
+    @property
+    def scored_by(self) -> dict[str, str] | None:
+        """The searcher that gave the scores: {"kind"}, and of a generative one {"score": its model's}.
+
+        None where they were read from a file, whose scores may be anything.
+        """
+        return self.recipe.get("scored_by")
+
     def by_row(self, collection: Collection, split: str = "train") -> ScoredRows:
         """Reads the scores of all queries of a split, as `read` does, into arrays."""
         return ScoredRows(collection, self.read(collection, split))

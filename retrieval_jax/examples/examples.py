@@ -134,7 +134,7 @@ class TaskFactory:
                 f"{name}: no train query is labelled {label!r}: there are {', '.join(there) or 'no labels'}"
             )
         if self.train_group_size:
-            return LabelledGroups(
+            groups = LabelledGroups(
                 self.collection,
                 self.vocabulary,
                 queries,
@@ -144,5 +144,11 @@ class TaskFactory:
                 draw_scored=self.scores is not None and not self.mined,
                 typos=self.typos,
             )
+            if self.scores and self.train_group_size[1] and not groups.has_scored_negatives():
+                raise UserError(
+                    f"{name}: the teacher scored no negative of any query, so that nothing is ranked: score "
+                    "what was mined, --gin.score_pairs.candidates=\"('NAME',)\""
+                )
+            return groups
         typos = 0.0 if name == "doc2query" else self.typos  # nobody wants to generate them
         return LabelledPairs(self.collection, self.vocabulary, queries, typos)

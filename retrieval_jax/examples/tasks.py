@@ -198,6 +198,28 @@ class LabelledGroups(Task):
         texts = _with_typos([self.queries[i].text for i in numbers], for_typos, self.typos)
         return list(map(self._group, numbers, for_groups, self.vocabulary.encode_all(texts)))
 
+    def has_scored_negatives(self) -> bool:
+        """Returns whether the teacher scored a negative of any query."""
+        for i, query in enumerate(self.queries):
+            negatives = {first for _, first in self._negatives(i)}
+            if not negatives.isdisjoint(self.scores[query.id].first_rows_P.tolist()):
+                return True
+        return False
+
+    def _negatives(self, i: int) -> list[tuple[int, int]]:
+        """Gives the negatives of query i, one a text: (row, the first row with the same text)."""
+        start, end = self.starts[i], self.starts[i + 1]
+        rows, first_rows = (some[start:end].tolist() for some in (self.rows, self.first_rows))
+        bad = len(rows) - len(self.queries[i].negatives)
+        found = [zip(rows[bad:], first_rows[bad:], strict=True)]
+        if self.draw_scored:
+            scored = self.scores[self.queries[i].id]
+            found.append(zip(scored.rows_P.tolist(), scored.first_rows_P.tolist(), strict=True))
+        answers, row_of_text = {*first_rows[:bad]}, {}
+        for row, first in itertools.chain.from_iterable(found):
+            row_of_text.setdefault(first, row)
+        return [(row, first) for first, row in row_of_text.items() if first not in answers]
+
     def _group(self, i: int, rng: np.random.Generator, tokens: list[int]) -> Example:
         """Draws the candidates of query i, whose tokens are given."""
         query = self.queries[i]
@@ -205,15 +227,8 @@ class LabelledGroups(Task):
             some[self.starts[i] : self.starts[i + 1]].tolist() for some in (self.rows, self.first_rows)
         )
         good, bad = len(query.positives), len(rows) - len(query.negatives)
-        answers = {*first_rows[:bad]}
-        found = [zip(rows[bad:], first_rows[bad:], strict=True)]
+        negatives = self._negatives(i)
         scored = self.scores[query.id] if self.scores else None
-        if self.draw_scored:
-            found.append(zip(scored.rows_P.tolist(), scored.first_rows_P.tolist(), strict=True))
-        row_of_text = {}
-        for row, first in itertools.chain.from_iterable(found):
-            row_of_text.setdefault(first, row)
-        negatives = [(row, first) for first, row in row_of_text.items() if first not in answers]
         drawn = _draw(rng, good, self.positives)
         chosen = [negatives[n] for n in _draw(rng, len(negatives), self.negatives)]
         grades = [*query.positives.values()]

@@ -184,6 +184,8 @@ def dpo(
 
     Raises:
       UserError: the batch has no groups or no scores.
+
+    A training refuses scores that are known to be something else (see `reads_log_probs`).
     """
     group = _Group.of(predict(_checked(batch, "dpo", scores=True), rng))
     sums_BxCxT = group.sums(group.predictions.log_probs_BxT)
@@ -197,6 +199,7 @@ def dpo(
 
 # Their losses are squares or differences of scores of any size.
 margin_mse.unbounded_loss = pairwise_margin.unbounded_loss = True
+dpo.reads_log_probs = True  # of the teacher's scores, by docid
 
 
 def _lengths(prefix_lengths: Sequence[int] | None, most: int, name: str) -> Sequence[int]:

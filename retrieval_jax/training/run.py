@@ -7,6 +7,7 @@ from pathlib import Path
 from retrieval_jax.checkpoints import hub, model_folder
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -51,9 +52,43 @@ def train_dataset(
 
     Returns:
       The examples.
+
+    Raises:
+      UserError: the model's objective would learn nothing from them, or what is wrong.
     """
     target_type = family_of(type(model)).targets_for(config)
-    return TrainDataset(config, work, collection, target_type, table=table, prompts=model.prompts)
+    examples = TrainDataset(config, work, collection, target_type, table=table, prompts=model.prompts)
+    if model.optimizer_def:
+        _check_candidates(model, examples)
+    return examples
+
+
+def _check_candidates(model: Retriever, examples: TrainDataset) -> None:
+    """Raises UserError if a query's candidates and their scores are not what the model is to learn from."""
+    config = examples.config
+    for macro, name in (("NEGATIVES", config.mined), ("SCORES", config.scores)):
+        if name and model.writes_docids and not config.negatives:
+            log(f"{macro}={name}: not read, as the model learns one docid a query: DataConfig.negatives is 0")
+    distillation = getattr(getattr(model, "vector_loss", None), "distillation", None)
+    if distillation and config.positives == 1 and not config.negatives:
+        raise UserError(
+            "DataConfig.negatives: 0, and DualEncoder.distillation compares a query's passages: set "
+            "--gin.DataConfig.negatives=N, above 0"
+        )
+    if not getattr(getattr(model, "objective", None), "reads_log_probs", False):
+        return
+    if examples.table and examples.table.more_passages_M is not None:
+        raise UserError(
+            f"dpo: passages have several docids in docids/{examples.table.kind}, and a reference scores only "
+            "the best of them: choose docids with one a passage"
+        )
+    scored_by = examples.scores and examples.scores.scored_by
+    if scored_by and scored_by != {"kind": "generative", "score": "log_prob"}:
+        told = ", ".join(scored_by.values())
+        raise UserError(
+            f"dpo: {examples.scores.folder} is of another searcher ({told}) than one that gives docids' "
+            "log-probabilities: `retrieval-jax score` by the reference model's, of score='log_prob'"
+        )
 
 
 def docid_softmax(table: DocidTable) -> dict:

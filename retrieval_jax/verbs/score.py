@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import gin
 
+from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.unfinished import Shards
@@ -129,6 +130,7 @@ def _from_searcher(
     recipe = {
         "collection": collection.fingerprint,
         "teacher": manifest["recipe"],
+        "scored_by": _described(work.searcher(searcher), manifest),
         "candidates": {source.name: source.contents for source in sources},
         "depth": depth,
         "splits": splits,
@@ -162,6 +164,15 @@ def _from_searcher(
 
     make_in_shards(folder, recipe, shards, make, join)
     return _scores(folder)
+
+
+def _described(folder: Path, manifest: dict) -> dict[str, str]:
+    """Tells what the scores of a searcher are; see `TeacherScores.scored_by`."""
+    described = {"kind": manifest["kind"]}
+    if manifest["kind"] == "generative":
+        model = model_folder.read_description(paths.join(folder, manifest["model"]))
+        described["score"] = model["settings"].get("score", "log_prob")
+    return described
 
 
 class _Source:

@@ -1,14 +1,24 @@
 """Generative retrievers that are trained to rank, by the command line."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import optax
 import pytest
-from teacher import write_scores
+from teacher import random_scores, write_scores
+from tiny_training import CONFIG
 
 from retrieval_jax.checkpoints.learning_curve import read_curve
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
+from retrieval_jax.examples.training_data import DataConfig
+from retrieval_jax.models.distillation import dense_margin_mse
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.training.optimizers import adamw
+from retrieval_jax.training.run import train_dataset
 
 
 @pytest.fixture
@@ -44,6 +54,39 @@ def test_a_model_learns_the_teachers_order(run, tmp_path: Path):
     status, _, told = run("tasks/margin_mse.gin", *flags, "--gin.DataConfig.negatives=2")
     assert status == 2
     assert "DataConfig.negatives was 8 and is 2" in told
+
+
+def test_scores_that_teach_nothing_or_what_is_wrong_are_refused(run, own_work, collection, tmp_path: Path):
+    """Those of positives alone; for DPO those that are known to be no log-probabilities of docids."""
+    queries = collection.queries("train")
+    write_scores(own_work, "positives", {query.id: dict.fromkeys(query.positives, 1.0) for query in queries})
+    status, _, told = run("tasks/margin_mse.gin", "--SCORES=positives")
+    assert (status, len(told.strip().splitlines())) == (2, 1)
+    assert "labelled: the teacher scored no negative of any query" in told
+    manifest_path = own_work.scores("teacher") / "manifest.json"
+    manifest = json.loads(manifest_path.read_text())
+    for scored_by, refused in (
+        ({"kind": "bm25"}, True),
+        ({"kind": "generative", "score": "logits"}, True),
+        ({"kind": "generative", "score": "log_prob"}, False),
+    ):
+        manifest["recipe"]["scored_by"] = scored_by
+        manifest_path.write_text(json.dumps(manifest))
+        status, _, told = run("tasks/ddro.gin", "--SCORES=teacher", "--STEPS=1")
+        assert status == (2 if refused else 0), told
+        assert ("dpo: " in told) == refused
+        assert (tmp_path / "model" / "learning_curve.jsonl").exists() != refused
+
+
+def test_what_is_not_read_is_told_and_a_distillation_needs_negatives(own_work, collection, capsys):
+    write_scores(own_work, "t", random_scores(collection))
+    config, optimizer = DataConfig({"labelled": 1.0}, scores="t"), adamw(optax.constant_schedule(1e-3))
+    encoder = DualEncoder(CONFIG, optimizer, distillation=dense_margin_mse)
+    with pytest.raises(UserError, match=r"negatives: 0, and DualEncoder.distillation compares"):
+        train_dataset(config, own_work, collection, encoder, None)
+    train_dataset(dataclasses.replace(config, negatives=1), own_work, collection, encoder, None)
+    train_dataset(config, own_work, collection, GenerativeRetriever(CONFIG, optimizer), None)
+    assert "SCORES=t: not read, as the model learns one docid a query" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
