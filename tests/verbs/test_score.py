@@ -85,6 +85,7 @@ def test_a_searcher_scores_positives_and_candidates(
     assert status == 0, err
     assert "scores, by quantile" in err
     teacher = TeacherScores(scored)
+    assert teacher.scored_by == {"kind": "bm25"}
     cut = {"train": {}, "dev": {}}
     mined = MinedNegatives(here.negatives("mined"))
     for split in cut:
