@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
 from retrieval_jax.docids.search_strategies import STRATEGIES, SearchStrategy
@@ -291,6 +292,13 @@ class GenerativeSearcher(Searcher):
     def write(cls, folder: Path, inputs: IndexInputs) -> dict:
         """See `Searcher.write`. It writes nothing: the manifest says where the model and the docids lie."""
         docids = inputs.work.docids(inputs.model.description["docids"])
+        table, beams = DocidTable.open(docids), inputs.settings.beams
+        ratio = len(table.tokens_NxL) / len(table.passage_ids)
+        if ratio > 1:
+            log(
+                f"{inputs.folder.name}: passages have {ratio:.1f} docids each, so that {beams} beams may find "
+                f"as few as {beams / ratio:.0f} passages: --gin.make_index.beams={round(beams * ratio)}"
+            )
         return {"docids": paths.relative(docids, inputs.folder)}
 
     @classmethod
