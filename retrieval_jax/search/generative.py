@@ -296,8 +296,8 @@ class GenerativeSearcher(Searcher):
         ratio = len(table.tokens_NxL) / len(table.passage_ids)
         if ratio > 1:
             log(
-                f"{inputs.folder.name}: passages have {ratio:.1f} docids each, so that {beams} beams may find "
-                f"as few as {beams / ratio:.0f} passages: --gin.make_index.beams={round(beams * ratio)}"
+                f"{inputs.folder.name}: passages have {ratio:.1f} docids each, so that {beams} beams may "
+                f"find as few as {beams / ratio:.0f} passages: --gin.make_index.beams={round(beams * ratio)}"
             )
         return {"docids": paths.relative(docids, inputs.folder)}
 
