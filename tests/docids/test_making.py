@@ -89,7 +89,7 @@ def test_a_table_is_extended_in_its_place_once(growing: Growing):
 def test_passages_with_the_same_codes(growing: Growing, way: str):
     gin.bind_parameter("residual.shared_codes", way)
     made, old, manifest = growing.make("rq_1x4", OLD)
-    assert manifest["settings"] == {"shared_codes": way}
+    assert manifest["settings"] == {"shared_codes": way, "balanced": False}
     if way == "list":
         assert made["length"] == 1
         assert manifest["distinct"] == 4
