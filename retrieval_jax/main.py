@@ -108,7 +108,7 @@ def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
     console.quiet = silent = verb == "train" and not multihost.is_process_0()
     if verb not in ("demo", "ripor") and not silent and (scoped := configuration.scoped()):
         names = ", ".join(name for _, name in scoped)
-        log(f"{names}: without effect here: `demo` and `ripor` alone enter gin scopes")
+        log(f"{names}: without effect here: only `demo` and `ripor` enter scopes")
     module, function = VERBS[verb]
     made = getattr(importlib.import_module(module), function)()
     return None if silent else made

@@ -229,7 +229,7 @@ def test_a_scope_of_demo_is_told_where_nothing_enters_it(demo: Workspace, argume
     scoped = ["--gin.naive/train.steps=3", "--gin.train.batch_size=32"]
     status, _, err = cli("evaluate", *arguments, *scoped)
     assert status == 0
-    assert "naive/train.steps: without effect here: `demo` and `ripor` alone enter gin scopes" in err
+    assert "naive/train.steps: without effect here: only `demo` and `ripor` enter scopes" in err
     assert "train.batch_size" not in err
 
 
