@@ -227,7 +227,7 @@ def test_bad_input_is_one_line_and_status_2(demo: Workspace, arguments: list[str
 
 def test_a_scope_of_demo_is_told_where_nothing_enters_it(demo: Workspace, arguments: list[str], cli):
     scoped = ["--gin.naive/train.steps=3", "--gin.train.batch_size=32"]
-    status, _, err = cli("evaluate", *arguments, *scoped)
+    status, _, err = cli("evaluate", *arguments, "--SPLIT=train", *scoped)
     assert status == 0
     assert "naive/train.steps: without effect here: only `demo` and `ripor` enter scopes" in err
     assert "train.batch_size" not in err
