@@ -49,17 +49,35 @@ class QueryFolder:
         Raises:
           UserError: it was made for another collection, is missing, or is damaged.
         """
-        hint = f"make it again with `retrieval-jax {self.verb}`"
-        if self.collection != collection.fingerprint:
-            raise UserError(
-                f"{self.folder}: of another collection (or an earlier one) than {collection.folder}: {hint}"
-            )
-        if (fingerprint := self.fingerprint_of(split)) is None:
-            return None
         path = self.folder / self.file_name(split)
-        if not path.is_file() or storage.checksum(path) != fingerprint:
-            raise UserError(f"{path}: missing or altered: {hint}")
-        return paths.ensure_local(path)
+        return checked_file(path, self.verb, self.collection, collection, self.fingerprint_of(split))
+
+
+def checked_file(
+    path: Path, verb: str, made_for: str, collection: Collection, fingerprint: str | None
+) -> Path | None:
+    """Returns a file of a finished folder as a local one.
+
+    Args:
+      path: the file.
+      verb: the verb that makes the folder.
+      made_for: the fingerprint of the collection that the folder was made for.
+      collection: the collection as it is now.
+      fingerprint: the file's checksum, as the manifest has it; None where there is no such file.
+
+    Raises:
+      UserError: the folder was made for another collection, or the file is missing or damaged.
+    """
+    hint = f"make it again with `retrieval-jax {verb}`"
+    if made_for != collection.fingerprint:
+        raise UserError(
+            f"{path.parent}: of another collection (or an earlier one) than {collection.folder}: {hint}"
+        )
+    if fingerprint is None:
+        return None
+    if not path.is_file() or storage.checksum(path) != fingerprint:
+        raise UserError(f"{path}: missing or altered: {hint}")
+    return paths.ensure_local(path)
 
 
 def merge(of_splits: Mapping[str, dict]) -> dict:

@@ -24,6 +24,7 @@ from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
+from retrieval_jax.data.query_folder import checked_file
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import json_objects, lines
 
@@ -216,15 +217,8 @@ def split_queries(work: Workspace, collection: Collection, split: str) -> list[Q
         return queries
     folder = work.variation(base, kind)
     manifest = storage.read_manifest(folder, VERB)
-    path = folder / _FILE
-    hint = f"make it again with `retrieval-jax {VERB}`"
-    if manifest["recipe"]["collection"] != collection.fingerprint:
-        raise UserError(
-            f"{folder}: of another collection (or an earlier one) than {collection.folder}: {hint}"
-        )
-    if not path.is_file() or storage.checksum(path) != manifest["fingerprint"]:
-        raise UserError(f"{path}: missing or altered: {hint}")
-    texts = read_texts(path)
+    made_for, checksum = manifest["recipe"]["collection"], manifest["fingerprint"]
+    texts = read_texts(checked_file(folder / _FILE, VERB, made_for, collection, checksum))
     return [dataclasses.replace(query, text=texts[query.id]) for query in queries]
 
 

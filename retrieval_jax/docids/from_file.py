@@ -129,23 +129,32 @@ class Docids:
         """V, the number of codes at each position."""
         return self.settings.codes or int(self.codes.max(initial=0)) + 1
 
+    @property
+    def length(self) -> int:
+        """The number of codes of the longest docid."""
+        return int(self.length_D.max())
+
+    @property
+    def has_end(self) -> bool:
+        """Whether docids differ in length, so that an end comes after their codes."""
+        return int(self.length_D.min()) < self.length
+
     def tokens(self) -> np.ndarray:
         """Writes the codes as tokens: D×L, padded with 0; with an end where docids differ in length."""
-        length, size = int(self.length_D.max(initial=1)), self.size
-        has_end = len(self.length_D) and int(self.length_D.min()) < length
+        length, size = self.length, self.size
         largest = 1 + length * size
         if largest > np.iinfo(np.int32).max:
             raise UserError(
                 f"{self.path}: {length} codes below {size} take too many tokens: number them from 0"
             )
-        tokens_DxL = np.zeros((len(self.ids), length + bool(has_end)), np.min_scalar_type(largest))
+        tokens_DxL = np.zeros((len(self.ids), length + self.has_end), np.min_scalar_type(largest))
         starts_D = np.cumsum(self.length_D) - self.length_D
         for some in blocks(len(tokens_DxL)):
             for position in range(length):
                 there = np.flatnonzero(self.length_D[some] > position)
                 codes = self.codes[starts_D[some][there] + position].astype(np.int64)
                 tokens_DxL[some.start + there, position] = 2 + position * size + codes
-        if has_end:
+        if self.has_end:
             tokens_DxL[np.arange(len(tokens_DxL)), self.length_D] = EOS
         return tokens_DxL
 
@@ -250,7 +259,7 @@ class FromFile(DocidKind):
             tokens_DxL, size = text_tokens(arrow_ids.array(docids.texts), vocabulary), None
         else:
             tokens_DxL = docids.tokens()
-            size = output_size(int(docids.length_D.max()), docids.size)
+            size = output_size(docids.length, docids.size)
         rows_D, tokens_DxL = _without_repeats(rows_D, tokens_DxL, collection.passage_count)
         if request.settings.shared_docids == "refuse":
             self._check_shared(rows_D, tokens_DxL, docids.path, collection)
@@ -279,9 +288,8 @@ class FromFile(DocidKind):
         docids = Docids(self.settings())
         if docids.settings.text:
             return DocidShape(1 + max(map(len, docids.texts)), vocab_size, vocab_size, has_docid_vocab=False)
-        length, size = int(docids.length_D.max()), docids.size
-        has_end = int(docids.length_D.min()) < length
-        return DocidShape(length + has_end, output_size(length, size), size + has_end)
+        length, size = docids.length, docids.size
+        return DocidShape(length + docids.has_end, output_size(length, size), size + docids.has_end)
 
 
 def _without_repeats(

@@ -22,7 +22,7 @@ from retrieval_jax.models.retriever import (
     Batch,
     Metrics,
     Retriever,
-    has_unbounded_loss,
+    objective_says,
     register_retriever,
 )
 from retrieval_jax.models.text_groups import TextGroups, encode_in_groups
@@ -131,7 +131,7 @@ class DualEncoder(Retriever):
             distillation=distillation,
             distillation_weight=distillation_weight,
         )
-        if optimizer_def and normalize and not learn_scale and has_unbounded_loss(distillation):
+        if optimizer_def and normalize and not learn_scale and objective_says(distillation, "unbounded_loss"):
             log(
                 f"DualEncoder.distillation: margins of unit vectors lie within ±{2 * scale:g} with a fixed "
                 f"scale of {scale:g}, and the teacher's may not: --gin.DualEncoder.normalize=False (with "
@@ -168,7 +168,7 @@ class DualEncoder(Retriever):
     @property
     def unbounded_loss(self) -> bool:
         """See `Retriever`: that of raw dot products, or as the distillation says."""
-        return not self.module.normalize or has_unbounded_loss(self.vector_loss.distillation)
+        return not self.module.normalize or objective_says(self.vector_loss.distillation, "unbounded_loss")
 
     @property
     def FEATURE_CONVERTER_CLS(self):

@@ -10,7 +10,7 @@ import optax
 
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.objectives import Objective, Predictions, cross_entropy, loss_of
-from retrieval_jax.models.retriever import Batch, Metrics, Retriever, has_unbounded_loss
+from retrieval_jax.models.retriever import Batch, Metrics, Retriever, objective_says
 from retrieval_jax.models.softmax import blockwise_softmax_stats, exact_products, softmax_stats
 from retrieval_jax.models.t5 import T5, Segments, output_kernel, unstack_layers
 
@@ -54,7 +54,7 @@ class EncoderDecoder(Retriever):
     @property
     def unbounded_loss(self) -> bool:
         """See `Retriever`: as the objective says."""
-        return has_unbounded_loss(self.objective)
+        return objective_says(self.objective, "unbounded_loss")
 
     @property
     def FEATURE_CONVERTER_CLS(self):

@@ -94,8 +94,9 @@ class Objective(Protocol):
     """Computes what is minimised.
 
     If it has a true attribute `unbounded_loss`, its loss has no natural scale, and a rise is not taken for a
-    fault (see `LossSpikeGuard.on_spike`). One that is added to another, its argument `objective`, passes the
-    other's on (see `has_unbounded_loss`).
+    fault (see `LossSpikeGuard.on_spike`). If it has a true attribute `reads_log_probs`, a teacher's scores
+    must be log-probabilities of docids. One that is added to another, its argument `objective`, passes the
+    other's on (see `objective_says`).
 
     Args:
       predict: runs the network.

@@ -96,16 +96,17 @@ class Retriever(abc.ABC):
         """Computes the score of each example's target, float32 B."""
 
 
-def has_unbounded_loss(objective: Callable | None) -> bool:
-    """Tells whether an objective, or the one that it is added to (its argument `objective`), says so.
+def objective_says(objective: Callable | None, name: str) -> bool:
+    """Tells whether an objective, or the one that it is added to (its argument `objective`), says something.
 
     Args:
-      objective: says it by a true attribute `unbounded_loss`.
+      objective: the objective; None says nothing.
+      name: of the attribute that is true where it says it, such as "unbounded_loss".
     """
     function = objective.func if isinstance(objective, functools.partial) else objective
-    if function is None or getattr(function, "unbounded_loss", False):
+    if function is None or getattr(function, name, False):
         return function is not None
-    return has_unbounded_loss(configuration.argument(objective, "objective"))
+    return objective_says(configuration.argument(objective, "objective"), name)
 
 
 def register_retriever(cls: type[Retriever]) -> type[Retriever]:

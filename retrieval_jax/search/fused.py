@@ -122,8 +122,8 @@ class FusedSearcher(Searcher):
         results = []
         for some, wanted, *scores in zip(gathered, candidates, *given, strict=True):
             some = some.and_also(wanted, scores)
-            known = ~np.isnan(some.scores_CxP).all(axis=1) | (not any(can_score))
-            known = dict(zip(some.ids, known.tolist(), strict=True))
+            known_C = ~np.isnan(some.scores_CxP).all(axis=1) | (not any(can_score))
+            known = dict(zip(some.ids, known_C.tolist(), strict=True))
             ranked = dict(self.fusion.rank(some))
             results.append([ranked[passage] if known[passage] else math.nan for passage in wanted])
         return results

@@ -14,7 +14,7 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.models.retriever import Retriever
+from retrieval_jax.models.retriever import Retriever, objective_says
 from retrieval_jax.training import settings_file
 from retrieval_jax.training.families import family_of
 from retrieval_jax.training.settings import TrainSettings
@@ -75,7 +75,7 @@ def _check_candidates(model: Retriever, examples: TrainDataset) -> None:
             "DataConfig.negatives: 0, and DualEncoder.distillation compares a query's passages: set "
             "--gin.DataConfig.negatives=N, above 0"
         )
-    if not getattr(getattr(model, "objective", None), "reads_log_probs", False):
+    if not objective_says(getattr(model, "objective", None), "reads_log_probs"):
         return
     if examples.table and examples.table.extra_docid_passage_M is not None:
         raise UserError(

@@ -13,7 +13,7 @@ from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.objectives import cross_entropy, rdrop
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.models.ranking import dpo, margin_mse, pairwise_margin
-from retrieval_jax.models.retriever import RETRIEVERS, Retriever, register_retriever
+from retrieval_jax.models.retriever import RETRIEVERS, Retriever, objective_says, register_retriever
 
 CONFIG = T5Config(64, 16, 2, 8, 32, 1, 1)
 
@@ -70,6 +70,13 @@ def test_gin_may_say_what_rdrop_is_added_to(rdrop_of_margin_mse):
     assert GenerativeRetriever(CONFIG, objective=functools.partial(rdrop, weight=2.0)).unbounded_loss
     assert not GenerativeRetriever(CONFIG, objective=functools.partial(rdrop, objective=dpo)).unbounded_loss
     assert not QueryGenerator(CONFIG).unbounded_loss
+
+
+def test_an_objective_that_is_added_to_another_says_what_that_one_says():
+    added = functools.partial(rdrop, objective=functools.partial(dpo, beta=0.2))
+    assert objective_says(added, "reads_log_probs")
+    assert not objective_says(functools.partial(rdrop, objective=margin_mse), "reads_log_probs")
+    assert not objective_says(None, "reads_log_probs")
 
 
 @pytest.mark.parametrize("learn_scale", [True, False])
