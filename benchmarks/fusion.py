@@ -20,15 +20,13 @@ from pathlib import Path
 
 import _quiet  # noqa: F401
 import numpy as np
+from _measure import ndcg_of_queries
 from _verbs import parse, run
 from rich.console import Console
 from rich.table import Table
 
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import significance
-from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run
-from retrieval_jax.evaluation.trec import drop_identical_ids, read_run
 
 FUSED = {"fused": "None", "reranked": "'rerank'"}  # name -> make_index.fusion
 
@@ -59,18 +57,6 @@ def make_searchers(
     for name in made:
         made[name] |= run("search", *here, f"--SEARCHER={name}", "--SPLIT=test")
     return made
-
-
-def measure(work: Workspace, names: list[str]) -> dict[str, np.ndarray]:
-    """The nDCG@10 of each test query, by searcher."""
-    queries = Collection(work.collection).queries("test")
-    qrels = {query.id: query.relevant for query in queries}
-    identical = {query.id for query in queries if query.is_passage}
-    metrics = chosen_metrics(["nDCG@10"])
-    runs = {name: drop_identical_ids(read_run(work.run(name, "test")), identical) for name in names}
-    return {
-        name: evaluate_run(qrels, run, metrics=metrics).per_query["nDCG@10"] for name, run in runs.items()
-    }
 
 
 def compare(made: dict[str, dict], values: dict[str, np.ndarray]) -> dict[str, dict]:
@@ -116,7 +102,7 @@ def main() -> None:
         here = [f"--gin.COLLECTION={source!r}", f"--gin.WORK_DIR={str(work.folder)!r}"]
         here += [f"--gin.{binding}" for binding in bindings]
         made = make_searchers(here, work, args.minutes, args.kinds, args.unstemmed)
-        results[work.folder.name] = compare(made, measure(work, list(made)))
+        results[work.folder.name] = compare(made, ndcg_of_queries(work, made))
 
     headings = ("searcher", "nDCG@10", "difference", "95%", "p", "ms", "queries/s", "method, weights, depth")
     table = Table("collection", *headings)

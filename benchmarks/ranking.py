@@ -30,20 +30,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import _quiet  # noqa: F401
-import ir_measures
 import numpy as np
+from _measure import ndcg_of_queries
 from _verbs import parse
 from rich.console import Console
 from rich.table import Table
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
 from retrieval_jax.evaluation import significance
-from retrieval_jax.evaluation.trec import drop_identical_ids, read_run
 from retrieval_jax.main import run
 
-NDCG = ir_measures.nDCG @ 10
 RQ = "rq_8x256"
 RATES = {"dense": 200, "atomic": 500, "naive": 250, RQ: 250, "rank": 100, "distilled": 160}
 """Steps a minute of each training on a processor that is busy with other things, too."""
@@ -131,16 +128,8 @@ class Study:
 
     def measure(self) -> dict[str, np.ndarray]:
         """Gives the nDCG@10 of each test query, by method."""
-        queries = Collection(self.work.collection).queries("test")
-        qrels = {query.id: query.relevant for query in queries}
-        identical = {query.id for query in queries if query.is_passage}
-        found = {}
-        for method, searcher in self.searchers.items():
-            ranked = drop_identical_ids(read_run(self.work.run(searcher, "test")), identical)
-            scores = {qid: dict(ranked.get(qid, [])) for qid in qrels}
-            values = {one.query_id: one.value for one in ir_measures.iter_calc([NDCG], qrels, scores)}
-            found[method] = np.array([values.get(qid, 0.0) for qid in qrels])
-        return found
+        values = ndcg_of_queries(self.work, self.searchers.values())
+        return {method: values[searcher] for method, searcher in self.searchers.items()}
 
 
 def cut(source: Path, passages: int, out: Path) -> Path:

@@ -221,6 +221,8 @@ class _Source:
 def _from_file(work: Workspace, collection: Collection, file: str, name: str | None, on_error: str) -> _Made:
     """Makes the scores that a file holds, or its negatives. All processes must call this."""
     path = paths.as_path(file)
+    if not path.is_file():
+        raise UserError(f"score_pairs.file: {path}: no such file: give the path of one")
     name = name or path.name.split(".")[0]
     recipe = {
         "collection": collection.fingerprint,

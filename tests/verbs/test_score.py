@@ -180,6 +180,13 @@ def test_missing_candidates_are_refused(flags, here: Workspace, collection: Coll
     assert "other.train.trec: passage 'elsewhere' is not in" in error
 
 
+def test_a_file_that_is_not_there_is_an_error_in_a_line(flags, tmp_path, cli):
+    for path in (tmp_path / "nothing.tsv", tmp_path):
+        status, _, error = cli("score", *flags, *settings(file=str(path)))
+        assert status == 2
+        assert f"score_pairs.file: {path}: no such file" in error
+
+
 def test_files_become_scores_or_negatives(flags, here: Workspace, collection: Collection, cli, tmp_path):
     first, second = collection.queries("train")[:2]
     dev = collection.queries("dev")[0]
