@@ -6,8 +6,8 @@ import numpy as np
 
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.trec import drop_identical_ids, read_run
 from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run
-from retrieval_jax.evaluation.trec import drop_identical_ids, read_run
 
 
 def ndcg_of_queries(work: Workspace, searchers: Iterable[str]) -> dict[str, np.ndarray]:

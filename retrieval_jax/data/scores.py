@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from retrieval_jax.core import storage
+from retrieval_jax.data import trec
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.distribution import describe
 from retrieval_jax.data.query_folder import QueryFolder
@@ -107,10 +108,7 @@ class TeacherScores(QueryFolder):
         """
         if (path := self.local_file(collection, split)) is None:
             return
-        with path.open() as file:
-            lines = (line.split(" ") for line in file)
-            for query, of_query in itertools.groupby(lines, lambda columns: columns[0]):
-                yield query, {passage: float(score) for _, _, passage, _, score, _ in of_query}
+        yield from trec.iterate_run(path)
 
 
 def candidates(
@@ -160,10 +158,7 @@ def write(
     with path.open("w") as file:
         for query, of_passages in scores:
             ranked = sorted(of_passages.items(), key=lambda pair: -pair[1])
-            file.writelines(
-                f"{query} Q0 {passage} {rank} {float(score)!r} {VERB}\n"
-                for rank, (passage, score) in enumerate(ranked, start=1)
-            )
+            file.writelines(trec.run_lines(query, ranked, VERB))
             queries += bool(ranked)
             right = {*positives.get(query, ())}
             answered += any(passage in right for passage in of_passages)

@@ -19,12 +19,12 @@ from retrieval_jax.core.progress import bar
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.trec import Qrels, Run
 from retrieval_jax.evaluation.method_table import MethodRow
 from retrieval_jax.evaluation.metrics import Metric, RunValues, cutoff
 from retrieval_jax.evaluation.panels import TrainingCurve
 from retrieval_jax.evaluation.report import Comparison, PassageSnippet, QueryComparison
 from retrieval_jax.evaluation.significance import PERMUTATIONS, Difference, compare
-from retrieval_jax.evaluation.trec import Qrels, Run
 
 SNIPPET = 200  # characters of a passage that the report shows
 FOUND_DEPTH = 10  # results of each query of which the report says which other methods have them

@@ -19,7 +19,7 @@ import numpy as np
 
 from retrieval_jax.core import registry
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.evaluation.trec import Qrels, Run
+from retrieval_jax.data.trec import Qrels, Run
 
 MetricFunction = Callable[[Qrels, Run, int], float]
 """(qrels, run, the least relevant grade) -> the mean over the queries of `qrels`."""

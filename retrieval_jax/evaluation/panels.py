@@ -100,9 +100,13 @@ def difference_figure(metric: str, baseline: str, differences: Mapping[str, np.n
     Args:
       metric: the metric's name.
       baseline: the baseline's name.
-      differences: method -> float Q, its value minus the baseline's.
+      differences: method -> float Q, its value minus the baseline's. Queries without a finite difference are
+        counted, and not drawn.
     """
-    largest = max((np.abs(values_Q).max(initial=0) for values_Q in differences.values()), default=0)
+    largest = max(
+        (np.abs(values_Q).max(initial=0, where=np.isfinite(values_Q)) for values_Q in differences.values()),
+        default=0,
+    )
     limit = max(1.05 * largest, 0.05)  # the same in all panels
     panels = "".join(
         _difference_panel((metric, name, baseline), values_Q, limit) for name, values_Q in differences.items()
@@ -116,10 +120,14 @@ def difference_figure(metric: str, baseline: str, differences: Mapping[str, np.n
 def _difference_panel(names: tuple[str, str, str], values_Q: np.ndarray, limit: float) -> str:
     """Draws the panel of (the metric, a method, the baseline), with an axis from -limit to limit."""
     metric, name, baseline = names
+    undefined = int((~np.isfinite(values_Q)).sum())
+    values_Q = values_Q[np.isfinite(values_Q)]
     falling_Q = np.sort(values_Q)[::-1]
     better, worse = int((values_Q > 0).sum()), int((values_Q < 0).sum())
     counts = f"better in {better:,} queries, worse in {worse:,}, equal in {len(values_Q) - better - worse:,}"
-    steps = min(_STEPS, len(falling_Q))
+    counts += f", undefined in {undefined:,}" if undefined else ""
+    steps = min(_STEPS, len(falling_Q)) or 1
+    falling_Q = falling_Q if len(falling_Q) else np.zeros(1)
     edges = np.arange(steps + 1) * len(falling_Q) / steps
     heights = falling_Q[((edges[:-1] + edges[1:]) / 2).astype(int)]
 

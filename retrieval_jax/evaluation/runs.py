@@ -18,9 +18,8 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data import variations
+from retrieval_jax.data import trec, variations
 from retrieval_jax.data.records import Collection
-from retrieval_jax.evaluation import trec
 from retrieval_jax.evaluation.metrics import RunValues
 
 _PASSAGES = 10_000  # passages of another tool's run that are looked up in the collection

@@ -17,10 +17,10 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import NonNegative, Positive
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.trec import drop_identical_ids
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.embeddings.text_encoder import TextEncoder, passage_shapes, query_shapes
 from retrieval_jax.evaluation.metrics import compute_metrics
-from retrieval_jax.evaluation.trec import drop_identical_ids
 from retrieval_jax.examples.examples import Examples
 from retrieval_jax.examples.targets import pad
 from retrieval_jax.examples.tasks import LabelledPairs

@@ -8,11 +8,11 @@ from retrieval_jax.core.values import NonNegative, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import variations
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.trec import Qrels, Run, drop_identical_ids
 from retrieval_jax.evaluation import comparison, report
 from retrieval_jax.evaluation.method_table import COLUMN_NOTE, print_table, table_notes
 from retrieval_jax.evaluation.metrics import Metric, RunValues, chosen_metrics, evaluate_run
 from retrieval_jax.evaluation.runs import current_runs, report_strays, write_metrics, write_query_values
-from retrieval_jax.evaluation.trec import Qrels, Run, drop_identical_ids
 
 
 @gin.configurable
@@ -47,7 +47,7 @@ def evaluate(
       split: the queries that were searched for; also a variation that `vary` made, as test~typo.
       measures: what to compute, by ir_measures' names: `--gin.evaluate.measures="('nDCG@10', 'RR(rel=2)@10',
         'R@1000', 'AP', 'Judged@10')"`. None for MRR@10, Recall@10, Recall@100, Hits@1, Hits@10, nDCG@10 and
-        what is registered beside them.
+        what is registered beside them. Measures that count, such as NumRet, are shown and not compared.
       baseline: the run that the others are compared with. None for bm25, or the first run by name where there
         is none.
       min_relevant_grade: the least grade that is relevant to the binary metrics (2 on the Deep Learning

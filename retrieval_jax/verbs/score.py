@@ -21,7 +21,7 @@ from retrieval_jax.data.mined import MinedNegatives, NegativesRule
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import score_files
 from retrieval_jax.data.sources.lines import ErrorLog
-from retrieval_jax.evaluation.trec import read_run
+from retrieval_jax.data.trec import read_run
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.batched import score_in_batches
@@ -85,7 +85,8 @@ def score_pairs(
       candidates: names of negatives/ and of runs/NAME.train.trec (runs/NAME.dev.trec), whose passages are
         scored: ('mined', 'bm25').
       file: a file of scores to read instead.
-      name: the name of the scores; None for the searcher's or the file's.
+      name: the name of the scores; None for the searcher's or the file's. What has this name is replaced, if
+        the name is given; a file's own name replaces nothing that was made of anything else.
       depth: passages of each of the candidates' lists, for each query.
       shard_size: queries of a shard: a kill loses the work of at most this many.
       on_error: what to do with bad lines of the file, such as unknown ids: 'fail', or 'skip', which leaves
@@ -223,7 +224,7 @@ def _from_file(work: Workspace, collection: Collection, file: str, name: str | N
     path = paths.as_path(file)
     if not path.is_file():
         raise UserError(f"score_pairs.file: {path}: no such file: give the path of one")
-    name = name or path.name.split(".")[0]
+    given, name = name, name or path.name.split(".")[0]
     recipe = {
         "collection": collection.fingerprint,
         "teacher": {"file": storage.checksum(path), "on_error": on_error},
@@ -237,6 +238,12 @@ def _from_file(work: Workspace, collection: Collection, file: str, name: str | N
         errors = ErrorLog(skip=on_error == "skip")
         found = score_files.read(path, collection, errors)
         errors.report()
+        folder = (of_scores if found.has_scores else of_negatives).folder
+        if not given and storage.finished(folder):
+            raise UserError(
+                f"{folder}: made of something else than {path}: name what the file becomes, "
+                "--gin.score_pairs.name=\"'NAME'\" (that of the folder replaces it)"
+            )
         if found.has_scores:
             splits = [split for split in SPLITS if collection.query_counts.get(split)]
             of_splits = {split: _of_split(collection, split, found.scores) for split in splits}

@@ -7,8 +7,8 @@ from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import variations
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.trec import write_qrels
 from retrieval_jax.evaluation import runs
-from retrieval_jax.evaluation.trec import write_qrels
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.batched import BATCH_SIZE, search_queries, search_texts, single_query_ms

@@ -8,7 +8,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import scores
 from retrieval_jax.data.records import Collection
-from retrieval_jax.evaluation.trec import read_run
+from retrieval_jax.data.trec import read_run
 
 
 def test_scores_come_back_as_they_were_best_first(own_work: Workspace, collection: Collection, monkeypatch):

@@ -11,6 +11,7 @@ from tables import docids_of
 
 from retrieval_jax.core import configuration
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.trec import read_run
 from retrieval_jax.data.vocabulary import EOS
 from retrieval_jax.docids import kinds
 from retrieval_jax.docids.kinds import (
@@ -24,7 +25,6 @@ from retrieval_jax.docids.kinds import (
 from retrieval_jax.docids.residual import Residual
 from retrieval_jax.docids.search_strategies import SoftmaxSearch, TrieSearch
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.evaluation.trec import read_run
 from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.verbs.preflight import configured

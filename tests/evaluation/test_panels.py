@@ -34,3 +34,14 @@ def test_differences_are_drawn_in_falling_order_on_one_scale():
     assert "a$b$</text>" in html
     ticks = [re.findall(r">(−?[0-9.]+)</text>", svg) for svg in html.split("<svg")[1:]]
     assert [tick for tick in ticks[0] if "." in tick] == [tick for tick in ticks[1] if "." in tick]
+
+
+def test_queries_without_a_difference_are_counted_and_not_drawn():
+    html = panels.difference_figure(
+        "m", "bm25", {"a": np.array([np.nan, 0.5, np.inf]), "b": np.full(2, np.nan)}
+    )
+    assert re.findall('aria-label="([^"]*)"', html) == [
+        "a minus bm25, m: better in 1 queries, worse in 0, equal in 0, undefined in 2",
+        "b minus bm25, m: better in 0 queries, worse in 0, equal in 0, undefined in 2",
+    ]
+    assert "nan" not in html.lower().replace("dominant", "")

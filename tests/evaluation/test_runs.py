@@ -10,8 +10,8 @@ import pytest
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.trec import read_run
 from retrieval_jax.evaluation.runs import read_facts, run_paths, write_run_with_facts
-from retrieval_jax.evaluation.trec import read_run
 
 
 def test_evaluate_tells_runs_with_dots_apart(tmp_path: Path):

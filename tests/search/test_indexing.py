@@ -19,9 +19,9 @@ from retrieval_jax.core import storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.trec import read_run
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.embeddings import encoding
-from retrieval_jax.evaluation.trec import read_run
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.searcher import Searcher

@@ -8,8 +8,8 @@ from ir_measures import RR, R, nDCG
 from reading import python_of, write
 
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.trec import read_qrels
 from retrieval_jax.evaluation import metrics
-from retrieval_jax.evaluation.trec import read_qrels
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
 from retrieval_jax.verbs.index import make_index

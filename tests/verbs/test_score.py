@@ -18,7 +18,7 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import TeacherScores
-from retrieval_jax.evaluation.trec import write_run
+from retrieval_jax.data.trec import write_run
 from retrieval_jax.search.searcher import Searcher
 
 
@@ -211,6 +211,15 @@ def test_files_become_scores_or_negatives(flags, here: Workspace, collection: Co
     assert status == 0, err
     assert "left out 1 × unknown query" in err
     assert TeacherScores(here.scores("rest")).fingerprint == teacher.fingerprint
+
+    # Another file of this name takes the place of what is there only if it is named.
+    path.write_text(json.dumps({first.id: {ids[0]: 0.25}}))
+    status, _, error = cli("score", *flags, *settings(file=str(path)))
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"{here.scores('teacher')}: made of something else than {path}: name what" in error
+    assert TeacherScores(here.scores("teacher")).fingerprint == teacher.fingerprint
+    assert cli("score", *flags, *settings(file=str(path), name="teacher"))[0] == 0
+    assert dict(TeacherScores(here.scores("teacher")).read(collection)) == {first.id: {ids[0]: 0.25}}
 
     path = tmp_path / "hard.jsonl"
     neg = {"bm25": [ids[0], ids[1]], "dense": [right, ids[2]]}

@@ -28,7 +28,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.predictions import open_predictions
 from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.data.synthetic import QueryShards
-from retrieval_jax.evaluation.trec import read_qrels, read_run
+from retrieval_jax.data.trec import read_qrels, read_run
 
 CORPUS = jsonl(*({"docid": p.id, "title": p.title, "text": p.text} for p in PASSAGES))
 LAYOUTS = {

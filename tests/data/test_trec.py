@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.evaluation.trec import read_qrels, read_run, write_qrels, write_run
+from retrieval_jax.data.trec import iterate_run, read_qrels, read_run, write_qrels, write_run
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6).filter(
     lambda word: word.split() == [word]
@@ -76,6 +76,20 @@ def test_a_run_of_another_tool_is_ranked_by_score(tmp_path):
         "q Q0 late 10 1e-3 t\r\n\nother Q0 x 1 1 t\nq\tQ0\tfirst\t22\t9.0\tt\n"
     )
     assert read_run(tmp_path / "run.trec") == {"q": [("first", 9.0), ("late", 1e-3)], "other": [("x", 1.0)]}
+
+
+@settings(deadline=None, max_examples=50)
+@given(run=RUNS)
+def test_a_run_is_read_query_by_query(folder, run):
+    path = folder / "queries.trec"
+    write_run(path, run, "test")
+    assert dict(iterate_run(path)) == {qid: dict(results) for qid, results in read_run(path).items()}
+
+
+def test_queries_whose_lines_are_apart_are_told(tmp_path):
+    (tmp_path / "run.trec").write_text("a Q0 p 1 2 t\nb Q0 p 1 1 t\na Q0 q 2 1 t\n")
+    with pytest.raises(UserError, match=r"run.trec:3: query 'a' again, after others: sort"):
+        list(iterate_run(tmp_path / "run.trec"))
 
 
 @settings(deadline=None, max_examples=100)

@@ -6,7 +6,9 @@ qrels    qid 0 docid grade                a line for each judged passage
 
 import array
 import gzip
+import itertools
 import math
+import operator
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -91,11 +93,21 @@ def format_run(path: str | os.PathLike, run: Run, tag: str) -> bytes:
                 )
             seen.add(pid)
         scores = _strictly_decreasing(path, qid, [score for _, score in results])
-        lines += [
-            f"{qid} Q0 {pid} {rank} {score!r} {tag}\n"
-            for rank, ((pid, _), score) in enumerate(zip(results, scores, strict=True), start=1)
-        ]
+        written = [(pid, score) for (pid, _), score in zip(results, scores, strict=True)]
+        lines += run_lines(qid, written, tag)
     return "".join(lines).encode()
+
+
+def run_lines(qid: str, results: Iterable[tuple[str, float]], tag: str) -> list[str]:
+    """Returns the lines of a query in a run, with these scores: they read back as the same float64.
+
+    Args:
+      qid: the query's id.
+      results: its ranked (passage id, score), best first.
+      tag: the name of the system.
+    """
+    ranked = enumerate(results, start=1)
+    return [f"{qid} Q0 {pid} {rank} {float(score)!r} {tag}\n" for rank, (pid, score) in ranked]
 
 
 def read_run(path: str | os.PathLike) -> Run:
@@ -118,11 +130,10 @@ def read_run(path: str | os.PathLike) -> Run:
     """
     found: dict[str, dict[str, float]] = {}
     ranks: dict[str, array.array] = {}  # in the order of the passages in `found`
-    for where, (qid, _, pid, rank, score, _) in _rows(path, "TREC run", _RUN_COLUMNS, _RUN_HINT):
-        rank = _number(int, rank, where, "rank", "a whole number", _RUN_HINT)
+    for where, qid, pid, rank, score in _run_rows(path):
         results = found.setdefault(qid, {})
         _check_new(pid, results.keys(), qid, where, _RUN_HINT)
-        results[pid] = _number(float, score, where, "score", "a finite number", _RUN_HINT)
+        results[pid] = score
         ranks.setdefault(qid, array.array("d")).append(rank)
     run = {qid: _by_score(results) for qid, results in found.items()}
     if differ := sum(_ranked_otherwise(found[qid], ranks[qid], run[qid]) for qid in run):
@@ -131,6 +142,37 @@ def read_run(path: str | os.PathLike) -> Run:
             "the scores count, and equal scores are in the order of docids, as in trec_eval"
         )
     return run
+
+
+def iterate_run(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, float]]]:
+    """Reads a run one query after the other, as its lines are: for files that memory may not hold.
+
+    Args:
+      path: the file, plain or `.gz`, with the lines of each query together.
+
+    Yields:
+      (query id, {passage id: score}), in the file's order.
+
+    Raises:
+      UserError: see `read_run`; or a query's lines are not together.
+    """
+    seen: set[str] = set()
+    for qid, rows in itertools.groupby(_run_rows(path), key=operator.itemgetter(1)):
+        results: dict[str, float] = {}
+        for where, _, pid, _, score in rows:
+            if qid in seen:
+                raise UserError(f"{where}: query {qid!r} again, after others: sort the lines by query")
+            _check_new(pid, results.keys(), qid, where, _RUN_HINT)
+            results[pid] = score
+        seen.add(qid)
+        yield qid, results
+
+
+def _run_rows(path: str | os.PathLike) -> Iterator[tuple[str, str, str, int, float]]:
+    """Yields ("file:line", query id, passage id, rank, score) of each line of a run."""
+    for where, (qid, _, pid, rank, score, _) in _rows(path, "TREC run", _RUN_COLUMNS, _RUN_HINT):
+        number = _number(int, rank, where, "rank", "a whole number", _RUN_HINT)
+        yield where, qid, pid, number, _number(float, score, where, "score", "a finite number", _RUN_HINT)
 
 
 def _by_score(results: dict[str, float]) -> list[tuple[str, float]]:
