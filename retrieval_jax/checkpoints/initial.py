@@ -16,7 +16,7 @@ from retrieval_jax.checkpoints import hub, tokenizer
 from retrieval_jax.checkpoints.model_folder import boxed_params
 from retrieval_jax.checkpoints.parameter_names import Module, module_names
 from retrieval_jax.checkpoints.pretrained import OUTPUT, T5X, Pretrained, open_pretrained
-from retrieval_jax.checkpoints.weights import LazyArray, placed, stacked
+from retrieval_jax.checkpoints.weights import LazyArray, mean, placed, stacked
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, NonNegativeFloat, PositiveFloat
@@ -28,11 +28,13 @@ from retrieval_jax.models.t5 import is_stacked
 TEXT_TOKENS, TARGET_TOKENS = "token_embedder/embedding", "decoder_token_embedder/embedding"
 VOCAB_AXES = {TEXT_TOKENS: 0, OUTPUT: 1}
 SIZES = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers")
+OUTPUTS = ("output_size", "separate_target_embedding")  # of a network that writes docids
 UNSEEN = ("mlp_activations", "relpos_max_distance")  # which no array's shape tells
 WithVocabulary = Names(
     "a parameter with a row or a column for each token",
     ("token_embedder", "token_embedder/embedding", "decoder", "decoder/logits_dense", OUTPUT),
 )
+AVERAGED_WITH = "InitialCheckpoint.averaged_with"
 MAX_LISTED = 8  # names of a list that an error tells
 
 
@@ -48,6 +50,9 @@ class InitialCheckpoint:
     Attributes:
       path: the folder or file of the weights (also gs://…), or `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` on the
         Hugging Face hub; None: everything begins at random.
+      averaged_with: other weights (as `path`) of a network of the same sizes: an array that both have begins
+        as the mean of the two, and one that only one has as it is there. PAG (Zeng et al. 2024, section 3.3)
+        merges a sequential and a lexical model so. None: no others.
       missing_ok: parameters that begin at random where the weights lack them or have another shape of them.
       unexpected_ok: parameters of the weights that the model lacks, and that are left out.
       resize_vocab: parameters whose axis of the vocabulary may have another size: the first rows are read,
@@ -62,12 +67,20 @@ class InitialCheckpoint:
     """
 
     path: str | None = None
+    averaged_with: str | None = None
     missing_ok: Sequence[Annotated[str, Module]] = ()
     unexpected_ok: Sequence[str] = ()
     resize_vocab: Sequence[Annotated[str, WithVocabulary]] = ()
     docid_centroids: bool = False
     docid_scale: PositiveFloat = 1.0
     docid_input_scale: NonNegativeFloat | None = None
+
+    def __post_init__(self):
+        if self.averaged_with and not self.path:
+            raise UserError(
+                f"{AVERAGED_WITH}: {self.averaged_with}, and no weights to average it with: "
+                "--INITIAL_CHECKPOINT=…"
+            )
 
     @functools.cached_property
     def located(self) -> hub.Located | None:
@@ -124,24 +137,34 @@ class InitialCheckpoint:
           UserError: the weights do not fit, with everything that is missing, unexpected or of another shape,
             or another vocabulary lies with them; or the centroids are not as wide as the model's embeddings.
         """
-        pretrained = self.located and open_pretrained(self.located.path)
-        arrays = self._pretrained_arrays(pretrained, model, vocabulary) if pretrained else {}
+        pretrained = self._opened(vocabulary) if self.path else None
+        arrays = self._pretrained_arrays(pretrained, model) if pretrained else {}
         if self.docid_centroids:
             arrays |= self._token_arrays(model, centroids or {}, arrays.get(TARGET_TOKENS))
         return arrays
 
-    def _pretrained_arrays(
-        self, pretrained: Pretrained, model, vocabulary: Path | None
-    ) -> dict[str, LazyArray]:
-        self._check_unused(pretrained)
+    def _opened(self, vocabulary: Path | None) -> Pretrained:
+        """Opens the weights, averaged with the others where there are any."""
+        pretrained = open_pretrained(self.located.path)
         if vocabulary:
-            self._check_vocabulary(pretrained, vocabulary)
+            self._check_vocabulary(pretrained, vocabulary, self.located, self.name)
+        if self.averaged_with is None:
+            return pretrained
+        located = hub.locate(self.averaged_with, AVERAGED_WITH)
+        others = open_pretrained(located.path, AVERAGED_WITH)
+        if vocabulary:
+            self._check_vocabulary(others, vocabulary, located, located.name)
+        return averaged(pretrained, others)
+
+    def _pretrained_arrays(self, pretrained: Pretrained, model) -> dict[str, LazyArray]:
+        self._check_unused(pretrained)
         match = self.match(pretrained, model)
         if mismatch := match.mismatch(pretrained.path):
             raise UserError(mismatch)
         if isinstance(model, DualEncoder):
             model.inherit_prompts(pretrained.settings)
         messages = [f"{pretrained.path}: {pretrained.format}'s weights, {len(match.arrays)} arrays are read"]
+        messages += [f"averaged with {self.averaged_with}"] if self.averaged_with else []
         for what, names in (("begin at random", match.random), ("are not used", match.unused)):
             if names:
                 messages.append(f"{what}: {', '.join(match.modules(names))}")
@@ -182,11 +205,13 @@ class InitialCheckpoint:
         if self.located:
             model.inherit_prompts(open_pretrained(self.located.path).settings)
 
-    def _check_vocabulary(self, pretrained: Pretrained, vocabulary: Path) -> None:
+    def _check_vocabulary(
+        self, pretrained: Pretrained, vocabulary: Path, located: hub.Located, name: str
+    ) -> None:
         extended = has_prefix(TEXT_TOKENS, self.resize_vocab)
         mismatch = tokenizer.difference(pretrained.path, pretrained.vocabulary, vocabulary, extended)
         if mismatch:
-            theirs = self.name if self.located.commit else pretrained.vocabulary or "…/sentencepiece.model"
+            theirs = name if located.commit else pretrained.vocabulary or "…/sentencepiece.model"
             raise UserError(
                 f"INITIAL_CHECKPOINT: {vocabulary} {mismatch}: import the collection with theirs, "
                 f"--VOCABULARY={theirs}"
@@ -321,6 +346,31 @@ class Match:
             return first if first not in used else bare.rpartition("/")[0] or bare
 
         return tuple(sorted({top(name) for name in names}))
+
+
+def averaged(pretrained: Pretrained, others: Pretrained) -> Pretrained:
+    """Averages weights with others of a network of the same sizes; arrays that one lacks stay as they are.
+
+    Args:
+      pretrained: the weights, whose facts the result has.
+      others: those to average them with.
+
+    Raises:
+      UserError: the networks differ in a size that both use, or in an array's shape.
+    """
+    arrays, theirs = pretrained.arrays, others.arrays
+    shared = arrays.keys() & theirs.keys()
+    both = (T5Config(**pretrained.network), T5Config(**others.network))
+    differ = [name for name in UNSEEN if getattr(both[0], name) != getattr(both[1], name)]
+    differ += sorted(name for name in shared if arrays[name].shape != theirs[name].shape)
+    if differ or not shared:
+        what = f"differs from it in {shortened(grouped(differ))}" if differ else "shares no array with it"
+        raise UserError(
+            f"{AVERAGED_WITH}: {pretrained.path}, and {others.path} {what}: average networks of one size"
+        )
+    merged = {**theirs, **arrays} | {name: mean([arrays[name], theirs[name]]) for name in shared}
+    outputs = {name: vars(both[0])[name] or vars(both[1])[name] for name in OUTPUTS}
+    return dataclasses.replace(pretrained, arrays=merged, network={**pretrained.network, **outputs})
 
 
 def parameters(model) -> dict[str, tuple[int, ...]]:

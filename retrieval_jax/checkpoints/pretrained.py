@@ -48,11 +48,12 @@ class Pretrained:
     step: int = 0
 
 
-def open_pretrained(path: str | Path) -> Pretrained:
+def open_pretrained(path: str | Path, setting: str = "INITIAL_CHECKPOINT") -> Pretrained:
     """Opens weights. Only names and shapes are read.
 
     Args:
       path: a file or folder in one of FORMATS, also gs://….
+      setting: what names the path, for messages.
 
     Raises:
       UserError: there are no weights that can be read.
@@ -60,7 +61,7 @@ def open_pretrained(path: str | Path) -> Pretrained:
     path = paths.as_path(path)
     paths.check_bucket(path)
     if not path.exists():
-        raise UserError(f"INITIAL_CHECKPOINT: {path}: there is no such file or folder")
+        raise UserError(f"{setting}: {path}: there is no such file or folder")
     if (path / model_folder.DESCRIPTION).is_file():
         return _own(path)
     if sentence_transformers.is_model(path):
@@ -88,7 +89,7 @@ def open_pretrained(path: str | Path) -> Pretrained:
             settings,
             step=int(step) if step.isdigit() else 0,
         )
-    raise UserError(f"INITIAL_CHECKPOINT: {path}: none of {FORMATS}: check the path")
+    raise UserError(f"{setting}: {path}: none of {FORMATS}: check the path")
 
 
 def fingerprint(pretrained: Pretrained) -> str:

@@ -108,6 +108,17 @@ def stacked(layers: Sequence[LazyArray], axis: int) -> LazyArray:
     return LazyArray((*first.shape[:axis], len(layers), *first.shape[axis:]), first.dtype, read)
 
 
+def mean(arrays: Sequence[LazyArray]) -> LazyArray:
+    """Averages arrays of one shape, in float32, which the result is, too."""
+    shape = arrays[0].shape
+
+    def read(index: Index) -> np.ndarray:
+        total = sum(np.asarray(array.read_slice(index), np.float32) for array in arrays)
+        return (total / len(arrays)).astype(np.float32)
+
+    return LazyArray(shape, np.dtype(np.float32), read)
+
+
 def placed(parts: Mapping[int, LazyArray], rows: int) -> LazyArray:
     """Puts matrices of one width into a taller one, whose other rows are missing.
 
