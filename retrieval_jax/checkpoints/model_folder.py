@@ -70,6 +70,8 @@ def describe(model: Retriever, **facts: object) -> dict:
     """
     network = dataclasses.asdict(model.config)
     del network["remat"]  # how it was trained, not what it is: a run may go on with another
+    if not model.config.lexical_head:
+        del network["lexical_head"]  # models without one are the same as before there was one
     network["mlp_activations"] = list(network["mlp_activations"])  # as JSON has it
     return {
         "format": FORMAT,

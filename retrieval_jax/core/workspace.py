@@ -14,10 +14,10 @@ UNFINISHED = ".unfinished"  # ends the name of a folder of parts; see `unfinishe
 class Workspace:
     """The paths in a work folder.
 
-    collection/ · embeddings/NAME/ · docids/KIND/ · cache/TASK/ (examples) · models/NAME/ (checkpoints) ·
-    synthetic/NAME/ (generated queries) · negatives/NAME/ (mined ones) · scores/NAME/ (a teacher's) ·
-    searchers/NAME/ · variations/SPLIT~KIND/ (of queries) · runs/NAME.SPLIT.trec ·
-    report.html, metrics.json, significance.json · exports/NAME/
+    collection/ · embeddings/NAME/ · docids/KIND/ · sets/NAME/ (of tokens) · cache/TASK/ (examples) ·
+    models/NAME/ (checkpoints) · synthetic/NAME/ (generated queries) · negatives/NAME/ (mined ones) ·
+    scores/NAME/ (a teacher's) · searchers/NAME/ · variations/SPLIT~KIND/ (of queries) ·
+    runs/NAME.SPLIT.trec · report.html, metrics.json, significance.json · exports/NAME/
 
     Methods that take a name raise UserError if it cannot be the name of a file.
 
@@ -62,6 +62,10 @@ class Workspace:
     def docids(self, kind: str) -> Path:
         """Returns the folder of the docids of a kind."""
         return self.folder / "docids" / checked(kind)
+
+    def sets(self, name: str) -> Path:
+        """Returns the folder of sets of tokens, one of each passage."""
+        return self.folder / "sets" / checked(name)
 
     def embeddings(self, name: str) -> Path:
         """Returns the folder of vectors of the passages."""

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import PAD
 from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
+from retrieval_jax.models.lexical import LexicalHead
 from retrieval_jax.models.softmax import exact_products
 from retrieval_jax.models.t5 import DecoderStack, Encoder
 
 TOWERS = ("left_tower", "right_tower")  # of queries and of passages, if they are not shared
-POOLINGS = ("mean", "decoder")
+POOLINGS = ("mean", "decoder")  # of vectors; LexicalEncoder's is LEXICAL
+LEXICAL = "lexical"
 GTR_DIM = 768  # the size of GTR's vectors, whatever the size of its T5
 
 
@@ -35,9 +37,10 @@ class DualEncoderNetwork(nn.Module):
     (GTR; Ni et al. 2021, section 3.1). With "decoder" it is the decoder's first state: what a softmax would
     read to write the first token (RIPOR; Zeng et al. 2024). A generative retriever that begins with these
     weights then reads queries as this network does. There is a projection only where `vector_dim` is not the
-    state's own size.
+    state's own size. With LEXICAL it is the lexical head's weights of the text vocabulary's tokens.
 
-    Parameter names are T5X's: token_embedder, encoder, decoder (without a softmax), projection_layer.
+    Parameter names are T5X's: token_embedder, encoder, decoder (without a softmax), projection_layer; and
+    lexical_head.
     """
 
     config: T5Config
@@ -70,7 +73,9 @@ class DualEncoderNetwork(nn.Module):
         self.encoder = Encoder(c)
         if self.pooling == "decoder":
             self.decoder = DecoderStack(c, c.num_decoder_layers)
-        self.projects = self.pooling == "mean" or self.vector_dim != c.emb_dim
+        if self.pooling == LEXICAL:
+            self.lexical_head = LexicalHead(c)
+        self.projects = self.pooling == "mean" or (self.pooling == "decoder" and self.vector_dim != c.emb_dim)
         if self.projects:
             self.projection_layer = Dense(self.vector_dim, ("embed", "joined_kv"))
 
@@ -84,8 +89,10 @@ class DualEncoderNetwork(nn.Module):
         Returns:
           Float32 B×vector_dim; of unit length with `normalize`.
         """
+        if self.pooling == LEXICAL:
+            return self.lexical(tokens_BxS, deterministic)
         real_BxS = tokens_BxS != PAD
-        encoded_BxSxE = self.encoder(self.token_embedder(tokens_BxS), real_BxS[:, None, :], deterministic)
+        encoded_BxSxE = self._encode(tokens_BxS, deterministic)
         if self.pooling == "decoder":
             vectors = self._first_state(encoded_BxSxE, real_BxS, deterministic)
         else:
@@ -94,6 +101,25 @@ class DualEncoderNetwork(nn.Module):
             with exact_products():  # one product a text, whereas the encoder has some a token: cheap
                 vectors = self.projection_layer(vectors)
         return unit_length(vectors) if self.normalize else vectors
+
+    def _encode(self, tokens_BxS: jax.Array, deterministic: bool) -> jax.Array:
+        mask_Bx1xS = (tokens_BxS != PAD)[:, None, :]
+        return self.encoder(self.token_embedder(tokens_BxS), mask_Bx1xS, deterministic)
+
+    def lexical(self, tokens_BxS: jax.Array, deterministic: bool = True, with_gain: bool = True) -> jax.Array:
+        """Computes a weight for each token of the text vocabulary, where `pooling` is LEXICAL.
+
+        Args:
+          tokens_BxS: int32, 0 is padding.
+          deterministic: False for dropout.
+          with_gain: see `LexicalHead`.
+
+        Returns:
+          Float32 B×vocab_size.
+        """
+        encoded_BxSxE = self._encode(tokens_BxS, deterministic)
+        table_VxE = nn.unbox(self.token_embedder.variables["params"]["embedding"])
+        return self.lexical_head(encoded_BxSxE, table_VxE, tokens_BxS != PAD, with_gain)
 
     def _first_state(self, encoded_BxSxE: jax.Array, real_BxS: jax.Array, deterministic: bool) -> jax.Array:
         """Computes the decoder's state B×E, float32, after T5's start token, which is padding's."""

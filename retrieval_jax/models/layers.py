@@ -66,6 +66,8 @@ class T5Config:
         softmax of docids with a vocabulary of their own always has a matrix of its own.
       relpos_buckets: how many buckets of relative positions there are.
       relpos_max_distance: from this distance on, all share the last bucket.
+      lexical_head: whether the network also gives a text a weight for each token of the text vocabulary; see
+        `lexical.LexicalHead`.
     """
 
     vocab_size: int
@@ -88,6 +90,7 @@ class T5Config:
     logits_via_embedding: bool = False
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
+    lexical_head: bool = False
 
     def __post_init__(self) -> None:
         if self.remat not in REMAT_POLICIES:

@@ -29,6 +29,7 @@ from retrieval_jax.models.layers import (
     TokenEmbedder,
     constrain,
 )
+from retrieval_jax.models.lexical import LexicalHead
 from retrieval_jax.models.pawa import PawaAdaptor
 from retrieval_jax.models.softmax import NEG_INF, candidate_logits, logits_of, token_scores
 
@@ -188,6 +189,8 @@ class T5(nn.Module):
         if c.pawa_layers:
             self.pawa_decoder = DecoderStack(c, c.pawa_layers)
             self.pawa_adaptor = PawaAdaptor(c)
+        if c.lexical_head:
+            self.lexical_head = LexicalHead(c)
 
     def _embed_targets(self, tokens: jax.Array) -> jax.Array:
         embedder = (
@@ -210,6 +213,23 @@ class T5(nn.Module):
         """
         mask_BxSxS = _same(segment_BxS, segment_BxS) if segment_BxS is not None else _real(inputs_BxS)
         return self.encoder(self.token_embedder(inputs_BxS), mask_BxSxS, deterministic)
+
+    def lexical(self, inputs_BxS: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Computes a weight for each token of the text vocabulary; see `LexicalHead`.
+
+        It reads the encoder's states, which a search has computed anyway. PAG's (Zeng et al. 2024, section
+        3.1) reads the decoder's states given the query's tokens, one pass of the decoder more.
+
+        Args:
+          inputs_BxS: int32, 0 is padding.
+          deterministic: False for dropout.
+
+        Returns:
+          Float32 B×vocab_size.
+        """
+        x_BxSxE = self.encode(inputs_BxS, deterministic)
+        table_VxE = nn.unbox(self.token_embedder.variables["params"]["embedding"])
+        return self.lexical_head(x_BxSxE, table_VxE, inputs_BxS != PAD)
 
     def hidden(
         self,
@@ -251,6 +271,8 @@ class T5(nn.Module):
         self, inputs_BxS: jax.Array, decoder_inputs_BxT: jax.Array, deterministic: bool = True
     ) -> jax.Array:
         """Computes float32 logits B×T×V, or B×C×T×V; see `hidden`."""
+        if self.config.lexical_head and self.is_initializing():
+            self.lexical(inputs_BxS)  # makes its parameters
         return self.logits(self.hidden(inputs_BxS, decoder_inputs_BxT, deterministic))
 
     def prefill(
