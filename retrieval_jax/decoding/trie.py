@@ -166,8 +166,8 @@ def build_trie(tokens_NxL: np.ndarray, reuse_shapes_of: Trie | None = None) -> t
     root_num_children = np.int32(len(edges.local_ids[0]) if edges.local_ids else 0)
 
     shapes = _Shapes(
-        edges=_capacity(sum(map(len, edges.local_ids))),
-        rows=round_up(_capacity(N), 32),
+        edges=capacity(sum(map(len, edges.local_ids))),
+        rows=round_up(capacity(N), 32),
         local_ids=round_up(max(map(len, tokens_of)), 8),
         max_branching=tuple(map(_round_up_branching, edges.branching)),
         suffix_start=edges.suffix_start,
@@ -335,7 +335,7 @@ class _Shapes:
         )
 
 
-def _capacity(n: int) -> int:
+def capacity(n: int) -> int:
     """Rounds a size up by 0.4% to 1.2%, in steps, so that a slightly larger table fits, too."""
     return round_up(n + n // 256 + 1, max(64, 1 << max(n.bit_length() - 8, 0)))
 
