@@ -36,6 +36,8 @@ class Predictions:
       logits_BxTxV: all logits, float32; None where the softmax is computed in blocks, because they are too
         many for the memory.
       sums_log_probs: whether a search with the model adds up log-probabilities; else it adds up logits.
+      lexical_weights_BxV: the lexical weights of each input over the text vocabulary, float32; None without a
+        lexical head, or where the batch has no set docids.
     """
 
     batch: Batch
@@ -44,6 +46,22 @@ class Predictions:
     softmax: SoftmaxStats
     logits_BxTxV: jax.Array | None
     sums_log_probs: bool = True
+    lexical_weights_BxV: jax.Array | None = None
+
+    @property
+    def lexical_BxC(self) -> jax.Array | None:
+        """The lexical score of each candidate, float32; None without a lexical head or set docids.
+
+        It is the sum of the weights of the tokens in its set docid, times their impacts where the sets have
+        them (PAG, Zeng et al. 2024, section 3.2).
+        """
+        if self.lexical_weights_BxV is None or "set_tokens" not in self.batch:
+            return None
+        tokens_BxCxM = self.batch["set_tokens"]
+        flat = tokens_BxCxM.reshape(len(tokens_BxCxM), -1)
+        weights = jnp.take_along_axis(self.lexical_weights_BxV, flat, axis=1).reshape(tokens_BxCxM.shape)
+        impacts = self.batch.get("set_impacts", 1.0)
+        return jnp.sum(jnp.where(tokens_BxCxM > 0, weights * impacts, 0.0), axis=-1)
 
     @property
     def weights_BxT(self) -> jax.Array:

@@ -70,9 +70,9 @@ def margin_mse(
     Raises:
       UserError: the batch has no groups or no scores, or the arguments do not go together.
     """
-    group = _Group.of(predict(_checked(batch, "margin_mse", scores=True), rng))
+    group = DocidGroups.of(predict(checked_groups(batch, "margin_mse", scores=True), rng))
     T = batch["score"].shape[-1]
-    lengths = _lengths(prefix_lengths, T, "margin_mse")
+    lengths = whole_and_prefixes(prefix_lengths, T, "margin_mse")
     count = len(prefix_lengths or lengths)
     weights, shares = weights or [1.0] * count, shares or [None] * count
     for name, given in (("weights", weights), ("shares", shares)):
@@ -88,7 +88,7 @@ def margin_mse(
         teacher_BxCxC = (1.0 if share is None else share) * jnp.where(counts_BxCxC, teacher_BxCxC, 0.0)
         errors_BxCxC = jnp.square(margins(sums_BxCxT[..., n - 1]) - teacher_BxCxC)
         losses_B += weight * mean_of_pairs(errors_BxCxC, counts_BxCxC)
-        told[f"margin_mse_at/{n}"] = _total_and_count(errors_BxCxC, counts_BxCxC)
+        told[f"margin_mse_at/{n}"] = total_and_count(errors_BxCxC, counts_BxCxC)
     return group.loss_and_metrics(losses_B, cross_entropy_weight, sums_BxCxT) | told
 
 
@@ -119,10 +119,10 @@ def kl(
     Raises:
       UserError: the batch has no groups or no scores, or a length is too large.
     """
-    group = _Group.of(predict(_checked(batch, "kl", scores=True), rng))
+    group = DocidGroups.of(predict(checked_groups(batch, "kl", scores=True), rng))
     sums_BxCxT = group.sums(group.predictions.scores_BxT)
     losses_B, told = jnp.zeros(len(batch["score"])), {}
-    for n in _lengths(prefix_lengths, batch["score"].shape[-1], "kl"):
+    for n in whole_and_prefixes(prefix_lengths, batch["score"].shape[-1], "kl"):
         teacher_BxC = batch["score"][..., n - 1] / temperature
         counts_BxC = group.different(n) & jnp.isfinite(teacher_BxC)
         of_length_B, several_B = divergence(teacher_BxC, sums_BxCxT[..., n - 1], counts_BxC)
@@ -155,7 +155,7 @@ def pairwise_margin(
     Raises:
       UserError: the batch has no groups.
     """
-    group = _Group.of(predict(_checked(batch, "pairwise_margin"), rng))
+    group = DocidGroups.of(predict(checked_groups(batch, "pairwise_margin"), rng))
     sums_BxCxT = group.sums(group.predictions.scores_BxT)
     losses_BxCxC = jax.nn.relu(margin - margins(sums_BxCxT[..., -1]))
     losses_B = mean_of_pairs(losses_BxCxC, group.pairs())
@@ -187,7 +187,7 @@ def dpo(
 
     A training refuses scores that are known to be something else (see `reads_log_probs`).
     """
-    group = _Group.of(predict(_checked(batch, "dpo", scores=True), rng))
+    group = DocidGroups.of(predict(checked_groups(batch, "dpo", scores=True), rng))
     sums_BxCxT = group.sums(group.predictions.log_probs_BxT)
     reference_BxCxC = margins(batch["score"][..., -1])
     counts_BxCxC = group.pairs() & jnp.isfinite(reference_BxCxC)
@@ -202,8 +202,12 @@ margin_mse.unbounded_loss = pairwise_margin.unbounded_loss = True
 dpo.reads_log_probs = True  # of the teacher's scores, by docid
 
 
-def _lengths(prefix_lengths: Sequence[int] | None, most: int, name: str) -> Sequence[int]:
-    """Gives the lengths of prefixes that an objective learns: those given, and `most`, the longest."""
+def whole_and_prefixes(prefix_lengths: Sequence[int] | None, most: int, name: str) -> Sequence[int]:
+    """Gives the lengths of prefixes that an objective learns: those given, and `most`, the longest.
+
+    Raises:
+      UserError: one is longer; the message begins with the objective's `name`.
+    """
     lengths = tuple(prefix_lengths or ())
     lengths += (most,) * (most not in lengths)
     if max(lengths) > most:
@@ -213,8 +217,12 @@ def _lengths(prefix_lengths: Sequence[int] | None, most: int, name: str) -> Sequ
     return lengths
 
 
-def _checked(batch: Batch, name: str, scores: bool = False) -> Batch:
-    """Gives the batch, if it has groups of docids, and their scores where these are needed."""
+def checked_groups(batch: Batch, name: str, scores: bool = False) -> Batch:
+    """Gives the batch, if it has groups of docids, and their scores where these are needed.
+
+    Raises:
+      UserError: it has not; the message begins with the objective's `name`.
+    """
     if "grade" not in batch:
         raise UserError(
             f"{name}: ranks several docids of a query, and the batch has one of each: set "
@@ -225,7 +233,7 @@ def _checked(batch: Batch, name: str, scores: bool = False) -> Batch:
     return batch
 
 
-class _Group(NamedTuple):
+class DocidGroups(NamedTuple):
     """What a model predicts for the groups of docids of a batch.
 
     Attributes:
@@ -239,7 +247,7 @@ class _Group(NamedTuple):
     shared_BxCxCxT: jax.Array
 
     @classmethod
-    def of(cls, predictions: Predictions) -> "_Group":
+    def of(cls, predictions: Predictions) -> "DocidGroups":
         """Compares the docids of each group."""
         grade_BxC = predictions.batch["grade"]
         docids_BxCxT = predictions.batch["decoder_target_tokens"]
@@ -300,10 +308,11 @@ class _Group(NamedTuple):
         T = sums_BxCxT.shape[-1]
         for n in (*(1 << i for i in range((T - 1).bit_length())), T):
             right_BxCxC = margins(sums_BxCxT[..., n - 1]) > 0
-            metrics[f"ordered_at/{n}"] = _total_and_count(right_BxCxC, self.pairs(n))
+            metrics[f"ordered_at/{n}"] = total_and_count(right_BxCxC, self.pairs(n))
         return metrics
 
 
-def _total_and_count(x_BxCxC: jax.Array, pairs_BxCxC: jax.Array) -> tuple[jax.Array, jax.Array]:
+def total_and_count(x_BxCxC: jax.Array, pairs_BxCxC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gives what averages over pairs (bool) as a metric does: (the sum, how many there are)."""
     total = jnp.sum(jnp.where(pairs_BxCxC, x_BxCxC, 0), dtype=jnp.float32)
     return total, jnp.sum(pairs_BxCxC, dtype=jnp.float32)

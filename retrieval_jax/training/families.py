@@ -13,7 +13,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, Targets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
-from retrieval_jax.models import ranking  # noqa: F401 (gin finds its objectives)
+from retrieval_jax.models import joint_ranking, ranking  # noqa: F401 (gin finds their objectives)
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.query_generator import QueryGenerator
