@@ -23,7 +23,7 @@ def parameter_names() -> frozenset[str]:
     """Returns T5X's names of all parameters, without towers; "layers_N" stands for each layer of a stack."""
     sizes = {"vocab_size": 8, "num_encoder_layers": 1, "num_decoder_layers": 1}
     sizes |= dict.fromkeys(("emb_dim", "num_heads", "head_dim", "mlp_dim"), 2)
-    docids = {"output_size": 8, "separate_target_embedding": True, "pawa_layers": 1}
+    docids = {"output_size": 8, "separate_target_embedding": True, "pawa_layers": 1, "lexical_head": True}
     names = set()
     # These models are of no run: its settings (config.gin, settings.json) must not name them.
     with configuration.unrecorded():
