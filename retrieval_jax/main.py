@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from retrieval_jax.core.errors import Diverged, Preempted, UserError
-from retrieval_jax.verbs.table import DEFAULT_FILES, EXAMPLES, VERBS, configure_verbs
+from retrieval_jax.verbs.table import DEFAULT_FILES, EXAMPLES, SEVERAL, VERBS, configure_verbs
 
 OPTIONS = """options of every verb:
   --gin_file=FILE     a gin file, from the working folder or from gin_configs/; may be repeated
@@ -136,14 +136,18 @@ def parse(argv: list[str]) -> tuple[str, list[str], list[str], bool]:
         )
         sub.add_argument("--gin_file", action="append", default=[], help=argparse.SUPPRESS)
         sub.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
-        sub.add_argument("collection", nargs="?", metavar="COLLECTION", help="the same as --COLLECTION=…")
+        same = f"--gin.{SEVERAL[verb]}" if verb in SEVERAL else "--COLLECTION"
+        nargs = "*" if verb in SEVERAL else "?"
+        sub.add_argument("collection", nargs=nargs, metavar="COLLECTION", help=f"the same as {same}=…")
     is_binding = [bool(re.match(r"--(gin\.|[A-Z_]+(=|$))", argument)) for argument in argv]
     bindings = [re.sub(r"^--(gin\.)?", "", x) for x, binds in zip(argv, is_binding, strict=True) if binds]
     args = parser.parse_args([x for x, binds in zip(argv, is_binding, strict=True) if not binds])
     for binding in bindings:
         if "=" not in binding:
             parser.error(f"--{binding}: a setting is --NAME=VALUE or --gin.NAME=VALUE")
-    if args.collection is not None:
+    if args.verb in SEVERAL:
+        bindings += [f"{SEVERAL[args.verb]}={tuple(args.collection)!r}"] if args.collection else []
+    elif args.collection is not None:
         bindings.append(f"COLLECTION={args.collection}")
     return args.verb, args.gin_file, bindings, args.json
 

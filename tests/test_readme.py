@@ -65,7 +65,7 @@ def test_verbs_gin_files_and_settings_exist(page: str, settings: dict[str, set[s
             assert parameter in {"NAME", *settings[name]}, f"{name}.{parameter}"
     # A sentence names them in backticks, where it may mean a file, too.
     for name, parameter in re.findall(r"`(?:\w+/)?(\w+)\.([a-z_]+)(?: ?=[^`]*)?`", text):
-        file = parameter in ("gin", "py", "jsonl", "tsv")
+        file = parameter in ("gin", "py", "json", "jsonl", "tsv", "md", "html")
         assert file or name not in settings or parameter in settings[name], f"{name}.{parameter}"
 
 

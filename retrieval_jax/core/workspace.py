@@ -40,8 +40,7 @@ class Workspace:
           UserError: the bucket cannot be read, or `work/NAME` holds the collection of another source with
             that name.
         """
-        # A folder's last part is its name; the parts of ir_datasets:beir/scifact/test name it together.
-        name = re.sub("[:/,]", "_", collection) if ":" in collection else paths.absolute(collection).name
+        name = default_name(collection)
         folder = paths.as_path(work_dir) if work_dir else Path("work") / name
         paths.check_bucket(folder)
         work = cls(folder)
@@ -125,6 +124,14 @@ class Workspace:
     def significance(self) -> Path:
         """The differences between the searchers that were evaluated, with their significance."""
         return self.folder / "significance.json"
+
+
+def default_name(collection: str) -> str:
+    """Returns the name of a collection's work folder where none is given, from the name of its source.
+
+    A folder's last part is its name; the parts of ir_datasets:beir/scifact/test name it together.
+    """
+    return re.sub("[:/,]", "_", collection) if ":" in collection else paths.absolute(collection).name
 
 
 def source_path(collection: str) -> str:

@@ -2,8 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
-import math
 import os
 import platform
 import sys
@@ -99,12 +97,13 @@ def too_deep(
     }
 
 
-def choose_baseline(names: Sequence[str], baseline: str | None) -> str:
+def choose_baseline(names: Sequence[str], baseline: str | None, setting: str = "evaluate.baseline") -> str:
     """Returns the run that the others are compared with.
 
     Args:
       names: the names of all runs, at least one.
       baseline: the user's choice; None for bm25, or the first run by name where there is none.
+      setting: the name of the setting, for the message.
 
     Raises:
       UserError: there is no run of that name.
@@ -112,7 +111,7 @@ def choose_baseline(names: Sequence[str], baseline: str | None) -> str:
     if baseline is None:
         return "bm25" if "bm25" in names else min(names)
     if baseline not in names:
-        raise UserError(f"evaluate.baseline: no run {baseline!r}: there are {', '.join(names)}")
+        raise UserError(f"{setting}: no run {baseline!r}: there are {', '.join(names)}")
     return baseline
 
 
@@ -156,20 +155,13 @@ def significance_facts(
       baseline: the name of the run that the others are compared with.
       queries: the number of queries.
     """
-
-    def facts(difference: Difference) -> dict:
-        numbers = dataclasses.asdict(difference).items()
-        return {key: value if math.isfinite(value) else None for key, value in numbers} | {
-            "significant": difference.significant
-        }
-
     return {
         "baseline": baseline,
         "queries": queries,
         "test": f"paired randomisation test ({PERMUTATIONS:,} permutations, or all), Holm-Bonferroni",
         "interval": "95%, Student's t",
         "differences": {
-            name: {metric: facts(difference) for metric, difference in of_run.items()}
+            name: {metric: difference.facts() for metric, difference in of_run.items()}
             for name, of_run in found.items()
         },
         "not_comparable": {name: sorted(metrics) for name, metrics in without.items() if metrics},

@@ -129,12 +129,11 @@ def value_of(row: MethodRow, name: str) -> str:
 def shown_value(row: MethodRow, name: str) -> str:
     """Formats a metric with the mark of a significant difference, or of one that is not comparable (*)."""
     value = value_of(row, name)
-    return ("*" if name in row.too_deep and value != "–" else mark(row, name)) + value
+    return ("*" if name in row.too_deep and value != "–" else mark(row.differences.get(name))) + value
 
 
-def mark(row: MethodRow, name: str) -> str:
-    """Returns ▲ if the method is significantly better than the baseline, ▼ if it is worse, otherwise ""."""
-    difference = row.differences.get(name)
+def mark(difference: Difference | None) -> str:
+    """Returns ▲ if a method is significantly better than the baseline, ▼ if it is worse, otherwise ""."""
     if difference is None or not difference.significant:
         return ""
     return "▲" if difference.mean > 0 else "▼"

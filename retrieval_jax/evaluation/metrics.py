@@ -101,6 +101,19 @@ def chosen_metrics(names: Sequence[str] | None = None) -> dict[str, Metric]:
     return metrics
 
 
+def check_averages(name: str, setting: str) -> None:
+    """Raises UserError if a measure is not the mean of a value for each query.
+
+    Args:
+      name: its name; see `chosen_metrics`.
+      setting: the setting that names it.
+    """
+    metric = chosen_metrics((name,))[name]
+    is_measure = isinstance(metric, ir_measures.measures.Measure)
+    if not is_measure or isinstance(metric.aggregator(), ir_measures.SumAgg):
+        raise UserError(f"{setting}: {name} is no mean of the queries' values: take one that is, as nDCG@10")
+
+
 def compute_metrics(qrels: Qrels, run: Run, min_relevant_grade: int = 1) -> dict[str, float]:
     """Computes every registered metric as the mean over all queries of `qrels`; see `evaluate_run`."""
     return evaluate_run(qrels, run, min_relevant_grade).means

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from string import Template
 
@@ -22,7 +22,7 @@ from retrieval_jax.evaluation.method_table import (
     value_of,
 )
 from retrieval_jax.evaluation.panels import TrainingCurve
-from retrieval_jax.evaluation.significance import ALPHA
+from retrieval_jax.evaluation.significance import ALPHA, Difference
 
 _COMBINATIONS = 20  # sets of methods whose common findings the page shows
 
@@ -114,10 +114,32 @@ def write_report(
         ("Training", panels.figure(curves)),
         ("Queries side by side", "".join(map(_example, examples))),
     )
+    write_page(path, title, collection, sections, footer)
+
+
+def write_page(
+    path: str | os.PathLike,
+    title: str,
+    facts: Mapping[str, object],
+    sections: Iterable[tuple[str, str]],
+    footer: Mapping[str, str],
+) -> None:
+    """Writes a page of HTML, whole or not at all.
+
+    Args:
+      path: the file.
+      title: the heading.
+      facts: label -> value, under the heading.
+      sections: heading and HTML of each section; one without HTML is left out.
+      footer: label -> text.
+
+    Raises:
+      UserError: the path cannot be written.
+    """
     page = _PAGE.substitute(
         title=escape(title),
         style=_STYLE,
-        facts=_pairs(collection),
+        facts=_pairs(facts),
         sections="".join(f"<section><h2>{name}</h2>{html}</section>" for name, html in sections if html),
         footer=_pairs(footer),
     )
@@ -125,7 +147,7 @@ def write_report(
     atomic_write(path, page.encode("utf-8", "replace"))
 
 
-def _pairs(pairs: dict) -> str:
+def _pairs(pairs: Mapping) -> str:
     def text(value: object) -> str:
         return f"{value:,}" if type(value) is int else str(value)
 
@@ -153,13 +175,14 @@ def _results(rows: Sequence[MethodRow], comparison: Comparison | None) -> str:
     )
     notes = escape(table_notes(rows, comparison.baseline)) if comparison else ""
     return (
-        _table_of(("Method", "Family", *best, *headings, "Parameters"), body)
+        html_table(("Method", "Family", *best, *headings, "Parameters"), body)
         + "<p>Means over the judged queries; the best value of each metric is bold, bars run from 0 to 1. "
         f"{notes}</p>"
     )
 
 
-def _table_of(headings: Sequence[str], body: str) -> str:
+def html_table(headings: Sequence[str], body: str) -> str:
+    """Returns a table that scrolls where it is too wide, of headings (as text) and rows (as HTML)."""
     head = "".join(f"<th>{escape(heading).replace(chr(10), '<br>')}</th>" for heading in headings)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -170,25 +193,27 @@ def _differences(rows: Sequence[MethodRow], comparison: Comparison | None) -> st
         return ""
     names = dict.fromkeys(name for row in compared for name in row.differences)
 
-    def cell(row: MethodRow, name: str) -> str:
-        found = row.differences.get(name)
-        if found is None:
-            return "<td>–</td>"
-        p = "p &lt; 0.001" if found.p_holm < 0.001 else f"p = {found.p_holm:.3f}"
-        interval = f"{found.low:+.3f} to {found.high:+.3f}"
-        return f"<td>{mark(row, name)}{found.mean:+.3f}<small>{interval}</small><small>{p}</small></td>"
-
     body = "".join(
-        f"<tr><th>{escape(row.name)}</th>{''.join(cell(row, name) for name in names)}</tr>"
+        f"<tr><th>{escape(row.name)}</th>"
+        f"{''.join(difference_cell(row.differences.get(name)) for name in names)}</tr>"
         for row in compared
     )
     figure = panels.difference_figure(comparison.metric, comparison.baseline, comparison.query_differences)
     return (
-        f'<div class="differences">{_table_of(("Method", *names), body)}</div>'
+        f'<div class="differences">{html_table(("Method", *names), body)}</div>'
         f"<p>Means over the queries of the differences to {escape(comparison.baseline)}, their 95% "
         "confidence intervals (Student's t), and the p-values of paired randomisation tests, corrected by "
         f"Holm–Bonferroni over the methods. ▲▼: p ≤ {ALPHA:g}.</p>{figure}"
     )
+
+
+def difference_cell(found: Difference | None) -> str:
+    """Returns the cell of a difference: its mean, its interval and its p-value, below each other."""
+    if found is None:
+        return "<td>–</td>"
+    p = "p &lt; 0.001" if found.p_holm < 0.001 else f"p = {found.p_holm:.3f}"
+    interval = f"{found.low:+.3f} to {found.high:+.3f}"
+    return f"<td>{mark(found)}{found.mean:+.3f}<small>{interval}</small><small>{p}</small></td>"
 
 
 def _found(comparison: Comparison) -> str:
@@ -212,7 +237,7 @@ def _found(comparison: Comparison) -> str:
     left = sum(found not in kept for found, _ in counts)
     others = f" {left} smaller sets of methods are not shown." if left else ""
     return (
-        f'<div class="found">{_table_of(("", *methods, "relevant passages"), body)}</div>'
+        f'<div class="found">{html_table(("", *methods, "relevant passages"), body)}</div>'
         f"<p>Each of the {total:,} relevant passages of all queries is counted in one row: that of the "
         f"methods (●) that have it among their first {comparison.depth} results.{others}</p>"
     )
@@ -299,6 +324,10 @@ th:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
 .differences small { display: block; line-height: 1.3; }
 .differences td { line-height: 1.5; }
 .differences td:nth-child(2), .differences th:nth-child(2) { text-align: right; }
+.sweep td:nth-child(2), .sweep th:nth-child(2) { text-align: right; }
+.sweep small { display: block; line-height: 1.3; white-space: normal; }
+.sweep .failed { text-align: left; }
+a { color: inherit; }
 .found table { width: auto; min-width: 60%; }
 .found td, .found th { line-height: 1.4; text-align: center; }
 .found th:first-child { text-align: left; }

@@ -83,6 +83,25 @@ def write_query_values(path: Path, values: RunValues, queries: Sequence[str]) ->
     storage.atomic_write(_values_path(path), "".join(lines).encode())
 
 
+def read_query_values(path: Path, metric: str) -> dict[str, float]:
+    """Reads the values of one metric for each query, which `write_query_values` wrote: query id -> value.
+
+    Args:
+      path: the run's file.
+      metric: the metric's name.
+
+    Raises:
+      UserError: `evaluate` has not scored the run, or not in this metric.
+    """
+    values = {}
+    if (file := _values_path(path)).is_file():
+        rows = (line.split("\t") for line in file.read_text().splitlines())
+        values = {query: float(value) for name, query, value in rows if name == metric}
+    if not values:
+        raise UserError(f"{file}: no values of {metric}: `retrieval-jax evaluate` writes them")
+    return {query: value for query, value in values.items() if query != "all"}
+
+
 def searcher_metrics(work: Workspace, name: str, collection: Collection) -> dict[str, dict[str, float]]:
     """Returns the metrics of a searcher as it is now: split -> {metric: value}.
 

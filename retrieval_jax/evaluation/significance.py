@@ -9,8 +9,9 @@ the differences are distributed, decides what is marked as significant.
 """
 
 import dataclasses
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -42,6 +43,11 @@ class Difference:
     p_t_test: float
     p_holm: float
 
+    def facts(self) -> dict[str, float | bool | None]:
+        """The numbers as JSON, None for an undefined one, and whether the difference is significant."""
+        numbers = {k: v if math.isfinite(v) else None for k, v in dataclasses.asdict(self).items()}
+        return numbers | {"significant": self.significant}
+
     @property
     def significant(self) -> bool:
         """Whether the corrected p-value of the randomisation test is at most ALPHA."""
@@ -72,10 +78,68 @@ def compare(
     differences_SxQ = np.stack([np.subtract(values_Q, baseline_Q) for values_Q in systems.values()])
     p_S = randomization_test(differences_SxQ, permutations=permutations, seed=seed)
     p_t_test_S, low_S, high_S = t_test(differences_SxQ)
-    columns = (differences_SxQ.mean(1), low_S, high_S, p_S, p_t_test_S, holm_bonferroni(p_S))
+    return _by_name(systems, differences_SxQ.mean(1), low_S, high_S, p_S, p_t_test_S)
+
+
+def compare_collections(
+    baseline: Sequence[np.ndarray],
+    systems: Mapping[str, Sequence[np.ndarray]],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Compares systems with a baseline in the mean over several collections, each of which counts the same.
+
+    The collections are taken as given, and the queries of each as drawn: the tests are stratified by
+    collection. The randomisation test changes the signs of the queries' differences, as for one collection,
+    and its statistic is the mean over the collections of their means. Interval and t-test have the variances
+    of the collections apart, and degrees of freedom by Welch and Satterthwaite.
+
+    Args:
+      baseline: for each collection the baseline's value of each query.
+      systems: name of a system -> for each collection its value of each query, in the baseline's order.
+      permutations: see `randomization_test`.
+      seed: see `randomization_test`.
+
+    Returns:
+      The difference of each system to the baseline, by name.
+    """
+    if not systems:
+        return {}
+    of_collections = [  # S×Q of each collection
+        np.stack([np.subtract(values[nth], base_Q, dtype=np.float64) for values in systems.values()])
+        for nth, base_Q in enumerate(baseline)
+    ]
+    count = len(of_collections)
+    weighted = [d_SxQ / d_SxQ.shape[1] / count for d_SxQ in of_collections]
+    p_S = randomization_test(np.concatenate(weighted, axis=1), permutations=permutations, seed=seed)
+    mean_S = sum(d_SxQ.sum(1) for d_SxQ in weighted)
+    with np.errstate(all="ignore"):  # a collection of one query has no variance
+        variance_CxS = np.stack([d.var(1) / (d.shape[1] - 1) / count**2 for d in of_collections])
+        freedom_S = variance_CxS.sum(0) ** 2 / sum(
+            v_S**2 / (d.shape[1] - 1) for v_S, d in zip(variance_CxS, of_collections, strict=True)
+        )
+        error_S = np.sqrt(variance_CxS.sum(0))
+        p_t_test_S = 2 * stats.t.sf(np.abs(mean_S) / error_S, freedom_S)
+        half_S = stats.t.ppf(0.975, freedom_S) * error_S
+    same_S = ~np.any(np.concatenate(weighted, axis=1), axis=1)
+    half_S, p_t_test_S = np.where(same_S, 0.0, half_S), np.where(same_S, 1.0, p_t_test_S)
+    return _by_name(systems, mean_S, mean_S - half_S, mean_S + half_S, p_S, p_t_test_S)
+
+
+def _by_name(
+    names: Iterable[str],
+    mean_S: np.ndarray,
+    low_S: np.ndarray,
+    high_S: np.ndarray,
+    p_S: np.ndarray,
+    p_t_test_S: np.ndarray,
+) -> dict[str, Difference]:
+    """Returns the difference of each system by its name, with p-values corrected over all of them."""
+    columns = (mean_S, low_S, high_S, p_S, p_t_test_S, holm_bonferroni(p_S))
     return {
         name: Difference(*map(float, values))
-        for name, *values in zip(systems, *columns, strict=True)  # one value of each column
+        for name, *values in zip(names, *columns, strict=True)  # one value of each column
     }
 
 

@@ -18,6 +18,7 @@ VERBS = {
     "vary": ("retrieval_jax.verbs.vary", "vary"),
     "search": ("retrieval_jax.verbs.search", "search"),
     "evaluate": ("retrieval_jax.verbs.evaluate", "evaluate"),
+    "sweep": ("retrieval_jax.verbs.sweep", "sweep"),
     "export": ("retrieval_jax.verbs.export", "export"),
     "serve": ("retrieval_jax.verbs.serve", "serve"),
 }
@@ -68,12 +69,19 @@ EXAMPLES = {
         'retrieval-jax search --SEARCHER=naive --QUERY="how do I smooth a signal?"',
     ),
     "evaluate": ("retrieval-jax evaluate --SPLIT=test",),
+    "sweep": (
+        "retrieval-jax sweep path/to/one path/to/another ir_datasets:nano-beir/scifact",
+        "retrieval-jax sweep path/to/one path/to/another \\\n"
+        "    --gin.sweep.methods=\"('bm25', 'runs/dual_encoder.gin', 'work/gtr/models/gtr')\"",
+    ),
     "export": ("retrieval-jax export --SEARCHER=naive",),
     "serve": (
         "retrieval-jax serve                     # all searchers, at http://127.0.0.1:8000/",
         "retrieval-jax serve --gin.serve.searchers=\"('bm25', 'naive')\" --gin.serve.port=8080",
     ),
 }
+# Verbs of several collections -> the setting that takes those that are given as arguments.
+SEVERAL = {"sweep": "sweep.collections"}
 # Where no --gin_file is given.
 DEFAULT_FILES = {
     "demo": ["runs/demo.gin"],

@@ -1,10 +1,19 @@
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from retrieval_jax.evaluation.significance import compare, holm_bonferroni, randomization_test, t_test
+from retrieval_jax.evaluation.significance import (
+    compare,
+    compare_collections,
+    holm_bonferroni,
+    randomization_test,
+    t_test,
+)
 
 VALUES = st.sampled_from([0.0, 0.1, 0.2, 0.25, 1 / 3, 0.5, 1.0])  # as of RR: many ties
 
@@ -103,3 +112,35 @@ def test_a_value_that_is_not_finite_is_no_difference():
             assert np.isnan([found[name].p, found[name].p_holm]).all()
             assert not found[name].significant
         assert found["fine"] == compare(base[:queries], {"fine": fine[:queries]})["fine"]
+
+
+def test_one_collection_is_compared_as_by_itself():
+    random = np.random.default_rng(2)
+    base, systems = random.random(40), {"a": random.random(40), "b": random.random(40)}
+    alone = compare(base, systems)
+    for name, found in compare_collections([base], {key: [v] for key, v in systems.items()}).items():
+        assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(alone[name]))
+
+
+def test_collections_count_the_same_whatever_their_sizes():
+    """The mean of two collections' differences d and e is half of d - (-e): Welch's test of d and -e."""
+    random = np.random.default_rng(3)
+    base = [np.zeros(30), np.zeros(7)]
+    d, e = random.normal(0.3, 1.0, 30), random.normal(0.4, 0.5, 7)
+    found = compare_collections(base, {"a": [d, e]})["a"]
+    welch = stats.ttest_ind(d, -e, equal_var=False)
+    assert found.mean == pytest.approx((d.mean() + e.mean()) / 2)
+    assert found.p_t_test == pytest.approx(welch.pvalue)
+    interval = welch.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low / 2, interval.high / 2))
+
+    # The randomisation test, by all signs of few queries.
+    d, e = d[:5], e[:4]
+    means = [
+        abs(np.dot(d, signs[:5]) / 5 + np.dot(e, signs[5:]) / 4)
+        for signs in itertools.product((1, -1), repeat=9)
+    ]
+    found = compare_collections([np.zeros(5), np.zeros(4)], {"a": [d, e], "same": [np.zeros(5), np.zeros(4)]})
+    assert found["a"].p == pytest.approx(np.mean(np.array(means) >= means[0] - 1e-12))
+    same = found["same"]
+    assert (same.mean, same.low, same.high, same.p, same.p_t_test) == (0, 0, 0, 1, 1)

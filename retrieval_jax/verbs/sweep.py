@@ -1,0 +1,192 @@
+"""The verb `sweep`: several methods on several collections, and one table of them."""
+
+import functools
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import gin
+import numpy as np
+
+from retrieval_jax.core import configuration, paths, storage
+from retrieval_jax.core.errors import Preempted, UserError
+from retrieval_jax.core.progress import console, log
+from retrieval_jax.core.workspace import Workspace, checked, default_name
+from retrieval_jax.data import variations
+from retrieval_jax.data.records import Collection
+from retrieval_jax.evaluation import comparison, runs
+from retrieval_jax.evaluation.metrics import METRICS, check_averages
+from retrieval_jax.evaluation.sweep_table import CollectionValues, SweepTable
+from retrieval_jax.search.indexing import choose_searcher
+from retrieval_jax.search.searcher import searcher_class, searcher_kinds
+from retrieval_jax.verbs.docids import make_docids
+from retrieval_jax.verbs.evaluate import evaluate
+from retrieval_jax.verbs.importing import import_collection
+from retrieval_jax.verbs.index import IndexConfig, make_index, unread
+from retrieval_jax.verbs.search import search
+from retrieval_jax.verbs.train import TrainConfig, train
+
+FUSED = "fused"
+
+
+@gin.configurable
+def sweep(
+    collections: Sequence[str] = (),
+    methods: Sequence[str] = ("bm25",),
+    work_dir: str | None = None,
+    split: str = "test",
+    measure: str = "nDCG@10",
+    baseline: str | None = None,
+) -> dict:
+    """Measures methods on several collections; writes sweep.json, sweep.md and sweep.html.
+
+    Each collection is imported, indexed, searched and evaluated as by these verbs, in a work folder of its
+    own, where its report is. What is there already is not made again: after a kill, the same command goes on.
+    If something fails, its row says so in a line, the others go on, and the exit status is 2 at the end.
+
+    The mean is that of the collections that have all methods, each of which counts the same.
+
+    Args:
+      collections: folders, or ir_datasets:ID (ir_datasets:nano-beir/scifact, ir_datasets:beir/scifact/test),
+        which may also be given as arguments.
+      methods: each one is a kind of searcher without a model ("bm25"); the gin file of a training, which is
+        done on each collection ("runs/dual_encoder.gin"); or the folder of a dual encoder that was trained
+        or converted before. Their names are those of the kind, the file and the folder.
+      work_dir: the folder in which the table and the work folder of each collection lie; None for work/.
+      split: the queries to answer; of a collection that has others only, those.
+      measure: what the table shows, a measure of `evaluate`.
+      baseline: the method that the others are compared with; None for bm25, or the first one by name.
+    """
+    if not collections:
+        raise UserError("sweep.collections: none: retrieval-jax sweep path/to/one path/to/another")
+    places = _places(collections, work_dir)
+    named = _named_methods(methods)
+    check_averages(measure, "sweep.measure")
+    baseline = comparison.choose_baseline(list(named), baseline, "sweep.baseline")
+    folder, found = paths.as_path(work_dir or "work"), []
+    for nth, (source, work) in enumerate(places.items(), start=1):
+        log(f"{nth}/{len(places)} {source} → {work}")
+        found.append(_measure(source, str(work), named, split, measure))
+        table = SweepTable(measure, list(named), baseline, found, len(places) - nth)
+        storage.write_json(folder / "sweep.json", table.facts())
+        storage.atomic_write(folder / "sweep.md", table.markdown().encode())
+        reports = {work.name: f"{work.name}/report.html" for work in places.values()}
+        links = {one.name: reports[one.name] for one in found if one.values}
+        table.write_page(folder / "sweep.html", links, comparison.provenance())
+    table.print(console)
+    if failed := [one.name for one in found if one.errors]:
+        raise UserError(
+            f"{folder / 'sweep.json'}: {len(failed)} of {len(found)} collections failed "
+            f"({', '.join(failed)}): mend what their rows say, then the same command goes on"
+        )
+    return {"table": str(folder / "sweep.json"), "report": str(folder / "sweep.html")} | {
+        "values": {row.name: dict(row.means) for row in table.all_rows}
+    }
+
+
+def _places(collections: Sequence[str], work_dir: str | None) -> dict[str, Path]:
+    """Returns source -> its work folder. Raises UserError if two would have the same one."""
+    places: dict[str, Path] = {}
+    for source in dict.fromkeys(collections):
+        # Without `work_dir` an earlier collection of the same name is refused, as by other verbs.
+        work = paths.as_path(work_dir) / default_name(source) if work_dir else None
+        place = Workspace.for_source(source, work and str(work)).folder
+        if place in places.values():
+            raise UserError(f"sweep.collections: {source}: another one lies in {place}, too: rename one")
+        places[source] = place
+    return places
+
+
+def _named_methods(methods: Sequence[str]) -> dict[str, str]:
+    """Returns name -> method. Raises UserError if there are none, two of a name, or one that is nothing."""
+    named: dict[str, str] = {}
+    for method in methods:
+        name = Path(method).name.removesuffix(".gin")
+        if not method.endswith(".gin") and not Path(method).is_dir():
+            known = [kind for kind in searcher_kinds() if _needs_no_model(kind)]
+            if method not in known:
+                raise UserError(
+                    f"sweep.methods: {method!r}: neither {' nor '.join(known)}, nor a gin file (NAME.gin), "
+                    "nor a model's folder: name one"
+                )
+        if checked(name) in named:
+            raise UserError(f"sweep.methods: two are called {name}: rename a file or a folder")
+        named[name] = method
+    if not named:
+        raise UserError("sweep.methods: none: name one, as 'bm25'")
+    return named
+
+
+def _needs_no_model(kind: str) -> bool:
+    return kind != FUSED and searcher_class(kind).model_family is None
+
+
+def _measure(source: str, work: str, methods: dict[str, str], split: str, measure: str) -> CollectionValues:
+    """Measures the methods on a collection. What fails is a line of `errors`."""
+    place, errors, made = Workspace(paths.as_path(work)), [], []
+
+    def attempt(what: str, step: Callable[[], object]) -> bool:
+        try:
+            step()
+            return True
+        except Preempted:
+            raise
+        except Exception as error:
+            line = (str(error).splitlines() or [""])[0]
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+                line = f"{type(error).__name__}: {line}"
+            errors.append(f"{what}: {line}")
+            log(f"{place.folder.name}: failed: {errors[-1]}")
+        return False
+
+    def failed(**values: object) -> CollectionValues:
+        return CollectionValues(place.folder.name, source, errors=tuple(errors), **values)
+
+    if not attempt("import", lambda: import_collection(source=source, work_dir=work)):
+        return failed()
+    split = _split_of(Collection(place.collection), split)
+    for name, method in methods.items():
+        if attempt(name, functools.partial(_run, source, work, name, method, split)):
+            made.append(name)
+    values: dict[str, np.ndarray] = {}
+    without: list[str] = []
+
+    def score() -> None:
+        measures = tuple(configuration.argument(evaluate, "measures") or METRICS)
+        measures += (measure,) * (measure not in measures)
+        evaluate(source=source, work_dir=work, split=split, measures=measures)
+        tests = storage.read_json(place.significance, "`retrieval-jax evaluate`")
+        for name in made:
+            of_queries = runs.read_query_values(place.run(name, split), measure)
+            values[name] = np.array(list(of_queries.values()))
+            if measure in tests["not_comparable"].get(name, ()):
+                without.append(name)
+
+    if made:
+        attempt("evaluate", score)
+    return failed(split=split, values=values, not_comparable=frozenset(without))
+
+
+def _split_of(collection: Collection, split: str) -> str:
+    """Returns the split to answer: the only one of a collection that has no such split."""
+    base = split.partition(variations.MARK)[0]
+    there = [name for name, count in collection.query_counts.items() if count]
+    return there[0] if base not in there and len(there) == 1 else split
+
+
+def _run(source: str, work: str, name: str, method: str, split: str) -> None:
+    """Makes the run of a method: trains its model if it is to be trained, indexes and searches."""
+    place, given = {"source": source, "work_dir": work}, None
+    with configuration.run_file(method if method.endswith(".gin") else None):
+        if method.endswith(".gin"):
+            given = str(Workspace(paths.as_path(work)).model(name))
+            if configuration.argument(TrainConfig, "docids"):
+                make_docids(**place)
+            train(**place, model_dir=given)
+        elif Path(method).is_dir():
+            given = method
+        kind = configuration.argument(IndexConfig, "kind") if given else method
+        searcher = choose_searcher(kind, given)
+        make_index(**place, kind=searcher.kind, name=name, model_dir=given, **unread(searcher))
+        search(**place, name=name, split=split)
