@@ -26,6 +26,7 @@ from retrieval_jax.models.layers import STACK_AXIS, T5Config
 from retrieval_jax.models.t5 import is_stacked
 
 TEXT_TOKENS, TARGET_TOKENS = "token_embedder/embedding", "decoder_token_embedder/embedding"
+GAIN = "lexical_head/gain"
 VOCAB_AXES = {TEXT_TOKENS: 0, OUTPUT: 1}
 SIZES = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers")
 OUTPUTS = ("output_size", "separate_target_embedding")  # of a network that writes docids
@@ -64,6 +65,8 @@ class InitialCheckpoint:
       docid_input_scale: what they are multiplied by as decoder inputs; None: `docid_scale`. With 0 the
         decoder's states begin alike at all positions, so that sums of logits begin as the dot products of the
         vectors (which the inputs else change, through the decoder's residual stream).
+      lexical_idf: whether the gains of a lexical head begin as the inverse document frequencies of the
+        collection's tokens, whatever the weights have.
     """
 
     path: str | None = None
@@ -74,6 +77,7 @@ class InitialCheckpoint:
     docid_centroids: bool = False
     docid_scale: PositiveFloat = 1.0
     docid_input_scale: NonNegativeFloat | None = None
+    lexical_idf: bool = False
 
     def __post_init__(self):
         if self.averaged_with and not self.path:
@@ -118,7 +122,11 @@ class InitialCheckpoint:
         return self.docid_scale if self.docid_input_scale is None else both
 
     def arrays_for(
-        self, model, vocabulary: Path | None = None, centroids: Mapping[int, LazyArray] | None = None
+        self,
+        model,
+        vocabulary: Path | None = None,
+        centroids: Mapping[int, LazyArray] | None = None,
+        idf: LazyArray | None = None,
     ) -> dict[str, LazyArray]:
         """Matches the weights with a model's parameters.
 
@@ -129,6 +137,7 @@ class InitialCheckpoint:
           vocabulary: the SentencePiece model that it reads; None skips the comparison with the weights' own.
           centroids: {docid token: n×E, what this token and the n - 1 after it begin as}, where
             `docid_centroids` is set.
+          idf: V, what the gains of a lexical head begin as, where `lexical_idf` is set.
 
         Returns:
           {parameter: lazy array}, for the parameters that do not begin at random. Nothing is read yet.
@@ -141,6 +150,14 @@ class InitialCheckpoint:
         arrays = self._pretrained_arrays(pretrained, model) if pretrained else {}
         if self.docid_centroids:
             arrays |= self._token_arrays(model, centroids or {}, arrays.get(TARGET_TOKENS))
+        if self.lexical_idf:
+            gains = [name for name in parameters(model) if split_tower(name)[1] == GAIN]
+            if not gains:
+                raise UserError(
+                    "InitialCheckpoint.lexical_idf: the model has no lexical head: set "
+                    "T5Config.lexical_head, or train.retriever=@LexicalEncoder"
+                )
+            arrays |= dict.fromkeys(gains, idf)
         return arrays
 
     def _opened(self, vocabulary: Path | None) -> Pretrained:

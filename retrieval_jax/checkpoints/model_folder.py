@@ -28,7 +28,12 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.models import dual_encoder, generative, query_generator  # noqa: F401 (they register)
+from retrieval_jax.models import (  # noqa: F401 (they register)
+    dual_encoder,
+    generative,
+    lexical_encoder,
+    query_generator,
+)
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.retriever import RETRIEVERS, Retriever
 

@@ -202,18 +202,29 @@ class DualEncoder(Retriever):
         Returns:
           Float32 vectors B×vector_dim.
         """
-        return self._encode(params if self.shared_towers else params[TOWERS[0]], tokens_BxS, dropout_rng)
+        own = params if self.shared_towers else params[TOWERS[0]]
+        return self._encode(own, tokens_BxS, dropout_rng, self._arguments(is_query=True))
 
     def encode_passages(
         self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None = None
     ) -> jax.Array:
         """Encodes passages; see `encode_queries`."""
-        return self._encode(params if self.shared_towers else params[TOWERS[1]], tokens_BxS, dropout_rng)
+        own = params if self.shared_towers else params[TOWERS[1]]
+        return self._encode(own, tokens_BxS, dropout_rng, self._arguments(is_query=False))
 
-    def _encode(self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None) -> jax.Array:
+    def _arguments(self, is_query: bool) -> dict:
+        """Gives what the network takes beside the tokens, of queries and of passages."""
+        return {}
+
+    def _encode(
+        self, params: dict, tokens_BxS: jax.Array, dropout_rng: jax.Array | None, arguments: dict
+    ) -> jax.Array:
         own = {name: params[name] for name in params if name != "log_scale"}
         rngs = None if dropout_rng is None else {"dropout": dropout_rng}
-        return self.module.apply({"params": own}, tokens_BxS, deterministic=dropout_rng is None, rngs=rngs)
+        deterministic = dropout_rng is None
+        return self.module.apply(
+            {"params": own}, tokens_BxS, deterministic=deterministic, rngs=rngs, **arguments
+        )
 
     def loss_fn(
         self,
@@ -238,7 +249,6 @@ class DualEncoder(Retriever):
         of_queries, of_passages, drawn = (
             (None,) * 3 if dropout_rng is None else jax.random.split(dropout_rng, 3)
         )
-        texts_BxGxP = batch["right_encoder_input_tokens"]
         lengths, shards = groups or ((None, None), 1)
         queries_BxE = self._in_groups(
             functools.partial(self.encode_queries, params),
@@ -247,21 +257,31 @@ class DualEncoder(Retriever):
             length=lengths[0],
             shards=shards,
         )
-        passages_MxE = self._in_groups(
-            functools.partial(self.encode_passages, params),
-            texts_BxGxP.reshape(-1, texts_BxGxP.shape[-1]),
-            of_passages,
-            length=lengths[1],
-            shards=shards,
-        )
+        passages_MxE = self._encode_candidates(params, batch, of_passages, length=lengths[1], shards=shards)
         loss, metrics, scale = 0.0, {}, self._multiplier(params)
         for size, weight in {self.module.vector_dim: 1.0, **self.matryoshka}.items():
             queries, passages = (self.module.shorten(x, size) for x in (queries_BxE, passages_MxE))
             own = self.vector_loss(scale * queries, passages, batch, drawn)
             loss += weight * own["loss"][0]
             metrics |= {f"{name}_first/{size}": own[name] for name in own} if metrics else own
-        metrics["loss"] = (loss, metrics["loss"][1])
-        return loss / jnp.maximum(metrics["loss"][1], 1.0), metrics
+        count = metrics["loss"][1]
+        for name, (weight, value) in self._regularizers(queries_BxE, passages_MxE, batch).items():
+            loss += weight * value * count
+            metrics[name] = (value * count, count)
+        metrics["loss"] = (loss, count)
+        return loss / jnp.maximum(count, 1.0), metrics
+
+    def _encode_candidates(self, params: dict, batch: Batch, rng: jax.Array | None, **lengths) -> jax.Array:
+        """Encodes the candidates of all queries, (B·G)×E; `lengths` are those of `_in_groups`."""
+        texts_BxGxP = batch["right_encoder_input_tokens"]
+        texts_MxP = texts_BxGxP.reshape(-1, texts_BxGxP.shape[-1])
+        return self._in_groups(functools.partial(self.encode_passages, params), texts_MxP, rng, **lengths)
+
+    def _regularizers(
+        self, queries_BxE: jax.Array, passages_MxE: jax.Array, batch: Batch
+    ) -> Mapping[str, tuple[jax.Array | float, jax.Array]]:
+        """Gives what is added to the mean loss: name of the metric -> (its weight, its value)."""
+        return {}
 
     def _multiplier(self, params: dict) -> jax.Array | float:
         """Gives the factor of the dot products: `scale`, multiplied by what was learned."""

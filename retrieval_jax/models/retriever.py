@@ -32,6 +32,8 @@ class Retriever(abc.ABC):
         in-batch negatives. If so, dividing a batch into microbatches changes what is learned.
       text_arrays: the names of a batch's arrays of texts that are encoded by length, in groups. If there are
         any, `loss_fn` takes the groups (TextGroups or None) as its fourth argument.
+      reads_step: whether `loss_fn` reads the number of steps taken before, which a training batch then has
+        as `step` (int32 B). In an evaluation, and under T5X's own train, it is not there.
       unbounded_loss: whether the loss has no natural scale, so that a rise is not taken for a fault (see
         `LossSpikeGuard.on_spike`).
       config: the sizes of the network.
@@ -46,6 +48,7 @@ class Retriever(abc.ABC):
     writes_docids = False
     examples_interact = False
     text_arrays: Sequence[str] = ()
+    reads_step: bool = False
     unbounded_loss: bool = False
 
     config: T5Config

@@ -16,6 +16,7 @@ from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models import joint_ranking, ranking  # noqa: F401 (gin finds their objectives)
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.lexical_encoder import LexicalEncoder
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.models.retriever import Retriever
 from retrieval_jax.training.evaluators import DenseEvaluator, Evaluator, GenerativeEvaluator, LossEvaluator
@@ -77,4 +78,5 @@ register_family(
     )
 )
 register_family(RetrieverFamily(DualEncoder, PassageTargets, DenseEvaluator, "dual_encoder"))
+register_family(RetrieverFamily(LexicalEncoder, PassageTargets, DenseEvaluator, "lexical"))
 register_family(RetrieverFamily(QueryGenerator, QueryTargets, LossEvaluator, "doc2query"))

@@ -150,6 +150,9 @@ def make_train_step(
     ) -> tuple[TrainState, dict]:
         # A function of the step alone, so that a resumed run draws the same dropout.
         key = jax.random.fold_in(jax.random.key(seed, impl=random_bits), state.step)
+        if getattr(model, "reads_step", False):  # one for each example, as microbatches need
+            examples = len(next(iter(batch.values())))
+            batch = {**batch, "step": jnp.full(examples, state.step)}
         with partitioning.mesh_context(mesh, rules):
             gradients, totals = gradients_of(state.params, batch, key)
         updates, optimizer = model.optimizer_def.update(gradients, state.optimizer, state.params)

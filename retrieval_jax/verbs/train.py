@@ -20,6 +20,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidShape, DocidTable
+from retrieval_jax.docids.term_weights import token_idf
 from retrieval_jax.examples.batches import Batch
 from retrieval_jax.examples.batches import batches as make_batches
 from retrieval_jax.examples.batches import examples_of as told_examples
@@ -45,14 +46,15 @@ class TrainConfig:
     Args:
       source: the collection, as `import` takes it.
       work_dir: its work folder; None is `work/NAME`.
-      retriever: a class with T5X's model interface: GenerativeRetriever, DualEncoder or QueryGenerator.
+      retriever: a class with T5X's model interface: GenerativeRetriever, DualEncoder, LexicalEncoder
+        or QueryGenerator.
       optimizer: @adamw or @adafactor; their parameters: --gin.adamw.NAME=VALUE.
       data: which examples. Its parameters (--gin.DataConfig.NAME=VALUE) are listed by DataConfig in
         retrieval_jax/examples/training_data.py; retrieval_jax/data/README.md shows the tasks.
       initial: weights to begin with (--INITIAL_CHECKPOINT). Its parameters
         (--gin.InitialCheckpoint.NAME=VALUE) are listed in retrieval_jax/interop/README.md.
-      model_dir: the model's folder; None is models/DOCIDS of the work folder, models/dual_encoder or
-        models/doc2query.
+      model_dir: the model's folder; None is models/DOCIDS of the work folder, models/dual_encoder,
+        models/lexical or models/doc2query.
       docids: the kind of docids to write (generative retrievers).
       steps: training steps of the whole run.
       batch_size: examples of a batch, on all hosts together.
@@ -182,7 +184,7 @@ def _pretrained_params(
     does not need them: its prompts are in model.json, and nothing is downloaded.
     """
     initial = config.initial
-    if not initial or not (initial.path or initial.docid_centroids):
+    if not initial or not (initial.path or initial.docid_centroids or initial.lexical_idf):
         return dict
     centroids = None
     if initial.docid_centroids:
@@ -191,12 +193,20 @@ def _pretrained_params(
                 f"InitialCheckpoint.docid_centroids: a {model.family} writes no docids: leave it out"
             )
         centroids = docid_kind(config.docids).centroids(work.docids(config.docids))
-    give = functools.partial(initial.arrays_for, model, collection.vocabulary_path, centroids)
+    idf = _lazy_idf(collection) if initial.lexical_idf else None
+    give = functools.partial(initial.arrays_for, model, collection.vocabulary_path, centroids, idf)
     if not model_folder.is_begun(folder):
         return functools.partial(dict, give())
     if isinstance(model, DualEncoder):
         model.inherit_prompts(model_folder.read_description(folder)["settings"])
     return give
+
+
+def _lazy_idf(collection: Collection) -> LazyArray:
+    """Gives the inverse document frequencies of the text vocabulary's tokens, counted when they are read."""
+    vocabulary = Vocabulary(collection.vocabulary_path)
+    count = functools.cache(functools.partial(token_idf, collection, vocabulary))
+    return LazyArray((vocabulary.size,), np.dtype(np.float32), lambda index: count()[index])
 
 
 def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -> None:
@@ -213,6 +223,7 @@ def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -
         initial_checkpoint=initial.name if initial else None,
         averaged_with=initial.averaged_with if initial else None,
         docid_centroids=initial.centroid_scales if initial else None,
+        **({"lexical_idf": True} if initial and initial.lexical_idf else {}),
     )
     parameters = configuration.texts_of_parameters(settings_file.LEARNING, settings_file.REFERENCES)
     chosen = run_settings(config.retriever, examples, config.settings, parameters)
