@@ -6,7 +6,19 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.targets import SCORE, Batch, Feature, Features, Targets, draw_docids
+from retrieval_jax.docids.token_sets import TokenSets
+from retrieval_jax.examples.targets import (
+    SCORE,
+    SET_IMPACTS,
+    SET_TOKENS,
+    Batch,
+    Feature,
+    Features,
+    Targets,
+    draw_docids,
+    set_features,
+    set_lengths,
+)
 from retrieval_jax.examples.tasks import PADDING, Example
 
 
@@ -19,14 +31,22 @@ class DocidGroupTargets(Targets):
       candidate's docid, of its first two, …, of the whole docid. A prefix has the largest score of all the
       query's scored passages whose docids begin with it (RIPOR, Zeng et al. 2024); NaN where there is none.
       Copies of the candidate's text count as such passages, but for a whole docid that was scored itself.
+    - set_tokens, set_impacts: where there are set docids, C × M; see `set_features`.
 
     A text that is not a labelled query (firstp, daq, d2q) is a group of its passage alone: nothing is ranked.
     """
 
     has_groups = True
 
-    def __init__(self, table: DocidTable, input_length: int, group_size: int, has_scores: bool = False):
-        self.table, self.group_size = table, group_size
+    def __init__(
+        self,
+        table: DocidTable,
+        input_length: int,
+        group_size: int,
+        has_scores: bool = False,
+        sets: TokenSets | None = None,
+    ):
+        self.table, self.group_size, self.sets = table, group_size, sets
         self.name = f"{table.kind}_groups"
         self.features = {
             "inputs": Feature(input_length, add_eos=True),
@@ -34,12 +54,14 @@ class DocidGroupTargets(Targets):
             "grade": Feature(group_size, size=1 << 31),
             **({SCORE: Feature(group_size * table.length, dtype="float32")} if has_scores else {}),
         }
+        self.features |= set_lengths(sets, group_size)
 
     @classmethod
     def of(cls, dataset) -> "DocidGroupTargets":
         """See `Targets.of`."""
         config, has_scores = dataset.config, dataset.config.scores is not None
-        return cls(dataset.table, config.input_length, config.positives + config.negatives, has_scores)
+        group_size = config.positives + config.negatives
+        return cls(dataset.table, config.input_length, group_size, has_scores, dataset.sets)
 
     @classmethod
     def lengths(cls, config, docid_length: int | None = None) -> dict[str, int]:
@@ -50,6 +72,7 @@ class DocidGroupTargets(Targets):
             "targets": group_size * docid_length,
             "grade": group_size,
             **({SCORE: group_size * docid_length} if config.scores else {}),
+            **({SET_TOKENS: group_size * config.set_size} if config.sets else {}),
         }
 
     @staticmethod
@@ -62,11 +85,12 @@ class DocidGroupTargets(Targets):
         Returns:
           Int32 arrays encoder_input_tokens B×S; decoder_target_tokens, decoder_input_tokens and
           decoder_loss_weights, each B×C×T, as those of one docid are B×T (see `Targets.to_batch`); and
-          grade B×C. Where there is a teacher, score B×C×T, float32, of the first n + 1 tokens.
+          grade B×C. Where there is a teacher, score B×C×T, float32, of the first n + 1 tokens; where there
+          are set docids, set_tokens B×C×M, and set_impacts B×C×M, float32, if they have them.
         """
         grade = features["grade"]
-        of_docids = {name: features[name] for name in ("targets", SCORE) if name in features}
-        of_docids = {name: x.reshape(*grade.shape, -1) for name, x in of_docids.items()}
+        names = ("targets", SCORE, SET_TOKENS, SET_IMPACTS)
+        of_docids = {name: features[name].reshape(*grade.shape, -1) for name in names if name in features}
         batch = Targets.to_batch(features | {"targets": of_docids.pop("targets")})
         return batch | {"grade": grade} | of_docids
 
@@ -87,11 +111,13 @@ class DocidGroupTargets(Targets):
     def _features(self, example: Example, tokens_RxT: np.ndarray) -> Features:
         """Gives the features of an example, of whose candidates the docids are given."""
         missing = self.group_size - len(example.rows)
+        passages_R = self.table.passages_of(np.asarray(example.rows, np.int64))
         return {
             "inputs": example.tokens,
             "targets": [*tokens_RxT.ravel().tolist(), *[0] * (missing * self.table.length)],
             "grade": [*example.grades, *[PADDING] * missing],
             **({SCORE: self._scores(example, tokens_RxT)} if SCORE in self.features else {}),
+            **(set_features(self.sets, passages_R, self.group_size) if self.sets else {}),
         }
 
     def _scores(self, example: Example, tokens_CxT: np.ndarray) -> list[float]:

@@ -15,6 +15,7 @@ import numpy as np
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.examples.tasks import PADDING, Example
 
 
@@ -40,14 +41,15 @@ class Feature:
         return 0 if self.dtype == "int32" else math.nan
 
 
-SCORE = "score"  # the one feature, and the one array of a batch, that is float32; all others are int32
+SCORE, SET_TOKENS, SET_IMPACTS = "score", "set_tokens", "set_impacts"
+FLOATS = (SCORE, SET_IMPACTS)  # the features, and the arrays of a batch, that are float32; others are int32
 Features = dict[str, Sequence[int] | Sequence[float]]
 Batch = dict[str, np.ndarray]
 
 
 def array_dtype(name: str) -> type[np.number]:
     """Gives the dtype of an array of a batch by its name."""
-    return np.float32 if name == SCORE else np.int32
+    return np.float32 if name in FLOATS else np.int32
 
 
 class Targets(abc.ABC):
@@ -220,6 +222,7 @@ class PassageTargets(Targets):
     - grade: > 0 for a positive, 0 for a negative, PADDING for none.
     - other_positives: rows of positives that are not in the group, which are never negatives; PADDING.
     - score: where there is a teacher, its score of each candidate, float32; NaN where it gave none.
+    - set_tokens, set_impacts: where there are set docids, C × M; see `set_features`.
 
     A passage whose text occurs earlier in the collection has the row of the first copy, so that copies count
     as one passage.
@@ -237,10 +240,11 @@ class PassageTargets(Targets):
         group_size: int,
         other_positives: int = 1,
         has_scores: bool = False,
+        sets: TokenSets | None = None,
     ):
         self.collection, self.vocabulary = collection, vocabulary
         self.passage_length, self.group_size = passage_length, group_size
-        self.other_positives = other_positives
+        self.other_positives, self.sets = other_positives, sets
         self.features = {
             "inputs": Feature(input_length, add_eos=True),
             "targets": Feature(group_size * passage_length, size=vocabulary.size),
@@ -248,6 +252,7 @@ class PassageTargets(Targets):
             "grade": Feature(group_size, size=1 << 31),
             "other_positives": Feature(other_positives, size=collection.passage_count),
             **({SCORE: Feature(group_size, dtype="float32")} if has_scores else {}),
+            **set_lengths(sets, group_size),
         }
 
     @classmethod
@@ -256,7 +261,8 @@ class PassageTargets(Targets):
         config, vocabulary = dataset.config, dataset.vocabulary.with_prompt(dataset.prompts.passage)
         lengths = config.input_length, config.passage_length, config.positives + config.negatives
         others = max(dataset.most_other_positives, 1)
-        return cls(dataset.collection, vocabulary, *lengths, others, has_scores=config.scores is not None)
+        has_scores = config.scores is not None
+        return cls(dataset.collection, vocabulary, *lengths, others, has_scores, dataset.sets)
 
     @classmethod
     def lengths(cls, config, docid_length: int | None = None) -> dict[str, int]:
@@ -269,6 +275,7 @@ class PassageTargets(Targets):
             "grade": group_size,
             "other_positives": 1,  # a collection may have more: see `most_other_positives`
             **({SCORE: group_size} if config.scores else {}),
+            **({SET_TOKENS: group_size * config.set_size} if config.sets else {}),
         }
 
     @staticmethod
@@ -280,7 +287,8 @@ class PassageTargets(Targets):
 
         Returns:
           Int32 arrays left_encoder_input_tokens B×S (queries), right_encoder_input_tokens B×G×P (candidates),
-          passage B×G, grade B×G and other_positives B×K; where there is a teacher, score B×G, float32.
+          passage B×G, grade B×G and other_positives B×K; where there is a teacher, score B×G, float32; where
+          there are set docids, set_tokens B×G×M, and set_impacts B×G×M, float32, if they have them.
         """
         rows, group_size = features["passage"].shape
         same = ("passage", "grade", "other_positives", SCORE)
@@ -288,6 +296,11 @@ class PassageTargets(Targets):
             "left_encoder_input_tokens": features["inputs"],
             "right_encoder_input_tokens": features["targets"].reshape(rows, group_size, -1),
             **{name: features[name] for name in same if name in features},
+            **{
+                name: features[name].reshape(rows, group_size, -1)
+                for name in (SET_TOKENS, SET_IMPACTS)
+                if name in features
+            },
         }
 
     def get(self, examples: Sequence[Example]) -> list[Features]:
@@ -313,10 +326,43 @@ class PassageTargets(Targets):
             "grade": [*example.grades, *missing],
             "other_positives": [*others, *[PADDING] * (self.other_positives - len(others))],
             **({SCORE: scores} if SCORE in self.features else {}),
+            **(set_features(self.sets, example.rows, self.group_size) if self.sets else {}),
         }
 
     def _first_copies(self, rows: Sequence[int]) -> list[int]:
         return self.collection.first_copies(np.array(rows, np.int64)).tolist()
+
+
+def set_lengths(sets: TokenSets | None, group_size: int) -> dict[str, Feature]:
+    """Gives the features that `set_features` makes; {} without sets."""
+    if sets is None:
+        return {}
+    lengths = {SET_TOKENS: Feature(group_size * sets.size, size=np.iinfo(np.int32).max)}
+    if sets.impacts_PxM is not None:
+        lengths[SET_IMPACTS] = Feature(group_size * sets.size, dtype="float32")
+    return lengths
+
+
+def set_features(sets: TokenSets, passages: Sequence[int], group_size: int) -> Features:
+    """Gives the set docids of a group of candidates.
+
+    Args:
+      sets: those of the collection.
+      passages: the rows of the candidates, `group_size` at most.
+      group_size: C.
+
+    Returns:
+      set_tokens: the M tokens of each candidate's set in one row, C × M; 0 is none. set_impacts: where the
+      sets have them, how much each token counts, in the units of a score.
+    """
+    rows, shape = np.asarray(passages, np.int64), (group_size, sets.size)
+    tokens_CxM = np.zeros(shape, np.int32)
+    tokens_CxM[: len(rows)] = sets.tokens_PxM[rows]
+    if sets.impacts_PxM is None:
+        return {SET_TOKENS: tokens_CxM.ravel().tolist()}
+    impacts_CxM = np.zeros(shape, np.float32)
+    impacts_CxM[: len(rows)] = sets.impacts_PxM[rows] * sets.impact_scale
+    return {SET_TOKENS: tokens_CxM.ravel().tolist(), SET_IMPACTS: impacts_CxM.ravel().tolist()}
 
 
 def pad(features: Sequence[Features], spec: Mapping[str, Feature]) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from retrieval_jax.data.scores import TeacherScores
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts, Vocabulary
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.examples.cached import LAYOUT, CachedExamples
 from retrieval_jax.examples.examples import TASKS, Examples, TaskFactory
 from retrieval_jax.examples.mixtures import PAPER_MIXTURES, mix_tasks
@@ -59,6 +60,9 @@ class DataConfig:
       mined: the name of mined negatives, which are added to those of the collection.
       scores: the name of a teacher's scores, which come with the candidates of a query. Where no mined
         negatives are named, the passages that it scored, and that do not answer the query, are negatives.
+      sets: the name of set docids (`retrieval-jax sets`), which come with the candidates of a query, for a
+        generative retriever's `joint_ranking` and for a lexical encoder.
+      set_size: the tokens of a set that preflight assumes.
       pack: how many short examples share a row of a batch, about input_length over their mean length. What
         does not fit into a row is cut. 1: each example has a row of its own.
     """
@@ -76,6 +80,8 @@ class DataConfig:
     synthetic: str | None = None
     mined: str | None = None
     scores: str | None = None
+    sets: str | None = None
+    set_size: Positive = 64
     pack: Positive = 1
 
 
@@ -138,6 +144,23 @@ class TrainDataset:
         return TeacherScores(self.work.scores(self.config.scores)) if self.config.scores else None
 
     @functools.cached_property
+    def sets(self) -> TokenSets | None:
+        """The set docids that the config names; None if it names none.
+
+        Raises:
+          UserError: they are of another collection or vocabulary.
+        """
+        if not self.config.sets:
+            return None
+        folder = self.work.sets(self.config.sets)
+        sets = TokenSets.open(folder)
+        if sets.collection != self.collection.fingerprint or sets.vocabulary != self.vocabulary.checksum:
+            raise UserError(
+                f"{folder}: of another collection or vocabulary: `retrieval-jax sets` makes others"
+            )
+        return sets
+
+    @functools.cached_property
     def targets(self) -> Targets:
         """Makes the targets of the examples."""
         return self.target_type.of(self)
@@ -194,6 +217,8 @@ class TrainDataset:
             facts["mined"] = self.mined.fingerprint if self.mined else None
             if self.scores:
                 facts["scores"] = self.scores.fingerprint
+            if self.sets:
+                facts["sets"] = self.sets.fingerprint()
         if any(self.prompts):
             facts["prompts"] = list(self.prompts)
         return facts

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,8 @@ class EncoderDecoder(Retriever):
     Where each input comes with a group of C targets to be ranked, the decoder's arrays are B×C×T, and so are
     those of `Predictions`: an input is encoded once. Such a batch also has grade B×C int32 (> 0: a positive,
     these come first; 0: a negative; -1: no target, whose tokens are all 0) and, where there is a teacher,
-    score B×C×T float32; see `DocidGroupTargets`.
+    score B×C×T float32; see `DocidGroupTargets`. Where there are set docids, it has set_tokens B×C×M int32 (0
+    is none) and, if these have impacts, set_impacts B×C×M float32.
 
     Args:
       config: sizes of the network.
@@ -75,20 +76,43 @@ class EncoderDecoder(Retriever):
         """Gives the variables that `decode_module` is applied to."""
         return {"params": unstack_layers(params) if self.config.scan_layers else params}
 
-    def hidden(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
-        """Computes the vectors B×T×E (B×C×T×E) that the softmax reads; with dropout if a key is given."""
+    def hidden(
+        self,
+        params: dict,
+        batch: Batch,
+        dropout_rng: jax.Array | None = None,
+        encoded_BxSxE: jax.Array | None = None,
+    ) -> jax.Array:
+        """Computes the vectors B×T×E (B×C×T×E) that the softmax reads; with dropout if a key is given.
+
+        Args:
+          params: the network's parameters.
+          batch: see the class.
+          dropout_rng: None for no dropout.
+          encoded_BxSxE: what `T5.encode` gave for the inputs; None: they are encoded here.
+        """
         segments = None
         if "encoder_segment_ids" in batch:
             segments = Segments(batch["encoder_segment_ids"], batch["decoder_segment_ids"])
-        return self.module.apply(
-            {"params": params},
-            batch["encoder_input_tokens"],
-            batch["decoder_input_tokens"],
-            deterministic=dropout_rng is None,
-            segments=segments,
-            rngs=None if dropout_rng is None else {"dropout": dropout_rng},
-            method="hidden",
-        )
+        decoder_inputs = batch["decoder_input_tokens"]
+        apply = self._applied(params, batch, dropout_rng)
+        return apply("hidden", decoder_inputs, segments=segments, encoded_BxSxE=encoded_BxSxE)
+
+    def _applied(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> Callable:
+        """Gives (method, …) -> what this method of the network gives for the inputs of the batch."""
+
+        def apply(method: str, *args: jax.Array, **arguments: object) -> jax.Array:
+            return self.module.apply(
+                {"params": params},
+                batch["encoder_input_tokens"],
+                *args,
+                deterministic=dropout_rng is None,
+                rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+                method=method,
+                **arguments,
+            )
+
+        return apply
 
     def logits(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
         """Computes float32 logits B×T×V for search and scoring, whose products round nothing.
@@ -116,7 +140,12 @@ class EncoderDecoder(Retriever):
           dropout_rng: None for no dropout.
         """
         targets_BxT = batch["decoder_target_tokens"]
-        x_BxTxE = self.hidden(params, batch, dropout_rng)
+        encoded_BxSxE = weights_BxV = None
+        if self.config.lexical_head and "set_tokens" in batch:  # both read the input, which is encoded once
+            apply = self._applied(params, batch, dropout_rng)
+            encoded_BxSxE = apply("encode")
+            weights_BxV = apply("lexical", encoded_BxSxE=encoded_BxSxE)
+        x_BxTxE = self.hidden(params, batch, dropout_rng, encoded_BxSxE)
         kernel_ExV = output_kernel(self.config, params)
         if self.max_logits_per_block is None:
             logits_BxTxV = self._logits(params, x_BxTxE)
@@ -126,7 +155,8 @@ class EncoderDecoder(Retriever):
             x_NxE, targets_N = x_BxTxE.reshape(-1, x_BxTxE.shape[-1]), targets_BxT.reshape(-1)
             flat = blockwise_softmax_stats(x_NxE, kernel_ExV, targets_N, self.max_logits_per_block)
             softmax = jax.tree.map(lambda x: x.reshape(targets_BxT.shape), flat)
-        return Predictions(batch, x_BxTxE, kernel_ExV, softmax, logits_BxTxV, self.sums_log_probs)
+        facts = (x_BxTxE, kernel_ExV, softmax, logits_BxTxV, self.sums_log_probs, weights_BxV)
+        return Predictions(batch, *facts)
 
     def loss_fn(self, params: dict, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """Computes the objective.

@@ -3,6 +3,7 @@
 Generative retrievers use seqio's own `EncDecFeatureConverter`, unless they rank groups of docids.
 """
 
+import types
 from collections.abc import Mapping
 
 import seqio
@@ -10,20 +11,28 @@ import tensorflow as tf
 
 _INT32 = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)
 _ROWS = seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=2)
-_SCORE = {rank: {"score": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=rank)} for rank in (1, 2)}
+_FLOATS = {rank: seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=rank) for rank in (1, 2)}
 
 
 class _GroupFeatureConverter(seqio.FeatureConverter):
-    """Converts queries with groups of candidates, for which a teacher's scores may be there."""
+    """Converts queries with groups of candidates, for which there may be a teacher's scores or set docids."""
 
     PACKING_FEATURE_DTYPES = {}  # noqa: RUF012 (seqio's name)
-    SCORE_RANK = 1  # axes of an example's scores
+    # What may be there: name -> (as a task's feature, as an array of an example).
+    OPTIONAL: Mapping[str, tuple] = types.MappingProxyType(
+        {
+            "score": (_FLOATS[1], _FLOATS[1]),
+            "set_tokens": (_INT32, _ROWS),
+            "set_impacts": (_FLOATS[1], _FLOATS[2]),
+        }
+    )
 
     def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
-        """Converts a dataset; `score` is one of its features where it has a length."""
-        if "score" in task_feature_lengths:
-            self.TASK_FEATURES = self.TASK_FEATURES | _SCORE[1]
-            self.MODEL_FEATURES = self.MODEL_FEATURES | _SCORE[self.SCORE_RANK]
+        """Converts a dataset; the optional features that have a length are among its features."""
+        for name, (of_task, of_model) in self.OPTIONAL.items():
+            if name in task_feature_lengths:
+                self.TASK_FEATURES = self.TASK_FEATURES | {name: of_task}
+                self.MODEL_FEATURES = self.MODEL_FEATURES | {name: of_model}
         return super().__call__(ds, task_feature_lengths)
 
 
@@ -33,7 +42,8 @@ class DualEncoderFeatureConverter(_GroupFeatureConverter):
     With `lengths` those of the task's features: left_encoder_input_tokens is B × lengths["inputs"],
     right_encoder_input_tokens B × G × lengths["targets"] / G, passage and grade B × G, other_positives
     B × lengths["other_positives"], where G = lengths["passage"] is how many candidates a query has. Where
-    there is a lengths["score"], which is G, the batch has a teacher's scores, score B × G (float32).
+    there is a lengths["score"], which is G, the batch has a teacher's scores, score B × G (float32); where
+    there are lengths["set_tokens"] and lengths["set_impacts"], these arrays are B × G × M.
     """
 
     TASK_FEATURES = dict.fromkeys(("inputs", "targets", "passage", "grade", "other_positives"), _INT32)
@@ -54,7 +64,11 @@ class DualEncoderFeatureConverter(_GroupFeatureConverter):
             return {
                 "left_encoder_input_tokens": example["inputs"],
                 "right_encoder_input_tokens": tf.reshape(example["targets"], [group, -1]),
-                **{name: example[name] for name in self.TASK_FEATURES if name not in ("inputs", "targets")},
+                **{
+                    name: tf.reshape(x, [group, -1]) if name.startswith("set_") else x
+                    for name, x in example.items()
+                    if name not in ("inputs", "targets")
+                },
             }
 
         return self._pack_or_pad(ds, task_feature_lengths).map(convert)
@@ -68,7 +82,7 @@ class DualEncoderFeatureConverter(_GroupFeatureConverter):
             "passage": group,
             "grade": group,
             "other_positives": task_feature_lengths["other_positives"],
-            **({"score": group} if "score" in task_feature_lengths else {}),
+            **{name: group for name in self.OPTIONAL if name in task_feature_lengths},
         }
 
 
@@ -78,7 +92,7 @@ class DocidGroupFeatureConverter(_GroupFeatureConverter):
     With `lengths` those of the task's features, C = lengths["grade"] candidates of T = lengths["targets"] / C
     tokens: encoder_input_tokens is B × lengths["inputs"]; decoder_target_tokens, decoder_input_tokens and
     decoder_loss_weights are B × C × T, and so is score (float32), where there is a lengths["score"]; grade is
-    B × C.
+    B × C. Where there are lengths["set_tokens"] and lengths["set_impacts"], these arrays are B × C × M.
     """
 
     TASK_FEATURES = dict.fromkeys(("inputs", "targets", "grade"), _INT32)
@@ -89,7 +103,7 @@ class DocidGroupFeatureConverter(_GroupFeatureConverter):
         "decoder_loss_weights": _ROWS,
         "grade": _INT32,
     }
-    SCORE_RANK = 2
+    OPTIONAL = _GroupFeatureConverter.OPTIONAL | {"score": (_FLOATS[1], _FLOATS[2])}
 
     def _convert_features(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
@@ -97,7 +111,7 @@ class DocidGroupFeatureConverter(_GroupFeatureConverter):
         group = task_feature_lengths["grade"]
 
         def convert(example: dict) -> dict:
-            of_docids = {name: example[name] for name in ("targets", "score") if name in example}
+            of_docids = {name: example[name] for name in ("targets", *self.OPTIONAL) if name in example}
             rows = {name: tf.reshape(x, [group, -1]) for name, x in of_docids.items()}
             targets_CxT = rows.pop("targets")
             return {

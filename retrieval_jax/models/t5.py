@@ -214,7 +214,9 @@ class T5(nn.Module):
         mask_BxSxS = _same(segment_BxS, segment_BxS) if segment_BxS is not None else _real(inputs_BxS)
         return self.encoder(self.token_embedder(inputs_BxS), mask_BxSxS, deterministic)
 
-    def lexical(self, inputs_BxS: jax.Array, deterministic: bool = True) -> jax.Array:
+    def lexical(
+        self, inputs_BxS: jax.Array, deterministic: bool = True, encoded_BxSxE: jax.Array | None = None
+    ) -> jax.Array:
         """Computes a weight for each token of the text vocabulary; see `LexicalHead`.
 
         It reads the encoder's states, which a search has computed anyway. PAG's (Zeng et al. 2024, section
@@ -223,11 +225,12 @@ class T5(nn.Module):
         Args:
           inputs_BxS: int32, 0 is padding.
           deterministic: False for dropout.
+          encoded_BxSxE: what `encode` gave for them; None: they are encoded here.
 
         Returns:
           Float32 B×vocab_size.
         """
-        x_BxSxE = self.encode(inputs_BxS, deterministic)
+        x_BxSxE = self.encode(inputs_BxS, deterministic) if encoded_BxSxE is None else encoded_BxSxE
         table_VxE = nn.unbox(self.token_embedder.variables["params"]["embedding"])
         return self.lexical_head(x_BxSxE, table_VxE, inputs_BxS != PAD)
 
@@ -237,6 +240,7 @@ class T5(nn.Module):
         decoder_inputs_BxT: jax.Array,
         deterministic: bool = True,
         segments: Segments | None = None,
+        encoded_BxSxE: jax.Array | None = None,
     ) -> jax.Array:
         """Computes what the softmax reads for each target, given the targets before it (teacher forcing).
 
@@ -246,17 +250,19 @@ class T5(nn.Module):
             input, which is encoded once for all of them.
           deterministic: False for dropout.
           segments: the examples of packed rows, which do not see one another; None for rows of one example.
+          encoded_BxSxE: what `encode` gave for the inputs; None: they are encoded here.
 
         Returns:
           B×T×E (B×C×T×E), from which `logits` makes the logits.
         """
         T = decoder_inputs_BxT.shape[-1]
         causal_TxT = np.tril(np.ones((1, T, T), bool))
+        encoded = encoded_BxSxE
+        if encoded is None:
+            encoded = self.encode(inputs_BxS, deterministic, segments and segments.encoder_BxS)
         if segments is None:
-            encoded = self.encode(inputs_BxS, deterministic)
             self_mask, cross_mask = jnp.asarray(causal_TxT), _real(inputs_BxS)
         else:
-            encoded = self.encode(inputs_BxS, deterministic, segments.encoder_BxS)
             self_mask = causal_TxT & _same(segments.decoder_BxT, segments.decoder_BxT)
             cross_mask = _same(segments.decoder_BxT, segments.encoder_BxS)
         embedded = self._embed_targets(decoder_inputs_BxT.reshape(-1, T))

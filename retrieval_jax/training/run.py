@@ -66,7 +66,7 @@ def train_dataset(
 def _check_candidates(model: Retriever, examples: TrainDataset) -> None:
     """Raises UserError if a query's candidates and their scores are not what the model is to learn from."""
     config = examples.config
-    for macro, name in (("NEGATIVES", config.mined), ("SCORES", config.scores)):
+    for macro, name in (("NEGATIVES", config.mined), ("SCORES", config.scores), ("SETS", config.sets)):
         if name and model.writes_docids and not config.negatives:
             log(f"{macro}={name}: not read, as the model learns one docid a query: DataConfig.negatives is 0")
     distillation = getattr(getattr(model, "vector_loss", None), "distillation", None)
@@ -130,6 +130,8 @@ def run_settings(
     # By content, whatever their names are.
     inputs = {"synthetic": examples.synthetic, "mined": examples.mined, "scores": examples.scores}
     data |= {name: made.fingerprint if made else None for name, made in inputs.items()}
+    data |= {"sets": examples.sets and examples.sets.fingerprint()}
+    del data["set_size"]
     return {
         "train.batch_size": settings.batch_size,
         "train.seed": settings.seed,

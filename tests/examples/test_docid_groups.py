@@ -7,15 +7,18 @@ import pytest
 import seqio
 from teacher import random_scores, write_scores
 
+from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import ScoredPassages
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.examples import seqio_tasks
 from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.examples import Examples, TaskFactory
-from retrieval_jax.examples.targets import pad
+from retrieval_jax.examples.targets import PassageTargets, pad
 from retrieval_jax.examples.tasks import Example
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.feature_converters import DocidGroupFeatureConverter
@@ -102,6 +105,72 @@ def test_a_prefix_has_the_best_score_of_the_passages_that_begin_with_it(
     assert converter.get_model_feature_lengths(lengths) == {name: x.shape[1] for name, x in batch.items()}
     assert np.isnan(dataset.targets(dataset.computed("firstp").task(0, None))["score"]).all()
     assert dataset.recipe("labelled")["candidates"] == [2, 4]
+
+
+def random_sets(collection: Collection, vocabulary: Vocabulary, size: int, with_impacts: bool) -> TokenSets:
+    """Sets of 0 to `size` tokens."""
+    rng, P = np.random.default_rng(0), collection.passage_count
+    tokens_PxM = rng.integers(2, vocabulary.size, (P, size)) * (
+        np.arange(size) < rng.integers(0, size + 1, (P, 1))
+    )
+    impacts_PxM = rng.integers(1, 256, (P, size)).astype(np.uint8) if with_impacts else None
+    of = (collection.ids, collection.fingerprint, vocabulary.checksum)
+    return TokenSets(tokens_PxM.astype(np.uint16), impacts_PxM, 0.25, *of)
+
+
+@pytest.mark.parametrize("more", [None, np.repeat(np.arange(0, 60, 3, np.int32), 2)], ids=["one", "several"])
+@pytest.mark.parametrize("with_impacts", [True, False])
+def test_a_batch_holds_the_set_docids_of_its_candidates(
+    own_work: Workspace, collection: Collection, vocabulary: Vocabulary, more, with_impacts: bool
+):
+    """Of the passage, whichever of its docids is a candidate; in features' lengths, and as seqio makes it."""
+    sets = random_sets(collection, vocabulary, 5, with_impacts)
+    storage.build_once(own_work.sets("s"), {}, sets.write)
+    write_scores(own_work, "t", random_scores(collection))
+    count = collection.passage_count + (0 if more is None else len(more))
+    tokens_NxT = np.random.default_rng(0).integers(1, 4, (count, 3)).astype(np.uint8)
+    table = DocidTable(
+        "rq", tokens_NxT, collection.ids, 5, collection.fingerprint, extra_docid_passage_M=more
+    )
+    config = DataConfig({"labelled": 1.0}, input_length=8, negatives=4, scores="t", sets="s", set_size=5)
+    dataset = TrainDataset(config, own_work, collection, DocidGroupTargets, table)
+    examples, count = dataset.computed("labelled"), len(collection.queries("train"))
+    made = examples.get(range(count), map(np.random.default_rng, range(count)))
+    batch = dataset.targets.to_batch(pad(made, dataset.targets.features))
+    expected = np.zeros((count, 5, 5), np.int32)
+    impacts = np.zeros((count, 5, 5), np.float32)
+    for i in range(count):
+        for c, row in enumerate(examples.task(i, np.random.default_rng(i)).rows):
+            expected[i, c] = sets.tokens_PxM[row]
+            impacts[i, c] = sets.impacts_PxM[row] * 0.25 if with_impacts else 0
+    np.testing.assert_array_equal(batch["set_tokens"], expected)
+    assert batch["set_tokens"].dtype == np.int32
+    assert ("set_impacts" in batch) == with_impacts
+    if with_impacts:
+        np.testing.assert_array_equal(batch["set_impacts"], impacts)
+        assert batch["set_impacts"].dtype == np.float32
+    lengths = {name: feature.length for name, feature in dataset.targets.features.items()}
+    assert DocidGroupTargets.lengths(config, 3).items() <= lengths.items()
+    passages = TrainDataset(config, own_work, collection, PassageTargets)
+    of_texts = passages.computed("labelled").get(range(count), map(np.random.default_rng, range(count)))
+    of_texts = passages.targets.to_batch(pad(of_texts, passages.targets.features))
+    for name in ("set_tokens", "set_impacts")[: 1 + with_impacts]:
+        np.testing.assert_array_equal(of_texts[name], batch[name])  # of a lexical encoder's candidates
+    if more is None:
+        seqio_tasks.register(dataset.prefix, {"labelled": examples}, {}, dataset.vocabulary)
+        task = seqio.get_mixture_or_task(f"{dataset.prefix}.labelled").get_dataset(lengths, shuffle=False)
+        converter = DocidGroupFeatureConverter(pack=False)
+        (found,) = converter(task, lengths).batch(count).as_numpy_iterator()
+        for name, array in batch.items():
+            np.testing.assert_array_equal(found[name], array)
+        assert dataset.recipe("labelled")["sets"] == sets.fingerprint()
+
+
+def test_sets_of_another_collection_are_refused(own_work, collection, vocabulary):
+    sets = random_sets(collection, vocabulary, 5, False)
+    storage.build_once(own_work.sets("s"), {}, dataclasses.replace(sets, collection="x").write)
+    with pytest.raises(UserError, match=r"sets/s: of another collection or vocabulary: `retrieval-jax sets`"):
+        TrainDataset(DataConfig(sets="s"), own_work, collection, DocidGroupTargets).sets  # noqa: B018
 
 
 def test_a_copy_of_a_scored_passage_has_its_score(table: DocidTable):

@@ -1,5 +1,6 @@
 """The joint objective against its formulas, candidate by candidate in float64; gradients by differences."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -7,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_t5
 from scipy.special import softmax
 from scipy.stats import entropy
-from small_t5 import random_batch, random_groups
+from small_t5 import parameters, random_batch, random_groups
+from test_t5 import jit
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.distillation import dense_kl, dense_margin_mse
+from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.joint_ranking import joint_ranking
 from retrieval_jax.models.objectives import Predictions
 from retrieval_jax.models.softmax import softmax_stats
@@ -124,9 +128,8 @@ def test_loss_and_gradient_by_hand(name: str, distillation: str):
         losses = [of_query(q, inputs, compare, weights, lengths) for q in range(B - 1)]
         return np.mean(losses) + weights["flops_weight"] * flops
 
-    (found, metrics), gradient = jax.value_and_grad(functools.partial(loss, **settings), has_aux=True)(
-        Inputs(*map(jnp.asarray, INPUTS))
-    )
+    slope_of = jit(jax.value_and_grad(functools.partial(loss, **settings), has_aux=True))
+    (found, metrics), gradient = slope_of(Inputs(*map(jnp.asarray, INPUTS)))
     wide = Inputs(*(np.asarray(x, np.float64) for x in INPUTS))
     assert found == pytest.approx(expected(wide), rel=2e-5)
     for field in Inputs._fields:
@@ -136,6 +139,32 @@ def test_loss_and_gradient_by_hand(name: str, distillation: str):
         assert np.sum(getattr(gradient, field) * direction) == pytest.approx(slope, rel=1e-3, abs=1e-6)
     assert metrics["loss"][1] == B - 1
     assert ("sum_loss" in metrics) == bool(weights["sequential_weight"])
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_model_gives_the_sets_the_weights_of_its_head(dropout: bool):
+    """Both of its scores read one encoding: also with dropout, of which nothing is left without a rate."""
+    config = dataclasses.replace(
+        small_t5.CONFIG, num_encoder_layers=1, num_decoder_layers=1, lexical_head=True, dropout_rate=0.0
+    )
+    settings = {"prefix_lengths": (2,), "sequential_weight": 0.5, "flops_weight": 0.1}
+    objective = functools.partial(joint_ranking, **settings)
+    model = GenerativeRetriever(config, objective=objective, score="logits")
+    params = parameters(model)
+    params["lexical_head"]["bias"] = jnp.float32(0.5)  # so that many weights are above 0
+    weights = jit(model.lexical_weights)(params, BATCH)
+    assert 0.2 < np.mean(np.asarray(weights) > 0) < 1
+    logits = jit(model.logits)(params, BATCH)
+    stats = softmax_stats(logits, BATCH["decoder_target_tokens"])
+    made = Predictions(BATCH, np.zeros((B, C, T, 1)), np.ones((1, 24)), stats, logits, False, weights)
+    expected = jit(lambda: joint_ranking(lambda *_: made, BATCH, None, **settings))()
+    key = jax.random.key(0) if dropout else None
+    (found, metrics), gradient = jit(jax.value_and_grad(model.loss_fn, has_aux=True))(params, BATCH, key)
+    assert found == pytest.approx(float(expected["loss"][0] / expected["loss"][1]), rel=1e-4)
+    assert metrics["lexical_loss"][0] == pytest.approx(float(expected["lexical_loss"][0]), rel=1e-4)
+    assert np.abs(gradient["lexical_head"]["gain"]).max() > 0
+    without = {name: x for name, x in BATCH.items() if not name.startswith("set")}
+    assert jit(lambda params: model.predict(params, without).lexical_BxC)(params) is None
 
 
 def test_metrics_tell_which_pairs_each_score_orders():
