@@ -1,0 +1,170 @@
+"""What the study of scale trains: its methods, the points of its plan, and how long they take."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from retrieval_jax.examples.mixtures import PAPER_MIXTURES
+
+MAIN = "3b"  # the mixture with which all methods are compared
+REFERENCE = "naive"  # whose floating-point operations the others get, where these are to be equal
+WIDTH = 256
+BATCH = 128
+GROWTH = 0.5  # steps grow with the square root of the corpus: the paper's 1M on 100k passages, 9M on 8.8M
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to search.
+
+    Attributes:
+      kind: of its searcher.
+      files: the gin files of its training; none for a searcher without a model.
+      settings: bindings of its training.
+      docids: the kind of docids that it writes.
+      vectors: whether these cluster a dual encoder's vectors.
+      verb: that trains it.
+      mixtures: the mixtures that it is trained on; None: it is not trained.
+      expansion: whether it reads synthetic queries with the passages.
+      seconds: that a step takes, on two cores of a processor that is busy with other things, too.
+    """
+
+    kind: str = "generative"
+    files: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    docids: str | None = None
+    vectors: bool = False
+    verb: str = "train"
+    mixtures: tuple[str, ...] | None = (MAIN, "6b")
+    expansion: bool = False
+    seconds: float = 0.0
+
+
+def _sequential(docids: str, *settings: str, **values: object) -> Method:
+    files = ("runs/naive.gin", f"docids/{docids}.gin")
+    return Method(files=files, settings=settings, docids=docids, **{"seconds": 0.25, **values})
+
+
+ROWS = ("1a", "2a", MAIN, "6b")
+METHODS = {
+    "BM25": Method("bm25", mixtures=None),
+    "BM25 + doc2query": Method("bm25", mixtures=None, expansion=True),
+    "dual encoder": Method("exact", ("runs/dual_encoder.gin",), mixtures=(MAIN,), seconds=0.3),
+    "atomic": Method(files=("runs/atomic.gin",), docids="atomic", mixtures=ROWS, seconds=0.12),
+    "naive": _sequential("naive", mixtures=ROWS),
+    "semantic": _sequential("semantic", vectors=True, mixtures=ROWS),
+    "2-D + PAWA": _sequential("semantic_2d", "T5Config.pawa_layers=1", vectors=True, seconds=0.35),
+    "rq": _sequential("rq_8x256", vectors=True),
+    "rq + ranking": Method(
+        files=("runs/ripor.gin",), docids="rq_8x256", verb="ripor", mixtures=(MAIN,), seconds=0.75
+    ),
+}
+DENSE = "dual encoder"
+GENERATIVE = tuple(name for name, method in METHODS.items() if method.kind == "generative")
+COUNTED = [name for name in GENERATIVE if name != REFERENCE and METHODS[name].verb == "train"]
+"""Methods with the budget "flops". A dual encoder without layers has next to no matrix products."""
+STAGES = {"dense": 0.5, "rank": 1.0}  # of `ripor`: steps by the budget's; a rank step has half the examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One searcher to measure.
+
+    Attributes:
+      size: the passages of its corpus.
+      method: its name in METHODS.
+      mixture: the paper's row that it is trained on; None for a searcher without a model.
+      budget: what is equal among the methods of a corpus: "examples", or "flops".
+      width: of the network.
+      seed: of the training.
+    """
+
+    size: int
+    method: str
+    mixture: str | None = None
+    budget: str = "examples"
+    width: int = WIDTH
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of its model and its searcher."""
+        method = self.method.lower().replace(" + ", "_").replace(" ", "_").replace("-", "")
+        return f"{method}_{self.mixture}_{self.budget}_{self.width}_{self.seed}"
+
+    @property
+    def reads_synthetic(self) -> bool:
+        """Whether it needs synthetic queries."""
+        return METHODS[self.method].expansion or "d2q" in PAPER_MIXTURES.get(self.mixture, ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the command line chose.
+
+    Attributes:
+      sizes: passages of the corpora.
+      methods, mixtures, budgets, widths: of what is trained.
+      fixed: the passages of the corpus on which networks of all widths are compared.
+      seeds: how many.
+      steps: of a training on a thousand passages.
+    """
+
+    sizes: Sequence[int]
+    methods: Sequence[str]
+    mixtures: Sequence[str]
+    budgets: Sequence[str]
+    widths: Sequence[int]
+    fixed: int
+    seeds: int
+    steps: int
+
+    def steps_of(self, size: int) -> int:
+        """Gives the steps of a training where examples are equal."""
+        return max(round(self.steps * (size / 1000) ** GROWTH), 1)
+
+
+def points(choice: Choice) -> Iterator[Point]:
+    """Yields the points in the order in which they are measured: small corpora first, each seed in turn."""
+    for seed in range(choice.seeds):
+        for size in sorted(choice.sizes):
+            for name in choice.methods:
+                yield from _of_method(choice, size, name, seed)
+        if choice.fixed in choice.sizes:
+            for width in choice.widths:
+                for name in (name for name in ("atomic", "naive") if name in choice.methods):
+                    if width != WIDTH:
+                        yield Point(choice.fixed, name, MAIN, width=width, seed=seed)
+
+
+def _of_method(choice: Choice, size: int, name: str, seed: int) -> Iterator[Point]:
+    method = METHODS[name]
+    if method.mixtures is None:
+        if seed == 0:
+            yield Point(size, name)
+        return
+    for mixture in (row for row in method.mixtures if row in choice.mixtures):
+        for budget in choice.budgets:
+            if budget == "examples" or (mixture == MAIN and name in COUNTED):
+                yield Point(size, name, mixture, budget, seed=seed)
+
+
+def seconds_of(point: Point, choice: Choice, queries: int, scored: int) -> float:
+    """Estimates the seconds that a point takes: training, compiling, searching and scoring.
+
+    Args:
+      point: the point.
+      choice: for its steps.
+      queries: that are answered.
+      scored: pairs of a query and a docid that are scored.
+    """
+    method = METHODS[point.method]
+    if method.mixtures is None:
+        return 3.0
+    wide = max(point.width / WIDTH, 0.3) ** 1.5
+    a_step = method.seconds * wide
+    if method.docids == "atomic":
+        a_step += 2.0e-6 * point.size * wide
+    searching = 0.02 * queries + 4e-4 * scored if method.kind == "generative" else 5.0
+    if method.docids == "atomic":
+        searching /= 10
+    return 25 + choice.steps_of(point.size) * a_step + searching

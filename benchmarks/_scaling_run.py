@@ -1,0 +1,332 @@
+"""Makes and measures the points of the study of scale; what is finished is kept."""
+
+import dataclasses
+import functools
+import math
+import shutil
+import time
+from pathlib import Path
+
+import gin
+import jax
+import numpy as np
+from _scaling_plan import BATCH, DENSE, MAIN, METHODS, REFERENCE, STAGES, Choice, Point
+
+from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
+from retrieval_jax.core import storage
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.collection import Query
+from retrieval_jax.data.records import Collection
+from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run
+from retrieval_jax.evaluation.scaling_laws import contrastive_entropy
+from retrieval_jax.examples.mixtures import PAPER_MIXTURES
+from retrieval_jax.main import run
+from retrieval_jax.search.searcher import Searcher
+from retrieval_jax.training.families import family_of
+from retrieval_jax.training.flops import model_flops
+from retrieval_jax.training.shapes import batch_shapes
+from retrieval_jax.verbs.table import configure_verbs
+from retrieval_jax.verbs.train import TrainConfig
+
+METRICS = {"mrr_at_10": "RR@10", "recall_at_10": "R@10"}
+DOC2QUERY = "doc2query"
+OFTEN = 10**9  # steps between two evaluations in training: none
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+      queries, dev: test queries, the same at every size, and dev queries.
+      scored: test queries whose relevant passage is scored against random ones.
+      draws, negatives: of random passages.
+      generated: synthetic queries a passage.
+      generator_steps: of the training of their generator.
+    """
+
+    queries: int = 500
+    dev: int = 100
+    scored: int = 64
+    draws: int = 10
+    negatives: int = 256
+    generated: int = 10
+    generator_steps: int = 800
+
+
+class Study:
+    """All corpora of one collection.
+
+    Args:
+      given: the collection, as `import` takes it.
+      folder: where everything goes.
+      choice, sizes: what is trained, and how much is measured.
+      bindings: of the command line.
+    """
+
+    def __init__(self, given: str, folder: Path, choice: Choice, sizes: Sizes, bindings: list[str]):
+        self.given, self.folder, self.sizes, self.bindings = given, folder, sizes, bindings
+        whole = Workspace(folder / "whole")
+        run("import", [], [f"COLLECTION={given!r}", f"WORK_DIR={str(whole.folder)!r}", *bindings])
+        self.whole = Collection(whole.collection)
+        known = {min(size, self.whole.passage_count) for size in choice.sizes}
+        self.choice = dataclasses.replace(choice, sizes=tuple(sorted(known)))
+        self.source = cut(self.whole, folder / "source", sizes)
+
+    @property
+    def name(self) -> str:
+        """The collection's name."""
+        return self.whole.name
+
+    def work(self, size: int) -> Workspace:
+        """Gives the work folder of a corpus."""
+        return Workspace(self.folder / str(size))
+
+    def run(self, size: int, verb: str, *settings: str, files: tuple[str, ...] = ()) -> dict:
+        """Runs a verb as the command line does, in this process."""
+        return run(verb, [*files], [*self.here(size), *settings])
+
+    def here(self, size: int) -> list[str]:
+        """Gives the bindings of all verbs on a corpus."""
+        return [
+            f"COLLECTION={str(self.source)!r}",
+            f"WORK_DIR={str(self.work(size).folder)!r}",
+            f"VOCABULARY={str(self.whole.vocabulary_path)!r}",
+            f"SUBSET={size}",
+            *self.bindings,
+        ]
+
+    @functools.cached_property
+    def generator(self) -> str:
+        """Trains the query generator, on the largest corpus's train queries; gives its folder."""
+        size = max(self.choice.sizes)
+        self.run(size, "import")
+        model = str(self.work(size).model(DOC2QUERY))
+        steps = [f"STEPS={self.sizes.generator_steps}", *_unevaluated()]
+        self.run(size, "train", f"MODEL_DIR={model!r}", *steps, files=("runs/doc2query.gin",))
+        return model
+
+    @functools.cache  # noqa: B019 (one study a process)
+    def prepare(self, size: int, synthetic: bool) -> None:
+        """Imports a corpus, and makes its synthetic queries."""
+        self.run(size, "import")
+        if synthetic:
+            count = f"generate_queries.count={self.sizes.generated}"
+            self.run(size, "generate-queries", f"MODEL_DIR={self.generator!r}", count)
+
+    def settings(self, point: Point) -> list[str]:
+        """Gives the bindings of a point's training."""
+        method, tasks = METHODS[point.method], PAPER_MIXTURES[point.mixture]
+        given = [*_network(point.width), *_unevaluated(), *method.settings, f"SEED={point.seed}"]
+        given += [f"DataConfig.mixture={point.mixture!r}", f"train.batch_size={BATCH}"]
+        given += [f"DataConfig.token_dropout={dict.fromkeys(tasks, 0.1)}"]
+        if method.verb == "ripor":
+            given += [f"ripor.name={point.name!r}", "ripor.rounds=1"]
+        return given + ([f"SYNTHETIC={DOC2QUERY!r}"] if point.reads_synthetic else [])
+
+    def make_docids(self, point: Point) -> None:
+        """Makes the docids that a point's model writes, and the dual encoder whose vectors they cluster."""
+        method = METHODS[point.method]
+        if not method.docids or method.verb != "train":
+            return
+        vectors = []
+        if method.vectors:
+            dense = Point(point.size, DENSE, MAIN)
+            self.train(dense)
+            vectors = [f"EMBEDDINGS={str(self.work(point.size).model(dense.name))!r}"]
+        self.run(point.size, "docids", f"DOCIDS={method.docids!r}", *vectors)
+
+    def flops_per_step(self, point: Point, stage: str | None = None) -> int:
+        """Counts the floating-point operations of a training step of a point."""
+        configure_verbs([*METHODS[point.method].files], [*self.here(point.size), *self.settings(point)])
+        with gin.config_scope(stage):
+            config = TrainConfig()
+        work, kind = self.work(point.size), None if stage == "dense" else METHODS[point.method].docids
+        table = DocidTable.open(work.docids(kind)) if kind else None
+        model = config.make_model(Vocabulary(Collection(work.collection).vocabulary_path).size, table)
+        target_type = family_of(config.retriever).targets_for(config.data)
+        length = table.length if table else None
+        return model_flops(model, batch_shapes(target_type, config.data, config.batch_size, length))
+
+    def steps(self, point: Point) -> int:
+        """Gives a point's steps: those of its budget."""
+        steps = self.choice.steps_of(point.size)
+        if point.budget == "examples":
+            return steps
+        reference = dataclasses.replace(point, method=REFERENCE, budget="examples")
+        self.make_docids(reference)
+        return max(round(steps * self.flops_per_step(reference) / self.flops_per_step(point)), 1)
+
+    def train(self, point: Point) -> dict:
+        """Trains a point's model; gives its steps and floating-point operations."""
+        method = METHODS[point.method]
+        self.prepare(point.size, point.reads_synthetic)
+        self.make_docids(point)
+        steps = self.steps(point)
+        if method.verb == "ripor":
+            stages = {stage: max(round(share * steps), 1) for stage, share in STAGES.items()}
+            of_stages = f"ripor.steps={ {**stages, 'seq2seq': 0} }"
+            self.run(point.size, "ripor", of_stages, *self.settings(point), files=method.files)
+            flops = sum(n * self.flops_per_step(point, stage) for stage, n in stages.items())
+            return {"steps": steps, "flops": flops}
+        model = f"MODEL_DIR={str(self.work(point.size).model(point.name))!r}"
+        self.run(point.size, "train", f"STEPS={steps}", model, *self.settings(point), files=method.files)
+        return {"steps": steps, "flops": steps * self.flops_per_step(point)}
+
+    def index(self, point: Point) -> tuple[str, LoadedModel | None]:
+        """Indexes a point's model; gives the searcher's name and the model."""
+        method, work = METHODS[point.method], self.work(point.size)
+        settings = [f"make_index.kind={method.kind!r}", f"make_index.name={point.name!r}"]
+        if method.mixtures is None:
+            self.prepare(point.size, point.reads_synthetic)
+            expansion = [f"make_index.expansion={DOC2QUERY!r}"] if method.expansion else []
+            self.run(point.size, "index", *settings, *expansion)
+            return point.name, None
+        if method.verb == "ripor":
+            return f"{point.name}_1", load_model(work.model(f"{point.name}_1"))
+        folder = work.model(point.name)
+        self.run(point.size, "index", f"MODEL_DIR={str(folder)!r}", *settings)
+        return point.name, load_model(folder)
+
+    def recipe(self, point: Point) -> dict:
+        """Gives all that a point's figures depend on."""
+        return {
+            "point": dataclasses.asdict(point),
+            "sizes": dataclasses.asdict(self.sizes),
+            "steps": self.choice.steps_of(point.size),
+            "largest": max(self.choice.sizes) if point.reads_synthetic else None,
+            "bindings": self.bindings,
+        }
+
+    def file(self, point: Point) -> Path:
+        """Gives the file of a point's figures."""
+        name = f"{point.size}_{point.name}_{storage.digest([repr(self.recipe(point))])}"
+        return self.folder / "points" / f"{name}.json"
+
+    def measure(self, point: Point) -> dict:
+        """Gives a point's figures, made now or earlier."""
+        path = self.file(point)
+        if path.exists():
+            return storage.read_json(path, "delete it")
+        began, figures = time.perf_counter(), {"steps": 0, "flops": 0}
+        if METHODS[point.method].mixtures:
+            figures = self.train(point)
+        searcher, model = self.index(point)
+        figures |= count_parameters(model) | self.search(point, searcher, model)
+        figures |= {"recipe": self.recipe(point), "seconds": time.perf_counter() - began}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_json(path, figures)
+        if point != Point(point.size, DENSE, MAIN):  # whose vectors docids are made of
+            self.forget(point)
+        jax.clear_caches()
+        return figures
+
+    def forget(self, point: Point) -> None:
+        """Deletes a measured point's model and searcher: those of a large corpus take much space."""
+        for folder in (self.work(point.size).folder / part for part in ("models", "searchers")):
+            for made in folder.glob(f"{point.name}*"):
+                shutil.rmtree(made)
+
+    def search(self, point: Point, name: str, model: LoadedModel | None) -> dict:
+        """Answers the test queries, and scores their relevant passages and random ones."""
+        work = self.work(point.size)
+        collection, searcher = Collection(work.collection), Searcher.open(work.searcher(name))
+        queries = collection.queries("test")
+        found = dict(zip(ids(queries), searcher.search([q.text for q in queries], 10), strict=True))
+        qrels = {query.id: query.relevant for query in queries}
+        values = evaluate_run(qrels, found, metrics=chosen_metrics([*METRICS.values()])).per_query
+        figures = {key: values[metric].tolist() for key, metric in METRICS.items()}
+        positive_Q, negatives_QxDxR = self.scores(searcher, collection, queries[: self.sizes.scored])
+        scale = getattr(model.model, "scale", 1.0) if model else 1.0  # of a dual encoder's cosines
+        entropy = contrastive_entropy(scale * positive_Q, scale * negatives_QxDxR)
+        random = negatives_QxDxR.reshape(len(positive_Q), -1)
+        return figures | {
+            "contrastive_entropy": entropy.tolist() if model else None,
+            "coverage": coverage(collection),
+            "relevant_scores": positive_Q.tolist(),
+            "random_scores": np.round(random, 4).tolist(),
+        }
+
+    def scores(
+        self, searcher: Searcher, collection: Collection, queries: list[Query]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores each query's first relevant passage (Q), and random ones (Q×D×R; NaN: they answer it)."""
+        random = np.random.default_rng(0)
+        count = min(self.sizes.negatives, collection.passage_count)
+        drawn_DxR = [
+            random.choice(collection.passage_count, count, replace=False) for _ in range(self.sizes.draws)
+        ]
+        rows, place = np.unique(np.stack(drawn_DxR), return_inverse=True)
+        wanted = collection.ids.take(rows).to_pylist()
+        of_query = [[next(iter(query.positives)), *wanted] for query in queries]
+        scores_QxC = np.array(searcher.score([q.text for q in queries], of_query), np.float64)
+        for row, query in enumerate(queries):
+            scores_QxC[row, 1:][[name in query.positives for name in wanted]] = np.nan
+        return scores_QxC[:, 0], scores_QxC[:, 1:][:, place.reshape(self.sizes.draws, count)]
+
+
+def ids(queries: list[Query]) -> list[str]:
+    """Gives the ids of queries."""
+    return [query.id for query in queries]
+
+
+def coverage(collection: Collection) -> float:
+    """Gives the share of the passages that have a train query."""
+    return len({p for q in collection.queries("train") for p in q.positives}) / collection.passage_count
+
+
+def count_parameters(model: LoadedModel | None) -> dict:
+    """Counts a model's parameters: all, and those that are neither embeddings nor an output softmax."""
+    if model is None:
+        return {"parameters": 0, "inner_parameters": 0}
+    inner = sum(
+        math.prod(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)
+        if not any(word in jax.tree_util.keystr(path) for word in ("embed", "logits_dense"))
+    )
+    return {"parameters": model.parameter_count, "inner_parameters": inner}
+
+
+def cut(whole: Collection, folder: Path, sizes: Sizes) -> Path:
+    """Writes the collection (TSV layout) with few test and dev queries, so that a small corpus holds theirs.
+
+    They are chosen by a hash of their ids; the other dev queries serve for training, the other test queries
+    for nothing.
+    """
+
+    def make(folder: Path) -> dict:
+        test, dev = (
+            sorted(
+                (q for q in whole.queries(split) if q.positives), key=lambda q: storage.hash_fraction(q.id)
+            )
+            for split in ("test", "dev")
+        )
+        splits = {"test": test[: sizes.queries], "dev": dev[: sizes.dev]}
+        splits["train"] = [*whole.queries("train"), *dev[sizes.dev :]]
+        _write(folder / "docs.tsv", ([p.id, p.title, p.text] for p in whole.passages()))
+        for split, some in splits.items():
+            _write(folder / f"queries.{split}.tsv", ([q.id, q.text] for q in some))
+            pairs = ([q.id, p, str(grade)] for q in some for p, grade in q.positives.items())
+            _write(folder / f"qrels.{split}.tsv", pairs)
+        return {"splits": {split: len(some) for split, some in splits.items()}}
+
+    recipe = {"collection": whole.fingerprint, "queries": sizes.queries, "dev": sizes.dev}
+    storage.build_once(folder, recipe, make)
+    return folder
+
+
+def _write(path: Path, rows) -> None:
+    with path.open("w") as file:
+        for row in rows:
+            print(*(" ".join(cell.split()) for cell in row), sep="\t", file=file)
+
+
+def _network(width: int) -> list[str]:
+    sizes = {"emb_dim": width, "mlp_dim": width, "num_heads": max(width // 64, 1), "num_encoder_layers": 0}
+    return [f"T5Config.{name}={value}" for name, value in sizes.items()]
+
+
+def _unevaluated() -> list[str]:
+    return [f"train.eval_every={OFTEN}", f"train.save_every={OFTEN}", "train.keep_best=None"]

@@ -1,0 +1,319 @@
+"""What the points of the study of scale say: rows, fitted laws, the paper's claims, and the plot."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from _scaling_plan import DENSE, GENERATIVE, MAIN, WIDTH, Point
+
+from retrieval_jax.evaluation.scaling_laws import (
+    bootstrap_interval,
+    fit_power_law,
+    found_at,
+    standardize,
+)
+
+MS_MARCO = 8_841_823
+K = 10
+CLOSE = 0.05  # the paper's "competitive": within 5% (80.3 beside 83.2 on MSMarco100k)
+Figures = Mapping[str, list]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A point with all its seeds.
+
+    Attributes:
+      point: with seed 0.
+      mrr_SxQ: MRR@10 of each test query with each seed.
+      entropy_SxQ: the contrastive entropy; None of a searcher whose scores are no logits.
+      flops, parameters, inner_parameters, coverage: as the first seed has them.
+      recall_SxQ: Recall@10.
+      relevant_Q, random_QxR: the first seed's scores.
+    """
+
+    point: Point
+    mrr_SxQ: np.ndarray
+    entropy_SxQ: np.ndarray | None
+    recall_SxQ: np.ndarray
+    flops: float
+    parameters: int
+    inner_parameters: int
+    coverage: float
+    relevant_Q: np.ndarray
+    random_QxR: np.ndarray
+
+    @classmethod
+    def of(cls, point: Point, seeds: list[Figures]) -> "Row":
+        """Joins the figures of a point's seeds."""
+        first = seeds[0]
+        entropy = first["contrastive_entropy"]
+        return cls(
+            point,
+            np.array([one["mrr_at_10"] for one in seeds]),
+            np.array([one["contrastive_entropy"] for one in seeds]) if entropy else None,
+            np.array([one["recall_at_10"] for one in seeds]),
+            *(first[name] for name in ("flops", "parameters", "inner_parameters", "coverage")),
+            np.array(first["relevant_scores"]),
+            np.array(first["random_scores"], np.float64),
+        )
+
+    def told(self) -> dict:
+        """Gives a row of the JSON."""
+        low, high = bootstrap_interval(self.mrr_SxQ)
+        return {
+            "corpus": self.point.size,
+            "method": self.point.method,
+            "mixture": self.point.mixture,
+            "budget": self.point.budget,
+            "width": self.point.width,
+            "seeds": len(self.mrr_SxQ),
+            "parameters": self.parameters,
+            "flops": self.flops,
+            "coverage": round(self.coverage, 3),
+            "mrr_at_10": round(float(self.mrr_SxQ.mean()), 4),
+            "interval": [round(low, 4), round(high, 4)],
+            "recall_at_10": round(float(self.recall_SxQ.mean()), 4),
+            "contrastive_entropy": None
+            if self.entropy_SxQ is None
+            else round(float(self.entropy_SxQ.mean()), 4),
+        }
+
+
+def rows_of(figures: Mapping[Point, Figures]) -> list[Row]:
+    """Joins the seeds of each point, in the order of the plan."""
+    seeds: dict[Point, list[Figures]] = {}
+    for point, one in figures.items():
+        seeds.setdefault(dataclasses.replace(point, seed=0), []).append(one)
+    return [Row.of(point, some) for point, some in seeds.items()]
+
+
+def series(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
+    """Groups the rows of the usual width: (method, mixture, budget) -> its rows by size of the corpus."""
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row.point.width == WIDTH:
+            found.setdefault((row.point.method, row.point.mixture, row.point.budget), []).append(row)
+    return {key: sorted(some, key=lambda row: row.point.size) for key, some in found.items()}
+
+
+def fits(rows: list[Row]) -> list[dict]:
+    """Fits the laws: contrastive entropy by corpus and by parameters, and Recall@10 in larger corpora."""
+    told = []
+    for key, some in series(rows).items():
+        if some[0].entropy_SxQ is not None:
+            told += _law("contrastive entropy by passages", key, some, lambda row: row.point.size)
+        told += _recalls(key, some)
+    for method in GENERATIVE:
+        key, some = (method, MAIN, "examples"), _by_width(rows, method)
+        told += _law("contrastive entropy by inner parameters", key, some, lambda row: row.inner_parameters)
+    return told
+
+
+def _by_width(rows: list[Row], method: str) -> list[Row]:
+    """Gives a method's rows on the corpus where it has several widths, the widest last."""
+    fixed = {row.point.size for row in rows if row.point.width != WIDTH}
+    some = [r for r in rows if r.point.size in fixed and r.point.method == method]
+    some = [r for r in some if r.point.mixture == MAIN and r.point.budget == "examples"]
+    return sorted(some, key=lambda row: row.point.width)
+
+
+def _law(name: str, key: tuple, rows: list[Row], x: Callable[[Row], float]) -> list[dict]:
+    """Fits all points, and all but the largest, which is predicted; fewer than three points give nothing."""
+    if len(rows) < 3:
+        return []
+    sizes, values = np.array([x(row) for row in rows]), [float(row.entropy_SxQ.mean()) for row in rows]
+    law, smaller = fit_power_law(sizes, values), fit_power_law(sizes[:-1], values[:-1])
+    return [
+        dict(zip(("method", "mixture", "budget"), key, strict=True))
+        | {"law": name, **dataclasses.asdict(law)}
+        | {
+            "largest": int(sizes[-1]),
+            "predicted": float(smaller(sizes[-1])),
+            "seen": values[-1],
+            "interval": bootstrap_interval(rows[-1].entropy_SxQ),
+        }
+    ]
+
+
+def _recalls(key: tuple, rows: list[Row]) -> list[dict]:
+    """Predicts Recall@10 of the largest corpus from the one before, and of 8.8M passages from the largest."""
+    if len(rows) < 2:
+        return []
+    smaller, largest = rows[-2:]
+    told = dict(zip(("method", "mixture", "budget"), key, strict=True)) | {"law": "Recall@10 by passages"}
+    from_smaller, far = _found(smaller, largest.point.size), _found(largest, MS_MARCO)
+    seen = largest.recall_SxQ[0, : len(from_smaller)]  # of the queries whose scores are known
+    return [
+        told
+        | {
+            "from": smaller.point.size,
+            "largest": largest.point.size,
+            "predicted": float(from_smaller.mean()),
+            "predicted_interval": bootstrap_interval(from_smaller),
+            "seen": float(seen.mean()),
+            "interval": bootstrap_interval(seen),
+            "same_corpus": float(_found(largest, largest.point.size).mean()),
+            "at_ms_marco": float(far.mean()),
+        }
+    ]
+
+
+def _found(row: Row, passages: int) -> np.ndarray:
+    positive_Q, others_QxR = standardize(row.relevant_Q, row.random_QxR)
+    return found_at(positive_Q, others_QxR, k=K, passages=passages).astype(float)
+
+
+def _difference(better: Row | None, worse: Row | None) -> tuple[float, float, float] | None:
+    """The mean paired difference in MRR@10, and its interval; None where a row is missing."""
+    if better is None or worse is None:
+        return None
+    seeds = min(len(better.mrr_SxQ), len(worse.mrr_SxQ))
+    values_SxQ = better.mrr_SxQ[:seeds] - worse.mrr_SxQ[:seeds]
+    return float(values_SxQ.mean()), *bootstrap_interval(values_SxQ)
+
+
+def _shown(difference: tuple[float, float, float]) -> str:
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference)
+
+
+def _above(difference: tuple[float, float, float]) -> bool | None:
+    """Whether it is above 0; None where its interval holds 0."""
+    return True if difference[1] > 0 else False if difference[2] < 0 else None
+
+
+def findings(rows: list[Row]) -> list[dict]:
+    """Compares the claims of the paper's abstract with the rows; `agrees` is None where nothing decides."""
+    by, sizes = {row.point: row for row in rows}, sorted({row.point.size for row in rows})
+    told = []
+
+    def at(size: int, method: str, mixture: str = MAIN, **values: object) -> Row | None:
+        return by.get(Point(size, method, mixture, **values))
+
+    def tell(claim: str, seen: list[str], agrees: bool | None) -> None:
+        told.append(
+            {"claim": claim, "seen": "; ".join(seen) or "not run", "agrees": agrees if seen else None}
+        )
+
+    methods = ("atomic", "naive", "semantic")
+    gains = [{s: _difference(at(s, m), at(s, m, "2a")) for s in sizes} for m in methods]
+    gains = [(m, {s: d for s, d in by_size.items() if d}) for m, by_size in zip(methods, gains, strict=True)]
+    seen = [f"{m}, {s:,}: {_shown(d)}" for m, by_size in gains for s, d in by_size.items()]
+    largest = [by_size[max(by_size)] for _, by_size in gains if by_size]
+    tell("synthetic queries are of central importance (3b over 2a)", seen, _all(map(_above, largest)))
+    grown = [(m, d[max(d)][0] - d[min(d)][0]) for m, d in gains if len(d) > 1]
+    seen = [f"{m}: {change:+.3f} from the smallest corpus to the largest" for m, change in grown]
+    tell("they matter more, the larger the corpus", seen, _all(change > 0 for _, change in grown))
+
+    seen, above = [], []
+    for s in sizes:
+        for budget in ("flops", "examples"):
+            pawa = at(s, "2-D + PAWA", budget=budget)
+            plain = at(s, "semantic", budget=budget)
+            if d := _difference(pawa, plain):
+                seen.append(f"{s:,}, equal {budget}: {_shown(d)}")
+                above += [_above(d)] if budget == "flops" else []
+    agrees = _all(None if is_above is None else not is_above for is_above in above) if above else None
+    tell("2-D docids with PAWA do not pay for their compute (over semantic)", seen, agrees)
+
+    seen, agree = [], []
+    for method in ("naive", "atomic"):
+        if len(by_width := _by_width(rows, method)) > 2:
+            *_, second, widest = by_width
+            d = _difference(widest, second)
+            seen.append(f"{method}, width {widest.point.width} over {second.point.width}: {_shown(d)}")
+            agree.append(None if _above(d) is None else not _above(d))
+    tell("more parameters alone stop to help", seen, _all(agree))
+
+    gaps = {s: _best_gap(by, s) for s in sizes}
+    gaps = {s: gap for s, gap in gaps.items() if gap}
+    seen = [f"{s:,}: {name} {_shown(d)}" for s, (name, d, _) in gaps.items()]
+    close = [gap[1][2] >= 0 or gap[1][0] > -CLOSE * gap[2] for gap in gaps.values()]
+    tell("on small corpora it is competitive with dual encoders", seen[:1], close[0] if close else None)
+    wider = gaps[max(gaps)][1][0] < gaps[min(gaps)][1][0] if len(gaps) > 1 else None
+    tell(
+        "on large corpora it is not: the gap to the dual encoder grows", seen if len(gaps) > 1 else [], wider
+    )
+    return told
+
+
+def _all(decided: Iterable[bool | None]) -> bool | None:
+    """True or False where all say so, else None."""
+    seen = {*decided}
+    return seen.pop() if len(seen) == 1 else None
+
+
+def _best_gap(by: Mapping[Point, Row], size: int) -> tuple[str, tuple[float, float, float], float] | None:
+    """The generative method nearest to the dual encoder: its name, the difference, the dual encoder's MRR."""
+    dense = by.get(Point(size, DENSE, MAIN))
+    rows = [by[p] for name in GENERATIVE if (p := Point(size, name, MAIN)) in by]
+    if dense is None or not rows:
+        return None
+    best = max(rows, key=lambda row: row.mrr_SxQ.mean())
+    return best.point.method, _difference(best, dense), float(dense.mrr_SxQ.mean())
+
+
+def draw(name: str, rows: list[Row], told: list[dict], path: Path) -> None:
+    """Draws the paper's figures: by corpus, by operations, gains of synthetic queries, gaps, and the laws."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8.4))
+    by_corpus, by_flops, gain, gap, entropy, recall = axes.flat
+    by, colours = {row.point: row for row in rows}, {}
+
+    def colour(method: str) -> str:
+        return colours.setdefault(method, f"C{len(colours) % 10}")
+
+    def line(ax, xs, differences, label: str, **style: object) -> None:
+        middle, low, high = np.array(differences).T
+        errors = np.maximum([middle - low, high - middle], 0)
+        ax.errorbar(xs, middle, errors, marker="o", ms=3, capsize=2, label=label, **style)
+
+    for (method, mixture, budget), some in series(rows).items():
+        if budget == "examples" and mixture in (MAIN, None):
+            values = [(float(r.mrr_SxQ.mean()), *bootstrap_interval(r.mrr_SxQ)) for r in some]
+            line(by_corpus, [r.point.size for r in some], values, method, color=colour(method))
+        if some[0].flops:
+            values, xs = [r.mrr_SxQ.mean() for r in some], [r.flops for r in some]
+            marks = {"marker": "o" if budget == "examples" else "x", "ls": "-" if mixture == MAIN else ":"}
+            by_flops.plot(xs, values, ms=4, color=colour(method), **marks)
+        if mixture == MAIN and budget == "examples":
+            pairs = [(r.point.size, _difference(r, by.get(Point(r.point.size, method, "2a")))) for r in some]
+            if pairs := [pair for pair in pairs if pair[1]]:
+                line(gain, *zip(*pairs, strict=True), method, color=colour(method))
+            pairs = [(r.point.size, _difference(r, by.get(Point(r.point.size, DENSE, MAIN)))) for r in some]
+            pairs = [pair for pair in pairs if pair[1]]
+            if pairs and method != DENSE:
+                line(gap, *zip(*pairs, strict=True), method, color=colour(method))
+            if some[0].entropy_SxQ is not None:
+                values = [(float(r.entropy_SxQ.mean()), *bootstrap_interval(r.entropy_SxQ)) for r in some]
+                line(entropy, [r.point.size for r in some], values, method, color=colour(method), ls="")
+    for law in told:
+        if law["mixture"] in (MAIN, None) and law["budget"] == "examples":
+            if law["law"] == "contrastive entropy by passages":
+                xs = np.geomspace(*[f({row.point.size for row in rows}) for f in (min, max)])
+                ys = law["factor"] * xs ** -law["exponent"] + law["floor"]
+                entropy.plot(xs, ys, color=colour(law["method"]), lw=1)
+            elif law["law"] == "Recall@10 by passages":
+                recall.plot(law["seen"], law["predicted"], "o", color=colour(law["method"]), ms=5)
+    recall.plot([0, 1], [0, 1], color="grey", lw=0.8)
+    shown = {
+        by_corpus: ("passages", "MRR@10", f"{name}, equal examples"),
+        by_flops: ("floating-point operations of the training", "MRR@10", "o equal examples, x equal FLOPs"),
+        gain: ("passages", "MRR@10, 3b - 2a", "gain of synthetic queries"),
+        gap: ("passages", "MRR@10 - the dual encoder's", "gap to the dual encoder"),
+        entropy: ("passages", "nats", "contrastive entropy, and the laws"),
+        recall: ("seen", "predicted", "Recall@10 of the largest corpus"),
+    }
+    for ax, (x, y, title) in shown.items():
+        ax.set_xlabel(x), ax.set_ylabel(y), ax.set_title(title), ax.grid(alpha=0.3)
+        if ax is not recall:
+            ax.set_xscale("log")
+    by_corpus.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,191 @@
+"""How does generative retrieval scale? The study of Pradeep et al. (2023), from random weights.
+
+    python benchmarks/scaling.py ../shared/data/wordnet --work /tmp/scaling --plan
+    python benchmarks/scaling.py ../shared/data/wordnet --work /tmp/scaling --plot scaling.png
+
+Corpora of 1k, 4k, 16k, 64k and 117k passages are cut of each collection as the paper cut MSMarco100k and
+1M: the passages of all test and dev queries, then of train queries, then others. Test queries are the same
+at every size (--queries, chosen by a hash), and nothing is chosen on them, or at all. On each corpus learn,
+from random weights and on one small network without encoder layers:
+
+    docids       atomic, naive, semantic, 2-D with PAWA, rq, rq and ranking (`retrieval-jax ripor`)
+    mixtures     of the paper: 1a labelled queries; 2a with the passages' first tokens; 3b with synthetic
+                 queries, too; 6b synthetic queries alone
+    beside them  BM25, BM25 over passages with synthetic queries, a dual encoder (mixture 3b)
+
+Synthetic queries are of a generator that learned on the train queries of the largest corpus. Semantic and
+rq docids cluster the vectors of the dual encoder with 3b and seed 0, whose training is not counted as
+theirs. Steps grow with the square root of the corpus (the paper: 1M steps at 100k, 9M at 8.8M). The budget
+`examples` gives all methods of a corpus as many examples; the budget `flops` gives generative ones the
+operations of naive docids with 3b (matrix products of the training, three times the forward pass). --widths
+are other sizes of the network, on one corpus (--fixed).
+
+Every figure is of test queries, with the 95% interval of a bootstrap over queries and seeds. Contrastive
+entropy is the one metric that both families have: -log of the relevant passage's share of exp(score) among
+256 random ones, in 10 draws; a score is the exact log-probability of a docid, or a cosine times the
+training's scale. Its law by passages is fitted to all corpora, and to all but the largest, which is
+predicted. Recall@10 of the largest corpus is predicted from the scores of the one before, that of 8.8M
+passages from the largest.
+
+The plan is printed first, with an estimate of its hours on two cores: some 25 for wordnet with one seed, and
+--sizes, --methods, --mixtures and --budgets choose a part. What is finished is kept in --work, and the same
+command goes on, also with more methods or seeds; after --minutes no other point begins. Prints tables, then
+one line of JSON. --quick measures a few methods on 120 and 240 passages.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import _quiet  # noqa: F401
+from _scaling_plan import METHODS, ROWS, WIDTH, Choice, points, seconds_of
+from _scaling_run import Sizes, Study
+from _scaling_told import Row, draw, findings, fits, rows_of
+from _verbs import parse
+from rich.console import Console
+from rich.table import Table
+
+from retrieval_jax.core.progress import log
+
+SIZES = (1000, 4000, 16_000, 64_000, 117_659)
+QUICK = {
+    "sizes": [120, 240],
+    "methods": ["BM25", "BM25 + doc2query", "dual encoder", "atomic"],
+    "mixtures": ["2a", "3b"],
+    "budgets": ["examples"],
+    "widths": [],
+    "steps": 30,
+    "seeds": 1,
+}
+QUICK_SIZES = Sizes(queries=40, dev=10, scored=16, draws=2, negatives=64, generated=2, generator_steps=4)
+QUICK_DOCS = ["import_collection.vocab_size=2000", "import_collection.docs_packages=('optax',)"]
+
+
+def show_plan(study: Study) -> None:
+    """Prints what will run, in its order, and how long it takes."""
+    choice, sizes = study.choice, study.sizes
+    scored = sizes.scored * sizes.draws * sizes.negatives
+    table, total = Table("passages", "steps", "methods, mixtures and budgets, by seed", "minutes"), 0.0
+    groups: dict[int, list] = {}
+    for point in points(choice):
+        groups.setdefault(point.size, []).append(point)
+    for size, some in groups.items():
+        seconds = sum(seconds_of(point, choice, sizes.queries, scored) for point in some)
+        seconds += size * sizes.generated * 0.002 * any(point.reads_synthetic for point in some)
+        of_method: dict[str, list[str]] = {}
+        for point in some:
+            facts = [point.mixture or "", *(["flops"] if point.budget == "flops" else [])]
+            facts += [f"width {point.width}"] if point.width != WIDTH else []
+            if point.seed == 0:
+                of_method.setdefault(point.method, []).append(" ".join(facts))
+        names = "; ".join(f"{name} {', '.join(rows)}".strip() for name, rows in of_method.items())
+        table.add_row(f"{size:,}", f"{choice.steps_of(size):,}", names, f"{seconds / 60:.0f}")
+        total += seconds
+    console = Console(width=120)
+    console.print(table)
+    console.print(
+        f"{study.name}: {len([*points(choice)])} points, about {total / 3600:.1f} hours on two cores, and "
+        f"the query generator's {sizes.generator_steps:,} steps"
+    )
+
+
+def measure(study: Study, deadline: float) -> dict:
+    """Measures the points of the plan, until the time is up; gives point -> figures."""
+    found, todo = {}, [*points(study.choice)]
+    for number, point in enumerate(todo, 1):
+        if study.file(point).exists() or time.monotonic() < deadline:
+            log(f"{study.name} {number}/{len(todo)}: {point.size:,} passages, {point.name}")
+            found[point] = study.measure(point)
+    if missing := len(todo) - len(found):
+        log(f"{study.name}: time is up, and {missing} of {len(todo)} points are not measured")
+    return found
+
+
+def show(name: str, rows: list[Row], told: Mapping[str, list[dict]]) -> None:
+    """Prints the tables."""
+    console = Console(width=140)
+    table = Table(
+        "passages", "method", "mixture", "budget", "width", "parameters", "FLOPs", "MRR@10", "95%", "entropy",
+        title=name,
+    )  # fmt: skip
+    for one in told["points"]:
+        facts = [one["mixture"] or "", one["budget"], str(one["width"]), f"{one['parameters']:,}"]
+        interval, entropy = one["interval"], one["contrastive_entropy"]
+        table.add_row(
+            f"{one['corpus']:,}", one["method"], *facts, f"{one['flops']:.1e}", f"{one['mrr_at_10']:.3f}",
+            f"{interval[0]:.3f}-{interval[1]:.3f}", "" if entropy is None else f"{entropy:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    table = Table("law", "method", "mixture", "budget", "largest", "predicted", "seen", "95%")
+    for law in told["fits"]:
+        low, high = law["interval"]
+        table.add_row(
+            law["law"], law["method"], law["mixture"] or "", law["budget"], f"{law['largest']:,}",
+            f"{law['predicted']:.3f}", f"{law['seen']:.3f}", f"{low:.3f}-{high:.3f}",
+        )  # fmt: skip
+    console.print(table)
+    table = Table("the paper", "seen here: MRR@10 and its 95% interval", "agrees")
+    for finding in told["findings"]:
+        agrees = {True: "yes", False: "no", None: "undecided"}[finding["agrees"]]
+        table.add_row(finding["claim"], finding["seen"], agrees)
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("collections", nargs="*", default=["python_docs"])
+    parser.add_argument("--work", required=True, type=Path)
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="passages of the corpora")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=METHODS)
+    parser.add_argument("--mixtures", nargs="+", default=ROWS, choices=ROWS)
+    parser.add_argument("--budgets", nargs="+", default=["examples", "flops"], choices=("examples", "flops"))
+    parser.add_argument("--widths", nargs="*", type=int, default=[64, 128, 512], help="beside 256")
+    parser.add_argument("--fixed", type=int, default=16_000, help="passages of the corpus of other widths")
+    parser.add_argument("--steps", type=int, default=300, help="of a training on a thousand passages")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    for name, default in vars(Sizes()).items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="see Sizes in _scaling_run.py")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no point begins")
+    parser.add_argument("--plot", type=Path, help="of several collections: NAME_PLOT")
+    parser.add_argument("--plan", action="store_true", help="print the plan alone")
+    parser.add_argument("--quick", action="store_true", help="little of everything")
+    args, bindings = parse(parser)
+    sizes = Sizes(**{name: getattr(args, name) for name in vars(Sizes())})
+    if args.quick:
+        vars(args).update(QUICK)
+        args.collections, sizes, bindings = ["python_docs"], QUICK_SIZES, [*QUICK_DOCS, *bindings]
+    names = ("sizes", "methods", "mixtures", "budgets", "widths", "fixed", "seeds", "steps")
+    choice = Choice(**{name: getattr(args, name) for name in names})
+
+    deadline = time.monotonic() + 60 * args.minutes
+    studies = [
+        Study(given, args.work / Path(given).name, choice, sizes, bindings) for given in args.collections
+    ]
+    for study in studies:
+        show_plan(study)
+    if args.plan:
+        return
+    results = {}
+    for study in studies:
+        rows = rows_of(measure(study, deadline))
+        told = {
+            "points": [row.told() for row in rows],
+            "fits": fits(rows),
+            "findings": findings(rows),
+        }
+        show(study.name, rows, told)
+        if args.plot:
+            path = args.plot.with_name(
+                f"{study.name}_{args.plot.name}" if len(studies) > 1 else args.plot.name
+            )
+            draw(study.name, rows, told["fits"], path)
+        results[study.name] = told
+    print(json.dumps(results if len(results) > 1 else results[study.name]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""How results change with size: one metric for all families, power laws, recall in larger collections.
+
+All functions take and give NumPy arrays. Letters in shapes: Q queries, D draws, R random passages, S seeds.
+"""
+
+import dataclasses
+
+import numpy as np
+from scipy import optimize
+
+TAIL = 0.01  # the share of the other passages' scores whose tail is fitted
+
+
+def contrastive_entropy(positive_Q: np.ndarray, negatives_QxDxR: np.ndarray) -> np.ndarray:
+    """Computes -log(e^s⁺ / (e^s⁺ + Σ e^s⁻)), the mean over draws of negatives (Fang et al., SIGIR 2024).
+
+    It compares retrievers of any family whose scores are logits or log-probabilities: a dual encoder's dot
+    products over its temperature, a generative retriever's log-probabilities of docids. One that knows
+    nothing has log(R + 1).
+
+    Args:
+      positive_Q: the score of each query's relevant passage.
+      negatives_QxDxR: those of D draws of R random passages; NaN where a passage answers the query.
+
+    Returns:
+      The entropy of each query in nats, float64.
+    """
+    positive_Qx1x1 = np.asarray(positive_Q, np.float64)[:, None, None]
+    margins_QxDxR = np.asarray(negatives_QxDxR, np.float64) - positive_Qx1x1
+    margins_QxDxR = np.where(np.isnan(margins_QxDxR), -np.inf, margins_QxDxR)
+    return np.logaddexp(0.0, np.logaddexp.reduce(margins_QxDxR, axis=2)).mean(1)
+
+
+def bootstrap_interval(values_SxQ: np.ndarray, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Gives the 95% interval of the mean over seeds and queries, by the bootstrap of both.
+
+    The two are crossed: each draw takes S of the seeds and Q of the queries, with replacement. With one seed
+    the interval is of the queries alone.
+
+    Args:
+      values_SxQ: the value of each query with each seed, or a paired difference.
+      draws: the number of draws.
+      seed: of the draws.
+    """
+    values_SxQ, random = np.atleast_2d(np.asarray(values_SxQ, np.float64)), np.random.default_rng(seed)
+    seeds, queries = values_SxQ.shape
+    weights_DxS = random.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+    weights_DxQ = random.multinomial(queries, np.full(queries, 1 / queries), draws) / queries
+    means_D = np.einsum("ds,sq,dq->d", weights_DxS, values_SxQ, weights_DxQ, optimize=True)
+    low, high = np.quantile(means_D, (0.025, 0.975))
+    return float(low), float(high)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerLaw:
+    """L(x) = factor · x^-exponent + floor, or (A / x)^exponent + floor with A = factor^(1 / exponent).
+
+    Attributes:
+      factor: above 0.
+      exponent: above 0 where L falls, below 0 where it rises with x.
+      floor: what is left of L however large x is (of a law that falls), at least 0.
+    """
+
+    factor: float
+    exponent: float
+    floor: float = 0.0
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Computes the law at x."""
+        return self.factor * np.asarray(x, np.float64) ** -self.exponent + self.floor
+
+
+def fit_power_law(x: np.ndarray, y: np.ndarray, *, restarts: int = 16, seed: int = 0) -> PowerLaw:
+    """Fits a power law by least squares of the logarithms, the best of several random starts.
+
+    Args:
+      x: sizes, at least two of them different.
+      y: values above 0. With fewer than four points the floor is 0: it would fit anything.
+      restarts: the number of starts. The squared errors have more than one minimum.
+      seed: of the starts.
+
+    Returns:
+      The law.
+
+    Raises:
+      ValueError: there are too few points, or one is not above 0.
+    """
+    log_x, y = np.log(np.asarray(x, np.float64)), np.asarray(y, np.float64)
+    if len({*log_x.tolist()}) < 2 or not (np.isfinite(log_x).all() and (y > 0).all()):
+        raise ValueError("a power law needs two sizes or more, and sizes and values above 0")
+    center, log_y = log_x.mean(), np.log(y)
+
+    def law(parameters: np.ndarray) -> np.ndarray:
+        return np.exp(parameters[0] - parameters[1] * (log_x - center)) + np.append(parameters, 0.0)[2]
+
+    def errors(parameters: np.ndarray) -> np.ndarray:
+        return np.log(law(parameters)) - log_y
+
+    slope, height = np.polyfit(log_x - center, log_y, 1)
+    random, starts, bounds = np.random.default_rng(seed), [[height, -slope]], ([-60.0, -5.0], [60.0, 5.0])
+    if len(y) >= 4:
+        bounds = ([*bounds[0], 0.0], [*bounds[1], float(y.min())])
+        floors = y.min() * random.uniform(0.0, 0.99, restarts)
+        starts = [[*np.polyfit(log_x - center, np.log(y - floor), 1)[::-1], floor] for floor in floors]
+        starts = [[height, -slope * random.uniform(0.5, 2.0), floor] for height, slope, floor in starts]
+    fits = [
+        optimize.least_squares(errors, np.clip(s, *bounds), bounds=bounds, xtol=1e-12, ftol=1e-12)
+        for s in starts
+    ]
+    height, exponent, *floor = min(fits, key=lambda fit: fit.cost).x.tolist()
+    return PowerLaw(float(np.exp(height + exponent * center)), exponent, *floor)
+
+
+def standardize(positive_Q: np.ndarray, others_QxR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Subtracts the mean of each query's random passages, and divides by their standard deviation.
+
+    Queries whose scores lie at different heights can then be pooled. NaNs stay, and do not count.
+    """
+    others_QxR = np.asarray(others_QxR, np.float64)
+    mean_Qx1 = np.nanmean(others_QxR, axis=1, keepdims=True)
+    deviation_Qx1 = np.maximum(np.nanstd(others_QxR, axis=1, keepdims=True), 1e-12)
+    positive_Qx1 = (np.asarray(positive_Q, np.float64)[:, None] - mean_Qx1) / deviation_Qx1
+    return positive_Qx1[:, 0], (others_QxR - mean_Qx1) / deviation_Qx1
+
+
+def found_at(positive_Q: np.ndarray, others: np.ndarray, *, k: int, passages: int) -> np.ndarray:
+    """Predicts which queries find their passage among the first k of a collection of another size.
+
+    Recall@k is the mean: 1 - F_relevant(F_other⁻¹(1 - k / N)) with the distributions F of the scores of
+    relevant and of other passages, which are taken to be the same at every size. Beyond the last hundredth of
+    F_other, its tail is a generalised Pareto distribution, which is fitted by probability-weighted moments
+    (Hosking and Wallis 1987), so that N may be far larger than the number of scores.
+
+    Args:
+      positive_Q: the score of each query's relevant passage.
+      others: scores of random passages, of any shape; NaNs do not count. Queries whose scores lie at
+        different heights are brought together by `standardize`.
+      k: how many passages are found.
+      passages: N, the number of passages of that collection.
+
+    Returns:
+      bool Q: whether the score is above the threshold.
+    """
+    others, share = np.asarray(others, np.float64), min(k / passages, 1.0)
+    others = np.sort(others[np.isfinite(others)])
+    if share >= TAIL:
+        return positive_Q > np.quantile(others, 1 - share)
+    start = np.quantile(others, 1 - TAIL)
+    excess = others[others > start] - start
+    if len(excess) < 2:
+        return positive_Q > start
+    rank = np.arange(len(excess))  # ascending: 1 - F is (n - 1 - rank) / (n - 1)
+    first, second = excess.mean(), (excess * (len(excess) - 1 - rank) / (len(excess) - 1)).mean()
+    shape = 2.0 - first / (first - 2.0 * second)
+    scale = 2.0 * first * second / (first - 2.0 * second)
+    growth = TAIL / share
+    stretch = np.log(growth) if abs(shape) < 1e-9 else (growth**shape - 1.0) / shape
+    return positive_Q > start + scale * stretch

@@ -1,0 +1,129 @@
+"""The study of scale: its plan, what it says of figures that are made up, and its quick run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+from _scaling_plan import MAIN, METHODS, ROWS, Choice, Point, points, seconds_of  # noqa: E402
+from _scaling_told import draw, findings, fits, rows_of  # noqa: E402
+
+CHOICE = Choice((1000, 16_000), [*METHODS], ROWS, ("examples", "flops"), (64, 128, 512), 16_000, 2, 400)
+
+
+def test_every_point_has_a_name_of_its_own_on_its_corpus():
+    plan = [*points(CHOICE)]
+    assert len({(point.size, point.name) for point in plan}) == len(plan)
+    assert [point.size for point in plan if point.seed == 0 and point.method == "BM25"] == [1000, 16_000]
+    assert not [point for point in plan if point.seed and point.mixture is None]
+    of_flops = {(point.method, point.mixture) for point in plan if point.budget == "flops"}
+    assert of_flops == {(name, MAIN) for name in ("atomic", "semantic", "2-D + PAWA", "rq")}
+    wide = {(p.size, p.method, p.width) for p in plan if p.width != 256}
+    assert wide == {(16_000, name, width) for name in ("atomic", "naive") for width in (64, 128, 512)}
+    rows = {p.mixture for p in plan if p.method == "naive"}
+    assert rows == {"1a", "2a", "3b", "6b"}
+
+
+def test_steps_grow_with_the_root_of_the_corpus_as_in_the_paper():
+    assert CHOICE.steps_of(1000) == 400
+    assert CHOICE.steps_of(16_000) == 1600
+    paper = Choice((), (), (), (), (), 0, 1, 1_000_000 / 10)  # 1M steps at 100k passages
+    assert paper.steps_of(100_000) == 1_000_000
+    assert paper.steps_of(8_841_823) == pytest.approx(9_000_000, rel=0.06)
+
+
+def test_a_larger_corpus_takes_longer():
+    small, large = (seconds_of(Point(size, "naive", MAIN), CHOICE, 500, 1000) for size in (1000, 16_000))
+    assert 0 < small < large
+
+
+def figures(mrr: float, entropy: float | None, *, noise: float = 0.0, inner: int = 100) -> dict:
+    random = np.random.default_rng(0)
+    values = np.clip(mrr + random.normal(0, noise, 200), 0, 1) if noise else np.full(200, mrr)
+    return {
+        "mrr_at_10": values.tolist(),
+        "recall_at_10": (values > 0).tolist(),
+        "contrastive_entropy": entropy and [entropy] * 20,
+        **{"flops": 1e9, "parameters": 1000, "inner_parameters": inner, "coverage": 0.5},
+        "relevant_scores": random.normal(3, 1, 20).tolist(),
+        "random_scores": random.normal(size=(20, 500)).tolist(),
+    }
+
+
+@pytest.fixture(scope="module")
+def rows():
+    made = {}
+    for size, atomic, dense in ((1000, 0.48, 0.5), (4000, 0.40, 0.5), (16_000, 0.3, 0.45)):
+        made[Point(size, "BM25")] = figures(0.6, None)
+        made[Point(size, "dual encoder", MAIN)] = figures(dense, 1.0)
+        made[Point(size, "atomic", MAIN)] = figures(atomic, 0.5 * size**0.25)
+        made[Point(size, "atomic", "2a")] = figures(atomic - size / 80_000, 3.0)
+        made[Point(size, "semantic", MAIN, "flops")] = figures(0.3, 3.0)
+        made[Point(size, "2-D + PAWA", MAIN, "flops")] = figures(0.25, 3.0)
+    for width, mrr in ((64, 0.1), (512, 0.3)):
+        made[Point(16_000, "atomic", MAIN, width=width)] = figures(mrr, 1.0, inner=width)
+    made[Point(1000, "atomic", MAIN, seed=1)] = figures(0.46, 0.5 * 1000**0.25)
+    return rows_of(made)
+
+
+def test_what_differences_say_of_the_claims(rows):
+    synthetic, growth, pawa, size, small, large = findings(rows)
+    assert synthetic["agrees"] is True
+    assert "atomic, 16,000: +0.200 [+0.200, +0.200]" in synthetic["seen"]
+    assert growth["agrees"] is True
+    assert growth["seen"].startswith("atomic: +0.1")
+    assert pawa["agrees"] is True
+    assert "1,000, equal flops: -0.050" in pawa["seen"]
+    assert size["agrees"] is None  # equal to the narrower one: neither above nor below
+    assert small["agrees"] is True  # .02 below .5: less than a twentieth
+    assert large["agrees"] is True
+    assert "16,000: atomic -0.150" in large["seen"]
+
+
+def test_an_interval_with_0_decides_nothing_and_what_is_missing_is_said():
+    noisy = {
+        Point(1000, "atomic", MAIN): figures(0.3, 1.0, noise=0.1),
+        Point(1000, "atomic", "2a"): figures(0.3, 1.0),
+    }
+    synthetic, growth, pawa, *_ = findings(rows_of(noisy))
+    assert synthetic["agrees"] is None
+    assert growth["agrees"] is pawa["agrees"] is None
+    assert pawa["seen"] == "not run"
+
+
+def test_rows_have_the_seeds_mean_and_laws_predict_the_largest_corpus(rows, tmp_path):
+    first = next(row for row in rows if row.point == Point(1000, "atomic", MAIN)).told()
+    assert (first["mrr_at_10"], first["seeds"]) == (0.47, 2)
+    told = fits(rows)
+    law = next(one for one in told if one["method"] == "atomic" and one["mixture"] == MAIN)
+    assert law["exponent"] == pytest.approx(-0.25, abs=1e-4)
+    assert law["predicted"] == pytest.approx(law["seen"], rel=1e-4)
+    recall = next(one for one in told if one["law"].startswith("Recall") and one["method"] == "BM25")
+    assert (recall["from"], recall["largest"], recall["seen"]) == (4000, 16_000, 1.0)
+    assert 0 <= recall["at_ms_marco"] <= recall["predicted"] <= 1
+    draw("made up", rows, told, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_quick_run_is_whole_and_the_same_command_repeats_it(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "scaling.py"), "--quick", "--work", str(tmp_path)]
+    lines = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        lines.append(done.stdout.splitlines()[-1])
+    assert lines[0] == lines[1]
+    told = json.loads(lines[0])
+    assert {*told} == {"points", "fits", "findings"}
+    assert len(told["points"]) == 10
+    for point in told["points"]:
+        low, high = point["interval"]
+        assert 0 <= low <= point["mrr_at_10"] <= high <= 1
+        assert (point["contrastive_entropy"] is None) == point["method"].startswith("BM25")
+    assert not [*tmp_path.rglob("models/atomic*")]  # measured, and deleted

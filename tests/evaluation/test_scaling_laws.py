@@ -1,0 +1,119 @@
+"""Laws of scale, against scipy, brute force in float64 and data whose law is known."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from retrieval_jax.evaluation.scaling_laws import (
+    TAIL,
+    bootstrap_interval,
+    contrastive_entropy,
+    fit_power_law,
+    found_at,
+    standardize,
+)
+
+
+def test_contrastive_entropy_is_its_formula_without_passages_that_answer():
+    random = np.random.default_rng(0)
+    positive_Q, negatives_QxDxR = random.normal(size=3), random.normal(size=(3, 4, 5)) * 3
+    negatives_QxDxR[1, 2, 3] = np.nan
+    expected = []
+    for positive, draws in zip(positive_Q, negatives_QxDxR, strict=True):
+        terms = [sum(math.exp(s) for s in some if not math.isnan(s)) for some in draws]
+        expected.append(
+            sum(-math.log(math.exp(positive) / (math.exp(positive) + t)) for t in terms) / len(terms)
+        )
+    np.testing.assert_allclose(contrastive_entropy(positive_Q, negatives_QxDxR), expected, rtol=1e-12)
+
+
+def test_contrastive_entropy_of_chance_and_of_large_scores():
+    np.testing.assert_allclose(contrastive_entropy(np.zeros(2), np.zeros((2, 3, 256))), math.log(257))
+    far = contrastive_entropy(np.array([-2000.0, 0.0]), np.array([[[0.0]], [[-2000.0]]]))
+    np.testing.assert_allclose(far, [2000.0, 0.0])
+
+
+@pytest.mark.parametrize(("exponent", "floor"), [(0.5, 0.0), (0.3, 0.7), (-0.2, 0.0), (1.5, 0.05)])
+def test_a_known_law_is_found(exponent, floor):
+    x = np.array([1e3, 4e3, 1.6e4, 6.4e4, 2.5e5, 1e6])
+    y = 3.0 * (x / 1e3) ** -exponent + floor
+    law = fit_power_law(x, y)
+    np.testing.assert_allclose(law.exponent, exponent, atol=1e-3)
+    np.testing.assert_allclose(law(x), y, rtol=1e-5)
+    np.testing.assert_allclose(law.floor, floor, atol=2e-3)
+
+
+def test_a_noisy_law_has_no_larger_error_than_scipys_global_search():
+    random, x = np.random.default_rng(1), np.geomspace(10, 1e5, 8)
+    y = (40 * x**-0.6 + 0.5) * np.exp(random.normal(0, 0.05, 8))
+
+    def error(parameters):
+        factor, exponent, floor = parameters
+        return np.square(np.log(np.exp(factor) * x**-exponent + floor) - np.log(y)).sum()
+
+    bounds = [(-5, 10), (0.01, 3), (0, y.min())]
+    best = optimize.differential_evolution(error, bounds, seed=0, maxiter=300, tol=1e-10)
+    law = fit_power_law(x, y)
+    found = error([np.log(law.factor), law.exponent, law.floor])
+    assert found <= best.fun + 1e-6
+    assert law.exponent == pytest.approx(best.x[1], rel=0.05)
+
+
+def test_few_points_give_a_line_of_logarithms():
+    law = fit_power_law([10, 100, 1000], [8.0, 4.5, 2.0])
+    slope, height = np.polyfit(np.log([10, 100, 1000]), np.log([8.0, 4.5, 2.0]), 1)
+    np.testing.assert_allclose([law.exponent, np.log(law.factor)], [-slope, height], rtol=1e-6)
+    assert law.floor == 0
+    with pytest.raises(ValueError, match="two sizes"):
+        fit_power_law([10, 10], [1.0, 2.0])
+
+
+def recall_of_gaussians(k: int, passages: int, distance: float) -> float:
+    """Recall@k where scores are normal, relevant ones `distance` higher: integrated over the score."""
+    score = np.linspace(-8, 14, 4001)
+    beats = stats.norm.sf(score)  # one passage, by chance
+    kept = stats.binom.cdf(k - 1, passages - 1, beats)
+    return float(np.trapezoid(kept * stats.norm.pdf(score - distance), score))
+
+
+@pytest.mark.parametrize("passages", [500, 20_000, 8_841_823])
+def test_recall_in_a_larger_collection_is_that_of_the_distributions(passages):
+    random = np.random.default_rng(0)
+    positive_Q, others = random.normal(3.5, 1, 4000), random.normal(size=(400, 500))
+    predicted = found_at(positive_Q, others, k=10, passages=passages).mean()
+    assert predicted == pytest.approx(recall_of_gaussians(10, passages, 3.5), abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [-0.2, 0.0, 0.3])
+def test_the_tail_is_the_pareto_distribution_that_made_it(shape):
+    others = stats.genpareto.rvs(shape, scale=2.0, size=400_000, random_state=0)
+    share = TAIL / 100
+    threshold = stats.genpareto.isf(share, shape, scale=2.0)
+    around = threshold * np.array([0.85, 1.15])
+    assert found_at(around, others, k=1, passages=round(1 / share)).tolist() == [False, True]
+
+
+def test_standardized_scores_of_a_query_have_mean_0_and_deviation_1():
+    random = np.random.default_rng(0)
+    others_QxR = random.normal(size=(3, 50)) * [[1], [10], [0.1]] + [[5], [-3], [0]]
+    others_QxR[0, :5] = np.nan
+    positive_Q, pooled_QxR = standardize(others_QxR[:, 10], others_QxR)
+    np.testing.assert_allclose(positive_Q, pooled_QxR[:, 10])
+    np.testing.assert_allclose(np.nanmean(pooled_QxR, axis=1), 0, atol=1e-12)
+    np.testing.assert_allclose(np.nanstd(pooled_QxR, axis=1), 1)
+    assert np.isnan(pooled_QxR[0, :5]).all()
+
+
+def test_the_interval_of_one_seed_is_the_bootstrap_of_queries():
+    values_Q = np.random.default_rng(0).beta(0.3, 0.5, 200)
+    expected = stats.bootstrap((values_Q,), np.mean, method="percentile", random_state=1).confidence_interval
+    np.testing.assert_allclose(bootstrap_interval(values_Q), [expected.low, expected.high], atol=0.004)
+
+
+def test_the_interval_covers_the_spread_of_seeds():
+    values_SxQ = np.arange(3.0)[:, None] + np.zeros((3, 50))  # seeds alone differ
+    low, high = bootstrap_interval(values_SxQ)
+    every = np.mean(np.stack(np.meshgrid(*[np.arange(3.0)] * 3)).reshape(3, -1), axis=0)  # all 27 draws
+    assert (low, high) == pytest.approx((every.min(), every.max()))
