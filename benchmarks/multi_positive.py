@@ -1,28 +1,46 @@
-"""Which objective learns best from several positives a query, and from false ones? A small study.
+"""Which objective learns best from several positives a query, of people, of a teacher, and false ones?
 
     python benchmarks/multi_positive.py FOLDER… --work FOLDER [--steps N] [--layers N] [--quick]
 
-Trains a dual encoder on each collection (TSV or BEIR folders) with InfoNCE on one positive, and with JointLH,
-SumMargLH, LSEPair and Rand1LH on two and four, for equally many steps, on its labels as they are and with
-false positives among them: so many that 20% or 40% of a query's labels are false, drawn from what BM25 finds
-for it (a judge who errs, errs on those). What BM25 finds else are its hard negatives, three a query, with the
-other queries' passages. Three seeds each, which begin alike for all objectives. Where a folder has
-queries.lemmas (wordnet), those with several positives are the queries, a tenth of them for testing.
+The study of Wang et al. 2026 from small weights. A dual encoder learns on each collection (TSV or BEIR
+folders) with InfoNCE on one positive, and with JointLH, SumMargLH, LSEPair and Rand1LH on --positives
+(four), for equally many steps, by each kind of --labels:
 
-From random weights: without layers (the default) the encoder is a bag of words, an embedding, a mean and a
-projection, which learns within seconds on a processor. Nothing is chosen on test queries, or at all:
-optimiser and temperature are those of runs/dual_encoder.gin.
+    own                 the collection's labels, as people made them
+    llm                 homogeneous labels of a teacher, which sees no label: of the own positives and of what
+                        BM25 found for the query those that it scores at least .8 of the best, at most four
+    mixture             each query has, by chance, either its own labels or the teacher's
+    curriculum          the teacher's for three quarters of the steps, then the own
+    false_20, false_40  own labels and false ones, so many that these are 20% or 40% of all, drawn from what
+                        BM25 finds
+
+The teacher is BM25 fused with a dual encoder that learned the own labels for --teacher_steps; weights are
+chosen on dev queries. An LLM that judges would know no labels: this one errs as such searchers do. What
+BM25 finds else are hard negatives, three a query, with the other queries' passages. Each method also learns
+with the teacher's scores of its candidates (--distillation: dense_kl, as in
+runs/dual_encoder_distilled.gin).
+
+The encoder has --layers, and weights that learned the collection's own text first: spans of passages find
+the passages that they were cut from (the inverse cloze task, Lee et al. 2019) for --pretraining steps; 0
+begins from random weights. All runs begin alike, and differ by --seeds in the order of their batches.
+Nothing is chosen on test queries, or at all: optimiser and temperature are those of runs/dual_encoder.gin.
+Where a folder has queries.lemmas (wordnet), lemmas with several positives are the queries, a tenth of them
+for testing; --passages takes a part of these passages.
+
+On real batches, at the first step and after the last one, the gradient of each objective on the positives
+is measured by autodiff and compared with section 3's formulas: who of the positives has it, and how many
+are pushed down.
 
 Finished runs are kept in --work. Prints a table a collection, of means over seeds and test queries with 95%
-intervals (bootstrap over queries), marks what differs from InfoNCE on the same labels (paired bootstrap),
-draws --plot, and prints one line of JSON.
+intervals (a bootstrap of both), marks what differs from InfoNCE on the same labels without distillation,
+draws --plot and --gradients, and prints one line of JSON. Without a folder, --quick makes up a collection.
+Twelve methods and four kinds of labels at --steps 300 take some six hours on two cores.
 """
 
 import argparse
 import dataclasses
-import gzip
 import json
-import shutil
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +48,11 @@ from pathlib import Path
 import _quiet  # noqa: F401
 import ir_measures
 import jax
+import jax.numpy as jnp
 import numpy as np
-from _verbs import run
+from _allocation import OBJECTIVES, measure
+from _positives import LABELS, OF_TEACHER, Data, batches, import_collection, spans
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ir_measures import RR, R
 from rich.console import Console
 from rich.table import Table
@@ -39,141 +60,62 @@ from rich.table import Table
 from retrieval_jax.core import storage
 from retrieval_jax.core.progress import bar, log
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.mined import MinedNegatives
-from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.evaluation.scaling_laws import bootstrap_interval
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.models import contrastive
+from retrieval_jax.models.contrastive import info_nce
+from retrieval_jax.models.distillation import dense_kl
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.training.optimizers import adamw, learning_rate
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 
-OBJECTIVES = {
-    "JointLH": contrastive.joint_lh,
-    "SumMargLH": contrastive.sum_marg_lh,
-    "LSEPair": contrastive.lse_pair,
-    "Rand1LH": contrastive.rand1_lh,
-}
-METHODS = [("InfoNCE", 1), *((name, m) for m in (2, 4) for name in OBJECTIVES)]
-NOISE = (0.0, 0.2, 0.4)
-NEGATIVES = 3
-LENGTHS = 16, 48  # tokens of a query, of a passage
 METRICS = {"MRR@10": RR @ 10, "Recall@100": R @ 100}
+GRADIENT_BATCHES = 8
+TEMPERATURE = 0.1  # of the teacher's scores, which lie in 0 to 1; as in runs/ripor.gin
 
 
-def import_collection(source: Path, work: Workspace) -> None:
-    """Imports a folder, and mines BM25's negatives of its train queries."""
-    if list(source.glob("queries.lemmas*")):
-        source = lemmas(source, work.folder / "source" / source.name)
-    here = f"--gin.COLLECTION={str(source)!r}", f"--gin.WORK_DIR={str(work.folder)!r}"
-    run("import", *here, "--gin.import_collection.vocab_size=8192")
-    run("index", *here)
-    run("mine", *here, "--gin.mine.depth=40", "--gin.mine.negatives_per_query=20")
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An objective, the most positives of a query, and whether the teacher's scores are learned, too."""
+
+    objective: str
+    positives: int
+    distilled: bool
+
+    def __str__(self) -> str:
+        return f"{self.objective} {self.positives}{' distilled' if self.distilled else ''}"
 
 
-def lemmas(source: Path, folder: Path) -> Path:
-    """The passages, with lemmas that have several positives as queries: a tenth test, 8,000 of the others."""
-    if (folder / "docs.tsv.gz").exists():  # the last to be written
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with gzip.open(source / "queries.lemmas.tsv.gz", "rt") as file:
-        texts = dict(line.rstrip("\n").split("\t") for line in file)
-    qrels = defaultdict(list)
-    with gzip.open(source / "qrels.lemmas.tsv.gz", "rt") as file:
-        for line in file:
-            qrels[line.split("\t")[0]].append(line)
-    several = sorted((q for q in qrels if len(qrels[q]) > 1), key=storage.hash_fraction)
-    tenth = len(several) // 10
-    for split, queries in {"test": several[:tenth], "train": several[tenth : tenth + 8000]}.items():
-        (folder / f"queries.{split}.tsv").write_text("".join(f"{q}\t{texts[q]}\n" for q in queries))
-        (folder / f"qrels.{split}.tsv").write_text("".join(line for q in queries for line in qrels[q]))
-    shutil.copyfile(source / "docs.tsv.gz", folder / "docs.tsv.gz")
-    return folder
-
-
-@dataclasses.dataclass
-class Data:
-    """A collection in memory, as tokens; `labels` and `mined` are rows of each train query's passages."""
-
-    ids: list[str]
-    passages_NxP: np.ndarray
-    queries_QxS: np.ndarray
-    labels: list[list[int]]
-    mined: list[list[int]]
-    tests_TxS: np.ndarray
-    qrels: dict[str, dict[str, int]]
-
-    @classmethod
-    def read(cls, work: Workspace) -> "Data":
-        collection = Collection(work.collection)
-        vocabulary = Vocabulary(collection.vocabulary_path)
-        train, test = collection.queries("train"), collection.queries("test")
-        mined = MinedNegatives(work.negatives("bm25")).of_queries(collection)
-        passages = [p.full_text for p in collection.passages()]
-        return cls(
-            collection.ids.to_pylist(),
-            vocabulary.batch(passages, LENGTHS[1]),
-            vocabulary.batch([q.text for q in train], LENGTHS[0]),
-            [collection.find_rows(list(q.positives)).tolist() for q in train],
-            [collection.find_rows(list(mined.get(q.id, ()))).tolist() for q in train],
-            vocabulary.batch([q.text for q in test], LENGTHS[0]),
-            {q.id: q.positives for q in test},
-        )
-
-    def with_noise(self, share: float, seed: int) -> tuple[list[list[int]], list[list[int]]]:
-        """(labels of which a share is false, the mined that are left)."""
-        rng, labels, rest = np.random.default_rng(seed), [], []
-        for right, found in zip(self.labels, self.mined, strict=True):
-            count = int(len(right) * share / (1 - share) + rng.random())
-            wrong = rng.choice(found, min(count, len(found)), replace=False).tolist()
-            labels.append(right + wrong)
-            rest.append([row for row in found if row not in wrong])
-        return labels, rest
-
-
-def batches(data: Data, positives: int, noise: float, batch: int, seed: int) -> Iterator[dict]:
-    labels, mined = data.with_noise(noise, seed)
-    rng, group = np.random.default_rng(seed + 1), positives + NEGATIVES
-    known = 2 * max(map(len, data.labels)) + 1  # as wide for all labels
-    while True:
-        order = rng.permutation(len(labels))
-        for chosen in order[: len(order) // batch * batch].reshape(-1, batch):
-            made = {"passage": np.full((batch, group), -1), "other_positives": np.full((batch, known), -1)}
-            made["grade"] = np.full((batch, group), -1)
-            for row, query in enumerate(chosen):
-                right = rng.permutation(labels[query])[:positives]
-                wrong = rng.permutation(mined[query])[:NEGATIVES].astype(int)
-                own = np.concatenate([right, wrong])
-                made["passage"][row, : len(own)] = own
-                made["grade"][row, : len(own)] = np.arange(len(own)) < len(right)
-                made["other_positives"][row, : len(labels[query])] = labels[query]
-            there = made["passage"][..., None] >= 0
-            made["left_encoder_input_tokens"] = data.queries_QxS[chosen]
-            made["right_encoder_input_tokens"] = np.where(there, data.passages_NxP[made["passage"]], 0)
-            yield {name: x.astype(np.int32) for name, x in made.items()}
+def methods(args: argparse.Namespace) -> list[Method]:
+    """Lists the methods of the command line; the baseline is the first."""
+    chosen = [("InfoNCE", 1), *((name, m) for m in args.positives for name in args.objectives)]
+    return [Method(*one, distilled) for distilled in args.distillation for one in chosen if one[1]]
 
 
 class Trainer:
-    """One objective on groups of one size: compiled once, for all labels and seeds."""
+    """One method's training: compiled once, for all labels and seeds."""
 
-    def __init__(self, objective, layers: int, steps: int):
+    def __init__(self, objective, layers: int, steps: int, distilled: bool = False):
         config = T5Config(
             8192, 256, 4, 64, 256, layers, 0, 0.0, embedding_init_std=0.05, branch_init_scale=1e-3
         )
         multipliers = {"embedding": 100.0, "projection_layer": 60.0}
         optimizer = adamw(learning_rate(1e-4, steps, 20, "linear"), b2=0.98, multipliers=multipliers)
-        self.model = DualEncoder(config, optimizer, 256, scale=20.0, objective=objective, bidirectional=False)
+        distillation = (lambda *scores: dense_kl(*scores, temperature=TEMPERATURE)) if distilled else None
+        values = {"scale": 20.0, "objective": objective, "bidirectional": False, "distillation": distillation}
+        self.model = DualEncoder(config, optimizer, 256, **values)
         self.mesh, self.steps, self.step = partitioning.make_mesh(), steps, None
         self.encode = jax.jit(self.model.encode_passages)
 
-    def train(self, batches: Iterator[dict], seed: int) -> dict:
-        """Parameters."""
+    def train(self, batches: Iterator[dict], seed: int, start: dict | None = None) -> dict:
+        """Gives the parameters after the last step, from `start` or from random ones."""
         first = next(batches)
         shapes = {name: x.shape for name, x in first.items()}
         abstract = abstract_state(self.model, self.mesh, shapes)
         state = initial_state(self.model, abstract, shapes, seed)
+        if start is not None:  # a step may take the memory of the state that it is given
+            state = state.replace(params=jax.tree.map(jnp.array, start))
         self.step = self.step or make_train_step(self.model, self.mesh, abstract, seed)
         batch = first
         for _ in range(self.steps):
@@ -203,101 +145,215 @@ class Trainer:
         return {name: [values[q, measure] for q in data.qrels] for name, measure in METRICS.items()}
 
 
-def study(name: str, data: Data, folder: Path, args) -> dict[tuple, dict[str, np.ndarray]]:
-    """(objective, positives, noise) -> metric -> seeds × test queries."""
-    found = defaultdict(lambda: defaultdict(list))
-    with bar(name, len(METHODS) * len(NOISE) * args.seeds) as advance:
-        for objective, positives in METHODS:
-            trainer = Trainer(OBJECTIVES.get(objective, contrastive.info_nce), args.layers, args.steps)
-            for noise in NOISE:
+def pretrained(data: Data, folder: Path, args: argparse.Namespace) -> dict | None:
+    """Gives the weights that learned the collection's own text; None: random ones."""
+    if not args.pretraining:
+        return None
+    path = folder / f"pretrained_{args.pretraining}_{args.layers}.npz"
+    if not path.exists():
+        log(f"the weights that all begin with: {args.pretraining} steps of spans and their passages")
+        trainer = Trainer(info_nce, args.layers, args.pretraining)
+        params = trainer.train(spans(data, 4 * args.batch, 0), 0)
+        part = path.with_suffix(".part.npz")
+        np.savez(part, **flatten_dict(jax.device_get(params), sep="/"))
+        part.rename(path)
+    with np.load(path) as arrays:
+        return unflatten_dict({tuple(name.split("/")): arrays[name] for name in arrays})
+
+
+def study(name: str, data: Data, folder: Path, args: argparse.Namespace) -> dict[tuple, dict]:
+    """(method, labels) -> {metric: seeds × test queries, "start" and "end": see _allocation.measure}."""
+    found: dict[tuple, dict] = defaultdict(lambda: defaultdict(list))
+    start, todo = pretrained(data, folder, args), methods(args)
+    with bar(name, len(todo) * len(args.labels) * args.seeds) as advance:
+        for method in todo:
+            objective = OBJECTIVES[method.objective]
+            trainer = Trainer(objective, args.layers, args.steps, method.distilled)
+            for labels in args.labels:
                 for seed in range(args.seeds):
-                    path = folder / f"{objective}_{positives}_{noise}_{seed}_{args.steps}_{args.layers}.json"
+                    sizes = f"{args.steps}_{args.layers}_{args.pretraining}_{args.batch}"
+                    path = folder / f"{str(method).replace(' ', '_')}_{labels}_{seed}_{sizes}.json"
                     if not path.exists():
-                        some = batches(data, positives, noise, args.batch, seed)
-                        storage.write_json(path, trainer.measure(trainer.train(some, seed), data))
+                        run_once(path, trainer, method, data, (labels, seed, args), start)
                     for metric, values in storage.read_json(path, "delete it").items():
-                        found[objective, positives, noise][metric].append(values)
+                        found[method, labels][metric].append(values)
                     advance()
-    return {key: {m: np.array(v) for m, v in by.items()} for key, by in found.items()}
+            jax.clear_caches()
+    return {
+        key: {m: v[0] if m in ("start", "end") else np.array(v) for m, v in by.items()}
+        for key, by in found.items()
+    }
 
 
-def interval(values_SxQ: np.ndarray) -> tuple[float, float]:
-    """95% of the mean over seeds and queries, by 2,000 draws of queries."""
-    means = values_SxQ.mean(0)
-    draws = np.random.default_rng(0).choice(means, (2000, len(means)))
-    return tuple(np.quantile(draws.mean(1), (0.025, 0.975)))
+def run_once(path: Path, trainer: Trainer, method: Method, data: Data, chosen: tuple, start) -> None:
+    """Trains and measures one run, and writes what is known of it."""
+    labels, seed, args = chosen
+
+    def stream() -> Iterator[dict]:
+        values = {"batch": args.batch, "seed": seed, "steps": args.steps}
+        return batches(data, method.positives, labels, **values)
+
+    params = trainer.train(stream(), seed, start)
+    told = trainer.measure(params, data)
+    if method.positives > 1 and seed == 0 and not method.distilled:
+        some = [batch for batch, _ in zip(stream(), range(GRADIENT_BATCHES), strict=False)]
+        names = [method.objective]
+        told["end"] = measure(trainer.model, params, some, names)[method.objective]
+        if start is not None:
+            told["start"] = measure(trainer.model, start, some, names)[method.objective]
+    storage.write_json(path, told)
 
 
-def tell(name: str, found: dict) -> dict:
-    """Prints the table; gives {"OBJECTIVE MOST NOISE": {metric: [mean, low, high]}}."""
-    table, told = Table(*("objective", "positives"), title=name), {}
-    for noise in NOISE:
+def tell(name: str, found: dict, args: argparse.Namespace) -> dict:
+    """Prints the table; gives {"OBJECTIVE MOST LABELS": {metric: [mean, low, high]}}."""
+    table, told = Table(*("objective", "positives", "teacher"), title=name), {}
+    baseline = methods(args)[0]
+    for labels in args.labels:
         for metric in METRICS:
-            table.add_column(f"{metric}\n{noise:.0%} false", justify="right")
-    for objective, positives in METHODS:
+            table.add_column(f"{metric}\n{labels}", justify="right")
+    for method in methods(args):
         cells = []
-        for noise in NOISE:
-            key = f"{objective} {positives} {noise}"
+        for labels in args.labels:
+            key = f"{method} {labels}"
             told[key] = {}
             for metric in METRICS:
-                values = found[objective, positives, noise][metric]
-                low, high = interval(values)
-                less, more = interval(values - found["InfoNCE", 1, noise][metric])
+                values = found[method, labels][metric]
+                low, high = bootstrap_interval(values)
+                less, more = bootstrap_interval(values - found[baseline, labels][metric])
                 mark = "+" if less > 0 else "-" if more < 0 else ""
                 cells.append(f"{values.mean():.3f} ±{(high - low) / 2:.3f}{mark:1}")
                 told[key][metric] = [round(float(x), 4) for x in (values.mean(), low, high)]
-        table.add_row(objective, str(positives), *cells)
-    Console(width=140).print(table)
+            told[key] |= {k: v for k, v in found[method, labels].items() if k in ("start", "end")}
+        table.add_row(method.objective, str(method.positives), "yes" if method.distilled else "", *cells)
+    console = Console(width=170)
+    console.print(table)
+    columns = ("labels", "step", "strongest first, by autodiff", "pushed down", "formula off by")
+    table = Table("gradient on positives", *columns)
+    for key, one in told.items():
+        for when in (when for when in ("start", "end") if when in one):
+            method, labels = key.rsplit(" ", 1)
+            ranks = " ".join(f"{x:+.3f}" for x in one[when]["by_rank"])
+            facts = f"{one[when]['pushed_down']:.0%}", f"{one[when]['difference']:.1e}"
+            table.add_row(method, labels, when, ranks, *facts)
+    console.print(table)
     return told
 
 
-def draw(told: dict[str, dict], path: Path) -> None:
+def draw(told: dict[str, dict], args: argparse.Namespace) -> None:
+    """Draws the metrics by labels."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, len(told), figsize=(4.2 * len(told), 6.4), squeeze=False, sharex=True)
+    width = max(4.4, 1.5 * len(args.labels)) * len(told)
+    figure, axes = plt.subplots(2, len(told), figsize=(width, 6.4), squeeze=False, sharex=True)
+    shown = methods(args)
     for column, (name, by) in enumerate(told.items()):
         for row, metric in enumerate(METRICS):
             ax = axes[row][column]
-            for i, (objective, positives) in enumerate(m for m in METHODS if m[1] != 2):
-                points = np.array([by[f"{objective} {positives} {noise}"][metric] for noise in NOISE]).T
+            for i, method in enumerate(shown):
+                points = np.array([by[f"{method} {labels}"][metric] for labels in args.labels]).T
                 errors = np.abs(points[1:] - points[0])
-                at = np.array(NOISE) * 100 + (i - 2) * 0.6
-                ax.errorbar(
-                    at, points[0], errors, marker="o", ms=4, capsize=2, label=f"{objective}, {positives}"
-                )
+                at = np.arange(len(args.labels)) + (i - len(shown) / 2) * 0.06
+                colour = f"C{[*OBJECTIVES].index(method.objective)}"
+                filled = "none" if method.distilled else colour
+                style = {"marker": "o", "ms": 5, "capsize": 2, "ls": "", "color": colour, "mfc": filled}
+                ax.errorbar(at, points[0], errors, label=str(method), **style)
             ax.set_title(name if row == 0 else "")
             ax.set_ylabel(metric if column == 0 else "")
             ax.grid(alpha=0.3)
-        ax.set_xlabel("% of the labels that are false")
-        ax.set_xticks([100 * noise for noise in NOISE])
+        ax.set_xticks(range(len(args.labels)), args.labels)
     lines, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(
-        lines, labels, loc="lower center", ncols=len(labels), title="objective, most positives a query"
+    figure.legend(lines, labels, loc="lower center", ncols=5, fontsize=7)
+    figure.tight_layout(rect=(0, 0.03 + 0.03 * math.ceil(len(labels) / 5), 1, 1))
+    figure.savefig(args.plot, dpi=110)
+    plt.close(figure)
+
+
+def draw_gradients(told: dict[str, dict], args: argparse.Namespace) -> None:
+    """Draws the gradient on positives by their rank: bars by autodiff, crosses by the formulas."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [m for m in methods(args) if m.positives == max(args.positives) and not m.distilled]
+    columns = [(name, when) for name in told for when in ("start", "end")]
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(4.6 * len(columns), 3.6), squeeze=False, sharey=True
     )
-    figure.tight_layout(rect=(0, 0.09, 1, 1))
-    figure.savefig(path, dpi=110)
+    for ax, (name, when) in zip(axes[0], columns, strict=True):
+        for i, method in enumerate(m for m in shown if m.positives > 1):
+            one = told[name][f"{method} {args.labels[0]}"].get(when)
+            if one:
+                at = np.arange(len(one["by_rank"])) + (i - 1.5) * 0.2
+                ax.bar(at, one["by_rank"], 0.18, label=method.objective)
+                ax.plot(at, one["formula"], "kx", ms=4)
+        ax.set_title(f"{name}, {args.labels[0]}: {'first step' if when == 'start' else 'last step'}")
+        ax.set_xlabel("the query's positives, the highest score first")
+        ax.grid(alpha=0.3)
+    axes[0][0].set_ylabel("∂ loss / ∂ score")
+    axes[0][-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(args.gradients, dpi=110)
+    plt.close(figure)
+
+
+def made_up(folder: Path) -> Path:
+    """Writes a small collection: passages of a few topics, and queries that ask for two or three of one."""
+    random, folder = np.random.default_rng(0), folder / "made_up"
+    folder.mkdir(parents=True, exist_ok=True)
+    words = np.array([f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"])
+    topics = random.permutation(words)[:320].reshape(40, 8)
+    docs = [random.choice(topic, 12) for topic in topics for _ in range(5)]
+    (folder / "docs.tsv").write_text("".join(f"d{i}\t{d[0]}\t{' '.join(d)}\n" for i, d in enumerate(docs)))
+    for split, count in {"train": 200, "dev": 20, "test": 40}.items():
+        queries, qrels = [], []
+        for number in range(count):
+            topic = number % 40
+            queries.append(f"{split}{number}\t{' '.join(random.choice(topics[topic], 3))}\n")
+            answers = random.permutation(5)[: random.integers(2, 4)] + 5 * topic
+            qrels += [f"{split}{number}\td{answer}\t1\n" for answer in answers]
+        (folder / f"queries.{split}.tsv").write_text("".join(queries))
+        (folder / f"qrels.{split}.tsv").write_text("".join(qrels))
+    return folder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("collections", type=Path, nargs="+")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("collections", type=Path, nargs="*")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--layers", type=int, default=0)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--pretraining", type=int, default=300, help="steps on the collection's own text")
+    parser.add_argument("--teacher_steps", type=int, default=300, help="0: no teacher")
+    parser.add_argument("--objectives", nargs="+", default=[*OBJECTIVES][1:], choices=[*OBJECTIVES][1:])
+    parser.add_argument("--positives", nargs="+", type=int, default=[4], help="the most of a query")
+    parser.add_argument("--labels", nargs="+", default=LABELS[:4], choices=LABELS)
+    parser.add_argument("--distillation", nargs="+", type=int, default=[0, 1], choices=(0, 1))
+    parser.add_argument("--passages", type=int, help="of wordnet's lemmas; None: all")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--quick", action="store_true", help="20 steps, one seed")
+    parser.add_argument("--gradients", type=Path, help="the plot of the gradients")
+    parser.add_argument("--quick", action="store_true", help="little of everything")
     args = parser.parse_args()
     if args.quick:
-        args.steps, args.seeds = 20, 1
+        args.steps = args.pretraining = args.teacher_steps = 5
+        args.seeds, args.labels, args.objectives = 1, ("llm", "own"), ["JointLH", "LSEPair"]
+        args.distillation, args.batch = [0], 16
+        args.collections = args.collections or [made_up(args.work)]
+    if not args.collections:
+        parser.error("no collection: name a folder")
+    if not args.teacher_steps and ({*args.labels} & {*OF_TEACHER} or 1 in args.distillation):
+        parser.error("--teacher_steps 0: labels and scores of a teacher need one")
     told = {}
     for source in args.collections:
-        work = Workspace(args.work / source.name)
-        import_collection(source, work)
+        work = Workspace(args.work / f"{source.name}_{args.passages or 'all'}")
+        import_collection(source, work, args.passages, args.teacher_steps)
         data = Data.read(work)
         several = np.mean([len(labels) > 1 for labels in data.labels])
         log(
@@ -306,9 +362,15 @@ def main() -> None:
         )
         runs = work.folder / "study"
         runs.mkdir(exist_ok=True)
-        told[source.name] = tell(source.name, study(source.name, data, runs, args))
+        told[source.name] = tell(source.name, study(source.name, data, runs, args), args)
+        if data.teacher:
+            quality = {labels: data.quality(labels) for labels in args.labels}
+            log(f"labels beside the collection's own: {quality}")
+            told[source.name]["labels"] = quality
     if args.plot:
-        draw(told, args.plot)
+        draw(told, args)
+    if args.gradients:
+        draw_gradients(told, args)
     print(json.dumps(told))
 
 
