@@ -73,20 +73,27 @@ def by_autodiff(
     return np.where(positive_BxG, jax.grad(total)(scores_BxG), 0.0)
 
 
-def scores_of(model: DualEncoder, params: dict, batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gives (scores_BxG, positive_BxG, negatives_B) of a batch, as the model's loss gives an objective."""
-    seen = []
+def scores_of(model: DualEncoder) -> Callable[[dict, dict], tuple[jax.Array, jax.Array, jax.Array]]:
+    """Makes a jitted function of (parameters, batch): what the model's loss gives an objective.
 
-    def keep(scores_BxG, positive_BxG, negatives_B, rng=None):
-        seen.append((scores_BxG, positive_BxG, negatives_B))
-        return 0.0 * negatives_B
+    These are scores_BxG, positive_BxG and negatives_B, LSE_N.
+    """
 
-    loss = dataclasses.replace(model.vector_loss, objective=keep, distillation=None)
-    tokens_BxGxP = batch["right_encoder_input_tokens"]
-    tokens_MxP = tokens_BxGxP.reshape(-1, tokens_BxGxP.shape[-1])
-    queries_BxE = model.scale * model.encode_queries(params, batch["left_encoder_input_tokens"])
-    loss(queries_BxE, model.encode_passages(params, tokens_MxP), batch, None)
-    return tuple(np.asarray(x) for x in seen[0])
+    def scores(params: dict, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+        seen = []
+
+        def keep(scores_BxG, positive_BxG, negatives_B, rng=None):
+            seen.append((scores_BxG, positive_BxG, negatives_B))
+            return 0.0 * negatives_B
+
+        loss = dataclasses.replace(model.vector_loss, objective=keep, distillation=None)
+        tokens_BxGxP = batch["right_encoder_input_tokens"]
+        tokens_MxP = tokens_BxGxP.reshape(-1, tokens_BxGxP.shape[-1])
+        queries_BxE = model.scale * model.encode_queries(params, batch["left_encoder_input_tokens"])
+        loss(queries_BxE, model.encode_passages(params, tokens_MxP), batch, None)
+        return seen[0]
+
+    return jax.jit(scores)
 
 
 def measure(model: DualEncoder, params: dict, batches: Iterable[dict], names: Iterable[str]) -> dict:
@@ -104,7 +111,8 @@ def measure(model: DualEncoder, params: dict, batches: Iterable[dict], names: It
       positives whose gradient is above 0, so that a step lowers their score; "difference": the largest
       between autodiff and formula}}.
     """
-    seen = [scores_of(model, params, batch) for batch in batches]
+    scores = scores_of(model)
+    seen = [tuple(map(np.asarray, scores(params, batch))) for batch in batches]
     return {name: _shared(name, seen) for name in names}
 
 

@@ -130,7 +130,7 @@ class Data:
         if storage.finished(work.scores("teacher")):
             scored = TeacherScores(work.scores("teacher")).by_row(collection)
             found = [scored[query.id] for query in train]
-            teacher = [dict(zip(one.rows.tolist(), one.scores.tolist(), strict=True)) for one in found]
+            teacher = [dict(zip(one.rows_P.tolist(), one.scores_P.tolist(), strict=True)) for one in found]
         return cls(
             collection.ids.to_pylist(),
             vocabulary.batch(passages, LENGTHS[1]),

@@ -71,7 +71,8 @@ from retrieval_jax.training.optimizers import adamw, learning_rate
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 
 METRICS = {"MRR@10": RR @ 10, "Recall@100": R @ 100}
-GRADIENT_BATCHES = 8
+GRADIENT_BATCHES = 4
+BLOCK = 512  # passages that are encoded at once
 TEMPERATURE = 0.1  # of the teacher's scores, which lie in 0 to 1; as in runs/ripor.gin
 
 
@@ -129,8 +130,8 @@ class Trainer:
         """Metric -> its values by test query."""
         vectors = np.concatenate(
             [
-                np.asarray(self.encode(params, np.pad(some, ((0, 4096 - len(some)), (0, 0)))))[: len(some)]
-                for some in np.split(data.passages_NxP, range(4096, len(data.passages_NxP), 4096))
+                np.asarray(self.encode(params, np.pad(some, ((0, BLOCK - len(some)), (0, 0)))))[: len(some)]
+                for some in np.split(data.passages_NxP, range(BLOCK, len(data.passages_NxP), BLOCK))
             ]
         )
         rows, _ = ExactSearch(vectors)(np.asarray(self.encode(params, data.tests_TxS)), 100)
@@ -287,7 +288,9 @@ def draw_gradients(told: dict[str, dict], args: argparse.Namespace) -> None:
         for i, method in enumerate(m for m in shown if m.positives > 1):
             one = told[name][f"{method} {args.labels[0]}"].get(when)
             if one:
-                at = np.arange(len(one["by_rank"])) + (i - 1.5) * 0.2
+                ranks = np.arange(len(one["by_rank"]))
+                at = ranks + (i - 1.5) * 0.2
+                ax.set_xticks(ranks, ranks + 1)
                 ax.bar(at, one["by_rank"], 0.18, label=method.objective)
                 ax.plot(at, one["formula"], "kx", ms=4)
         ax.set_title(f"{name}, {args.labels[0]}: {'first step' if when == 'start' else 'last step'}")
