@@ -127,7 +127,7 @@ def measure_steps(trie: Trie, output_size: int, batch_size: int, repetitions: in
     total = np.zeros(len(runs))
     for position in range(trie.length):
         total += medians(runs, repetitions)
-        (states, _), (scores, *_) = runs[0](), runs[1]()
+        (states, *_), (scores, *_) = runs[0](), runs[1]()
         runs = [functools.partial(constrained_step, trie, states, logits_RxBxKxV, position + 1)]
         runs += [functools.partial(unconstrained_steps, scores, logits_RxBxKxV, way) for way in ways]
     return (total / R).tolist()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from retrieval_jax.decoding.bonuses import KeptDocids
 from retrieval_jax.decoding.trie import Trie
 
 DecodeStep = Callable[[jax.Array, jax.Array | int, Any, jax.Array], tuple[jax.Array, jax.Array | None, Any]]
@@ -48,8 +49,13 @@ class Beams(NamedTuple):
 
 
 def constrained_beam_search(
-    step: DecodeStep, cache: Any, trie: Trie, beams: int, mesh: Mesh | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    step: DecodeStep,
+    cache: Any,
+    trie: Trie,
+    beams: int,
+    mesh: Mesh | None = None,
+    kept: KeptDocids | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, KeptDocids | None]:
     """Finds the docids of highest log-probability under the model's full softmax, or of the largest logits.
 
     A hypothesis's score is the sum of the log-probabilities of its tokens: there is no length penalty, and
@@ -71,7 +77,7 @@ def constrained_beam_search(
     ...     logits_I = jnp.log(jnp.asarray(probability_LxV)[position])[candidates_I]
     ...     logits_BxKxI = jnp.broadcast_to(logits_I, (*tokens_BxK.shape, len(candidates_I)))
     ...     return logits_BxKxI, jnp.zeros(tokens_BxK.shape), cache
-    >>> rows, scores, bound = constrained_beam_search(step, jnp.zeros((1, 1)), trie, beams=3)
+    >>> rows, scores, bound, _ = constrained_beam_search(step, jnp.zeros((1, 1)), trie, beams=3)
     >>> rows.tolist()
     [[0, 1, 2]]
     >>> print(np.exp(scores).round(3))
@@ -90,9 +96,14 @@ def constrained_beam_search(
       beams: K.
       mesh: the mesh over whose axis `data` the queries lie, a whole number on each device; None for one
         device.
+      kept: the docids that a plan kept, by whose bonuses beams are chosen (see bonuses.py); None without a
+        plan.
 
     Returns:
-      (rows B×K int32: rows of the docid table, best first; scores B×K float32; pruned_upper_bound B float32).
+      (rows B×K int32: rows of the docid table, best first; scores B×K float32; pruned_upper_bound B float32;
+      `kept` after the last step). With `kept`, the order is that of the priorities by which docids were
+      chosen, the scores are still the sums of token scores, and the bound is one of docids' priorities, and
+      so of sequential_weight · (sum of log-probabilities) + (lexical score).
       Where there are fewer docids than beams the row is -1 and the score -inf. `pruned_upper_bound` is the
       largest score at which a hypothesis may have been pruned. As a docid's log-probability is no larger than
       its prefixes', no docid that is left out scores above it: the docids found above it are exactly those
@@ -107,8 +118,10 @@ def constrained_beam_search(
     state = Beams(jnp.zeros(root.shape, jnp.float32), root, root, num_children)
     logits_Bx1xI, log_z_Bx1, cache = step(root, 0, cache, trie.token_LxI[0])
     expand_beams = functools.partial(_expand_on_devices, mesh, trie, beams)
-    state, parent = expand_beams(trie.max_branching[0], state, logits_Bx1xI, log_z_Bx1, jnp.int32(0))
-    cache, worst_B = _take_beams(cache, parent), state.score[:, -1]
+    state, parent, kept = expand_beams(
+        trie.max_branching[0], state, logits_Bx1xI, log_z_Bx1, jnp.int32(0), kept
+    )
+    cache, worst_B = _take_beams(cache, parent), _worst(state, kept)
 
     # The loop's body has a branch for each number of children that a position can need.
     widths = sorted(set(trie.max_branching[1:])) or [1]  # docids of one token never enter the loop
@@ -122,19 +135,20 @@ def constrained_beam_search(
         return (position < trie.length) & ~jnp.all((state.num_children == 0) & ended)
 
     def advance(carry):
-        position, state, cache, worst_B = carry
+        position, state, cache, worst_B, kept = carry
         logits_BxKxI, log_z_BxK, cache = step(state.token, position, cache, trie.token_LxI[position])
-        state, parent = jax.lax.switch(
-            branch_of[position], branches, state, logits_BxKxI, log_z_BxK, position
+        state, parent, kept = jax.lax.switch(
+            branch_of[position], branches, state, logits_BxKxI, log_z_BxK, position, kept
         )
-        return position + 1, state, _take_beams(cache, parent), jnp.maximum(worst_B, state.score[:, -1])
+        worst_B = jnp.maximum(worst_B, _worst(state, kept))
+        return position + 1, state, _take_beams(cache, parent), worst_B, kept
 
-    start = (jnp.int32(1), state, cache, worst_B)
-    _, state, _, pruned_upper_bound_B = jax.lax.while_loop(is_unfinished, advance, start)
+    start = (jnp.int32(1), state, cache, worst_B, kept)
+    _, state, _, pruned_upper_bound_B, kept = jax.lax.while_loop(is_unfinished, advance, start)
     if log_z_Bx1 is None:
         pruned_upper_bound_B = jnp.where(pruned_upper_bound_B > -jnp.inf, jnp.inf, -jnp.inf)
     found = state.score > -jnp.inf
-    return jnp.where(found, state.first_child, -1), state.score, pruned_upper_bound_B
+    return jnp.where(found, state.first_child, -1), state.score, pruned_upper_bound_B, kept
 
 
 def expand(
@@ -145,7 +159,8 @@ def expand(
     logits_BxKxI: jax.Array,
     log_z_BxK: jax.Array | None,
     position: jax.Array | int,
-) -> tuple[Beams, jax.Array]:
+    kept: KeptDocids | None = None,
+) -> tuple[Beams, jax.Array, KeptDocids | None]:
     """Takes one step of the search: keeps the best of all children of all beams.
 
     Only the logits of children are looked at. A beam whose docid is known goes on with that docid, or stays
@@ -159,9 +174,10 @@ def expand(
       logits_BxKxI: what the step returned for them.
       log_z_BxK: what the step returned for them.
       position: of the tokens that are chosen here; may be traced.
+      kept: the docids that a plan kept; None without a plan.
 
     Returns:
-      (the new beams; int32 B×beams, the index of the beam that each came from).
+      (the new beams; int32 B×beams, the index of the beam that each came from; `kept` after the step).
     """
     B = state.score.shape[0]
     child_C = jnp.arange(max_children)
@@ -180,23 +196,35 @@ def expand(
     exists = child_C < jnp.maximum(state.num_children, 1)[..., None]
     total_BxKC = jnp.where(exists, state.score[..., None] + added, -jnp.inf).reshape(B, -1)
 
-    kept = min(beams, total_BxKC.shape[1])
-    score, best = jax.lax.top_k(total_BxKC, kept)
+    chosen_by_BxKC = total_BxKC
+    if kept is not None:
+        chosen_by_BxKC = kept.priorities(total_BxKC, local_id_BxKxC, position, token_I.shape[0])
+    count = min(beams, total_BxKC.shape[1])
+    priority, best = jax.lax.top_k(chosen_by_BxKC, count)
     parent = best // max_children
     is_single, first_child = _take(is_single_BxK, parent), _take(state.first_child, parent)
     edge = first_child + best % max_children
+    local_id = _take(local_id_BxKxC.reshape(B, -1), best)
     reached = Beams(
-        score,
-        token_I[_take(local_id_BxKxC.reshape(B, -1), best)],
+        priority if kept is None else _take(total_BxKC, best),
+        token_I[local_id],
         jnp.where(is_single, first_child, trie.first_child_E.at[edge].get(mode="clip")),
         jnp.where(is_single, 0, trie.num_children_E.at[edge].get(mode="clip").astype(jnp.int32)),
     )
-    missing = ((0, 0), (0, beams - kept))
+    if kept is not None:
+        least_B = priority[:, -1] if count == beams else jnp.full(B, -jnp.inf)
+        kept = kept.follow(parent, local_id, least_B, position)
+    missing = ((0, 0), (0, beams - count))
     no_hypothesis = Beams(-jnp.inf, 0, 0, 0)
     padded = [
         jnp.pad(x, missing, constant_values=value) for x, value in zip(reached, no_hypothesis, strict=True)
     ]
-    return Beams(*padded), jnp.pad(parent, missing)
+    return Beams(*padded), jnp.pad(parent, missing), kept
+
+
+def _worst(state: Beams, kept: KeptDocids | None) -> jax.Array:
+    """Returns what the worst of the newest beams was chosen by, B; -inf where there are fewer than K."""
+    return state.score[:, -1] if kept is None else kept.least_B
 
 
 def _expand_on_devices(mesh: Mesh | None, trie: Trie, beams: int, max_children: int, *state_and_logits):
@@ -207,7 +235,7 @@ def _expand_on_devices(mesh: Mesh | None, trie: Trie, beams: int, max_children: 
 
     if mesh is not None:
         rows = P("data")
-        specs = (P(), rows, rows, rows, P())
+        specs = (P(), rows, rows, rows, P(), rows)
         # Unchecked: the devices along `model` all do the same.
         expand_local = jax.shard_map(expand_local, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
     return expand_local(trie, *state_and_logits)

@@ -138,21 +138,51 @@ def specs(sets: SetArrays) -> SetArrays:
     return SetArrays(rows, None if sets.impacts_PxM is None else rows, P(), P())
 
 
-def place_sets(sets: SetArrays, place: Callable) -> SetArrays:
-    """Places the arrays on the devices: passages over the axis `data`, the rest on every device.
+def place_sets(sets: SetArrays, place: Callable, axis: str = "data") -> SetArrays:
+    """Places the arrays on the devices: passages over an axis of the mesh, the rest on every device.
 
     Args:
       sets: NumPy arrays.
       place: (tree, axes of the first dimension…) -> the tree on the devices.
+      axis: `data` for a plan, `model` for `score_all`.
     """
-    rows = place((sets.tokens_PxM, sets.impacts_PxM), "data")
+    rows = place((sets.tokens_PxM, sets.impacts_PxM), axis)
     return SetArrays(*rows, *place((sets.impact_scale, sets.count)))
 
 
-def score_all(weights_BxV: jax.Array, sets: SetArrays) -> jax.Array:
-    """Computes the lexical scores of all passages on one device, float32 B×P; see `plan`."""
-    scores = jax.lax.map(functools.partial(_block_scores, _table(weights_BxV)), _blocks(sets))
-    return scores.reshape(-1, weights_BxV.shape[0]).T * sets.impact_scale
+def score_all(weights_BxV: jax.Array, sets: SetArrays, mesh: Mesh | None = None) -> jax.Array:
+    """Computes the lexical scores of all passages, float32 B×P.
+
+    Args:
+      weights_BxV: see `plan`.
+      sets: the passages, not padded by a part of a shard.
+      mesh: the mesh over whose axis `data` the queries lie, and over whose axis `model` the passages do, here
+        as the tokens of a softmax over all docids; None for one device.
+    """
+    if mesh is None:
+        return _all_scores(weights_BxV, sets)
+    rows = P("model")
+    in_specs = P("data"), SetArrays(rows, None if sets.impacts_PxM is None else rows, P(), P())
+    return jax.shard_map(
+        _all_scores, mesh=mesh, in_specs=in_specs, out_specs=P("data", "model"), check_vma=False
+    )(weights_BxV, sets)
+
+
+def _all_scores(weights_BxV: jax.Array, sets: SetArrays) -> jax.Array:
+    """Computes what `score_all` does, of this device's passages."""
+    weights_VxB, rows = _table(weights_BxV), sets.tokens_PxM.shape[0]
+    size = min(BLOCK, rows)
+
+    def add(nth, scores_PxB):
+        first = jnp.minimum(nth * size, rows - size)  # the last block may overlap the one before
+        block = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(jnp.asarray(x), first, size),
+            (sets.tokens_PxM, sets.impacts_PxM),
+        )
+        return jax.lax.dynamic_update_slice(scores_PxB, _block_scores(weights_VxB, block), (first, 0))
+
+    start = jnp.zeros((rows, weights_BxV.shape[0]), jnp.float32)
+    return jax.lax.fori_loop(0, -(-rows // size), add, start).T * sets.impact_scale
 
 
 def score_rows(

@@ -7,7 +7,7 @@ strategy.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,12 @@ from jax.sharding import Mesh
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.decoding.bonuses import DocidArrays, Planning, build_docids
+from retrieval_jax.decoding.local_ids import to_local_ids
+from retrieval_jax.decoding.planning import SetArrays, build_sets, padded_rows, place_sets
 from retrieval_jax.decoding.trie import Trie, build_trie, check_sizes, edge_dtypes
 from retrieval_jax.docids.table import DocidShape, DocidTable
+from retrieval_jax.docids.token_sets import TokenSets, token_dtype
 from retrieval_jax.models.generative import GenerativeRetriever
 
 EDGES_PER_DOCID = 2  # a trie in which every node has several children has no more edges
@@ -50,12 +54,14 @@ class SearchStrategy:
     Attributes:
       name: what a docid table's manifest calls the strategy.
       mesh_axes: the mesh axes over which the arrays' first axes are divided; () where every device has all.
+      set_axes: the mesh axes over which the token sets of a search that plans are divided.
       prunes: whether `decode` drops hypotheses, so that it may miss a docid; it then also gives
         "pruned_upper_bound", above which no docid that it missed scores.
     """
 
     name: str
     mesh_axes: tuple[str, ...] = ()
+    set_axes: tuple[str, ...] = ("data",)
     prunes: bool = False
 
     @classmethod
@@ -103,6 +109,7 @@ class SearchStrategy:
         width: int,
         mesh: Mesh | None = None,
         recall_target: float | None = None,
+        planning: Planning | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Finds the docids of highest score for each query. Pure: it may be compiled, with `width` static.
 
@@ -115,11 +122,72 @@ class SearchStrategy:
           mesh: the devices that `params` and `docids` lie on; None for one device.
           recall_target: None for an exact search; else the expected recall of an approximate top-k, where
             the strategy has one.
+          planning: as `build_planning` gives it, to search with lexical scores; None to search without.
 
         Returns:
           (rows int32 B×width: rows of the table, best first, -1 where there are no more docids; {"scores":
           float32 B×width, of the docids, as the model's `score` says, …}). Of passages that share a docid the
           first one's row is found.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def build_planning(
+        cls,
+        table: DocidTable,
+        docids: Trie | DocidTokens,
+        first_N: np.ndarray,
+        sets: TokenSets,
+        size: int,
+        shards: int = 1,
+        reuse_shapes_of: Planning | None = None,
+    ) -> Planning:
+        """Makes what a search that plans ahead takes besides the docids. Its `sequential_weight` is 1.
+
+        Args:
+          table: the docids.
+          docids: as `build` gives them.
+          first_N: as `build` gives it.
+          sets: the token sets of the same passages, in the same order.
+          size: how many passages a plan keeps.
+          shards: devices along the mesh's axis `data`.
+          reuse_shapes_of: what was made for an earlier state of the table.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def place_planning(cls, planning: Planning, place: Callable) -> Planning:
+        """Places what `build_planning` gives on the devices.
+
+        Args:
+          planning: NumPy arrays.
+          place: (tree, axes of the first dimension…) -> the tree on the devices.
+        """
+        sets = place_sets(planning.sets, place, *cls.set_axes)
+        rest = place((planning.sequential_weight, planning.docids))
+        return Planning(sets, *rest, planning.size)
+
+    @classmethod
+    def abstract_planning(
+        cls,
+        shape: DocidShape,
+        passages: int,
+        outputs: int,
+        vocab_size: int,
+        tokens: int,
+        size: int,
+        shards: int,
+    ) -> Planning:
+        """Returns the same for docids and sets that are not made yet: jax.ShapeDtypeStruct for arrays.
+
+        Args:
+          shape: of the docids.
+          passages: how many there are.
+          outputs: number of tokens of the model's softmax.
+          vocab_size: of the text vocabulary.
+          tokens: M, tokens of a set.
+          size: how many passages a plan keeps.
+          shards: devices along the mesh's axis `data`.
         """
         raise NotImplementedError
 
@@ -214,9 +282,39 @@ class TrieSearch(SearchStrategy):
         return docids.length - 1
 
     @classmethod
-    def decode(cls, model, params, batch, docids, width, mesh=None, recall_target=None):
+    def decode(cls, model, params, batch, docids, width, mesh=None, recall_target=None, planning=None):
         """See SearchStrategy. The search is as exact as its beams allow: `recall_target` has no effect."""
-        return model.predict_batch_with_aux(params, batch, trie=docids, beams=width, mesh=mesh)
+        return model.predict_batch_with_aux(
+            params, batch, trie=docids, beams=width, mesh=mesh, planning=planning
+        )
+
+    @classmethod
+    def build_planning(cls, table, docids, first_N, sets, size, shards=1, reuse_shapes_of=None):
+        """See SearchStrategy: the sets of all passages, and their docids."""
+        earlier = reuse_shapes_of
+        _, local_id_NxL = to_local_ids(table.tokens_NxL)
+        missing = docids.length - local_id_NxL.shape[1]  # of a trie that has an earlier one's shapes
+        arrays = build_docids(
+            np.pad(local_id_NxL, ((0, 0), (0, missing))),
+            first_N,
+            table.extra_docid_passage_M,
+            earlier and earlier.docids,
+        )
+        passed = sets.tokens_PxM, sets.impacts_PxM, sets.impact_scale, shards, earlier and earlier.sets
+        return Planning(build_sets(*passed), np.float32(1), arrays, size)
+
+    @classmethod
+    def abstract_planning(cls, shape, passages, outputs, vocab_size, tokens, size, shards):
+        """See SearchStrategy: of passages that have one docid each."""
+        local_id = np.uint8 if shape.tokens_per_position <= 1 << 8 else np.uint16
+        none = jax.ShapeDtypeStruct((0,), np.int32)
+        arrays = DocidArrays(
+            jax.ShapeDtypeStruct((passages, shape.length), local_id),
+            jax.ShapeDtypeStruct((), np.int32),
+            *[none] * 3,
+            max_docids=1,
+        )
+        return _abstract_planning(padded_rows(passages, shards), vocab_size, tokens, arrays, size)
 
     @classmethod
     def encode(cls, model, params, batch):
@@ -233,7 +331,7 @@ class SoftmaxSearch(SearchStrategy):
     """One decoding step, then the best k of the softmax; see `decoding.atomic`. Every docid is one token."""
 
     name = "softmax"
-    mesh_axes = ("model",)
+    mesh_axes = set_axes = ("model",)
 
     @classmethod
     def build(cls, table, outputs, reuse_shapes_of=None):
@@ -268,13 +366,32 @@ class SoftmaxSearch(SearchStrategy):
         return 1
 
     @classmethod
-    def decode(cls, model, params, batch, docids, width, mesh=None, recall_target=None):
+    def decode(cls, model, params, batch, docids, width, mesh=None, recall_target=None, planning=None):
         """See SearchStrategy."""
         token_to_passage_V = docids.token_to_passage_V
         tokens_BxK, aux = model.rank_atomic(
-            params, batch, token_to_passage_V >= 0, width, mesh, recall_target
+            params, batch, token_to_passage_V >= 0, width, mesh, recall_target, planning
         )
         return jnp.where(tokens_BxK >= 0, token_to_passage_V[tokens_BxK], -1), aux
+
+    @classmethod
+    def build_planning(cls, table, docids, first_N, sets, size, shards=1, reuse_shapes_of=None):
+        """See SearchStrategy: a set for each token of the softmax, which need not be padded."""
+        row_V = docids.token_to_passage_V
+
+        def of_tokens(x_PxM: np.ndarray | None) -> np.ndarray | None:
+            if x_PxM is None:
+                return None
+            return np.where(row_V[:, None] >= 0, x_PxM[np.maximum(row_V, 0)], 0).astype(x_PxM.dtype)
+
+        arrays = map(of_tokens, (sets.tokens_PxM, sets.impacts_PxM))
+        made = SetArrays(*arrays, np.float32(sets.impact_scale), np.int32(len(row_V)))
+        return Planning(made, np.float32(1), None, size)
+
+    @classmethod
+    def abstract_planning(cls, shape, passages, outputs, vocab_size, tokens, size, shards):
+        """See SearchStrategy."""
+        return _abstract_planning(outputs, vocab_size, tokens, None, size)
 
     @classmethod
     def encode(cls, model, params, batch):
@@ -285,6 +402,16 @@ class SoftmaxSearch(SearchStrategy):
     def token_scores(cls, model, params, batch, encoded, tokens_BxKxL):
         """See SearchStrategy."""
         return jnp.take_along_axis(encoded, tokens_BxKxL[..., 0], axis=1)[..., None]
+
+
+def _abstract_planning(
+    rows: int, vocab_size: int, tokens: int, docids: DocidArrays | None, size: int
+) -> Planning:
+    """Makes what `abstract_planning` returns, for sets without impacts."""
+    scalars = (jax.ShapeDtypeStruct((), dtype) for dtype in (np.float32, np.int32, np.float32))
+    scale, count, weight = scalars
+    of_sets = jax.ShapeDtypeStruct((rows, tokens), token_dtype(vocab_size))
+    return Planning(SetArrays(of_sets, None, scale, count), weight, docids, size)
 
 
 STRATEGIES: dict[str, type[SearchStrategy]] = {

@@ -13,6 +13,8 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Names
 from retrieval_jax.decoding.atomic import top_docids
 from retrieval_jax.decoding.beam_search import constrained_beam_search
+from retrieval_jax.decoding.bonuses import Planning, keep, lexical_scores, rerank
+from retrieval_jax.decoding.planning import plan, score_all
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.models.encoder_decoder import EncoderDecoder
 from retrieval_jax.models.layers import KeysValues, T5Config
@@ -80,6 +82,7 @@ class GenerativeRetriever(EncoderDecoder):
         trie: Trie,
         beams: int,
         mesh: Mesh | None = None,
+        planning: Planning | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Searches for the docids of highest score; see `constrained_beam_search`.
 
@@ -90,13 +93,20 @@ class GenerativeRetriever(EncoderDecoder):
           trie: the docids.
           beams: K, how many docids to find.
           mesh: the mesh over whose axis `data` the queries lie; None for one device.
+          planning: what a search that plans ahead takes, for a network with a lexical head (see
+            `decoding.planning`); None without a plan.
 
         Returns:
           (rows of the docid table B×K int32, best first; {"scores": B×K, as `score` says,
-          "pruned_upper_bound": B, above which no docid that is left out scores}).
+          "pruned_upper_bound": B, above which no docid that is left out scores}). With `planning`, scores are
+          sequential_weight · (that sum) + (lexical score), and there are "plan_rows" and "plan_scores" B×n,
+          the plan, and "plan_steps" B×D, the tokens of each of its docids that beams have written.
         """
         variables, inputs_BxS = self.decode_variables(params), batch["encoder_input_tokens"]
-        cross_kv, kv_cache = self.decode_module.apply(variables, inputs_BxS, 1, trie.length, method="prefill")
+        encoded_BxSxE = self.decode_module.apply(variables, inputs_BxS, method="encode")
+        cross_kv, kv_cache = self.decode_module.apply(
+            variables, inputs_BxS, 1, trie.length, encoded_BxSxE, method="prefill"
+        )
 
         def step(tokens, position, kv_cache, candidates_I):
             x_BxKxE, kv_cache = self.decode_module.apply(
@@ -108,8 +118,20 @@ class GenerativeRetriever(EncoderDecoder):
                 )
             return logits, log_z, kv_cache
 
-        rows, scores, bound = constrained_beam_search(step, kv_cache, trie, beams, mesh)
-        return rows, {"scores": scores, "pruned_upper_bound": bound}
+        if planning is None:
+            rows, scores, bound, _ = constrained_beam_search(step, kv_cache, trie, beams, mesh)
+            return rows, {"scores": scores, "pruned_upper_bound": bound}
+        with exact_products():
+            weights_BxV = self.decode_module.apply(
+                variables, inputs_BxS, True, encoded_BxSxE, method="lexical"
+            )
+        planned = plan(weights_BxV, planning.sets, planning.size, mesh)
+        kept = keep(planned, planning.docids, planning.sequential_weight)
+        rows, scores, bound, kept = constrained_beam_search(step, kv_cache, trie, beams, mesh, kept)
+        lexical = lexical_scores(weights_BxV, planning.sets, planning.docids, rows, mesh)
+        rows, scores = rerank(rows, scores, lexical, planning.sequential_weight)
+        how = {"plan_rows": planned.row_Bxn, "plan_scores": planned.score_Bxn, "plan_steps": kept.steps_BxD}
+        return rows, {"scores": scores, "pruned_upper_bound": bound} | how
 
     def rank_atomic(
         self,
@@ -119,6 +141,7 @@ class GenerativeRetriever(EncoderDecoder):
         k: int,
         mesh: Mesh | None = None,
         recall: float | None = None,
+        planning: Planning | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Searches atomic docids: one decoding step, then the top k of the docid softmax; see `top_docids`.
 
@@ -129,10 +152,18 @@ class GenerativeRetriever(EncoderDecoder):
           k: see `top_docids`.
           mesh: see `top_docids`.
           recall: see `top_docids`.
+          planning: with lexical scores, whose sets are those of the docid tokens; None without. There is
+            nothing to plan: every docid has the sum as its score.
 
         Returns:
-          (docid tokens B×k int32, best first; {"scores": B×k, as `score` says}).
+          (docid tokens B×k int32, best first; {"scores": B×k, as `score` says; with `planning`,
+          sequential_weight · (that) + (lexical score)}).
         """
+        if planning is not None:
+            scores_BxV = planning.sequential_weight * self.atomic_scores(params, batch)
+            scores_BxV += score_all(self.lexical_weights(params, batch), planning.sets, mesh)
+            tokens, scores = top_docids(scores_BxV, valid_mask_V, k, mesh, recall, sums_log_probs=False)
+            return tokens, {"scores": scores}
         logits_BxV = self._first_logits(params, batch)
         tokens, scores = top_docids(logits_BxV, valid_mask_V, k, mesh, recall, self.sums_log_probs)
         return tokens, {"scores": scores}

@@ -282,7 +282,7 @@ class T5(nn.Module):
         return self.logits(self.hidden(inputs_BxS, decoder_inputs_BxT, deterministic))
 
     def prefill(
-        self, inputs_BxS: jax.Array, beams: int, length: int
+        self, inputs_BxS: jax.Array, beams: int, length: int, encoded_BxSxE: jax.Array | None = None
     ) -> tuple[list[KeysValues], list[KeysValues]]:
         """Encodes queries, for `decode_step` to write up to `length` tokens in each of K beams.
 
@@ -290,17 +290,20 @@ class T5(nn.Module):
           inputs_BxS: int32 tokens, 0 is padding.
           beams: K, for which the empty cache has room.
           length: T, how many tokens the cache has room for.
+          encoded_BxSxE: what `encode` made of the queries, where that is known; None to encode them.
 
         Returns:
           (cross_kv: each decoder layer's cross-attention keys and values B×S×H×D, made once a query;
           kv_cache: each layer's empty self-attention cache B×K×H×T×D). The PAWA decoder's layers come last.
         """
-        cross_kv = self.cross_keys_values(inputs_BxS)
+        cross_kv = self.cross_keys_values(inputs_BxS, encoded_BxSxE)
         return cross_kv, self.empty_cache(cross_kv, beams, length)
 
-    def cross_keys_values(self, inputs_BxS: jax.Array) -> list[KeysValues]:
+    def cross_keys_values(
+        self, inputs_BxS: jax.Array, encoded_BxSxE: jax.Array | None = None
+    ) -> list[KeysValues]:
         """Encodes queries: the first result of `prefill`, which any number of caches may go with."""
-        encoded = self.encode(inputs_BxS)
+        encoded = self.encode(inputs_BxS) if encoded_BxSxE is None else encoded_BxSxE
         cross_kv = self.decoder.cross_keys_values(encoded)
         return (
             cross_kv + self.pawa_decoder.cross_keys_values(encoded) if self.config.pawa_layers else cross_kv

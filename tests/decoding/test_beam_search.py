@@ -110,7 +110,7 @@ def search(t5):
             x, cache = apply(tokens, position, cache, cross_kv, queries, method="decode_step")
             return *apply(x, some, method="candidate_logits"), cache
 
-        return constrained_beam_search(step, cache, trie, beams)
+        return constrained_beam_search(step, cache, trie, beams)[:3]
 
     return search
 
@@ -239,7 +239,7 @@ def search_language(trie, states, beams, normalize=True):
         logits = jnp.asarray(LOGITS)[state]
         return logits[..., some], jax.nn.logsumexp(logits, axis=-1) if normalize else None, state
 
-    return constrained_beam_search(step, states[:, None], trie, beams)
+    return constrained_beam_search(step, states[:, None], trie, beams)[:3]
 
 
 @given(
