@@ -337,8 +337,7 @@ class SoftmaxSearch(SearchStrategy):
     def build(cls, table, outputs, reuse_shapes_of=None):
         """See SearchStrategy. Raises UserError where a docid has several tokens or several passages."""
         rows_N = np.arange(len(table.tokens_NxL), dtype=np.int32)
-        token_to_passage_V = np.full(outputs, -1, np.int32)
-        token_to_passage_V[table.tokens_NxL[:, 0]] = rows_N
+        token_to_passage_V = _token_to_passage(table, outputs)
         if (
             table.length > 1
             or np.count_nonzero(token_to_passage_V >= 0) < len(rows_N)
@@ -377,7 +376,7 @@ class SoftmaxSearch(SearchStrategy):
     @classmethod
     def build_planning(cls, table, docids, first_N, sets, size, shards=1, reuse_shapes_of=None):
         """See SearchStrategy: a set for each token of the softmax, which need not be padded."""
-        row_V = docids.token_to_passage_V
+        row_V = _token_to_passage(table, docids.token_to_passage_V.shape[0])
 
         def of_tokens(x_PxM: np.ndarray | None) -> np.ndarray | None:
             if x_PxM is None:
@@ -402,6 +401,13 @@ class SoftmaxSearch(SearchStrategy):
     def token_scores(cls, model, params, batch, encoded, tokens_BxKxL):
         """See SearchStrategy."""
         return jnp.take_along_axis(encoded, tokens_BxKxL[..., 0], axis=1)[..., None]
+
+
+def _token_to_passage(table: DocidTable, outputs: int) -> np.ndarray:
+    """Returns `DocidTokens.token_to_passage_V` of a table of single tokens."""
+    token_to_passage_V = np.full(outputs, -1, np.int32)
+    token_to_passage_V[table.tokens_NxL[:, 0]] = np.arange(len(table.tokens_NxL))
+    return token_to_passage_V
 
 
 def _abstract_planning(

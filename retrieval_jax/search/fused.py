@@ -36,6 +36,7 @@ from retrieval_jax.search.searcher import (
 
 VERSION = 1  # of what is computed from the same settings
 QUERIES = 1000  # that weights are chosen with, at most
+EQUAL = "all parts have the same weight"
 REPORTED = "test"  # the split that figures are reported on
 
 
@@ -224,7 +225,12 @@ def check(settings: IndexSettings) -> None:
         raise UserError(f"make_index.weights: {weights}: give {len(parts)} numbers, one for each part")
     if weights and not method:
         raise UserError("make_index.weights: of which fusion? set make_index.fusion, too")
-    if settings.fit_split == REPORTED:
+    check_fit_split(settings.fit_split)
+
+
+def check_fit_split(split: str | None) -> None:
+    """Raises UserError if weights would be chosen with the queries that figures are reported on."""
+    if split == REPORTED:
         raise UserError(
             f"make_index.fit_split: {REPORTED!r} is what figures are reported on: choose weights with "
             "another split, or None for equal weights"
@@ -286,11 +292,18 @@ def collect(
     return gathered
 
 
-def fit_queries(collection: Collection, split: str | None) -> list[Query]:
+def fit_queries(
+    collection: Collection, split: str | None, kind: str = "fused", otherwise: str = EQUAL
+) -> list[Query]:
     """Returns the queries to choose weights with: at most QUERIES, chosen by a hash of their ids.
 
-    Queries without relevant passages are left out. If there are no queries, a line says that weights are
-    equal.
+    Queries without relevant passages are left out.
+
+    Args:
+      collection: the collection.
+      split: the split of the queries; None for none.
+      kind: of the searcher, for what is reported.
+      otherwise: what a line says if there are no queries.
 
     Raises:
       UserError: there is no such split, and it is not the default one.
@@ -306,10 +319,10 @@ def fit_queries(collection: Collection, split: str | None) -> list[Query]:
         )
     queries = [query for query in collection.queries(split) if query.relevant] if counts.get(split) else []
     if not queries:
-        log(f"fused: no queries of split {split!r} to choose weights with: all parts have the same weight")
+        log(f"{kind}: no queries of split {split!r} to choose weights with: {otherwise}")
     elif REPORTED not in counts:
         log(
-            f"fused: weights are chosen with queries of {split!r}, and there is no {REPORTED!r}: figures of "
+            f"{kind}: weights are chosen with queries of {split!r}, and there is no {REPORTED!r}: figures of "
             f"{split!r} are not of unseen queries (make_index.fit_split=None takes equal weights)"
         )
     return sorted(queries, key=lambda query: storage.hash_fraction(query.id))[:QUERIES]

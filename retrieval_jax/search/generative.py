@@ -69,7 +69,7 @@ class GenerativeSearcher(Searcher):
         self.use_batch_sizes([batch_size])
         self.place = functools.partial(_place, mesh)
         self.beams, self.recall_target = beams, recall_target
-        self.docids = None
+        self.docids = self.planning = None
         self.replace(table)
         self._decode = search_function(model, mesh)
         self._encode, self._token_scores = scoring_functions(model, mesh)
@@ -136,9 +136,7 @@ class GenerativeSearcher(Searcher):
         results, width = [], self.strategy.width(self.beams, k, self.outputs)
         for first in range(0, len(queries), self.batch_sizes[-1]):
             texts = list(queries[first : first + self.batch_sizes[-1]])
-            found, aux = self._decode(
-                self.strategy, self.params, self._batch(texts), self.docids, width, self.recall_target
-            )
+            found, aux = self._decoded(texts, width)
             pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
             results += [*pairs][: len(texts)]
         return results
@@ -194,12 +192,22 @@ class GenerativeSearcher(Searcher):
         certain = len(ids) if self.recall_target is None else None
         if self.strategy.prunes:
             width = self.strategy.width(self.beams, len(ids), self.outputs)
-            _, aux = self._decode(
-                self.strategy, self.params, self._batch([query]), self.docids, width, self.recall_target
-            )
-            bound = float(np.asarray(aux["pruned_upper_bound"])[0])
-            certain = sum(score > bound for _, score in ranked_list)
+            _, aux = self._decoded([query], width)
+            certain = self.count_certain(aux, ranked_list)
         return {"certain": certain, "docids": docids}
+
+    @staticmethod
+    def count_certain(aux: dict, ranked_list: RankedList) -> int:
+        """Counts the passages above the bound that a search of one query gave; see `explain`."""
+        bound = float(np.asarray(aux["pruned_upper_bound"])[0])
+        return sum(score > bound for _, score in ranked_list)
+
+    def _decoded(self, texts: list[str], width: int) -> tuple[jax.Array, dict]:
+        """Searches for a batch of queries; see `search_function`."""
+        batch, recall = self._batch(texts), self.recall_target
+        return self._decode(
+            self.strategy, self.params, batch, self.docids, width, recall, planning=self.planning
+        )
 
     def _batch(self, texts: list[str]) -> dict:
         """Tokenises a batch of queries, padded to the smallest size, and places it on the devices."""
@@ -314,7 +322,11 @@ class GenerativeSearcher(Searcher):
         Raises:
           UserError: files are missing, or the docids are not those that the searcher was made of.
         """
-        manifest = storage.read_manifest(folder, "index")
+        return cls._open(folder, storage.read_manifest(folder, "index"), make_partitioner, {})
+
+    @classmethod
+    def _open(cls, folder: Path, manifest: dict, make_partitioner: Callable | None, settings: dict):
+        """Opens a searcher whose further arguments are `settings`; see `open`."""
         table = DocidTable.open(paths.join(folder, manifest["docids"]))
         if table.fingerprint() != manifest["docids_fingerprint"]:
             docids = paths.join(folder, manifest["docids"])
@@ -327,10 +339,11 @@ class GenerativeSearcher(Searcher):
             table,
             opened.vocabulary,
             opened.description["input_length"],
-            manifest["beams"],
-            manifest["batch_size"],
-            mesh,
-            manifest["recall_target"],
+            beams=manifest["beams"],
+            batch_size=manifest["batch_size"],
+            mesh=mesh,
+            recall_target=manifest["recall_target"],
+            **settings,
         )
 
 
@@ -374,13 +387,15 @@ def search_function(model: GenerativeRetriever, mesh: Mesh | None) -> Callable:
       mesh: the devices that parameters and docids lie on; None for one device.
 
     Returns:
-      (strategy, params, batch, docids, width, recall_target) -> (rows, {"scores": …}), as
+      (strategy, params, batch, docids, width, recall_target, planning=None) -> (rows, {"scores": …}), as
       `SearchStrategy.decode` gives them; the strategy, the width and the recall are static. The results go
       to every device, so that each process of a mesh of several reads them whole.
     """
 
-    def search(strategy: type[SearchStrategy], params, batch, docids, width: int, recall_target):
-        return strategy.decode(model, params, batch, docids, width, mesh, recall_target)
+    def search(
+        strategy: type[SearchStrategy], params, batch, docids, width: int, recall_target, planning=None
+    ):
+        return strategy.decode(model, params, batch, docids, width, mesh, recall_target, planning)
 
     whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
     return jax.jit(search, static_argnums=(0, 4, 5), out_shardings=whole)

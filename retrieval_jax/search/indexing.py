@@ -62,11 +62,11 @@ def default_name(searcher: type[Searcher], model: LoadedModel | None, settings: 
     """Returns a searcher's name where the user gives none.
 
     It is the kind of docids that the model writes, if it writes docids (and the kind of the searcher, if that
-    searches vectors for them); otherwise it is the kind of the searcher, followed by the name of the
-    expansion if there is one.
+    is not the one that such models have by default); otherwise it is the kind of the searcher, followed by
+    the name of the expansion if there is one.
     """
     docids = model.description["docids"] if model else None
-    if docids and searcher.reads_embeddings:
+    if docids and searcher.kind != searcher_kinds(searcher.model_family)[0]:
         return f"{docids}_{searcher.kind}"
     return docids or "_".join(filter(None, (searcher.kind, settings.expansion)))
 

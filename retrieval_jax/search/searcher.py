@@ -64,6 +64,10 @@ class IndexSettings:
       weights: the weight of each part; None to choose them with queries of `fit_split`.
       depth: passages of each part that count; None to choose it with the weights.
       fit_split: the split of queries to choose with; None for equal weights.
+      sets: name of the sets of tokens that passages are scored by; None for none.
+      plan_size: passages that the plan of a planned search keeps.
+      sequential_weight: of docids' own scores beside the lexical ones; None to choose it with queries of
+        `fit_split`.
     """
 
     beams: int = 40
@@ -78,6 +82,9 @@ class IndexSettings:
     weights: tuple[float, ...] | None = None
     depth: int | None = None
     fit_split: str | None = "dev"
+    sets: str | None = None
+    plan_size: int = 1000
+    sequential_weight: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,6 +286,7 @@ _MODULES = {
     "bm25": "retrieval_jax.search.bm25",
     "fused": "retrieval_jax.search.fused",
     "softmax_vectors": "retrieval_jax.search.softmax_vectors",
+    "planned": "retrieval_jax.search.planned",
 }
 """Kind -> the package's own module that registers it. It is imported when that kind is asked for."""
 _CLASSES: dict[str, type[Searcher]] = {}
@@ -337,7 +345,7 @@ def check_scores(searcher: type[Searcher], name: str, setting: str) -> None:
     if searcher.score is Searcher.score:
         raise UserError(
             f"{setting}: {name} ({searcher.kind}) cannot score the passages that another searcher found: "
-            "take an exact, scann, generative, fused or bm25 one"
+            "take an exact, scann, generative, planned, fused or bm25 one"
         )
 
 

@@ -19,10 +19,11 @@ from retrieval_jax.search.stored_vectors import VectorDtype
 
 SUMMARY_KEYS = (
     *("kind", "parameters", "passages", "dimensions", "vector_dtype", "added", "removed"),
-    *("recall_at_10", "recall_at_100", "fused_by", "fitted"),
+    *("recall_at_10", "recall_at_100", "fused_by", "fitted", "sequential_weight"),
 )  # of the manifest
 FUSION = Names("a fusion", tuple(NORMALISATIONS))
-_OF_FUSED = ("parts", "fusion", "weights", "depth", "fit_split")
+_OF_FUSED = ("parts", "fusion", "weights", "depth")
+_OF_PLANNED = ("plan_size", "sequential_weight")
 _OF_VECTORS = ("vector_dtype", "dimensions")
 
 
@@ -35,10 +36,10 @@ class IndexConfig:
       source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
       work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       model_dir: the trained model; None for a searcher that has no model, such as BM25.
-      kind: the kind of searcher: "generative", "softmax_vectors" (atomic docids by ScaNN), "scann", "exact",
-        "bm25", "fused", or one that a gin file's `import MODULE` registers. None for the default: bm25
-        without a model, scann for a dual encoder (exact where ScaNN is not installed: it exists for Linux
-        only).
+      kind: the kind of searcher: "generative", "planned" (with a lexical head, which guides the search and
+        counts), "softmax_vectors" (atomic docids by ScaNN), "scann", "exact", "bm25", "fused", or one that a
+        gin file's `import MODULE` registers. None for the default: bm25 without a model, scann for a dual
+        encoder (exact where ScaNN is not installed: it exists for Linux only).
       name: the searcher's name; None for the kind of docids, or the kind (KIND_EXPANSION with an expansion).
       beams: beams of a generative search, which is the most docids that it finds.
       batch_size: queries that a generative search decodes at once.
@@ -64,6 +65,11 @@ class IndexConfig:
         (20 to 200 to re-rank).
       fit_split: queries to choose with, at most 1,000 and never test's; None for equal weights, as where
         there are none of the default, dev.
+      sets: name of the sets of tokens (`retrieval-jax sets`) by which a planned search scores passages.
+      plan_size: passages that its plan keeps: those of largest lexical score.
+      sequential_weight: what it multiplies docids' own scores by before it adds lexical ones; None to choose
+        that with the best nDCG@10 on at most 200 queries of `fit_split` (1 without), of 1, powers of 2 up to
+        8 and down to 1/16, and 0.
     """
 
     source: str
@@ -84,6 +90,9 @@ class IndexConfig:
     weights: Sequence[NonNegativeFloat] | None = None
     depth: Positive | None = None
     fit_split: str | None = "dev"
+    sets: str | None = None
+    plan_size: Positive = 1000
+    sequential_weight: NonNegativeFloat | None = None
 
     @property
     def settings(self) -> IndexSettings:
@@ -95,6 +104,8 @@ class IndexConfig:
 def unread(searcher: type[Searcher]) -> dict[str, object]:
     """Returns the settings that only other kinds of searchers read, with their defaults."""
     names = () if searcher.kind == "fused" else _OF_FUSED
+    names += () if searcher.kind == "planned" else _OF_PLANNED
+    names += () if searcher.kind in ("fused", "planned") else ("fit_split",)
     names += () if searcher.reads_embeddings else _OF_VECTORS
     return {field.name: field.default for field in dataclasses.fields(IndexSettings) if field.name in names}
 
@@ -117,10 +128,13 @@ def make_index(**values: object) -> dict:
     work = Workspace.for_source(config.source, config.work_dir)
     collection = Collection(work.collection)
     searcher = choose_searcher(config.kind, config.model_dir)
-    fused = ("a fused searcher", "fused")
     for setting, default in unread(searcher).items():
         if (value := getattr(config, setting)) and value != default:
-            which, kind = ("a searcher of vectors", "exact") if setting in _OF_VECTORS else fused
+            which, kind = "a fused searcher", "fused"
+            if setting in _OF_VECTORS:
+                which, kind = "a searcher of vectors", "exact"
+            elif setting in _OF_PLANNED:
+                which, kind = "a planned searcher", "planned"
             raise UserError(
                 f"make_index.{setting}: only {which} has {setting}, and this is of the kind {searcher.kind}: "
                 f"leave it away, or --gin.make_index.kind=\"'{kind}'\""

@@ -66,7 +66,10 @@ def test_the_plan_has_the_passages_of_largest_score(passages, with_impacts, n, s
 
 @pytest.mark.parametrize("with_impacts", [False, True])
 def test_blocks_and_devices_make_no_difference(monkeypatch, with_impacts):
-    """Several blocks on each of 8 devices, with padding in between, as one block on one device."""
+    """Several blocks on each device, with padding in between, as one block on one device.
+
+    tests/search/test_planned.py calls it in a process that has eight devices.
+    """
     tokens, impacts = random_sets(1, passages=3000, with_impacts=with_impacts)
     weights, mesh = random_weights(2, queries=8), make_mesh(devices=jax.devices())
     scores = exact_scores(weights, tokens, impacts)

@@ -1,0 +1,312 @@
+"""Searching by planning ahead: lexical scores of all passages guide the search, and count (PAG)."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import numpy as np
+
+from retrieval_jax.core import arrow_ids, paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import bar, log
+from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.decoding.planning import SetArrays, score_rows
+from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.docids.token_sets import TokenSets
+from retrieval_jax.mesh.partitioning import Partitioner
+from retrieval_jax.search import fusion
+from retrieval_jax.search.docid_scores import CANDIDATES
+from retrieval_jax.search.fused import check_fit_split, fit_queries
+from retrieval_jax.search.generative import GenerativeSearcher
+from retrieval_jax.search.searcher import IndexInputs, RankedList, register_searcher
+
+VERSION = 1  # of what is computed from the same settings
+WEIGHTS = (1, 2, 0.5, 4, 0.25, 8, 0.125, 0.0625, 0)  # those nearest to 1 first
+QUERIES = 200  # that the weight is chosen with, at most
+SHOWN = 10  # tokens and passages of a plan that an explanation lists
+
+
+@register_searcher
+class PlannedSearcher(GenerativeSearcher):
+    """A generative search that plans ahead; see `decoding.planning`.
+
+    A passage's score is sequential_weight · (the score of its docid) + (its own lexical score). Passages that
+    share a docid are ordered by their lexical scores; of a passage's several docids the best one counts.
+
+    Args:
+      model: as GenerativeSearcher takes it, with a lexical head.
+      params: see GenerativeSearcher.
+      table: see GenerativeSearcher.
+      vocabulary: see GenerativeSearcher.
+      input_length: see GenerativeSearcher.
+      sets: the token sets of the passages, which may be in another order than the table's.
+      plan_size: how many passages the plan keeps.
+      sequential_weight: not negative; `replace_weight` changes it.
+      **others: see GenerativeSearcher.
+    """
+
+    kind: ClassVar[str] = "planned"
+    family: ClassVar[str] = "planned"
+
+    def __init__(
+        self,
+        model,
+        params,
+        table,
+        vocabulary,
+        input_length,
+        *,
+        sets: TokenSets,
+        plan_size: int = 1000,
+        sequential_weight: float = 1.0,
+        **others: object,
+    ):
+        self.all_sets, self.plan_size, self.sequential_weight = sets, plan_size, sequential_weight
+        super().__init__(model, params, table, vocabulary, input_length, **others)
+        self._weights = jax.jit(model.lexical_weights)
+        self._score_sets = jax.jit(_score_sets)
+
+    def replace(self, table: DocidTable) -> None:
+        """See GenerativeSearcher. The sets must have all of the table's passages."""
+        super().replace(table)
+        self.sets = aligned(self.all_sets, table)
+        first_N = np.arange(len(table.tokens_NxL))
+        firsts, duplicates = self.duplicates
+        first_N[duplicates] = firsts
+        planning = self.strategy.build_planning(
+            table,
+            self.docids,
+            first_N,
+            self.sets,
+            min(self.plan_size, len(table.passage_ids)),
+            self.mesh.shape["data"] if self.mesh else 1,
+            self.planning,
+        )
+        self.planning = self.strategy.place_planning(planning, self.place)
+        self.replace_weight(self.sequential_weight)
+
+    def replace_weight(self, sequential_weight: float) -> None:
+        """Searches with another weight from now on. Nothing is compiled again."""
+        self.sequential_weight = sequential_weight
+        weight = self.place(np.float32(sequential_weight))
+        self.planning = dataclasses.replace(self.planning, sequential_weight=weight)
+
+    def of_prefixes(self, length: int) -> "PlannedSearcher":
+        """See GenerativeSearcher."""
+        planning, self.planning = self.planning, None  # of other shapes
+        try:
+            return super().of_prefixes(length)
+        finally:
+            self.planning = planning
+
+    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
+        """See Searcher. Equal scores are in the order of the docids that were found, then in row order."""
+        found = self.find_docids(queries, k)
+        if not len(self.duplicates[0]) and self.table.extra_docid_passage_M is None:
+            return [self.ranked_list(rows, scores)[:k] for rows, scores in found]
+        passages = [self._passages_of(rows) for rows, _ in found]
+        names = [[self.table.passage_ids[row].as_py() for row in rows] for rows, _ in passages]
+        results = []
+        for ids, lexical, (_, docid_P), (_, scores) in zip(
+            names, self.lexical_scores(queries, names), passages, found, strict=True
+        ):
+            lexical_P, best_D = np.array(lexical), np.full(len(scores), -np.inf)
+            np.maximum.at(best_D, docid_P, lexical_P)  # what the docids' scores have in them
+            total_P = np.array(scores)[docid_P] + (lexical_P - best_D[docid_P])
+            best = {}
+            for passage, total in zip(ids, total_P.tolist(), strict=True):
+                best[passage] = max(total, best.get(passage, -np.inf))
+            results.append(sorted(best.items(), key=lambda pair: -pair[1])[:k])
+        return results
+
+    def _passages_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the passages of docids that a search found: (their rows, the index of the docid of each)."""
+        groups = [
+            np.unique(self.table.passages_of(np.array([first, *others])))
+            for first, others in self.sharing(rows)
+        ]
+        owner = np.repeat(np.arange(len(groups)), [*map(len, groups)])
+        return np.concatenate([*groups, np.zeros(0, int)]).astype(int), owner
+
+    def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
+        """See `Searcher.score`: the weighted sum of docids' scores and lexical ones."""
+        sequential, lexical = super().score(queries, candidates), self.lexical_scores(queries, candidates)
+        return [
+            (self.sequential_weight * np.array(a) + np.array(b)).tolist()
+            for a, b in zip(sequential, lexical, strict=True)
+        ]
+
+    def lexical_scores(
+        self, queries: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Returns the lexical scores of each query's candidates; those that it does not know have NaN."""
+        results = []
+        for first in range(0, len(queries), self.batch_sizes[-1]):
+            some = slice(first, first + self.batch_sizes[-1])
+            batch, rows = self._batch(list(queries[some])), [*map(self.find_rows, candidates[some])]
+            most = round_up(max(map(len, rows)), CANDIDATES)
+            row_BxC = np.full((len(batch["encoder_input_tokens"]), most), -1)
+            for row_C, own in zip(row_BxC, rows, strict=False):
+                row_C[: len(own)] = own
+            weights, parts = self._weights(self.params, batch), []
+            for at in range(0, most, CANDIDATES):
+                row_BxC_part = np.maximum(row_BxC[:, at : at + CANDIDATES], 0)
+                sets = (self.sets.tokens_PxM[row_BxC_part], self._impacts(row_BxC_part))
+                part = self._score_sets(weights, self.place(sets, "data"), np.float32(self.sets.impact_scale))
+                parts.append(np.asarray(part))
+            scores_BxC = np.concatenate(parts, axis=1) if parts else np.zeros(row_BxC.shape, np.float32)
+            scores_BxC = np.where(row_BxC < 0, np.nan, scores_BxC)
+            results += [s[: len(own)].tolist() for s, own in zip(scores_BxC, rows, strict=False)]
+        return results
+
+    def _impacts(self, rows: np.ndarray) -> np.ndarray | None:
+        return None if self.sets.impacts_PxM is None else self.sets.impacts_PxM[rows]
+
+    @classmethod
+    def recipe(cls, inputs: IndexInputs) -> dict:
+        """See `Searcher.recipe`: what a generative search depends on, the sets, and the plan's settings."""
+        settings = inputs.settings
+        if not inputs.model.model.config.lexical_head:
+            raise UserError(
+                f"{inputs.model_dir}: has no lexical head, by which a search plans ahead: train one with "
+                "`--gin_file=runs/pag.gin`, or search without: --gin.make_index.kind=\"'generative'\""
+            )
+        if not settings.sets:
+            raise UserError(
+                "make_index.sets: a planned search scores sets of tokens: name those that "
+                "`retrieval-jax sets` made"
+            )
+        if settings.sequential_weight is None:
+            check_fit_split(settings.fit_split)
+        sets = TokenSets.open(inputs.work.sets(settings.sets))
+        for what, found, wanted in (
+            ("collection", sets.collection, inputs.collection.fingerprint),
+            ("vocabulary", sets.vocabulary, inputs.model.vocabulary.checksum),
+        ):
+            if found != wanted:
+                raise UserError(
+                    f"{inputs.work.sets(settings.sets)}: of another {what} than {inputs.model_dir}: "
+                    "`retrieval-jax sets`"
+                )
+        names = ("plan_size", "sequential_weight", "fit_split")
+        return super().recipe(inputs) | {
+            "sets_fingerprint": sets.fingerprint(),
+            "planned_by": {name: getattr(settings, name) for name in names},
+            "planned_version": VERSION,
+        }
+
+    @classmethod
+    def prepare(cls, inputs: IndexInputs, recipe: dict) -> contextlib.AbstractContextManager:
+        """See `Searcher.prepare`: chooses the weight. All processes search for all queries."""
+        return contextlib.nullcontext(choose_weight(inputs))
+
+    @classmethod
+    def write(cls, folder: Path, inputs: IndexInputs) -> dict:
+        """See `Searcher.write`. It writes nothing: the manifest says where everything lies."""
+        facts = super().write(folder, inputs)
+        sets = inputs.work.sets(inputs.settings.sets)
+        return facts | {"sets": paths.relative(sets, inputs.folder)} | inputs.prepared
+
+    @classmethod
+    def open(
+        cls, folder: Path, make_partitioner: Callable[[], Partitioner] | None = None
+    ) -> "PlannedSearcher":
+        """See GenerativeSearcher."""
+        manifest = storage.read_manifest(folder, "index")
+        sets = TokenSets.open(paths.join(folder, manifest["sets"]))
+        if sets.fingerprint() != manifest["sets_fingerprint"]:
+            raise UserError(
+                f"{paths.join(folder, manifest['sets'])}: not the sets that {folder} was made of: "
+                "`retrieval-jax index`"
+            )
+        settings = {
+            "sets": sets,
+            "plan_size": manifest["planned_by"]["plan_size"],
+            "sequential_weight": manifest["sequential_weight"],
+        }
+        return cls._open(folder, manifest, make_partitioner, settings)
+
+
+def aligned(sets: TokenSets, table: DocidTable) -> TokenSets:
+    """Returns the sets of a docid table's passages, in its order.
+
+    Raises:
+      UserError: a passage has no set.
+    """
+    if sets.passage_ids.equals(table.passage_ids):
+        return sets
+    rows = arrow_ids.find_rows(sets.passage_ids, table.passage_ids)
+    if len(rows) and rows.min() < 0:
+        missing = table.passage_ids[int(rows.argmin())].as_py()
+        raise UserError(f"sets: passage {missing!r} has none: make the sets again, `retrieval-jax sets`")
+    impacts = None if sets.impacts_PxM is None else sets.impacts_PxM[rows]
+    return dataclasses.replace(
+        sets, tokens_PxM=sets.tokens_PxM[rows], impacts_PxM=impacts, passage_ids=table.passage_ids
+    )
+
+
+def choose_weight(inputs: IndexInputs) -> dict:
+    """Chooses `sequential_weight` with queries of `fit_split`, unless the settings give it, and reports it.
+
+    Each of WEIGHTS is tried by searching with it; of equally good ones the one nearest to 1 is taken.
+
+    Returns:
+      Facts for the manifest: "sequential_weight" and, if there were such queries, "fitted".
+    """
+    settings = inputs.settings
+    if settings.sequential_weight is not None:
+        return {"sequential_weight": settings.sequential_weight}
+    queries = fit_queries(inputs.collection, settings.fit_split, "planned", "the sequential weight is 1")
+    queries = queries[:QUERIES]
+    if not queries:
+        return {"sequential_weight": 1.0}
+    docids = DocidTable.open(inputs.work.docids(inputs.model.description["docids"]))
+    searcher = PlannedSearcher(
+        inputs.model.model,
+        inputs.model.params,
+        docids,
+        inputs.model.vocabulary,
+        inputs.model.description["input_length"],
+        sets=TokenSets.open(inputs.work.sets(settings.sets)),
+        plan_size=settings.plan_size,
+        beams=settings.beams,
+        batch_size=settings.batch_size,
+        mesh=inputs.mesh,
+        recall_target=settings.recall_target,
+    )
+    texts, ndcgs = [query.text for query in queries], {}
+    with bar("choosing the sequential weight", len(WEIGHTS)) as advance:
+        for weight in WEIGHTS:
+            searcher.replace_weight(weight)
+            found = searcher.search(texts, fusion.CUTOFF + 1)  # one of them may be the query itself
+            ndcgs[weight] = float(
+                np.mean(
+                    [
+                        fusion.list_ndcg(ranked, query.relevant, query.id if query.is_passage else None)
+                        for ranked, query in zip(found, queries, strict=True)
+                    ]
+                )
+            )
+            advance(1)
+    chosen = max(WEIGHTS, key=lambda weight: round(ndcgs[weight], 9))
+    shown = ", ".join(f"{weight:g} {ndcgs[weight]:.4f}" for weight in sorted(WEIGHTS))
+    by = f"nDCG@10 of {len(queries)} {settings.fit_split} queries"
+    log(f"planned: sequential weight {chosen:g}; {by}: {shown}")
+    fitted = {"split": settings.fit_split, "queries": len(queries), "nDCG@10": ndcgs[chosen]}
+    return {"sequential_weight": float(chosen), "fitted": fitted}
+
+
+def _score_sets(
+    weights_BxV: jax.Array, sets: tuple[jax.Array, jax.Array | None], scale: jax.Array
+) -> jax.Array:
+    """Computes lexical scores B×C of passages whose sets B×C×M are given."""
+    tokens_BxCxM, impacts_BxCxM = sets
+
+    def score(weights_V, tokens_CxM, impacts_CxM):
+        arrays = SetArrays(tokens_CxM, impacts_CxM, scale, np.int32(0))
+        return score_rows(weights_V[None], arrays, np.arange(tokens_CxM.shape[0])[None])[0]
+
+    return jax.vmap(score)(weights_BxV, tokens_BxCxM, impacts_BxCxM)
