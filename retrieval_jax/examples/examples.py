@@ -1,10 +1,12 @@
 """Examples: what a retriever reads and what it is trained to write or to rank, by number.
 
-The input of an example is a text that should find a passage. Four tasks make inputs (section 3.1 of the
-generative-retrieval paper), and one turns the labelled queries around:
+The input of an example is a text that should find a passage. Six tasks make inputs (four of them are those of
+section 3.1 of the generative-retrieval paper), and one turns the labelled queries around:
 
     firstp       the first tokens of each passage
     daq          "document as query": random chunks of each passage
+    sentence     sentences of each passage, which a dual encoder finds by the rest of the passage
+    title        the title of each passage, which a dual encoder finds by its text
     d2q          synthetic queries of each passage
     labelled     the train queries; labelled_LABEL those that LABEL judged (labelled_human, labelled_llm)
     doc2query    the same, to be written from the passage
@@ -30,7 +32,16 @@ from retrieval_jax.data.scores import ScoredRows
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.examples.targets import Features, Targets
-from retrieval_jax.examples.tasks import D2Q, DaQ, FirstP, LabelledGroups, LabelledPairs, Task
+from retrieval_jax.examples.tasks import (
+    D2Q,
+    DaQ,
+    FirstP,
+    LabelledGroups,
+    LabelledPairs,
+    Sentences,
+    Task,
+    Titles,
+)
 
 
 class Examples:
@@ -52,7 +63,7 @@ class Examples:
         return self.targets.get(self.targets.draw(self.task.get(numbers, rngs), rngs))
 
 
-TASKS = ("firstp", "daq", "d2q", "labelled", "labelled_LABEL", "doc2query")
+TASKS = ("firstp", "daq", "sentence", "title", "d2q", "labelled", "labelled_LABEL", "doc2query")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +129,10 @@ class TaskFactory:
             return FirstP(self.collection, self.vocabulary, self.chunk_length)
         if name == "daq":
             return DaQ(self.collection, self.vocabulary, self.chunk_length, self.chunks)
+        if name == "sentence":
+            return Sentences(self.collection, self.vocabulary, self.chunks)
+        if name == "title":
+            return Titles(self.collection, self.vocabulary)
         if name == "d2q":
             if not self.synthetic:
                 raise UserError(

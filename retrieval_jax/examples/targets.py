@@ -66,7 +66,7 @@ class Targets(abc.ABC):
     name: str
     features: Mapping[str, Feature]
     has_groups = False
-    tasks: Sequence[str] = ("firstp", "daq", "d2q", "labelled")
+    tasks: Sequence[str] = ("firstp", "daq", "sentence", "title", "d2q", "labelled")
     mean_length: float | None = None
 
     @classmethod
@@ -307,6 +307,10 @@ class PassageTargets(Targets):
         """See `Targets.get`."""
         rows = list(itertools.chain.from_iterable(example.rows for example in examples))
         texts = [passage.full_text for passage in self.collection.get(rows)]
+        starts = itertools.accumulate([len(example.rows) for example in examples], initial=0)
+        for start, example in zip(starts, examples, strict=False):
+            if example.rest is not None:
+                texts[start] = example.rest
         tokens_RxP = self.vocabulary.batch(texts, self.passage_length)
         ends = itertools.accumulate(len(example.rows) for example in examples)
         return [

@@ -4,12 +4,13 @@ import abc
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from retrieval_jax.core import storage
-from retrieval_jax.data.collection import Query
+from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import ScoredPassages, ScoredRows
@@ -32,6 +33,8 @@ class Example:
       scores: a teacher's score of each row, NaN where it gave none; empty where there is no teacher.
       scored: all passages that the teacher scored for the text, those of `rows` among them; None where there
         is no teacher.
+      rest: where the text is a part of the one passage, the passage's text without this part, which is what a
+        dual encoder reads as the passage; None: the whole passage.
     """
 
     tokens: list[int]
@@ -40,6 +43,7 @@ class Example:
     other_positives: Sequence[int] = ()
     scores: Sequence[float] = ()
     scored: ScoredPassages | None = None
+    rest: str | None = None
 
 
 class Task(abc.ABC):
@@ -101,6 +105,88 @@ class DaQ(Task):
         starts = [storage.hash_fraction(f"{row}.{chunk}") for chunk, row in places]
         chunks = self.vocabulary.encode_chunks(texts, self.length, starts)
         return [Example(tokens, [row], [1]) for tokens, row in zip(chunks, rows, strict=True)]
+
+
+class Sentences(Task):
+    """`count` sentences of each passage, each with the rest of its passage (the inverse cloze task).
+
+    A dual encoder that is given a part of a passage and the whole of it learns to compare words one by one;
+    here it must find the passage by what its other sentences say (Lee et al. 2019, section 3.1, who keep a
+    tenth of the sentences in their passages). Example i is of passage i % passages. Which sentence it is
+    depends on the passage and the number of the sentence alone.
+    """
+
+    def __init__(self, collection: Collection, vocabulary: Vocabulary, count: int):
+        self.collection, self.vocabulary, self.count = collection, vocabulary, count
+
+    def __len__(self) -> int:
+        return self.count * self.collection.passage_count
+
+    def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
+        """See `Task.get`."""
+        places = [divmod(i, self.collection.passage_count) for i in numbers]
+        rows = [row for _, row in places]
+        passages = self.collection.get(rows)
+        parts = [
+            self.part(passage, storage.hash_fraction(f"{row}.{number}.sentence"))
+            for (number, row), passage in zip(places, passages, strict=True)
+        ]
+        inputs = self.vocabulary.encode_all([part for part, _ in parts])
+        return [
+            Example(tokens, [row], [1], rest=rest)
+            for tokens, row, (_, rest) in zip(inputs, rows, parts, strict=True)
+        ]
+
+    def part(self, passage: Passage, drawn: float) -> tuple[str, str]:
+        """Gives the part of a passage that a number in [0, 1) chooses, and the rest."""
+        return cut_sentence(passage.full_text, drawn)
+
+
+class Titles(Sentences):
+    """The title of each passage, with its text as the passage; where it has none, a sentence of it."""
+
+    def __init__(self, collection: Collection, vocabulary: Vocabulary):
+        super().__init__(collection, vocabulary, 1)
+
+    def part(self, passage: Passage, drawn: float) -> tuple[str, str]:
+        """See `Sentences.part`."""
+        if passage.title.strip() and passage.text.strip():
+            return passage.title, passage.text
+        return super().part(passage, drawn)
+
+
+def cut_sentence(text: str, drawn: float) -> tuple[str, str]:
+    """Takes a sentence out of a text.
+
+    Sentences end at full stops, question marks and exclamation marks before white space (or without it, in
+    Chinese and Japanese), and at line breaks. Of a text without two sentences, the first or the last half of
+    its words is taken. Where nothing else would be left (of a single word, say), the whole text stays.
+
+    Args:
+      text: the text.
+      drawn: in [0, 1); it chooses the sentence.
+
+    Returns:
+      (the sentence, the text without all sentences that contain it).
+    """
+    for split in (_sentences, _halves):
+        parts = split(text)
+        chosen = parts[int(drawn * len(parts))] if parts else text
+        rest = " ".join(part for part in parts if chosen not in part)
+        if rest and chosen not in rest:
+            return chosen, rest
+    return text, text
+
+
+def _sentences(text: str) -> list[str]:
+    parts = re.split(r"(?<=[.!?])\s+|(?<=[。！？])|[\r\n]+", text)
+    return [part.strip() for part in parts if any(map(str.isalnum, part))]
+
+
+def _halves(text: str) -> list[str]:
+    words = text.split()
+    middle = len(words) // 2
+    return [" ".join(some) for some in (words[:middle], words[middle:]) if some]
 
 
 class D2Q(Task):

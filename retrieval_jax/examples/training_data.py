@@ -40,8 +40,12 @@ class DataConfig:
     """Which examples a run is trained on, whatever the collection.
 
     Args:
-      mixture: the weight of each task (firstp, daq, d2q, labelled, labelled_LABEL, doc2query), or a row of
-        the generative-retrieval paper, such as '3b'.
+      mixture: the weight of each task (firstp, daq, sentence, title, d2q, labelled, labelled_LABEL,
+        doc2query), or a row of the generative-retrieval paper, such as '3b'.
+      unlabelled: the mixture instead, where the collection has no train queries; None: those tasks of
+      `mixture`
+        that have examples. Where `synthetic` names queries, half of it are these (d2q).
+      unlabelled_dropout: what `token_dropout` is for the tasks of `unlabelled`, where it differs.
       curriculum: stages (steps, mixture) that come before the mixture, in order.
       input_length: tokens of a query or another text that a model reads.
       passage_length: tokens of a passage that a dual encoder or a query generator reads.
@@ -68,6 +72,8 @@ class DataConfig:
     """
 
     mixture: MixtureWeights = "2a"
+    unlabelled: Mapping[Task, NonNegativeFloat] | None = None
+    unlabelled_dropout: Mapping[Task, Fraction] = dataclasses.field(default_factory=dict)
     curriculum: Sequence[tuple[int, MixtureWeights]] = ()
     input_length: Positive = 64
     passage_length: Positive = 128
@@ -278,7 +284,31 @@ class TrainDataset:
             if task.startswith("labelled_"):
                 self._tasks.task(task)
         stages = [(steps, self.mix(mixture)) for steps, mixture in self.config.curriculum]
-        return [*stages, (None, self.mix(self.config.mixture))]
+        return [*stages, (None, self.mix(self._mixture))]
+
+    @property
+    def makes_its_own(self) -> bool:
+        """Whether the collection has no train queries, so that the mixture is `DataConfig.unlabelled`."""
+        return self.config.unlabelled is not None and not self._tasks.queries
+
+    @property
+    def token_dropout(self) -> Mapping[str, float]:
+        """The probability that a token of an input is left out, for each task that has one."""
+        c = self.config
+        return {**c.token_dropout, **c.unlabelled_dropout} if self.makes_its_own else c.token_dropout
+
+    @property
+    def _mixture(self) -> MixtureWeights:
+        """The mixture that is meant for the collection, with or without train queries."""
+        c = self.config
+        if not self.makes_its_own:
+            return c.mixture
+        mixture = c.unlabelled
+        if c.synthetic and "d2q" not in mixture:
+            mixture = {**mixture, "d2q": sum(mixture.values())}
+        told = ", ".join(f"{name} {weight:g}" for name, weight in mixture.items())
+        log(f"no train queries: the collection makes its own: {told} (DataConfig.unlabelled)")
+        return mixture
 
 
 @functools.cache

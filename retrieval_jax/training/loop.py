@@ -7,7 +7,7 @@ metrics, saves and evaluates until the run ends.
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -45,6 +45,7 @@ def train_loop(
     mesh: Mesh | None = None,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
     pretrained_params: Callable[[], Mapping[str, LazyArray]] | None = None,
+    prepare_params: Callable[[dict, Collection[str]], dict] | None = None,
     describe_batch: Callable[[int], list[dict]] | None = None,
 ) -> dict:
     """Trains a model, from the newest checkpoint of its folder on.
@@ -64,6 +65,8 @@ def train_loop(
       rules: the mesh axes of each logical axis.
       pretrained_params: gives the parameters to begin with, by name; all others are random. It is called
         only where no checkpoint is restored.
+      prepare_params: changes the parameters before the first step, on the devices; it gets them, and the
+        names of those that `pretrained_params` gave. None: they stay.
       describe_batch: gives the examples of the batch at a position, for the file that says which batch went
         wrong; see `LossMonitor`.
 
@@ -85,7 +88,7 @@ def train_loop(
     data = _Data(batches, settings, model.text_arrays, mesh)
     data.seek(start, checkpoints.examples(start, settings.batch_size) if start else 0)
     run = _Run(model, data, checkpoints, settings, folder=folder, mesh=mesh, rules=rules)
-    run.restore(pretrained_params)
+    run.restore(pretrained_params, prepare_params)
     run.watch(evaluator, describe_batch)
     with (
         bar(f"train {folder.name}", settings.steps, run.step) as run.progress,
@@ -181,18 +184,25 @@ class _Run:
         self.dev: dict[str, float] = {}
         self.ended = self.preempted = False
 
-    def restore(self, pretrained_params: Callable[[], Mapping[str, LazyArray]] | None) -> None:
+    def restore(
+        self,
+        pretrained_params: Callable[[], Mapping[str, LazyArray]] | None,
+        prepare_params: Callable[[dict, Collection[str]], dict] | None,
+    ) -> None:
         """Reads the newest checkpoint that is not damaged, or makes the state before the first step."""
         restored = self.checkpoints.restore_newest(self.abstract.params, self.abstract.optimizer)
         if restored is None:
             self.step = 0
+            given = pretrained_params() if pretrained_params else {}
             self.state = initial_state(
                 self.model,
                 self.abstract,
                 self.shapes,
                 self.settings.seed,
-                pretrained_params=pretrained_params() if pretrained_params else None,
+                pretrained_params=given,
             )
+            if prepare_params:
+                self.state = self.state.replace(params=prepare_params(self.state.params, given))
         else:
             params, optimizer, self.step = restored
             self.state = TrainState(

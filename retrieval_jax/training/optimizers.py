@@ -1,6 +1,6 @@
 """Optimisers that gin configures: optax's AdamW and Adafactor, learning-rate schedules and multipliers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, NamedTuple
 
 import gin
@@ -20,13 +20,13 @@ Multipliers = Mapping[Annotated[str, LastName], float]
 
 @gin.configurable
 def learning_rate(
-    peak: PositiveFloat, steps: Positive, warmup: NonNegative = 0, decay: str = "constant"
+    peak: PositiveFloat, steps: Positive | None, warmup: NonNegative = 0, decay: str = "constant"
 ) -> optax.Schedule:
     """Makes a learning-rate schedule with a linear warm-up.
 
     Args:
       peak: the highest rate, which is reached after the warm-up.
-      steps: the step at which a linear decay reaches 0.
+      steps: the step at which a linear decay reaches 0; None only for other decays.
       warmup: number of steps of the warm-up from 0.
       decay: what follows: "constant", "linear" to 0, or "rsqrt", in proportion to 1/sqrt(step).
 
@@ -34,9 +34,11 @@ def learning_rate(
       An optax schedule.
 
     Raises:
-      UserError: there is no such decay.
+      UserError: there is no such decay, or a linear one without steps.
     """
     if decay == "linear":
+        if steps is None:
+            raise UserError("learning_rate.steps: None, and a linear decay ends with them: --STEPS=1000")
         after = optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))
     elif decay == "rsqrt":
         start = max(warmup, 1)
@@ -59,6 +61,7 @@ def adamw(
     b2: float = 0.999,
     weight_decay: float = 0.0,
     momentum_dtype: str | None = None,
+    shared_moments: Sequence[Annotated[str, LastName]] = (),
 ) -> optax.GradientTransformation:
     """Makes AdamW (Loshchilov and Hutter 2019).
 
@@ -74,14 +77,54 @@ def adamw(
       weight_decay: the decoupled weight decay.
       momentum_dtype: dtype of the first moment; "bfloat16" halves its memory. The second moment is always
         float32: bfloat16 would round its small changes away.
+      shared_moments: parameters, named as in `multipliers`, whose outputs (the last axis) have one second
+        moment together, the sum of theirs; see `_scale_by_adam`.
 
     Returns:
       The optimiser.
     """
     adam = optax.chain(
-        optax.scale_by_adam(b1, b2, mu_dtype=momentum_dtype), optax.add_decayed_weights(weight_decay)
+        _scale_by_adam(b1, b2, momentum_dtype, shared_moments), optax.add_decayed_weights(weight_decay)
     )
     return optax.chain(adam, _scale_by_name(multipliers or {}), _scale_by_rate(schedule))
+
+
+def _scale_by_adam(
+    b1: float, b2: float, momentum_dtype: str | None, shared: Sequence[str]
+) -> optax.GradientTransformation:
+    """Makes Adam's scaling, with one second moment for all outputs of the parameters in `shared`.
+
+    A docid of one token is the target of one example in N, so that its column of the softmax has one large
+    gradient in N / B steps. With a second moment of its own, which forgets in between, Adam takes full steps
+    along the tiny gradients by which all other examples push the column away, and the columns of the last few
+    batches outgrow all others: where N / B is well above 1 / (1 - b2), the loss stays at chance. Divided by
+    the root of the moment's sum over the columns, gradients keep their sizes beside one another, and what a
+    column moves by one example does not depend on N.
+    """
+    plain = optax.scale_by_adam(b1, b2, mu_dtype=momentum_dtype)
+    if not shared:
+        return plain
+
+    def squared(path, g: jax.Array) -> jax.Array:
+        square = jnp.square(g)
+        return jnp.sum(square, axis=-1) if set(shared).intersection(_names(path)) else square
+
+    def init(params) -> optax.ScaleByAdamState:
+        moments = jax.tree_util.tree_map_with_path(squared, params)
+        return plain.init(params)._replace(nu=jax.tree.map(jnp.zeros_like, moments))
+
+    def update(updates, state: optax.ScaleByAdamState, _=None):
+        count = optax.safe_increment(state.count)
+        squares = jax.tree_util.tree_map_with_path(squared, updates)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment(squares, state.nu, b2, 1)
+        first, second = optax.tree.bias_correction(mu, b1, count), optax.tree.bias_correction(nu, b2, count)
+        scaled = jax.tree.map(
+            lambda m, v: m / (jnp.sqrt(v if v.shape == m.shape else v[..., None]) + 1e-8), first, second
+        )
+        return scaled, optax.ScaleByAdamState(count, optax.tree.cast(mu, momentum_dtype), nu)
+
+    return optax.GradientTransformation(init, update)
 
 
 @gin.configurable
@@ -154,9 +197,13 @@ def _scale_by_name(multipliers: Multipliers) -> optax.GradientTransformation:
 
     def scale(updates, _=None):
         def one(path, update):
-            names = [str(getattr(key, "key", key)) for key in path[-2:]]
-            return update * next((multipliers[name] for name in names if name in multipliers), 1.0)
+            return update * next((multipliers[name] for name in _names(path) if name in multipliers), 1.0)
 
         return jax.tree_util.tree_map_with_path(one, updates)
 
     return optax.stateless(scale)
+
+
+def _names(path: tuple) -> list[str]:
+    """Gives the last two parts of a parameter's name."""
+    return [str(getattr(key, "key", key)) for key in path[-2:]]

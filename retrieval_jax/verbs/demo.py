@@ -1,11 +1,16 @@
 """The verb `demo`: the main job, end to end. Each step is skipped where its work is already there."""
 
+import contextlib
+import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import gin
+import jax
 
+from retrieval_jax.checkpoints.checkpoints import Checkpoints
 from retrieval_jax.core import configuration
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, Positive
@@ -13,10 +18,12 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.docids.kinds import KIND, kind_names
 from retrieval_jax.search import scann_index
 from retrieval_jax.search.searcher import searcher_class, searcher_kinds
+from retrieval_jax.training.duration import product_speed, step_seconds
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
 from retrieval_jax.verbs.index import make_index, unread
+from retrieval_jax.verbs.preflight import configured
 from retrieval_jax.verbs.search import search
 from retrieval_jax.verbs.train import train
 
@@ -47,7 +54,8 @@ def demo(
         encoder's.
       dense: searchers to build over the dual encoder's vectors; () trains no dual encoder. None is ("exact",
         "scann"), without scann where ScaNN is not installed (it exists for Linux only).
-      steps: model -> training steps, for models that differ from STEPS; a given --STEPS is for all.
+      steps: model -> training steps, for models that differ from STEPS; a given --STEPS is for all. Without
+        either they follow from the number of passages (`train.steps`).
       fused: searchers that are fused into one, with weights chosen on dev queries (equal ones if dev is what
         is answered); () for none. None is bm25 and the first of `dense`.
     """
@@ -60,40 +68,100 @@ def demo(
     work = Workspace.for_source(source, work_dir)
     log(f"1/5 import → {work.collection}")
     import_collection()
-    methods = [(kind, "generative", work.model(kind)) for kind in generative]
-    methods += [(kind, kind, work.model(DUAL_ENCODER)) for kind in dense]
-    models = [*([DUAL_ENCODER] if dense else []), *generative]
-    log("2/5 docids and training")
-    trained = {}
-    for name in models:
-        # As `retrieval-jax train` would with these.
-        file = "runs/naive.gin" if name in generative else f"runs/{name}.gin"
-        settings = [f"DOCIDS = {name!r}"] if name in generative else []
-        settings += [f"STEPS = {steps[name]}"] if steps and name in steps else []
-        # In the model's own scope: --gin.naive/train.batch_size=64 is for naive alone.
-        with configuration.run_file(file, *settings), gin.config_scope(name):
-            if name in generative:
-                make_docids()
-            trained[name] = train(model_dir=str(work.model(name)))
-    log("3/5 index")
-    for name, kind, model in methods:
-        make_index(kind=kind, name=name, model_dir=str(model), **unread(searcher_class(kind)))
-    make_index(model_dir=None, **unread(searcher_class("bm25")))
+    methods = [Method(kind, "generative", kind) for kind in generative]
+    methods += [Method(kind, kind, DUAL_ENCODER) for kind in dense]
+    methods.append(Method("bm25", "bm25"))
     if fused:
         fit_split = None if split == "dev" else "dev"
-        make_index(
-            kind="fused",
-            name="fused",
-            model_dir=None,
-            parts=tuple(fused),
-            fit_split=fit_split,
-            **unread(searcher_class("fused")),
-        )
+        methods.append(Method("fused", "fused", settings={"parts": tuple(fused), "fit_split": fit_split}))
+    models = [*([DUAL_ENCODER] if dense else []), *generative]
+    log("2/5 docids and training")
+    _tell_duration(work, models, steps)
+    trained = {name: _train(work, name, steps) for name in models}
+    log("3/5 index")
+    for method in methods:
+        model = method.model and str(work.model(method.model))
+        make_index(kind=method.kind, name=method.name, model_dir=model, **method.all_settings)
     log("4/5 search")
-    for name in (*(name for name, _, _ in methods), "bm25", *(["fused"] if fused else [])):
-        search(name=name, split=split)
+    for method in methods:
+        search(name=method.name, split=split)
     log("5/5 evaluate")
-    return {"models": trained} | evaluate(split=split) | {"next": next_command(source, work_dir)}
+    made = evaluate(split=split)
+    for name, training in trained.items():
+        if "cut" in training:
+            log(
+                f"{name}: cut by the clock (train.max_minutes) at {training['cut']}: another machine gives "
+                "another table"
+            )
+    return {"models": trained} | made | {"next": next_command(source, work_dir)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the demo's table.
+
+    Attributes:
+      name: of the searcher and of its run.
+      kind: of the searcher.
+      model: the model that it searches with, by the name of its folder; None for none.
+      settings: of `make_index`, by name.
+    """
+
+    name: str
+    kind: str
+    model: str | None = None
+    settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    @property
+    def all_settings(self) -> dict[str, object]:
+        """The settings, where gin has none that this kind does not read."""
+        return unread(searcher_class(self.kind)) | self.settings
+
+
+@contextlib.contextmanager
+def _recipe(name: str, steps: Mapping[str, int] | None) -> Iterator[None]:
+    """A context in which gin has the recipe of a model, as `retrieval-jax train` would with its run file.
+
+    It is the model's own scope: --gin.naive/train.batch_size=64 is for naive alone.
+    """
+    file = f"runs/{name}.gin"
+    if name != DUAL_ENCODER and not (configuration.gin_folder() / file).exists():
+        file = "runs/naive.gin"
+    settings = [] if name == DUAL_ENCODER else [f"DOCIDS = {name!r}"]
+    settings += [f"STEPS = {steps[name]}"] if steps and name in steps else []
+    with configuration.run_file(file, *settings), gin.config_scope(name):
+        yield
+
+
+def _train(work: Workspace, name: str, steps: Mapping[str, int] | None) -> dict:
+    """Makes a model's docids, if it writes any, and trains it."""
+    with _recipe(name, steps):
+        if name != DUAL_ENCODER:
+            make_docids()
+        return train(model_dir=str(work.model(name)))
+
+
+def _tell_duration(work: Workspace, models: Sequence[str], steps: Mapping[str, int] | None) -> None:
+    """Says how long the trainings that are not finished will take on this machine."""
+    speed, told, total = product_speed(), [], 0.0
+    for name in models:
+        with _recipe(name, steps), configuration.unrecorded():
+            plan = configured(search=False, passages=None, vocab_size=None)
+        done = min(_steps_done(work.model(name)), plan.steps)
+        minutes = (plan.steps - done) * step_seconds(plan.model, plan.shapes, speed, jax.device_count()) / 60
+        told.append(f"{name} {minutes:.1f} ({plan.steps - done:,} steps)")
+        total += minutes
+    if models:
+        log(
+            f"the trainings take about {total:.0f} minutes here: {', '.join(told)}; an estimate by the FLOPs "
+            f"of a step and the {speed / 1e9:,.0f} GFLOP/s that a product of matrices has just reached"
+        )
+
+
+def _steps_done(folder: Path) -> int:
+    """Gives the step of a model's newest checkpoint; 0 without one."""
+    there = (folder / "checkpoints").is_dir()  # a manager would make it
+    return (Checkpoints(folder, read_only=True).latest() or 0) if there else 0
 
 
 def next_command(source: str, work_dir: str | None) -> str:

@@ -32,7 +32,7 @@ from retrieval_jax.training.slow_shapes import slow_search, slow_training
 from retrieval_jax.training.worker_process import WorkerDied, WorkerProcess
 from retrieval_jax.verbs.index import IndexConfig
 from retrieval_jax.verbs.table import configure_verbs
-from retrieval_jax.verbs.train import TrainConfig
+from retrieval_jax.verbs.train import TrainConfig, sized_config
 
 MS_MARCO, T5_VOCABULARY = 8_841_823, 32_128  # what is assumed where there is no collection
 
@@ -153,9 +153,7 @@ def try_slice(name: str, program: tuple, parallelism: int, optimization: int | N
 def configured(search: bool, passages: int | None, vocab_size: int | None, k: int = 100) -> Plan:
     """Plans the program that gin configures: the training step that `train` would run, or a search."""
     config = TrainConfig()
-    retriever, kind = config.retriever, config.docids
     _check(config, search, passages, vocab_size)
-
     work = Workspace.for_source(config.source, config.work_dir)
     assumed = passages is not None or vocab_size is not None
     collection = None
@@ -163,6 +161,21 @@ def configured(search: bool, passages: int | None, vocab_size: int | None, k: in
         collection = Collection(work.collection)
         passages, vocab_size = collection.passage_count, Vocabulary(collection.vocabulary_path).size
     passages, vocab_size = passages or MS_MARCO, vocab_size or T5_VOCABULARY
+    with sized_config(passages) as config:
+        return _configured(config, work, collection, search=search, sizes=(passages, vocab_size, k))
+
+
+def _configured(
+    config: TrainConfig,
+    work: Workspace,
+    collection: Collection | None,
+    *,
+    search: bool,
+    sizes: tuple[int, int, int],
+) -> Plan:
+    """Plans a program for a collection, or, where that is None, for one of these sizes."""
+    retriever, kind = config.retriever, config.docids
+    passages, vocab_size, k = sizes
     docids: DocidTable | DocidShape | None = None
     if kind and collection and storage.finished(work.docids(kind)):
         docids = DocidTable.open(work.docids(kind))

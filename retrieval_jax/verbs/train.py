@@ -1,20 +1,25 @@
 """The verb `train`: examples become a checkpoint."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 import gin
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
+from retrieval_jax.checkpoints.pretrained import OUTPUT
 from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core import configuration, paths
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import NonNegativeFloat, Positive, Seed
+from retrieval_jax.core.progress import log
+from retrieval_jax.core.values import NonNegativeFloat, Positive, PositiveFloat, Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -29,8 +34,9 @@ from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.retriever import Retriever
-from retrieval_jax.training import settings_file
-from retrieval_jax.training.evaluators import METRICS
+from retrieval_jax.training import chance, settings_file
+from retrieval_jax.training.docid_columns import begin_as_passages
+from retrieval_jax.training.evaluators import METRICS, Evaluator
 from retrieval_jax.training.families import family_of
 from retrieval_jax.training.loop import train_loop
 from retrieval_jax.training.loss_spike_guard import LossSpikeGuard
@@ -56,7 +62,14 @@ class TrainConfig:
       model_dir: the model's folder; None is models/DOCIDS of the work folder, models/dual_encoder,
         models/lexical or models/doc2query.
       docids: the kind of docids to write (generative retrievers).
-      steps: training steps of the whole run.
+      docids_from_passages: whether the softmax's column of each docid of one token begins as what the
+      network,
+        before the first step, makes of the docid's passage; see training/docid_columns.py. Docids of several
+        tokens begin at random in any case.
+      steps: training steps of the whole run; None: `steps_factor` times the square root of the number of
+        passages.
+      steps_factor: see `steps`. A collection of four times the passages has more words, too, but not four
+        times as many, and each step of atomic docids takes four times as long.
       batch_size: examples of a batch, on all hosts together.
       seed: of the random parameters, the data's order and dropout.
       microbatches: number of equal parts of a batch whose gradients are accumulated, for less memory. A part
@@ -86,7 +99,9 @@ class TrainConfig:
     work_dir: str | None = None
     model_dir: str | None = None
     docids: str | None = None
-    steps: Positive = 1000
+    docids_from_passages: bool = False
+    steps: Positive | None = 1000
+    steps_factor: PositiveFloat = 6.0
     batch_size: Positive = 128
     seed: Seed = 0
     microbatches: Positive = 1
@@ -118,6 +133,31 @@ class TrainConfig:
         return make_model(self.retriever, self.optimizer, vocab_size, docids)
 
 
+@contextlib.contextmanager
+def sized_config(passages: int, **values: object) -> Iterator[TrainConfig]:
+    """A context in which all that gin leaves open has a value that fits the collection.
+
+    Args:
+      passages: the number of passages.
+      **values: of TrainConfig's attributes; those that are left out are gin's.
+
+    Yields:
+      The configuration. Inside, gin has its number of steps, too.
+    """
+    config = TrainConfig(**values)
+    if config.steps is not None:
+        yield config
+        return
+    # Below all that is set: nothing has set it.
+    with configuration.run_file(None, f"STEPS = {steps_for(passages, config.steps_factor)}"):
+        yield TrainConfig(**values)
+
+
+def steps_for(passages: int, factor: float) -> int:
+    """Gives the number of training steps for a collection: `factor`·√passages, in tens; at least 100."""
+    return max(10 * round(factor * math.sqrt(passages) / 10), 100)
+
+
 def train(**values: object) -> dict:
     """Trains a retriever.
 
@@ -125,11 +165,22 @@ def train(**values: object) -> dict:
       **values: of TrainConfig's attributes; those that are left out are gin's.
 
     Returns:
-      What `train_loop` returns, and "model", the folder.
+      What `train_loop` returns; "model", the folder; "left_chance", whether the model has learned, where that
+      can be told (see `chance.verdict`); and "cut", where the clock (`max_minutes`) ended the training.
     """
-    config = TrainConfig(**values)
-    work = Workspace.for_source(config.source, config.work_dir)
+    asked = TrainConfig(**values)
+    work = Workspace.for_source(asked.source, asked.work_dir)
     collection = Collection(work.collection)
+    with sized_config(collection.passage_count, **values) as config:
+        if asked.steps is None:
+            log(
+                f"train: {config.steps} steps of {config.batch_size} examples, as the collection has "
+                f"{collection.passage_count:,} passages ({config.steps_factor:g}·√passages; or --STEPS=N)"
+            )
+        return _train(config, work, collection)
+
+
+def _train(config: TrainConfig, work: Workspace, collection: Collection) -> dict:
     table = DocidTable.open(work.docids(config.docids)) if config.docids else None
     family = family_of(config.retriever)
     name = config.docids or family.folder_name
@@ -151,7 +202,7 @@ def train(**values: object) -> dict:
         return make_batches(
             stages,
             examples.targets,
-            data.token_dropout,
+            examples.token_dropout,
             settings.batch_size,
             settings.seed,
             position,
@@ -159,20 +210,52 @@ def train(**values: object) -> dict:
             data.pack,
         )
 
+    from_passages = config.docids_from_passages and table is not None and table.length == 1
+    evaluator = family.evaluator(model, examples, settings, mesh)
     made = train_loop(
         model,
         batches,
-        family.evaluator(model, examples, settings, mesh),
+        evaluator,
         folder,
         settings=settings,
         mesh=mesh,
         rules=rules,
         pretrained_params=pretrained_params,
+        prepare_params=functools.partial(_begin_docids, model, examples, mesh, rules)
+        if from_passages
+        else None,
         describe_batch=functools.partial(
             describe_batch, examples, settings.batch_size, settings.seed, tasks={}
         ),
     )
-    return {"model": str(folder)} | made
+    if made["step"] < settings.steps:
+        made["cut"] = f"step {made['step']} of {settings.steps}"
+    return {"model": str(folder)} | made | _left_chance(model, examples, evaluator, folder, made)
+
+
+def _left_chance(
+    model: Retriever, examples: TrainDataset, evaluator: Evaluator, folder: Path, made: dict
+) -> dict:
+    """Tells whether the model has learned, and what to do if not; {"left_chance"} where that can be told."""
+    loss = chance.last_loss(folder)
+    verdict = chance.verdict(model, examples, evaluator, made, loss)
+    if verdict is None:
+        return {}
+    if multihost.is_process_0():
+        log(f"{folder}: {verdict.text}")
+    return {"left_chance": verdict.left}
+
+
+def _begin_docids(
+    model: Retriever,
+    examples: TrainDataset,
+    mesh: Mesh,
+    rules: partitioning.Rules,
+    params: dict,
+    given: Container[str],
+) -> dict:
+    """Lets docids begin as their passages, where no weights were given to begin with."""
+    return params if OUTPUT in given else begin_as_passages(model, params, examples, mesh, rules)
 
 
 def _pretrained_params(
@@ -227,6 +310,8 @@ def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -
     )
     parameters = configuration.texts_of_parameters(settings_file.LEARNING, settings_file.REFERENCES)
     chosen = run_settings(config.retriever, examples, config.settings, parameters)
+    if config.docids_from_passages:
+        chosen["train.docids_from_passages"] = True
 
     def prepare() -> None:
         prepare_folder(folder, description, collection)

@@ -10,9 +10,11 @@ import pytest
 from retrieval_jax.core import configuration
 from retrieval_jax.main import parse
 from retrieval_jax.verbs.table import DEFAULT_FILES, VERBS, configure_verbs
+from retrieval_jax.verbs.train import steps_for
 
 ROOT = Path(__file__).parents[2]
 RUNS = {path.name: path.read_text() for path in (configuration.gin_folder() / "runs").glob("*.gin")}
+PYTHON_DOCS = 5000  # passages
 ROWS = {
     name: cells.split(" | ")
     for name, cells in re.findall(
@@ -47,8 +49,10 @@ def test_every_run_file_says_what_to_expect(file: str):
     assert verb in VERBS
     configure_verbs(files or DEFAULT_FILES[verb], bindings)
     if steps := re.match(r"(\d+) steps", takes):
-        by_model = {} if files else gin.query_parameter("demo.steps")
-        assert int(steps[1]) == by_model.get(file.removesuffix(".gin"), gin.query_parameter("%STEPS"))
+        if not files:
+            configure_verbs([f"runs/{file}"], bindings)
+        given, factor = gin.query_parameter("%STEPS"), gin.get_bindings("train").get("steps_factor", 6.0)
+        assert int(steps[1]) == (given or steps_for(PYTHON_DOCS, factor))
 
 
 def test_the_rows_are_the_readmes_table():

@@ -178,7 +178,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, monkeypatch):
         ),
         (
             "DataConfig.token_dropout={'zzz': 0.1}",
-            "DataConfig.token_dropout: 'zzz' is not the name of a task (firstp, daq, d2q, labelled, labelle",
+            "DataConfig.token_dropout: 'zzz' is not the name of a task (firstp, daq, sentence, title, d2q, ",
         ),
         (
             "DataConfig.token_dropout={'daq': 1.5}",

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from reading import write
 from tables import KINDS
 from teacher import random_scores, write_scores
@@ -20,7 +22,7 @@ from retrieval_jax.data.variations import add_typo
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.examples.examples import TaskFactory
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, pad
-from retrieval_jax.examples.tasks import PADDING, LabelledGroups
+from retrieval_jax.examples.tasks import PADDING, LabelledGroups, cut_sentence
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.verbs.importing import import_collection
 
@@ -46,6 +48,67 @@ def test_passages_are_read_from_their_beginning_and_in_chunks(
     places = {tuple(daq(i, RNG).tokens) for i in range(len(daq))}
     assert len(places) > 0.8 * len(daq)  # random places
     assert daq(5, RNG) == daq(5, np.random.default_rng(9))  # the same ones each time
+
+
+@given(
+    st.text(st.sampled_from("ab.!? \n。"), max_size=40),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_the_rest_of_a_text_does_not_contain_the_sentence_that_was_taken_out(text: str, drawn: float):
+    part, rest = cut_sentence(text, drawn)
+    assert part in text or part in " ".join(text.split())
+    if (part, rest) != (text, text):
+        assert part
+        assert rest
+        assert part not in rest
+        assert not set(rest) - set(text) - {" "}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("One. Two? Three", {("One.", "Two? Three"), ("Two?", "One. Three"), ("Three", "One. Two?")}),
+        ("One. Two. One.", {("One.", "Two."), ("Two.", "One. One.")}),
+        ("版本三。新的。", {("版本三。", "新的。"), ("新的。", "版本三。")}),
+        (
+            "a gloss of six words, alone",
+            {("a gloss of", "six words, alone"), ("six words, alone", "a gloss of")},
+        ),
+        ("e.g. v1.2 is one", {("v1.2 is one", "e.g."), ("e.g.", "v1.2 is one")}),
+        ("word", {("word", "word")}),
+        ("", {("", "")}),
+    ],
+)
+def test_each_sentence_of_a_text_can_be_taken_out(text: str, parts: set):
+    assert {cut_sentence(text, drawn) for drawn in np.linspace(0, 1, 20, endpoint=False)} == parts
+
+
+def test_a_dual_encoder_finds_sentences_and_titles_by_the_rest_of_their_passages(
+    collection: Collection, vocabulary: Vocabulary
+):
+    tasks = TaskFactory(collection, vocabulary, chunks=3, train_group_size=(1, 1))
+    targets = PassageTargets(collection, vocabulary, 32, 400, 2)
+    count, seen = collection.passage_count, set()
+    for name in ("sentence", "title"):
+        task = tasks.task(name)
+        assert len(task) == {"sentence": 3, "title": 1}[name] * count
+        examples = task.get(range(len(task)), [RNG] * len(task))
+        assert examples[5] == task(5, np.random.default_rng(9))
+        for number, (example, features) in enumerate(zip(examples, targets.get(examples), strict=True)):
+            passage = collection.passage(number % count)
+            (text,) = vocabulary.decode(np.array([features["targets"][:400]]))
+            (query,) = vocabulary.decode(np.array([example.tokens]))
+            assert list(example.rows) == [number % count]
+            assert features["targets"][400:] == [0] * 400
+            assert text == vocabulary.decode(vocabulary.batch([example.rest], 400))[0]
+            if name == "title" and passage.title:
+                assert vocabulary.encode(passage.title) == example.tokens
+                assert example.rest == passage.text
+            elif example.rest != passage.full_text:
+                assert query not in text
+                assert len(example.rest) < len(passage.full_text)
+            seen.add((name, query))
+    assert len(seen) > 2 * count  # several sentences a passage
 
 
 def test_labelled_queries_come_with_each_positive(collection: Collection, vocabulary: Vocabulary, inputs):

@@ -1,17 +1,23 @@
 """The data of a training: what a DataConfig makes of a collection, and what its cache depends on."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tables import KINDS
 
+from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data import synthetic
 from retrieval_jax.data.records import Collection
+from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.data.vocabulary import Prompts, Vocabulary
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, pad
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.verbs.importing import import_collection
 
 CONFIG = DataConfig({"labelled": 3, "firstp": 1}, curriculum=[(5, {"firstp": 1}), (2, "2a")], chunk_length=8)
 
@@ -31,6 +37,38 @@ def test_the_mixture_comes_after_the_stages_of_the_curriculum(dataset: TrainData
         len(dataset.computed("firstp")) / len(dataset.computed("labelled"))
     )
     assert weights[2] == {"labelled": 0.75, "firstp": 0.25}
+
+
+def test_without_train_queries_the_passages_make_them(
+    source: Path, collection: Collection, tmp_path: Path, capsys
+):
+    folder, own_work = tmp_path / "unlabelled", Workspace(tmp_path / "work")
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.train.tsv"))
+    vocabulary = str(collection.vocabulary_path)
+    import_collection(source=str(folder), work_dir=str(own_work.folder), vocabulary_path=vocabulary)
+    parts = DataConfig(
+        {"labelled": 1, "firstp": 1}, unlabelled={"sentence": 3, "title": 1}, unlabelled_dropout={"daq": 0.5}
+    )
+
+    def weights(config: DataConfig, collection: Collection) -> dict[str, float]:
+        dataset = TrainDataset(config, own_work, collection, PassageTargets)
+        return {task: weight for task, (_, weight) in dataset.stages()[-1][1].items()}
+
+    unlabelled = Collection(own_work.collection)
+    assert weights(parts, collection) == {"labelled": 0.5, "firstp": 0.5}
+    assert weights(parts, unlabelled) == {"sentence": 0.75, "title": 0.25}
+    dropout = [
+        TrainDataset(parts, own_work, some, PassageTargets).token_dropout for some in (collection, unlabelled)
+    ]
+    assert dropout == [{}, {"daq": 0.5}]
+    assert "sentence 3, title 1 (DataConfig.unlabelled)" in capsys.readouterr().err
+    assert weights(dataclasses.replace(parts, unlabelled=None), unlabelled) == {"firstp": 1}
+    shards = QueryShards(tmp_path / "shards", unlabelled.passage_count, 200)
+    shards.write(0, ({"queries": ["what is it"], "made": 1, "distinct": 1} for _ in unlabelled.passages()))
+    recipe = {"collection": unlabelled.fingerprint}
+    storage.build_once(own_work.synthetic("s"), recipe, lambda tmp: synthetic.join(tmp, unlabelled, shards))
+    both = {"sentence": 0.375, "title": 0.125, "d2q": 0.5}
+    assert weights(dataclasses.replace(parts, synthetic="s"), unlabelled) == both
 
 
 def test_a_prompt_takes_its_tokens_of_the_length(work: Workspace, collection: Collection):

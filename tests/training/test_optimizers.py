@@ -105,3 +105,28 @@ def test_adam_keeps_its_first_moment_in_bfloat16_where_told():
     state = adamw(optax.constant_schedule(1e-3), momentum_dtype="bfloat16").init(params)
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.shape == (8, 8)]
     assert sorted(map(str, dtypes)) == ["bfloat16", "float32"]
+
+
+def test_the_outputs_of_a_parameter_share_a_second_moment_where_told():
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(5, 4, 7)) * (rng.random((5, 1, 7)) < 0.3)  # few columns a step
+    params = {"logits_dense": {"kernel": jnp.zeros((4, 7))}, "wo": {"kernel": jnp.zeros((4, 7))}}
+    optimizer = adamw(optax.constant_schedule(1e-2), b2=0.98, shared_moments=("logits_dense",))
+    plain = adamw(optax.constant_schedule(1e-2), b2=0.98)
+    state, other = optimizer.init(params), plain.init(params)
+    first, second = np.zeros((4, 7)), np.zeros((4, 1))
+    for t, gradient in enumerate(gradients, start=1):
+        tree = jax.tree.map(lambda _, g=gradient: jnp.asarray(g, jnp.float32), params)
+        updates, state = optimizer.update(tree, state, params)
+        expected, other = plain.update(tree, other, params)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.98 * second + 0.02 * (gradient**2).sum(axis=1, keepdims=True)
+        by_definition = -1e-2 * first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.98**t)) + 1e-8)
+        np.testing.assert_allclose(updates["logits_dense"]["kernel"], by_definition, rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(updates["wo"]["kernel"], expected["wo"]["kernel"], rtol=1e-5, atol=1e-9)
+
+
+def test_a_linear_decay_needs_steps():
+    with pytest.raises(UserError, match=r"learning_rate\.steps: None"):
+        learning_rate(1.0, steps=None, decay="linear")
+    assert learning_rate(2.0, steps=None)(5) == 2

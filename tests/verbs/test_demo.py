@@ -1,6 +1,8 @@
 """`demo` without a model to train; with models, it is tested in tests/test_main.py."""
 
+import json
 import shlex
+import shutil
 from pathlib import Path
 
 from retrieval_jax.core.workspace import Workspace
@@ -25,6 +27,39 @@ def test_without_models_it_measures_bm25_alone(source: Path, tmp_path: Path, cli
     made = work.collection.stat().st_mtime_ns, work.searcher("bm25").stat().st_mtime_ns
     assert cli(*argv)[1]["metrics"] == result["metrics"]
     assert made == (work.collection.stat().st_mtime_ns, work.searcher("bm25").stat().st_mtime_ns)
+
+
+def test_without_train_queries_models_learn_from_the_passages(source: Path, tmp_path: Path, arguments, cli):
+    folder, work = tmp_path / "unlabelled", tmp_path / "work"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.train.tsv"))
+    small = [argument for argument in arguments[2:] if "STEPS" not in argument]
+    argv = [
+        "demo",
+        *(f"--gin.COLLECTION={str(folder)!r}", f"--gin.WORK_DIR={str(work)!r}", *small),
+        *("--gin.demo.generative=('atomic',)", "--gin.demo.dense=('exact',)", "--gin.demo.fused=()"),
+        "--gin.train.steps_factor=2.0",
+    ]
+    status, result, err = cli(*argv)
+    assert status == 0, err
+    assert "labelled: no examples, so left out of the mixture" in err  # of atomic docids
+    assert "no train queries: the collection makes its own: sentence 0.4, daq 0.4, title 0.2" in err
+    lines = err.splitlines()
+    (told,) = [number for number, line in enumerate(lines) if "the trainings take about" in line]
+    assert "dual_encoder " in lines[told]
+    assert "(100 steps)" in lines[told]  # 2·√100 are fewer than the least
+    assert told < lines.index(next(line for line in lines if "100 steps of 32 examples" in line))
+    for model in result["models"].values():
+        assert model["step"] == 100
+        assert "cut" not in model
+    assert result["models"]["atomic"]["left_chance"]
+    assert result["metrics"]["atomic"]["Hits@10"] > 0.3
+    assert result["metrics"]["exact"]["Hits@10"] > 0.3
+    columns = json.loads((work / "models/atomic/settings.json").read_text())
+    assert columns["train.docids_from_passages"] is True
+
+    status, result, err = cli(*argv, "--gin.train.max_minutes=0", "--STEPS=101")
+    assert status == 0, err
+    assert "dual_encoder: cut by the clock (train.max_minutes) at step 100 of 101" in err
 
 
 def test_the_command_that_opens_the_page_names_what_is_not_the_default():

@@ -15,7 +15,7 @@ from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.main import documentation
 from retrieval_jax.training.settings import TrainSettings
 from retrieval_jax.verbs.table import configure_verbs
-from retrieval_jax.verbs.train import TrainConfig, describe_batch
+from retrieval_jax.verbs.train import TrainConfig, describe_batch, sized_config, steps_for
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,23 @@ def test_every_setting_of_the_loop_is_a_parameter_of_the_verb():
         assert defaults.get(field.name, field.default) == field.default, field.name
     with pytest.raises(UserError, match=r"train.keep_best: no metric 'MRR'"):
         TrainConfig(keep_best="MRR")
+
+
+def test_steps_follow_from_the_number_of_passages_where_none_are_given():
+    assert [steps_for(n, 6.0) for n in (50, 2067, 5000, 16_407, 117_659)] == [100, 270, 420, 770, 2060]
+    configure_verbs(["runs/naive.gin"], [])
+    assert gin.query_parameter("%STEPS") is None
+    with sized_config(10_000) as config:
+        assert config.steps == 400
+        assert gin.query_parameter("learning_rate.steps").configurable.name == "macro"
+        assert gin.query_parameter("%STEPS") == 400  # where the schedule ends, too
+    with sized_config(10_000, steps_factor=2.5) as config:
+        assert config.steps == 250
+    for binding in ("STEPS=7", "train.steps=7"):
+        configure_verbs(["runs/naive.gin"], [binding])
+        with sized_config(10_000) as config:
+            assert config.steps == 7
+            assert gin.query_parameter("%STEPS") == 7
 
 
 def test_help_lists_every_parameter_with_its_default():

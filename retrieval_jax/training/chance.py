@@ -1,0 +1,113 @@
+"""Whether a trained model knows more than chance: its loss and its dev metrics beside a random ranking's."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from retrieval_jax.checkpoints.learning_curve import read_curve
+from retrieval_jax.examples.training_data import TrainDataset
+from retrieval_jax.models.objectives import cross_entropy
+from retrieval_jax.models.retriever import Retriever
+from retrieval_jax.training.evaluators import Evaluator, RetrievalEvaluator
+
+DEPTH = 10
+SIGNIFICANT = 1e-3  # a random ranking has so many hits, or more, in one of a thousand evaluations
+LEARNED = 0.9  # a loss below this part of chance's shows learning
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether a model is better than chance.
+
+    Attributes:
+      left: whether it is.
+      text: the numbers beside those of chance; where it is not, what to do.
+    """
+
+    left: bool
+    text: str
+
+
+def verdict(
+    model: Retriever, examples: TrainDataset, evaluator: Evaluator, made: Mapping, loss: float | None
+) -> Verdict | None:
+    """Compares a model with chance: by its dev queries, or by its loss where there are none.
+
+    Args:
+      model: the model.
+      examples: what it was trained on.
+      evaluator: the run's.
+      made: what `train_loop` returned.
+      loss: the last training loss; None if it is not known.
+
+    Returns:
+      The verdict; None where nothing can be told.
+    """
+    told, left = [], None
+    if (chance_loss := docid_loss(model, examples)) is not None and loss is not None:
+        left = loss < LEARNED * chance_loss
+        told.append(f"loss {loss:.2f} ({chance_loss:.2f} if each docid is as likely)")
+    prefix = getattr(evaluator, "prefix", "dev")
+    hits = made.get(f"{prefix}/Hits@{DEPTH}")
+    if isinstance(evaluator, RetrievalEvaluator) and hits is not None:
+        passages = made.get(f"{prefix}/passages", examples.collection.passage_count)
+        probabilities = random_hits([len(q.positives) for q in evaluator.queries], passages)
+        left = is_better(hits, probabilities)
+        told.append(f"dev Hits@{DEPTH} {hits:.3f} ({np.mean(probabilities):.3f} of a random ranking)")
+    if left is None:
+        return None
+    text = ", ".join(told)
+    if left:
+        return Verdict(True, text)
+    return Verdict(False, f"NOT BETTER THAN CHANCE: {text}: {remedy(made['step'], examples)}")
+
+
+def docid_loss(model: Retriever, examples: TrainDataset) -> float | None:
+    """Gives the loss, in nats a token, of a model that gives each docid the same probability.
+
+    ln N for docids of one token. Of docids of L tokens in the mean, ln N / L: the docid's probability is the
+    product of its tokens'. None for objectives that are no log-likelihoods of docids.
+    """
+    if not model.writes_docids or getattr(model, "objective", None) is not cross_entropy:
+        return None
+    return math.log(len(examples.table.tokens_NxL)) / examples.targets.mean_length
+
+
+def random_hits(positives: Sequence[int], passages: int) -> np.ndarray:
+    """Gives the probability of each query that a random ranking has a positive among its first DEPTH.
+
+    Args:
+      positives: how many passages answer each query.
+      passages: how many passages are ranked.
+    """
+    return 1 - stats.hypergeom.pmf(0, passages, np.minimum(positives, passages), min(DEPTH, passages))
+
+
+def is_better(hits: float, probabilities: np.ndarray) -> bool:
+    """Tells whether a share of hits is more than a random ranking has by luck.
+
+    The number of a random ranking's hits is at most as spread as the Poisson distribution of its mean.
+    """
+    count = round(hits * len(probabilities))
+    return bool(stats.poisson.sf(count - 1, np.sum(probabilities)) < SIGNIFICANT)
+
+
+def remedy(steps: int, examples: TrainDataset) -> str:
+    """Says what to do with a model that stays at chance."""
+    passages = examples.collection.passage_count
+    return (
+        f"after {steps} steps for {passages:,} passages: train longer, as --STEPS={4 * steps}; "
+        "or begin with runs/atomic.gin's or runs/dual_encoder.gin's settings, or with pretrained weights "
+        "(--INITIAL_CHECKPOINT)"
+    )
+
+
+def last_loss(folder: Path) -> float | None:
+    """Reads the training loss of the last point of a model's learning curve; None if there is none."""
+    path = folder / "learning_curve.jsonl"
+    losses = [point["loss"] for point in read_curve(path) if "loss" in point] if path.exists() else []
+    return losses[-1] if losses else None

@@ -1,0 +1,53 @@
+"""How long a training takes on this machine: an estimate, before anything is compiled.
+
+A step's time is that of its matrix products, at a part of the speed that one large product reaches here, and
+of the optimiser, which reads and writes each parameter and its moments.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from retrieval_jax.training.flops import model_flops
+
+EFFICIENCY = 0.68
+"""The part of a large product's speed that a training step reaches, of networks 256 wide on 2 CPU cores; the
+estimate is there within a fifth of what three trainings took. On an accelerator it is a guess."""
+OPTIMIZER_FLOPS = 400  # an update of a parameter takes as long as so many FLOPs of a product
+_M, _K, _N, _TIMES = 2048, 256, 4096, 10  # the product that is measured, and how often
+
+
+def product_speed() -> float:
+    """Measures the FLOP/s of a float32 matrix product on the first device, as fast as it is at present."""
+    x, y = jnp.ones((_M, _K)), jnp.ones((_K, _N))
+    multiply = jax.jit(jnp.dot)
+    multiply(x, y).block_until_ready()
+    seconds = []
+    for _ in range(_TIMES):
+        began = time.perf_counter()
+        multiply(x, y).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2 * _M * _K * _N / statistics.median(seconds)
+
+
+def step_seconds(model, shapes: Mapping[str, tuple], speed: float, devices: int = 1) -> float:
+    """Estimates the seconds of a training step.
+
+    Args:
+      model: has T5X's model interface.
+      shapes: name -> shape of the arrays of a global batch.
+      speed: a device's FLOP/s; see `product_speed`.
+      devices: how many devices share a step.
+
+    Returns:
+      The seconds.
+    """
+    variables = jax.eval_shape(lambda: nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)))
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(variables["params"]))
+    flops = model_flops(model, shapes) + OPTIMIZER_FLOPS * parameters
+    return flops / (EFFICIENCY * speed * devices)

@@ -1,0 +1,96 @@
+"""What chance gives, by counting, and when a model is told to be better."""
+
+import itertools
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+from tables import KINDS
+
+from retrieval_jax.examples.targets import DocidTargets
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.ranking import margin_mse
+from retrieval_jax.training import chance
+from retrieval_jax.training.evaluators import RetrievalEvaluator
+from retrieval_jax.training.settings import TrainSettings
+
+
+def test_a_random_rankings_hits_are_those_of_all_rankings(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chance, "DEPTH", 3)
+    counted = [
+        np.mean([min(first) < positives for first in itertools.permutations(range(6), 3)])
+        for positives in (1, 2, 5)
+    ]
+    np.testing.assert_allclose(chance.random_hits([1, 2, 5], 6), counted, rtol=1e-12)
+    assert chance.random_hits([1], 2) == 1  # all are found
+
+
+def test_better_is_what_a_random_ranking_hardly_ever_reaches():
+    probabilities = chance.random_hits([1] * 256, 64_553)
+    assert not chance.is_better(0.0, probabilities)
+    assert not chance.is_better(1 / 256, probabilities)  # one hit by luck: of 26 evaluations
+    assert chance.is_better(2 / 256, probabilities)
+    few = chance.random_hits([1] * 20, 300)
+    least = next(hits for hits in range(21) if chance.is_better(hits / 20, few))
+    assert stats.binom.sf(least - 1, 20, 1 / 30) < 1e-3  # the count's own distribution
+    assert stats.binom.sf(least - 2, 20, 1 / 30) > 1e-4
+
+
+@pytest.fixture(scope="module")
+def examples(work, collection) -> dict[str, TrainDataset]:
+    return {
+        kind: TrainDataset(DataConfig(), work, collection, DocidTargets, KINDS[kind](collection))
+        for kind in ("atomic", "naive")
+    }
+
+
+def model(examples: TrainDataset, **settings: object) -> GenerativeRetriever:
+    return GenerativeRetriever(T5Config(examples.vocabulary.size, 16, 2, 8, 32, 1, 1), **settings)
+
+
+def test_the_loss_of_chance_is_that_of_equal_docids(examples: dict[str, TrainDataset]):
+    atomic, naive = examples["atomic"], examples["naive"]
+    passages = atomic.collection.passage_count
+    assert chance.docid_loss(model(atomic), atomic) == pytest.approx(math.log(passages))
+    tokens = np.count_nonzero(naive.table.tokens_NxL) / passages
+    assert chance.docid_loss(model(naive), naive) == pytest.approx(math.log(passages) / tokens)
+    assert chance.docid_loss(model(atomic, objective=margin_mse), atomic) is None
+
+
+class NoSearch(RetrievalEvaluator):
+    """Has the dev queries, and searches for none."""
+
+    def prepare(self, *_):
+        pass
+
+    def searcher(self, params):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("hits", "left"), [(0.0, False), (0.9, True)])
+def test_dev_queries_decide_before_the_loss(examples: dict[str, TrainDataset], hits: float, left: bool):
+    data = examples["atomic"]
+    evaluator = NoSearch(model(data), data, TrainSettings())
+    verdict = chance.verdict(model(data), data, evaluator, {"step": 7, "dev/Hits@10": hits}, 0.1)
+    assert verdict.left is left
+    assert ("NOT BETTER THAN CHANCE" in verdict.text) is not left
+    assert ("--STEPS=28" in verdict.text) is not left
+    assert f"dev Hits@10 {hits:.3f}" in verdict.text
+
+
+def test_without_dev_queries_the_loss_decides(examples: dict[str, TrainDataset], tmp_path: Path):
+    data, nobody = examples["atomic"], SimpleNamespace()
+    equal = math.log(data.collection.passage_count)
+    assert not chance.verdict(model(data), data, nobody, {"step": 7}, equal + 0.5).left
+    assert chance.verdict(model(data), data, nobody, {"step": 7}, 0.5 * equal).left
+    assert chance.verdict(model(data), data, nobody, {"step": 7}, None) is None
+    assert chance.last_loss(tmp_path) is None
+    (tmp_path / "learning_curve.jsonl").write_text(
+        '{"step": 10, "loss": 3.5}\n{"step": 10, "dev/MRR@10": 1}\n'
+    )
+    assert chance.last_loss(tmp_path) == 3.5

@@ -1,0 +1,75 @@
+"""The columns of the softmax begin as the network's states for the passages, each computed alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+from tables import KINDS
+
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.records import Collection
+from retrieval_jax.examples.targets import DocidTargets
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.mesh import partitioning
+from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.training.docid_columns import begin_as_passages
+from retrieval_jax.training.run import docid_softmax
+
+
+def on_mesh(folder: str, devices: int, parallelism: int) -> float:
+    """Compares a mesh's columns with states of one passage at a time; gives the largest difference."""
+    collection = Collection(folder)
+    table = KINDS["atomic"](collection)
+    examples = TrainDataset(
+        DataConfig(passage_length=24), Workspace(Path(folder).parent), collection, DocidTargets, table
+    )
+    config = T5Config(examples.vocabulary.size, 16, 2, 8, 32, 1, 1, **docid_softmax(table))
+    model = GenerativeRetriever(config)
+    shapes = {"encoder_input_tokens": (1, 24), "decoder_input_tokens": (1, 1)}
+    boxed = model.get_initial_variables(jax.random.key(0), shapes)["params"]
+    params = nn.unbox(boxed)
+    mesh = partitioning.make_mesh(parallelism, jax.devices()[:devices])
+    rules = partitioning.axis_rules()
+    placed = jax.device_put(params, partitioning.params_shardings(mesh, boxed, rules))
+    made = begin_as_passages(model, placed, examples, mesh, rules)
+
+    texts = [passage.full_text for passage in collection.passages()]
+    tokens_NxS = examples.vocabulary.batch(texts, 24)
+    state = jax.jit(lambda tokens: model.hidden(params, {
+        "encoder_input_tokens": tokens[None], "decoder_input_tokens": np.zeros((1, 1), np.int32),
+    })[0, 0])  # fmt: skip
+    states_NxE = np.stack([np.float64(state(tokens)) for tokens in tokens_NxS])
+    centred_NxE = states_NxE - states_NxE.mean(0)
+    centred_NxE /= np.sqrt((centred_NxE**2).sum(1).mean())
+    expected_ExV = np.zeros((16, config.output_size))
+    expected_ExV[:, table.tokens_NxL[:, 0]] = centred_NxE.T
+    found = made["decoder"]["logits_dense"]["kernel"]
+    assert found.sharding == placed["decoder"]["logits_dense"]["kernel"].sharding
+    others = [
+        jax.tree.map(lambda x: x, {**tree, "decoder": {**tree["decoder"], "logits_dense": None}})
+        for tree in (made, placed)
+    ]
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), *others))
+    return float(np.abs(np.asarray(found) - expected_ExV).max())
+
+
+def test_columns_are_the_centred_states_of_the_passages(collection: Collection):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+    }
+    tests = Path(__file__).parents[1]
+    script = (
+        f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests / 'training')!r}]\n"
+        f"from test_docid_columns import on_mesh; print(on_mesh({str(collection.folder)!r}, 4, 2))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) < 1e-5

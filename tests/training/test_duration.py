@@ -1,0 +1,25 @@
+"""The estimate of a step's time, against its FLOPs counted by hand."""
+
+import pytest
+import tiny_training
+
+from retrieval_jax.training.duration import EFFICIENCY, OPTIMIZER_FLOPS, product_speed, step_seconds
+from retrieval_jax.training.flops import model_flops
+
+
+def test_a_step_takes_its_products_and_its_optimizer():
+    model, shapes = tiny_training.retriever(), {
+        **tiny_training.SHAPES, "decoder_target_tokens": (8, 3), "decoder_loss_weights": (8, 3)
+    }  # fmt: skip
+    seconds = step_seconds(model, shapes, 1e9)
+    emb, mlp, vocab, heads = 16, 32, 64, 16
+    attention, gated = 4 * emb * heads, 3 * emb * mlp
+    buckets, norms = 2 * 32 * 2, 7 * emb
+    parameters = 2 * vocab * emb + 3 * attention + 2 * gated + buckets + norms
+    expected = (model_flops(model, shapes) + OPTIMIZER_FLOPS * parameters) / (EFFICIENCY * 1e9)
+    assert seconds == pytest.approx(expected, rel=1e-6)
+    assert step_seconds(model, shapes, 2e9, devices=4) == pytest.approx(seconds / 8)
+
+
+def test_the_speed_of_a_product_is_plausible():
+    assert 1e8 < product_speed() < 1e15
