@@ -109,10 +109,22 @@ class TokenSets:
           UserError: the sets are of another version, or their files do not fit their manifest.
         """
         folder = paths.as_path(folder)
-        manifest = storage.read_manifest(folder, "sets")
+        return cls.read(folder, storage.read_manifest(folder, "sets"))
+
+    @classmethod
+    def read(cls, folder: Path, manifest: dict) -> "TokenSets":
+        """Opens the files of sets in any folder.
+
+        Args:
+          folder: the folder.
+          manifest: what `write` returned.
+
+        Raises:
+          UserError: see `open`.
+        """
         if manifest.get("version") != VERSION:
             raise UserError(f"{folder}: sets made by another version of this program: {_HINT}")
-        names = [TOKENS, IMPACTS] if manifest["impacts"] else [TOKENS]
+        *names, _ = files(manifest)
         try:
             tokens, *impacts = (np.load(paths.ensure_local(folder / name), mmap_mode="r") for name in names)
             ids = arrow_ids.read(folder / IDS)
@@ -126,6 +138,11 @@ class TokenSets:
         if sets.fingerprint() != manifest["fingerprint"]:
             raise UserError(f"{folder}: its files were changed after they were made: {_HINT}")
         return sets
+
+
+def files(manifest: dict) -> list[str]:
+    """Returns the names of the files of sets, the passage ids' last."""
+    return [TOKENS, *([IMPACTS] if manifest["impacts"] else []), IDS]
 
 
 def token_dtype(vocab_size: int) -> type:

@@ -38,7 +38,7 @@ def choose_searcher(kind: str | None, model_dir: str | Path | None) -> type[Sear
         searcher = searcher_class(kind)
     except UserError as error:
         raise UserError(f"make_index.kind: {error}") from None
-    if searcher.model_family != family:
+    if family not in (searcher.model_family, *searcher.other_model_families):
         if family is None:
             raise UserError(f"MODEL_DIR: the searcher {kind} needs a model: --MODEL_DIR=work/…")
         if searcher.model_family is None:

@@ -64,7 +64,8 @@ class IndexSettings:
       weights: the weight of each part; None to choose them with queries of `fit_split`.
       depth: passages of each part that count; None to choose it with the weights.
       fit_split: the split of queries to choose with; None for equal weights.
-      sets: name of the sets of tokens that passages are scored by; None for none.
+      sets: name of the sets of tokens that passages are scored by; None for none, or, of a lexical
+        searcher, the only ones.
       plan_size: passages that the plan of a planned search keeps.
       sequential_weight: of docids' own scores beside the lexical ones; None to choose it with queries of
         `fit_split`.
@@ -141,6 +142,7 @@ class Searcher:
       family: the label of its methods in tables and reports, such as "lexical".
       model_family: the family of the model that it searches with (the model class's `family`); None if it
         needs no model.
+      other_model_families: more families whose models it searches with, where it is asked for.
       reads_embeddings: whether `write` needs the passages' vectors, which its `make_embeddings` makes; see
         `dense.DenseSearcher`.
       is_shared: whether the processes of a `jax.distributed` job hold a part of it each, so that all must
@@ -150,6 +152,7 @@ class Searcher:
     kind: ClassVar[str]
     family: ClassVar[str]
     model_family: ClassVar[str | None] = None
+    other_model_families: ClassVar[tuple[str, ...]] = ()
     reads_embeddings: ClassVar[bool] = False
     is_shared: bool = False
 
@@ -287,6 +290,7 @@ _MODULES = {
     "fused": "retrieval_jax.search.fused",
     "softmax_vectors": "retrieval_jax.search.softmax_vectors",
     "planned": "retrieval_jax.search.planned",
+    "lexical": "retrieval_jax.search.lexical",
 }
 """Kind -> the package's own module that registers it. It is imported when that kind is asked for."""
 _CLASSES: dict[str, type[Searcher]] = {}
@@ -345,7 +349,7 @@ def check_scores(searcher: type[Searcher], name: str, setting: str) -> None:
     if searcher.score is Searcher.score:
         raise UserError(
             f"{setting}: {name} ({searcher.kind}) cannot score the passages that another searcher found: "
-            "take an exact, scann, generative, planned, fused or bm25 one"
+            "take an exact, scann, generative, planned, lexical, fused or bm25 one"
         )
 
 

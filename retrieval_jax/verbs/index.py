@@ -37,9 +37,10 @@ class IndexConfig:
       work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       model_dir: the trained model; None for a searcher that has no model, such as BM25.
       kind: the kind of searcher: "generative", "planned" (with a lexical head, which guides the search and
-        counts), "softmax_vectors" (atomic docids by ScaNN), "scann", "exact", "bm25", "fused", or one that a
-        gin file's `import MODULE` registers. None for the default: bm25 without a model, scann for a dual
-        encoder (exact where ScaNN is not installed: it exists for Linux only).
+        counts), "lexical" (the weights of a lexical encoder, or of a generative model's lexical head, alone),
+        "softmax_vectors" (atomic docids by ScaNN), "scann", "exact", "bm25", "fused", or one that a gin
+        file's `import MODULE` registers. None for the default: bm25 without a model, lexical for a lexical
+        encoder, scann for a dual encoder (exact where ScaNN is not installed: it exists for Linux only).
       name: the searcher's name; None for the kind of docids, or the kind (KIND_EXPANSION with an expansion).
       beams: beams of a generative search, which is the most docids that it finds.
       batch_size: queries that a generative search decodes at once.
@@ -65,7 +66,8 @@ class IndexConfig:
         (20 to 200 to re-rank).
       fit_split: queries to choose with, at most 1,000 and never test's; None for equal weights, as where
         there are none of the default, dev.
-      sets: name of the sets of tokens (`retrieval-jax sets`) by which a planned search scores passages.
+      sets: name of the sets of tokens (--SETS; `retrieval-jax sets` makes them) by which a planned or lexical
+        search scores passages; None for the only ones that there are, in a lexical search.
       plan_size: passages that its plan keeps: those of largest lexical score.
       sequential_weight: what it multiplies docids' own scores by before it adds lexical ones; None to choose
         that with the best nDCG@10 on at most 200 queries of `fit_split` (1 without), of 1, powers of 2 up to

@@ -7,6 +7,7 @@ VERBS = {
     "ripor": ("retrieval_jax.verbs.ripor", "ripor"),
     "import": ("retrieval_jax.verbs.importing", "import_collection"),
     "docids": ("retrieval_jax.verbs.docids", "make_docids"),
+    "sets": ("retrieval_jax.verbs.sets", "make_sets"),
     "cache": ("retrieval_jax.verbs.cache", "cache"),
     "preflight": ("retrieval_jax.verbs.preflight", "preflight"),
     "train": ("retrieval_jax.verbs.train", "train"),
@@ -36,6 +37,10 @@ EXAMPLES = {
     "docids": (
         "retrieval-jax docids --DOCIDS=naive",
         "retrieval-jax docids --DOCIDS=semantic --EMBEDDINGS=vectors.npy",
+    ),
+    "sets": (
+        "retrieval-jax sets                      # the tokens of highest BM25 weight",
+        "retrieval-jax sets --gin.make_sets.weights=\"'work/NAME/models/lexical'\"",
     ),
     "cache": ("retrieval-jax cache --DOCIDS=naive --gin_file=tasks/paper.gin --SYNTHETIC=doc2query",),
     "preflight": ("retrieval-jax preflight --gin_file=runs/atomic.gin --gin_file=tpu/v5e_2x2.gin",),

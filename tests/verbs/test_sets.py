@@ -1,0 +1,36 @@
+"""The verb `sets`; what the sets hold: test_term_weights.py, test_search_lexical.py."""
+
+from pathlib import Path
+
+import pytest
+from model_folders import random_params, write_model_folder
+
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.records import Collection
+from retrieval_jax.docids.token_sets import TokenSets
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.verbs.sets import make_sets
+
+
+def test_sets_are_made_once_and_again_for_other_settings(own_work: Workspace):
+    where = {"source": str(own_work.collection), "work_dir": str(own_work.folder)}
+    made = make_sets(**where, m=4)
+    folder = own_work.sets("bm25")
+    assert made == {"sets": str(folder), "passages": 100, "m": 4, "impacts": True, "bytes_per_passage": 12}
+    before = (folder / "tokens.npy").stat().st_ino
+    make_sets(**where, m=4)
+    assert (folder / "tokens.npy").stat().st_ino == before
+    made = make_sets(**where, m=4, impacts=False)
+    assert made["bytes_per_passage"] == 8
+    assert TokenSets.open(folder).impacts_PxM is None
+
+
+def test_a_model_that_weighs_no_tokens_is_refused(
+    own_work: Workspace, collection: Collection, tmp_path: Path
+):
+    model = DualEncoder(T5Config(8, 4, 1, 4, 4, 0, 0), vector_dim=4)
+    write_model_folder(tmp_path / "dense", model, random_params(model), collection)
+    with pytest.raises(UserError, match=r"make_sets.weights: .* holds a DualEncoder: name a lexical encoder"):
+        make_sets(str(own_work.collection), str(own_work.folder), str(tmp_path / "dense"))
