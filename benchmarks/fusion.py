@@ -20,7 +20,7 @@ from pathlib import Path
 
 import _quiet  # noqa: F401
 import numpy as np
-from _measure import ndcg_of_queries
+from _measure import values_of_queries
 from _verbs import parse, run
 from rich.console import Console
 from rich.table import Table
@@ -102,7 +102,7 @@ def main() -> None:
         here = [f"--gin.COLLECTION={source!r}", f"--gin.WORK_DIR={str(work.folder)!r}"]
         here += [f"--gin.{binding}" for binding in bindings]
         made = make_searchers(here, work, args.minutes, args.kinds, args.unstemmed)
-        results[work.folder.name] = compare(made, ndcg_of_queries(work, made))
+        results[work.folder.name] = compare(made, values_of_queries(work, made))
 
     headings = ("searcher", "nDCG@10", "difference", "95%", "p", "ms", "queries/s", "method, weights, depth")
     table = Table("collection", *headings)

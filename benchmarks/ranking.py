@@ -24,26 +24,20 @@ JSON.
 """
 
 import argparse
-import gzip
 import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import _quiet  # noqa: F401
 import numpy as np
-from _measure import ndcg_of_queries
+from _measure import values_of_queries
+from _study import QUICK, Study, add_options, studies
 from _verbs import parse
 from rich.console import Console
 from rich.table import Table
 
-from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.evaluation import significance
-from retrieval_jax.main import run
 
 RQ = "rq_8x256"
-RATES = {"dense": 200, "atomic": 500, "naive": 250, RQ: 250, "rank": 100, "distilled": 160}
-"""Steps a minute of each training on a processor that is busy with other things, too."""
 NETWORK = "T5Config.num_encoder_layers=0"
 RANK = ["train.batch_size=64", "DataConfig.negatives=7", "learning_rate.peak=1e-5"]  # as in runs/ripor.gin
 RANK += ["DataConfig.token_dropout={'labelled': 0.1}"]
@@ -63,7 +57,7 @@ SEARCHERS = {
 BASELINES = {"over_cross_entropy": RQ, "over_dual_encoder": "dual encoder"}
 
 
-class Study:
+class RankingStudy(Study):
     """All methods on one collection, with one seed.
 
     Args:
@@ -75,18 +69,10 @@ class Study:
     """
 
     def __init__(self, here: list[str], work: Workspace, minutes: float, rounds: int, bindings: list[str]):
-        self.here, self.work, self.minutes, self.bindings = here, work, minutes, bindings
+        super().__init__([*here, NETWORK], work, minutes, bindings)
         self.rounds = rounds
         late = [f"ripor_{n}" for n in range(rounds + 1, 3)]
         self.searchers = {method: name for method, name in SEARCHERS.items() if name not in late}
-
-    def run(self, verb: str, *settings: str, files: tuple[str, ...] = ()) -> dict:
-        """Runs a verb as the command line does, in this process."""
-        return run(verb, [*files], [*self.here, NETWORK, *settings, *self.bindings])
-
-    def steps(self, training: str, share: float = 1.0) -> int:
-        """Gives the steps of the budget, or of a share of it."""
-        return max(round(RATES[training] * self.minutes * share), 1)
 
     def train(self, name: str, training: str, *settings: str, files: tuple[str, ...]) -> None:
         """Trains a model and indexes it."""
@@ -128,47 +114,8 @@ class Study:
 
     def measure(self) -> dict[str, np.ndarray]:
         """Gives the nDCG@10 of each test query, by method."""
-        values = ndcg_of_queries(self.work, self.searchers.values())
+        values = values_of_queries(self.work, self.searchers.values())
         return {method: values[searcher] for method, searcher in self.searchers.items()}
-
-
-def cut(source: Path, passages: int, out: Path) -> Path:
-    """Writes a part of a TSV folder: passages chosen by a hash, and the queries that ask for these alone."""
-    if (out / "qrels.test.tsv").exists():
-        return out
-    out.mkdir(parents=True, exist_ok=True)
-
-    def lines(name: str) -> list[list[str]]:
-        with gzip.open(source / f"{name}.tsv.gz", "rt") as file:
-            return [line.rstrip("\n").split("\t") for line in file]
-
-    def write(name: str, rows: Iterable[list[str]]) -> None:
-        (out / f"{name}.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
-
-    docs = sorted(lines("docs"), key=lambda row: storage.hash_fraction(row[0]))[:passages]
-    kept = {row[0] for row in docs}
-    write("docs", docs)
-    for split in ("train", "test"):
-        qrels = lines(f"qrels.{split}")
-        others = {query for query, passage, *_ in qrels if passage not in kept}
-        write(f"queries.{split}", (row for row in lines(f"queries.{split}") if row[0] not in others))
-        write(f"qrels.{split}", (row for row in qrels if row[0] not in others))
-    return out
-
-
-def studies(args: argparse.Namespace, bindings: list[str]) -> Iterator[tuple[str, list[Study]]]:
-    """Yields (the name of a collection, its study of each seed)."""
-    for given in args.collections:
-        source, _, passages = given.partition(":")
-        name = Path(source).name
-        if passages:
-            source = str(cut(Path(source), int(passages), args.work / "cut" / name))
-        some = []
-        for seed in range(args.seeds):
-            work = Workspace(args.work / f"{name}_{seed}")
-            here = [f"COLLECTION={source!r}", f"WORK_DIR={str(work.folder)!r}", f"SEED={seed}"]
-            some.append(Study(here, work, args.minutes, args.rounds, bindings))
-        yield name, some
 
 
 def figures(values: dict[str, np.ndarray]) -> dict:
@@ -198,19 +145,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("collections", nargs="*", default=["python_docs"], metavar="FOLDER[:PASSAGES]")
-    parser.add_argument("--work", required=True, type=Path, help="the work folders go here")
-    parser.add_argument("--minutes", type=float, default=2, help="of training a model")
+    add_options(parser, minutes=2)
     parser.add_argument("--rounds", type=int, default=2, choices=(1, 2), help="of RIPOR")
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
-    parser.add_argument("--quick", action="store_true", help="300 passages: a few minutes")
     args, bindings = parse(parser)
     if args.quick:
         args.collections, args.minutes = ["python_docs"], 0.1
-        bindings = ["import_collection.docs_size=300", "import_collection.vocab_size=2000", *bindings]
-        bindings += ["import_collection.docs_packages=('optax', 'rich')"]
+        bindings = [*QUICK, *bindings]
+
+    def study(here: list[str], work: Workspace) -> RankingStudy:
+        return RankingStudy(here, work, args.minutes, args.rounds, bindings)
+
     results = {}
-    for name, some in studies(args, bindings):
+    for name, some in studies(args, study):
         for study in some:
             study.make()
         measured = [study.measure() for study in some]

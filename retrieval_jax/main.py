@@ -18,8 +18,8 @@ from retrieval_jax.verbs.table import DEFAULT_FILES, EXAMPLES, SEVERAL, VERBS, c
 
 OPTIONS = """options of every verb:
   --gin_file=FILE     a gin file, from the working folder or from gin_configs/; may be repeated
-                      (train and preflight without one read runs/naive.gin, demo runs/demo.gin, ripor
-                      runs/ripor.gin)
+                      (train and preflight without one read runs/naive.gin, demo, ripor and pag
+                      runs/VERB.gin)
   --NAME=VALUE        sets a macro of base.gin: --COLLECTION=path, --DOCIDS=atomic, --K=10, --MODEL_DIR=None
   --gin.NAME=VALUE    the same, or a function's parameter; a text needs quotes of its own here, as in
                       --gin.make_index.kind="'exact'"
@@ -106,9 +106,9 @@ def run(verb: str, files: list[str], bindings: list[str]) -> dict | None:
 
     multihost.initialize(verb)
     console.quiet = silent = verb == "train" and not multihost.is_process_0()
-    if verb not in ("demo", "ripor") and not silent and (scoped := configuration.scoped()):
+    if verb not in ("demo", "ripor", "pag") and not silent and (scoped := configuration.scoped()):
         names = ", ".join(name for _, name in scoped)
-        log(f"{names}: without effect here: only `demo` and `ripor` enter scopes")
+        log(f"{names}: without effect here: only `demo`, `ripor` and `pag` enter scopes")
     module, function = VERBS[verb]
     made = getattr(importlib.import_module(module), function)()
     return None if silent else made

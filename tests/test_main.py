@@ -169,7 +169,7 @@ def test_arguments():
     verbs = (
         "demo import docids cache preflight train convert generate-queries mine score index search evaluate"
     )
-    assert set(VERBS) == {*verbs.split(), "vary", "ripor", "export", "serve"}
+    assert set(VERBS) == {*verbs.split(), "vary", "ripor", "pag", "export", "serve"}
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_scope_of_demo_is_told_where_nothing_enters_it(demo: Workspace, argume
     scoped = ["--gin.naive/train.steps=3", "--gin.train.batch_size=32"]
     status, _, err = cli("evaluate", *arguments, "--SPLIT=train", *scoped)
     assert status == 0
-    assert "naive/train.steps: without effect here: only `demo` and `ripor` enter scopes" in err
+    assert "naive/train.steps: without effect here: only `demo`, `ripor` and `pag` enter scopes" in err
     assert "train.batch_size" not in err
 
 

@@ -5,8 +5,8 @@ Each stage is a verb of its own, which is skipped where its work is already ther
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, ClassVar
 
 import gin
 
@@ -70,6 +70,7 @@ class RiporConfig:
     mining_beams: Positive = 20
     teacher: str | None = None
     split: str = "test"
+    verb: ClassVar[str] = "ripor"
 
     @property
     def work(self) -> Workspace:
@@ -140,6 +141,12 @@ class RiporConfig:
 
     def train_generative(self, stage: str, number: int) -> dict:
         """Trains a generative model that begins as the last one, or as the dense encoder."""
+        settings = self.settings(stage, number)
+        with configuration.run_file(None, *self._steps(stage), *settings), gin.config_scope(stage):
+            return train(model_dir=str(self.work.model(self.round(number))), docids=self.docids)
+
+    def settings(self, stage: str, number: int) -> list[str]:
+        """Gives the gin bindings of a generative model's training: what it begins with and what it reads."""
         before = self.round(number - 1)
         of_dense = before not in self.generative
         settings = [f"INITIAL_CHECKPOINT = {str(self.work.model(self.dense if of_dense else before))!r}"]
@@ -147,8 +154,7 @@ class RiporConfig:
         if stage == RANK:
             of_round = self.round(number)
             settings += [f"NEGATIVES = {of_round!r}", f"SCORES = {of_round!r}"]
-        with configuration.run_file(None, *self._steps(stage), *settings), gin.config_scope(stage):
-            return train(model_dir=str(self.work.model(self.round(number))), docids=self.docids)
+        return settings
 
     def index(self, model: str, name: str, **settings: object) -> None:
         """Makes a searcher of a generative model."""
@@ -174,10 +180,31 @@ class RiporConfig:
         """Makes a searcher of each generative model, and answers the queries with all searchers."""
         for name in self.generative:
             self.index(name, name)
-        names = [self.dense, *([] if self.teacher else [BM25, f"{self.name}_teacher"]), *self.generative]
-        for name in names:
+        return self.evaluate([self.dense, *self.generative])
+
+    def evaluate(self, names: Sequence[str]) -> dict:
+        """Answers the queries with searchers, BM25 and the teacher, and evaluates them."""
+        for name in ([] if self.teacher else [BM25, f"{self.name}_teacher"]) + [*names]:
             search(name=name, split=self.split)
         return evaluate(split=self.split)
+
+    def check(self) -> None:
+        """Raises UserError if there is nothing to train, or there are no docids to write."""
+        if self.docids is None:
+            raise UserError("DOCIDS: None, and a generative retriever needs docids: --DOCIDS=rq_8x256")
+        if not self.generative:
+            raise UserError(
+                f"{self.verb}.rounds: 0, and no cross-entropy before it: train at least one of them"
+            )
+
+    def run(self) -> dict:
+        """Runs all stages; gives what each made, by its name."""
+        self.check()
+        stages, made = self.stages(), {}
+        for number, (what, stage) in enumerate(stages, 1):
+            log(f"{number}/{len(stages)} {what}")
+            made[what] = stage()
+        return made
 
     def _steps(self, stage: str) -> list[str]:
         """Gives the setting of a training's steps, if it has its own."""
@@ -196,14 +223,4 @@ def ripor(**values: object) -> dict:
     Raises:
       UserError: there is nothing to train, or there are no docids to write.
     """
-    config = RiporConfig(**values)
-    if config.docids is None:
-        raise UserError("DOCIDS: None, and a generative retriever needs docids: --DOCIDS=rq_8x256")
-    if not config.generative:
-        raise UserError("ripor.rounds: 0, and no cross-entropy before it: train at least one of them")
-    stages = config.stages()
-    made = {}
-    for number, (what, stage) in enumerate(stages, 1):
-        log(f"{number}/{len(stages)} {what}")
-        made[what] = stage()
-    return made
+    return RiporConfig(**values).run()

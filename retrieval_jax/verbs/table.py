@@ -5,6 +5,7 @@ import importlib
 VERBS = {
     "demo": ("retrieval_jax.verbs.demo", "demo"),
     "ripor": ("retrieval_jax.verbs.ripor", "ripor"),
+    "pag": ("retrieval_jax.verbs.pag", "pag"),
     "import": ("retrieval_jax.verbs.importing", "import_collection"),
     "docids": ("retrieval_jax.verbs.docids", "make_docids"),
     "sets": ("retrieval_jax.verbs.sets", "make_sets"),
@@ -32,6 +33,10 @@ EXAMPLES = {
     "ripor": (
         "retrieval-jax ripor path/to/folder      # from random weights",
         "retrieval-jax ripor --gin.ripor.rounds=1 --gin.rank/DataConfig.negatives=15",
+    ),
+    "pag": (
+        "retrieval-jax pag path/to/folder        # from random weights",
+        "retrieval-jax pag --gin.pag.rounds=2 --gin.rank/DataConfig.negatives=15",
     ),
     "import": ("retrieval-jax import path/to/folder --WORK_DIR=work/NAME",),
     "docids": (
@@ -91,6 +96,7 @@ SEVERAL = {"sweep": "sweep.collections"}
 DEFAULT_FILES = {
     "demo": ["runs/demo.gin"],
     "ripor": ["runs/ripor.gin"],
+    "pag": ["runs/pag.gin"],
     "preflight": ["runs/naive.gin"],
     "train": ["runs/naive.gin"],
 }

@@ -23,7 +23,6 @@ from retrieval_jax.main import main
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.hardware import parse_topology
 from retrieval_jax.models.dual_encoder import DualEncoder
-from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.training.run import make_model, train_dataset
 from retrieval_jax.training.step import TrainState, abstract_state, make_train_step
 from retrieval_jax.verbs.table import CONFIGURABLE, VERBS
@@ -31,7 +30,7 @@ from retrieval_jax.verbs.table import CONFIGURABLE, VERBS
 FOLDER = configuration.gin_folder() / "papers"
 ROWS = sorted(str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.gin"))
 TRAINED = [row for row in ROWS if "bm25" not in row]
-GENERATIVE = [row for row in TRAINED if not re.search("gtr|multi_positive|ripor", row)]
+GENERATIVE = [row for row in TRAINED if not re.search("gtr|multi_positive|ripor|pag", row)]
 # For XLA, in a third of the time.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 LIBRARY = Path(__file__).parents[1] / "data" / "library"
@@ -95,8 +94,8 @@ def comment(row: str) -> str:
 def test_there_is_a_row_for_each_published_figure():
     per_corpus = 4 * 3 + 2 + 1 + 3  # representations × docids, PAWA, consistency; GTR and two BM25
     # On 100k one with more queries; on FULL four of larger networks. A human row beside two times four
-    # objectives × three kinds of labels. RIPOR's three trainings.
-    assert len(ROWS) == 3 * per_corpus + 1 + 4 + 2 * (3 * 3 + 2) + 2 * 4 * 3 + 1 + 3
+    # objectives × three kinds of labels. RIPOR's three trainings, and PAG's six.
+    assert len(ROWS) == 3 * per_corpus + 1 + 4 + 2 * (3 * 3 + 2) + 2 * 4 * 3 + 1 + 3 + 6
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -227,6 +226,43 @@ def test_ripor_rows_have_the_papers_settings(name: str, steps: int, batch_size: 
     check_chips(row, of, 8)
 
 
+@pytest.mark.parametrize(
+    ("name", "steps", "batch_size", "rate"),
+    [  # 50 and 120 epochs of 502,939 queries
+        ("dense", 98_230, 256, 5e-4),
+        ("lexical", 200_000, 256, 5e-4),
+        ("query", 200_000, 256, 5e-4),
+        ("seq2seq", 250_000, 2048, 1e-3),
+        ("rank", 58_938, 1024, 5e-4),
+        ("joint", 58_938, 1024, 5e-4),
+    ],
+)
+def test_pag_rows_have_the_papers_settings(name: str, steps: int, batch_size: int, rate: float):
+    row = f"pag_msmarco/{name}_base.gin"
+    of = configured(row)
+    assert (of("%STEPS"), of("train.batch_size"), of("learning_rate.peak")) == (steps, batch_size, rate)
+    assert (of("T5Config.emb_dim"), of("T5Config.num_encoder_layers")) == SIZES["base"]
+    assert (of("make_sets.m"), of("make_sets.impacts")) == (64, False)
+    data = DataConfig()
+    assert data.sets == ("lexical_base" if name in ("query", "joint") else None)
+    if name in ("lexical", "query"):
+        assert of("LexicalEncoder.distillation").selector == "dense_margin_mse"
+        assert of("LexicalEncoder.objective_weight") == 0.0
+    if name in ("seq2seq", "rank", "joint"):
+        assert (of("%DOCIDS"), of("%EMBEDDINGS")) == ("rq_8x2048", "work/pag_msmarco/models/dense_base")
+    if name == "rank":
+        assert (of("margin_mse.prefix_lengths"), of("margin_mse.shares")) == ((4,), (0.5,))
+    if name == "joint":
+        assert of("GenerativeRetriever.objective").selector == "joint_ranking"
+        assert of("GenerativeRetriever.score") == "logits"
+        assert (of("joint_ranking.prefix_lengths"), of("joint_ranking.shares")) == ((4,), (0.5,))
+        assert of("T5Config.lexical_head")
+        assert (of("make_index.kind"), of("make_index.beams")) == ("planned", 10)
+        assert of("InitialCheckpoint.averaged_with") == "work/pag_msmarco/models/query_base"
+    check_places(row, of)
+    check_chips(row, of, 8)
+
+
 def binding(function: str, name: str):
     return gin.get_bindings(function).get(name)
 
@@ -293,9 +329,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         verb("docids", f"msmarco_full/{docids}_base_d2q")
     for docids in ("semantic_base", "semantic_2d_base_pawa"):
         verb("docids", f"msmarco_full/{docids}_d2q", f"EMBEDDINGS={str(vectors)!r}")
-    verb("docids", "ripor_msmarco/rank_base", f"EMBEDDINGS={str(vectors)!r}")
+    for row in ("ripor_msmarco/rank_base", "pag_msmarco/rank_base"):
+        verb("docids", row, f"EMBEDDINGS={str(vectors)!r}")
+    verb("sets", "pag_msmarco/joint_base", "make_sets.weights='bm25'")
     verb("index", "msmarco_100k/bm25")
-    for negatives, scores in (("bm25", "cross_encoder"), ("rank_base", "rank_base")):
+    ranked = ((name, name) for name in ("rank_base", "joint_base"))
+    for negatives, scores in (("bm25", "cross_encoder"), *ranked):
         verb("mine", "msmarco_100k/bm25", f"mine.name={negatives!r}", "mine.depth=3")
         verb(
             "score",
@@ -316,7 +355,7 @@ def shrunken(row: str, library: list[str]):
     collection = Collection(work.collection)
     kind = binding("train", "docids")
     table = DocidTable.open(work.docids(kind)) if kind else None
-    retriever = GenerativeRetriever if kind else DualEncoder
+    retriever = of("train.retriever").configurable.wrapped
     size = Vocabulary(collection.vocabulary_path).size
     model = make_model(retriever, of("train.optimizer").scoped_configurable_fn, size, table)
     examples = train_dataset(DataConfig(), work, collection, model, table)
@@ -365,8 +404,8 @@ def test_every_row_takes_a_step_on_the_library(library):
         assert np.isfinite(told["loss"]), row
         assert told["gradient_norm"] > 0, row
     # Atomic (once more with the wide softmax), naive of three kinds of networks, semantic, PAWA of two and
-    # with consistency; GTR and four objectives; RIPOR's three trainings.
-    assert len(steps) == 2 + 3 + 1 + 3 + 1 + 4 + 3, [rows[0] for rows in steps.values()]
+    # with consistency; GTR and four objectives; RIPOR's three trainings, and PAG's but for the dense encoder.
+    assert len(steps) == 2 + 3 + 1 + 3 + 1 + 4 + 3 + 5, [rows[0] for rows in steps.values()]
     assert sum(map(len, steps.values())) == len(TRAINED)
 
 

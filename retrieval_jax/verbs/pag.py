@@ -1,0 +1,176 @@
+"""The verb `pag`: a generative retriever that plans ahead, end to end (PAG, Zeng et al. 2024).
+
+Each stage is a verb of its own, which is skipped where its work is already there, and goes on after a kill.
+What it shares with `ripor` is there.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Annotated, ClassVar
+
+import gin
+
+from retrieval_jax.core import configuration
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.values import Names, NonNegative, Positive
+from retrieval_jax.search.searcher import searcher_class
+from retrieval_jax.verbs.index import make_index, unread
+from retrieval_jax.verbs.mine import mine
+from retrieval_jax.verbs.ripor import DENSE, RANK, SEQ2SEQ, RiporConfig
+from retrieval_jax.verbs.sets import make_sets
+from retrieval_jax.verbs.train import train
+
+LEXICAL, QUERY = "lexical", "query"
+STAGE = Names("a training of pag", (LEXICAL, QUERY, DENSE, SEQ2SEQ, RANK))
+configuration.declare_scopes(STAGE)
+
+
+@gin.configurable("pag")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PagConfig(RiporConfig):
+    """Trains a generative retriever that plans ahead: lexical and sequential models, merged, trained jointly.
+
+    1. A lexical encoder, which may begin as the tokens' inverse document frequencies: models/NAME_lexical.
+    2. Set docids: the tokens of each passage that count most, sets/NAME.
+    3. A lexical encoder whose passages are these sets, so that only its queries' side is trained; it goes on
+       from the first one: models/NAME_query.
+    4. As in `ripor`: a dense encoder, docids of its vectors, and cross-entropy: models/NAME_dense and NAME_0.
+    5. Rounds: negatives, a teacher's scores of them, and a joint training: models/NAME_1 and so on. The first
+       one begins as the average of the weights of the lexical and of the last sequential model. Negatives are
+       the teacher's own results at first, and then what the last model's planned search found.
+    6. Searchers: NAME_1 and so on plan; NAME_1_unplanned and NAME_1_lexical are the beam search and the sets
+       alone, of the same network.
+
+    Trainings of 0 steps (lexical, query, seq2seq) are left out; without a lexical encoder, the head of the
+    first joint training begins as `InitialCheckpoint` says.
+
+    The trainings have gin scopes: --gin.rank/DataConfig.negatives=15 is for the last one alone. A stage whose
+    work is there is skipped, and the same command goes on after a kill.
+
+    Args:
+      source: the collection, as `import` takes it.
+      work_dir: its work folder; None is `work/NAME`.
+      name: begins the names of all that is made.
+      docids: the kind of docids, one that clusters vectors, and whose tokens have centroids.
+      set_weights: what weighs the tokens of the sets: "bm25", "tf_idf", or "lexical", the lexical encoder.
+      steps: training -> steps, where they differ from STEPS; a given --STEPS is for all.
+      rounds: how often negatives are mined and ranked.
+      mining_beams: beams of the searches that mine, which answer every train query.
+      teacher: a searcher in searchers/, whose scores are learned; None for BM25 fused with the dense encoder
+        (a weighted sum of scores in 0 to 1, with weights chosen on dev queries).
+      split: the queries to answer.
+    """
+
+    source: str
+    work_dir: str | None = None
+    name: str = "pag"
+    docids: str | None = "rq_8x256"
+    set_weights: str = "bm25"
+    steps: Mapping[Annotated[str, STAGE], NonNegative] | None = None
+    rounds: NonNegative = 1
+    mining_beams: Positive = 10
+    teacher: str | None = None
+    split: str = "test"
+    verb: ClassVar[str] = "pag"
+
+    def trains(self, stage: str) -> bool:
+        """Whether there is a training of this name."""
+        return (self.steps or {}).get(stage) != 0
+
+    @property
+    def lexical(self) -> list[str]:
+        """The names of the lexical encoders, as they are trained; the last one is merged."""
+        return [f"{self.name}_{stage}" for stage in (LEXICAL, QUERY) if self.trains(stage)]
+
+    def stages(self) -> list[tuple[str, Callable[[], object]]]:
+        """Gives (what it makes, the function) of each stage, in their order."""
+        collection, *others = super().stages()
+        stages = [collection]
+        if self.trains(LEXICAL):
+            stages.append(("the lexical encoder", functools.partial(self.train_lexical, LEXICAL)))
+        stages.append(("sets of tokens", self.make_sets))
+        if self.trains(QUERY):
+            stages.append(("the weights of queries", functools.partial(self.train_lexical, QUERY)))
+        return [*stages, *others]
+
+    def train_lexical(self, stage: str) -> dict:
+        """Trains a lexical encoder; the one of the sets goes on from the first one, if there is one."""
+        settings = [f"SETS = {self.name!r}"] if stage == QUERY else []
+        if stage == QUERY and self.trains(LEXICAL):
+            settings.append(f"INITIAL_CHECKPOINT = {str(self.work.model(self.lexical[0]))!r}")
+            settings.append(f"{QUERY}/InitialCheckpoint.lexical_idf = False")
+        with configuration.run_file(None, *self._steps(stage), *settings), gin.config_scope(stage):
+            return train(model_dir=str(self.work.model(f"{self.name}_{stage}")), docids=None)
+
+    def make_sets(self) -> dict:
+        """Makes the set docids."""
+        is_model = self.set_weights == LEXICAL
+        weights = str(self.work.model(f"{self.name}_{LEXICAL}")) if is_model else self.set_weights
+        return make_sets(name=self.name, weights=weights)
+
+    def settings(self, stage: str, number: int) -> list[str]:
+        """See `RiporConfig.settings`; the first joint training begins as the average of two models."""
+        settings = super().settings(stage, number)
+        if stage != RANK:
+            return settings
+        settings.append(f"SETS = {self.name!r}")
+        if number == 1 and self.lexical:
+            settings.append(f"InitialCheckpoint.averaged_with = {str(self.work.model(self.lexical[-1]))!r}")
+        if number > 1 or self.lexical:
+            settings.append(f"{RANK}/InitialCheckpoint.lexical_idf = False")
+        return settings
+
+    def index(self, model: str, name: str, **settings: object) -> None:
+        """Makes a searcher that plans, of a model with a lexical head; of another one, one that does not."""
+        if model == self.round(0):
+            return super().index(model, name, **settings)
+        return self._index_model("planned", model, name, **settings)
+
+    def _index_model(self, kind: str, model: str, name: str, **settings: object) -> None:
+        if kind != "generative":
+            settings |= {"sets": self.name}
+        settings = unread(searcher_class(kind)) | settings
+        make_index(kind=kind, name=name, model_dir=str(self.work.model(model)), **settings)
+
+    def mine(self, number: int) -> dict:
+        """Mines a round's negatives."""
+        before = self.round(number - 1)
+        if before not in self.generative or number == 1:
+            teacher = self.teacher or f"{self.name}_teacher"
+            return mine(searcher=teacher, name=self.round(number), prefix_lengths=())
+        return super().mine(number)
+
+    def check(self) -> None:
+        """See `RiporConfig.check`; the sets are not to be those of a model that is left out."""
+        super().check()
+        if self.set_weights == LEXICAL and not self.trains(LEXICAL):
+            raise UserError("pag.set_weights: 'lexical', which has 0 steps in pag.steps: set them, or 'bm25'")
+
+    def search(self) -> dict:
+        """Makes the searchers of each model, and answers the queries with all of them."""
+        names = [self.dense]
+        for model in self.generative:
+            self.index(model, model)
+            names.append(model)
+            if model == self.round(0):
+                continue
+            for kind, name in (("generative", f"{model}_unplanned"), ("lexical", f"{model}_lexical")):
+                self._index_model(kind, model, name)
+                names.append(name)
+        return self.evaluate(names)
+
+
+def pag(**values: object) -> dict:
+    """Trains a generative retriever that plans ahead; see `PagConfig`.
+
+    Args:
+      **values: of PagConfig's attributes; those that are left out are gin's.
+
+    Returns:
+      What each stage made, by its name.
+
+    Raises:
+      UserError: there is nothing to train, or there are no docids to write.
+    """
+    return PagConfig(**values).run()

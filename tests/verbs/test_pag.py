@@ -1,0 +1,106 @@
+"""`pag`: its stages in order; a joint training begins as the average; the same command makes nothing anew."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_ripor import made, stages
+
+from retrieval_jax.checkpoints.model_folder import lazy_params
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.verbs.pag import PagConfig
+
+STEPS = {"lexical": 2, "query": 0, "dense": 2, "seq2seq": 0, "rank": 2}
+TINY = {
+    "import_collection.vocab_size": 1000,
+    "DOCIDS": "rq_2x8",
+    "T5Config.emb_dim": 16,
+    "T5Config.mlp_dim": 16,
+    "train.batch_size": 8,
+    "rank/train.batch_size": 4,
+    "DataConfig.passage_length": 24,
+    "mine.prefix_lengths": (1, 2),
+    "joint_ranking.prefix_lengths": (1,),
+    "make_index.beams": 4,
+    "make_sets.m": 16,
+    "learning_rate.peak": 1e-30,  # weights stay what they begin as
+    "rank/learning_rate.peak": 1e-30,
+}
+
+
+def test_the_stages_are_those_of_ripor_with_a_lexical_encoder_and_its_sets():
+    def names(**values: object) -> list[str]:
+        return [what for what, _ in PagConfig(source="x", **values).stages()]
+
+    assert names(steps=STEPS, rounds=1) == [
+        "the collection",
+        "the lexical encoder",
+        "sets of tokens",
+        "the dense encoder",
+        "its searcher, and the teacher",
+        "docids of its vectors",
+        "round 1: negatives",
+        "round 1: the teacher's scores",
+        "round 1: ranking",
+        "search",
+    ]
+    more = names(rounds=2)
+    assert more[3] == "the weights of queries"
+    assert "cross-entropy" in more
+    assert more[-4:] == [
+        *(f"round 2: {what}" for what in ("negatives", "the teacher's scores", "ranking")),
+        "search",
+    ]
+
+
+def test_a_joint_training_begins_as_the_average_of_the_last_models():
+    config = PagConfig(source="x", work_dir="w", rounds=2)
+    first, second = config.settings("rank", 1), config.settings("rank", 2)
+    assert "INITIAL_CHECKPOINT = 'w/models/pag_0'" in first
+    assert "InitialCheckpoint.averaged_with = 'w/models/pag_query'" in first
+    assert "INITIAL_CHECKPOINT = 'w/models/pag_1'" in second
+    assert not any("averaged_with" in setting for setting in second)
+    for settings in (first, second):
+        assert "SETS = 'pag'" in settings
+    of_dense = PagConfig(source="x", work_dir="w", steps=STEPS).settings("rank", 1)
+    assert "INITIAL_CHECKPOINT = 'w/models/pag_dense'" in of_dense
+    assert "InitialCheckpoint.docid_centroids = True" in of_dense
+    assert "InitialCheckpoint.averaged_with = 'w/models/pag_lexical'" in of_dense
+
+
+def test_lexical_encoders_may_be_left_out_unless_the_sets_are_theirs():
+    none = PagConfig(source="x", work_dir="w", steps=STEPS | {"lexical": 0})
+    none.check()
+    assert [what for what, _ in none.stages()][:2] == ["the collection", "sets of tokens"]
+    assert not any("averaged_with" in setting for setting in none.settings("rank", 1))
+    with pytest.raises(UserError, match=r"^pag.set_weights: 'lexical', which has 0 steps"):
+        dataclasses.replace(none, set_weights="lexical").check()
+    with pytest.raises(UserError, match=r"^pag.rounds: 0, and no cross-entropy"):
+        dataclasses.replace(none, rounds=0).check()
+
+
+@pytest.mark.slow
+def test_a_round_is_trained_and_plans(source: Path, tmp_path: Path, cli):
+    work = Workspace(tmp_path / "work")
+    settings = {"COLLECTION": str(source), "WORK_DIR": str(work.folder), **TINY, "pag.steps": STEPS}
+    given = ["pag", *(f"--gin.{name}={value!r}" for name, value in settings.items())]
+    status, told, err = cli(*given)
+    assert status == 0, err
+    assert [line.split(" ", 1)[0] for line in stages(err)] == [f"{n}/10" for n in range(1, 11)]
+    searchers = {"bm25", "pag_dense", "pag_teacher", "pag_1", "pag_1_unplanned", "pag_1_lexical"}
+    assert searchers == told["search"]["metrics"].keys()
+    names = ("pag_dense", "pag_lexical", "pag_1")
+    dense, lexical, joint = (lazy_params(work.model(name))[2] for name in names)
+    for name, array in joint.items():
+        if name in dense or name in lexical:
+            parts = [some[name].read() for some in (dense, lexical) if name in some]
+            np.testing.assert_allclose(array.read(), np.mean(parts, axis=0), rtol=1e-6)
+    assert "lexical_head/gain" in joint
+    description = json.loads((work.model("pag_1") / "model.json").read_text())
+    assert description["averaged_with"] == str(work.model("pag_lexical"))
+    there = made(work)
+    assert cli(*given)[0] == 0
+    assert made(work) == there
