@@ -169,7 +169,7 @@ def test_arguments():
     verbs = (
         "demo import docids cache preflight train convert generate-queries mine score index search evaluate"
     )
-    assert set(VERBS) == {*verbs.split(), "vary", "ripor", "pag", "export", "serve"}
+    assert set(VERBS) == {*verbs.split(), "vary", "sets", "ripor", "pag", "sweep", "export", "serve"}
 
 
 @pytest.mark.parametrize(
