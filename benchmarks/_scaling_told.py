@@ -11,13 +11,13 @@ from retrieval_jax.evaluation.scaling_laws import (
     bootstrap_interval,
     fit_power_law,
     found_at,
-    standardize,
 )
 
 MS_MARCO = 8_841_823
 K = 10
 CLOSE = 0.05  # the paper's "competitive": within 5% (80.3 beside 83.2 on MSMarco100k)
 Figures = Mapping[str, list]
+Difference = tuple[float, float, float]  # the mean, and its interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,24 +161,38 @@ def _recalls(key: tuple, rows: list[Row]) -> list[dict]:
 
 
 def _found(row: Row, passages: int) -> np.ndarray:
-    positive_Q, others_QxR = standardize(row.relevant_Q, row.random_QxR)
-    return found_at(positive_Q, others_QxR, k=K, passages=passages).astype(float)
+    return found_at(row.relevant_Q, row.random_QxR, k=K, passages=passages).astype(float)
 
 
-def _difference(better: Row | None, worse: Row | None) -> tuple[float, float, float] | None:
-    """The mean paired difference in MRR@10, and its interval; None where a row is missing."""
+def _paired(better: Row | None, worse: Row | None) -> np.ndarray | None:
+    """The differences in MRR@10, seeds × queries; None where a row is missing."""
     if better is None or worse is None:
         return None
     seeds = min(len(better.mrr_SxQ), len(worse.mrr_SxQ))
-    values_SxQ = better.mrr_SxQ[:seeds] - worse.mrr_SxQ[:seeds]
+    return better.mrr_SxQ[:seeds] - worse.mrr_SxQ[:seeds]
+
+
+def _difference(better: Row | None, worse: Row | None) -> Difference | None:
+    """The mean paired difference in MRR@10, and its interval; None where a row is missing."""
+    values_SxQ = _paired(better, worse)
+    return None if values_SxQ is None else _mean(values_SxQ)
+
+
+def _mean(values_SxQ: np.ndarray) -> Difference:
     return float(values_SxQ.mean()), *bootstrap_interval(values_SxQ)
 
 
-def _shown(difference: tuple[float, float, float]) -> str:
+def _change(smallest: np.ndarray, largest: np.ndarray) -> Difference:
+    """How a difference changes from the smallest corpus to the largest: test queries are the same."""
+    seeds = min(len(smallest), len(largest))
+    return _mean(largest[:seeds] - smallest[:seeds])
+
+
+def _shown(difference: Difference) -> str:
     return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference)
 
 
-def _above(difference: tuple[float, float, float]) -> bool | None:
+def _above(difference: Difference) -> bool | None:
     """Whether it is above 0; None where its interval holds 0."""
     return True if difference[1] > 0 else False if difference[2] < 0 else None
 
@@ -197,14 +211,17 @@ def findings(rows: list[Row]) -> list[dict]:
         )
 
     methods = ("atomic", "naive", "semantic")
-    gains = [{s: _difference(at(s, m), at(s, m, "2a")) for s in sizes} for m in methods]
-    gains = [(m, {s: d for s, d in by_size.items() if d}) for m, by_size in zip(methods, gains, strict=True)]
-    seen = [f"{m}, {s:,}: {_shown(d)}" for m, by_size in gains for s, d in by_size.items()]
-    largest = [by_size[max(by_size)] for _, by_size in gains if by_size]
-    tell("synthetic queries are of central importance (3b over 2a)", seen, _all(map(_above, largest)))
-    grown = [(m, d[max(d)][0] - d[min(d)][0]) for m, d in gains if len(d) > 1]
-    seen = [f"{m}: {change:+.3f} from the smallest corpus to the largest" for m, change in grown]
-    tell("they matter more, the larger the corpus", seen, _all(change > 0 for _, change in grown))
+    gains = {m: {s: _paired(at(s, m), at(s, m, "2a")) for s in sizes} for m in methods}
+    gains = {m: {s: d for s, d in of.items() if d is not None} for m, of in gains.items()}
+    seen = [f"{m}, {s:,}: {_shown(_mean(d))}" for m, of in gains.items() for s, d in of.items()]
+    largest = [_above(_mean(of[max(of)])) for of in gains.values() if of]
+    tell("synthetic queries are of central importance (3b over 2a)", seen, _all(largest))
+    grown = {m: _change(of[min(of)], of[max(of)]) for m, of in gains.items() if len(of) > 1}
+    seen = [f"{m}, the gain from the smallest corpus to the largest: {_shown(d)}" for m, d in grown.items()]
+    agrees = _all(_above(d) for d in grown.values())
+    if True not in largest:  # a loss that becomes smaller is no gain
+        agrees = False if False in largest else None
+    tell("they matter more, the larger the corpus", seen, agrees)
 
     seen, above = [], []
     for s in sizes:
@@ -226,15 +243,21 @@ def findings(rows: list[Row]) -> list[dict]:
             agree.append(None if _above(d) is None else not _above(d))
     tell("more parameters alone stop to help", seen, _all(agree))
 
-    gaps = {s: _best_gap(by, s) for s in sizes}
-    gaps = {s: gap for s, gap in gaps.items() if gap}
-    seen = [f"{s:,}: {name} {_shown(d)}" for s, (name, d, _) in gaps.items()]
-    close = [gap[1][2] >= 0 or gap[1][0] > -CLOSE * gap[2] for gap in gaps.values()]
-    tell("on small corpora it is competitive with dual encoders", seen[:1], close[0] if close else None)
-    wider = gaps[max(gaps)][1][0] < gaps[min(gaps)][1][0] if len(gaps) > 1 else None
-    tell(
-        "on large corpora it is not: the gap to the dual encoder grows", seen if len(gaps) > 1 else [], wider
-    )
+    gaps = {s: gap for s in sizes if (gap := _best_gap(by, s))}
+    seen = [
+        f"{s:,}: {name} {_shown(_mean(d))}, {d.mean() / mrr:+.0%}" if mrr else f"{s:,}: {name}"
+        for s, (name, d, mrr) in gaps.items()
+    ]
+    close = [_mean(d)[2] >= 0 or d.mean() > -CLOSE * mrr for _, d, mrr in gaps.values()]
+    small = bool(close[0]) if close else None
+    tell("on small corpora it is competitive with dual encoders", seen[:1], small)
+    wider = None
+    if len(gaps) > 1:
+        change = _change(gaps[min(gaps)][1], gaps[max(gaps)][1])
+        wider = None if _above(change) is None else not _above(change)
+        seen.append(f"from the smallest corpus to the largest: {_shown(change)}")
+    seen = seen if len(gaps) > 1 else []
+    tell("on large corpora it is not: the gap to the dual encoder grows", seen, wider)
     return told
 
 
@@ -244,14 +267,14 @@ def _all(decided: Iterable[bool | None]) -> bool | None:
     return seen.pop() if len(seen) == 1 else None
 
 
-def _best_gap(by: Mapping[Point, Row], size: int) -> tuple[str, tuple[float, float, float], float] | None:
-    """The generative method nearest to the dual encoder: its name, the difference, the dual encoder's MRR."""
+def _best_gap(by: Mapping[Point, Row], size: int) -> tuple[str, np.ndarray, float] | None:
+    """The best generative method: its name, the differences to the dual encoder, the latter's MRR@10."""
     dense = by.get(Point(size, DENSE, MAIN))
     rows = [by[p] for name in GENERATIVE if (p := Point(size, name, MAIN)) in by]
     if dense is None or not rows:
         return None
     best = max(rows, key=lambda row: row.mrr_SxQ.mean())
-    return best.point.method, _difference(best, dense), float(dense.mrr_SxQ.mean())
+    return best.point.method, _paired(best, dense), float(dense.mrr_SxQ.mean())
 
 
 def draw(name: str, rows: list[Row], told: list[dict], path: Path) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 from scipy import optimize
 
-TAIL = 0.01  # the share of the other passages' scores whose tail is fitted
+TAIL = 0.05  # the share of a query's scores of other passages to which a tail is fitted
 
 
 def contrastive_entropy(positive_Q: np.ndarray, negatives_QxDxR: np.ndarray) -> np.ndarray:
@@ -111,48 +111,54 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, *, restarts: int = 16, seed: int
     return PowerLaw(float(np.exp(height + exponent * center)), exponent, *floor)
 
 
-def standardize(positive_Q: np.ndarray, others_QxR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Subtracts the mean of each query's random passages, and divides by their standard deviation.
-
-    Queries whose scores lie at different heights can then be pooled. NaNs stay, and do not count.
-    """
-    others_QxR = np.asarray(others_QxR, np.float64)
-    mean_Qx1 = np.nanmean(others_QxR, axis=1, keepdims=True)
-    deviation_Qx1 = np.maximum(np.nanstd(others_QxR, axis=1, keepdims=True), 1e-12)
-    positive_Qx1 = (np.asarray(positive_Q, np.float64)[:, None] - mean_Qx1) / deviation_Qx1
-    return positive_Qx1[:, 0], (others_QxR - mean_Qx1) / deviation_Qx1
-
-
-def found_at(positive_Q: np.ndarray, others: np.ndarray, *, k: int, passages: int) -> np.ndarray:
+def found_at(positive_Q: np.ndarray, others_QxR: np.ndarray, *, k: int, passages: int) -> np.ndarray:
     """Predicts which queries find their passage among the first k of a collection of another size.
 
-    Recall@k is the mean: 1 - F_relevant(F_other⁻¹(1 - k / N)) with the distributions F of the scores of
-    relevant and of other passages, which are taken to be the same at every size. Beyond the last hundredth of
-    F_other, its tail is a generalised Pareto distribution, which is fitted by probability-weighted moments
-    (Hosking and Wallis 1987), so that N may be far larger than the number of scores.
+    Recall@k is the mean: 1 - F_relevant(F_other⁻¹(1 - k / N)), with the distributions F of the scores of
+    relevant and of other passages, which are taken to be the same at every size. F_other is each query's own,
+    as the scores of queries lie at different heights; but its upper tail, in units of its mean excess, is
+    taken to be that of all queries. Beyond what these have, a generalised Pareto distribution continues it.
 
     Args:
       positive_Q: the score of each query's relevant passage.
-      others: scores of random passages, of any shape; NaNs do not count. Queries whose scores lie at
-        different heights are brought together by `standardize`.
+      others_QxR: those of random passages; NaNs do not count.
       k: how many passages are found.
       passages: N, the number of passages of that collection.
 
     Returns:
       bool Q: whether the score is above the threshold.
     """
-    others, share = np.asarray(others, np.float64), min(k / passages, 1.0)
-    others = np.sort(others[np.isfinite(others)])
-    if share >= TAIL:
-        return positive_Q > np.quantile(others, 1 - share)
-    start = np.quantile(others, 1 - TAIL)
-    excess = others[others > start] - start
-    if len(excess) < 2:
-        return positive_Q > start
-    rank = np.arange(len(excess))  # ascending: 1 - F is (n - 1 - rank) / (n - 1)
+    share, tails = min(k / passages, 1.0), []
+    scores = [np.sort(some[np.isfinite(some)]) for some in np.asarray(others_QxR, np.float64)]
+    for some in scores:
+        start = np.quantile(some, 1 - TAIL)
+        excess = some[some > start] - start
+        tails.append((start, len(excess) / len(some), excess.mean() if len(excess) else 0.0, excess))
+    pooled = np.sort(np.concatenate([excess / mean for _, _, mean, excess in tails if mean]))
+    thresholds_Q = [
+        start + mean * _upper_quantile(pooled, share / above)
+        if share < above and mean
+        else np.quantile(some, 1 - share)
+        for some, (start, above, mean, _) in zip(scores, tails, strict=True)
+    ]
+    return np.asarray(positive_Q) > np.array(thresholds_Q)
+
+
+def _upper_quantile(values: np.ndarray, share: float) -> float:
+    """Gives the value that this share of the distribution of ascending values lies above.
+
+    Its last TAIL is a generalised Pareto distribution, fitted by probability-weighted moments (Hosking and
+    Wallis 1987).
+    """
+    start = np.quantile(values, 1 - TAIL)
+    excess = values[values > start] - start
+    above = len(excess) / len(values)
+    if share >= above or len(excess) < 5:
+        return float(np.quantile(values, 1 - share))
+    rank = np.arange(len(excess))  # 1 - F is (n - 1 - rank) / (n - 1)
     first, second = excess.mean(), (excess * (len(excess) - 1 - rank) / (len(excess) - 1)).mean()
     shape = 2.0 - first / (first - 2.0 * second)
     scale = 2.0 * first * second / (first - 2.0 * second)
-    growth = TAIL / share
+    growth = above / share
     stretch = np.log(growth) if abs(shape) < 1e-9 else (growth**shape - 1.0) / shape
-    return positive_Q > start + scale * stretch
+    return float(start + scale * stretch)

@@ -76,13 +76,13 @@ def test_what_differences_say_of_the_claims(rows):
     assert synthetic["agrees"] is True
     assert "atomic, 16,000: +0.200 [+0.200, +0.200]" in synthetic["seen"]
     assert growth["agrees"] is True
-    assert growth["seen"].startswith("atomic: +0.1")
+    assert "+0.18" in growth["seen"]  # 15,000 / 80,000
     assert pawa["agrees"] is True
     assert "1,000, equal flops: -0.050" in pawa["seen"]
     assert size["agrees"] is None  # equal to the narrower one: neither above nor below
     assert small["agrees"] is True  # .02 below .5: less than a twentieth
     assert large["agrees"] is True
-    assert "16,000: atomic -0.150" in large["seen"]
+    assert "16,000: atomic -0.150 [-0.150, -0.150], -33%" in large["seen"]
 
 
 def test_an_interval_with_0_decides_nothing_and_what_is_missing_is_said():
@@ -94,6 +94,14 @@ def test_an_interval_with_0_decides_nothing_and_what_is_missing_is_said():
     assert synthetic["agrees"] is None
     assert growth["agrees"] is pawa["agrees"] is None
     assert pawa["seen"] == "not run"
+
+
+def test_a_loss_that_becomes_smaller_is_no_gain():
+    made = {Point(size, "atomic", MAIN): figures(0.2, 1.0) for size in (1000, 4000)}
+    made[Point(1000, "atomic", "2a")] = figures(0.5, 1.0)
+    made[Point(4000, "atomic", "2a")] = figures(0.3, 1.0)
+    synthetic, growth, *_ = findings(rows_of(made))
+    assert synthetic["agrees"] is growth["agrees"] is False
 
 
 def test_rows_have_the_seeds_mean_and_laws_predict_the_largest_corpus(rows, tmp_path):

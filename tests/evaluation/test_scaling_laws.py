@@ -12,7 +12,6 @@ from retrieval_jax.evaluation.scaling_laws import (
     contrastive_entropy,
     fit_power_law,
     found_at,
-    standardize,
 )
 
 
@@ -80,30 +79,34 @@ def recall_of_gaussians(k: int, passages: int, distance: float) -> float:
 
 @pytest.mark.parametrize("passages", [500, 20_000, 8_841_823])
 def test_recall_in_a_larger_collection_is_that_of_the_distributions(passages):
-    random = np.random.default_rng(0)
-    positive_Q, others = random.normal(3.5, 1, 4000), random.normal(size=(400, 500))
-    predicted = found_at(positive_Q, others, k=10, passages=passages).mean()
+    random, height_Qx1 = np.random.default_rng(0), np.linspace(-50, 50, 2000)[:, None]
+    positive_Q, others_QxR = random.normal(3.5, 1, 2000), random.normal(size=(2000, 2560))
+    others_QxR[0, :100] = np.nan
+    spread_Qx1 = 1 + np.abs(height_Qx1)
+    positive_Q = positive_Q * spread_Qx1[:, 0] + height_Qx1[:, 0]  # of each query its own
+    predicted = found_at(positive_Q, others_QxR * spread_Qx1 + height_Qx1, k=10, passages=passages).mean()
     assert predicted == pytest.approx(recall_of_gaussians(10, passages, 3.5), abs=0.03)
 
 
 @pytest.mark.parametrize("shape", [-0.2, 0.0, 0.3])
 def test_the_tail_is_the_pareto_distribution_that_made_it(shape):
     others = stats.genpareto.rvs(shape, scale=2.0, size=400_000, random_state=0)
-    share = TAIL / 100
+    share = TAIL / 500
     threshold = stats.genpareto.isf(share, shape, scale=2.0)
     around = threshold * np.array([0.85, 1.15])
-    assert found_at(around, others, k=1, passages=round(1 / share)).tolist() == [False, True]
+    found = found_at(around, np.stack([others, others]), k=1, passages=round(1 / share))
+    assert found.tolist() == [False, True]
 
 
-def test_standardized_scores_of_a_query_have_mean_0_and_deviation_1():
-    random = np.random.default_rng(0)
-    others_QxR = random.normal(size=(3, 50)) * [[1], [10], [0.1]] + [[5], [-3], [0]]
-    others_QxR[0, :5] = np.nan
-    positive_Q, pooled_QxR = standardize(others_QxR[:, 10], others_QxR)
-    np.testing.assert_allclose(positive_Q, pooled_QxR[:, 10])
-    np.testing.assert_allclose(np.nanmean(pooled_QxR, axis=1), 0, atol=1e-12)
-    np.testing.assert_allclose(np.nanstd(pooled_QxR, axis=1), 1)
-    assert np.isnan(pooled_QxR[0, :5]).all()
+def test_scores_that_are_mostly_0_have_the_tail_of_the_others():
+    random, size = np.random.default_rng(0), (40, 20_000)
+    others_QxR = np.where(random.random(size) < 0.02, random.exponential(size=size), 0.0)
+    passages, k = 1_000_000, 10  # P(score > t) = .02 e^-t
+    threshold = np.log(0.02 * passages / k)
+    for factor, above in ((0.8, False), (1.2, True)):
+        found_Q = found_at(np.full(40, factor * threshold), others_QxR, k=k, passages=passages)
+        assert (found_Q == above).mean() > 0.9
+    assert not found_at(np.array([0.0]), others_QxR[:1], k=900_000, passages=passages)
 
 
 def test_the_interval_of_one_seed_is_the_bootstrap_of_queries():
