@@ -27,7 +27,7 @@ training's scale. Its law by passages is fitted to all corpora, and to all but t
 predicted. Recall@10 of the largest corpus is predicted from the scores of the one before, that of 8.8M
 passages from the largest.
 
-The plan is printed first, with an estimate of its hours on two cores: some 25 for wordnet with one seed, and
+The plan is printed first, with an estimate of its hours on two cores: 17 for wordnet with one seed, and
 --sizes, --methods, --mixtures and --budgets choose a part. What is finished is kept in --work, and the same
 command goes on, also with more methods or seeds; after --minutes no other point begins. Prints tables, then
 one line of JSON. --quick measures a few methods on 120 and 240 passages.
