@@ -7,6 +7,8 @@ import copy
 import io
 import itertools
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,7 @@ from retrieval_jax.core.stopwatch import tokenizing
 PAD, EOS = 0, 1
 PAD_SYMBOL = -1  # the padding symbol within a text: models read it as PAD, and do not mask it
 SENTINELS = 100  # ids that T5 keeps after the pieces
+NORMALIZATION = "nmt_nfkc_cf"  # NFKC, folded case, and white space as one space
 MAX_TEXTS = 1_000_000  # texts that a vocabulary is learned on
 MAX_TEXT_BYTES = 1 << 16  # bytes of such a text: SentencePiece leaves out longer ones in silence
 
@@ -183,7 +186,7 @@ def split_long(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def learn(texts: Iterable[str], size: int, path: Path) -> None:
+def learn(texts: Iterable[str], size: int, path: Path, split_punctuation: bool = False) -> None:
     """Learns a unigram vocabulary and writes it.
 
     Case is folded: for training from scratch on little text, "When" and "when" should be one piece.
@@ -192,11 +195,17 @@ def learn(texts: Iterable[str], size: int, path: Path) -> None:
       texts: the texts, of which the first MAX_TEXTS are used.
       size: the most pieces.
       path: the file to write, on a local disk.
+      split_punctuation: whether punctuation and symbols are read with a space on both sides, so that a word
+        is the same pieces after a hyphen, a bracket or a dot as after a space.
 
     Raises:
       UserError: no vocabulary of this size can be learned.
     """
-    model = io.BytesIO()
+    model, normalization = io.BytesIO(), {"normalization_rule_name": NORMALIZATION}
+    rules = path.with_suffix(".rules")
+    if split_punctuation:
+        rules.write_text(_punctuation_rules())
+        normalization = {"normalization_rule_tsv": str(rules)}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.islice(
@@ -205,7 +214,7 @@ def learn(texts: Iterable[str], size: int, path: Path) -> None:
             model_writer=model,
             vocab_size=size,
             model_type="unigram",
-            normalization_rule_name="nmt_nfkc_cf",
+            **normalization,
             character_coverage=0.9999,
             max_sentence_length=MAX_TEXT_BYTES,
             hard_vocab_limit=False,  # a small collection has fewer pieces
@@ -222,4 +231,31 @@ def learn(texts: Iterable[str], size: int, path: Path) -> None:
             f"{path}: no vocabulary of {size} pieces could be learned ({reason}): "
             "set another --gin.import_collection.vocab_size, or give one by --gin.VOCABULARY"
         ) from None
+    finally:
+        rules.unlink(missing_ok=True)
     path.write_bytes(model.getvalue())
+
+
+def _punctuation_rules() -> str:
+    """Returns NORMALIZATION with spaces around punctuation and symbols, as a TSV of SentencePiece's.
+
+    A character that Unicode composes of others has a rule for these, too.
+    """
+    normalizer = sentencepiece.SentencePieceNormalizer(
+        rule_name=NORMALIZATION,
+        add_dummy_prefix=False,
+        escape_whitespaces=False,
+        remove_extra_whitespaces=False,
+    )
+    rules = {}
+    for character in map(chr, range(1, sys.maxunicode + 1)):
+        if unicodedata.category(character) in ("Cn", "Co", "Cs"):
+            continue
+        target = "".join(
+            f" {c} " if unicodedata.category(c)[0] in "PS" else c for c in normalizer.normalize(character)
+        )
+        for form in (character, unicodedata.normalize("NFD", character)):
+            if form != target:
+                rules[form] = target
+    points = (tuple(" ".join(f"{ord(c):X}" for c in text) for text in rule) for rule in rules.items())
+    return "".join(f"{source}\t{target}\n" for source, target in points)

@@ -36,3 +36,21 @@ def test_a_text_exceeds_a_length_where_its_batch_would_be_cut(collection):
             for length in (2, 8, 24):
                 cut = (some.batch([text], length) > 0).sum() < (some.batch([text], 500) > 0).sum()
                 assert some.exceeds(text, length) == cut, (text, length)
+
+
+def test_words_are_the_same_pieces_beside_punctuation(tmp_path):
+    """Against texts with spaces around punctuation; all else is normalised as without the rules."""
+    words = ["list", "files", "scipy", "signal", "caf\u00e9", "create", "archive", "directory"]
+    texts = [" ".join(words[i:] + words[:i]) + f" ({i}), x-y_z." for i in range(8)] * 20
+    path = tmp_path / "pieces.model"
+    learn(texts, 90, path, split_punctuation=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["pieces.model"]
+    pieces = Vocabulary(path)
+    for text, spaced in (
+        ("List(Files)", "list ( files )"),
+        ("scipy.signal_create", "scipy . signal _ create"),
+        ("\uff33cipy  caf\u0065\u0301-x", "scipy caf\u00e9 - x"),
+    ):
+        assert pieces.encode(text) == pieces.encode(spaced)
+        assert 2 not in pieces.encode("".join(c for c in spaced if c.isalpha() or c == " "))
+    assert pieces.decode(np.array([pieces.encode("scipy.signal")])) == ["scipy . signal"]
