@@ -140,7 +140,9 @@ class Study:
 
     def flops_per_step(self, point: Point, stage: str | None = None) -> int:
         """Counts the floating-point operations of a training step of a point."""
-        configure_verbs([*METHODS[point.method].files], [*self.here(point.size), *self.settings(point)])
+        configure_verbs(
+            [*METHODS[point.method].files], [*self.here(point.size), "STEPS=1", *self.settings(point)]
+        )
         with gin.config_scope(stage):
             config = TrainConfig()
         work, kind = self.work(point.size), None if stage == "dense" else METHODS[point.method].docids

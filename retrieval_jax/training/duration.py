@@ -1,7 +1,8 @@
 """How long a training takes on this machine: an estimate, before anything is compiled.
 
-A step's time is that of its matrix products, at a part of the speed that one large product reaches here, and
-of the optimiser, which reads and writes each parameter and its moments.
+A step's time is that of its matrix products, at a part of the speed that one large product reaches here; of
+the optimiser, which reads and writes each parameter and its moments; and of the embeddings, which are read
+and added to.
 """
 
 import math
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 
 from retrieval_jax.training.flops import model_flops
 
-EFFICIENCY = 0.68
-"""The part of a large product's speed that a training step reaches, of networks 256 wide on 2 CPU cores; the
-estimate is there within a fifth of what three trainings took. On an accelerator it is a guess."""
-OPTIMIZER_FLOPS = 400  # an update of a parameter takes as long as so many FLOPs of a product
+# Fitted to networks 256 wide on 2 CPU cores: within a fifth of what three trainings
+# with layers took. On an accelerator it is a guess.
+EFFICIENCY = 0.68  # the part of a large product's speed that a training step reaches
+OPTIMIZER_FLOPS = 400  # of a product, in the time of a parameter's update
+EMBEDDING_FLOPS = 800  # of a product, in the time of a number of a token's embedding
 _M, _K, _N, _TIMES = 2048, 256, 4096, 10  # the product that is measured, and how often
 
 
@@ -49,5 +51,7 @@ def step_seconds(model, shapes: Mapping[str, tuple], speed: float, devices: int 
     """
     variables = jax.eval_shape(lambda: nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)))
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(variables["params"]))
+    tokens = sum(math.prod(shape) for name, shape in shapes.items() if name.endswith("encoder_input_tokens"))
     flops = model_flops(model, shapes) + OPTIMIZER_FLOPS * parameters
+    flops += EMBEDDING_FLOPS * tokens * model.config.emb_dim
     return flops / (EFFICIENCY * speed * devices)

@@ -148,10 +148,12 @@ def _tell_duration(work: Workspace, models: Sequence[str], steps: Mapping[str, i
         with _recipe(name, steps), configuration.unrecorded():
             plan = configured(search=False, passages=None, vocab_size=None)
         done = min(_steps_done(work.model(name)), plan.steps)
+        if done == plan.steps:
+            continue
         minutes = (plan.steps - done) * step_seconds(plan.model, plan.shapes, speed, jax.device_count()) / 60
         told.append(f"{name} {minutes:.1f} ({plan.steps - done:,} steps)")
         total += minutes
-    if models:
+    if told:
         log(
             f"the trainings take about {total:.0f} minutes here: {', '.join(told)}; an estimate by the FLOPs "
             f"of a step and the {speed / 1e9:,.0f} GFLOP/s that a product of matrices has just reached"

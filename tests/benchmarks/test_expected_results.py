@@ -10,7 +10,7 @@ import pytest
 from retrieval_jax.core import configuration
 from retrieval_jax.main import parse
 from retrieval_jax.verbs.table import DEFAULT_FILES, VERBS, configure_verbs
-from retrieval_jax.verbs.train import steps_for
+from retrieval_jax.verbs.train import TrainConfig, steps_for
 
 ROOT = Path(__file__).parents[2]
 RUNS = {path.name: path.read_text() for path in (configuration.gin_folder() / "runs").glob("*.gin")}
@@ -50,9 +50,11 @@ def test_every_run_file_says_what_to_expect(file: str):
     configure_verbs(files or DEFAULT_FILES[verb], bindings)
     if steps := re.match(r"(\d+) steps", takes):
         if not files:
-            configure_verbs([f"runs/{file}"], bindings)
-        given, factor = gin.query_parameter("%STEPS"), gin.get_bindings("train").get("steps_factor", 6.0)
-        assert int(steps[1]) == (given or steps_for(PYTHON_DOCS, factor))
+            configure_verbs([f"runs/{file}", *DEFAULT_FILES[verb]], bindings)
+        with gin.config_scope(None if files else file.removesuffix(".gin")):
+            config = TrainConfig() if not files else None
+        given = gin.query_parameter("%STEPS")
+        assert int(steps[1]) == (given or steps_for(PYTHON_DOCS, config.steps_factor))
 
 
 def test_the_rows_are_the_readmes_table():
