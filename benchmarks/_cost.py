@@ -211,7 +211,7 @@ def _filler(shape: tuple[int, ...], dtype: str, place: Sharding | None) -> Calla
                 x = (x ^ (x >> shift)) * jnp.uint32(factor)
             x ^= x >> 16
         uniform = (x >> 8).astype(jnp.int32).astype(jnp.float32) / (1 << 23) - 1
-        return (uniform * shape[-2 if len(shape) > 1 else -1] ** -0.5).astype(dtype)
+        return (uniform * (shape or (1,))[-2 if len(shape) > 1 else -1] ** -0.5).astype(dtype)
 
     return fill
 

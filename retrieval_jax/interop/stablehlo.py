@@ -26,30 +26,41 @@ from retrieval_jax.checkpoints.model_folder import LoadedModel
 from retrieval_jax.checkpoints.weights import lazy_arrays, write_safetensors
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.decoding.bonuses import Planning
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.docids.search_strategies import STRATEGIES, DocidTokens, SearchStrategy
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.search.planned import aligned
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Arrays = Mapping[str, jax.Array]
 K = 100  # passages per query that an exported search finds, where no number of beams sets that
 
 
-def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest: Mapping) -> dict:
+def write(
+    folder: Path,
+    opened: LoadedModel,
+    table: DocidTable | None,
+    manifest: Mapping,
+    sets: TokenSets | None = None,
+) -> dict:
     """Writes a dual encoder's two encoders, or a generative retriever's search.
 
     - encode_queries.stablehlo, encode_passages.stablehlo: (weights, tokens B×S) -> vectors B×E.
     - search.stablehlo: (weights, docids, tokens B×S) -> (rows B×K of ids.arrow, scores B×K); rows of -1 name
       no passage. Passages that share a docid are found by the first of them; a passage that has several is in
-      several rows, and may be found by each: its first row is its best one.
+      several rows, and may be found by each: its first row is its best one. A planned searcher's program
+      plans, too; a docid that passages share has the score of the best one.
 
     Args:
       folder: an existing folder.
       opened: the model.
       table: the docids that a generative retriever writes; None for a dual encoder.
       manifest: the searcher's manifest, which has the number of beams.
+      sets: the token sets of a planned searcher; None for others.
 
     Returns:
       What the manifest says: the lengths S of the texts' tokens, the versions of jax and of its format, for
@@ -77,10 +88,16 @@ def write(folder: Path, opened: LoadedModel, table: DocidTable | None, manifest:
     if table is None or not isinstance(model, GenerativeRetriever):
         raise UserError("export: only a dual encoder or a searcher that writes docids becomes StableHLO")
     strategy, outputs = STRATEGIES[table.search], model.config.output_size or model.config.vocab_size
-    docids, _ = strategy.build(table, outputs)
+    docids, first_N = strategy.build(table, outputs)
+    planning = None
+    if sets is not None:
+        size = min(manifest["planned_by"]["plan_size"], len(table.passage_ids))
+        planning = strategy.build_planning(table, docids, first_N, aligned(sets, table), size)
+        weight = np.float32(manifest["sequential_weight"])
+        planning = dataclasses.replace(planning, sequential_weight=weight)
     width = strategy.width(manifest["beams"], min(K, len(table.passage_ids)), outputs)
-    program = functools.partial(_search, model, strategy, docids, width)
-    docids = {name: np.asarray(x) for name, x in docids.arrays.items()}
+    program = functools.partial(_search, model, strategy, docids, planning, width)
+    docids = {name: np.asarray(x) for name, x in (docids.arrays | _named(planning)).items()}
     _save(folder, "docids", docids)
     passages_N = table.passages_of(np.arange(len(table.tokens_NxL)))
     arrow_ids.write(folder / "ids.arrow", table.passage_ids.take(pa.array(passages_N)))
@@ -132,15 +149,24 @@ def _search(
     model: GenerativeRetriever,
     strategy: type[SearchStrategy],
     docids: Trie | DocidTokens,
+    planning: Planning | None,
     width: int,
     weights: Arrays,
     arrays: Arrays,
     tokens_BxS: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     params, batch = unflatten_dict(weights, sep="/"), {"encoder_input_tokens": tokens_BxS}
-    docids = dataclasses.replace(docids, **arrays)  # its own arrays would be constants of the program
-    rows, aux = strategy.decode(model, params, batch, docids, width)
+    # Their own arrays would be constants of the program.
+    docids = dataclasses.replace(docids, **{name: arrays[name] for name in docids.arrays})
+    planning = jax.tree.unflatten(jax.tree.structure(planning), [arrays[name] for name in _named(planning)])
+    rows, aux = strategy.decode(model, params, batch, docids, width, planning=planning)
     return rows, aux["scores"]
+
+
+def _named(planning: Planning | None) -> dict:
+    """Returns the arrays of what a planned search takes, by name."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(planning)
+    return {f"planning{jax.tree_util.keystr(path)}": x for path, x in leaves}
 
 
 def _save(folder: Path, name: str, arrays: Mapping) -> None:

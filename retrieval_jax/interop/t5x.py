@@ -224,8 +224,9 @@ class Model(models.BaseModel):
         """Calls the model's own `predict_batch_with_aux`.
 
         A generative retriever: (rows of the docid table B×beams; {"scores": as the model's `score` says}),
-        the best *first*, where T5X's beam search has it last. A dual encoder: the queries' vectors. A query
-        generator: samples.
+        the best *first*, where T5X's beam search has it last. It searches without a plan, also with a lexical
+        head: token sets and the weight of docids' scores are a searcher's, and T5X's infer step has none. A
+        dual encoder: the queries' vectors. A query generator: samples.
         """
         params = flax.core.unfreeze(params)
         if self.model.writes_docids:

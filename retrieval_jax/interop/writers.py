@@ -24,6 +24,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.embeddings.encoding import encode_by_model
 from retrieval_jax.interop import parquet, stablehlo
 from retrieval_jax.mesh.partitioning import all_devices
@@ -31,7 +32,7 @@ from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.dual_encoder_network import TOWERS
 from retrieval_jax.models.layers import STACK_AXIS
 
-MODEL, DOCIDS, PARTS = "model", "docids", "parts"  # folders in an exported searcher's
+MODEL, DOCIDS, SETS, PARTS = "model", "docids", "sets", "parts"  # folders in an exported searcher's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,12 @@ class Subject:
         docids = self.manifest.get("docids")
         return paths.join(self.searcher, docids) if docids else None
 
+    @property
+    def sets(self) -> Path | None:
+        """The folder of the sets of tokens that the searcher scores passages by; None without any."""
+        sets = self.manifest.get("sets")
+        return paths.join(self.searcher, sets) if sets else None
+
 
 def write_searcher(folder: Path, subject: Subject) -> dict:
     """Writes everything that a Searcher is opened from, and returns the facts of its manifest."""
@@ -94,6 +101,10 @@ def write_searcher(folder: Path, subject: Subject) -> dict:
         facts[DOCIDS] = DOCIDS
         DocidTable.open(subject.docids)  # raises where it is not whole
         shutil.copytree(paths.ensure_local(subject.docids), folder / DOCIDS)
+    if subject.sets:
+        facts[SETS] = SETS
+        TokenSets.open(subject.sets)
+        shutil.copytree(paths.ensure_local(subject.sets), folder / SETS)
     if subject.manifest.get(PARTS):
         facts[PARTS] = [_write_part(folder, subject, part) for part in subject.manifest[PARTS]]
     return facts
@@ -181,7 +192,8 @@ def write_stablehlo(folder: Path, subject: Subject) -> dict:
     """Writes StableHLO programs and the arrays that they take; see stablehlo.py."""
     opened = subject.open()
     table = DocidTable.open(subject.docids) if subject.docids else None
-    made = stablehlo.write(folder, opened, table, subject.manifest)
+    sets = TokenSets.open(subject.sets) if subject.sets else None
+    made = stablehlo.write(folder, opened, table, subject.manifest, sets)
     paths.copy(subject.model_dir / model_folder.VOCABULARY, folder / model_folder.VOCABULARY)
     return made
 

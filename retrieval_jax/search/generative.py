@@ -169,6 +169,19 @@ class GenerativeSearcher(Searcher):
         """
         if not ranked_list:
             return {"certain": None, "docids": []}
+        certain = len(ranked_list) if self.recall_target is None else None
+        if self.strategy.prunes:
+            width = self.strategy.width(self.beams, len(ranked_list), self.outputs)
+            certain = self.count_certain(self._decoded([query], width)[1], ranked_list)
+        return {"certain": certain, "docids": self.explain_docids(query, ranked_list)}
+
+    def explain_docids(self, query: str, ranked_list: RankedList) -> list[dict]:
+        """Explains how each docid was written; see `explain`.
+
+        Args:
+          query: the query.
+          ranked_list: passages and the scores of their docids.
+        """
         ids = [passage_id for passage_id, _ in ranked_list]
         rows_D, owner_D = docids_of(self.table, self.find_rows(ids))
         (scores_DxL,) = self._token_scores_of([query], [rows_D])
@@ -189,12 +202,7 @@ class GenerativeSearcher(Searcher):
                 )
             ]
             docids.append({"passage": passage_id, "steps": steps})
-        certain = len(ids) if self.recall_target is None else None
-        if self.strategy.prunes:
-            width = self.strategy.width(self.beams, len(ids), self.outputs)
-            _, aux = self._decoded([query], width)
-            certain = self.count_certain(aux, ranked_list)
-        return {"certain": certain, "docids": docids}
+        return docids
 
     @staticmethod
     def count_certain(aux: dict, ranked_list: RankedList) -> int:

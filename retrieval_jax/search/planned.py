@@ -139,6 +139,80 @@ class PlannedSearcher(GenerativeSearcher):
             for a, b in zip(sequential, lexical, strict=True)
         ]
 
+    def explain(self, query: str, ranked_list: RankedList) -> dict:
+        """See `Searcher.explain`: as GenerativeSearcher does, and how the plan led there.
+
+        Returns:
+          "certain" and "docids" as there. Each docid also has "lexical" (the passage's lexical score),
+          "tokens" ([{"text", "score"}, …], what its tokens add to that, the largest first) and, unless docids
+          are single tokens, "plan_rank" (its passage's rank in the plan, from 1; None if it is not in it).
+          "plan": {"sequential_weight", "tokens": [{"text", "score"}, …], the query's heaviest ones, and,
+          unless docids are single tokens, "passages" (how many the plan has), "lowest" (the lexical score of
+          the last one) and "first": of the plan's first passages [{"passage", "lexical", "tokens" (of its
+          docid), "followed" (how many of these beams have written: if not all, beams left it there)}, …]}.
+        """
+        if not ranked_list:
+            return {"certain": None, "docids": [], "plan": None}
+        ids = [passage for passage, _ in ranked_list]
+        (lexical,), weights_V = self.lexical_scores([query], [ids]), self._weights_of(query)
+        weight = max(self.sequential_weight, 1e-6)
+        own = [
+            (passage, (score - a) / weight) for (passage, score), a in zip(ranked_list, lexical, strict=True)
+        ]
+        docids = self.explain_docids(query, own)
+        for docid, score, row in zip(docids, lexical, self.find_rows(ids), strict=True):
+            docid["lexical"] = score
+            tokens, scores = self.sets.tokens_PxM[row], weights_V[self.sets.tokens_PxM[row]]
+            if self.sets.impacts_PxM is not None:
+                scores = scores * self.sets.impacts_PxM[row] * self.sets.impact_scale
+            docid["tokens"] = self._heaviest(tokens, scores)
+        pieces = self.vocabulary.model.get_piece_size()  # the network's table may be padded
+        plan = {
+            "sequential_weight": self.sequential_weight,
+            "tokens": self._heaviest(np.arange(pieces), weights_V[:pieces]),
+        }
+        certain = len(ids) if self.recall_target is None else None
+        if self.strategy.prunes:
+            _, aux = self._decoded([query], self.strategy.width(self.beams, len(ids), self.outputs))
+            certain = self.count_certain(aux, ranked_list)
+            plan |= self._followed({name: np.asarray(x)[0] for name, x in aux.items()})
+            ranks = plan.pop("ranks")
+            for docid in docids:
+                docid["plan_rank"] = ranks.get(docid["passage"])
+        return {"certain": certain, "docids": docids, "plan": plan}
+
+    def _weights_of(self, query: str) -> np.ndarray:
+        """Returns the weights of all tokens of a query; that of padding is 0."""
+        weights_V = np.array(self._weights(self.params, self._batch([query]))[0])
+        weights_V[0] = 0
+        return weights_V
+
+    def _heaviest(self, tokens: np.ndarray, scores: np.ndarray) -> list[dict]:
+        """Lists the tokens of largest score above 0."""
+        order = np.argsort(-scores, kind="stable")[:SHOWN]
+        piece = self.vocabulary.model.id_to_piece
+        return [
+            {"text": piece(int(tokens[nth])), "score": float(scores[nth])} for nth in order if scores[nth] > 0
+        ]
+
+    def _followed(self, aux: dict) -> dict:
+        """Says of a search's plan how far beams have followed its first passages; see `explain`."""
+        rows = aux["plan_rows"][aux["plan_rows"] >= 0]
+        ids = [self.table.passage_ids[int(row)].as_py() for row in rows]
+        steps_nxD, first = aux["plan_steps"].reshape(len(aux["plan_rows"]), -1), []
+        for nth, row in enumerate(rows[:SHOWN].tolist()):
+            docids = self.table.docids_of(row)
+            best = int(steps_nxD[nth, : len(docids)].argmax())
+            tokens = int(np.count_nonzero(self.table.tokens_NxL[docids[best]]))
+            passage = {"passage": ids[nth], "lexical": float(aux["plan_scores"][nth]), "tokens": tokens}
+            first.append(passage | {"followed": min(int(steps_nxD[nth, best]), tokens)})
+        return {
+            "passages": len(rows),
+            "lowest": float(aux["plan_scores"][len(rows) - 1]),
+            "first": first,
+            "ranks": {passage: nth for nth, passage in enumerate(ids, start=1)},
+        }
+
     def lexical_scores(
         self, queries: Sequence[str], candidates: Sequence[Sequence[str]]
     ) -> list[list[float]]:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.checkpoints.model_folder import abstract_params
 from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.decoding.bonuses import Planning
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.docids.search_strategies import DocidTokens, SearchStrategy
 from retrieval_jax.examples.targets import array_dtype
@@ -132,6 +133,7 @@ def plan_search(
     k: int,
     mesh: Mesh,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+    planning: Planning | None = None,
 ) -> Program:
     """Plans the search of a generative retriever on a mesh.
 
@@ -144,20 +146,27 @@ def plan_search(
       k: the number of passages to find for a query.
       mesh: the devices to run on.
       rules: the mesh axes of each logical axis.
+      planning: what a planned search takes, of arrays or jax.ShapeDtypeStruct; None for a search without.
 
     Returns:
-      The program that `GenerativeSearcher` runs; see `search_function`.
+      The program that `GenerativeSearcher` (with `planning`, `PlannedSearcher`) runs; see `search_function`.
     """
     rows = partitioning.batch_sharding(mesh)
     shape = (round_up(settings.batch_size, mesh.shape["data"]), input_length)  # as GenerativeSearcher does
     batch = {"encoder_input_tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)}
     params = abstract_params(model, mesh, rules)
-    place = NamedSharding(mesh, PartitionSpec(*strategy.mesh_axes))
-    arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), docids)
+
+    def place(tree: object, *axes: str) -> object:
+        where = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+    arrays, sets = place(docids, *strategy.mesh_axes), {}
+    if planning is not None:
+        sets = {"planning": strategy.place_planning(planning, place)}
     width = strategy.width(settings.beams, k, model.config.output_size or model.config.vocab_size)
     return Program(
         search_function(model, mesh),
-        (strategy, params, batch, arrays, width, settings.recall_target),
-        {"parameters": params, "batch": batch, "docids": arrays},
+        (strategy, params, batch, arrays, width, settings.recall_target, *sets.values()),
+        {"parameters": params, "batch": batch, "docids": arrays} | sets,
         loop_trips=strategy.steps(docids),
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import gin
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from retrieval_jax.core import configuration, storage
@@ -19,6 +20,7 @@ from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.decoding.bonuses import Planning
 from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidShape, DocidTable
 from retrieval_jax.mesh import partitioning
@@ -33,6 +35,8 @@ from retrieval_jax.training.worker_process import WorkerDied, WorkerProcess
 from retrieval_jax.verbs.index import IndexConfig
 from retrieval_jax.verbs.table import configure_verbs
 from retrieval_jax.verbs.train import TrainConfig, sized_config
+
+SET_TOKENS = 64  # of a passage, where a search plans
 
 MS_MARCO, T5_VOCABULARY = 8_841_823, 32_128  # what is assumed where there is no collection
 
@@ -241,8 +245,24 @@ def _plan_search(
         arrays = strategy.abstract(docids, passages, outputs)
     settings, rules, length = IndexConfig().settings, partitioning.axis_rules(), config.data.input_length
 
+    def planning(shards: int) -> Planning | None:
+        if not (settings.sets and model.config.lexical_head):
+            return None
+        shape = docids
+        if isinstance(docids, DocidTable):
+            shape = DocidShape(docids.length, outputs, len(np.unique(docids.tokens_NxL)))
+        sizes = passages, outputs, model.config.vocab_size, SET_TOKENS, min(settings.plan_size, passages)
+        return strategy.abstract_planning(shape, *sizes, shards)
+
     def program(mesh: Mesh) -> Program:
-        return plan_search(model, length, strategy, arrays, settings=settings, k=k, mesh=mesh, rules=rules)
+        return plan_search(
+            *(model, length, strategy, arrays),
+            settings=settings,
+            k=k,
+            mesh=mesh,
+            rules=rules,
+            planning=planning(mesh.shape["data"]),
+        )
 
     def slow(mesh: Mesh, chip: Chip, least_ms: dict) -> list[str]:
         hypotheses = settings.beams if strategy.steps(arrays) > 1 else 1

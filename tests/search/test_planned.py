@@ -9,18 +9,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from model_folders import exact_scores, random_params
+from model_folders import exact_scores, random_params, write_model_folder
+from safetensors.numpy import load_file
 
-from retrieval_jax.core import arrow_ids
+from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, learn
 from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.docids.token_sets import TokenSets
+from retrieval_jax.interop import stablehlo
 from retrieval_jax.mesh.partitioning import make_mesh
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.search.planned import PlannedSearcher
+from retrieval_jax.search.planned import WEIGHTS, PlannedSearcher
+from retrieval_jax.search.searcher import Searcher
+from retrieval_jax.training.run import docid_softmax
 
 VOCABULARY, QUERIES = 128, ["the fox", "lazy", "over the dog"]
 # Passages 0 to 4 have a docid each (0 and 2 the same), 1 and 3 have another one.
@@ -155,3 +159,77 @@ def test_passages_without_a_set_are_named(vocabulary):
     )
     with pytest.raises(UserError, match=r"sets: passage 'p4' has none: make the sets again"):
         made.replace(made.table)
+
+
+def test_a_searcher_is_made_opened_exported_and_compiled_for_others(
+    work, arguments, collection, cli, tmp_path
+):
+    """Its weight is chosen on dev queries; what is exported finds the same, also as StableHLO."""
+    status, made, err = cli("docids", *arguments, "--gin.DOCIDS='naive_digits'")
+    assert status == 0, err
+    table, vocabulary = DocidTable.open(made["docids"]), Vocabulary(collection.vocabulary_path)
+    config = T5Config(vocabulary.size, 16, 2, 8, 32, 1, 1, lexical_head=True, **docid_softmax(table))
+    model, name = GenerativeRetriever(config), "planned_digits"
+    params = random_params(model)
+    params["lexical_head"] = jax.tree.map(abs, params["lexical_head"])
+    facts = {"docids": "naive_digits", "docids_fingerprint": table.fingerprint()}
+    write_model_folder(work.model(name), model, params, collection, **facts)
+    shape, pieces = (len(table.passage_ids), 8), vocabulary.model.get_piece_size()
+    tokens = np.random.default_rng(0).integers(0, pieces, shape).astype(np.uint16)
+    sets = TokenSets(tokens, None, 1.0, table.passage_ids, collection.fingerprint, vocabulary.checksum)
+    storage.build_once(work.sets(name), {"made": "here"}, sets.write)
+    model_dir = f"--MODEL_DIR={work.model(name)}"
+    settings = [model_dir, "--gin.make_index.kind='planned'", "--gin.make_index.beams=4"]
+    status, _, err = cli("index", *arguments, *settings)
+    assert status == 2
+    assert "make_index.sets: a planned search scores sets of tokens" in err
+    settings += [f"--gin.SETS={name!r}", "--gin.make_index.plan_size=5"]
+    status, told, err = cli("index", *arguments, *settings)
+    assert status == 0, err
+    assert told["sequential_weight"] in WEIGHTS
+    assert told["fitted"]["split"] == "dev"
+    assert 0 < told["fitted"]["queries"] <= 200
+    searching = Searcher.open(told["searcher"])
+    assert searching.sequential_weight == told["sequential_weight"]
+    queries = ["smooth a noisy signal", "progress bar"]
+    found = searching.search(queries, 4)
+    for query, ranking in zip(queries, found, strict=True):
+        why = searching.explain(query, ranking)
+        plan = why["plan"]
+        assert plan["passages"] == 5
+        lexical = dict(zip(sets.passage_ids.to_pylist(), all_lexical(searching, query, tokens), strict=True))
+        best = sorted(lexical, key=lambda passage: -lexical[passage])[:5]
+        assert [passage["passage"] for passage in plan["first"]] == best
+        assert plan["lowest"] == pytest.approx(lexical[best[-1]], rel=1e-4)
+        written = [passage for passage, _ in ranking]
+        for passage in plan["first"]:
+            assert passage["lexical"] == pytest.approx(lexical[passage["passage"]], rel=1e-4)
+            assert (passage["followed"] == passage["tokens"]) == (passage["passage"] in written)
+        for docid, (passage, score) in zip(why["docids"], ranking, strict=True):
+            assert docid["lexical"] == pytest.approx(lexical[passage], rel=1e-4)
+            assert docid["plan_rank"] == (best.index(passage) + 1 if passage in best else None)
+            total = sum(step["log_prob"] for step in docid["steps"]) * searching.sequential_weight
+            assert total + docid["lexical"] == pytest.approx(score, rel=1e-4, abs=1e-4)
+            assert sum(token["score"] for token in docid["tokens"]) == pytest.approx(
+                docid["lexical"], rel=1e-4
+            )
+
+    searcher_name = f"--gin.SEARCHER={Path(told['searcher']).name!r}"
+    for form in ("searcher", "stablehlo"):
+        output = [f"--gin.export.output={str(tmp_path / form)!r}", f"--gin.export.format={form!r}"]
+        status, _, err = cli("export", *arguments, searcher_name, *output)
+        assert status == 0, err
+    assert Searcher.open(tmp_path / "searcher").search(queries, 4) == found
+    program = stablehlo.load_program(tmp_path / "stablehlo", "search")
+    arrays = [load_file(tmp_path / "stablehlo" / f"{part}.safetensors") for part in ("weights", "docids")]
+    rows, scores = program.call(*arrays, vocabulary.batch(queries, 24).astype(np.int32))
+    for ranking, row_K, score_K in zip(found, rows, scores, strict=True):
+        assert [passage for passage, _ in ranking] == [table.passage_ids[int(row)].as_py() for row in row_K]
+        np.testing.assert_allclose(score_K, [score for _, score in ranking], rtol=1e-4)
+
+
+def all_lexical(searching, query, tokens):
+    """The lexical scores of all passages, in float64."""
+    batch = {"encoder_input_tokens": searching.vocabulary.batch([query], searching.input_length)}
+    weights = np.array(searching.model.lexical_weights(searching.params, batch), np.float64)[0]
+    return np.where(tokens > 0, weights[tokens], 0).sum(axis=1)
