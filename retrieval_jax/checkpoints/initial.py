@@ -13,10 +13,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from retrieval_jax.checkpoints import hub, tokenizer
+from retrieval_jax.checkpoints.averaging import AVERAGED_WITH, UNSEEN, averaged
 from retrieval_jax.checkpoints.model_folder import boxed_params
-from retrieval_jax.checkpoints.parameter_names import Module, module_names
+from retrieval_jax.checkpoints.parameter_names import Module, grouped, module_names, shortened
 from retrieval_jax.checkpoints.pretrained import OUTPUT, T5X, Pretrained, open_pretrained
-from retrieval_jax.checkpoints.weights import LazyArray, mean, placed, stacked
+from retrieval_jax.checkpoints.weights import LazyArray, placed, stacked
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, NonNegativeFloat, PositiveFloat
@@ -29,14 +30,10 @@ TEXT_TOKENS, TARGET_TOKENS = "token_embedder/embedding", "decoder_token_embedder
 GAIN = "lexical_head/gain"
 VOCAB_AXES = {TEXT_TOKENS: 0, OUTPUT: 1}
 SIZES = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers")
-OUTPUTS = ("output_size", "separate_target_embedding")  # of a network that writes docids
-UNSEEN = ("mlp_activations", "relpos_max_distance")  # which no array's shape tells
 WithVocabulary = Names(
     "a parameter with a row or a column for each token",
     ("token_embedder", "token_embedder/embedding", "decoder", "decoder/logits_dense", OUTPUT),
 )
-AVERAGED_WITH = "InitialCheckpoint.averaged_with"
-MAX_LISTED = 8  # names of a list that an error tells
 
 
 @gin.configurable
@@ -109,6 +106,11 @@ class InitialCheckpoint:
         return hub.name_with_commit(self.path, "INITIAL_CHECKPOINT")
 
     @property
+    def averaged_name(self) -> str | None:
+        """`name` of the weights that these are averaged with."""
+        return self.averaged_with and hub.name_with_commit(self.averaged_with, AVERAGED_WITH)
+
+    @property
     def input_scale(self) -> float:
         """What the centroids are multiplied by as decoder inputs."""
         return self.docid_scale if self.docid_input_scale is None else self.docid_input_scale
@@ -163,14 +165,18 @@ class InitialCheckpoint:
     def _opened(self, vocabulary: Path | None) -> Pretrained:
         """Opens the weights, averaged with the others where there are any."""
         pretrained = open_pretrained(self.located.path)
-        if vocabulary:
-            self._check_vocabulary(pretrained, vocabulary, self.located, self.name)
+        if mismatch := vocabulary and self._other_vocabulary(pretrained, vocabulary):
+            commit, file = self.located.commit, pretrained.vocabulary or "…/sentencepiece.model"
+            raise UserError(
+                f"INITIAL_CHECKPOINT: {mismatch}: import the collection with theirs, "
+                f"--VOCABULARY={self.name if commit else file}"
+            )
         if self.averaged_with is None:
             return pretrained
         located = hub.locate(self.averaged_with, AVERAGED_WITH)
         others = open_pretrained(located.path, AVERAGED_WITH)
-        if vocabulary:
-            self._check_vocabulary(others, vocabulary, located, located.name)
+        if mismatch := vocabulary and self._other_vocabulary(others, vocabulary):
+            raise UserError(f"{AVERAGED_WITH}: {mismatch}: average models of one vocabulary")
         return averaged(pretrained, others)
 
     def _pretrained_arrays(self, pretrained: Pretrained, model) -> dict[str, LazyArray]:
@@ -222,17 +228,11 @@ class InitialCheckpoint:
         if self.located:
             model.inherit_prompts(open_pretrained(self.located.path).settings)
 
-    def _check_vocabulary(
-        self, pretrained: Pretrained, vocabulary: Path, located: hub.Located, name: str
-    ) -> None:
+    def _other_vocabulary(self, pretrained: Pretrained, vocabulary: Path) -> str | None:
+        """Tells how the vocabulary is another one than that of the weights; None where it is theirs."""
         extended = has_prefix(TEXT_TOKENS, self.resize_vocab)
         mismatch = tokenizer.difference(pretrained.path, pretrained.vocabulary, vocabulary, extended)
-        if mismatch:
-            theirs = name if located.commit else pretrained.vocabulary or "…/sentencepiece.model"
-            raise UserError(
-                f"INITIAL_CHECKPOINT: {vocabulary} {mismatch}: import the collection with theirs, "
-                f"--VOCABULARY={theirs}"
-            )
+        return mismatch and f"{vocabulary} {mismatch}"
 
     def _check_unused(self, pretrained: Pretrained) -> None:
         """Raises UserError for a name in `unexpected_ok` that neither the weights nor any network has."""
@@ -365,31 +365,6 @@ class Match:
         return tuple(sorted({top(name) for name in names}))
 
 
-def averaged(pretrained: Pretrained, others: Pretrained) -> Pretrained:
-    """Averages weights with others of a network of the same sizes; arrays that one lacks stay as they are.
-
-    Args:
-      pretrained: the weights, whose facts the result has.
-      others: those to average them with.
-
-    Raises:
-      UserError: the networks differ in a size that both use, or in an array's shape.
-    """
-    arrays, theirs = pretrained.arrays, others.arrays
-    shared = arrays.keys() & theirs.keys()
-    both = (T5Config(**pretrained.network), T5Config(**others.network))
-    differ = [name for name in UNSEEN if getattr(both[0], name) != getattr(both[1], name)]
-    differ += sorted(name for name in shared if arrays[name].shape != theirs[name].shape)
-    if differ or not shared:
-        what = f"differs from it in {shortened(grouped(differ))}" if differ else "shares no array with it"
-        raise UserError(
-            f"{AVERAGED_WITH}: {pretrained.path}, and {others.path} {what}: average networks of one size"
-        )
-    merged = {**theirs, **arrays} | {name: mean([arrays[name], theirs[name]]) for name in shared}
-    outputs = {name: vars(both[0])[name] or vars(both[1])[name] for name in OUTPUTS}
-    return dataclasses.replace(pretrained, arrays=merged, network={**pretrained.network, **outputs})
-
-
 def parameters(model) -> dict[str, tuple[int, ...]]:
     """Returns {name: shape} of a model's parameters."""
     made = nn.unbox(boxed_params(model))
@@ -415,14 +390,3 @@ def layer_names(name: str, config: T5Config) -> list[str]:
 def has_prefix(name: str, modules: Sequence[str]) -> bool:
     """Whether a parameter is one of `modules`, or lies in one of them."""
     return any(name == module or name.startswith(f"{module.rstrip('/')}/") for module in modules)
-
-
-def grouped(names: Iterable[str]) -> list[str]:
-    """Returns the names, where layers that differ only in their number are one name."""
-    return list(dict.fromkeys(re.sub(r"/layers_\d+/", "/layers_*/", name) for name in names))
-
-
-def shortened(names: list[str]) -> str:
-    """Lists the first names, and says how many more there are."""
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more

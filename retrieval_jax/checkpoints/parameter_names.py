@@ -5,6 +5,7 @@ A gin file may be shared by several models, so the name of a parameter of any ne
 
 import functools
 import re
+from collections.abc import Iterable
 
 import flax.linen as nn
 from flax.traverse_util import flatten_dict
@@ -16,6 +17,8 @@ from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.dual_encoder_network import split_tower
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+
+MAX_LISTED = 8  # names of a list that an error tells
 
 
 @functools.cache
@@ -52,3 +55,14 @@ def last_names() -> set[str]:
 
 Module = Names("a parameter or of a module of the networks", module_names)
 LastName = Names("a parameter's last module or of its array", last_names)
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """Returns the names, where layers that differ only in their number are one name."""
+    return list(dict.fromkeys(re.sub(r"/layers_\d+/", "/layers_*/", name) for name in names))
+
+
+def shortened(names: list[str]) -> str:
+    """Lists the first names, and says how many more there are."""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more

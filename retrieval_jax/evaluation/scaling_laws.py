@@ -9,6 +9,8 @@ import numpy as np
 from scipy import optimize
 
 TAIL = 0.05  # the share of a query's scores of other passages to which a tail is fitted
+DRAWS = 2000  # of a bootstrap
+RESTARTS = 16  # of a fit, whose squared errors have more than one minimum
 
 
 def contrastive_entropy(positive_Q: np.ndarray, negatives_QxDxR: np.ndarray) -> np.ndarray:
@@ -19,19 +21,19 @@ def contrastive_entropy(positive_Q: np.ndarray, negatives_QxDxR: np.ndarray) -> 
     nothing has log(R + 1).
 
     Args:
-      positive_Q: the score of each query's relevant passage.
+      positive_Q: the score of each query's relevant passage; where it is NaN, so is the entropy.
       negatives_QxDxR: those of D draws of R random passages; NaN where a passage answers the query.
 
     Returns:
       The entropy of each query in nats, float64.
     """
     positive_Qx1x1 = np.asarray(positive_Q, np.float64)[:, None, None]
-    margins_QxDxR = np.asarray(negatives_QxDxR, np.float64) - positive_Qx1x1
-    margins_QxDxR = np.where(np.isnan(margins_QxDxR), -np.inf, margins_QxDxR)
+    negatives_QxDxR = np.asarray(negatives_QxDxR, np.float64)
+    margins_QxDxR = np.where(np.isnan(negatives_QxDxR), -np.inf, negatives_QxDxR - positive_Qx1x1)
     return np.logaddexp(0.0, np.logaddexp.reduce(margins_QxDxR, axis=2)).mean(1)
 
 
-def bootstrap_interval(values_SxQ: np.ndarray, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(values_SxQ: np.ndarray) -> tuple[float, float]:
     """Gives the 95% interval of the mean over seeds and queries, by the bootstrap of both.
 
     The two are crossed: each draw takes S of the seeds and Q of the queries, with replacement. With one seed
@@ -39,13 +41,11 @@ def bootstrap_interval(values_SxQ: np.ndarray, *, draws: int = 2000, seed: int =
 
     Args:
       values_SxQ: the value of each query with each seed, or a paired difference.
-      draws: the number of draws.
-      seed: of the draws.
     """
-    values_SxQ, random = np.atleast_2d(np.asarray(values_SxQ, np.float64)), np.random.default_rng(seed)
+    values_SxQ, random = np.atleast_2d(np.asarray(values_SxQ, np.float64)), np.random.default_rng(0)
     seeds, queries = values_SxQ.shape
-    weights_DxS = random.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
-    weights_DxQ = random.multinomial(queries, np.full(queries, 1 / queries), draws) / queries
+    weights_DxS = random.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
+    weights_DxQ = random.multinomial(queries, np.full(queries, 1 / queries), DRAWS) / queries
     means_D = np.einsum("ds,sq,dq->d", weights_DxS, values_SxQ, weights_DxQ, optimize=True)
     low, high = np.quantile(means_D, (0.025, 0.975))
     return float(low), float(high)
@@ -70,14 +70,12 @@ class PowerLaw:
         return self.factor * np.asarray(x, np.float64) ** -self.exponent + self.floor
 
 
-def fit_power_law(x: np.ndarray, y: np.ndarray, *, restarts: int = 16, seed: int = 0) -> PowerLaw:
+def fit_power_law(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     """Fits a power law by least squares of the logarithms, the best of several random starts.
 
     Args:
       x: sizes, at least two of them different.
       y: values above 0. With fewer than four points the floor is 0: it would fit anything.
-      restarts: the number of starts. The squared errors have more than one minimum.
-      seed: of the starts.
 
     Returns:
       The law.
@@ -97,10 +95,10 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, *, restarts: int = 16, seed: int
         return np.log(law(parameters)) - log_y
 
     slope, height = np.polyfit(log_x - center, log_y, 1)
-    random, starts, bounds = np.random.default_rng(seed), [[height, -slope]], ([-60.0, -5.0], [60.0, 5.0])
+    random, starts, bounds = np.random.default_rng(0), [[height, -slope]], ([-60.0, -5.0], [60.0, 5.0])
     if len(y) >= 4:
         bounds = ([*bounds[0], 0.0], [*bounds[1], float(y.min())])
-        floors = y.min() * random.uniform(0.0, 0.99, restarts)
+        floors = y.min() * random.uniform(0.0, 0.99, RESTARTS)
         starts = [[*np.polyfit(log_x - center, np.log(y - floor), 1)[::-1], floor] for floor in floors]
         starts = [[height, -slope * random.uniform(0.5, 2.0), floor] for height, slope, floor in starts]
     fits = [
@@ -153,12 +151,15 @@ def _upper_quantile(values: np.ndarray, share: float) -> float:
     start = np.quantile(values, 1 - TAIL)
     excess = values[values > start] - start
     above = len(excess) / len(values)
+    empirical = float(np.quantile(values, 1 - share))
     if share >= above or len(excess) < 5:
-        return float(np.quantile(values, 1 - share))
+        return empirical
     rank = np.arange(len(excess))  # 1 - F is (n - 1 - rank) / (n - 1)
     first, second = excess.mean(), (excess * (len(excess) - 1 - rank) / (len(excess) - 1)).mean()
-    shape = 2.0 - first / (first - 2.0 * second)
-    scale = 2.0 * first * second / (first - 2.0 * second)
+    below = first - 2.0 * second
+    if below < 1e-9 * first:  # scores of a few distinct values, which no such distribution has
+        return empirical
+    shape, scale = 2.0 - first / below, 2.0 * first * second / below
     growth = above / share
     stretch = np.log(growth) if abs(shape) < 1e-9 else (growth**shape - 1.0) / shape
     return float(start + scale * stretch)

@@ -304,7 +304,7 @@ def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -
         docids=config.docids,
         docids_fingerprint=table.fingerprint() if table else None,
         initial_checkpoint=initial.name if initial else None,
-        averaged_with=initial.averaged_with if initial else None,
+        averaged_with=initial.averaged_name if initial else None,
         docid_centroids=initial.centroid_scales if initial else None,
         **({"lexical_idf": True} if initial and initial.lexical_idf else {}),
     )

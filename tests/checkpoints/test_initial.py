@@ -328,50 +328,6 @@ def test_a_tokenizer_without_a_sentencepiece_model_is_compared_too(tmp_path, col
     assert initial.arrays_for(model, collection.vocabulary_path)  # nothing tells
 
 
-def test_the_average_of_two_models_is_exact(tmp_path, collection):
-    """What one alone has is as it is there, whichever is named first; another size is one line."""
-    network = T5Config(1152, 16, 2, 8, 20, 1, 1, output_size=9, separate_target_embedding=True)
-    sequential = GenerativeRetriever(network)
-    encoder = DualEncoder(dataclasses.replace(network, output_size=None, separate_target_embedding=False))
-    wide = DualEncoder(dataclasses.replace(encoder.config, mlp_dim=24))
-    folders, params = {}, {}
-    for seed, (name, model) in enumerate({"seq": sequential, "enc": encoder, "wide": wide}.items()):
-        folders[name] = tmp_path / name
-        params[name] = random_params(model, seed)
-        write_model_folder(folders[name], model, params[name], collection)
-    a, b = flat(params["seq"]), flat(params["enc"])
-    for first, second in (("seq", "enc"), ("enc", "seq")):
-        initial = InitialCheckpoint(
-            str(folders[first]), averaged_with=str(folders[second]), unexpected_ok=("projection_layer",)
-        )
-        found = begun(sequential, initial.arrays_for(sequential, collection.vocabulary_path))
-        assert found.keys() == a.keys()
-        for name, array in found.items():
-            wide_mean = (a[name].astype(np.float64) + b[name]) / 2 if name in b else a[name]
-            np.testing.assert_array_equal(array, wide_mean.astype(np.float32), name)
-    assert "token_embedder/embedding" in b.keys() & a.keys()
-    assert "decoder/logits_dense/kernel" in a.keys() - b.keys()
-
-    def refused(message: str, path: str, others: str) -> None:
-        with pytest.raises(UserError, match=rf"^InitialCheckpoint.averaged_with: {message}") as raised:
-            InitialCheckpoint(path, averaged_with=others).arrays_for(sequential, collection.vocabulary_path)
-        assert "\n" not in str(raised.value)
-
-    refused(
-        r".*/wide differs from it in encoder/layers_\*/mlp/wi_0/kernel",
-        str(folders["seq"]),
-        str(folders["wide"]),
-    )
-    refused(r".*/none: there is no such", str(folders["seq"]), str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"^InitialCheckpoint.averaged_with: x, and no weights to average"):
-        InitialCheckpoint(averaged_with="x")
-    learn(["an altogether different text of few words"] * 9, 60, folders["enc"] / "sentencepiece.model")
-    with pytest.raises(UserError, match=r"is another vocabulary than that of .*/enc"):
-        InitialCheckpoint(str(folders["seq"]), averaged_with=str(folders["enc"])).arrays_for(
-            sequential, collection.vocabulary_path
-        )
-
-
 def test_a_run_begins_with_it(cli, work, arguments, tmp_path, collection):
     """By the command: its first loss is another than from random weights; other weights are refused."""
     assert cli("docids", *arguments)[0] == 0

@@ -34,6 +34,15 @@ def test_contrastive_entropy_of_chance_and_of_large_scores():
     np.testing.assert_allclose(far, [2000.0, 0.0])
 
 
+def test_a_relevant_passage_without_a_score_has_no_entropy():
+    positive_Q, negatives_QxDxR = np.array([np.nan, -np.inf, 1.0]), np.zeros((3, 2, 4))
+    negatives_QxDxR[1, 0, 0] = -np.inf
+    negatives_QxDxR[2, :, 1:] = np.nan
+    with np.errstate(invalid="ignore"):
+        found = contrastive_entropy(positive_Q, negatives_QxDxR)
+    np.testing.assert_allclose(found, [np.nan, np.nan, math.log1p(math.exp(-1))])
+
+
 @pytest.mark.parametrize(("exponent", "floor"), [(0.5, 0.0), (0.3, 0.7), (-0.2, 0.0), (1.5, 0.05)])
 def test_a_known_law_is_found(exponent, floor):
     x = np.array([1e3, 4e3, 1.6e4, 6.4e4, 2.5e5, 1e6])
@@ -107,6 +116,12 @@ def test_scores_that_are_mostly_0_have_the_tail_of_the_others():
         found_Q = found_at(np.full(40, factor * threshold), others_QxR, k=k, passages=passages)
         assert (found_Q == above).mean() > 0.9
     assert not found_at(np.array([0.0]), others_QxR[:1], k=900_000, passages=passages)
+
+
+def test_equal_scores_above_the_others_have_no_pareto_tail():
+    others_QxR = np.zeros((2, 2000))
+    others_QxR[:, :90] = 1.0
+    assert found_at(np.array([0.5, 1.5]), others_QxR, k=1, passages=10_000_000).tolist() == [False, True]
 
 
 def test_the_interval_of_one_seed_is_the_bootstrap_of_queries():
