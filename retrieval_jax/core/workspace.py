@@ -17,7 +17,7 @@ class Workspace:
     collection/ · embeddings/NAME/ · docids/KIND/ · sets/NAME/ (of tokens) · cache/TASK/ (examples) ·
     models/NAME/ (checkpoints) · synthetic/NAME/ (generated queries) · negatives/NAME/ (mined ones) ·
     scores/NAME/ (a teacher's) · searchers/NAME/ · variations/SPLIT~KIND/ (of queries) ·
-    runs/NAME.SPLIT.trec · report.html, metrics.json, significance.json · exports/NAME/
+    runs/NAME.SPLIT.trec · report.html, metrics.json, significance.json, robustness.json · exports/NAME/
 
     Methods that take a name raise UserError if it cannot be the name of a file.
 
@@ -119,6 +119,11 @@ class Workspace:
     def metrics(self) -> Path:
         """The metrics of all searchers that were evaluated."""
         return self.folder / "metrics.json"
+
+    @property
+    def robustness(self) -> Path:
+        """What variations of the queries do to the searchers that were evaluated."""
+        return self.folder / "robustness.json"
 
     @property
     def significance(self) -> Path:

@@ -31,6 +31,7 @@ from retrieval_jax.data.sources import json_objects, lines
 VERB = "vary"
 VERSION = 1  # of the rules here, a part of the recipes
 MARK = "~"  # between the split and the kind: "test~typo"
+ALL = "all"  # as a kind: the split and all of its variations
 _FILE = "queries.jsonl"
 _LETTERS = 4  # a word that gets a typo has so many at least
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
@@ -235,6 +236,17 @@ def names(work: Workspace) -> list[str]:
     """Returns the names of the splits that were made by variation."""
     manifests = (work.folder / "variations").glob(f"*{MARK}*/{storage.MANIFEST}")
     return sorted(name for path in manifests if not (name := path.parent.name).startswith("."))
+
+
+def expand(work: Workspace, split: str) -> list[str]:
+    """Returns the splits that a name stands for: itself, or of "test~all" test and its variations."""
+    base, _, kind = split.partition(MARK)
+    return [base, *of_split(work, base)] if kind == ALL else [split]
+
+
+def of_split(work: Workspace, split: str) -> list[str]:
+    """Returns the names of the variations of a split."""
+    return [name for name in names(work) if name.startswith(f"{split}{MARK}")]
 
 
 def write(folder: Path, queries: Sequence[Query], texts: Iterable[str]) -> dict[str, object]:

@@ -115,6 +115,17 @@ def choose_baseline(names: Sequence[str], baseline: str | None, setting: str = "
     return baseline
 
 
+def main_measure(values: Mapping[str, RunValues]) -> str | None:
+    """Returns the measure of comparisons of one: nDCG@10, or the first that is a mean of queries' values.
+
+    Args:
+      values: name of a run -> its values.
+    """
+    some = next(iter(values.values()))
+    names = [name for name in some.per_query if name not in some.sums]
+    return "nDCG@10" if "nDCG@10" in names else next(iter(names), None)
+
+
 def differences(
     values: Mapping[str, RunValues], without: Mapping[str, Set[str]], baseline: str
 ) -> dict[str, dict[str, Difference]]:

@@ -142,6 +142,35 @@ def _difference_panel(names: tuple[str, str, str], values_Q: np.ndarray, limit: 
     return _svg(draw, name, f"{name} minus {baseline}, {metric}: {counts}", name)
 
 
+def loss_figure(measure: str, losses: Mapping[str, Mapping[str, float]]) -> str:
+    """Draws the relative loss of each method by each kind of variation, as points in a row for each kind.
+
+    Args:
+      measure: the measure's name.
+      losses: method -> kind -> the share of the measure that is lost; NaN is not drawn.
+    """
+    kinds = list(dict.fromkeys(kind for of_kinds in losses.values() for kind in of_kinds))
+    legend = "".join(
+        f'<li style="--colour:{_COLOURS[i % len(_COLOURS)]}">{escape(name)}</li>'
+        for i, name in enumerate(losses)
+    )
+
+    def draw(axes: "Axes") -> None:
+        for i, of_kinds in enumerate(losses.values()):
+            places = [kinds.index(kind) + 0.5 * ((i + 0.5) / len(losses) - 0.5) for kind in of_kinds]
+            values = [100 * loss for loss in of_kinds.values()]
+            axes.plot(values, places, "o", color=_COLOURS[i % len(_COLOURS)], markersize=5)
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.set_yticks(range(len(kinds)), kinds)
+        axes.set(xlabel=f"loss of {measure} (%)", ylim=(len(kinds) - 0.5, -0.5))
+
+    return (
+        f'<figure><ul class="legend">{legend}</ul><div class="panels">'
+        f"{_svg(draw, 'Loss by variation', f'relative loss of {measure} by each variation', 'losses')}</div>"
+        "</figure>"
+    )
+
+
 def _svg(draw: Callable[["Axes"], None], title: str, label: str, salt: str) -> str:
     """Draws a panel as inline SVG, in the page's font and text colour.
 

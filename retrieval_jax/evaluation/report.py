@@ -1,6 +1,7 @@
 """Writes the HTML report: one self-contained page."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -22,6 +23,7 @@ from retrieval_jax.evaluation.method_table import (
     value_of,
 )
 from retrieval_jax.evaluation.panels import TrainingCurve
+from retrieval_jax.evaluation.robustness import DEPTH, Effect, Effects
 from retrieval_jax.evaluation.significance import ALPHA, Difference
 
 _COMBINATIONS = 20  # sets of methods whose common findings the page shows
@@ -89,6 +91,7 @@ def write_report(
     examples: Sequence[QueryComparison],
     footer: dict[str, str],
     comparison: Comparison | None = None,
+    robustness: tuple[str, Effects] | None = None,
 ) -> None:
     """Writes the report: one HTML file without scripts or external resources, whole or not at all.
 
@@ -103,6 +106,7 @@ def write_report(
       examples: queries, with the passages that the methods found for them.
       footer: how the report was made, label -> text, such as "command" and "machine".
       comparison: what is shown of several methods besides their means; None for nothing.
+      robustness: a measure, and what variations of the queries do to it; None for nothing.
 
     Raises:
       UserError: the path cannot be written.
@@ -111,6 +115,7 @@ def write_report(
         ("Results", _results(rows, comparison) if rows else ""),
         ("Differences by query", _differences(rows, comparison)),
         ("What each method finds", _found(comparison) if comparison else ""),
+        ("Other wordings of the queries", _robustness(*robustness) if robustness else ""),
         ("Training", panels.figure(curves)),
         ("Queries side by side", "".join(map(_example, examples))),
     )
@@ -240,6 +245,51 @@ def _found(comparison: Comparison) -> str:
         f'<div class="found">{html_table(("", *methods, "relevant passages"), body)}</div>'
         f"<p>Each of the {total:,} relevant passages of all queries is counted in one row: that of the "
         f"methods (●) that have it among their first {comparison.depth} results.{others}</p>"
+    )
+
+
+def _robustness(measure: str, found: Effects) -> str:
+    """Shows what variations of the queries do to each method; "" if there are no runs of them."""
+    kinds = list(dict.fromkeys(kind for effects in found.values() for kind in effects))
+    if not kinds:
+        return ""
+
+    def certain(share: float | None) -> str:
+        return "" if share is None else f"<small>certain {share:.0%}</small>"
+
+    def cell(effect: Effect | None) -> str:
+        if effect is None:
+            return "<td>–</td>"
+        loss = f"{-effect.relative_loss:+.0%}" if math.isfinite(effect.relative_loss) else "–"
+        return (
+            f"<td>{mark(effect.difference)}{effect.value:.3f}<small>{loss}</small>"
+            f"<small>overlap {effect.overlap:.0%}</small>{certain(effect.certain)}</td>"
+        )
+
+    def row(name: str, effects: Mapping[str, Effect]) -> str:
+        clean = next(iter(effects.values()))
+        cells = "".join(cell(effects.get(kind)) for kind in kinds)
+        return (
+            f"<tr><th>{escape(name)}</th><td>{clean.clean:.3f}{certain(clean.certain_clean)}</td>{cells}</tr>"
+        )
+
+    body = "".join(row(name, effects) for name, effects in found.items())
+    losses = {
+        name: {kind: effect.relative_loss for kind, effect in effects.items()}
+        for name, effects in found.items()
+    }
+    knows = any(e.certain is not None for effects in found.values() for e in effects.values())
+    note = (
+        " Certain: the share of the queries whose first passage is proven to be that of an exhaustive search."
+        if knows
+        else ""
+    )
+    return (
+        f'<div class="differences">{html_table(("Method", "as they are", *kinds), body)}</div>'
+        f"<p>{escape(measure)} of the queries as they are and of their variations, the change relative to "
+        f"the first, and how much of the first {DEPTH} passages both runs share. ▼ significantly worse, ▲ "
+        "better than for the queries as they are: paired randomisation test, Holm–Bonferroni over all methods"
+        f" and kinds, p ≤ {ALPHA:g}.{note}</p>{panels.loss_figure(measure, losses)}"
     )
 
 

@@ -118,6 +118,17 @@ def searcher_metrics(work: Workspace, name: str, collection: Collection) -> dict
     return found
 
 
+def varied_runs(
+    work: Workspace, split: str, collection: Collection
+) -> dict[str, dict[str, tuple[trec.Run, dict | None]]]:
+    """Reads the runs of a split's variations: kind -> what `current_runs` gives, where there are any."""
+    found = {}
+    for name in variations.of_split(work, split):
+        if runs := _current(work, name, collection):
+            found[name.partition(variations.MARK)[2]] = runs
+    return found
+
+
 def current_runs(
     work: Workspace, split: str, collection: Collection
 ) -> dict[str, tuple[trec.Run, dict | None]]:
@@ -136,11 +147,24 @@ def current_runs(
     Raises:
       UserError: no run is left, or one cannot be read.
     """
-    paths = run_paths(work, split)
-    if not paths:
+    if not run_paths(work, split):
         raise UserError(
             f"{work.folder}/runs: no run of split {split!r}: make one with `retrieval-jax search`"
         )
+    runs = _current(work, split, collection)
+    if not runs:
+        raise UserError(
+            f"{work.folder}/runs: every run of split {split!r} is of an earlier collection or searcher: "
+            "`retrieval-jax search` makes them again"
+        )
+    return runs
+
+
+def _current(work: Workspace, split: str, collection: Collection) -> dict[str, tuple[trec.Run, dict | None]]:
+    """Reads the runs of a split that are up to date, as `current_runs` does; {} if there are none."""
+    paths = run_paths(work, split)
+    if not paths:
+        return {}
     queries = {query.id for query in variations.split_queries(work, collection, split)}
     runs = {}
     for name, path in paths.items():
@@ -158,11 +182,6 @@ def current_runs(
             _values_path(path).unlink(missing_ok=True)
         else:
             runs[name] = run, facts
-    if not runs:
-        raise UserError(
-            f"{work.folder}/runs: every run of split {split!r} is of an earlier collection or searcher: "
-            "`retrieval-jax search` makes them again"
-        )
     return runs
 
 

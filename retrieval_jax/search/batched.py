@@ -16,7 +16,7 @@ SINGLE_QUERIES = 20  # queries whose latencies are measured
 
 def search_in_batches(
     searcher: Searcher, queries: Sequence[str], k: int, description: str
-) -> Iterator[RankedList]:
+) -> Iterator[tuple[RankedList, bool | None]]:
     """Searches for queries, BATCH_SIZE at a time, with a progress bar.
 
     Args:
@@ -26,13 +26,13 @@ def search_in_batches(
       description: what the progress bar says.
 
     Yields:
-      The ranked list of each query, in the queries' order.
+      The ranked list of each query, in the queries' order, and what `Searcher.search_certified` tells of it.
     """
     with bar(description, len(queries)) as advance:
         for first in range(0, len(queries), BATCH_SIZE):
-            ranked_lists = searcher.search(queries[first : first + BATCH_SIZE], k)
-            yield from ranked_lists
-            advance(len(ranked_lists))
+            found = searcher.search_certified(queries[first : first + BATCH_SIZE], k)
+            yield from zip(*found, strict=True)
+            advance(len(found[0]))
 
 
 def score_in_batches(
@@ -74,8 +74,9 @@ def search_queries(
 
     Returns:
       The run (query id -> ranked list), and a summary: "queries" (their number), "queries_per_second" (the
-      throughput in batches of BATCH_SIZE queries, by wall time, without compilation) and "fewer_than_k"
-      (queries for which fewer passages were found).
+      throughput in batches of BATCH_SIZE queries, by wall time, without compilation), "fewer_than_k"
+      (queries for which fewer passages were found) and, where it is known, "certain" (the share of queries
+      whose first passage is proven to be that of an exhaustive search).
     """
     texts = [query.text for query in queries]
     depth = k + any(query.is_passage for query in queries)
@@ -83,13 +84,16 @@ def search_queries(
     for first in range(0, len(texts), BATCH_SIZE):
         searcher.compile_for(texts[first : first + BATCH_SIZE])
     start = time.monotonic()
-    ranked_lists = [*search_in_batches(searcher, texts, depth, description)]
+    found = [*search_in_batches(searcher, texts, depth, description)]
     seconds = time.monotonic() - start
+    ranked_lists = [ranked_list for ranked_list, _ in found]
     summary = {
         "queries": len(queries),
         "queries_per_second": round(len(queries) / seconds, 3),
         "fewer_than_k": sum(len(ranked_list) < k for ranked_list in ranked_lists),
     }
+    if known := [certain for _, certain in found if certain is not None]:
+        summary["certain"] = round(sum(known) / len(known), 4)
     pairs = zip(queries, ranked_lists, strict=True)
     return {query.id: ranked_list[: k + query.is_passage] for query, ranked_list in pairs}, summary
 

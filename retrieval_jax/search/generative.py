@@ -118,7 +118,26 @@ class GenerativeSearcher(Searcher):
 
         A passage with several docids has the best score of those that are found.
         """
-        return [self.ranked_list(rows, scores)[:k] for rows, scores in self.find_docids(queries, k)]
+        return self.lists_of(queries, self.find_docids(queries, k), k)
+
+    def search_certified(self, queries: Sequence[str], k: int) -> tuple[list[RankedList], list[bool | None]]:
+        """See `Searcher.search_certified`: the search pruned no hypothesis as good as the first passage."""
+        found = self._found(queries, k)
+        ranked_lists = self.lists_of(queries, [(rows, scores) for rows, scores, _ in found], k)
+
+        def is_certain(ranked_list: RankedList, aux: dict) -> bool | None:
+            if not ranked_list or not self.strategy.prunes:
+                return True if ranked_list and self.recall_target is None else None
+            return self.count_certain(aux, ranked_list[:1]) > 0
+
+        pairs = zip(ranked_lists, found, strict=True)
+        return ranked_lists, [is_certain(ranked_list, aux) for ranked_list, (*_, aux) in pairs]
+
+    def lists_of(
+        self, queries: Sequence[str], found: Sequence[tuple[np.ndarray, list[float]]], k: int
+    ) -> list[RankedList]:
+        """Lists the best k passages of the docids that were found for each query; see `find_docids`."""
+        return [self.ranked_list(rows, scores)[:k] for rows, scores in found]
 
     def find_docids(self, queries: Sequence[str], k: int) -> list[tuple[np.ndarray, list[float]]]:
         """Finds docids without their passages.
@@ -131,14 +150,20 @@ class GenerativeSearcher(Searcher):
         Returns:
           For each query (int32, rows of docids as `ranked_list` takes them; the docids' scores).
         """
+        return [(rows, scores) for rows, scores, _ in self._found(queries, k)]
+
+    def _found(self, queries: Sequence[str], k: int) -> list[tuple[np.ndarray, list[float], dict]]:
+        """Finds docids as `find_docids` does, each with what else the search of this query gave."""
         if k <= 0:
-            return [(np.zeros(0, np.int32), []) for _ in queries]
+            return [(np.zeros(0, np.int32), [], {}) for _ in queries]
         results, width = [], self.strategy.width(self.beams, k, self.outputs)
         for first in range(0, len(queries), self.batch_sizes[-1]):
             texts = list(queries[first : first + self.batch_sizes[-1]])
             found, aux = self._decoded(texts, width)
-            pairs = zip(np.asarray(found), np.asarray(aux["scores"]).tolist(), strict=True)
-            results += [*pairs][: len(texts)]
+            aux = {name: np.asarray(value) for name, value in aux.items()}
+            for nth, rows in enumerate(np.asarray(found)[: len(texts)]):
+                own = {name: value[nth : nth + 1] for name, value in aux.items()}
+                results.append((rows, own["scores"][0].tolist(), own))
         return results
 
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:

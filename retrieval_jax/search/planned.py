@@ -102,9 +102,10 @@ class PlannedSearcher(GenerativeSearcher):
         finally:
             self.planning = planning
 
-    def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
-        """See Searcher. Equal scores are in the order of the docids that were found, then in row order."""
-        found = self.find_docids(queries, k)
+    def lists_of(
+        self, queries: Sequence[str], found: Sequence[tuple[np.ndarray, list[float]]], k: int
+    ) -> list[RankedList]:
+        """See GenerativeSearcher. Equal scores are in the order of the docids found, then in row order."""
         if not len(self.duplicates[0]) and self.table.extra_docid_passage_M is None:
             return [self.ranked_list(rows, scores)[:k] for rows, scores in found]
         passages = [self._passages_of(rows) for rows, _ in found]

@@ -173,6 +173,15 @@ class Searcher:
         """
         raise NotImplementedError
 
+    def search_certified(self, queries: Sequence[str], k: int) -> tuple[list[RankedList], list[bool | None]]:
+        """Searches as `search` does, and tells what is known of the first passages.
+
+        Returns:
+          (the ranked lists; for each query whether its first passage is proven to be the one that scoring
+          every docid would rank first, None where nothing is known of it).
+        """
+        return self.search(queries, k), [None] * len(queries)
+
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         """Scores passages that another searcher found, as `search` would. A kind of searcher may lack this.
 

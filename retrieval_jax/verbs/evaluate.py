@@ -1,5 +1,7 @@
 """The verb `evaluate`: runs become a table, metrics.json, significance.json and report.html."""
 
+from collections.abc import Callable
+
 import gin
 
 from retrieval_jax.core import storage
@@ -9,10 +11,17 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import variations
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.trec import Qrels, Run, drop_identical_ids
-from retrieval_jax.evaluation import comparison, report
+from retrieval_jax.evaluation import comparison, report, robustness
 from retrieval_jax.evaluation.method_table import COLUMN_NOTE, print_table, table_notes
 from retrieval_jax.evaluation.metrics import Metric, RunValues, chosen_metrics, evaluate_run
-from retrieval_jax.evaluation.runs import current_runs, report_strays, write_metrics, write_query_values
+from retrieval_jax.evaluation.robustness import Effects, MethodRun
+from retrieval_jax.evaluation.runs import (
+    current_runs,
+    report_strays,
+    varied_runs,
+    write_metrics,
+    write_query_values,
+)
 
 
 @gin.configurable
@@ -40,6 +49,9 @@ def evaluate(
 
     All runs are compared with the baseline by a paired randomisation test over queries; significance.json has
     the differences, their 95% confidence intervals, and the p-values, also those of the t-test.
+
+    Where there are runs of variations of the split (test~typo, which `vary` made), report and robustness.json
+    say what each variation does to each run.
 
     Args:
       source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
@@ -80,6 +92,16 @@ def evaluate(
     tests = comparison.significance_facts(differences, without, baseline, len(qrels))
     storage.write_json(work.significance, {"split": split, **tests})
     _write_values(work, split, known, values, queries=list(qrels))
+    measure = comparison.main_measure(values)
+
+    def measured(run: Run, facts: dict | None) -> MethodRun:
+        kept = drop_identical_ids(run, identical)
+        of_queries = evaluate_run(qrels, kept, min_relevant_grade, {measure: metrics[measure]})
+        certain = facts["summary"].get("certain") if facts else None
+        return MethodRun(kept, of_queries.per_query[measure], certain)
+
+    comparable = {name: run for name, run in known.items() if measure and measure not in without[name]}
+    effects = _robustness(work, collection, split, comparable, list(qrels), measured, measure)
     found_by = comparison.found_by(qrels, runs, min_relevant_grade)
     examples = comparison.example_queries(queries, example_queries)
     report.write_report(
@@ -93,11 +115,37 @@ def evaluate(
         ),
         footer=comparison.provenance(),
         comparison=comparison.page_comparison(values, differences, baseline, found_by),
+        robustness=(measure, effects) if effects else None,
     )
     print_table(rows, console)
     console.print(f"{COLUMN_NOTE} {table_notes(rows, baseline)}", style="dim", highlight=False)
     files = {"report": work.report, "metrics_file": work.metrics, "significance_file": work.significance}
+    files |= {"robustness_file": work.robustness} if effects else {}
     return {name: str(path) for name, path in files.items()} | {"metrics": means}
+
+
+def _robustness(
+    work: Workspace,
+    collection: Collection,
+    split: str,
+    known: dict[str, tuple[Run, dict | None]],
+    queries: list[str],
+    measured: Callable[[Run, dict | None], MethodRun],
+    measure: str | None,
+) -> Effects:
+    """Compares the runs with those of variations of the queries; writes robustness.json if there are any."""
+    varied = {
+        kind: {name: measured(*found) for name, found in of_kind.items() if name in known}
+        for kind, of_kind in varied_runs(work, split, collection).items()
+    }
+    names = {name for of_kind in varied.values() for name in of_kind}
+    clean = {name: measured(*found) for name, found in known.items() if name in names}
+    found = robustness.effects(queries, clean, varied)
+    if found:
+        storage.write_json(work.robustness, robustness.facts(found, measure, split, len(queries)))
+    else:
+        work.robustness.unlink(missing_ok=True)
+    return found
 
 
 def _too_deep(

@@ -28,26 +28,37 @@ def search(
 
     Beside the run lies NAME.SPLIT.json, which tells two times apart: "queries_per_second" is the throughput
     in batches of 32 queries, "single_query_ms" the latency, the median over single queries.
+    For a generative searcher it also has "certain": the share of the queries whose first passage is proven to
+    be the one that scoring every docid would rank first.
+    With a SPLIT of test~all, the queries and all variations of them that `vary` made are searched for.
     In several processes (multihost.*) each holds its part of the vectors, and what they find is merged.
 
     Args:
       source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
       work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
       name: the searcher, one of searchers/.
-      split: the queries to search for; also a variation that `vary` made, as test~typo.
+      split: the queries to search for; also a variation that `vary` made, as test~typo, or test~all.
       k: passages to find for each query.
       query: a question to answer instead.
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
-    folder = work.searcher(name)
-    manifest = searcher_manifest(folder, collection)
     if query is not None:
+        folder = work.searcher(name)
+        searcher_manifest(folder, collection)  # raises where it is not of this collection
         passages = search_texts(Searcher.open(folder, make_partitioner), collection, query, k)
         if not passages:
             log(f"{name}: no passage was found for {query!r}")
         return {"query": query, "passages": passages}
 
+    made = {one: _run(work, collection, name, one, k) for one in variations.expand(work, split)}
+    return made.get(split, {"runs": made})
+
+
+def _run(work: Workspace, collection: Collection, name: str, split: str, k: int) -> dict:
+    """Makes the run of a split, unless it is there; gives its path and its summary."""
+    folder = work.searcher(name)
+    manifest = searcher_manifest(folder, collection)
     path = work.run(name, split)
     recipe = {"searcher": manifest["recipe"], "collection": collection.fingerprint, "split": split, "k": k}
     if variation := variations.fingerprint(work, split):

@@ -29,7 +29,8 @@ def vary(
 ) -> dict:
     """Writes variations/SPLIT~KIND/queries.jsonl: the queries of a split, with typos or other words.
 
-    Then search and evaluate with --SPLIT=test~typo, and so on: the judgements are those of the split.
+    Then search with --SPLIT=test~all, and evaluate with --SPLIT=test: the report compares them. Each is also
+    a split of its own, --SPLIT=test~typo and so on, whose judgements are those of the queries.
 
     Misspelling, in one word of at least four letters that is no stop word: two neighbouring letters change
     places (swap), a key beside the right one (qwerty), a random letter instead (substitute), a random letter
@@ -68,7 +69,7 @@ def vary(
     if file:
         path = paths.as_path(file)
         kind = path.name.split(".")[0]
-        if kind in variations.KINDS:
+        if kind in (*variations.KINDS, variations.ALL):
             raise UserError(
                 f"vary.file: {path}: {kind} is the name of another kind: give the file another name"
             )

@@ -31,7 +31,9 @@ def searcher(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 def test_each_query_is_searched_for_once_in_batches(searcher: Recorder, count: int):
     texts = [str(i) for i in range(count)]
     found = [*search_in_batches(searcher, texts, 4, "search")]
-    assert [len(ranked_list) for ranked_list in found] == [min(i, 4) for i in range(count)]
+    assert [(len(ranked_list), certain) for ranked_list, certain in found] == [
+        (min(i, 4), None) for i in range(count)
+    ]
     assert [text for queries, _ in searcher.asked for text in queries] == texts
     assert all(len(queries) <= 3 and k == 4 for queries, k in searcher.asked)
 

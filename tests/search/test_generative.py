@@ -99,6 +99,9 @@ def test_a_passage_is_found_by_the_best_of_its_docids(vocabulary):
             assert exact[written] == pytest.approx(score, rel=1e-5)
             assert sum(step["log_prob"] for step in docid["steps"]) == pytest.approx(score, rel=1e-5)
         assert [p for p, _ in searching.search([query], 2)[0]] == [p for p, _ in ranking[:2]]
+        certain = searching.explain(query, ranking)["certain"] > 0
+        assert searching.search_certified([query], 10) == ([ranking], [certain])
+    assert searching.search_certified([query], 0) == ([[]], [None])
     # Of a beam that missed the best docid, what was written is shown.
     worst = (ids[3], exact[[3, 6, 7]].min())
     (shown,) = searching.explain(query, [worst])["docids"]
@@ -125,6 +128,7 @@ def test_logits_are_added_up_and_explained_as_such(vocabulary, kind):
             assert rows == np.argsort(-exact).tolist()
         explained = searching.explain(query, ranking)
         assert explained["certain"] == (12 if beams > 12 or kind == "atomic" else 0)
+        assert searching.search_certified([query], 12) == ([ranking], [explained["certain"] > 0])
         for docid, (_, score) in zip(explained["docids"], ranking, strict=True):
             assert all(step.keys() == {"token", "text", "logit", "passages"} for step in docid["steps"])
             np.testing.assert_allclose(sum(step["logit"] for step in docid["steps"]), score, atol=1e-4)

@@ -44,6 +44,25 @@ def test_variations_are_splits(own, tmp_path: Path, cli):
         status, made, err = cli("evaluate", *own, f"--SPLIT={split}")
         assert (status, "left out" in err) == (0, False)
         of[split] = made["metrics"]["bm25"]
+
+    # All at once; and the report of the split tells what the variations do.
+    status, made, err = cli("search", *own, "--SPLIT=test~all")
+    assert (status, made["runs"].keys()) == (0, {"test", *(f"test~{kind}" for kind in KINDS)})
+    assert made["runs"]["test~typo"]["run"] == str(work / "runs" / "bm25.test~typo.trec")
+    status, made, _ = cli("evaluate", *own)
+    facts = json.loads((work / "robustness.json").read_text())
+    assert (status, made["robustness_file"]) == (0, str(work / "robustness.json"))
+    assert (facts["split"], facts["measure"], facts["queries"]) == ("test", "nDCG@10", len(queries))
+    effects = facts["methods"]["bm25"]
+    assert effects.keys() == {*KINDS}
+    assert effects["typo"]["clean"] == pytest.approx(of["test"]["nDCG@10"])
+    assert effects["typo"]["value"] == pytest.approx(of["test~typo"]["nDCG@10"])
+    assert effects["typo"]["relative_loss"] > effects["shuffle"]["relative_loss"] == 0
+    assert effects["shuffle"]["overlap@10"] == effects["shuffle"]["difference"]["p"] == 1
+    page = (work / "report.html").read_text()
+    assert "<h2>Other wordings of the queries</h2>" in page
+    assert all(f"<th>{kind}</th>" in page for kind in KINDS)
+
     assert of["test~typo"]["nDCG@10"] < of["test"]["nDCG@10"] == of["test~shuffle"]["nDCG@10"]
 
     assert cli("vary", *own, "--SEED=1", "--gin.vary.kinds=('typo',)")[0] == 0
@@ -74,6 +93,7 @@ def test_a_file_of_paraphrases_is_one_more_kind(own, tmp_path: Path, cli):
     [
         ("paraphrase.tsv", "nobody\tx\n", "paraphrase.tsv: no text for 10 of 10 queries, as '"),
         ("typo.tsv", "q\tx\n", "typo.tsv: typo is the name of another kind: give the file another name"),
+        ("all.tsv", "q\tx\n", "all.tsv: all is the name of another kind"),
         ("none.tsv", None, "none.tsv: no such file: give the path of one"),
         ("a b.tsv", "q\tx\n", "'a b': cannot be the name of an artefact"),
     ],
