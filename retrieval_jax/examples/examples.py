@@ -34,6 +34,7 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.examples.targets import Features, Targets
 from retrieval_jax.examples.tasks import (
     D2Q,
+    NO_TYPOS,
     DaQ,
     FirstP,
     LabelledGroups,
@@ -41,6 +42,7 @@ from retrieval_jax.examples.tasks import (
     Sentences,
     Task,
     Titles,
+    Typos,
 )
 
 
@@ -80,7 +82,7 @@ class TaskFactory:
       mined: query id -> passages that are its negatives, besides those of the collection.
       scores: a teacher's scores of the train queries' passages; None where there is no teacher. Where nothing
         is mined, the passages that it scored are negatives.
-      typos: the probability that a query has a typo, where queries are inputs.
+      typos: which queries have typos, where queries are inputs.
     """
 
     collection: Collection
@@ -91,7 +93,7 @@ class TaskFactory:
     train_group_size: tuple[int, int] | None = None
     mined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     scores: ScoredRows | None = None
-    typos: float = 0.0
+    typos: Typos = NO_TYPOS
 
     @functools.cached_property
     def queries(self) -> list[Query]:
@@ -165,5 +167,5 @@ class TaskFactory:
                     "what was mined, --gin.score_pairs.candidates=\"('NAME',)\""
                 )
             return groups
-        typos = 0.0 if name == "doc2query" else self.typos  # nobody wants to generate them
+        typos = NO_TYPOS if name == "doc2query" else self.typos  # nobody wants to generate them
         return LabelledPairs(self.collection, self.vocabulary, queries, typos)

@@ -43,6 +43,7 @@ class Feature:
 
 SCORE, SET_TOKENS, SET_IMPACTS = "score", "set_tokens", "set_impacts"
 FLOATS = (SCORE, SET_IMPACTS)  # the features, and the arrays of a batch, that are float32; others are int32
+COPY = "copy"
 Features = dict[str, Sequence[int] | Sequence[float]]
 Batch = dict[str, np.ndarray]
 
@@ -59,6 +60,7 @@ class Targets(abc.ABC):
       name: stands for the kind of targets in the names of seqio's tasks, as in msmarco.NAME.firstp.
       features: name of a feature -> its length and contents.
       has_groups: whether a labelled query comes with a group of candidates, not with one passage.
+      has_copies: whether a query may come with a copy that has a typo.
       tasks: the tasks whose examples make sense with these targets, besides labelled_LABEL.
       mean_length: mean tokens of a target; None where several examples cannot share a row (packing).
     """
@@ -66,6 +68,7 @@ class Targets(abc.ABC):
     name: str
     features: Mapping[str, Feature]
     has_groups = False
+    has_copies = False
     tasks: Sequence[str] = ("firstp", "daq", "sentence", "title", "d2q", "labelled")
     mean_length: float | None = None
 
@@ -221,6 +224,7 @@ class PassageTargets(Targets):
     - passage: the candidates' rows in the collection; PADDING where the group has fewer candidates.
     - grade: > 0 for a positive, 0 for a negative, PADDING for none.
     - other_positives: rows of positives that are not in the group, which are never negatives; PADDING.
+    - copy: where queries come with copies that have typos, the copy; the text itself where there is none.
     - score: where there is a teacher, its score of each candidate, float32; NaN where it gave none.
     - set_tokens, set_impacts: where there are set docids, C × M; see `set_features`.
 
@@ -230,6 +234,7 @@ class PassageTargets(Targets):
 
     name = "passages"
     has_groups = True
+    has_copies = True
 
     def __init__(
         self,
@@ -241,6 +246,7 @@ class PassageTargets(Targets):
         other_positives: int = 1,
         has_scores: bool = False,
         sets: TokenSets | None = None,
+        has_copies: bool = False,
     ):
         self.collection, self.vocabulary = collection, vocabulary
         self.passage_length, self.group_size = passage_length, group_size
@@ -253,6 +259,7 @@ class PassageTargets(Targets):
             "other_positives": Feature(other_positives, size=collection.passage_count),
             **({SCORE: Feature(group_size, dtype="float32")} if has_scores else {}),
             **set_lengths(sets, group_size),
+            **({COPY: Feature(input_length, add_eos=True)} if has_copies else {}),
         }
 
     @classmethod
@@ -261,8 +268,8 @@ class PassageTargets(Targets):
         config, vocabulary = dataset.config, dataset.vocabulary.with_prompt(dataset.prompts.passage)
         lengths = config.input_length, config.passage_length, config.positives + config.negatives
         others = max(dataset.most_other_positives, 1)
-        has_scores = config.scores is not None
-        return cls(dataset.collection, vocabulary, *lengths, others, has_scores, dataset.sets)
+        given = {"has_scores": config.scores is not None, "has_copies": config.typo_copies}
+        return cls(dataset.collection, vocabulary, *lengths, others, sets=dataset.sets, **given)
 
     @classmethod
     def lengths(cls, config, docid_length: int | None = None) -> dict[str, int]:
@@ -276,6 +283,7 @@ class PassageTargets(Targets):
             "other_positives": 1,  # a collection may have more: see `most_other_positives`
             **({SCORE: group_size} if config.scores else {}),
             **({SET_TOKENS: group_size * config.set_size} if config.sets else {}),
+            **({COPY: config.input_length} if config.typo_copies else {}),
         }
 
     @staticmethod
@@ -288,7 +296,8 @@ class PassageTargets(Targets):
         Returns:
           Int32 arrays left_encoder_input_tokens B×S (queries), right_encoder_input_tokens B×G×P (candidates),
           passage B×G, grade B×G and other_positives B×K; where there is a teacher, score B×G, float32; where
-          there are set docids, set_tokens B×G×M, and set_impacts B×G×M, float32, if they have them.
+          there are set docids, set_tokens B×G×M, and set_impacts B×G×M, float32, if they have them; where
+          queries have copies, copy_encoder_input_tokens B×S.
         """
         rows, group_size = features["passage"].shape
         same = ("passage", "grade", "other_positives", SCORE)
@@ -301,6 +310,7 @@ class PassageTargets(Targets):
                 for name in (SET_TOKENS, SET_IMPACTS)
                 if name in features
             },
+            **({"copy_encoder_input_tokens": features[COPY]} if COPY in features else {}),
         }
 
     def get(self, examples: Sequence[Example]) -> list[Features]:
@@ -331,6 +341,7 @@ class PassageTargets(Targets):
             "other_positives": [*others, *[PADDING] * (self.other_positives - len(others))],
             **({SCORE: scores} if SCORE in self.features else {}),
             **(set_features(self.sets, example.rows, self.group_size) if self.sets else {}),
+            **({COPY: example.copy or example.tokens} if COPY in self.features else {}),
         }
 
     def _first_copies(self, rows: Sequence[int]) -> list[int]:

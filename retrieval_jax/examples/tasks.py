@@ -35,6 +35,8 @@ class Example:
         is no teacher.
       rest: where the text is a part of the one passage, the passage's text without this part, which is what a
         dual encoder reads as the passage; None: the whole passage.
+      copy: the tokens of the text with a typo, where the text itself stays as it is (`Typos.copies`); None
+        where there is no such copy.
     """
 
     tokens: list[int]
@@ -44,6 +46,38 @@ class Example:
     scores: Sequence[float] = ()
     scored: ScoredPassages | None = None
     rest: str | None = None
+    copy: list[int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Typos:
+    """Which queries have typos, drawn again in each epoch.
+
+    Attributes:
+      share: the probability that a query has one.
+      copies: whether it is in a copy of the query, which the example has besides the query.
+    """
+
+    share: float = 0.0
+    copies: bool = False
+
+    def encode(
+        self, vocabulary: Vocabulary, texts: Sequence[str], rngs: Iterable[np.random.Generator]
+    ) -> list[tuple[list[int], list[int] | None]]:
+        """Gives the tokens of each text and of its copy. Nothing is drawn where `share` is 0."""
+        varied = texts
+        if self.share:
+            varied = [
+                add_typo(text, rng) if rng.random() < self.share else text
+                for text, rng in zip(texts, rngs, strict=False)
+            ]
+        tokens = vocabulary.encode_all(varied)
+        if not self.copies:
+            return [(of_text, None) for of_text in tokens]
+        return list(zip(vocabulary.encode_all(texts), tokens, strict=True))
+
+
+NO_TYPOS = Typos()
 
 
 class Task(abc.ABC):
@@ -192,7 +226,7 @@ def _halves(text: str) -> list[str]:
 class D2Q(Task):
     """The synthetic queries of each passage (D2Q), a share of them with a typo (`typos`)."""
 
-    def __init__(self, queries: SyntheticQueries, vocabulary: Vocabulary, typos: float = 0.0):
+    def __init__(self, queries: SyntheticQueries, vocabulary: Vocabulary, typos: Typos = NO_TYPOS):
         self.queries, self.vocabulary, self.typos = queries, vocabulary, typos
         self.ends = np.cumsum(queries.counts, dtype=np.int64)  # after each passage's queries
 
@@ -206,15 +240,22 @@ class D2Q(Task):
         distinct, which = np.unique(rows, return_inverse=True)  # a passage's queries are one record
         queries = self.queries.get(distinct.tolist())
         texts = [queries[at][place] for at, place in zip(which.tolist(), places, strict=True)]
-        inputs = self.vocabulary.encode_all(_with_typos(texts, rngs, self.typos))
-        return [Example(tokens, [row], [1]) for tokens, row in zip(inputs, rows.tolist(), strict=True)]
+        inputs = self.typos.encode(self.vocabulary, texts, rngs)
+        return [
+            Example(tokens, [row], [1], copy=copy)
+            for (tokens, copy), row in zip(inputs, rows.tolist(), strict=True)
+        ]
 
 
 class LabelledPairs(Task):
     """Each labelled query with each of its positives, one at a time, a share with a typo (`typos`)."""
 
     def __init__(
-        self, collection: Collection, vocabulary: Vocabulary, queries: Sequence[Query], typos: float = 0.0
+        self,
+        collection: Collection,
+        vocabulary: Vocabulary,
+        queries: Sequence[Query],
+        typos: Typos = NO_TYPOS,
     ):
         self.vocabulary, self.typos = vocabulary, typos
         pairs = [(q.text, p, grade) for q in queries for p, grade in q.positives.items()]
@@ -227,11 +268,10 @@ class LabelledPairs(Task):
 
     def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
         """See `Task.get`."""
-        texts = _with_typos([self.texts[i] for i in numbers], rngs, self.typos)
-        inputs = self.vocabulary.encode_all(texts)
+        inputs = self.typos.encode(self.vocabulary, [self.texts[i] for i in numbers], rngs)
         return [
-            Example(tokens, [int(self.rows[i])], [self.grades[i]])
-            for tokens, i in zip(inputs, numbers, strict=True)
+            Example(tokens, [int(self.rows[i])], [self.grades[i]], copy=copy)
+            for (tokens, copy), i in zip(inputs, numbers, strict=True)
         ]
 
 
@@ -252,7 +292,7 @@ class LabelledGroups(Task):
       scores: a teacher's scores, which come with the group; None where there is no teacher. A passage has the
         score of any copy of its text.
       draw_scored: whether the passages that the teacher scored are negatives, too.
-      typos: the probability that a query has a typo, drawn again in each epoch.
+      typos: which queries have typos.
     """
 
     def __init__(
@@ -265,7 +305,7 @@ class LabelledGroups(Task):
         answers: KnownAnswers,
         scores: ScoredRows | None = None,
         draw_scored: bool = False,
-        typos: float = 0.0,
+        typos: Typos = NO_TYPOS,
     ):
         self.vocabulary, self.queries, self.typos = vocabulary, queries, typos
         self.positives, self.negatives = positives, negatives
@@ -281,8 +321,13 @@ class LabelledGroups(Task):
     def get(self, numbers: Sequence[int], rngs: Iterable[np.random.Generator]) -> list[Example]:
         """See `Task.get`."""
         for_typos, for_groups = itertools.tee(rngs)
-        texts = _with_typos([self.queries[i].text for i in numbers], for_typos, self.typos)
-        return list(map(self._group, numbers, for_groups, self.vocabulary.encode_all(texts)))
+        texts = [self.queries[i].text for i in numbers]
+        return [
+            dataclasses.replace(self._group(i, rng, tokens), copy=copy)
+            for i, rng, (tokens, copy) in zip(
+                numbers, for_groups, self.typos.encode(self.vocabulary, texts, for_typos), strict=False
+            )
+        ]
 
     def has_scored_negatives(self) -> bool:
         """Returns whether the teacher scored a negative of any query."""
@@ -331,15 +376,6 @@ class LabelledGroups(Task):
             scores,
             scored,
         )
-
-
-def _with_typos(texts: Sequence[str], rngs: Iterable[np.random.Generator], share: float) -> Sequence[str]:
-    """Puts a typo into each text with the probability `share`. Nothing is drawn where that is 0."""
-    if not share:
-        return texts
-    return [
-        add_typo(text, rng) if rng.random() < share else text for text, rng in zip(texts, rngs, strict=False)
-    ]
 
 
 def _draw(rng: np.random.Generator, count: int, most: int) -> Sequence[int]:

@@ -26,7 +26,7 @@ from retrieval_jax.examples.cached import LAYOUT, CachedExamples
 from retrieval_jax.examples.examples import TASKS, Examples, TaskFactory
 from retrieval_jax.examples.mixtures import PAPER_MIXTURES, mix_tasks
 from retrieval_jax.examples.targets import Targets
-from retrieval_jax.examples.tasks import LabelledGroups
+from retrieval_jax.examples.tasks import LabelledGroups, Typos
 
 Task = Annotated[str, Names("a task", TASKS)]
 MixtureWeights = (
@@ -60,6 +60,8 @@ class DataConfig:
       typos: the probability that a query of d2q or labelled has a typo: two letters that changed places, a
         key beside the right one, another letter, one more or one less. Drawn again in each epoch, so that
         these tasks are not read from a cache. A searcher then copes better with misspelled queries.
+      typo_copies: whether the typo is in a copy of the query, and the query stays as it is. A dual encoder
+        then learns to score passages for the copy as for the query (DualEncoder.self_teaching_weight).
       synthetic: the name of the synthetic queries for d2q.
       mined: the name of mined negatives, which are added to those of the collection.
       scores: the name of a teacher's scores, which come with the candidates of a query. Where no mined
@@ -83,6 +85,7 @@ class DataConfig:
     negatives: NonNegative = 0
     token_dropout: Mapping[Task, Fraction] = dataclasses.field(default_factory=dict)
     typos: Fraction = 0.0
+    typo_copies: bool = False
     synthetic: str | None = None
     mined: str | None = None
     scores: str | None = None
@@ -112,6 +115,11 @@ class TrainDataset:
     prompts: Prompts = NO_PROMPTS
 
     def __post_init__(self):
+        if self.config.typo_copies and not (self.config.typos and self.target_type.has_copies):
+            raise UserError(
+                "DataConfig.typo_copies: a dual encoder alone learns from them, and needs typos: set "
+                "DataConfig.typos, too, or leave it away"
+            )
         lengths = {"input_length": self.config.input_length, "passage_length": self.config.passage_length}
         for (setting, length), prompt in zip(lengths.items(), self.prompts, strict=True):
             count = len(self.vocabulary.with_prompt(prompt).encode("")) if prompt else 0
@@ -191,7 +199,7 @@ class TrainDataset:
             group_size,
             mined,
             scores,
-            c.typos,
+            Typos(c.typos, c.typo_copies),
         )
 
     @property
@@ -254,7 +262,7 @@ class TrainDataset:
 
     def examples(self, task: str) -> Examples | CachedExamples:
         """The examples of a task: read from the cache if they are in it, else made as they are read."""
-        if self.has_typos(task):
+        if self.has_typos(task) or self.config.typo_copies:
             return self.computed(task)
         folder = self.work.cache(f"{self.prefix}.{task}")
         if cached := CachedExamples.find(folder, self.recipe(task)):

@@ -39,6 +39,7 @@ class DualEncoder(Retriever):
     query's candidates), passage B×G (their rows, -1 is padding), grade B×G (> 0 positive, 0 negative) and
     other_positives B×K (rows of other passages that answer the query, -1 is padding; may be left out). With a
     teacher it also holds score B×G float32, the teacher's scores of the candidates; NaN where it gave none.
+    For self-teaching it holds copy_encoder_input_tokens B×S, int32: the queries with typos.
 
     A query's negatives are all candidates of the batch, those of other queries too, except the passages that
     are known to answer it. A row without a positive contributes nothing, neither as a query nor by its
@@ -62,6 +63,9 @@ class DualEncoder(Retriever):
       distillation: a function of distillation.py, or another of that signature, which compares a query's
         scores with those of a teacher (--SCORES); None for no teacher.
       distillation_weight: of the distillation, which is added to the objective.
+      self_teaching_weight: of self-teaching, which is added to them: the distribution of the scores of the
+        batch's passages for a query with a typo is to be that for the query (CharacterBERT-DR). It needs
+        --gin.DataConfig.typo_copies=True --gin.DataConfig.typos=1.0.
       bidirectional: whether InfoNCE of the other direction is added, as in GTR: each positive is to find its
         query among the queries of the batch. A query's positives are averaged; its hard negatives take no
         part in this direction.
@@ -99,6 +103,7 @@ class DualEncoder(Retriever):
         objective_weight: NonNegativeFloat = 1.0,
         distillation: Distillation | None = None,
         distillation_weight: PositiveFloat = 1.0,
+        self_teaching_weight: NonNegativeFloat = 0.0,
         bidirectional: bool = True,
         in_batch_negatives: bool = True,
         hardest_negative_only: bool = False,
@@ -130,6 +135,7 @@ class DualEncoder(Retriever):
             max_logits_per_block=max_logits_per_block,
             distillation=distillation,
             distillation_weight=distillation_weight,
+            self_teaching_weight=self_teaching_weight,
         )
         if optimizer_def and normalize and not learn_scale and objective_says(distillation, "unbounded_loss"):
             log(
@@ -258,10 +264,12 @@ class DualEncoder(Retriever):
             shards=shards,
         )
         passages_MxE = self._encode_candidates(params, batch, of_passages, length=lengths[1], shards=shards)
+        copies_BxE = self._copies(params, batch, of_queries)
         loss, metrics, scale = 0.0, {}, self._multiplier(params)
         for size, weight in {self.module.vector_dim: 1.0, **self.matryoshka}.items():
             queries, passages = (self.module.shorten(x, size) for x in (queries_BxE, passages_MxE))
-            own = self.vector_loss(scale * queries, passages, batch, drawn)
+            copies = None if copies_BxE is None else scale * self.module.shorten(copies_BxE, size)
+            own = self.vector_loss(scale * queries, passages, batch, drawn, copies)
             loss += weight * own["loss"][0]
             metrics |= {f"{name}_first/{size}": own[name] for name in own} if metrics else own
         count = metrics["loss"][1]
@@ -282,6 +290,20 @@ class DualEncoder(Retriever):
     ) -> Mapping[str, tuple[jax.Array | float, jax.Array]]:
         """Gives what is added to the mean loss: name of the metric -> (its weight, its value)."""
         return {}
+
+    def _copies(self, params: dict, batch: Batch, rng: jax.Array | None) -> jax.Array | None:
+        """Encodes the queries' copies with typos; None without self-teaching."""
+        if not self.vector_loss.self_teaching_weight:
+            return None
+        if "copy_encoder_input_tokens" not in batch:
+            raise UserError(
+                "DualEncoder.self_teaching_weight: the queries have no copies with typos: "
+                "--gin.DataConfig.typo_copies=True --gin.DataConfig.typos=1.0"
+            )
+        encode = functools.partial(self.encode_queries, params)
+        tokens_BxS = batch["copy_encoder_input_tokens"]
+        rng = None if rng is None else jax.random.fold_in(rng, 1 << 30)  # other dropout than the queries'
+        return self._in_groups(encode, tokens_BxS, rng, length=None, shards=1)
 
     def _multiplier(self, params: dict) -> jax.Array | float:
         """Gives the factor of the dot products: `scale`, multiplied by what was learned."""

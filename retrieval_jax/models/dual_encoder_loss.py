@@ -9,6 +9,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.contrastive import Objective
 from retrieval_jax.models.distillation import Distillation
 from retrieval_jax.models.negatives import NEG_INF, Negatives, batch_negatives, within_group_negatives
+from retrieval_jax.models.pairs import divergence
 from retrieval_jax.models.retriever import Batch, Metrics
 
 
@@ -27,9 +28,15 @@ class VectorLoss:
     max_logits_per_block: int
     distillation: Distillation | None
     distillation_weight: float
+    self_teaching_weight: float = 0.0
 
     def __call__(
-        self, queries_BxE: jax.Array, passages_MxE: jax.Array, batch: Batch, rng: jax.Array | None
+        self,
+        queries_BxE: jax.Array,
+        passages_MxE: jax.Array,
+        batch: Batch,
+        rng: jax.Array | None,
+        copies_BxE: jax.Array | None = None,
     ) -> Metrics:
         """Computes totals over the queries.
 
@@ -38,11 +45,14 @@ class VectorLoss:
           passages_MxE: float32, the vectors of all their candidates.
           batch: see `DualEncoder`.
           rng: the key for what the objective draws; None gives the expectation.
+          copies_BxE: float32, the vectors of the queries' copies with typos, multiplied by the scale; None
+            without `self_teaching_weight`.
 
         Returns:
           Metrics, name -> (total, count): `loss`, whose count is that of the queries that either part says
           something about (a positive for the objective, unless its weight is 0; scores for the distillation);
-          `accuracy`, of the queries with a positive; and with a teacher `distillation`, before its weight.
+          `accuracy`, of the queries with a positive; with a teacher `distillation`, and with copies
+          `self_teaching`, both before their weights.
 
         Raises:
           UserError: there is a distillation, and the batch has no scores.
@@ -65,6 +75,11 @@ class VectorLoss:
             losses_B += self.distillation_weight * distilled_B
             counted_B |= of_teacher_B
             told = {"distillation": (jnp.sum(distilled_B), _count(of_teacher_B))}
+        if copies_BxE is not None:
+            taught_B, has_typo_B = self._self_teaching(queries_BxE, copies_BxE, passages_MxE, batch)
+            losses_B += self.self_teaching_weight * taught_B
+            counted_B |= has_typo_B
+            told |= {"self_teaching": (jnp.sum(taught_B), _count(has_typo_B))}
         best_B = jnp.max(jnp.where(positive_BxG, scores_BxG, NEG_INF), axis=1)
         right = jnp.sum(answered_B & (best_B >= negatives.largest))
         return {
@@ -72,6 +87,40 @@ class VectorLoss:
             "accuracy": (right, _count(answered_B)),
             **told,
         }
+
+    def _self_teaching(
+        self, queries_BxE: jax.Array, copies_BxE: jax.Array, passages_MxE: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        """Computes KL(softmax(s) ‖ softmax(s')) over the batch's passages, in nats.
+
+        s are a query's scores, which are taken as given, and s' those of its copy (Zhuang and Zuccon 2022,
+        "CharacterBERT and self-teaching for improving the robustness of dense retrievers on queries with
+        typos", section 4.2). A few queries' scores exist at a time, and are computed again for the gradient.
+
+        Returns:
+          (the divergences, 0 for queries whose copy is the query; which copies have a typo), each B.
+        """
+        count_M = batch["passage"].reshape(-1) >= 0
+
+        def of_chunk(vectors: tuple[jax.Array, jax.Array]) -> jax.Array:
+            teacher_CxM, scores_CxM = (
+                jnp.matmul(x, passages_MxE.T, precision=jax.lax.Precision.HIGHEST) for x in vectors
+            )
+            counts_CxM = jnp.broadcast_to(count_M, scores_CxM.shape)
+            return divergence(jax.lax.stop_gradient(teacher_CxM), scores_CxM, counts_CxM)[0]
+
+        B, M = len(queries_BxE), len(passages_MxE)
+        chunks = next(
+            n for n in range(1, B + 1) if n == B or (B % n == 0 and B // n * M <= self.max_logits_per_block)
+        )
+        # Chunk i has the queries i, i + chunks, …, so that each device keeps its own.
+        in_chunks = (
+            jnp.moveaxis(x.reshape(B // chunks, chunks, -1), 1, 0) for x in (queries_BxE, copies_BxE)
+        )
+        losses_NxC = jax.lax.map(jax.checkpoint(of_chunk, prevent_cse=False), tuple(in_chunks))
+        same = batch["left_encoder_input_tokens"] == batch["copy_encoder_input_tokens"]
+        has_typo_B = ~jnp.all(same, axis=1)
+        return jnp.where(has_typo_B, losses_NxC.T.reshape(B), 0.0), has_typo_B
 
     def _negatives(self, queries_BxE, passages_MxE, scores_BxG, known_BxK, passage_BxG) -> Negatives:
         """Gives the log-sum-exps of the negatives: of the whole batch only where the objective reads them."""

@@ -6,6 +6,7 @@ when the weights were chosen, and how they are fused. An exported one holds its 
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from retrieval_jax.search.searcher import (
     searcher_class,
     searcher_manifest,
 )
+from retrieval_jax.search.varied import asked_as, can_score_passages, searcher_name
 
 VERSION = 1  # of what is computed from the same settings
 QUERIES = 1000  # that weights are chosen with, at most
@@ -115,7 +117,7 @@ class FusedSearcher(Searcher):
             return []
         found = [part.search(queries, self.fusion.depth) for part in self.finders]
         gathered = collect(self.parts, queries, found)
-        can_score = [type(part).score is not Searcher.score for part in self.parts]
+        can_score = [can_score_passages(part) for part in self.parts]
         given = [
             part.score(queries, candidates) if can else [None] * len(queries)
             for part, can in zip(self.parts, can_score, strict=True)
@@ -134,7 +136,7 @@ class FusedSearcher(Searcher):
         """See `Searcher.recipe`: the parts as they are now, and the settings."""
         settings = inputs.settings
         check(settings)
-        found = [(name, inputs.work.searcher(name)) for name in settings.parts]
+        found = [(name, inputs.work.searcher(searcher_name(name))) for name in settings.parts]
         for name, folder in found:
             if paths.absolute(inputs.folder) in made_of(folder):
                 raise UserError(
@@ -165,7 +167,7 @@ class FusedSearcher(Searcher):
     @classmethod
     def write(cls, folder: Path, inputs: IndexInputs) -> dict:
         """See `Searcher.write`. It writes nothing: the manifest says what was chosen."""
-        folders = map(paths.absolute, map(inputs.work.searcher, inputs.settings.parts))
+        folders = map(paths.absolute, map(inputs.work.searcher, map(searcher_name, inputs.settings.parts)))
         parts = [{"folder": str(part)} for part in folders]
         counts = models(inputs.folder, inputs.prepared | {"parts": parts}).values()
         return {"parameters": sum(filter(None, counts)) or None} | inputs.prepared
@@ -175,19 +177,22 @@ class FusedSearcher(Searcher):
         """See `Searcher.open`. Parts that have no weight, and find nothing, are not opened."""
         manifest = storage.read_manifest(folder, "index")
         fused_by = Fusion(**manifest["fused_by"])
-        parts, weights = [], []
-        for where, weight in searched(folder, manifest):
+
+        @functools.cache  # parts that ask one searcher in several ways share it
+        def opened(where: Path) -> Searcher:
             kind = searcher_class(storage.read_manifest(where, "index")["kind"])
-            parts.append(kind.open(where, make_partitioner))
-            weights.append(weight)
-        return cls(parts, dataclasses.replace(fused_by, weights=tuple(weights)))
+            return kind.open(where, make_partitioner)
+
+        needed = searched(manifest)
+        parts = [asked_as(part["name"], opened(paths.join(folder, part["folder"]))) for part, _ in needed]
+        return cls(parts, dataclasses.replace(fused_by, weights=tuple(weight for _, weight in needed)))
 
 
-def searched(folder: Path, manifest: dict) -> list[tuple[Path, float]]:
-    """Returns the folder and the weight of each part that a fused searcher's search needs."""
+def searched(manifest: dict) -> list[tuple[dict, float]]:
+    """Returns the facts and the weight of each part that a fused searcher's search needs."""
     fused_by = manifest["fused_by"]
     return [
-        (paths.join(folder, part["folder"]), weight)
+        (part, weight)
         for nth, (part, weight) in enumerate(zip(manifest["parts"], fused_by["weights"], strict=True))
         if weight or (nth == 0 and fused_by["method"] == RERANK)
     ]
@@ -197,7 +202,8 @@ def models(folder: Path, manifest: dict) -> dict[str, int | None]:
     """Returns the models that a searcher searches with: checksum (or folder) -> number of parameters."""
     if "fused_by" not in manifest:
         return {manifest["recipe"].get("checksum") or str(folder): manifest.get("parameters")}
-    parts = [(part, storage.read_manifest(part, "index")) for part, _ in searched(folder, manifest)]
+    places = [paths.join(folder, part["folder"]) for part, _ in searched(manifest)]
+    parts = [(place, storage.read_manifest(place, "index")) for place in places]
     return {key: count for part in parts for key, count in models(*part).items()}
 
 
@@ -246,8 +252,10 @@ def choose_fusion(inputs: IndexInputs) -> dict:
     settings, names, facts = inputs.settings, inputs.settings.parts, {}
     queries = [] if settings.weights else fit_queries(inputs.collection, settings.fit_split)
     if queries:
-        folders = map(inputs.work.searcher, names)
-        parts = [Searcher.open(folder, inputs.new_partitioner) for folder in folders]
+        opened = functools.cache(
+            lambda name: Searcher.open(inputs.work.searcher(name), inputs.new_partitioner)
+        )
+        parts = [asked_as(name, opened(searcher_name(name))) for name in names]
         chosen, values = fit(parts, queries, settings)
         fused, alone = chosen.fusion, dict(zip(names, values, strict=True))
         fitted = {

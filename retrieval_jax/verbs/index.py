@@ -55,7 +55,9 @@ class IndexConfig:
       dimensions: how many of a dual encoder's first dimensions the searchers "scann" and "exact" keep, of a
         model that was trained for them (DualEncoder.matryoshka); None for all.
       step: which of the model's checkpoints (--MODEL_STEP); None for the newest.
-      parts: names of the searchers that a fused searcher is made of, such as ('bm25', 'exact').
+      parts: names of the searchers that a fused searcher is made of, such as ('bm25', 'exact'). NAME~KIND
+        asks a searcher with variations of the queries, of the kinds that `vary` knows: ('exact',
+        'exact~no_stop_words', 'exact~drop_words').
       fusion: how they are fused: weighted sums of scores that are mapped onto 0 to 1 ("min_max") or
         standardised ("z"), of reciprocal ranks ("reciprocal_rank", with k=60), or "rerank": the first part
         finds passages, which the others score. None for the one of the first three that is best with the

@@ -12,6 +12,7 @@ from tables import KINDS
 from teacher import random_scores, write_scores
 
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import synthetic
 from retrieval_jax.data.collection import Query
@@ -256,6 +257,27 @@ def test_a_share_of_the_queries_gets_typos(own_work: Workspace, collection: Coll
             numbers[0], np.random.default_rng(3)
         )
 
+        if targets is PassageTargets:  # the query stays as it is, and its copy has the typo
+            copies = dataclasses.replace(plain, config=dataclasses.replace(config, typo_copies=True))
+            some = numbers[:5]
+            rngs = ([np.random.default_rng([i, 7]) for i in some] for _ in range(2))
+            pairs = zip(
+                copies.computed(task).get(some, next(rngs)), examples.get(some, next(rngs)), strict=True
+            )
+            for i, (found, varied) in zip(some, pairs, strict=True):
+                assert found["copy"] == varied["inputs"]
+                assert found["inputs"] == dataset.vocabulary.encode(clean[i])
+                assert {**varied, "inputs": 0, "copy": 0} == {**found, "inputs": 0, "copy": 0}
+            batch = PassageTargets.to_batch(pad([found], copies.targets.features))
+            expected = pad([found], copies.targets.features)["copy"]
+            assert (batch["copy_encoder_input_tokens"] == expected).all()
+
+    if targets is PassageTargets:
+        features = copies.computed("firstp")(0, RNG)
+        assert features["copy"] == features["inputs"]
+    else:
+        with pytest.raises(UserError, match=r"DataConfig.typo_copies: a dual encoder alone"):
+            dataclasses.replace(plain, config=dataclasses.replace(config, typo_copies=True))
     assert dataset.computed("firstp")(0, RNG) == plain.computed("firstp")(0, RNG)
     found, _ = dataset.queries("dev")  # what is evaluated has none
     expected, _ = plain.queries("dev")

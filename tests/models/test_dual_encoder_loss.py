@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import scipy.special
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.contrastive import joint_lh
@@ -71,6 +72,45 @@ def test_a_distillation_alone_is_of_each_query_by_itself():
     np.testing.assert_allclose(whole, 0, atol=1e-4)
     assert np.isfinite(gradient).all()
     assert not gradient[np.array([2, 5, 6])].any()
+
+
+@pytest.mark.parametrize("max_logits", [1 << 20, 2 * B * G])
+def test_self_teaching_is_the_divergence_from_the_querys_scores(max_logits):
+    """In float64, over all passages of the batch; whatever number of queries is scored at once."""
+    queries, passages, batch = vectors_and_batch()
+    copies = queries + np.random.default_rng(1).normal(size=queries.shape).astype(np.float32)
+    tokens = np.arange(B * 3, dtype=np.int32).reshape(B, 3)
+    batch |= {"left_encoder_input_tokens": tokens, "copy_encoder_input_tokens": tokens + 1}
+    batch["copy_encoder_input_tokens"][3] = tokens[3]  # without a typo
+    loss = loss_of(self_teaching_weight=2.0, max_logits_per_block=max_logits)
+
+    def total(queries, copies):
+        return loss(queries, passages, batch, None, copies)["loss"][0]
+
+    counted = np.flatnonzero(np.arange(B) != 3)
+
+    def expected(copies: np.ndarray) -> float:
+        inside = batch["passage"].reshape(-1) >= 0
+        s, t = (x.astype(np.float64) @ passages[inside].astype(np.float64).T for x in (copies, queries))
+        log_q, log_p = (x - scipy.special.logsumexp(x, axis=1, keepdims=True) for x in (s, t))
+        return float(np.sum(np.exp(log_p) * (log_p - log_q), axis=1)[counted].sum())
+
+    objective = loss_of()(queries, passages, batch, None)
+    made = loss(queries, passages, batch, None, copies)
+    assert made["self_teaching"][1] == B - 1
+    assert float(made["self_teaching"][0]) == pytest.approx(expected(copies), rel=1e-5)
+    assert float(made["loss"][0]) == pytest.approx(
+        float(objective["loss"][0]) + 2 * expected(copies), rel=1e-5
+    )
+    # Its gradient is that of the copies' scores alone: the query's are the teacher.
+    of_queries, of_copies = jax.grad(total, argnums=(0, 1))(queries, copies)
+    alone = jax.grad(lambda q: loss_of()(q, passages, batch, None)["loss"][0])(queries)
+    np.testing.assert_allclose(of_queries, alone, rtol=1e-5, atol=1e-6)
+    step = np.zeros_like(copies, np.float64)
+    step[4, 1] = 1e-5
+    slope = (expected(copies + step) - expected(copies - step)) / 2e-5
+    assert float(of_copies[4, 1]) == pytest.approx(2 * slope, rel=1e-4)
+    assert not of_copies[3].any()
 
 
 def test_a_teacher_is_needed():
