@@ -25,7 +25,7 @@ class Method:
       verb: that trains it.
       mixtures: the mixtures that it is trained on; None: it is not trained.
       expansion: whether it reads synthetic queries with the passages.
-      seconds: that a step takes, on two cores of a processor that is busy with other things, too.
+      seconds: that a step takes, measured on two CPU cores.
     """
 
     kind: str = "generative"
@@ -87,7 +87,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """The name of its model and its searcher."""
+        """Its facts, as the name of its model begins."""
         method = self.method.lower().replace(" + ", "_").replace(" ", "_").replace("-", "")
         return f"{method}_{self.mixture}_{self.budget}_{self.width}_{self.seed}"
 
@@ -104,7 +104,7 @@ class Choice:
     Attributes:
       sizes: passages of the corpora.
       methods, mixtures, budgets, widths: of what is trained.
-      fixed: the passages of the corpus on which networks of all widths are compared.
+      fixed: networks of all widths are compared on the corpus whose number of passages is nearest to it.
       seeds: how many.
       steps: of a training on a thousand passages.
     """
@@ -129,11 +129,11 @@ def points(choice: Choice) -> Iterator[Point]:
         for size in sorted(choice.sizes):
             for name in choice.methods:
                 yield from _of_method(choice, size, name, seed)
-        if choice.fixed in choice.sizes:
-            for width in choice.widths:
-                for name in (name for name in ("atomic", "naive") if name in choice.methods):
-                    if width != WIDTH:
-                        yield Point(choice.fixed, name, MAIN, width=width, seed=seed)
+        fixed = min(choice.sizes, key=lambda size: abs(size - choice.fixed))
+        for width in choice.widths:
+            for name in (name for name in ("atomic", "naive") if name in choice.methods):
+                if width != WIDTH:
+                    yield Point(fixed, name, MAIN, width=width, seed=seed)
 
 
 def _of_method(choice: Choice, size: int, name: str, seed: int) -> Iterator[Point]:

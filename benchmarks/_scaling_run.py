@@ -5,6 +5,7 @@ import functools
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import gin
@@ -67,7 +68,7 @@ class Study:
     """
 
     def __init__(self, given: str, folder: Path, choice: Choice, sizes: Sizes, bindings: list[str]):
-        self.given, self.folder, self.sizes, self.bindings = given, folder, sizes, bindings
+        self.folder, self.sizes, self.bindings = folder, sizes, bindings
         whole = Workspace(folder / "whole")
         run("import", [], [f"COLLECTION={given!r}", f"WORK_DIR={str(whole.folder)!r}", *bindings])
         self.whole = Collection(whole.collection)
@@ -103,10 +104,21 @@ class Study:
         """Trains the query generator, on the largest corpus's train queries; gives its folder."""
         size = max(self.choice.sizes)
         self.run(size, "import")
-        model = str(self.work(size).model(DOC2QUERY))
-        steps = [f"STEPS={self.sizes.generator_steps}", *_unevaluated()]
-        self.run(size, "train", f"MODEL_DIR={model!r}", *steps, files=("runs/doc2query.gin",))
+        model = str(self.work(size).model(self.generator_name))
+        settings = self.generator_settings
+        self.run(size, "train", f"MODEL_DIR={model!r}", *settings, files=("runs/doc2query.gin",))
         return model
+
+    @property
+    def generator_settings(self) -> list[str]:
+        """The bindings of the query generator's training."""
+        return [f"STEPS={self.sizes.generator_steps}", *_unevaluated()]
+
+    @functools.cached_property
+    def generator_name(self) -> str:
+        """The name of the query generator's model, of all that it depends on."""
+        configured = self.configured(("runs/doc2query.gin",), self.generator_settings)
+        return f"{DOC2QUERY}_{storage.digest([repr(self.corpus(max(self.choice.sizes))), configured])}"
 
     @functools.cache  # noqa: B019 (one study a process)
     def prepare(self, size: int, synthetic: bool) -> None:
@@ -122,8 +134,6 @@ class Study:
         given = [*_network(point.width), *_unevaluated(), *method.settings, f"SEED={point.seed}"]
         given += [f"DataConfig.mixture={point.mixture!r}", f"train.batch_size={BATCH}"]
         given += [f"DataConfig.token_dropout={dict.fromkeys(tasks, 0.1)}"]
-        if method.verb == "ripor":
-            given += [f"ripor.name={point.name!r}", "ripor.rounds=1"]
         return given + ([f"SYNTHETIC={DOC2QUERY!r}"] if point.reads_synthetic else [])
 
     def make_docids(self, point: Point) -> None:
@@ -135,7 +145,7 @@ class Study:
         if method.vectors:
             dense = Point(point.size, DENSE, MAIN)
             self.train(dense)
-            vectors = [f"EMBEDDINGS={str(self.work(point.size).model(dense.name))!r}"]
+            vectors = [f"EMBEDDINGS={str(self.work(point.size).model(self.name_of(dense)))!r}"]
         self.run(point.size, "docids", f"DOCIDS={method.docids!r}", *vectors)
 
     def flops_per_step(self, point: Point, stage: str | None = None) -> int:
@@ -169,43 +179,64 @@ class Study:
         steps = self.steps(point)
         if method.verb == "ripor":
             stages = {stage: max(round(share * steps), 1) for stage, share in STAGES.items()}
-            of_stages = f"ripor.steps={ {**stages, 'seq2seq': 0} }"
-            self.run(point.size, "ripor", of_stages, *self.settings(point), files=method.files)
+            given = [f"ripor.steps={ {**stages, 'seq2seq': 0} }", f"ripor.name={self.name_of(point)!r}"]
+            given += ["ripor.rounds=1", *self.settings(point)]
+            self.run(point.size, "ripor", *given, files=method.files)
             flops = sum(n * self.flops_per_step(point, stage) for stage, n in stages.items())
             return {"steps": steps, "flops": flops}
-        model = f"MODEL_DIR={str(self.work(point.size).model(point.name))!r}"
+        model = f"MODEL_DIR={str(self.work(point.size).model(self.name_of(point)))!r}"
         self.run(point.size, "train", f"STEPS={steps}", model, *self.settings(point), files=method.files)
         return {"steps": steps, "flops": steps * self.flops_per_step(point)}
 
     def index(self, point: Point) -> tuple[str, LoadedModel | None]:
         """Indexes a point's model; gives the searcher's name and the model."""
-        method, work = METHODS[point.method], self.work(point.size)
-        settings = [f"make_index.kind={method.kind!r}", f"make_index.name={point.name!r}"]
+        method, work, name = METHODS[point.method], self.work(point.size), self.name_of(point)
+        settings = [f"make_index.kind={method.kind!r}", f"make_index.name={name!r}"]
         if method.mixtures is None:
             self.prepare(point.size, point.reads_synthetic)
             expansion = [f"make_index.expansion={DOC2QUERY!r}"] if method.expansion else []
             self.run(point.size, "index", *settings, *expansion)
-            return point.name, None
+            return name, None
         if method.verb == "ripor":
-            return f"{point.name}_1", load_model(work.model(f"{point.name}_1"))
-        folder = work.model(point.name)
-        self.run(point.size, "index", f"MODEL_DIR={str(folder)!r}", *settings)
-        return point.name, load_model(folder)
+            return f"{name}_1", load_model(work.model(f"{name}_1"))
+        self.run(point.size, "index", f"MODEL_DIR={str(work.model(name))!r}", *settings)
+        return name, load_model(work.model(name))
 
+    def corpus(self, size: int) -> dict:
+        """Gives all that a corpus depends on."""
+        chosen = {"queries": self.sizes.queries, "dev": self.sizes.dev}
+        return {"collection": self.whole.fingerprint, "size": size, **chosen}
+
+    def configured(self, files: Sequence[str], settings: list[str]) -> str:
+        """Gives a digest of what gin files and settings say, included files and the command line's, too."""
+        configure_verbs([*files], [*self.bindings, *settings])
+        return storage.digest([gin.config_str()])
+
+    @functools.cache  # noqa: B019 (one study a process)
     def recipe(self, point: Point) -> dict:
-        """Gives all that a point's figures depend on."""
+        """Gives all that a point's figures depend on; its digest is in the names of what is made of it."""
+        method = METHODS[point.method]
+        settings = self.settings(point) if method.mixtures else []
+        reference = dataclasses.replace(point, method=REFERENCE, budget="examples")
         return {
             "point": dataclasses.asdict(point),
+            "method": dataclasses.asdict(method),
+            "corpus": self.corpus(point.size),
             "sizes": dataclasses.asdict(self.sizes),
             "steps": self.choice.steps_of(point.size),
-            "largest": max(self.choice.sizes) if point.reads_synthetic else None,
-            "bindings": self.bindings,
+            "settings": self.configured(method.files, settings),
+            "generator": self.generator_name if point.reads_synthetic else None,
+            "vectors": self.name_of(Point(point.size, DENSE, MAIN)) if method.vectors else None,
+            "as_many_flops_as": self.name_of(reference) if point.budget == "flops" else None,
         }
+
+    def name_of(self, point: Point) -> str:
+        """Gives the name of a point's model, searcher and figures."""
+        return f"{point.name}_{storage.digest([repr(self.recipe(point))])}"
 
     def file(self, point: Point) -> Path:
         """Gives the file of a point's figures."""
-        name = f"{point.size}_{point.name}_{storage.digest([repr(self.recipe(point))])}"
-        return self.folder / "points" / f"{name}.json"
+        return self.folder / "points" / f"{point.size}_{self.name_of(point)}.json"
 
     def measure(self, point: Point) -> dict:
         """Gives a point's figures, made now or earlier."""
@@ -228,7 +259,7 @@ class Study:
     def forget(self, point: Point) -> None:
         """Deletes a measured point's model and searcher: those of a large corpus take much space."""
         for folder in (self.work(point.size).folder / part for part in ("models", "searchers")):
-            for made in folder.glob(f"{point.name}*"):
+            for made in folder.glob(f"{self.name_of(point)}*"):
                 shutil.rmtree(made)
 
     def search(self, point: Point, name: str, model: LoadedModel | None) -> dict:
@@ -236,19 +267,23 @@ class Study:
         work = self.work(point.size)
         collection, searcher = Collection(work.collection), Searcher.open(work.searcher(name))
         queries = collection.queries("test")
-        found = dict(zip(ids(queries), searcher.search([q.text for q in queries], 10), strict=True))
+        found = dict(
+            zip([q.id for q in queries], searcher.search([q.text for q in queries], 10), strict=True)
+        )
         qrels = {query.id: query.relevant for query in queries}
         values = evaluate_run(qrels, found, metrics=chosen_metrics([*METRICS.values()])).per_query
         figures = {key: values[metric].tolist() for key, metric in METRICS.items()}
         positive_Q, negatives_QxDxR = self.scores(searcher, collection, queries[: self.sizes.scored])
         scale = getattr(model.model, "scale", 1.0) if model else 1.0  # of a dual encoder's cosines
+        # Sums of raw logits, of methods that learn to rank, have no scale.
+        has_entropy = model is not None and getattr(model.model, "sums_log_probs", True)
         entropy = contrastive_entropy(scale * positive_Q, scale * negatives_QxDxR)
         random = negatives_QxDxR.reshape(len(positive_Q), -1)
         return figures | {
-            "contrastive_entropy": entropy.tolist() if model else None,
+            "contrastive_entropy": listed(entropy) if has_entropy else None,
             "coverage": coverage(collection),
-            "relevant_scores": positive_Q.tolist(),
-            "random_scores": np.round(random, 4).tolist(),
+            "relevant_scores": listed(positive_Q),
+            "random_scores": listed(np.round(random, 4)),
         }
 
     def scores(
@@ -269,9 +304,9 @@ class Study:
         return scores_QxC[:, 0], scores_QxC[:, 1:][:, place.reshape(self.sizes.draws, count)]
 
 
-def ids(queries: list[Query]) -> list[str]:
-    """Gives the ids of queries."""
-    return [query.id for query in queries]
+def listed(values: np.ndarray) -> list:
+    """Gives numbers as JSON, which has null for what is not finite."""
+    return np.where(np.isfinite(values), values, None).tolist()
 
 
 def coverage(collection: Collection) -> float:

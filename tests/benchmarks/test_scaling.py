@@ -1,5 +1,7 @@
 """The study of scale: its plan, what it says of figures that are made up, and its quick run."""
 
+import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from _scaling_plan import MAIN, METHODS, ROWS, Choice, Point, points, seconds_of  # noqa: E402
+from _scaling_run import Sizes, Study, listed  # noqa: E402
 from _scaling_told import draw, findings, fits, rows_of  # noqa: E402
 
 CHOICE = Choice((1000, 16_000), [*METHODS], ROWS, ("examples", "flops"), (64, 128, 512), 16_000, 2, 400)
@@ -37,9 +40,62 @@ def test_steps_grow_with_the_root_of_the_corpus_as_in_the_paper():
     assert paper.steps_of(8_841_823) == pytest.approx(9_000_000, rel=0.06)
 
 
+def test_other_widths_are_on_the_nearest_corpus():
+    plan = points(dataclasses.replace(CHOICE, fixed=12_000))
+    assert {point.size for point in plan if point.width != 256} == {16_000}
+
+
 def test_a_larger_corpus_takes_longer():
     small, large = (seconds_of(Point(size, "naive", MAIN), CHOICE, 500, 1000) for size in (1000, 16_000))
     assert 0 < small < large
+
+
+@pytest.fixture(scope="module")
+def study(source, tmp_path_factory):
+    choice = Choice((60,), [*METHODS], ROWS, ("examples", "flops"), (), 60, 1, 30)
+    sizes, bindings = Sizes(10, 5), ["import_collection.vocab_size=1000"]
+    return Study(str(source), tmp_path_factory.mktemp("scaling"), choice, sizes, bindings)
+
+
+def test_what_a_point_is_made_of_is_in_its_name(study, tmp_path, monkeypatch):
+    def names(**values: object) -> list[str]:
+        other = copy.copy(study)
+        vars(other).pop("generator_name", None)
+        vars(other).update(values)
+        every = (Point(60, "atomic", "1a"), Point(60, "semantic", "1a"), Point(60, "semantic", MAIN, "flops"))
+        return [other.name_of(point) for point in every]
+
+    first = names()
+    assert first == names()
+    assert len({*first}) == 3
+    whole = copy.copy(study.whole)
+    whole.fingerprint = "other"
+    for others in (
+        names(choice=dataclasses.replace(study.choice, steps=60)),
+        names(whole=whole),
+        names(bindings=[*study.bindings, "adamw.b1=0.5"]),
+    ):
+        assert not {*first} & {*others}
+    # Vectors that docids cluster are of a model that reads synthetic queries.
+    larger = names(choice=dataclasses.replace(study.choice, sizes=(60, 80)))
+    assert [a == b for a, b in zip(first, larger, strict=True)] == [True, False, False]
+    (tmp_path / "other.gin").write_text("include 'runs/atomic.gin'\nadamw.b1 = 0.5\n")
+    other = dataclasses.replace(METHODS["atomic"], files=(str(tmp_path / "other.gin"),))
+    monkeypatch.setitem(METHODS, "atomic", other)
+    assert names()[0] != first[0]
+    assert names()[1:] == first[1:]
+
+
+def test_operations_of_a_step_are_counted_before_it_has_a_number_of_steps(study):
+    point = Point(60, "naive", "1a")
+    study.prepare(60, False)
+    study.make_docids(point)
+    wide = dataclasses.replace(point, width=512)
+    assert 0 < 3 * study.flops_per_step(point) < study.flops_per_step(wide)
+
+
+def test_numbers_that_are_not_finite_are_null():
+    assert listed(np.array([[1.5, np.nan], [np.inf, 2]])) == [[1.5, None], [None, 2]]
 
 
 def figures(mrr: float, entropy: float | None, *, noise: float = 0.0, inner: int = 100) -> dict:
@@ -102,6 +158,28 @@ def test_a_loss_that_becomes_smaller_is_no_gain():
     made[Point(4000, "atomic", "2a")] = figures(0.3, 1.0)
     synthetic, growth, *_ = findings(rows_of(made))
     assert synthetic["agrees"] is growth["agrees"] is False
+
+
+def test_one_method_is_named_and_nothing_is_close_without_evidence():
+    made = {}
+    for size in (1000, 4000):
+        made[Point(size, "dual encoder", MAIN)] = figures(0.5, 1.0)
+        made[Point(size, "atomic", MAIN)] = figures(0.475, 1.0, noise=0.4)
+        made[Point(size, "naive", MAIN)] = figures(0.6, 1.0)
+    *_, small, large = findings(rows_of(made))
+    assert "1,000: atomic" in small["seen"]
+    assert "naive" not in small["seen"] + large["seen"]
+    assert small["agrees"] is None  # 95% of .5: within the interval
+    assert large["agrees"] is None
+
+
+def test_an_entropy_that_is_no_number_is_left_out_of_a_law():
+    made = {Point(size, "atomic", MAIN): figures(0.2, size**0.25) for size in (10, 20, 40, 80)}
+    made[Point(20, "atomic", MAIN)]["contrastive_entropy"][0] = None
+    rows = rows_of(made)
+    law = next(one for one in fits(rows) if one["law"] == "contrastive entropy by passages")
+    assert law["exponent"] == pytest.approx(-0.25, abs=1e-4)
+    assert json.loads(json.dumps(rows[1].told(), allow_nan=False))["contrastive_entropy"] is None
 
 
 def test_rows_have_the_seeds_mean_and_laws_predict_the_largest_corpus(rows, tmp_path):
