@@ -56,7 +56,8 @@ def verdict(
     if isinstance(evaluator, RetrievalEvaluator) and hits is not None:
         passages = made.get(f"{prefix}/passages", examples.collection.passage_count)
         probabilities = random_hits([len(q.positives) for q in evaluator.queries], passages)
-        left = is_better(hits, probabilities)
+        if luck(1.0, probabilities) < SIGNIFICANT:  # so few queries and passages may tell nothing
+            left = luck(hits, probabilities) < SIGNIFICANT
         told.append(f"dev Hits@{DEPTH} {hits:.3f} ({np.mean(probabilities):.3f} of a random ranking)")
     if left is None:
         return None
@@ -87,13 +88,15 @@ def random_hits(positives: Sequence[int], passages: int) -> np.ndarray:
     return 1 - stats.hypergeom.pmf(0, passages, np.minimum(positives, passages), min(DEPTH, passages))
 
 
-def is_better(hits: float, probabilities: np.ndarray) -> bool:
-    """Tells whether a share of hits is more than a random ranking has by luck.
+def luck(hits: float, probabilities: Sequence[float]) -> float:
+    """Gives the probability that a random ranking has such a share of hits, or more.
 
-    The number of a random ranking's hits is at most as spread as the Poisson distribution of its mean.
+    The number of its hits is a sum of independent events of these probabilities (Poisson binomial).
     """
-    count = round(hits * len(probabilities))
-    return bool(stats.poisson.sf(count - 1, np.sum(probabilities)) < SIGNIFICANT)
+    probability_of = np.ones(1)  # by the number of hits
+    for p in probabilities:
+        probability_of = np.convolve(probability_of, [1 - p, p])
+    return float(probability_of[round(hits * len(probabilities)) :].sum())
 
 
 def remedy(steps: int, examples: TrainDataset) -> str:

@@ -30,15 +30,20 @@ def test_a_random_rankings_hits_are_those_of_all_rankings(monkeypatch: pytest.Mo
     assert chance.random_hits([1], 2) == 1  # all are found
 
 
-def test_better_is_what_a_random_ranking_hardly_ever_reaches():
-    probabilities = chance.random_hits([1] * 256, 64_553)
-    assert not chance.is_better(0.0, probabilities)
-    assert not chance.is_better(1 / 256, probabilities)  # one hit by luck: of 26 evaluations
-    assert chance.is_better(2 / 256, probabilities)
-    few = chance.random_hits([1] * 20, 300)
-    least = next(hits for hits in range(21) if chance.is_better(hits / 20, few))
-    assert stats.binom.sf(least - 1, 20, 1 / 30) < 1e-3  # the count's own distribution
-    assert stats.binom.sf(least - 2, 20, 1 / 30) > 1e-4
+def test_luck_is_that_of_equal_and_of_different_queries():
+    for found, probability in ((0, 1.0), (1, 0.039), (2, 0.00076)):  # of 26 evaluations, one has a hit
+        few = chance.luck(found / 256, chance.random_hits([1] * 256, 64_553))
+        assert few == pytest.approx(stats.binom.sf(found - 1, 256, 10 / 64_553), rel=1e-9)
+        assert few == pytest.approx(probability, rel=0.02)
+    # A perfect model of 30 passages, which is significant, though a Poisson distribution is not.
+    assert chance.luck(1.0, chance.random_hits([1] * 10, 30)) == pytest.approx((1 / 3) ** 10)
+    probabilities = [0.1, 0.5, 0.9]
+    counted = sum(
+        math.prod(p if hit else 1 - p for p, hit in zip(probabilities, hits, strict=True))
+        for hits in itertools.product((0, 1), repeat=3)
+        if sum(hits) >= 2
+    )
+    assert chance.luck(2 / 3, probabilities) == pytest.approx(counted)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,15 @@ def test_dev_queries_decide_before_the_loss(examples: dict[str, TrainDataset], h
     assert ("NOT BETTER THAN CHANCE" in verdict.text) is not left
     assert ("--STEPS=28" in verdict.text) is not left
     assert f"dev Hits@10 {hits:.3f}" in verdict.text
+
+
+def test_queries_that_any_ranking_answers_tell_nothing(examples: dict[str, TrainDataset]):
+    data = examples["atomic"]
+    evaluator = NoSearch(model(data), data, TrainSettings())
+    evaluator.prefix = "dev_pool"
+    made = {"step": 7, "dev_pool/Hits@10": 1.0, "dev_pool/passages": 11}
+    assert chance.verdict(model(data, objective=margin_mse), data, evaluator, made, None) is None
+    assert chance.verdict(model(data), data, evaluator, made, 0.1).left  # by the loss
 
 
 def test_without_dev_queries_the_loss_decides(examples: dict[str, TrainDataset], tmp_path: Path):
