@@ -12,7 +12,7 @@ import pyarrow as pa
 from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints.learning_curve import POOL_DIGEST
-from retrieval_jax.core import arrow_ids, storage
+from retrieval_jax.core import arrow_ids, configuration, storage
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import NonNegative, Positive
 from retrieval_jax.data.collection import Query
@@ -29,10 +29,13 @@ from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.lexical_encoder import LexicalEncoder
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.models.text_groups import few_lengths
 from retrieval_jax.search.dense import ExactSearcher
 from retrieval_jax.search.generative import GenerativeSearcher
+from retrieval_jax.search.lexical import LexicalSearcher
+from retrieval_jax.search.planned import PlannedSearcher
 from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.training.pool import BUDGET, EvaluationCost, pool_rows
 from retrieval_jax.training.settings import TrainSettings
@@ -128,7 +131,11 @@ class RetrievalEvaluator(abc.ABC):
 
 @gin.configurable(allowlist=["beams"])
 class GenerativeEvaluator(RetrievalEvaluator):
-    """Searches with a generative retriever by `beams` beams. See RetrievalEvaluator."""
+    """Searches with a generative retriever by `beams` beams. See RetrievalEvaluator.
+
+    Where the training reads sets of tokens, the search plans by them, and docids' scores have the weight that
+    `joint_ranking` gives to them.
+    """
 
     def __init__(
         self,
@@ -143,9 +150,16 @@ class GenerativeEvaluator(RetrievalEvaluator):
 
     def prepare(self, model: GenerativeRetriever, examples: TrainDataset, mesh: Mesh) -> None:
         """See `RetrievalEvaluator.prepare`."""
+        searcher, settings = GenerativeSearcher, {"beams": self.beams, "mesh": mesh}
+        if examples.sets and model.config.lexical_head:
+            weight = configuration.argument(model.objective, "sequential_weight") or 1.0
+            searcher, settings = (
+                PlannedSearcher,
+                settings | {"sets": examples.sets, "sequential_weight": weight},
+            )
         length = examples.config.input_length
-        self.generative = GenerativeSearcher(
-            model, {}, self.table, examples.vocabulary, input_length=length, beams=self.beams, mesh=mesh
+        self.generative = searcher(
+            model, {}, self.table, examples.vocabulary, input_length=length, **settings
         )
 
     def searcher(self, params: dict) -> Searcher:
@@ -246,6 +260,29 @@ class DenseEvaluator(RetrievalEvaluator):
         # Learning curves keep nine digits.
         digest = zlib.crc32(np.asarray(self.rows, np.int64).tobytes()) % 10**9
         return metrics | {"passages": len(self.rows), POOL_DIGEST: digest}
+
+
+class SetsEvaluator(RetrievalEvaluator):
+    """Searches the sets of tokens that a lexical encoder is trained with. See RetrievalEvaluator."""
+
+    def prepare(self, model: LexicalEncoder, examples: TrainDataset, mesh: Mesh) -> None:
+        """See `RetrievalEvaluator.prepare`."""
+        vocabulary = examples.vocabulary.with_prompt(model.prompts.query)
+        shapes = query_shapes(examples.config.input_length)
+        encoder = TextEncoder(model.encode_queries, {}, vocabulary, shapes, mesh=mesh)
+        self.lexical = LexicalSearcher(encoder, examples.sets, mesh)
+
+    def searcher(self, params: dict) -> Searcher:
+        """See `RetrievalEvaluator.searcher`."""
+        self.lexical.encoder.params = params
+        return self.lexical
+
+
+def lexical_evaluator(
+    model: LexicalEncoder, examples: TrainDataset, settings: TrainSettings, mesh: Mesh | None = None
+) -> RetrievalEvaluator:
+    """Makes what evaluates a lexical encoder: by the sets of the training, or by passages that it encodes."""
+    return (SetsEvaluator if examples.sets else DenseEvaluator)(model, examples, settings, mesh)
 
 
 @gin.configurable(allowlist=["max_queries"])

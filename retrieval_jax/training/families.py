@@ -19,7 +19,13 @@ from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.lexical_encoder import LexicalEncoder
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.models.retriever import Retriever
-from retrieval_jax.training.evaluators import DenseEvaluator, Evaluator, GenerativeEvaluator, LossEvaluator
+from retrieval_jax.training.evaluators import (
+    DenseEvaluator,
+    Evaluator,
+    GenerativeEvaluator,
+    LossEvaluator,
+    lexical_evaluator,
+)
 from retrieval_jax.training.settings import TrainSettings
 
 
@@ -78,5 +84,5 @@ register_family(
     )
 )
 register_family(RetrieverFamily(DualEncoder, PassageTargets, DenseEvaluator, "dual_encoder"))
-register_family(RetrieverFamily(LexicalEncoder, PassageTargets, DenseEvaluator, "lexical"))
+register_family(RetrieverFamily(LexicalEncoder, PassageTargets, lexical_evaluator, "lexical"))
 register_family(RetrieverFamily(QueryGenerator, QueryTargets, LossEvaluator, "doc2query"))

@@ -1,20 +1,29 @@
 """What training shows of itself in the collection's own words: dev samples, and the examples of a batch."""
 
 import flax.linen as nn
+import gin
 import jax
 import numpy as np
 import pytest
-from model_folders import random_params
+from model_folders import exact_scores, random_params
 from tables import KINDS, docids_of
 
+from retrieval_jax.core import storage
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.docids.term_weights import write_sets
+from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.joint_ranking import joint_ranking
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.lexical_encoder import LexicalEncoder
 from retrieval_jax.training.evaluators import DenseEvaluator, GenerativeEvaluator
+from retrieval_jax.training.families import family_of
 from retrieval_jax.training.pool import EvaluationCost
+from retrieval_jax.training.run import docid_softmax
 from retrieval_jax.training.settings import TrainSettings
 
 
@@ -96,3 +105,56 @@ def test_metrics_of_a_pool_are_those_of_brute_force(work, collection, capsys):
     few = DenseEvaluator(model, examples, TrainSettings(steps=1, batch_size=1))
     assert len(few.rows) == len({passage for query in few.queries for passage in query.positives})
     assert "more than 5%" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def sets_work(collection, tmp_path_factory) -> Workspace:
+    """A work folder with sets of few tokens, of which no passage has all of its words."""
+    work = Workspace(tmp_path_factory.mktemp("sets") / "work")
+    recipe, make = {"of": "few"}, lambda tmp: write_sets(tmp, collection, "bm25", 6, True)
+    storage.build_once(work.sets("few"), recipe, make)
+    return work
+
+
+@pytest.mark.parametrize("weight", [None, 0.25])
+def test_a_training_with_sets_is_evaluated_by_them(sets_work, collection, weight: float | None):
+    """A lexical encoder, and (with the weight of its docids' scores) a model of both scores."""
+    data, tables = DataConfig({"labelled": 1.0}, input_length=16, negatives=1, sets="few"), KINDS["atomic"]
+    table = tables(collection) if weight else None
+    examples = TrainDataset(
+        data, sets_work, collection, DocidGroupTargets if weight else PassageTargets, table
+    )
+    sizes = (examples.vocabulary.size, 16, 2, 8, 32, 1, 1)
+    if weight:
+        model = GenerativeRetriever(
+            T5Config(*sizes, lexical_head=True, **docid_softmax(table)), objective=joint_ranking
+        )
+    else:
+        model = LexicalEncoder(T5Config(*sizes))
+    params = random_params(model)
+    params["lexical_head"] = {
+        "gain": np.ones(sizes[0], np.float32),
+        "scale": np.float32(1),
+        "bias": np.float32(0),
+    }
+    with gin.config_scope("rank"), gin.unlock_config():
+        gin.bind_parameter("rank/joint_ranking.sequential_weight", weight or 1.0)
+        dev = family_of(type(model)).evaluator(model, examples, TrainSettings(), None)
+    gin.clear_config()
+    assert weight is None or dev.generative.sequential_weight == weight
+    sets, ranks = examples.sets, []
+    for query in dev.queries:
+        tokens = examples.vocabulary.batch([query.text], 16)
+        weights = np.float64(model.lexical_weights(params, {"encoder_input_tokens": tokens})[0])
+        added = np.where(sets.tokens_PxM > 0, weights[sets.tokens_PxM], 0) * sets.impacts_PxM
+        scores = added.sum(axis=1) * sets.impact_scale
+        if weight:
+            scores += weight * exact_scores(model, params, tokens[0], table.tokens_NxL)
+        order = [collection.ids[int(row)].as_py() for row in np.argsort(-scores, kind="stable")]
+        ranks.append(min(order.index(passage) for passage in query.positives) + 1)
+    ranks = np.array(ranks)
+    expected = {f"Hits@{k}": np.mean(ranks <= k) for k in (1, 10)}
+    expected["MRR@10"] = np.mean(np.where(ranks <= 10, 1 / ranks, 0))
+    assert dev.prefix == "dev"
+    assert dev(params) == pytest.approx(expected)
+    assert 0 < expected["MRR@10"] < 1
