@@ -21,7 +21,7 @@ from retrieval_jax.decoding.local_ids import to_local_ids
 from retrieval_jax.decoding.planning import SetArrays, build_sets, padded_rows, place_sets
 from retrieval_jax.decoding.trie import Trie, build_trie, check_sizes, edge_dtypes
 from retrieval_jax.docids.table import DocidShape, DocidTable
-from retrieval_jax.docids.token_sets import TokenSets, token_dtype
+from retrieval_jax.docids.token_sets import SetShape, TokenSets, token_dtype
 from retrieval_jax.models.generative import GenerativeRetriever
 
 EDGES_PER_DOCID = 2  # a trie in which every node has several children has no more edges
@@ -174,7 +174,7 @@ class SearchStrategy:
         passages: int,
         outputs: int,
         vocab_size: int,
-        tokens: int,
+        sets: SetShape,
         size: int,
         shards: int,
     ) -> Planning:
@@ -185,7 +185,7 @@ class SearchStrategy:
           passages: how many there are.
           outputs: number of tokens of the model's softmax.
           vocab_size: of the text vocabulary.
-          tokens: M, tokens of a set.
+          sets: of the sets.
           size: how many passages a plan keeps.
           shards: devices along the mesh's axis `data`.
         """
@@ -304,7 +304,7 @@ class TrieSearch(SearchStrategy):
         return Planning(build_sets(*passed), np.float32(1), arrays, size)
 
     @classmethod
-    def abstract_planning(cls, shape, passages, outputs, vocab_size, tokens, size, shards):
+    def abstract_planning(cls, shape, passages, outputs, vocab_size, sets, size, shards):
         """See SearchStrategy: of passages that have one docid each."""
         local_id = np.uint8 if shape.tokens_per_position <= 1 << 8 else np.uint16
         none = jax.ShapeDtypeStruct((0,), np.int32)
@@ -314,7 +314,7 @@ class TrieSearch(SearchStrategy):
             *[none] * 3,
             max_docids=1,
         )
-        return _abstract_planning(padded_rows(passages, shards), vocab_size, tokens, arrays, size)
+        return _abstract_planning(padded_rows(passages, shards), vocab_size, sets, arrays, size)
 
     @classmethod
     def encode(cls, model, params, batch):
@@ -388,9 +388,9 @@ class SoftmaxSearch(SearchStrategy):
         return Planning(made, np.float32(1), None, size)
 
     @classmethod
-    def abstract_planning(cls, shape, passages, outputs, vocab_size, tokens, size, shards):
+    def abstract_planning(cls, shape, passages, outputs, vocab_size, sets, size, shards):
         """See SearchStrategy."""
-        return _abstract_planning(outputs, vocab_size, tokens, None, size)
+        return _abstract_planning(outputs, vocab_size, sets, None, size)
 
     @classmethod
     def encode(cls, model, params, batch):
@@ -411,13 +411,14 @@ def _token_to_passage(table: DocidTable, outputs: int) -> np.ndarray:
 
 
 def _abstract_planning(
-    rows: int, vocab_size: int, tokens: int, docids: DocidArrays | None, size: int
+    rows: int, vocab_size: int, sets: SetShape, docids: DocidArrays | None, size: int
 ) -> Planning:
-    """Makes what `abstract_planning` returns, for sets without impacts."""
+    """Makes what `abstract_planning` returns."""
     scalars = (jax.ShapeDtypeStruct((), dtype) for dtype in (np.float32, np.int32, np.float32))
     scale, count, weight = scalars
-    of_sets = jax.ShapeDtypeStruct((rows, tokens), token_dtype(vocab_size))
-    return Planning(SetArrays(of_sets, None, scale, count), weight, docids, size)
+    tokens = jax.ShapeDtypeStruct((rows, sets.size), token_dtype(vocab_size))
+    impacts = jax.ShapeDtypeStruct(tokens.shape, np.uint8) if sets.impacts else None
+    return Planning(SetArrays(tokens, impacts, scale, count), weight, docids, size)
 
 
 STRATEGIES: dict[str, type[SearchStrategy]] = {

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,18 @@ VERSION = 1
 """Version of the format on disk. Sets of another version are not opened."""
 TOKENS, IMPACTS, IDS = "tokens.npy", "impacts.npy", "ids.arrow"
 _HINT = "make them again: delete the folder, then `retrieval-jax sets`"
+
+
+class SetShape(NamedTuple):
+    """What sets of tokens take of each passage.
+
+    Attributes:
+      size: the most tokens of a passage, M.
+      impacts: whether tokens have impacts.
+    """
+
+    size: int
+    impacts: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +66,11 @@ class TokenSets:
     def size(self) -> int:
         """The most tokens of a passage, M."""
         return self.tokens_PxM.shape[1]
+
+    @property
+    def shape(self) -> SetShape:
+        """The shape of the sets."""
+        return SetShape(self.size, self.impacts_PxM is not None)
 
     @property
     def bytes_per_passage(self) -> int:

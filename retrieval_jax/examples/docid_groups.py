@@ -54,7 +54,7 @@ class DocidGroupTargets(Targets):
             "grade": Feature(group_size, size=1 << 31),
             **({SCORE: Feature(group_size * table.length, dtype="float32")} if has_scores else {}),
         }
-        self.features |= set_lengths(sets, group_size)
+        self.features |= set_lengths(sets and sets.shape, group_size)
 
     @classmethod
     def of(cls, dataset) -> "DocidGroupTargets":
@@ -72,7 +72,6 @@ class DocidGroupTargets(Targets):
             "targets": group_size * docid_length,
             "grade": group_size,
             **({SCORE: group_size * docid_length} if config.scores else {}),
-            **({SET_TOKENS: group_size * config.set_size} if config.sets else {}),
         }
 
     @staticmethod

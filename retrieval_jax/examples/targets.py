@@ -15,7 +15,7 @@ import numpy as np
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.docids.token_sets import TokenSets
+from retrieval_jax.docids.token_sets import SetShape, TokenSets
 from retrieval_jax.examples.tasks import PADDING, Example
 
 
@@ -258,7 +258,7 @@ class PassageTargets(Targets):
             "grade": Feature(group_size, size=1 << 31),
             "other_positives": Feature(other_positives, size=collection.passage_count),
             **({SCORE: Feature(group_size, dtype="float32")} if has_scores else {}),
-            **set_lengths(sets, group_size),
+            **set_lengths(sets and sets.shape, group_size),
             **({COPY: Feature(input_length, add_eos=True)} if has_copies else {}),
         }
 
@@ -282,7 +282,6 @@ class PassageTargets(Targets):
             "grade": group_size,
             "other_positives": 1,  # a collection may have more: see `most_other_positives`
             **({SCORE: group_size} if config.scores else {}),
-            **({SET_TOKENS: group_size * config.set_size} if config.sets else {}),
             **({COPY: config.input_length} if config.typo_copies else {}),
         }
 
@@ -348,12 +347,12 @@ class PassageTargets(Targets):
         return self.collection.first_copies(np.array(rows, np.int64)).tolist()
 
 
-def set_lengths(sets: TokenSets | None, group_size: int) -> dict[str, Feature]:
+def set_lengths(sets: SetShape | None, group_size: int) -> dict[str, Feature]:
     """Gives the features that `set_features` makes; {} without sets."""
     if sets is None:
         return {}
     lengths = {SET_TOKENS: Feature(group_size * sets.size, size=np.iinfo(np.int32).max)}
-    if sets.impacts_PxM is not None:
+    if sets.impacts:
         lengths[SET_IMPACTS] = Feature(group_size * sets.size, dtype="float32")
     return lengths
 

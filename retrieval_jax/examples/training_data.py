@@ -43,8 +43,7 @@ class DataConfig:
       mixture: the weight of each task (firstp, daq, sentence, title, d2q, labelled, labelled_LABEL,
         doc2query), or a row of the generative-retrieval paper, such as '3b'.
       unlabelled: the mixture instead, where the collection has no train queries; None: those tasks of
-      `mixture`
-        that have examples. Where `synthetic` names queries, half of it are these (d2q).
+        `mixture` that have examples. Where `synthetic` names queries, half of it are these (d2q).
       unlabelled_dropout: what `token_dropout` is for the tasks of `unlabelled`, where it differs.
       curriculum: stages (steps, mixture) that come before the mixture, in order.
       input_length: tokens of a query or another text that a model reads.
@@ -68,7 +67,6 @@ class DataConfig:
         negatives are named, the passages that it scored, and that do not answer the query, are negatives.
       sets: the name of set docids (`retrieval-jax sets`), which come with the candidates of a query, for a
         generative retriever's `joint_ranking` and for a lexical encoder.
-      set_size: the tokens of a set that preflight assumes.
       pack: how many short examples share a row of a batch, about input_length over their mean length. What
         does not fit into a row is cut. 1: each example has a row of its own.
     """
@@ -90,7 +88,6 @@ class DataConfig:
     mined: str | None = None
     scores: str | None = None
     sets: str | None = None
-    set_size: Positive = 64
     pack: Positive = 1
 
 

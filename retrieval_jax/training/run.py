@@ -131,7 +131,6 @@ def run_settings(
     inputs = {"synthetic": examples.synthetic, "mined": examples.mined, "scores": examples.scores}
     data |= {name: made.fingerprint if made else None for name, made in inputs.items()}
     data |= {"sets": examples.sets and examples.sets.fingerprint()}
-    del data["set_size"]
     return {
         "train.batch_size": settings.batch_size,
         "train.seed": settings.seed,

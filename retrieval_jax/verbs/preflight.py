@@ -6,6 +6,7 @@ is ever made.
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.decoding.bonuses import Planning
 from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidShape, DocidTable
+from retrieval_jax.docids.token_sets import SetShape
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.hardware import GIB, Chip, parse_topology
 from retrieval_jax.training.aot import devices_of, mesh_name, reach_compiler
@@ -33,10 +35,9 @@ from retrieval_jax.training.slices import Plan, smallest_slice, summary
 from retrieval_jax.training.slow_shapes import slow_search, slow_training
 from retrieval_jax.training.worker_process import WorkerDied, WorkerProcess
 from retrieval_jax.verbs.index import IndexConfig
+from retrieval_jax.verbs.sets import make_sets
 from retrieval_jax.verbs.table import configure_verbs
 from retrieval_jax.verbs.train import TrainConfig, sized_config
-
-SET_TOKENS = 64  # of a passage, where a search plans
 
 MS_MARCO, T5_VOCABULARY = 8_841_823, 32_128  # what is assumed where there is no collection
 
@@ -189,9 +190,12 @@ def _configured(
     model, rules = config.make_model(vocab_size, docids), partitioning.axis_rules()
     docid_length = docids.length if docids else None
     target_type = family_of(retriever).targets_for(config.data)
-    shapes = batch_shapes(target_type, config.data, config.batch_size, docid_length)
+    sets = _set_shape(config.data.sets, work, collection)
+    shapes = batch_shapes(target_type, config.data, config.batch_size, docid_length, sets)
     if search:
-        program, inputs, slow = _plan_search(model, config, docids, passages, k)
+        planned = IndexConfig().settings.sets if model.config.lexical_head else None
+        sets = _set_shape(planned, work, collection)
+        program, inputs, slow = _plan_search(model, config, docids, sets, passages, k)
     else:
         inputs, microbatches = shapes, config.settings.microbatches
 
@@ -230,8 +234,24 @@ def _check(config: TrainConfig, search: bool, passages: int | None, vocab_size: 
             raise UserError(f"preflight.{name}: {value} is too few: set at least 1")
 
 
+def _set_shape(name: str | None, work: Workspace, collection: Collection | None) -> SetShape | None:
+    """Gives the shape of sets, on disk or of those that `sets` would make; None without a name."""
+    if not name:
+        return None
+    if collection and storage.finished(work.sets(name)):
+        facts = storage.read_manifest(work.sets(name), "sets")
+        return SetShape(facts["m"], facts["impacts"])
+    parameters, given = inspect.signature(make_sets).parameters, gin.get_bindings(make_sets)
+    return SetShape(*(given.get(name, parameters[name].default) for name in ("m", "impacts")))
+
+
 def _plan_search(
-    model, config: TrainConfig, docids: DocidTable | DocidShape, passages: int, k: int
+    model,
+    config: TrainConfig,
+    docids: DocidTable | DocidShape,
+    sets: SetShape | None,
+    passages: int,
+    k: int,
 ) -> tuple[Callable[[Mesh], Program], dict, Callable]:
     """Plans the search of a searcher that `index` makes.
 
@@ -246,12 +266,12 @@ def _plan_search(
     settings, rules, length = IndexConfig().settings, partitioning.axis_rules(), config.data.input_length
 
     def planning(shards: int) -> Planning | None:
-        if not (settings.sets and model.config.lexical_head):
+        if not sets:
             return None
         shape = docids
         if isinstance(docids, DocidTable):
             shape = DocidShape(docids.length, outputs, len(np.unique(docids.tokens_NxL)))
-        sizes = passages, outputs, model.config.vocab_size, SET_TOKENS, min(settings.plan_size, passages)
+        sizes = passages, outputs, model.config.vocab_size, sets, min(settings.plan_size, passages)
         return strategy.abstract_planning(shape, *sizes, shards)
 
     def program(mesh: Mesh) -> Program:

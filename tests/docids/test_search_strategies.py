@@ -12,6 +12,7 @@ from retrieval_jax.docids import residual
 from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.search_strategies import STRATEGIES, SoftmaxSearch, TrieSearch
 from retrieval_jax.docids.table import DocidShape, DocidTable
+from retrieval_jax.docids.token_sets import SetShape
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 
@@ -72,6 +73,18 @@ def test_arrays_of_single_tokens_have_the_assumed_shape():
     assumed = SoftmaxSearch.abstract(DocidShape(1, OUTPUTS, 5), 5, OUTPUTS)
     shapes = [{name: (x.shape, x.dtype) for name, x in each.arrays.items()} for each in (docids, assumed)]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("impacts", [False, True])
+def test_assumed_sets_have_impacts_where_real_ones_have(impacts: bool):
+    """MS MARCO's: 2 bytes a token, and 1 more for its impact."""
+    sizes = (1000, 1000, 32_128, SetShape(128, impacts), 100, 1)
+    for strategy in (SoftmaxSearch, TrieSearch):
+        sets = strategy.abstract_planning(DocidShape(4, 1000, 256), *sizes).sets
+        assert (sets.tokens_PxM.shape[1], sets.tokens_PxM.dtype) == (128, np.uint16)
+        assert (sets.impacts_PxM is not None) == impacts
+        if impacts:
+            assert (sets.impacts_PxM.shape, sets.impacts_PxM.dtype) == (sets.tokens_PxM.shape, np.uint8)
 
 
 @pytest.mark.parametrize(("levels", "size"), [(4, 16), (8, 256)])

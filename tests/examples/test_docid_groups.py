@@ -132,7 +132,7 @@ def test_a_batch_holds_the_set_docids_of_its_candidates(
     table = DocidTable(
         "rq", tokens_NxT, collection.ids, 5, collection.fingerprint, extra_docid_passage_M=more
     )
-    config = DataConfig({"labelled": 1.0}, input_length=8, negatives=4, scores="t", sets="s", set_size=5)
+    config = DataConfig({"labelled": 1.0}, input_length=8, negatives=4, scores="t", sets="s")
     dataset = TrainDataset(config, own_work, collection, DocidGroupTargets, table)
     examples, count = dataset.computed("labelled"), len(collection.queries("train"))
     made = examples.get(range(count), map(np.random.default_rng, range(count)))

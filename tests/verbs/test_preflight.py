@@ -106,6 +106,20 @@ def test_the_collection_and_its_docids_are_used_where_they_are(arguments, work, 
     assert assumed.model.config.vocab_size == 32_128
 
 
+def test_sets_have_the_shape_of_those_on_disk_or_of_those_to_make(arguments, work, cli):
+    def planned(name: str) -> dict:
+        given = ["--gin.make_sets.m=5", "--gin.DataConfig.negatives=2", f"--SETS={name}"]
+        _, files, bindings, _ = main.parse(["train", "--gin_file=runs/lexical.gin", *arguments, *given])
+        configuration.configure(files, bindings)
+        shapes = configured(search=False, passages=None, vocab_size=None).shapes
+        return {name: shape[1:] for name, shape in shapes.items() if name.startswith("set_")}
+
+    assert planned("none_yet") == {"set_tokens": (3, 5), "set_impacts": (3, 5)}
+    made = ["--SETS=seven", "--gin.make_sets.m=7", "--gin.make_sets.impacts=False"]
+    assert cli("sets", *arguments, *made)[0] == 0
+    assert planned("seven") == {"set_tokens": (3, 7)}
+
+
 ON_CPUS = """
 import importlib, json
 import jax
