@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retrieval_jax.core.progress import bar
 from retrieval_jax.data import parallel
 from retrieval_jax.data.records import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -73,8 +74,10 @@ def token_idf(collection: Collection, vocabulary: Vocabulary) -> np.ndarray:
     """
     rows = range(0, collection.passage_count, -(-collection.passage_count // SAMPLE))
     frequencies_V = np.zeros(vocabulary.size, np.int64)
-    for tokens_N, _, _ in _counted(collection, vocabulary, rows):
-        np.add.at(frequencies_V, tokens_N, 1)
+    with bar("counting words", len(rows)) as advance:
+        for tokens_N, _, _ in _counted(collection, vocabulary, rows):
+            np.add.at(frequencies_V, tokens_N, 1)
+            advance()
     return _idf(frequencies_V, len(rows))
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from retrieval_jax.core.progress import bar
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.examples.training_data import TrainDataset
 from retrieval_jax.mesh import multihost, partitioning
@@ -60,16 +61,18 @@ def begin_as_passages(
 
     rows_data = multihost.local_rows(mesh, size)
     made = jax.jit(jnp.zeros_like, out_shardings=kernel.sharding)(kernel)
-    for first in range(0, count, size):
-        docids = np.arange(first, first + size)[rows_data]
-        inside = docids < count
-        columns = np.full(len(docids), kernel.shape[1], np.int32)  # dropped
-        columns[inside] = table.tokens_NxL[docids[inside], 0]
-        passages = examples.collection.get(table.passages_of(docids[inside]).tolist())
-        tokens = np.zeros((len(docids), length), np.int32)
-        tokens[inside] = examples.vocabulary.batch([passage.full_text for passage in passages], length)
-        block = multihost.make_global_batch(mesh, {"inputs": tokens, "columns": columns})
-        made = fill(made, params, block["inputs"], block["columns"])
+    with bar("docids' columns", count) as advance:
+        for first in range(0, count, size):
+            docids = np.arange(first, first + size)[rows_data]
+            inside = docids < count
+            columns = np.full(len(docids), kernel.shape[1], np.int32)  # dropped
+            columns[inside] = table.tokens_NxL[docids[inside], 0]
+            passages = examples.collection.get(table.passages_of(docids[inside]).tolist())
+            tokens = np.zeros((len(docids), length), np.int32)
+            tokens[inside] = examples.vocabulary.batch([passage.full_text for passage in passages], length)
+            block = multihost.make_global_batch(mesh, {"inputs": tokens, "columns": columns})
+            made = fill(made, params, block["inputs"], block["columns"])
+            advance(min(size, count - first))
     is_docid = np.zeros(kernel.shape[1], bool)
     is_docid[np.asarray(table.tokens_NxL[:, 0])] = True
     made = centre(made, multihost.make_global_arrays(mesh, is_docid))
