@@ -28,6 +28,7 @@ class MethodRow:
       queries_per_second: the throughput in batches of 32 queries; None if it is not known.
       too_deep: the metrics that look further than the run goes, which are not comparable.
       differences: metric -> how it differs from the baseline; empty for the baseline.
+      cut: where the clock ended the training; None where it did not.
     """
 
     name: str
@@ -38,6 +39,12 @@ class MethodRow:
     queries_per_second: float | None = None
     too_deep: Set[str] = frozenset()
     differences: Mapping[str, Difference] = dataclasses.field(default_factory=dict)
+    cut: str | None = None
+
+    @property
+    def heading(self) -> str:
+        """The name, with a mark if the clock ended the training."""
+        return f"{self.name}†" if self.cut else self.name
 
 
 COLUMN_NOTE = "alone: the median time of a query that comes alone; batch: queries per second, 32 at once."
@@ -71,7 +78,7 @@ def _table(rows: Sequence[MethodRow], best: dict[str, str], width: int, costs: b
     """Returns the table of these metrics; with `costs`, that of families, times and parameters, too."""
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     # Only a name that is wider than half of the console is broken, into several lines.
-    longest = max((cell_len(row.name) for row in rows), default=0)
+    longest = max((cell_len(row.heading) for row in rows), default=0)
     table.add_column("Method", width=max(len("Method"), min(longest, width // 2)), overflow="fold")
     if costs:
         table.add_column("Family")
@@ -83,7 +90,7 @@ def _table(rows: Sequence[MethodRow], best: dict[str, str], width: int, costs: b
         family = [Text(row.family)] if costs else []
         spent = [*times(row), format_count(row.parameters)] if costs else []
         # Text, not str: a name in square brackets is no markup.
-        table.add_row(Text(row.name), *family, *values, *spent)
+        table.add_row(Text(row.heading), *family, *values, *spent)
     return table
 
 
@@ -102,6 +109,10 @@ def table_notes(rows: Sequence[MethodRow], baseline: str) -> str:
         )
     if any(row.too_deep for row in rows):
         notes.append("*: not comparable, because the metric looks further down than the run goes.")
+    if cut := [f"{row.name} at {row.cut}" for row in rows if row.cut]:
+        notes.append(
+            f"†: cut by the clock (train.max_minutes): {', '.join(cut)}: another machine gives another row."
+        )
     return " ".join(notes)
 
 

@@ -173,12 +173,12 @@ def _results(rows: Sequence[MethodRow], comparison: Comparison | None) -> str:
 
     headings = ("Single query\nmedian ms", "Batches of 32\nqueries / s")
     body = "".join(
-        f"<tr><th>{escape(row.name)}</th><td>{escape(row.family)}</td>"
+        f"<tr><th>{escape(row.heading)}</th><td>{escape(row.family)}</td>"
         f"{''.join(metric(row, name) for name in best)}"
         f"{''.join(f'<td>{time}</td>' for time in times(row))}<td>{format_count(row.parameters)}</td></tr>"
         for row in rows
     )
-    notes = escape(table_notes(rows, comparison.baseline)) if comparison else ""
+    notes = escape(table_notes(rows, comparison.baseline if comparison else ""))
     return (
         html_table(("Method", "Family", *best, *headings, "Parameters"), body)
         + "<p>Means over the judged queries; the best value of each metric is bold, bars run from 0 to 1. "

@@ -86,13 +86,10 @@ def demo(
     for method in methods:
         search(name=method.name, split=split)
     log("5/5 evaluate")
-    made = evaluate(split=split)
-    for name, training in trained.items():
-        if "cut" in training:
-            log(
-                f"{name}: cut by the clock (train.max_minutes) at {training['cut']}: another machine gives "
-                "another table"
-            )
+    cut = {m.name: trained[m.model]["cut"] for m in methods if m.model and "cut" in trained[m.model]}
+    if of_parts := [f"{name} at {cut[name]}" for name in fused if name in cut]:
+        cut["fused"] = ", ".join(of_parts)
+    made = evaluate(split=split, cut=cut)
     return {"models": trained} | made | {"next": next_command(source, work_dir)}
 
 
@@ -143,21 +140,24 @@ def _train(work: Workspace, name: str, steps: Mapping[str, int] | None) -> dict:
 
 def _tell_duration(work: Workspace, models: Sequence[str], steps: Mapping[str, int] | None) -> None:
     """Says how long the trainings that are not finished will take on this machine."""
-    speed, told, total = product_speed(), [], 0.0
+    left = {}
     for name in models:
         with _recipe(name, steps), configuration.unrecorded():
             plan = configured(search=False, passages=None, vocab_size=None)
-        done = min(_steps_done(work.model(name)), plan.steps)
-        if done == plan.steps:
-            continue
-        minutes = (plan.steps - done) * step_seconds(plan.model, plan.shapes, speed, jax.device_count()) / 60
-        told.append(f"{name} {minutes:.1f} ({plan.steps - done:,} steps)")
+        if (more := plan.steps - _steps_done(work.model(name))) > 0:
+            left[name] = plan, more
+    if not left:
+        return
+    speed, told, total = product_speed(), [], 0.0
+    for name, (plan, more) in left.items():
+        minutes = more * step_seconds(plan.model, plan.shapes, speed, jax.device_count()) / 60
+        told.append(f"{name} {minutes:.1f} ({more:,} steps)")
         total += minutes
-    if told:
-        log(
-            f"the trainings take about {total:.0f} minutes here: {', '.join(told)}; an estimate by the FLOPs "
-            f"of a step and the {speed / 1e9:,.0f} GFLOP/s that a product of matrices has just reached"
-        )
+    sort = "an estimate" if jax.default_backend() == "cpu" else "a guess on this device"
+    log(
+        f"the trainings take about {total:.0f} minutes here: {', '.join(told)}; {sort} by the FLOPs "
+        f"of a step and the {speed / 1e9:,.0f} GFLOP/s that a product of matrices has just reached"
+    )
 
 
 def _steps_done(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """The verb `evaluate`: runs become a table, metrics.json, significance.json and report.html."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 
 import gin
 
@@ -35,6 +36,7 @@ def evaluate(
     ignore_identical_ids: bool = True,
     example_queries: NonNegative = 4,
     passages_per_example: NonNegative = 3,
+    cut: Mapping[str, str] | None = None,
 ) -> dict:
     """Scores every run of a split; writes report.html, metrics.json and significance.json.
 
@@ -68,6 +70,7 @@ def evaluate(
         is left out of its own results, as BEIR does.
       example_queries: queries shown side by side in the report, chosen by a hash of the id.
       passages_per_example: passages of each method shown for such a query.
+      cut: method -> the step at which the clock ended its training, which marks its row; `demo` gives it.
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
@@ -86,6 +89,7 @@ def evaluate(
         comparison.method_row(name, found.means, known[name][1], without[name], differences.get(name, {}))
         for name, found in values.items()
     ]
+    rows = [dataclasses.replace(row, cut=(cut or {}).get(row.name)) for row in rows]
     rows.sort(key=lambda row: (row.family, row.name))
     means = {row.name: row.metrics for row in rows}
     storage.write_json(work.metrics, means)

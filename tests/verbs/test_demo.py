@@ -16,6 +16,7 @@ def test_without_models_it_measures_bm25_alone(source: Path, tmp_path: Path, cli
     status, result, err = cli(*argv)
     assert status == 0, err
     assert [line[:3] for line in err.splitlines() if line[1:3] == "/5"] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
+    assert "the trainings take" not in err
     assert result["models"] == {}
     assert list(result["metrics"]) == ["bm25"]
     command, where = result["next"].split("   # ")
@@ -59,7 +60,14 @@ def test_without_train_queries_models_learn_from_the_passages(source: Path, tmp_
 
     status, result, err = cli(*argv, "--gin.train.max_minutes=0", "--STEPS=101")
     assert status == 0, err
-    assert "dual_encoder: cut by the clock (train.max_minutes) at step 100 of 101" in err
+    note = "†: cut by the clock (train.max_minutes): exact at step 100 of 101, atomic at step 100 of 101"
+    assert note in " ".join(err.split())
+    page = (work / "report.html").read_text()
+    assert note in page
+    for name in ("exact", "atomic"):
+        assert f"{name}† " in err
+        assert f"<th>{name}†</th>" in page
+    assert "<th>bm25</th>" in page
 
 
 def test_the_command_that_opens_the_page_names_what_is_not_the_default():
