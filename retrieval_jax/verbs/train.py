@@ -63,9 +63,8 @@ class TrainConfig:
         models/lexical or models/doc2query.
       docids: the kind of docids to write (generative retrievers).
       docids_from_passages: whether the softmax's column of each docid of one token begins as what the
-      network,
-        before the first step, makes of the docid's passage; see training/docid_columns.py. Docids of several
-        tokens begin at random in any case.
+        network, before the first step, makes of the docid's passage; see training/docid_columns.py. Docids of
+        several tokens begin at random in any case.
       steps: training steps of the whole run; None: `steps_factor` times the square root of the number of
         passages.
       steps_factor: see `steps`. A collection of four times the passages has more words, too, but not four
