@@ -20,7 +20,7 @@ from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.stopwatch import tokenizing
 
-PAD, EOS = 0, 1
+PAD, EOS, UNK = 0, 1, 2
 PAD_SYMBOL = -1  # the padding symbol within a text: models read it as PAD, and do not mask it
 SENTINELS = 100  # ids that T5 keeps after the pieces
 NORMALIZATION = "nmt_nfkc_cf"  # NFKC, folded case, and white space as one space

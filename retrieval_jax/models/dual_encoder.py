@@ -123,7 +123,7 @@ class DualEncoder(Retriever):
                 "DualEncoder.objective_weight: 0 leaves nothing to learn: set it, or DualEncoder.distillation"
             )
         self.config, self.optimizer_def = config, optimizer_def
-        self.module = DualEncoderNetwork.of(config, vector_dim, normalize, pooling)
+        self.module = self._network(config, vector_dim, normalize, pooling)
         self.scale, self.learn_scale, self.shared_towers = scale, learn_scale, shared_towers
         self.gradcache_chunk_size = gradcache_chunk_size
         self.vector_loss = VectorLoss(
@@ -145,6 +145,9 @@ class DualEncoder(Retriever):
             )
         self.matryoshka = _checked_sizes(matryoshka, matryoshka_weights, self.module.vector_dim)
         self._prompts = {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
+
+    def _network(self, *settings: object) -> DualEncoderNetwork:
+        return DualEncoderNetwork.of(*settings)
 
     @property
     def prompts(self) -> Prompts:

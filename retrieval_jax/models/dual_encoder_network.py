@@ -57,7 +57,7 @@ class DualEncoderNetwork(nn.Module):
         Raises:
           UserError: there is no such pooling, or the network has no decoder that it needs.
         """
-        if pooling not in (*POOLINGS, LEXICAL):
+        if pooling not in POOLINGS:
             raise UserError(f"DualEncoder.pooling: no {pooling!r}: choose {' or '.join(map(repr, POOLINGS))}")
         if pooling == "decoder" and not config.num_decoder_layers:
             raise UserError(

@@ -1,6 +1,5 @@
 """The generative retriever: a T5 that reads a query and writes a docid."""
 
-import contextlib
 from typing import Annotated
 
 import gin
@@ -179,25 +178,18 @@ class GenerativeRetriever(EncoderDecoder):
         batch = {"encoder_input_tokens": inputs_BxS, "decoder_input_tokens": start}
         return self.hidden(params, batch)[:, 0].astype(jnp.float32)
 
-    def lexical_weights(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
+    def lexical_weights(self, params: dict, batch: Batch) -> jax.Array:
         """Computes the weights of tokens that a network with `T5Config.lexical_head` gives queries.
 
         Args:
           params: the network's parameters.
           batch: `encoder_input_tokens` B×S, int32, padded with 0.
-          dropout_rng: None for no dropout; then, as in a search, the products round nothing.
 
         Returns:
           Float32 B×vocab_size; see `LexicalHead`.
         """
-        with exact_products() if dropout_rng is None else contextlib.nullcontext():
-            return self.module.apply(
-                {"params": params},
-                batch["encoder_input_tokens"],
-                deterministic=dropout_rng is None,
-                rngs=None if dropout_rng is None else {"dropout": dropout_rng},
-                method="lexical",
-            )
+        with exact_products():
+            return self.module.apply({"params": params}, batch["encoder_input_tokens"], method="lexical")
 
     def encode_queries(self, params: dict, batch: Batch) -> list[KeysValues]:
         """Computes what `docid_scores` needs once for a batch of queries, whatever the docids.

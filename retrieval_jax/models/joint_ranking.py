@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import NonNegativeFloat, Positive
 from retrieval_jax.models.distillation import Distillation, dense_margin_mse
+from retrieval_jax.models.lexical import flops
 from retrieval_jax.models.objectives import Predict, Predictions
 from retrieval_jax.models.pairs import margins
 from retrieval_jax.models.ranking import (
@@ -102,8 +103,8 @@ def joint_ranking(
 
     query_B = jnp.any(batch["grade"] > 0, axis=1)
     queries = jnp.sum(query_B, dtype=jnp.float32)
-    flops = _flops(predictions.lexical_weights_BxV, query_B)
-    losses_B, told = flops_weight * flops * query_B, {"flops": (flops * queries, queries)}
+    of_queries = flops(predictions.lexical_weights_BxV, query_B)
+    losses_B, told = flops_weight * of_queries * query_B, {"flops": (of_queries * queries, queries)}
     for part in parts:
         teacher_BxC = jnp.where(part.counts_BxC, part.teacher_BxC, jnp.nan)
         of_part_B, counted_B = distillation(part.scores_BxC, teacher_BxC, batch["grade"] > 0)
@@ -132,9 +133,3 @@ def _lexical(predictions: Predictions) -> jax.Array:
     if predictions.lexical_BxC is None:
         raise UserError("joint_ranking: the model has no lexical head: --gin.T5Config.lexical_head=True")
     return predictions.lexical_BxC
-
-
-def _flops(weights_BxV: jax.Array, query_B: jax.Array) -> jax.Array:
-    """Computes Σ over the vocabulary of (the mean over the queries of the weight)²; padding is no query."""
-    total_V = jnp.sum(jnp.where(query_B[:, None], weights_BxV, 0.0), axis=0)
-    return jnp.sum(jnp.square(total_V / jnp.maximum(jnp.sum(query_B), 1)))

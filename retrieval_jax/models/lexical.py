@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from retrieval_jax.data.vocabulary import EOS
+from retrieval_jax.data.vocabulary import UNK
 from retrieval_jax.models.layers import T5Config, constrain
 from retrieval_jax.models.softmax import NEG_INF, logits_of
 
@@ -49,7 +49,8 @@ class LexicalHead(nn.Module):
             are not, so that a product of both has the gain once.
 
         Returns:
-          Float32 B×V, none below 0 where gains are positive; 0 for padding and the end of a text.
+          Float32 B×V, none below 0: a gain below 0 counts as 0. Padding, the end of a text and the unknown
+          token, which stands for texts that have nothing in common, are 0.
         """
         c = self.config
         begin = 2 * (math.e - 1)
@@ -63,9 +64,20 @@ class LexicalHead(nn.Module):
         # The maximum is taken of the products: all after them is monotonic while the scale is positive.
         largest_BxV = max_products(x_BxSxE.astype(jnp.float32), table_VxE, real_BxS)
         scaled_BxV = scale / (c.embedding_init_std * c.emb_dim) * largest_BxV + bias
-        is_token_V = jnp.arange(c.vocab_size) > EOS
+        is_token_V = jnp.arange(c.vocab_size) > UNK
         weights_BxV = jnp.where(is_token_V, jnp.log1p(nn.relu(scaled_BxV)), 0.0)
-        return constrain(gain_V * weights_BxV if with_gain else weights_BxV, "batch", "vocab")
+        return constrain(nn.relu(gain_V) * weights_BxV if with_gain else weights_BxV, "batch", "vocab")
+
+
+def flops(weights_NxV: jax.Array, counts_N: jax.Array) -> jax.Array:
+    """Computes the FLOPS regulariser Σ_t (mean of |w_t|)² of the texts that count (Paria et al. 2020, eq. 4).
+
+    Args:
+      weights_NxV: float32.
+      counts_N: bool, False for padding.
+    """
+    total_V = jnp.sum(jnp.where(counts_N[:, None], jnp.abs(weights_NxV), 0.0), axis=0)
+    return jnp.sum(jnp.square(total_V / jnp.maximum(jnp.sum(counts_N), 1)))
 
 
 @jax.custom_vjp

@@ -12,8 +12,9 @@ from retrieval_jax.core.values import NonNegative, NonNegativeFloat, PositiveFlo
 from retrieval_jax.models.contrastive import Objective, info_nce
 from retrieval_jax.models.distillation import Distillation
 from retrieval_jax.models.dual_encoder import DualEncoder
-from retrieval_jax.models.dual_encoder_network import LEXICAL, TOWERS
+from retrieval_jax.models.dual_encoder_network import LEXICAL, TOWERS, DualEncoderNetwork
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.lexical import flops
 from retrieval_jax.models.retriever import Batch, register_retriever
 
 
@@ -84,11 +85,9 @@ class LexicalEncoder(DualEncoder):
         super().__init__(
             dataclasses.replace(config, lexical_head=True),
             optimizer_def,
-            vector_dim=config.vocab_size,
             scale=scale,
             learn_scale=learn_scale,
             normalize=False,
-            pooling=LEXICAL,
             shared_towers=shared_towers,
             objective=objective,
             objective_weight=objective_weight,
@@ -107,6 +106,9 @@ class LexicalEncoder(DualEncoder):
         self.flops_weights = {"query_flops": flops_weight, "passage_flops": passage_flops_weight}
         self.flops_steps = flops_steps
 
+    def _network(self, config: T5Config, *_: object) -> DualEncoderNetwork:
+        return DualEncoderNetwork(config, config.vocab_size, normalize=False, pooling=LEXICAL)
+
     @property
     def settings(self) -> dict:
         """See `DualEncoder.settings`."""
@@ -120,7 +122,7 @@ class LexicalEncoder(DualEncoder):
     def gain(self, params: dict) -> jax.Array:
         """Gives the gains of queries' tokens, float32 V: what a passage's weight may count at most."""
         own = params if self.shared_towers else params[TOWERS[0]]
-        return own["lexical_head"]["gain"]
+        return jax.nn.relu(own["lexical_head"]["gain"])
 
     def _arguments(self, is_query: bool) -> dict:
         return {"with_gain": is_query, "method": "lexical"}
@@ -138,13 +140,11 @@ class LexicalEncoder(DualEncoder):
         risen = 1.0
         if self.flops_steps and "step" in batch:
             risen = jnp.square(jnp.minimum(jnp.max(batch["step"]) / self.flops_steps, 1.0))
-        values = zip(self.flops_weights.items(), (queries_BxV, passages_NxV), strict=True)
-        return {name: (weight * risen, flops(vectors)) for (name, weight), vectors in values if weight}
-
-
-def flops(weights_BxV: jax.Array) -> jax.Array:
-    """Computes the FLOPS regulariser Σ_t (mean over the batch of |w_t|)² (Paria et al. 2020, equation 4)."""
-    return jnp.sum(jnp.square(jnp.mean(jnp.abs(weights_BxV), axis=0)))
+        query_B = jnp.any(batch["grade"] > 0, axis=1)
+        passage_N = ((batch["grade"] >= 0) & query_B[:, None]).reshape(-1)
+        of = {"query_flops": (queries_BxV, query_B), "passage_flops": (passages_NxV, passage_N)}
+        weights = self.flops_weights.items()
+        return {name: (weight * risen, flops(*of[name])) for name, weight in weights if weight}
 
 
 def set_vectors(tokens_NxM: jax.Array, impacts_NxM: jax.Array | None, vocab_size: int) -> jax.Array:

@@ -56,6 +56,8 @@ def test_padding_changes_nothing_and_vectors_are_float32(pooling: str):
 
 def test_unknown_pooling_is_refused():
     assert DualEncoder(CONFIG).settings["vector_dim"] == 768
+    with pytest.raises(UserError, match=r"DualEncoder.pooling: no 'lexical': choose 'mean' or 'decoder'"):
+        DualEncoder(CONFIG, pooling="lexical")
     with pytest.raises(UserError, match=r"DualEncoder.pooling: no 'max': choose 'mean' or 'decoder'"):
         DualEncoder(CONFIG, pooling="max")
     with pytest.raises(UserError, match=r"'decoder' needs a decoder: set T5Config.num_decoder_layers"):

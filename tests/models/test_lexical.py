@@ -23,6 +23,7 @@ S = 2 * POSITIONS + 5  # the last block is not full
 def texts() -> np.ndarray:
     tokens = np.random.default_rng(0).integers(2, 384, (3, S)).astype(np.int32)
     tokens[1, 4:], tokens[0, -1], tokens[1, 3] = 0, 1, 1
+    tokens[:, 1] = 2  # unknown
     return tokens
 
 
@@ -37,14 +38,16 @@ def params() -> dict:
 
 def test_weights_are_splades(texts: np.ndarray, params: dict):
     """SPLADE v2, equations 1 and 6, in float64, of the encoder's states."""
-    params = params | {"lexical_head": params["lexical_head"] | {"bias": jnp.float32(0.3)}}
+    gain = params["lexical_head"]["gain"].at[7].set(-1)
+    params = params | {"lexical_head": params["lexical_head"] | {"bias": jnp.float32(0.3), "gain": gain}}
     states = T5(CONFIG).apply({"params": params}, texts, method="encode")
     logits = np.asarray(states, np.float64) @ np.asarray(params["token_embedder"]["embedding"], np.float64).T
     head = {name: np.asarray(x, np.float64) for name, x in params["lexical_head"].items()}
     logits = head["scale"] * logits / (0.05 * 256) + head["bias"]
     every_position = np.where(texts[..., None] > 0, np.log(1 + np.maximum(logits, 0)), 0)
     wanted = head["gain"] * every_position.max(1)
-    wanted[:, :2] = 0
+    assert (every_position.max(1)[:, 7] > 0).any()
+    wanted[:, [0, 1, 2, 7]] = 0  # not text, and a gain below 0
     got = GenerativeRetriever(LEXICAL).lexical_weights(params, {"encoder_input_tokens": texts})
     assert got.dtype == jnp.float32
     assert 0.2 < (wanted > 0).mean() < 1
@@ -64,7 +67,7 @@ def test_random_weights_give_the_gain_of_a_texts_own_tokens_alone(
     is_own = np.zeros((3, 384), bool)
     for row, text in zip(is_own, texts, strict=True):
         row[text] = True
-    is_own[:, :2] = False
+    is_own[:, :3] = False
     assert (got[~is_own] == 0).all()
     gains = np.broadcast_to(params["lexical_head"]["gain"], is_own.shape)
     np.testing.assert_allclose(got[is_own], gains[is_own], rtol=tolerance)

@@ -88,6 +88,20 @@ def test_flops_regularisers_rise_quadratically(batch: dict, params: dict):
     np.testing.assert_allclose(model.loss_fn(params, batch, None)[0], loss, rtol=1e-6)  # an evaluation
 
 
+def test_padding_is_left_out_of_flops(batch: dict, params: dict):
+    """A missing candidate, a row without a positive and its candidates make the means no smaller."""
+    model = LexicalEncoder(CONFIG, flops_weight=1.0, passage_flops_weight=1.0)
+    padded = batch | {"grade": np.array([[1, -1], [1, 0], [0, 0], [1, -1]], np.int32)}
+    _, metrics = model.loss_fn(params, padded, None)
+    texts = batch["right_encoder_input_tokens"].reshape(B * G, -1)[[0, 2, 3, 6]]
+    queries = model.encode_queries(params, batch["left_encoder_input_tokens"][[0, 1, 3]])
+    passages = model.encode_passages(params, texts)
+    for name, vectors in (("query_flops", queries), ("passage_flops", passages)):
+        total, count = metrics[name]
+        wanted = np.sum(np.mean(np.asarray(vectors, np.float64), axis=0) ** 2)
+        np.testing.assert_allclose(total / count, wanted, rtol=1e-5)
+
+
 def test_sets_are_the_vectors_of_passages(batch: dict, params: dict):
     """In-batch negatives and a teacher's margins, of scores that are summed over the sets in NumPy."""
     rng = np.random.default_rng(1)
