@@ -22,10 +22,12 @@ import pyarrow as pa
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.docids.table import blocks
 
 VERSION = 1
 """Version of the format on disk. Sets of another version are not opened."""
+LEARNED = "DataConfig.sets"  # of a model's settings.json: fingerprint of the sets it was trained with
 TOKENS, IMPACTS, IDS = "tokens.npy", "impacts.npy", "ids.arrow"
 _HINT = "make them again: delete the folder, then `retrieval-jax sets`"
 
@@ -118,7 +120,7 @@ class TokenSets:
 
     @classmethod
     def open(cls, folder: str | Path) -> "TokenSets":
-        """Opens finished sets; their arrays are mapped into memory, not read.
+        """Opens finished sets; their arrays are mapped into memory, and read once, to check them.
 
         Args:
           folder: the folder, also of a bucket.
@@ -156,6 +158,38 @@ class TokenSets:
         if sets.fingerprint() != manifest["fingerprint"]:
             raise UserError(f"{folder}: its files were changed after they were made: {_HINT}")
         return sets
+
+
+def chosen(work: Workspace, name: str | None) -> Path:
+    """Returns the folder of the sets to search by: those of a name, or the only ones of the work folder.
+
+    Raises:
+      UserError: they are not named, and there are none or several.
+    """
+    if name:
+        return work.sets(name)
+    there = sorted(path.parent.name for path in (work.folder / "sets").glob("*/manifest.json"))
+    if len(there) == 1:
+        return work.sets(there[0])
+    named = f"name one of {', '.join(there)}" if there else "make some by `retrieval-jax sets`"
+    raise UserError(f"make_index.sets: the passages' sets of tokens are not named: {named}: --SETS=NAME")
+
+
+def open_for(folder: Path, collection: str, vocabulary: str) -> TokenSets:
+    """Opens sets; see `TokenSets.open`.
+
+    Args:
+      folder: the folder.
+      collection: fingerprint of the collection that they must be of.
+      vocabulary: checksum of the text vocabulary that they must be of.
+
+    Raises:
+      UserError: they are of others.
+    """
+    sets = TokenSets.open(folder)
+    if (sets.collection, sets.vocabulary) != (collection, vocabulary):
+        raise UserError(f"{folder}: of another collection or vocabulary: `retrieval-jax sets` makes others")
+    return sets
 
 
 def files(manifest: dict) -> list[str]:

@@ -20,6 +20,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import TeacherScores
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts, Vocabulary
+from retrieval_jax.docids import token_sets
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.examples.cached import LAYOUT, CachedExamples
@@ -164,12 +165,7 @@ class TrainDataset:
         if not self.config.sets:
             return None
         folder = self.work.sets(self.config.sets)
-        sets = TokenSets.open(folder)
-        if sets.collection != self.collection.fingerprint or sets.vocabulary != self.vocabulary.checksum:
-            raise UserError(
-                f"{folder}: of another collection or vocabulary: `retrieval-jax sets` makes others"
-            )
-        return sets
+        return token_sets.open_for(folder, self.collection.fingerprint, self.vocabulary.checksum)
 
     @functools.cached_property
     def targets(self) -> Targets:

@@ -6,7 +6,8 @@ manifest.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -74,14 +75,17 @@ class LexicalSearcher(Searcher):
         """See `Searcher.search`. The scores are the sums of weights; passages without any are not found."""
         if not queries or k <= 0:
             return [[] for _ in queries]
-        weights_BxV = self.encoder(queries)
         n = -(-min(k, len(self.sets.passage_ids)) // _DEPTH) * _DEPTH
         lists = []
-        for first in range(0, len(queries), self.batch_sizes[-1]):
-            some = weights_BxV[first : first + self.batch_sizes[-1]]
-            found = self._plan(some, n)
+        for weights_BxV in self._weights(queries):
+            found = self._plan(weights_BxV, n)
             lists += [self._ranked_list(*pair, k) for pair in zip(*found, strict=True)]
         return lists
+
+    def _weights(self, queries: Sequence[str]) -> Iterator[np.ndarray]:
+        """Yields the weights of each batch of queries, B×V: those of all of them need not fit into memory."""
+        for first in range(0, len(queries), self.batch_sizes[-1]):
+            yield self.encoder(queries[first : first + self.batch_sizes[-1]])
 
     def _plan(self, weights_BxV: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Finds the best n passages: rows and scores, each B×n."""
@@ -98,10 +102,8 @@ class LexicalSearcher(Searcher):
 
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         """See `Searcher.score`. The scores are the sums of weights."""
-        if not queries:
-            return []
-        results = []
-        for weights_V, wanted in zip(self.encoder(queries), candidates, strict=True):
+        results, weights = [], itertools.chain.from_iterable(self._weights(queries))
+        for weights_V, wanted in zip(weights, candidates, strict=True):
             rows_C = np.array(self.find_rows(wanted), int)
             added_CxM = self._added(weights_V, rows_C)
             results.append(np.where(rows_C < 0, np.nan, added_CxM.sum(axis=1, dtype=np.float32)).tolist())
@@ -119,8 +121,9 @@ class LexicalSearcher(Searcher):
         """See `Searcher.explain`.
 
         Returns:
-          {"tokens": the query's tokens of highest weight, with their weights; "passages": of each its id and
-          the tokens that it shares with the query, with what each adds to its score}, best first.
+          "certain": the number of passages, as all are scored; "tokens": [{"text", "score"}, …], the query's
+          tokens of highest weight; "docids": for each passage {"passage": its id, "tokens": those that it
+          shares with the query, with what each adds to its score}; best first.
         """
         (weights_V,) = self.encoder([query])
         heaviest = np.argsort(-weights_V, kind="stable")[:_EXPLAINED]
@@ -129,44 +132,31 @@ class LexicalSearcher(Searcher):
             (row,) = self.find_rows([passage_id])
             added_M, tokens_M = self._added(weights_V, np.array([row]))[0], self.sets.tokens_PxM[row]
             order = [m for m in np.argsort(-added_M, kind="stable") if added_M[m] > 0]
-            tokens = [self._piece(tokens_M[m]) | {"adds": round(float(added_M[m]), 4)} for m in order]
-            passages.append({"docid": passage_id, "tokens": tokens})
-        weighed = [
-            self._piece(token) | {"weight": round(float(weights_V[token]), 4)}
-            for token in heaviest
-            if weights_V[token] > 0
-        ]
-        return {"tokens": weighed, "passages": passages}
+            tokens = [self._told(tokens_M[m], added_M[m]) for m in order]
+            passages.append({"passage": passage_id, "tokens": tokens})
+        weighed = [self._told(token, weights_V[token]) for token in heaviest if weights_V[token] > 0]
+        return {"certain": len(passages), "tokens": weighed, "docids": passages}
 
-    def _piece(self, token: int) -> dict:
+    def _told(self, token: int, score: float) -> dict:
         model = self.encoder.vocabulary.model
         known = int(token) < model.vocab_size()
-        return {"token": model.id_to_piece(int(token)) if known else f"<{int(token)}>"}
+        text = model.id_to_piece(int(token)) if known else f"<{int(token)}>"
+        return {"text": text, "score": round(float(score), 4)}
 
     @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:
         """See `Searcher.recipe`: the sets."""
-        opened, collection = inputs.model, inputs.collection
-        if not opened.model.config.lexical_head:
+        if not inputs.model.model.config.lexical_head:
             raise UserError(
                 f"{inputs.model_dir}: has no lexical head: train it with T5Config.lexical_head=True, or a "
                 "model of runs/lexical.gin"
             )
-        folder = inputs.work.sets(sets_name(inputs))
-        facts = storage.read_manifest(folder, "sets")
-        if facts["collection"] != collection.fingerprint:
-            raise UserError(f"{folder}: of another collection than {collection.folder}: `retrieval-jax sets`")
-        if facts["vocabulary"] != opened.vocabulary.checksum:
-            raise UserError(
-                f"{folder}: of another vocabulary than {inputs.model_dir}: `retrieval-jax sets` with the "
-                "collection that it was trained on"
-            )
-        return {"sets_fingerprint": facts["fingerprint"]}
+        return {"sets_fingerprint": inputs.token_sets.fingerprint()}
 
     @classmethod
     def write(cls, folder: Path, inputs: IndexInputs) -> dict:
         """See `Searcher.write`."""
-        source = inputs.work.sets(sets_name(inputs))
+        source = token_sets.chosen(inputs.work, inputs.settings.sets)
         facts = storage.read_manifest(source, "sets")
         for name in token_sets.files(facts):
             paths.link(paths.ensure_local(source / name), folder / name)
@@ -203,14 +193,3 @@ def weights_encoder(opened: LoadedModel) -> TextEncoder:
 
     vocabulary = opened.vocabulary.with_prompt(model.prompts.query)
     return TextEncoder(encode, opened.params, vocabulary, query_shapes(opened.description["input_length"]))
-
-
-def sets_name(inputs: IndexInputs) -> str:
-    """Returns the name of the sets to search: the setting's, or that of the only ones in the work folder."""
-    if inputs.settings.sets:
-        return inputs.settings.sets
-    there = sorted(path.parent.name for path in (inputs.work.folder / "sets").glob("*/manifest.json"))
-    if len(there) == 1:
-        return there[0]
-    named = f"name one of {', '.join(there)}" if there else "make some by `retrieval-jax sets`"
-    raise UserError(f"make_index.sets: the passages' sets of tokens are not named: {named}: --SETS=NAME")

@@ -14,6 +14,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.planning import SetArrays, score_rows
+from retrieval_jax.docids import token_sets
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.mesh.partitioning import Partitioner
@@ -249,26 +250,11 @@ class PlannedSearcher(GenerativeSearcher):
                 f"{inputs.model_dir}: has no lexical head, by which a search plans ahead: train one with "
                 "`--gin_file=runs/pag.gin`, or search without: --gin.make_index.kind=\"'generative'\""
             )
-        if not settings.sets:
-            raise UserError(
-                "make_index.sets: a planned search scores sets of tokens: name those that "
-                "`retrieval-jax sets` made"
-            )
         if settings.sequential_weight is None:
             check_fit_split(settings.fit_split)
-        sets = TokenSets.open(inputs.work.sets(settings.sets))
-        for what, found, wanted in (
-            ("collection", sets.collection, inputs.collection.fingerprint),
-            ("vocabulary", sets.vocabulary, inputs.model.vocabulary.checksum),
-        ):
-            if found != wanted:
-                raise UserError(
-                    f"{inputs.work.sets(settings.sets)}: of another {what} than {inputs.model_dir}: "
-                    "`retrieval-jax sets`"
-                )
         names = ("plan_size", "sequential_weight", "fit_split")
         return super().recipe(inputs) | {
-            "sets_fingerprint": sets.fingerprint(),
+            "sets_fingerprint": inputs.token_sets.fingerprint(),
             "planned_by": {name: getattr(settings, name) for name in names},
             "planned_version": VERSION,
         }
@@ -282,7 +268,7 @@ class PlannedSearcher(GenerativeSearcher):
     def write(cls, folder: Path, inputs: IndexInputs) -> dict:
         """See `Searcher.write`. It writes nothing: the manifest says where everything lies."""
         facts = super().write(folder, inputs)
-        sets = inputs.work.sets(inputs.settings.sets)
+        sets = token_sets.chosen(inputs.work, inputs.settings.sets)
         return facts | {"sets": paths.relative(sets, inputs.folder)} | inputs.prepared
 
     @classmethod
@@ -345,7 +331,7 @@ def choose_weight(inputs: IndexInputs) -> dict:
         docids,
         inputs.model.vocabulary,
         inputs.model.description["input_length"],
-        sets=TokenSets.open(inputs.work.sets(settings.sets)),
+        sets=inputs.token_sets,
         plan_size=settings.plan_size,
         beams=settings.beams,
         batch_size=settings.batch_size,

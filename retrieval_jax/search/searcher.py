@@ -24,12 +24,14 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from retrieval_jax.core import paths, registry, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Passage
 from retrieval_jax.data.records import Collection
@@ -39,6 +41,7 @@ if TYPE_CHECKING:  # a searcher without a model is opened without importing Flax
     from jax.sharding import Mesh
 
     from retrieval_jax.checkpoints.model_folder import LoadedModel
+    from retrieval_jax.docids.token_sets import TokenSets
     from retrieval_jax.embeddings.encoding import Embeddings
     from retrieval_jax.mesh.partitioning import Partitioner
 
@@ -64,8 +67,7 @@ class IndexSettings:
       weights: the weight of each part; None to choose them with queries of `fit_split`.
       depth: passages of each part that count; None to choose it with the weights.
       fit_split: the split of queries to choose with; None for equal weights.
-      sets: name of the sets of tokens that passages are scored by; None for none, or, of a lexical
-        searcher, the only ones.
+      sets: name of the sets of tokens that passages are scored by; None for the only ones.
       plan_size: passages that the plan of a planned search keeps.
       sequential_weight: of docids' own scores beside the lexical ones; None to choose it with queries of
         `fit_split`.
@@ -128,6 +130,23 @@ class IndexInputs:
         queries = SyntheticQueries(self.work.synthetic(self.settings.expansion))
         queries.check(self.collection)
         return queries
+
+    @functools.cached_property
+    def token_sets(self) -> "TokenSets":
+        """The sets of tokens that `settings.sets` names, opened; it is told if the model learned others.
+
+        Raises:
+          UserError: they are missing, or of another collection or vocabulary.
+        """
+        from retrieval_jax.docids import token_sets
+
+        folder = token_sets.chosen(self.work, self.settings.sets)
+        sets = token_sets.open_for(folder, self.collection.fingerprint, self.model.vocabulary.checksum)
+        settings = paths.as_path(self.model_dir) / "settings.json"
+        learned = json.loads(settings.read_text()).get(token_sets.LEARNED) if settings.is_file() else None
+        if learned not in (None, sets.fingerprint()):
+            log(f"{folder}: not the sets that {self.model_dir} was trained with: its weights are for those")
+        return sets
 
     def passages(self) -> Iterator[Passage]:
         """Yields the passages in the collection's order, expanded by the synthetic queries if any are set."""

@@ -69,7 +69,7 @@ class IndexConfig:
       fit_split: queries to choose with, at most 1,000 and never test's; None for equal weights, as where
         there are none of the default, dev.
       sets: name of the sets of tokens (--SETS; `retrieval-jax sets` makes them) by which a planned or lexical
-        search scores passages; None for the only ones that there are, in a lexical search.
+        search scores passages; None for the only ones that there are.
       plan_size: passages that its plan keeps: those of largest lexical score.
       sequential_weight: what it multiplies docids' own scores by before it adds lexical ones; None to choose
         that with the best nDCG@10 on at most 200 queries of `fit_split` (1 without), of 1, powers of 2 up to

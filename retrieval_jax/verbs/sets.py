@@ -1,5 +1,7 @@
 """The verb `sets`: for each passage the tokens of the text vocabulary that stand for it best."""
 
+from pathlib import Path
+
 import gin
 
 from retrieval_jax.checkpoints.model_folder import load_model, model_recipe, read_description_and_step
@@ -26,6 +28,7 @@ def make_sets(
     m: Positive = 64,
     impacts: bool = True,
     step: Positive | None = None,
+    force: bool = False,
 ) -> dict:
     """Makes sets/NAME: the tokens of highest weight of each passage, for lexical search and for planning.
 
@@ -41,6 +44,7 @@ def make_sets(
       impacts: whether a token has an impact, a byte that says how much it counts in its passage (a third of
         the memory); without, a passage's score is the sum of the query's weights of its tokens, as in PAG.
       step: which of the model's checkpoints (--MODEL_STEP); None is the newest.
+      force: whether to replace sets that a model of the work folder was trained with.
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
@@ -51,7 +55,10 @@ def make_sets(
     else:
         recipe |= model_recipe(weights, *reversed(_description_and_step(weights, step)))
     folder = work.sets(name or paths.absolute(weights).name)
-    if multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe)):
+    up_to_date = multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe))
+    if not up_to_date and not force:
+        check_unused(folder, work)
+    if up_to_date:
         pass
     elif counted:
         make = lambda tmp: term_weights.write_sets(tmp, collection, weights, m, impacts)  # noqa: E731
@@ -68,10 +75,26 @@ def make_sets(
 
 def _description_and_step(model_dir: str, step: int | None) -> tuple[dict, int]:
     """Reads a lexical encoder's model.json, and finds its step. Raises UserError where it is none."""
+    names = " or ".join(map(repr, term_weights.PARTS))
+    if not paths.as_path(model_dir).is_dir():
+        raise UserError(f"make_sets.weights: no folder {model_dir}: name a lexical encoder's, or {names}")
     description, step = read_description_and_step(paths.as_path(model_dir), step)
     if description["retriever"] != LexicalEncoder.__name__:
         raise UserError(
             f"make_sets.weights: {model_dir} holds a {description['retriever']}: name a lexical encoder's "
-            f"folder (runs/lexical.gin), or {' or '.join(map(repr, term_weights.PARTS))}"
+            f"folder (runs/lexical.gin), or {names}"
         )
     return description, step
+
+
+def check_unused(folder: Path, work: Workspace) -> None:
+    """Raises UserError where a model of the work folder was trained with the sets in a folder."""
+    if not storage.finished(folder):
+        return
+    fingerprint = storage.read_manifest(folder, "sets")["fingerprint"]
+    for path in sorted((work.folder / "models").glob("*/settings.json")):
+        if storage.read_json(path, "delete the model's folder").get(token_sets.LEARNED) == fingerprint:
+            raise UserError(
+                f"{folder}: {path.parent} was trained with these sets, and others would replace them: give "
+                "them another name (--SETS=NAME), or replace them all the same: --gin.make_sets.force=True"
+            )

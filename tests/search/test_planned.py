@@ -174,15 +174,15 @@ def test_a_searcher_is_made_opened_exported_and_compiled_for_others(
     params["lexical_head"] = jax.tree.map(abs, params["lexical_head"])
     facts = {"docids": "naive_digits", "docids_fingerprint": table.fingerprint()}
     write_model_folder(work.model(name), model, params, collection, **facts)
-    shape, pieces = (len(table.passage_ids), 8), vocabulary.model.get_piece_size()
-    tokens = np.random.default_rng(0).integers(0, pieces, shape).astype(np.uint16)
-    sets = TokenSets(tokens, None, 1.0, table.passage_ids, collection.fingerprint, vocabulary.checksum)
-    storage.build_once(work.sets(name), {"made": "here"}, sets.write)
     model_dir = f"--MODEL_DIR={work.model(name)}"
     settings = [model_dir, "--gin.make_index.kind='planned'", "--gin.make_index.beams=4"]
     status, _, err = cli("index", *arguments, *settings)
     assert status == 2
-    assert "make_index.sets: a planned search scores sets of tokens" in err
+    assert "make_index.sets: the passages' sets of tokens are not named: make some" in err
+    shape, pieces = (len(table.passage_ids), 8), vocabulary.model.get_piece_size()
+    tokens = np.random.default_rng(0).integers(0, pieces, shape).astype(np.uint16)
+    sets = TokenSets(tokens, None, 1.0, table.passage_ids, collection.fingerprint, vocabulary.checksum)
+    storage.build_once(work.sets(name), {"made": "here"}, sets.write)
     settings += [f"--gin.SETS={name!r}", "--gin.make_index.plan_size=5"]
     status, told, err = cli("index", *arguments, *settings)
     assert status == 0, err

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from model_folders import write_model_folder
 
-from retrieval_jax.core import arrow_ids
+from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
@@ -48,7 +48,7 @@ def lexical_work(collection: Collection, tmp_path_factory: pytest.TempPathFactor
 
 
 def verb(work: Workspace, name: str, **values: object) -> dict:
-    own = {"sets": "make_sets", "index": "make_index"}[name]
+    own = {"sets": "make_sets", "index": "make_index"}.get(name, name)
     settings = {"COLLECTION": str(work.collection), "WORK_DIR": str(work.folder)}
     for key, value in values.items():
         settings[key if key.isupper() else f"{own}.{key}"] = str(value) if isinstance(value, Path) else value
@@ -123,11 +123,12 @@ def test_explanations_add_up(lexical_work: Workspace, queries: list[str]):
     searcher = Searcher.open(lexical_work.searcher("lexical"))
     (found,) = searcher.search(queries[:1], 5)
     told = searcher.explain(queries[0], found)
-    assert [passage["docid"] for passage in told["passages"]] == [name for name, _ in found]
-    pieces = {token["token"] for token in told["tokens"]}
-    for passage, (_, score) in zip(told["passages"], found, strict=True):
-        assert sum(token["adds"] for token in passage["tokens"]) == pytest.approx(score, abs=1e-3)
-        assert {token["token"] for token in passage["tokens"]} <= pieces
+    assert told["certain"] == len(found)
+    assert [passage["passage"] for passage in told["docids"]] == [name for name, _ in found]
+    pieces = {token["text"] for token in told["tokens"]}
+    for passage, (_, score) in zip(told["docids"], found, strict=True):
+        assert sum(token["score"] for token in passage["tokens"]) == pytest.approx(score, abs=1e-3)
+        assert {token["text"] for token in passage["tokens"]} <= pieces
 
 
 def test_sets_of_a_lexical_encoder_are_its_best_tokens(lexical_work: Workspace, collection: Collection):
@@ -138,17 +139,30 @@ def test_sets_of_a_lexical_encoder_are_its_best_tokens(lexical_work: Workspace, 
     vocabulary = Vocabulary(collection.vocabulary_path)
     idf = token_idf(collection, vocabulary)
     for text, tokens, impacts in zip(collection.passages(), sets.tokens_PxM, sets.impacts_PxM, strict=True):
-        own = set(vocabulary.batch([text.full_text], 32)[0].tolist()) - {0, 1}
+        own = set(vocabulary.batch([text.full_text], 32)[0].tolist()) - {0, 1, 2}
         wanted = sorted(own, key=lambda t: -idf[t])[:8]
         np.testing.assert_allclose(idf[tokens], idf[wanted], rtol=1e-4)
         np.testing.assert_allclose(impacts * sets.impact_scale, 1, rtol=0.02)  # before training
 
 
-def test_which_sets_are_searched(lexical_work: Workspace):
-    """The only ones that there are, or those that are named."""
+def test_what_is_exported_finds_the_same(lexical_work: Workspace, queries: list[str], tmp_path: Path):
+    verb(lexical_work, "export", SEARCHER="lexical", output=tmp_path / "made")
+    (tmp_path / "made").rename(tmp_path / "moved")
+    found = Searcher.open(tmp_path / "moved").search(queries, 5)
+    assert found == Searcher.open(lexical_work.searcher("lexical")).search(queries, 5)
+    assert found[0]
+
+
+def test_which_sets_are_searched(lexical_work: Workspace, capsys: pytest.CaptureFixture):
+    """The only ones that there are, or those that are named; it is told if the model learned others."""
     verb(lexical_work, "sets", weights="tf_idf", m=4, impacts=False)
     model = lexical_work.model("lexical")
     with pytest.raises(UserError, match=r"make_index.sets: .* are not named: name one of .*tf_idf: --SETS"):
         verb(lexical_work, "index", MODEL_DIR=model)
+    learned = {"DataConfig.sets": TokenSets.open(lexical_work.sets("tf_idf")).fingerprint()}
+    storage.write_json(model / "settings.json", learned)
     made = verb(lexical_work, "index", MODEL_DIR=model, SETS="tf_idf")
     assert made["passages"] == 100
+    assert "not the sets" not in capsys.readouterr().err
+    verb(lexical_work, "index", MODEL_DIR=model, SETS="bm25")
+    assert f"sets/bm25: not the sets that {model} was trained with" in capsys.readouterr().err

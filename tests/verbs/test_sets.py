@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from model_folders import random_params, write_model_folder
 
+from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.records import Collection
@@ -25,6 +26,25 @@ def test_sets_are_made_once_and_again_for_other_settings(own_work: Workspace):
     made = make_sets(**where, m=4, impacts=False)
     assert made["bytes_per_passage"] == 8
     assert TokenSets.open(folder).impacts_PxM is None
+
+
+def test_sets_that_a_model_was_trained_with_are_not_replaced_unasked(own_work: Workspace):
+    where = {"source": str(own_work.collection), "work_dir": str(own_work.folder)}
+    make_sets(**where, m=4)
+    learned = {"DataConfig.sets": TokenSets.open(own_work.sets("bm25")).fingerprint()}
+    own_work.model("joint").mkdir(parents=True)
+    storage.write_json(own_work.model("joint") / "settings.json", learned)
+    make_sets(**where, m=4)
+    with pytest.raises(UserError, match=r"sets/bm25: .*/joint was trained with these .*make_sets.force=True"):
+        make_sets(**where, m=5)
+    assert TokenSets.open(own_work.sets("bm25")).size == 4
+    assert make_sets(**where, m=5, name="others")["m"] == 5
+    assert make_sets(**where, m=5, force=True)["m"] == 5
+
+
+def test_a_weight_that_there_is_not(own_work: Workspace):
+    with pytest.raises(UserError, match=r"weights: no folder bm-25: name a lexical encoder's, or 'bm25'"):
+        make_sets(str(own_work.collection), str(own_work.folder), "bm-25")
 
 
 def test_a_model_that_weighs_no_tokens_is_refused(
