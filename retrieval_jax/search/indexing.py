@@ -66,7 +66,7 @@ def default_name(searcher: type[Searcher], model: LoadedModel | None, settings: 
     the name of the expansion if there is one.
     """
     docids = model.description["docids"] if model else None
-    if docids and searcher.kind != searcher_kinds(searcher.model_family)[0]:
+    if docids and searcher.kind != searcher_kinds(model.model.family)[0]:
         return f"{docids}_{searcher.kind}"
     return docids or "_".join(filter(None, (searcher.kind, settings.expansion)))
 

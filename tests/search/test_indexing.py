@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax.checkpoints import checkpoints, checksums, model_folder
+from retrieval_jax.checkpoints.model_folder import LoadedModel
 from retrieval_jax.core import storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
@@ -23,8 +24,10 @@ from retrieval_jax.data.trec import read_run
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.embeddings import encoding
 from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
-from retrieval_jax.search.searcher import Searcher
+from retrieval_jax.search.indexing import default_name
+from retrieval_jax.search.searcher import IndexSettings, Searcher, searcher_class
 
 DIMENSIONS = 8
 QUERY = "smooth a noisy signal"
@@ -98,6 +101,19 @@ def test_both_kinds_share_the_vectors_and_tell_what_they_hold(
     again = scann.search([QUERY], 10)[0]
     assert [passage for passage, _ in found] == [passage for passage, _ in again]
     assert [score for _, score in found] == pytest.approx([score for _, score in again], abs=1e-5)
+
+
+def test_a_searcher_has_the_name_of_the_docids_only_as_its_models_default():
+    """Else a lexical one would replace the beam search of the same model."""
+    generative = GenerativeRetriever(T5Config(8, 4, 1, 4, 4, 0, 0))
+    opened = LoadedModel(generative, {}, 1, None, {"docids": "naive"})
+    for kind, name in (
+        ("generative", "naive"),
+        ("planned", "naive_planned"),
+        ("lexical", "naive_lexical"),
+        ("softmax_vectors", "naive_softmax_vectors"),
+    ):
+        assert default_name(searcher_class(kind), opened, IndexSettings()) == name
 
 
 def test_vectors_are_kept_in_the_dtype_that_is_asked_for(index, collection, tmp_path):

@@ -3,10 +3,19 @@
 import asyncio
 import base64
 import dataclasses
+from pathlib import Path
 
+import gin
 import numpy as np
 import pytest
+from model_folders import random_params, write_model_folder
 
+from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.records import Collection
+from retrieval_jax.main import main
+from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.lexical_encoder import LexicalEncoder
+from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.serving.app import all_of
 from retrieval_jax.serving.batching import BatchSettings
 from retrieval_jax.serving.settings import ServeSettings
@@ -43,6 +52,36 @@ async def test_a_search_finds_what_the_searcher_finds(name, client, searchers, c
     bare = await client.get(f"/v1/{name}/search", params={"query": QUERY, "hits": 7, "docs": "false"})
     assert pairs(bare.json()["candidates"]) == pairs(body["candidates"])
     assert {candidate["doc"] for candidate in bare.json()["candidates"]} == {None}
+
+
+@pytest.fixture(scope="module")
+def lexical_folder(served_work, bindings, tmp_path_factory) -> Path:
+    """A lexical searcher, of random weights and BM25's sets."""
+    work = Workspace(tmp_path_factory.mktemp("lexical") / "work")
+    work.folder.mkdir()
+    work.collection.symlink_to(served_work.collection)
+    model = LexicalEncoder(T5Config(1152, 16, 2, 8, 20, 0, 1))
+    write_model_folder(work.model("lexical"), model, random_params(model), Collection(work.collection))
+    given = [bindings[0], f"--gin.WORK_DIR={str(work.folder)!r}", *bindings[2:]]
+    assert main(["sets", *given, "--gin.make_sets.m=8"]) == 0
+    assert main(["index", *given, f"--MODEL_DIR={work.model('lexical')}"]) == 0
+    gin.clear_config()
+    return work.searcher("lexical")
+
+
+async def test_a_lexical_searcher_is_served_and_explains(lexical_folder, catalogue_of, client_of):
+    asked = {"query": QUERY, "hits": 5, "explain": "true"}
+    searcher = Searcher.open(lexical_folder)
+    (wanted,) = searcher.search([QUERY], 5)
+    assert len(wanted) == 5
+    async with client_of(catalogue_of(folders={"lexical": lexical_folder})) as client:
+        body = (await client.get("/v1/lexical/search", params=asked)).json()
+        few = (await client.get("/v1/lexical/search", params=asked | {"hits": 2})).json()
+    assert_same(body["candidates"], wanted)
+    assert [docid["passage"] for docid in body["explanation"]["docids"]] == [name for name, _ in wanted]
+    assert few["explanation"] == body["explanation"] | {
+        "certain": 2, "docids": body["explanation"]["docids"][:2]
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
