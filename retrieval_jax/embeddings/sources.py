@@ -171,7 +171,7 @@ def _dual_encoder(
 
     mesh, rules = partitioner
     opened = load_model(folder, mesh=mesh, rules=rules)
-    if not isinstance(opened.model, DualEncoder):
+    if opened.model.family != DualEncoder.family:  # a lexical encoder's vectors are as wide as the vocabulary
         raise UserError(f"EMBEDDINGS: {folder}: holds a {opened.model.family} model: name a dual encoder's")
     return encode_by_model(folder, opened, mesh, work, collection)
 

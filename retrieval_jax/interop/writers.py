@@ -31,6 +31,7 @@ from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.dual_encoder_network import TOWERS
 from retrieval_jax.models.layers import STACK_AXIS
+from retrieval_jax.models.lexical_encoder import LexicalEncoder
 
 MODEL, DOCIDS, SETS, PARTS = "model", "docids", "sets", "parts"  # folders in an exported searcher's
 
@@ -69,6 +70,16 @@ class Subject:
             what = "a fused searcher" if self.manifest.get(PARTS) else "BM25"
             raise UserError(f"{self.searcher}: {what} has no weights: --gin.export.format=\"'searcher'\"")
         return load_model(self.model_dir, self.step, mesh)
+
+    def open_for_others(self, mesh: Mesh | None = None) -> LoadedModel:
+        """Loads the model for another format. Raises UserError for a lexical encoder, which none has."""
+        opened = self.open(mesh)
+        if isinstance(opened.model, LexicalEncoder):
+            raise UserError(
+                f"{self.model_dir}: a lexical encoder, which no other format has: export its searcher, "
+                "--gin.export.format=\"'searcher'\""
+            )
+        return opened
 
     @property
     def docids(self) -> Path | None:
@@ -137,7 +148,7 @@ def layers_of(params: Mapping) -> dict[str, LazyArray]:
 
 def write_hugging_face(folder: Path, subject: Subject) -> dict:
     """Writes a T5ForConditionalGeneration and its tokenizer. A docid vocabulary follows the texts' one."""
-    opened = subject.open()
+    opened = subject.open_for_others()
     config = opened.model.config
     if isinstance(opened.model, DualEncoder):
         other = "stablehlo" if opened.model.module.pooling == "decoder" else "sentence_transformers"
@@ -156,7 +167,7 @@ def write_hugging_face(folder: Path, subject: Subject) -> dict:
 
 def write_sentence_transformers(folder: Path, subject: Subject) -> dict:
     """Writes what SentenceTransformer opens: separate towers in folders queries/ and passages/."""
-    opened = subject.open()
+    opened = subject.open_for_others()
     model = opened.model
     if not isinstance(model, DualEncoder):
         raise UserError(f"{subject.model_dir}: not a dual encoder: --gin.export.format=\"'huggingface'\"")
@@ -181,7 +192,7 @@ def write_sentence_transformers(folder: Path, subject: Subject) -> dict:
 
 def write_t5x(folder: Path, subject: Subject) -> dict:
     """Writes T5X's checkpoint_STEP, an array a layer."""
-    opened = subject.open()
+    opened = subject.open_for_others()
     checkpoint = folder / f"checkpoint_{opened.step}"
     checkpoint.mkdir()
     t5x_checkpoints.write(checkpoint, layers_of(opened.params), opened.step)
@@ -190,7 +201,7 @@ def write_t5x(folder: Path, subject: Subject) -> dict:
 
 def write_stablehlo(folder: Path, subject: Subject) -> dict:
     """Writes StableHLO programs and the arrays that they take; see stablehlo.py."""
-    opened = subject.open()
+    opened = subject.open_for_others()
     table = DocidTable.open(subject.docids) if subject.docids else None
     sets = TokenSets.open(subject.sets) if subject.sets else None
     made = stablehlo.write(folder, opened, table, subject.manifest, sets)
@@ -201,7 +212,7 @@ def write_stablehlo(folder: Path, subject: Subject) -> dict:
 def write_parquet(folder: Path, subject: Subject) -> dict:
     """Writes the passages with a dual encoder's vectors, which are computed unless they are there."""
     mesh = all_devices()
-    opened = subject.open(mesh)
+    opened = subject.open_for_others(mesh)
     if not isinstance(opened.model, DualEncoder):
         raise UserError(
             f"{subject.model_dir}: not a dual encoder, which alone makes vectors of passages: name one by "

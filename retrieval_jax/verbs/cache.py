@@ -15,6 +15,7 @@ from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.examples.write_cache import DatasetFolders, write_cache
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.retriever import Retriever
 from retrieval_jax.training.families import family_of
 
@@ -71,7 +72,7 @@ def _prompts(retriever: type[Retriever], initial: InitialCheckpoint | None) -> P
     """Returns the texts that training would put before queries and passages."""
     if not issubclass(retriever, DualEncoder):
         return NO_PROMPTS
-    model = retriever(None)  # whatever its sizes
+    model = retriever(T5Config(1, 1, 1, 1, 1, 1, 1))  # whatever its sizes
     if initial:
         initial.give_prompts(model)
     return model.prompts

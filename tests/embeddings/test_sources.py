@@ -89,13 +89,14 @@ def test_files_that_do_not_fit_are_told(vectors, here, collection, tmp_path):
     refuses(path, here, collection, "a holds I64: write the vectors as float32")
 
 
-def test_a_model_that_is_no_dual_encoder_is_told(here, collection, tmp_path, monkeypatch):
+@pytest.mark.parametrize("family", ["generative", "lexical"])
+def test_a_model_that_is_no_dual_encoder_is_told(family, here, collection, tmp_path, monkeypatch):
     (tmp_path / "model.json").write_text("{}")
-    opened = types.SimpleNamespace(model=types.SimpleNamespace(family="generative"))
+    opened = types.SimpleNamespace(model=types.SimpleNamespace(family=family))
     monkeypatch.setattr(
         "retrieval_jax.checkpoints.model_folder.load_model", lambda folder, mesh, rules: opened
     )
-    refuses(tmp_path, here, collection, "holds a generative model: name a dual encoder's")
+    refuses(tmp_path, here, collection, f"holds a {family} model: name a dual encoder's")
 
 
 def test_a_dual_encoder_encodes_the_passages_once(here, collection, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from retrieval_jax.data.records import Collection
 from retrieval_jax.interop.writers import WRITERS, Subject, layers_of, write_model
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.lexical_encoder import LexicalEncoder
 from retrieval_jax.models.query_generator import QueryGenerator
 
 SIZES = T5Config(1152, 16, 2, 8, 32, 2, 2)
@@ -45,6 +46,15 @@ def test_vectors_of_a_decoder_are_no_sentence_transformers(tmp_path: Path, colle
     write_model_folder(tmp_path / "model", model, random_params(model), collection)
     for format in ("sentence_transformers", "huggingface"):
         with pytest.raises(UserError, match=r"--gin.export.format=\"'stablehlo'"):
+            WRITERS[format](tmp_path, Subject(tmp_path / "model", None))
+
+
+def test_a_lexical_encoder_is_exported_as_a_searcher_alone(tmp_path: Path, collection: Collection):
+    """Its vectors are as wide as the vocabulary, and no other program has its head."""
+    model = LexicalEncoder(T5Config(1152, 16, 2, 8, 20, 0, 1))
+    write_model_folder(tmp_path / "model", model, random_params(model), collection)
+    for format in WRITERS.keys() - {"searcher"}:
+        with pytest.raises(UserError, match=r"model: a lexical encoder, .*--gin.export.format=\"'searcher'"):
             WRITERS[format](tmp_path, Subject(tmp_path / "model", None))
 
 

@@ -60,7 +60,7 @@ def test_a_dual_encoder_inherits_the_prompts_of_its_initial_weights(
 def test_queries_with_typos_are_not_cached(own, cli, tmp_path: Path):
     assert cli("import", *own)[0] == 0
     data = ["--gin.DataConfig.mixture={'labelled': 1, 'firstp': 1}", "--gin.DataConfig.passage_length=16"]
-    retriever = ["--DOCIDS=None", "--gin.cache.retriever=@DualEncoder"]
+    retriever = ["--DOCIDS=None", "--gin.cache.retriever=@LexicalEncoder"]  # a dual encoder, too
     status, made, err = cli("cache", *own, *data, *retriever, "--gin.DataConfig.typos=0.2")
     assert status == 0
     assert made["examples"].keys() == {"small_docs.passages.firstp"}
