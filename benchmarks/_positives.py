@@ -1,6 +1,7 @@
 """The data of the study of several positives: tokens, a teacher's scores, labels and batches."""
 
 import dataclasses
+import functools
 import gzip
 import shutil
 from collections import defaultdict
@@ -44,7 +45,7 @@ def import_collection(source: Path, work: Workspace, passages: int | None, teach
     run("index", [], here)
     run("mine", [], [*here, "mine.depth=40", "mine.negatives_per_query=20"])
     if teacher_steps:
-        model = f"MODEL_DIR={str(work.model('teacher'))!r}"
+        model = f"MODEL_DIR={str(work.model(f'teacher_{teacher_steps}'))!r}"
         unevaluated = ["train.eval_every=1000000", "train.save_every=1000000", "train.keep_best=None"]
         dense = [model, f"STEPS={teacher_steps}", "T5Config.num_encoder_layers=0", *unevaluated]
         run("train", ["runs/dual_encoder.gin"], [*here, *dense])
@@ -61,26 +62,29 @@ def lemmas(source: Path, folder: Path, passages: int | None) -> Path:
     A part of the passages is the positives of some lemmas, and others; these lemmas are its queries.
     """
     folder = folder if passages is None else folder.with_name(f"{folder.name}_{passages}")
-    if (folder / "docs.tsv.gz").exists():  # the last to be written
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with gzip.open(source / "queries.lemmas.tsv.gz", "rt") as file:
-        texts = dict(line.rstrip("\n").split("\t") for line in file)
-    qrels = defaultdict(list)
-    with gzip.open(source / "qrels.lemmas.tsv.gz", "rt") as file:
-        for line in file:
-            qrels[line.split("\t")[0]].append(line)
-    several = sorted((q for q in qrels if len(qrels[q]) > 1), key=storage.hash_fraction)
-    if passages is not None:
-        several = _part(source, folder, several, qrels, passages)
-    tenth = len(several) // 10
-    for split, queries in {"test": several[:tenth], "train": several[tenth : tenth + 8000]}.items():
-        (folder / f"queries.{split}.tsv").write_text("".join(f"{q}\t{texts[q]}\n" for q in queries))
-        (folder / f"qrels.{split}.tsv").write_text("".join(line for q in queries for line in qrels[q]))
-    if passages is None:
-        shutil.copyfile(source / "docs.tsv.gz", folder / "docs.tsv.gz")
-    else:
-        (folder / "docs.part").rename(folder / "docs.tsv.gz")
+    files = [source / f"{name}.tsv.gz" for name in ("docs", "queries.lemmas", "qrels.lemmas")]
+
+    def make(folder: Path) -> dict:
+        with gzip.open(files[1], "rt") as file:
+            texts = dict(line.rstrip("\n").split("\t") for line in file)
+        qrels = defaultdict(list)
+        with gzip.open(files[2], "rt") as file:
+            for line in file:
+                qrels[line.split("\t")[0]].append(line)
+        several = sorted((q for q in qrels if len(qrels[q]) > 1), key=storage.hash_fraction)
+        if passages is None:
+            shutil.copyfile(files[0], folder / "docs.tsv.gz")
+        else:
+            several = _part(source, folder, several, qrels, passages)
+        tenth = len(several) // 10
+        splits = {"test": several[:tenth], "train": several[tenth : tenth + 8000]}
+        for split, queries in splits.items():
+            (folder / f"queries.{split}.tsv").write_text("".join(f"{q}\t{texts[q]}\n" for q in queries))
+            (folder / f"qrels.{split}.tsv").write_text("".join(line for q in queries for line in qrels[q]))
+        return {split: len(queries) for split, queries in splits.items()}
+
+    recipe = {"passages": passages, "files": [storage.checksum(file) for file in files]}
+    storage.build_once(folder, recipe, make)
     return folder
 
 
@@ -97,7 +101,7 @@ def _part(source: Path, folder: Path, queries: list[str], qrels: dict[str, list[
         docs = {line.split("\t")[0]: line for line in file}
     others = sorted((name for name in docs if name not in kept), key=storage.hash_fraction)
     kept |= {*others[: passages - len(kept)]}
-    with gzip.open(folder / "docs.part", "wt") as file:
+    with gzip.open(folder / "docs.tsv.gz", "wt") as file:
         file.writelines(line for name, line in docs.items() if name in kept)
     return chosen
 
@@ -142,6 +146,14 @@ class Data:
             teacher,
         )
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of all of it, and of how batches are made of it."""
+        arrays = (x.tobytes() for x in (self.passages_NxP, self.queries_QxS, self.tests_TxS))
+        rules = LLM_SHARE, RELEVANT, MOST, NEGATIVES, SPAN, KEPT
+        facts = self.ids, self.labels, self.mined, self.qrels, self.teacher, rules
+        return storage.digest([*arrays, *map(repr, facts)])
+
     def with_noise(self, share: float, seed: int) -> tuple[list[list[int]], list[list[int]]]:
         """(labels of which a share is false, the mined that are left)."""
         rng, labels, rest = np.random.default_rng(seed), [], []
@@ -153,7 +165,7 @@ class Data:
         return labels, rest
 
     def by_teacher(self) -> tuple[list[list[int]], list[list[int]]]:
-        """(the teacher's labels, the candidates that are left): it sees no label of the query.
+        """(the teacher's labels, the candidates that are left).
 
         Its positives are those of a query's candidates that it scores at least RELEVANT of the best one, at
         most MOST; the collection's positives are candidates as the mined passages are.
@@ -191,6 +203,7 @@ def batches(data: Data, positives: int, kind: str, *, batch: int, seed: int, ste
     first, then = data.labelled(kind, seed), data.labelled("own", seed)
     rng, known = np.random.default_rng(seed + 1), 2 * max(map(len, data.labels)) + 1  # as wide for all labels
     known, step = max(known, MOST), 0
+    batch = min(batch, len(data.labels))
     while True:
         order = rng.permutation(len(data.labels))
         for chosen in order[: len(order) // batch * batch].reshape(-1, batch):
@@ -225,7 +238,7 @@ def spans(data: Data, batch: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
 
     A span, of the title too, is the query; nine in ten of the passages lose it.
     """
-    rng, length = np.random.default_rng(seed), LENGTHS[0]
+    rng, length, batch = np.random.default_rng(seed), LENGTHS[0], min(batch, len(data.ids))
     while True:
         rows = rng.permutation(len(data.ids))[:batch]
         queries, passages = np.zeros((batch, length)), np.zeros((batch, 1, LENGTHS[1]))

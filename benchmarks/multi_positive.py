@@ -7,15 +7,16 @@ folders) with InfoNCE on one positive, and with JointLH, SumMargLH, LSEPair and 
 (four), for equally many steps, by each kind of --labels:
 
     own                 the collection's labels, as people made them
-    llm                 homogeneous labels of a teacher, which sees no label: of the own positives and of what
-                        BM25 found for the query those that it scores at least .8 of the best, at most four
+    llm                 homogeneous labels of a teacher: of the own positives and of what BM25 found for the
+                        query those that it scores at least .8 of the best, at most four
     mixture             each query has, by chance, either its own labels or the teacher's
     curriculum          the teacher's for three quarters of the steps, then the own
     false_20, false_40  own labels and false ones, so many that these are 20% or 40% of all, drawn from what
                         BM25 finds
 
 The teacher is BM25 fused with a dual encoder that learned the own labels for --teacher_steps; weights are
-chosen on dev queries. An LLM that judges would know no labels: this one errs as such searchers do. What
+chosen on dev queries. An LLM that judges would know no labels; this teacher learned those of the very train
+queries that it labels, so that its labels are nearer to the own ones, and it errs as such searchers do. What
 BM25 finds else are hard negatives, three a query, with the other queries' passages. Each method also learns
 with the teacher's scores of its candidates (--distillation: dense_kl, as in
 runs/dual_encoder_distilled.gin).
@@ -32,9 +33,11 @@ is measured by autodiff and compared with section 3's formulas: who of the posit
 are pushed down.
 
 Finished runs are kept in --work. Prints a table a collection, of means over seeds and test queries with 95%
-intervals (a bootstrap of both), marks what differs from InfoNCE on the same labels without distillation,
-draws --plot and --gradients, and prints one line of JSON. Without a folder, --quick makes up a collection.
-Twelve methods and four kinds of labels at --steps 300 take some six hours on two cores.
+intervals (a bootstrap of both), marks what differs from InfoNCE on the same labels without distillation
+(each by its own interval, not corrected: one in twenty marks is by chance where nothing differs), draws
+--plot and --gradients, and prints one line of JSON. Without a folder, --quick makes up a collection. The
+defaults, ten methods by four kinds of labels and three seeds, were not run yet: benchmarks/RESULTS.md says
+what was.
 """
 
 import argparse
@@ -68,7 +71,7 @@ from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.training.optimizers import adamw, learning_rate
-from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
+from retrieval_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
 
 METRICS = {"MRR@10": RR @ 10, "Recall@100": R @ 100}
 GRADIENT_BATCHES = 4
@@ -89,9 +92,10 @@ class Method:
 
 
 def methods(args: argparse.Namespace) -> list[Method]:
-    """Lists the methods of the command line; the baseline is the first."""
+    """Lists the methods of the command line; the first is the baseline, which is there in any case."""
     chosen = [("InfoNCE", 1), *((name, m) for m in args.positives for name in args.objectives)]
-    return [Method(*one, distilled) for distilled in args.distillation for one in chosen if one[1]]
+    listed = [Method(*one, bool(distilled)) for distilled in args.distillation for one in chosen]
+    return [*dict.fromkeys([Method("InfoNCE", 1, distilled=False), *listed])]
 
 
 class Trainer:
@@ -109,16 +113,20 @@ class Trainer:
         self.mesh, self.steps, self.step = partitioning.make_mesh(), steps, None
         self.encode = jax.jit(self.model.encode_passages)
 
-    def train(self, batches: Iterator[dict], seed: int, start: dict | None = None) -> dict:
-        """Gives the parameters after the last step, from `start` or from random ones."""
-        first = next(batches)
+    def begin(self, first: dict, seed: int, start: dict | None) -> TrainState:
+        """Gives the state before the first step, of `start` or of random parameters."""
         shapes = {name: x.shape for name, x in first.items()}
         abstract = abstract_state(self.model, self.mesh, shapes)
         state = initial_state(self.model, abstract, shapes, seed)
         if start is not None:  # a step may take the memory of the state that it is given
             state = state.replace(params=jax.tree.map(jnp.array, start))
         self.step = self.step or make_train_step(self.model, self.mesh, abstract, seed)
-        batch = first
+        return state
+
+    def train(self, batches: Iterator[dict], seed: int, start: dict | None = None) -> dict:
+        """Gives the parameters after the last step."""
+        batch = next(batches)
+        state = self.begin(batch, seed, start)
         for _ in range(self.steps):
             state, metrics = self.step(state, batch)
             batch = next(batches)
@@ -150,7 +158,8 @@ def pretrained(data: Data, folder: Path, args: argparse.Namespace) -> dict | Non
     """Gives the weights that learned the collection's own text; None: random ones."""
     if not args.pretraining:
         return None
-    path = folder / f"pretrained_{args.pretraining}_{args.layers}.npz"
+    sizes = f"{args.pretraining}_{args.layers}_{args.batch}"
+    path = folder / f"pretrained_{sizes}_{data.fingerprint}.npz"
     if not path.exists():
         log(f"the weights that all begin with: {args.pretraining} steps of spans and their passages")
         trainer = Trainer(info_nce, args.layers, args.pretraining)
@@ -172,7 +181,7 @@ def study(name: str, data: Data, folder: Path, args: argparse.Namespace) -> dict
             trainer = Trainer(objective, args.layers, args.steps, method.distilled)
             for labels in args.labels:
                 for seed in range(args.seeds):
-                    sizes = f"{args.steps}_{args.layers}_{args.pretraining}_{args.batch}"
+                    sizes = f"{args.steps}_{args.layers}_{args.pretraining}_{args.batch}_{data.fingerprint}"
                     path = folder / f"{str(method).replace(' ', '_')}_{labels}_{seed}_{sizes}.json"
                     if not path.exists():
                         run_once(path, trainer, method, data, (labels, seed, args), start)
@@ -199,9 +208,8 @@ def run_once(path: Path, trainer: Trainer, method: Method, data: Data, chosen: t
     if method.positives > 1 and seed == 0 and not method.distilled:
         some = [batch for batch, _ in zip(stream(), range(GRADIENT_BATCHES), strict=False)]
         names = [method.objective]
-        told["end"] = measure(trainer.model, params, some, names)[method.objective]
-        if start is not None:
-            told["start"] = measure(trainer.model, start, some, names)[method.objective]
+        for when, weights in (("start", trainer.begin(some[0], seed, start).params), ("end", params)):
+            told[when] = measure(trainer.model, weights, some, names)[method.objective]
     storage.write_json(path, told)
 
 

@@ -1,5 +1,8 @@
 """The study of several positives: the paper's gradients, its labels, and its quick run."""
 
+import argparse
+import dataclasses
+import gzip
 import json
 import subprocess
 import sys
@@ -14,7 +17,8 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from _allocation import OBJECTIVES, by_autodiff, closed_form, measure  # noqa: E402
-from _positives import EOS, LENGTHS, MOST, NEGATIVES, Data, batches, spans  # noqa: E402
+from _positives import EOS, LENGTHS, MOST, NEGATIVES, Data, batches, lemmas, spans  # noqa: E402
+from multi_positive import Method, methods  # noqa: E402
 
 from retrieval_jax.models.dual_encoder import DualEncoder  # noqa: E402
 from retrieval_jax.models.layers import T5Config  # noqa: E402
@@ -83,6 +87,53 @@ def test_batches_have_the_teachers_score_of_each_candidate(data):
     assert (batch["right_encoder_input_tokens"] == data.passages_NxP[batch["passage"]]).all()
 
 
+def test_fewer_queries_or_passages_than_a_batch_has_are_one_batch(data):
+    made = next(batches(data, 2, "own", batch=64, seed=0, steps=1))
+    assert sorted(made["other_positives"][:, 0].tolist()) == [*range(24)]
+    assert sorted(next(spans(data, 64, 0))["passage"][:, 0].tolist()) == [*range(40)]
+
+
+def test_other_data_has_another_fingerprint(data):
+    teacher = [{**scores, row: 0.91} for row, scores in enumerate(data.teacher)]
+    others = [dataclasses.replace(data, teacher=teacher), dataclasses.replace(data, ids=data.ids[::-1])]
+    assert len({one.fingerprint for one in (data, *others)}) == 3
+    assert dataclasses.replace(data).fingerprint == data.fingerprint
+
+
+def test_the_baseline_is_infonce_without_a_teacher_whatever_is_chosen():
+    chosen = argparse.Namespace(positives=[4], objectives=["LSEPair"], distillation=[1, 0])
+    first, *others = methods(chosen)
+    assert first == Method("InfoNCE", 1, distilled=False)
+    assert len(others) == 3
+    chosen.distillation = [1]
+    assert [str(one) for one in methods(chosen)] == [
+        "InfoNCE 1",
+        "InfoNCE 1 distilled",
+        "LSEPair 4 distilled",
+    ]
+
+
+def test_lemmas_are_made_anew_of_other_files_and_not_otherwise(tmp_path):
+    source = tmp_path / "wordnet"
+    source.mkdir()
+
+    def write(name: str, lines: list[str]) -> None:
+        with gzip.open(source / f"{name}.tsv.gz", "wt") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+    write("docs", [f"d{i}\ttitle\ttext {i}" for i in range(40)])
+    write("queries.lemmas", [f"q{i}\tlemma {i}" for i in range(20)])
+    write("qrels.lemmas", [f"q{i}\td{i + j}\t1" for i in range(20) for j in range(2)])
+    folder = lemmas(source, tmp_path / "made", 20)
+    assert gzip.decompress((folder / "docs.tsv.gz").read_bytes()).count(b"\n") == 20
+    before = (folder / "docs.tsv.gz").stat().st_mtime_ns
+    assert lemmas(source, tmp_path / "made", 20) == folder
+    assert (folder / "docs.tsv.gz").stat().st_mtime_ns == before
+    write("docs", [f"d{i}\ttitle\tother text {i}" for i in range(40)])
+    lemmas(source, tmp_path / "made", 20)
+    assert b"other text" in gzip.decompress((folder / "docs.tsv.gz").read_bytes())
+
+
 def test_a_span_is_cut_from_its_passage(data):
     batch, kept = next(spans(data, 32, 0)), 0
     for query, (passage,), row in zip(
@@ -106,11 +157,11 @@ def test_real_batches_give_the_allocation_that_their_scores_say(data):
     shapes = {name: x.shape for name, x in made[0].items()}
     params = model.get_initial_variables(jax.random.key(0), shapes)["params"]
     told = measure(model, nn.unbox(params), made, ("JointLH", "SumMargLH", "LSEPair"))
-    for name, one in told.items():
+    for one in told.values():
         np.testing.assert_allclose(one["by_rank"], one["formula"], atol=1e-5)
         assert one["difference"] < 1e-5
         assert len(one["by_rank"]) == 3
-        assert (one["pushed_down"] > 0) <= (name == "JointLH")
+        assert one["pushed_down"] == 0  # the scores are too near to each other
     first, *_, last = told["LSEPair"]["by_rank"]
     assert last < first < 0  # the weakest positive has the most
     first, *_, last = told["SumMargLH"]["by_rank"]
@@ -138,5 +189,8 @@ def test_a_quick_run_is_whole(tmp_path):
             mean, low, high = told[f"{name} {labels}"]["MRR@10"]
             assert 0 <= low <= mean <= high <= 1
     assert told["LSEPair 4 llm"]["end"]["difference"] < 1e-4
+    for when in ("start", "end"):
+        pushed = {name: told[f"{name} 4 own"][when]["pushed_down"] for name in ("JointLH", "LSEPair")}
+        assert pushed["JointLH"] > 0 == pushed["LSEPair"]
     assert told["labels"]["own"]["precision"] == 1
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("a.png", "b.png"))
