@@ -103,9 +103,9 @@ def build_sets(
 def plan(weights_BxV: jax.Array, sets: SetArrays, n: int, mesh: Mesh | None = None) -> Plan:
     """Finds the passages of largest lexical score: exactly, in one pass over all sets.
 
-    The pass computes the scores of a block of passages at a time, and keeps the largest score of every GROUP
-    of neighbours; so its memory is B × P / GROUP numbers. The best n passages lie in the n groups whose
-    largest scores are largest, and only the passages of these groups are scored again and sorted.
+    Above a block of passages the pass computes the scores of a block at a time, and keeps the largest score of
+    every GROUP of neighbours; so its memory is B × P / GROUP numbers. The best n passages lie in the n groups
+    whose largest scores are largest, and only the passages of these groups are scored again and sorted.
 
     On a mesh each device does this for all queries and its own passages; what is exchanged are the queries'
     weights and the best n passages of each device.
@@ -267,6 +267,22 @@ def _best_of(
       n: see `plan`.
       first: the row of this device's first passage among those of all devices.
     """
+    rows = sets.tokens_PxM.shape[0]
+    if rows <= BLOCK:  # so few that sorting all of them takes less time than scoring some again
+        row_BxC = jnp.broadcast_to(jnp.arange(rows), (weights_BxV.shape[0], rows))
+        # The barrier keeps the sums out of the loop that sorts, where they take 50 times as long on a CPU.
+        score_BxC = jax.lax.optimization_barrier(_all_scores(weights_BxV, sets))
+    else:
+        row_BxC = _best_groups(weights_BxV, sets, n, first)
+        score_BxC = _scores_of(weights_BxV, sets, row_BxC)
+    score_BxC = jnp.where(first + row_BxC < sets.count, score_BxC, -jnp.inf)
+    score, nth = jax.lax.top_k(score_BxC, min(n, score_BxC.shape[1]))
+    row = first + jnp.take_along_axis(row_BxC, nth, axis=1)
+    return score, jnp.where(score > -jnp.inf, row, -1)
+
+
+def _best_groups(weights_BxV: jax.Array, sets: SetArrays, n: int, first: jax.Array) -> jax.Array:
+    """Finds the passages of this device's n groups of largest scores: their rows on it, B×C, ascending."""
     rows, B = sets.tokens_PxM.shape[0], weights_BxV.shape[0]
     blocks, weights_VxB = _blocks(sets), _table(weights_BxV)
 
@@ -281,12 +297,7 @@ def _best_of(
     maxima_BxG = jnp.where(is_real_G[:, None], maxima_GxB, -jnp.inf).T
     _, group_Bxg = jax.lax.top_k(maxima_BxG, min(n, rows // GROUP))
     group_Bxg = jnp.sort(group_Bxg, axis=-1)  # in the order of rows, for ties
-    row_BxC = (group_Bxg[..., None] * GROUP + jnp.arange(GROUP)).reshape(B, -1)
-    real = first + row_BxC < sets.count
-    score_BxC = jnp.where(real, _scores_of(weights_BxV, sets, row_BxC), -jnp.inf)
-    score, nth = jax.lax.top_k(score_BxC, min(n, score_BxC.shape[1]))
-    row = first + jnp.take_along_axis(row_BxC, nth, axis=1)
-    return score, jnp.where(score > -jnp.inf, row, -1)
+    return (group_Bxg[..., None] * GROUP + jnp.arange(GROUP)).reshape(B, -1)
 
 
 def _merge(score_Bxm: jax.Array, row_Bxm: jax.Array, n: int) -> Plan:
