@@ -220,7 +220,8 @@ class QueryTargets(Targets):
 class PassageTargets(Targets):
     """The feature `inputs` is the text; the others hold a group of candidates, positives first.
 
-    - targets: the candidates' tokens in one row, each candidate ended and padded to `passage_length`.
+    - targets: the candidates' tokens in one row, each candidate ended and padded to `passage_length`. Where
+      there are set docids, which then stand for the passages, it is one PAD each.
     - passage: the candidates' rows in the collection; PADDING where the group has fewer candidates.
     - grade: > 0 for a positive, 0 for a negative, PADDING for none.
     - other_positives: rows of positives that are not in the group, which are never negatives; PADDING.
@@ -249,11 +250,11 @@ class PassageTargets(Targets):
         has_copies: bool = False,
     ):
         self.collection, self.vocabulary = collection, vocabulary
-        self.passage_length, self.group_size = passage_length, group_size
+        self.passage_length, self.group_size = 1 if sets else passage_length, group_size
         self.other_positives, self.sets = other_positives, sets
         self.features = {
             "inputs": Feature(input_length, add_eos=True),
-            "targets": Feature(group_size * passage_length, size=vocabulary.size),
+            "targets": Feature(group_size * self.passage_length, size=vocabulary.size),
             "passage": Feature(group_size, size=collection.passage_count),
             "grade": Feature(group_size, size=1 << 31),
             "other_positives": Feature(other_positives, size=collection.passage_count),
@@ -277,7 +278,7 @@ class PassageTargets(Targets):
         group_size = config.positives + config.negatives
         return {
             "inputs": config.input_length,
-            "targets": group_size * config.passage_length,
+            "targets": group_size * (1 if config.sets else config.passage_length),
             "passage": group_size,
             "grade": group_size,
             "other_positives": 1,  # a collection may have more: see `most_other_positives`
@@ -314,18 +315,24 @@ class PassageTargets(Targets):
 
     def get(self, examples: Sequence[Example]) -> list[Features]:
         """See `Targets.get`."""
-        rows = list(itertools.chain.from_iterable(example.rows for example in examples))
-        texts = [passage.full_text for passage in self.collection.get(rows)]
-        starts = itertools.accumulate([len(example.rows) for example in examples], initial=0)
-        for start, example in zip(starts, examples, strict=False):
-            if example.rest is not None:
-                texts[start] = example.rest
-        tokens_RxP = self.vocabulary.batch(texts, self.passage_length)
+        tokens_RxP = self._texts(examples)
         ends = itertools.accumulate(len(example.rows) for example in examples)
         return [
             self._features(example, tokens_RxP[end - len(example.rows) : end])
             for example, end in zip(examples, ends, strict=True)
         ]
+
+    def _texts(self, examples: Sequence[Example]) -> np.ndarray:
+        """Gives the tokens of all candidates of all examples, R×P."""
+        rows = list(itertools.chain.from_iterable(example.rows for example in examples))
+        if self.sets:
+            return np.zeros((len(rows), 1), np.int32)
+        texts = [passage.full_text for passage in self.collection.get(rows)]
+        starts = itertools.accumulate([len(example.rows) for example in examples], initial=0)
+        for start, example in zip(starts, examples, strict=False):
+            if example.rest is not None:
+                texts[start] = example.rest
+        return self.vocabulary.batch(texts, self.passage_length)
 
     def _features(self, example: Example, tokens_RxP: np.ndarray) -> Features:
         """Gives the features of an example, of whose candidates the tokens are given."""

@@ -220,7 +220,7 @@ class TrainDataset:
         if self.target_type.has_groups:
             facts["candidates"] = [c.positives, c.negatives]
             if others := self.targets.features.get("other_positives"):
-                facts["candidates"] += [c.passage_length, others.length]
+                facts["candidates"] += [self.targets.passage_length, others.length]
             facts["mined"] = self.mined.fingerprint if self.mined else None
             if self.scores:
                 facts["scores"] = self.scores.fingerprint

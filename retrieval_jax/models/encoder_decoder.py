@@ -58,6 +58,11 @@ class EncoderDecoder(Retriever):
         return objective_says(self.objective, "unbounded_loss")
 
     @property
+    def reads_sets(self) -> bool:
+        """See `Retriever`: as the objective says."""
+        return objective_says(self.objective, "reads_sets")
+
+    @property
     def FEATURE_CONVERTER_CLS(self):
         """The seqio feature converter that makes such batches."""
         import seqio  # imports TensorFlow, which a searcher does not need

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import NonNegativeFloat, Positive
+from retrieval_jax.core.values import NonNegativeFloat, Positive, PositiveFloat
 from retrieval_jax.models.distillation import Distillation, dense_margin_mse
 from retrieval_jax.models.lexical import flops
 from retrieval_jax.models.objectives import Predict, Predictions
@@ -26,10 +26,9 @@ from retrieval_jax.models.retriever import Batch, Metrics
 
 
 class _Part(NamedTuple):
-    """Scores that are to be the teacher's: their name, the weight of their loss, and where they count."""
+    """Scores that are to be the teacher's: their name, and where they count."""
 
     name: str
-    weight: float
     scores_BxC: jax.Array
     teacher_BxC: jax.Array
     counts_BxC: jax.Array
@@ -43,10 +42,7 @@ def joint_ranking(
     distillation: Distillation = dense_margin_mse,
     prefix_lengths: Sequence[Positive] = (),
     shares: Sequence[float] | None = None,
-    sequential_weight: NonNegativeFloat = 1.0,
-    lexical_weight: NonNegativeFloat = 1.0,
-    prefix_weight: NonNegativeFloat = 1.0,
-    sum_weight: NonNegativeFloat = 1.0,
+    sequential_weight: PositiveFloat = 1.0,
     flops_weight: NonNegativeFloat = 0.0,
     cross_entropy_weight: NonNegativeFloat = 0.0,
 ) -> Metrics:
@@ -57,11 +53,14 @@ def joint_ranking(
 
         lexical    the lexical scores
         prefix     S_n at each prefix length n, for the different prefixes among the candidates
-        sum        sequential_weight · S_T + the lexical score, by which a search with a plan ranks
+        sum        sequential_weight · S_T + the lexical score
 
-    The loss is the mean over queries of the weighted sum of these three and of the FLOPS regulariser
-    (Paria et al. 2020): Σ over the vocabulary of the square of the mean weight of the batch's queries. A
-    candidate without a teacher's score stays out.
+    The loss is the mean over queries of the sum of these three and of the weighted FLOPS regulariser (Paria
+    et al. 2020): Σ over the vocabulary of the square of the mean weight of the batch's queries. A candidate
+    without a teacher's score stays out.
+
+    A search with a plan ranks by such a sum, too, with a weight of its own (`make_index.sequential_weight`),
+    which is by default chosen on dev queries.
 
     Args:
       predict: see `Objective`.
@@ -71,11 +70,8 @@ def joint_ranking(
       prefix_lengths: the lengths n below the whole docid's, in tokens; PAG has (4,) of 8.
       shares: the teacher's score at each prefix length as a share of that of the whole docid, as in PAG:
         (0.5,) at (4,); None: the teacher's scores of prefixes (see `DocidGroupTargets`).
-      sequential_weight: what the sequential score is multiplied by, in all of the above. With 0 the lexical
-        part is trained alone: the query's side is trained again for the sets, and no docid is read.
-      lexical_weight: of the loss of the lexical scores.
-      prefix_weight: of the loss of each prefix length.
-      sum_weight: of the loss of the sums.
+      sequential_weight: what the sequential score is multiplied by, in the sum and at each prefix length.
+        (A LexicalEncoder with `DataConfig.sets` trains the lexical part alone.)
       flops_weight: of the FLOPS regulariser. It does not rise, as training begins with a trained head.
       cross_entropy_weight: of the cross-entropy of the first positive's docid.
 
@@ -90,16 +86,16 @@ def joint_ranking(
     predictions = predict(_with_sets(batch), rng)
     group, lexical_BxC, teacher_BxCxT = DocidGroups.of(predictions), _lexical(predictions), batch["score"]
     there_BxC = batch["grade"] >= 0
-    parts = [_Part("lexical", lexical_weight, lexical_BxC, teacher_BxCxT[..., -1], there_BxC)]
-    if sequential_weight:
-        sums_BxCxT = sequential_weight * group.sums(predictions.scores_BxT)
-        whole_and_prefixes(prefix_lengths, sums_BxCxT.shape[-1], "joint_ranking")
-        sum_BxC = sums_BxCxT[..., -1] + lexical_BxC
-        parts.append(_Part("sum", sum_weight, sum_BxC, teacher_BxCxT[..., -1], there_BxC))
-        for n, share in zip(prefix_lengths, shares or [None] * len(prefix_lengths), strict=True):
-            teacher_BxC = teacher_BxCxT[..., n - 1] if share is None else share * teacher_BxCxT[..., -1]
-            of_prefix = (sums_BxCxT[..., n - 1], teacher_BxC, group.different(n))
-            parts.append(_Part(f"prefix/{n}", prefix_weight, *of_prefix))
+    sums_BxCxT = sequential_weight * group.sums(predictions.scores_BxT)
+    whole_and_prefixes(prefix_lengths, sums_BxCxT.shape[-1], "joint_ranking")
+    sum_BxC = sums_BxCxT[..., -1] + lexical_BxC
+    parts = [
+        _Part("lexical", lexical_BxC, teacher_BxCxT[..., -1], there_BxC),
+        _Part("sum", sum_BxC, teacher_BxCxT[..., -1], there_BxC),
+    ]
+    for n, share in zip(prefix_lengths, shares or [None] * len(prefix_lengths), strict=True):
+        teacher_BxC = teacher_BxCxT[..., n - 1] if share is None else share * teacher_BxCxT[..., -1]
+        parts.append(_Part(f"prefix/{n}", sums_BxCxT[..., n - 1], teacher_BxC, group.different(n)))
 
     query_B = jnp.any(batch["grade"] > 0, axis=1)
     queries = jnp.sum(query_B, dtype=jnp.float32)
@@ -108,17 +104,16 @@ def joint_ranking(
     for part in parts:
         teacher_BxC = jnp.where(part.counts_BxC, part.teacher_BxC, jnp.nan)
         of_part_B, counted_B = distillation(part.scores_BxC, teacher_BxC, batch["grade"] > 0)
-        losses_B += part.weight * of_part_B
+        losses_B += of_part_B
         told[f"{part.name}_loss"] = (jnp.sum(of_part_B), jnp.sum(counted_B, dtype=jnp.float32))
         if not part.name.startswith("prefix"):
             right_BxCxC = margins(part.scores_BxC) > 0
             told[f"{part.name}_ordered"] = total_and_count(right_BxCxC, group.pairs_BxCxC)
-    if not sequential_weight:
-        return told | {"loss": (jnp.sum(losses_B), queries)}
     return told | group.loss_and_metrics(losses_B, cross_entropy_weight, sums_BxCxT)
 
 
 joint_ranking.unbounded_loss = True  # of sums of logits
+joint_ranking.reads_sets = True
 
 
 def _with_sets(batch: Batch) -> Batch:

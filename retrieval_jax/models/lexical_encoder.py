@@ -58,7 +58,7 @@ class LexicalEncoder(DualEncoder):
     """
 
     family = "lexical"
-    reads_step = True
+    reads_step = reads_sets = True
 
     def __init__(
         self,

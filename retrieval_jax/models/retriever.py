@@ -34,6 +34,7 @@ class Retriever(abc.ABC):
         any, `loss_fn` takes the groups (TextGroups or None) as its fourth argument.
       reads_step: whether `loss_fn` reads the number of steps taken before, which a training batch then has
         as `step` (int32 B). In an evaluation, and under T5X's own train, it is not there.
+      reads_sets: whether `loss_fn` reads the set docids of a query's candidates (`DataConfig.sets`).
       unbounded_loss: whether the loss has no natural scale, so that a rise is not taken for a fault (see
         `LossSpikeGuard.on_spike`).
       config: the sizes of the network.
@@ -49,6 +50,7 @@ class Retriever(abc.ABC):
     examples_interact = False
     text_arrays: Sequence[str] = ()
     reads_step: bool = False
+    reads_sets: bool = False
     unbounded_loss: bool = False
 
     config: T5Config

@@ -66,7 +66,12 @@ def train_dataset(
 def _check_candidates(model: Retriever, examples: TrainDataset) -> None:
     """Raises UserError if a query's candidates and their scores are not what the model is to learn from."""
     config = examples.config
-    for macro, name in (("NEGATIVES", config.mined), ("SCORES", config.scores), ("SETS", config.sets)):
+    if config.sets and not model.reads_sets:
+        raise UserError(
+            f"DataConfig.sets: {config.sets}, and this training of a {model.family} retriever reads no sets: "
+            "leave SETS away, train @LexicalEncoder, or by --gin.GenerativeRetriever.objective=@joint_ranking"
+        )
+    for macro, name in (("NEGATIVES", config.mined), ("SCORES", config.scores)):
         if name and model.writes_docids and not config.negatives:
             log(f"{macro}={name}: not read, as the model learns one docid a query: DataConfig.negatives is 0")
     distillation = getattr(getattr(model, "vector_loss", None), "distillation", None)

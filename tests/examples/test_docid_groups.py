@@ -156,6 +156,9 @@ def test_a_batch_holds_the_set_docids_of_its_candidates(
     of_texts = passages.targets.to_batch(pad(of_texts, passages.targets.features))
     for name in ("set_tokens", "set_impacts")[: 1 + with_impacts]:
         np.testing.assert_array_equal(of_texts[name], batch[name])  # of a lexical encoder's candidates
+    assert of_texts["right_encoder_input_tokens"].shape == (count, 5, 1)  # no text is read or sent
+    of_class = PassageTargets.lengths(config)
+    assert of_class["targets"] == passages.targets.features["targets"].length == 5
     if more is None:
         seqio_tasks.register(dataset.prefix, {"labelled": examples}, {}, dataset.vocabulary)
         task = seqio.get_mixture_or_task(f"{dataset.prefix}.labelled").get_dataset(lengths, shuffle=False)

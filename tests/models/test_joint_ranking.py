@@ -91,25 +91,22 @@ def of_query(q: int, inputs: Inputs, compare, weights: dict, lengths: dict[int, 
         return compare(*(list(column) for column in zip(*known, strict=True))) if known else 0.0
 
     w = weights["sequential_weight"]
-    total = weights["lexical_weight"] * compared([(lex, s[-1], good) for _, _, lex, good, s in rows])
-    if not w:
-        return total
+    total = compared([(lex, s[-1], good) for _, _, lex, good, s in rows])
     whole = [(w * sum(logits) + lex, s[-1], good) for _, logits, lex, good, s in rows]
-    total += weights["sum_weight"] * compared(whole)
+    total += compared(whole)
     for n, share in lengths.items():
         first = {}
         for tokens, logits, _, good, s in rows:
             teacher = s[n - 1] if share is None else share * s[-1]
             first.setdefault(tuple(tokens[:n]), (w * sum(logits[:n]), teacher, good))
-        total += weights["prefix_weight"] * compared([*first.values()])
+        total += compared([*first.values()])
     return total
 
 
 CASES = {
     "pag": ({2: 0.5}, {}),
-    "ripor's scores of prefixes": ({1: None, 3: None}, {"prefix_weight": 0.7, "sum_weight": 2.0}),
-    "weighted": ({2: None}, {"sequential_weight": 0.3, "lexical_weight": 0.0, "flops_weight": 0.2}),
-    "the lexical part alone": ({}, {"sequential_weight": 0.0, "lexical_weight": 1.5, "flops_weight": 0.1}),
+    "ripor's scores of prefixes": ({1: None, 3: None}, {}),
+    "weighted": ({2: None}, {"sequential_weight": 0.3, "flops_weight": 0.2}),
 }
 
 
@@ -120,8 +117,8 @@ def test_loss_and_gradient_by_hand(name: str, distillation: str):
     shares = [share for share in lengths.values() if share is not None]
     settings = {"distillation": DISTILLATIONS[distillation], "prefix_lengths": tuple(lengths), **given}
     settings |= {"shares": shares} if shares else {}
-    ones = dict.fromkeys(("sequential_weight", "lexical_weight", "prefix_weight", "sum_weight"), 1.0)
-    weights, compare = {"flops_weight": 0.0, **ones, **given}, BY_HAND[distillation]
+    weights = {"flops_weight": 0.0, "sequential_weight": 1.0, **given}
+    compare = BY_HAND[distillation]
 
     def expected(inputs: Inputs) -> float:
         flops = np.sum(np.mean(inputs.weights[:-1], axis=0) ** 2)  # the last query is padding
@@ -138,7 +135,6 @@ def test_loss_and_gradient_by_hand(name: str, distillation: str):
         slope = (expected(moved[0]) - expected(moved[1])) / 2e-5
         assert np.sum(getattr(gradient, field) * direction) == pytest.approx(slope, rel=1e-3, abs=1e-6)
     assert metrics["loss"][1] == B - 1
-    assert ("sum_loss" in metrics) == bool(weights["sequential_weight"])
 
 
 @pytest.mark.parametrize("dropout", [False, True])

@@ -1,6 +1,7 @@
 """Generative retrievers that are trained to rank, by the command line."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.models.distillation import dense_margin_mse
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.joint_ranking import joint_ranking
+from retrieval_jax.models.lexical_encoder import LexicalEncoder
+from retrieval_jax.models.objectives import rdrop
+from retrieval_jax.models.ranking import kl
 from retrieval_jax.training.optimizers import adamw
 from retrieval_jax.training.run import train_dataset
 
@@ -87,6 +92,13 @@ def test_what_is_not_read_is_told_and_a_distillation_needs_negatives(own_work, c
     train_dataset(dataclasses.replace(config, negatives=1), own_work, collection, encoder, None)
     train_dataset(config, own_work, collection, GenerativeRetriever(CONFIG, optimizer), None)
     assert "SCORES=t: not read, as the model learns one docid a query" in capsys.readouterr().err
+    with_sets = dataclasses.replace(config, negatives=1, sets="s")
+    for model in (encoder, GenerativeRetriever(CONFIG, optimizer, kl)):
+        with pytest.raises(UserError, match=r"^DataConfig.sets: s, and this training .* no sets: leave"):
+            train_dataset(with_sets, own_work, collection, model, None)
+    repeated = functools.partial(rdrop, objective=joint_ranking)
+    for model in (LexicalEncoder(CONFIG, optimizer), GenerativeRetriever(CONFIG, optimizer, repeated)):
+        train_dataset(with_sets, own_work, collection, model, None)
 
 
 @pytest.mark.parametrize(
