@@ -14,6 +14,7 @@ import gin
 from retrieval_jax.core import configuration
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Names, NonNegative, Positive
+from retrieval_jax.data.records import Collection
 from retrieval_jax.search.searcher import searcher_class
 from retrieval_jax.verbs.index import make_index, unread
 from retrieval_jax.verbs.mine import mine
@@ -40,7 +41,9 @@ class PagConfig(RiporConfig):
        one begins as the average of the weights of the lexical and of the last sequential model. Negatives are
        the teacher's own results at first, and then what the last model's planned search found.
     6. Searchers: NAME_1 and so on plan; NAME_1_unplanned and NAME_1_lexical are the beam search and the sets
-       alone, of the same network.
+       alone, of the same network. Planned ones weigh the sequential score as dev queries say
+       (`make_index.sequential_weight`); without dev queries, or where dev is the split to answer, as the
+       joint training did.
 
     Trainings of 0 steps (lexical, query, seq2seq) are left out; without a lexical encoder, the head of the
     first joint training begins as `InitialCheckpoint` says.
@@ -130,8 +133,20 @@ class PagConfig(RiporConfig):
     def _index_model(self, kind: str, model: str, name: str, **settings: object) -> None:
         if kind != "generative":
             settings |= {"sets": self.name}
+        if kind == "planned":
+            settings |= self.weighed()
         settings = unread(searcher_class(kind)) | settings
         make_index(kind=kind, name=name, model_dir=str(self.work.model(model)), **settings)
+
+    def weighed(self) -> dict:
+        """Gives the settings of a planned searcher by which the sequential score has its weight."""
+        if gin.get_bindings("make_index").get("sequential_weight") is not None:
+            return {}
+        if self.split != "dev" and Collection(self.work.collection).query_counts.get("dev"):
+            return {"fit_split": "dev"}
+        with gin.config_scope(RANK):
+            trained = gin.get_bindings("joint_ranking").get("sequential_weight", 1.0)
+        return {"fit_split": None, "sequential_weight": trained}
 
     def mine(self, number: int) -> dict:
         """Mines a round's negatives."""

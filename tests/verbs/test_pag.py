@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import gin
 import numpy as np
 import pytest
 from test_ripor import made, stages
@@ -11,6 +12,7 @@ from test_ripor import made, stages
 from retrieval_jax.checkpoints.model_folder import lazy_params
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.records import Collection
 from retrieval_jax.verbs.pag import PagConfig
 
 STEPS = {"lexical": 2, "query": 0, "dense": 2, "seq2seq": 0, "rank": 2}
@@ -80,6 +82,19 @@ def test_lexical_encoders_may_be_left_out_unless_the_sets_are_theirs():
         dataclasses.replace(none, set_weights="lexical").check()
     with pytest.raises(UserError, match=r"^pag.rounds: 0, and no cross-entropy"):
         dataclasses.replace(none, rounds=0).check()
+
+
+def test_the_sequential_weight_is_chosen_on_dev_queries_unless_dev_is_reported(collection: Collection):
+    """Else it is the one of the joint training, of gin's scope of that; a weight that is given stays."""
+    work = str(collection.folder.parent)
+    gin.parse_config("rank/joint_ranking.sequential_weight = 0.5")
+    config = PagConfig(source="x", work_dir=work)
+    assert Workspace(Path(work)).collection == collection.folder
+    assert config.weighed() == {"fit_split": "dev"}
+    of_dev = dataclasses.replace(config, split="dev")
+    assert of_dev.weighed() == {"fit_split": None, "sequential_weight": 0.5}
+    gin.parse_config("make_index.sequential_weight = 2.0")
+    assert of_dev.weighed() == {}
 
 
 @pytest.mark.slow
