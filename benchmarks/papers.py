@@ -29,7 +29,7 @@ from retrieval_jax.verbs.preflight import configured
 
 FOLDER = configuration.gin_folder() / "papers"
 # Whose parameters shape a training step, beside the slice and its arrays.
-SHAPING = ("T5Config", "GenerativeRetriever", "DualEncoder", "make_mesh", "axis_rules")
+SHAPING = ("T5Config", "GenerativeRetriever", "DualEncoder", "LexicalEncoder", "make_mesh", "axis_rules")
 
 
 def programs(words: list[str]) -> dict[str, list[tuple[str, int]]]:

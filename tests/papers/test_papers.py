@@ -1,39 +1,24 @@
-"""gin_configs/papers: each row says what was published, and takes a step, shrunken, on six passages."""
+"""gin_configs/papers: each row says what was published, and has its settings."""
 
-import importlib
 import itertools
 import math
 import re
 from pathlib import Path
 
 import gin
-import jax
-import numpy as np
 import pytest
 
 from retrieval_jax.core import configuration
-from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
-from retrieval_jax.data.vocabulary import Vocabulary
-from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.mixtures import PAPER_MIXTURES as MIXTURES
 from retrieval_jax.examples.training_data import DataConfig
-from retrieval_jax.main import main
-from retrieval_jax.mesh import partitioning
 from retrieval_jax.mesh.hardware import parse_topology
 from retrieval_jax.models.dual_encoder import DualEncoder
-from retrieval_jax.training.run import make_model, train_dataset
-from retrieval_jax.training.step import TrainState, abstract_state, make_train_step
-from retrieval_jax.verbs.table import CONFIGURABLE, VERBS
+from retrieval_jax.training.run import make_model
 
 FOLDER = configuration.gin_folder() / "papers"
 ROWS = sorted(str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.gin"))
 TRAINED = [row for row in ROWS if "bm25" not in row]
 GENERATIVE = [row for row in TRAINED if not re.search("gtr|multi_positive|ripor|pag", row)]
-# For XLA, in a third of the time.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-LIBRARY = Path(__file__).parents[1] / "data" / "library"
 
 # What the generative-retrieval paper says. Collection: passages that preflight is told of, subset, most
 # steps, input tokens, synthetic queries a passage.
@@ -70,14 +55,6 @@ MULTI_POSITIVE = {
     "multi_positive_nq": (36_800, 920, 64, 1e-5),
     "multi_positive_msmarco": (11_788, 3_930, 128, 3e-5),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def configurables():
-    for module in (*(module for module, _ in VERBS.values()), *CONFIGURABLE):
-        importlib.import_module(module)
-    yield
-    gin.clear_config()
 
 
 def configured(row: str, *bindings: str):
@@ -222,6 +199,7 @@ def test_ripor_rows_have_the_papers_settings(name: str, steps: int, batch_size: 
         assert of("margin_mse.prefix_lengths") == of("mine.prefix_lengths") == (4, 8, 16, 32)
         assert of("make_index.beams") == 1000
         assert (data.mined, data.scores) == ("rank_base", "rank_base")
+    check_begins(of, {"seq2seq": "dense", "rank": "seq2seq"}.get(name))
     check_places(row, of)
     check_chips(row, of, 8)
 
@@ -252,6 +230,7 @@ def test_pag_rows_have_the_papers_settings(name: str, steps: int, batch_size: in
         assert (of("%DOCIDS"), of("%EMBEDDINGS")) == ("rq_8x2048", "work/pag_msmarco/models/dense_base")
     if name == "rank":
         assert (of("margin_mse.prefix_lengths"), of("margin_mse.shares")) == ((4,), (0.5,))
+        assert of("mine.prefix_lengths") == (4, 8)
     if name == "joint":
         assert of("GenerativeRetriever.objective").selector == "joint_ranking"
         assert of("GenerativeRetriever.score") == "logits"
@@ -259,12 +238,19 @@ def test_pag_rows_have_the_papers_settings(name: str, steps: int, batch_size: in
         assert of("T5Config.lexical_head")
         assert (of("make_index.kind"), of("make_index.beams")) == ("planned", 10)
         assert of("InitialCheckpoint.averaged_with") == "work/pag_msmarco/models/query_base"
+    before = {"query": "lexical", "seq2seq": "dense", "rank": "seq2seq", "joint": "rank"}
+    check_begins(of, before.get(name))
     check_places(row, of)
     check_chips(row, of, 8)
 
 
 def binding(function: str, name: str):
     return gin.get_bindings(function).get(name)
+
+
+def check_begins(of, before: str | None) -> None:
+    """A row names the row whose model it begins as; only a first one leaves it to the command line."""
+    assert of("%INITIAL_CHECKPOINT") == (before and f"{of('%WORK_DIR')}/models/{before}_base")
 
 
 def check_places(row: str, of) -> None:
@@ -284,153 +270,3 @@ def check_chips(row: str, of, chips: int) -> None:
     assert (chip.name, math.prod(map(int, shape.split("x")))) == ("v4", chips)
     parallelism = of("make_mesh.model_parallelism")
     assert of("train.batch_size") % (chips // parallelism) == 0
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Bindings that shrink any row to the library, imported and with synthetic queries and docids by rows."""
-    folder = tmp_path_factory.mktemp("papers")
-    predictions, vectors = folder / "predictions", folder / "vectors.npy"
-    predictions.mkdir()
-    (predictions / "sample.txt").write_text("".join(f"which one is number {n}\n" for n in range(6)))
-    np.save(vectors, np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
-    settings = {
-        "COLLECTION": str(LIBRARY),
-        "WORK_DIR": str(folder / "work"),
-        "VOCABULARY": str(LIBRARY / "sentencepiece.model"),
-        "SUBSET": None,
-        "SPLIT": "test",
-        "generate_queries.predictions": str(predictions),
-        "semantic.clusters_per_node": 2,
-        "semantic.leaf_size": 2,
-        "make_mesh.model_parallelism": 1,
-        "train.batch_size": 4,
-        "DataConfig.input_length": 12,
-        "DataConfig.passage_length": 12,
-        "T5Config.emb_dim": 16,
-        "T5Config.num_heads": 2,
-        "T5Config.head_dim": 8,
-        "T5Config.mlp_dim": 16,
-        "T5Config.num_encoder_layers": 1,
-        "T5Config.num_decoder_layers": 1,
-        "DualEncoder.vector_dim": 16,
-    }
-    bindings = [f"{name}={value!r}" for name, value in settings.items()]
-
-    def verb(name: str, row: str, *more: str) -> None:
-        made = [f"--gin.{setting}" for setting in (*bindings, *more)]
-        assert main([name, f"--gin_file=papers/{row}.gin", *made]) == 0
-
-    verb("import", "msmarco_100k/bm25")
-    for row in ("msmarco_1m/naive_base_d2q", "msmarco_100k/atomic_base_d2q_100"):
-        verb("generate-queries", row)
-    verb("generate-queries", "nq_100k/naive_base_firstp_daq_in_domain_d2q_labelled")
-    for docids in ("atomic", "naive"):
-        verb("docids", f"msmarco_full/{docids}_base_d2q")
-    for docids in ("semantic_base", "semantic_2d_base_pawa"):
-        verb("docids", f"msmarco_full/{docids}_d2q", f"EMBEDDINGS={str(vectors)!r}")
-    for row in ("ripor_msmarco/rank_base", "pag_msmarco/rank_base"):
-        verb("docids", row, f"EMBEDDINGS={str(vectors)!r}")
-    verb("sets", "pag_msmarco/joint_base", "make_sets.weights='bm25'")
-    verb("index", "msmarco_100k/bm25")
-    ranked = ((name, name) for name in ("rank_base", "joint_base"))
-    for negatives, scores in (("bm25", "cross_encoder"), *ranked):
-        verb("mine", "msmarco_100k/bm25", f"mine.name={negatives!r}", "mine.depth=3")
-        verb(
-            "score",
-            "msmarco_100k/bm25",
-            f"score_pairs.candidates=({negatives!r},)",
-            f"score_pairs.name={scores!r}",
-        )
-    return bindings
-
-
-def shrunken(row: str, library: list[str]):
-    """(model, number -> batch, steps of the stages before the last) of a row on the library."""
-    of = configured(row)
-    own = ["T5Config.pawa_layers=1"] if binding("T5Config", "pawa_layers") else []
-    own += ["DualEncoder.gradcache_chunk_size=4"] if binding("DualEncoder", "gradcache_chunk_size") else []
-    of = configured(row, *library, *own)
-    work = Workspace(Path(of("%WORK_DIR")))
-    collection = Collection(work.collection)
-    kind = binding("train", "docids")
-    table = DocidTable.open(work.docids(kind)) if kind else None
-    retriever = of("train.retriever").configurable.wrapped
-    size = Vocabulary(collection.vocabulary_path).size
-    model = make_model(retriever, of("train.optimizer").scoped_configurable_fn, size, table)
-    examples = train_dataset(DataConfig(), work, collection, model, table)
-
-    def batch(position: int) -> dict[str, np.ndarray]:
-        size = of("train.batch_size")
-        return next(batches(examples.stages(), examples.targets, {}, size, 0, position * size))
-
-    return model, batch, [steps for steps, _ in examples.stages()][:-1]
-
-
-def program(model, batch: dict) -> tuple:
-    """What a training step is compiled from: rows that agree in it need only one compilation."""
-    plain = {k: v for k, v in vars(model).items() if k not in ("module", "decode_module", "optimizer_def")}
-    facts = sorted((k, getattr(v, "__name__", str(v))) for k, v in plain.items())
-    shapes = sorted((name, x.shape) for name, x in batch.items())
-    return type(model).__name__, str(getattr(model, "settings", "")), tuple(facts), tuple(shapes)
-
-
-def some_state(abstract: TrainState) -> TrainState:
-    """Random parameters, and the rest as it begins; quicker than compiling what makes them."""
-    rng = np.random.default_rng(0)
-    random = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), abstract.params)
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
-    return jax.device_put(zeros.replace(params=random))
-
-
-def test_every_row_takes_a_step_on_the_library(library):
-    """All have their examples and model made; each distinct program among them is compiled and run."""
-    steps: dict[tuple, list[str]] = {}
-    for row in TRAINED:
-        model, batch, earlier = shrunken(row, library)
-        first = batch(0)
-        later = batch(sum(earlier))  # of the stage after a curriculum
-        assert {name: x.shape for name, x in later.items()} == {name: x.shape for name, x in first.items()}
-        assert all(np.any(x > 0) for x in first.values() if x.ndim == 2 and x.shape[1] > 1), row
-        key = program(model, first)
-        steps.setdefault(key, []).append(row)
-        if len(steps[key]) > 1:
-            continue
-        mesh, shapes = partitioning.make_mesh(), {name: x.shape for name, x in first.items()}
-        abstract = abstract_state(model, mesh, shapes)
-        state, first = some_state(abstract), jax.device_put(first)
-        compiled = make_train_step(model, mesh, abstract, 0).lower(state, first).compile(QUICKLY)
-        _, told = compiled(state, first)
-        assert np.isfinite(told["loss"]), row
-        assert told["gradient_norm"] > 0, row
-    # Atomic (once more with the wide softmax), naive of three kinds of networks, semantic, PAWA of two and
-    # with consistency; GTR and four objectives; RIPOR's three trainings, and PAG's but for the dense encoder.
-    assert len(steps) == 2 + 3 + 1 + 3 + 1 + 4 + 3 + 5, [rows[0] for rows in steps.values()]
-    assert sum(map(len, steps.values())) == len(TRAINED)
-
-
-def test_bm25_rows_answer(library, cli):
-    small = [f"--gin.{setting}" for setting in library]
-    for name in ("bm25", "bm25_d2q"):
-        for verb in ("index", "search"):
-            status, made, error = cli(verb, f"--gin_file=papers/msmarco_full/{name}.gin", *small)
-            assert status == 0, error
-        assert made["queries"] == 2
-    status, made, error = cli("evaluate", "--gin_file=papers/msmarco_full/bm25.gin", *small)
-    assert status == 0, error
-    assert {"bm25", "bm25_d2q"} <= made["metrics"].keys()
-    assert made["metrics"]["bm25"]["MRR@10"] > 0.5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["atomic_base_d2q", "naive_base_firstp_d2q_labelled", "gtr_base"])
-def test_a_row_goes_through_all_verbs(name: str, library, cli, tmp_path):
-    row = f"--gin_file=papers/msmarco_full/{name}.gin"
-    small = [f"--gin.{setting}" for setting in (*library, f"MODEL_DIR={str(tmp_path / name)!r}", "STEPS=1")]
-    for verb in ("import", *(["docids"] if name != "gtr_base" else []), "train", "index", "search"):
-        status, made, error = cli(verb, row, *small)
-        assert status == 0, error
-    assert made["queries"] == 2
-    status, made, error = cli("evaluate", row, *small)
-    assert status == 0, error
-    assert name in made["metrics"]
