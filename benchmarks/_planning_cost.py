@@ -82,7 +82,7 @@ def measure(count: int, repetitions: int, quick: bool) -> dict:
     }
 
 
-def run(console: Console, quick: bool = False, sizes: Sequence[int] = ()) -> dict:
+def run(console: Console, sizes: Sequence[int], quick: bool) -> dict:
     """Prints the table; returns {"cost_over_unplanned": {passages: {beams: ratio}}, "milliseconds": …}."""
     title = f"Milliseconds a query, batches of {WHOLE_BATCH}, plans of {PLAN} passages"
     table = Table("passages", "bytes a passage", "of the trie", "plan", title=title)
@@ -93,7 +93,7 @@ def run(console: Console, quick: bool = False, sizes: Sequence[int] = ()) -> dic
     for beams in BEAMS:
         table.add_column(f"ratio at {beams}")
     figures = {"cost_over_unplanned": {}, "milliseconds": {}}
-    for count in sizes or ((QUICK,) if quick else (MILLION, MS_MARCO)):
+    for count in sizes:
         measured = measure(count, 3, quick)
         ratio = {beams: measured["planned"][beams] / measured["unplanned"][beams] for beams in BEAMS}
         figures["cost_over_unplanned"][count], figures["milliseconds"][count] = ratio, measured

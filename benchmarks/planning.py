@@ -15,13 +15,19 @@ network from random weights (gin_configs/runs/pag.gin), each training with as ma
 and, all but the searches by 1, 5 and 40 beams, again with one word of each query misspelt. Differences are to
 BM25, and to the unplanned search with 100 beams, with p of the paired randomisation test after Holm's
 correction; several --seeds are averaged for each query. Settings were chosen on dev queries. What is finished
-is kept in --work. Prints tables, then one line of JSON: mrr_at_10, ndcg_at_10, and both with misspelt
-queries, {collection: {method: {beams: value}}}, where methods without beams have "all".
+is kept in --work.
+
+Then the time is measured that planning takes with --sizes simulated passages (see _planning_cost.py).
+
+Prints tables, then one line of JSON: mrr_at_10, ndcg_at_10, and both with misspelt queries, {collection:
+{method: {beams: value}}}, where methods without beams have "all"; cost_over_unplanned, {passages: {beams:
+ratio}}, and milliseconds.
 """
 
 import argparse
 import json
 
+import _planning_cost
 import _quiet  # noqa: F401
 import numpy as np
 from _measure import values_of_queries
@@ -133,9 +139,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser, minutes=1)
+    sizes = (_planning_cost.MILLION, _planning_cost.MS_MARCO)
+    parser.add_argument("--sizes", nargs="*", type=int, default=sizes, metavar="N", help="simulated passages")
     args, bindings = parse(parser)
     if args.quick:
-        args.collections, args.minutes = ["python_docs"], 0.05
+        args.collections, args.minutes, args.sizes = ["python_docs"], 0.05, [_planning_cost.QUICK]
         bindings = [*QUICK, *bindings]
     results = {}
     for name, some in studies(args, lambda here, work: PlanningStudy(here, work, args.minutes, bindings)):
@@ -143,7 +151,8 @@ def main() -> None:
             study.make()
         results[name] = figures(some)
         show(name, results[name])
-    print(json.dumps({key: {name: told[key] for name, told in results.items()} for key in results[name]}))
+    by_figure = {key: {name: told[key] for name, told in results.items()} for key in results[name]}
+    print(json.dumps(by_figure | _planning_cost.run(Console(width=160), args.sizes, args.quick)))
 
 
 if __name__ == "__main__":

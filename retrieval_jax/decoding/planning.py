@@ -103,9 +103,10 @@ def build_sets(
 def plan(weights_BxV: jax.Array, sets: SetArrays, n: int, mesh: Mesh | None = None) -> Plan:
     """Finds the passages of largest lexical score: exactly, in one pass over all sets.
 
-    Above a block of passages the pass computes the scores of a block at a time, and keeps the largest score of
-    every GROUP of neighbours; so its memory is B × P / GROUP numbers. The best n passages lie in the n groups
-    whose largest scores are largest, and only the passages of these groups are scored again and sorted.
+    Of more passages than a block, the pass computes the scores of a block at a time and keeps the largest
+    score of every GROUP of neighbours; so its memory is B × P / GROUP numbers. The best n passages lie in the
+    n groups whose largest scores are largest, and only the passages of these groups are scored again and
+    sorted.
 
     On a mesh each device does this for all queries and its own passages; what is exchanged are the queries'
     weights and the best n passages of each device.
