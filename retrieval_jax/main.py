@@ -209,13 +209,15 @@ def plain(made: dict) -> str:
     def value(x: object) -> str:
         if isinstance(x, dict):
             return ", ".join(f"{k} {value(v)}" for k, v in x.items())
+        if isinstance(x, list):
+            return "; ".join(map(value, x))
         return f"{x:.3f}" if isinstance(x, float) else str(x)
 
     lines = []
     for key, fact in made.items():
         if isinstance(fact, dict) and any(isinstance(row, dict) for row in fact.values()):
             lines += [f"{key}:", *(f"  {name}: {value(row)}" for name, row in fact.items())]
-        elif isinstance(fact, list):
+        elif isinstance(fact, list) and all(isinstance(item, dict) for item in fact):
             lines += ["\n" + "\n".join(f"{k}: {value(v)}" for k, v in item.items()) for item in fact]
         else:
             lines.append(f"{key}: {value(fact)}")

@@ -11,7 +11,7 @@ import pytest
 
 from retrieval_jax.core import configuration
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.main import VERBS, disk_error, documentation, main, parse
+from retrieval_jax.main import VERBS, disk_error, documentation, main, parse, plain
 from retrieval_jax.verbs.table import EXAMPLES
 
 METHODS = {"atomic", "naive", "semantic", "exact", "scann", "bm25", "fused"}
@@ -347,3 +347,8 @@ def test_a_read_only_file_is_named_and_other_errors_are_not_of_the_disk():
     assert "free some space" in disk_error(RuntimeError("RESOURCE_EXHAUSTED: No space left on device"))
     assert disk_error(ValueError("shape")) is None
     assert disk_error(FileNotFoundError(2, "No such file", "x")) is None
+
+
+def test_plain_shows_a_list_of_texts_in_a_line_and_of_records_as_paragraphs():
+    assert plain({"slow": ["a", "b"], "fits": True}) == "slow: a; b\nfits: True"
+    assert plain({"passages": [{"id": "x", "score": 0.5}]}) == "\nid: x\nscore: 0.500"
