@@ -23,6 +23,7 @@ from retrieval_jax.decoding.planning import Plan, SetArrays, score_rows
 from retrieval_jax.decoding.trie import capacity
 
 _NONE = np.iinfo(np.int32).max  # pads ascending rows
+_AT_ONCE = 16  # passages of a shared docid that are scored at once
 
 
 @jax.tree_util.register_dataclass
@@ -58,12 +59,15 @@ class Planning:
       sequential_weight: float32 scalar, not negative: what sums of token scores are multiplied by.
       docids: None where docids are single tokens, all of which are scored.
       size: n, how many passages a plan keeps. Static.
+      of_prefixes: whether the docids are prefixes of docids, which very many passages share: the lexical part
+        of a prefix's score is then its bonus. Static.
     """
 
     sets: SetArrays
     sequential_weight: np.ndarray | jax.Array
     docids: DocidArrays | None
     size: int = dataclasses.field(metadata={"static": True})
+    of_prefixes: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 class KeptDocids(NamedTuple):
@@ -108,6 +112,13 @@ class KeptDocids(NamedTuple):
         bonus_BxKxC = jnp.take_along_axis(bonus_BxKxI, local_id_BxKxC, axis=-1, mode="clip")
         priority_BxKC = self.weight_B[:, None] * total_BxKC + bonus_BxKxC.reshape(B, -1)
         return jnp.where(total_BxKC > -jnp.inf, priority_BxKC, -jnp.inf)
+
+    def bonuses(self, beams: int) -> jax.Array:
+        """Returns the bonuses of what the beams have written so far, float32 B×K."""
+        B = self.floor_B.shape[0]
+        beam_BxD = jnp.where(self.beam_BxD < 0, beams, self.beam_BxD)  # out of bounds, which is dropped
+        bonus_BxK = jnp.broadcast_to(self.floor_B[:, None], (B, beams))
+        return bonus_BxK.at[jnp.arange(B)[:, None], beam_BxD].max(self.score_BxD, mode="drop")
 
     def follow(
         self, parent_BxK: jax.Array, local_id_BxK: jax.Array, least_B: jax.Array, position: jax.Array | int
@@ -157,7 +168,7 @@ def build_docids(
     docids_of = np.bincount(extra_passage_M, minlength=1).max() + 1
 
     def pad(x: np.ndarray, fill: int, like: str) -> np.ndarray:
-        size, before = capacity(len(x)) if len(x) else 0, getattr(earlier, like).shape[0] if earlier else 0
+        size, before = capacity(len(x)), getattr(earlier, like).shape[0] if earlier else 0
         padded = np.full((before if size <= before else size, *x.shape[1:]), fill, x.dtype)
         padded[: len(x)] = x
         return padded
@@ -217,16 +228,17 @@ def lexical_scores(
     """
     best_BxK = score_rows(weights_BxV, sets, _passage_of(row_BxK, docids), mesh)
     shared_first_S, shared_row_S = jnp.asarray(docids.shared_first_S), jnp.asarray(docids.shared_row_S)
-    if not shared_first_S.size:
-        return best_BxK
     begin_BxK, end_BxK = (jnp.searchsorted(shared_first_S, row_BxK, side) for side in ("left", "right"))
 
     def add_passages(carry):
-        nth, best_BxK = carry
-        there = begin_BxK + nth < end_BxK
-        row = jnp.where(there, shared_row_S.at[begin_BxK + nth].get(mode="clip"), -1)
-        score = score_rows(weights_BxV, sets, _passage_of(row, docids), mesh)
-        return nth + 1, jnp.where(there, jnp.maximum(best_BxK, score), best_BxK)
+        done, best_BxK = carry
+        at_BxKxA = begin_BxK[..., None] + done + jnp.arange(_AT_ONCE)
+        there_BxKxA = at_BxKxA < end_BxK[..., None]
+        row_BxKxA = jnp.where(there_BxKxA, shared_row_S.at[at_BxKxA].get(mode="clip"), -1)
+        passages = _passage_of(row_BxKxA, docids).reshape(row_BxK.shape[0], row_BxK.shape[1] * _AT_ONCE)
+        scores_BxKxA = score_rows(weights_BxV, sets, passages, mesh).reshape(row_BxKxA.shape)
+        best_of_these_BxK = jnp.where(there_BxKxA, scores_BxKxA, -jnp.inf).max(axis=-1)
+        return done + _AT_ONCE, jnp.maximum(best_BxK, best_of_these_BxK)
 
     most = jnp.max(end_BxK - begin_BxK)  # passages besides the first of any of these docids
     return jax.lax.while_loop(lambda carry: carry[0] < most, add_passages, (jnp.int32(0), best_BxK))[1]

@@ -19,7 +19,7 @@ from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.bonuses import DocidArrays, Planning, build_docids
 from retrieval_jax.decoding.local_ids import to_local_ids
 from retrieval_jax.decoding.planning import SetArrays, build_sets, padded_rows, place_sets
-from retrieval_jax.decoding.trie import Trie, build_trie, check_sizes, edge_dtypes
+from retrieval_jax.decoding.trie import Trie, build_trie, capacity, check_sizes, edge_dtypes
 from retrieval_jax.docids.table import DocidShape, DocidTable
 from retrieval_jax.docids.token_sets import SetShape, TokenSets, token_dtype
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -130,6 +130,17 @@ class SearchStrategy:
           first one's row is found.
         """
         raise NotImplementedError
+
+    @classmethod
+    def planned_docids(
+        cls,
+        table: DocidTable,
+        docids: Trie | DocidTokens,
+        first_N: np.ndarray,
+        reuse_shapes_of: DocidArrays | None = None,
+    ) -> DocidArrays | None:
+        """Makes `Planning.docids`; the arguments are those of `build_planning`."""
+        return None
 
     @classmethod
     def build_planning(
@@ -289,17 +300,18 @@ class TrieSearch(SearchStrategy):
         )
 
     @classmethod
+    def planned_docids(cls, table, docids, first_N, reuse_shapes_of=None):
+        """See SearchStrategy."""
+        _, local_id_NxL = to_local_ids(table.tokens_NxL)
+        missing = docids.length - local_id_NxL.shape[1]  # of a trie that has an earlier one's shapes
+        local_id_NxL = np.pad(local_id_NxL, ((0, 0), (0, missing)))
+        return build_docids(local_id_NxL, first_N, table.extra_docid_passage_M, reuse_shapes_of)
+
+    @classmethod
     def build_planning(cls, table, docids, first_N, sets, size, shards=1, reuse_shapes_of=None):
         """See SearchStrategy: the sets of all passages, and their docids."""
         earlier = reuse_shapes_of
-        _, local_id_NxL = to_local_ids(table.tokens_NxL)
-        missing = docids.length - local_id_NxL.shape[1]  # of a trie that has an earlier one's shapes
-        arrays = build_docids(
-            np.pad(local_id_NxL, ((0, 0), (0, missing))),
-            first_N,
-            table.extra_docid_passage_M,
-            earlier and earlier.docids,
-        )
+        arrays = cls.planned_docids(table, docids, first_N, earlier and earlier.docids)
         passed = sets.tokens_PxM, sets.impacts_PxM, sets.impact_scale, shards, earlier and earlier.sets
         return Planning(build_sets(*passed), np.float32(1), arrays, size)
 
@@ -307,7 +319,7 @@ class TrieSearch(SearchStrategy):
     def abstract_planning(cls, shape, passages, outputs, vocab_size, sets, size, shards):
         """See SearchStrategy: of passages that have one docid each."""
         local_id = np.uint8 if shape.tokens_per_position <= 1 << 8 else np.uint16
-        none = jax.ShapeDtypeStruct((0,), np.int32)
+        none = jax.ShapeDtypeStruct((capacity(0),), np.int32)
         arrays = DocidArrays(
             jax.ShapeDtypeStruct((passages, shape.length), local_id),
             jax.ShapeDtypeStruct((), np.int32),

@@ -115,7 +115,7 @@ def write_searcher(folder: Path, subject: Subject) -> dict:
     if subject.sets:
         facts[SETS] = SETS
         TokenSets.open(subject.sets)
-        shutil.copytree(paths.ensure_local(subject.sets), folder / SETS)
+        shutil.copytree(paths.ensure_local(subject.sets), folder / SETS, copy_function=paths.link)
     if subject.manifest.get(PARTS):
         facts[PARTS] = [_write_part(folder, subject, part) for part in subject.manifest[PARTS]]
     return facts

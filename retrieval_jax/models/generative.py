@@ -127,7 +127,11 @@ class GenerativeRetriever(EncoderDecoder):
         planned = plan(weights_BxV, planning.sets, planning.size, mesh)
         kept = keep(planned, planning.docids, planning.sequential_weight)
         rows, scores, bound, kept = constrained_beam_search(step, kv_cache, trie, beams, mesh, kept)
-        lexical = lexical_scores(weights_BxV, planning.sets, planning.docids, rows, mesh)
+        lexical = (
+            kept.bonuses(beams)
+            if planning.of_prefixes
+            else lexical_scores(weights_BxV, planning.sets, planning.docids, rows, mesh)
+        )
         rows, scores = rerank(rows, scores, lexical, planning.sequential_weight)
         how = {"plan_rows": planned.row_Bxn, "plan_scores": planned.score_Bxn, "plan_steps": kept.steps_BxD}
         return rows, {"scores": scores, "pruned_upper_bound": bound} | how

@@ -239,7 +239,7 @@ def check_fit_split(split: str | None) -> None:
     if split == REPORTED:
         raise UserError(
             f"make_index.fit_split: {REPORTED!r} is what figures are reported on: choose weights with "
-            "another split, or None for equal weights"
+            "another split, or with none (None)"
         )
 
 
@@ -311,7 +311,7 @@ def fit_queries(
       collection: the collection.
       split: the split of the queries; None for none.
       kind: of the searcher, for what is reported.
-      otherwise: what a line says if there are no queries.
+      otherwise: what is so if there are no queries, for what is reported.
 
     Raises:
       UserError: there is no such split, and it is not the default one.
@@ -323,7 +323,7 @@ def fit_queries(
         known = ", ".join(name for name, count in counts.items() if count and name != REPORTED)
         raise UserError(
             f"make_index.fit_split: no queries of split {split!r}: choose one of {known or 'none'}, or "
-            "None for equal weights"
+            f"None ({otherwise})"
         )
     queries = [query for query in collection.queries(split) if query.relevant] if counts.get(split) else []
     if not queries:
@@ -331,7 +331,7 @@ def fit_queries(
     elif REPORTED not in counts:
         log(
             f"{kind}: weights are chosen with queries of {split!r}, and there is no {REPORTED!r}: figures of "
-            f"{split!r} are not of unseen queries (make_index.fit_split=None takes equal weights)"
+            f"{split!r} are not of unseen queries (with make_index.fit_split=None {otherwise})"
         )
     return sorted(queries, key=lambda query: storage.hash_fraction(query.id))[:QUERIES]
 

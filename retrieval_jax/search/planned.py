@@ -1,19 +1,24 @@
 """Searching by planning ahead: lexical scores of all passages guide the search, and count (PAG)."""
 
 import contextlib
+import copy
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
 from retrieval_jax.data.vocabulary import round_up
-from retrieval_jax.decoding.planning import SetArrays, score_rows
+from retrieval_jax.decoding.bonuses import Planning
+from retrieval_jax.decoding.planning import score_all, score_rows
 from retrieval_jax.docids import token_sets
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.docids.token_sets import TokenSets
@@ -25,7 +30,7 @@ from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.search.searcher import IndexInputs, RankedList, register_searcher
 
 VERSION = 1  # of what is computed from the same settings
-WEIGHTS = (1, 2, 0.5, 4, 0.25, 8, 0.125, 0.0625, 0)  # those nearest to 1 first
+WEIGHTS = (1, 2, 0.5, 4, 0.25, 8, 0.125, 0.0625, 0)  # times that of the training, the nearest ones first
 QUERIES = 200  # that the weight is chosen with, at most
 SHOWN = 10  # tokens and passages of a plan that an explanation lists
 
@@ -67,22 +72,21 @@ class PlannedSearcher(GenerativeSearcher):
     ):
         self.all_sets, self.plan_size, self.sequential_weight = sets, plan_size, sequential_weight
         super().__init__(model, params, table, vocabulary, input_length, **others)
-        self._weights = jax.jit(model.lexical_weights)
-        self._score_sets = jax.jit(_score_sets)
+        # On all devices, so that each process of a mesh of several reads them whole.
+        whole = NamedSharding(self.mesh, PartitionSpec()) if self.mesh else None
+        self._weights = jax.jit(model.lexical_weights, out_shardings=whole)
+        self._scores = jax.jit(self._scores_of_rows, out_shardings=whole)
 
     def replace(self, table: DocidTable) -> None:
         """See GenerativeSearcher. The sets must have all of the table's passages."""
         super().replace(table)
         self.sets = aligned(self.all_sets, table)
-        first_N = np.arange(len(table.tokens_NxL))
-        firsts, duplicates = self.duplicates
-        first_N[duplicates] = firsts
         planning = self.strategy.build_planning(
             table,
             self.docids,
-            first_N,
+            self._first_rows(),
             self.sets,
-            min(self.plan_size, len(table.passage_ids)),
+            self.plan_size,  # also where there are fewer passages: with one more, nothing is compiled again
             self.mesh.shape["data"] if self.mesh else 1,
             self.planning,
         )
@@ -96,12 +100,19 @@ class PlannedSearcher(GenerativeSearcher):
         self.planning = dataclasses.replace(self.planning, sequential_weight=weight)
 
     def of_prefixes(self, length: int) -> "PlannedSearcher":
-        """See GenerativeSearcher."""
-        planning, self.planning = self.planning, None  # of other shapes
-        try:
-            return super().of_prefixes(length)
-        finally:
-            self.planning = planning
+        """See GenerativeSearcher: with the same plan. The lexical part of a prefix's score is its bonus."""
+        made = copy.copy(self)
+        made.docids = None  # a trie of other shapes
+        GenerativeSearcher.replace(made, self.table.prefixes(length))
+        docids = made.place(made.strategy.planned_docids(made.table, made.docids, made._first_rows()))
+        made.planning = dataclasses.replace(self.planning, docids=docids, of_prefixes=True)
+        return made
+
+    def _first_rows(self) -> np.ndarray:
+        """Returns for each row of the table the first row with the same docid."""
+        first_N, (firsts, duplicates) = np.arange(len(self.table.tokens_NxL)), self.duplicates
+        first_N[duplicates] = firsts
+        return first_N
 
     def lists_of(
         self, queries: Sequence[str], found: Sequence[tuple[np.ndarray, list[float]]], k: int
@@ -157,9 +168,10 @@ class PlannedSearcher(GenerativeSearcher):
             return {"certain": None, "docids": [], "plan": None}
         ids = [passage for passage, _ in ranked_list]
         (lexical,), weights_V = self.lexical_scores([query], [ids]), self._weights_of(query)
-        weight = max(self.sequential_weight, 1e-6)
+        weight = self.sequential_weight  # where it is 0, a passage's docid of largest score is shown
         own = [
-            (passage, (score - a) / weight) for (passage, score), a in zip(ranked_list, lexical, strict=True)
+            (passage, (score - a) / weight if weight else 1e9)
+            for (passage, score), a in zip(ranked_list, lexical, strict=True)
         ]
         docids = self.explain_docids(query, own)
         for docid, score, row in zip(docids, lexical, self.find_rows(ids), strict=True):
@@ -224,22 +236,25 @@ class PlannedSearcher(GenerativeSearcher):
             some = slice(first, first + self.batch_sizes[-1])
             batch, rows = self._batch(list(queries[some])), [*map(self.find_rows, candidates[some])]
             most = round_up(max(map(len, rows)), CANDIDATES)
-            row_BxC = np.full((len(batch["encoder_input_tokens"]), most), -1)
+            row_BxC = np.full((len(batch["encoder_input_tokens"]), most), -1, np.int32)
             for row_C, own in zip(row_BxC, rows, strict=False):
                 row_C[: len(own)] = own
             weights, parts = self._weights(self.params, batch), []
             for at in range(0, most, CANDIDATES):
-                row_BxC_part = np.maximum(row_BxC[:, at : at + CANDIDATES], 0)
-                sets = (self.sets.tokens_PxM[row_BxC_part], self._impacts(row_BxC_part))
-                part = self._score_sets(weights, self.place(sets, "data"), np.float32(self.sets.impact_scale))
-                parts.append(np.asarray(part))
+                some_rows = np.maximum(row_BxC[:, at : at + CANDIDATES], 0)
+                if self.planning.docids is None:  # the sets are by token of the softmax
+                    some_rows = self.table.tokens_NxL[some_rows, 0].astype(np.int32)
+                parts.append(np.asarray(self._scores(weights, self.planning, self.place(some_rows, "data"))))
             scores_BxC = np.concatenate(parts, axis=1) if parts else np.zeros(row_BxC.shape, np.float32)
             scores_BxC = np.where(row_BxC < 0, np.nan, scores_BxC)
             results += [s[: len(own)].tolist() for s, own in zip(scores_BxC, rows, strict=False)]
         return results
 
-    def _impacts(self, rows: np.ndarray) -> np.ndarray | None:
-        return None if self.sets.impacts_PxM is None else self.sets.impacts_PxM[rows]
+    def _scores_of_rows(self, weights_BxV: jax.Array, planning: Planning, row_BxC: jax.Array) -> jax.Array:
+        """Computes lexical scores B×C of rows of the sets that lie on the devices. Pure."""
+        if planning.docids is None:
+            return jnp.take_along_axis(score_all(weights_BxV, planning.sets, self.mesh), row_BxC, axis=1)
+        return score_rows(weights_BxV, planning.sets, row_BxC, self.mesh)
 
     @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:
@@ -312,7 +327,8 @@ def aligned(sets: TokenSets, table: DocidTable) -> TokenSets:
 def choose_weight(inputs: IndexInputs) -> dict:
     """Chooses `sequential_weight` with queries of `fit_split`, unless the settings give it, and reports it.
 
-    Each of WEIGHTS is tried by searching with it; of equally good ones the one nearest to 1 is taken.
+    Each of WEIGHTS, times the weight that the model was trained with, is tried by searching with it; of
+    equally good ones the one nearest to that of the training is taken.
 
     Returns:
       Facts for the manifest: "sequential_weight" and, if there were such queries, "fitted".
@@ -320,10 +336,12 @@ def choose_weight(inputs: IndexInputs) -> dict:
     settings = inputs.settings
     if settings.sequential_weight is not None:
         return {"sequential_weight": settings.sequential_weight}
-    queries = fit_queries(inputs.collection, settings.fit_split, "planned", "the sequential weight is 1")
-    queries = queries[:QUERIES]
+    trained = trained_weight(inputs.model_dir)
+    otherwise = f"the sequential weight is {trained:g}"
+    queries = fit_queries(inputs.collection, settings.fit_split, "planned", otherwise)[:QUERIES]
     if not queries:
-        return {"sequential_weight": 1.0}
+        return {"sequential_weight": trained}
+    weights = [trained * factor for factor in WEIGHTS]
     docids = DocidTable.open(inputs.work.docids(inputs.model.description["docids"]))
     searcher = PlannedSearcher(
         inputs.model.model,
@@ -339,8 +357,8 @@ def choose_weight(inputs: IndexInputs) -> dict:
         recall_target=settings.recall_target,
     )
     texts, ndcgs = [query.text for query in queries], {}
-    with bar("choosing the sequential weight", len(WEIGHTS)) as advance:
-        for weight in WEIGHTS:
+    with bar("choosing the sequential weight", len(weights)) as advance:
+        for weight in weights:
             searcher.replace_weight(weight)
             found = searcher.search(texts, fusion.CUTOFF + 1)  # one of them may be the query itself
             ndcgs[weight] = float(
@@ -352,22 +370,16 @@ def choose_weight(inputs: IndexInputs) -> dict:
                 )
             )
             advance(1)
-    chosen = max(WEIGHTS, key=lambda weight: round(ndcgs[weight], 9))
-    shown = ", ".join(f"{weight:g} {ndcgs[weight]:.4f}" for weight in sorted(WEIGHTS))
+    chosen = max(weights, key=lambda weight: round(ndcgs[weight], 9))
+    shown = ", ".join(f"{weight:g} {ndcgs[weight]:.4f}" for weight in sorted(weights))
     by = f"nDCG@10 of {len(queries)} {settings.fit_split} queries"
     log(f"planned: sequential weight {chosen:g}; {by}: {shown}")
     fitted = {"split": settings.fit_split, "queries": len(queries), "nDCG@10": ndcgs[chosen]}
     return {"sequential_weight": float(chosen), "fitted": fitted}
 
 
-def _score_sets(
-    weights_BxV: jax.Array, sets: tuple[jax.Array, jax.Array | None], scale: jax.Array
-) -> jax.Array:
-    """Computes lexical scores B×C of passages whose sets B×C×M are given."""
-    tokens_BxCxM, impacts_BxCxM = sets
-
-    def score(weights_V, tokens_CxM, impacts_CxM):
-        arrays = SetArrays(tokens_CxM, impacts_CxM, scale, np.int32(0))
-        return score_rows(weights_V[None], arrays, np.arange(tokens_CxM.shape[0])[None])[0]
-
-    return jax.vmap(score)(weights_BxV, tokens_BxCxM, impacts_BxCxM)
+def trained_weight(model_dir: str | Path) -> float:
+    """Returns `joint_ranking.sequential_weight` of a model's training; 1 where it had another objective."""
+    path = paths.as_path(model_dir) / "settings.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    return float(settings.get("joint_ranking.sequential_weight", 1)) or 1.0

@@ -66,7 +66,8 @@ class IndexSettings:
       fusion: how their results become one list, a key of `fusion.NORMALISATIONS`; None for the best one.
       weights: the weight of each part; None to choose them with queries of `fit_split`.
       depth: passages of each part that count; None to choose it with the weights.
-      fit_split: the split of queries to choose with; None for equal weights.
+      fit_split: the split of queries to choose with; None for equal weights, or, of a planned searcher, the
+        sequential weight of the model's training.
       sets: name of the sets of tokens that passages are scored by; None for the only ones.
       plan_size: passages that the plan of a planned search keeps.
       sequential_weight: of docids' own scores beside the lexical ones; None to choose it with queries of

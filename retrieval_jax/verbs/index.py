@@ -24,6 +24,7 @@ SUMMARY_KEYS = (
 FUSION = Names("a fusion", tuple(NORMALISATIONS))
 _OF_FUSED = ("parts", "fusion", "weights", "depth")
 _OF_PLANNED = ("plan_size", "sequential_weight")
+_OF_SETS = ("planned", "lexical")  # kinds that read sets of tokens
 _OF_VECTORS = ("vector_dtype", "dimensions")
 
 
@@ -66,14 +67,14 @@ class IndexConfig:
         `fit_split`, of multiples of 1/20 (of 1/10 or more from four parts on).
       depth: passages of each part's list that count; None to choose 100 or 200 together with the weights
         (20 to 200 to re-rank).
-      fit_split: queries to choose with, at most 1,000 and never test's; None for equal weights, as where
-        there are none of the default, dev.
+      fit_split: queries to choose with, at most 1,000 and never test's; None for equal weights (of a planned
+        searcher, the sequential weight of the training), as where there are none of the default, dev.
       sets: name of the sets of tokens (--SETS; `retrieval-jax sets` makes them) by which a planned or lexical
         search scores passages; None for the only ones that there are.
       plan_size: passages that its plan keeps: those of largest lexical score.
       sequential_weight: what it multiplies docids' own scores by before it adds lexical ones; None to choose
-        that with the best nDCG@10 on at most 200 queries of `fit_split` (1 without), of 1, powers of 2 up to
-        8 and down to 1/16, and 0.
+        that with the best nDCG@10 on at most 200 queries of `fit_split`, of the weight that the model was
+        trained with (joint_ranking's; 1 of other objectives), that times powers of 2 from 1/16 to 8, and 0.
     """
 
     source: str
@@ -110,6 +111,7 @@ def unread(searcher: type[Searcher]) -> dict[str, object]:
     names = () if searcher.kind == "fused" else _OF_FUSED
     names += () if searcher.kind == "planned" else _OF_PLANNED
     names += () if searcher.kind in ("fused", "planned") else ("fit_split",)
+    names += () if searcher.kind in _OF_SETS else ("sets",)
     names += () if searcher.reads_embeddings else _OF_VECTORS
     return {field.name: field.default for field in dataclasses.fields(IndexSettings) if field.name in names}
 
@@ -139,6 +141,10 @@ def make_index(**values: object) -> dict:
                 which, kind = "a searcher of vectors", "exact"
             elif setting in _OF_PLANNED:
                 which, kind = "a planned searcher", "planned"
+            elif setting == "sets":
+                which, kind = "a planned or lexical searcher", "planned"
+            elif setting == "fit_split":
+                which = "a fused or planned searcher"
             raise UserError(
                 f"make_index.{setting}: only {which} has {setting}, and this is of the kind {searcher.kind}: "
                 f"leave it away, or --gin.make_index.kind=\"'{kind}'\""

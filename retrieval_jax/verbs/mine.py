@@ -155,7 +155,7 @@ def mine(**values: object) -> dict:
 def _recipe(config: MineConfig, work: Workspace, collection: Collection, splits: Sequence[str]) -> dict:
     """Returns all that the negatives depend on. Raises UserError if a searcher is missing or stale."""
     found = searcher_manifest(work.searcher(config.searcher), collection)
-    if config.prefix_lengths and found["kind"] != "generative":
+    if config.prefix_lengths and found["kind"] not in ("generative", "planned"):
         raise UserError(
             f"mine.prefix_lengths: {config.searcher} ({found['kind']}) writes no docids: "
             "mine with a generative searcher"

@@ -231,7 +231,7 @@ def test_without_lexical_weights_it_is_the_search_without_a_plan():
 
 @pytest.mark.parametrize("extra", [[], [1, 1]])
 def test_docids_keep_their_shapes(extra):
-    """An earlier state's arrays take a smaller table."""
+    """An earlier state's arrays take a smaller table, and a larger one with the first shared docids."""
     local_ids = np.arange(10, dtype=np.uint8)[:, None]
     owners = np.array(extra, np.int32) if extra else None
     earlier = build_docids(local_ids, np.arange(10), owners)
@@ -239,3 +239,6 @@ def test_docids_keep_their_shapes(extra):
     assert [x.shape for x in jax.tree.leaves(later)] == [x.shape for x in jax.tree.leaves(earlier)]
     assert later.max_docids == earlier.max_docids == 1 + len(extra)
     assert later.passages == 9 - len(extra)
+    larger = np.concatenate([local_ids, local_ids[:2]])
+    later = build_docids(larger, np.array([*range(10), 0, 1]), owners, reuse_shapes_of=earlier)
+    assert [x.shape for x in jax.tree.leaves(later)] == [x.shape for x in jax.tree.leaves(earlier)]

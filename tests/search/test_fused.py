@@ -290,7 +290,8 @@ def test_what_is_refused(two, cli):
         name = setting.split("=")[0]
         status, _, err = cli("index", *two[:-2], f"--gin.make_index.{setting}")
         assert status == 2
-        assert f"make_index.{name}: only a fused searcher has {name}, and this is of the kind bm25" in err
+        which = "a fused or planned searcher" if name == "fit_split" else "a fused searcher"
+        assert f"make_index.{name}: only {which} has {name}, and this is of the kind bm25" in err
     assert cli("index", *two, "--gin.make_index.fit_split=None")[1]["fused_by"]["weights"] == [0.5, 0.5]
     assert cli("export", *two, "--gin.SEARCHER='fused'", "--gin.export.format='t5x'")[0] == 2
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ir_measures
 import jax
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def searcher(vocabulary, kind, docids, passages, dtype="float32", **settings):
         "bias": np.float32(0),
     }
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 60, (passages, 5)).astype(np.uint16)
+    tokens = rng.integers(0, vocabulary.model.get_piece_size(), (passages, 5)).astype(np.uint16)
     impacts = rng.integers(1, 256, (passages, 5)).astype(np.uint8)
     sets = TokenSets(tokens[::-1], impacts[::-1], 0.01, arrow_ids.array(ids[::-1]), "", "")
     made = PlannedSearcher(
@@ -99,6 +100,50 @@ def test_passages_have_the_sum_of_both_scores(vocabulary, score):
     made.replace_weight(2.0)
     made.search(QUERIES, 10)
     assert made._decode._cache_size() == compiled
+    made.replace_weight(0.0)
+    (ranking,) = made.search(QUERIES[:1], 10)
+    for docid in made.explain(QUERIES[0], ranking)["docids"]:
+        own = [d for d, owner in zip(DOCIDS, OWNER, strict=True) if f"p{owner}" == docid["passage"]]
+        exact = exact_scores(made.model, made.params, made.vocabulary.batch(QUERIES[:1], 6)[0], own)
+        shown = sum(step["log_prob" if score == "log_prob" else "logit"] for step in docid["steps"])
+        assert shown == pytest.approx(exact.max(), rel=1e-4)
+
+
+def test_prefixes_have_their_bonuses(vocabulary):
+    """The plan keeps all passages, so that a prefix's bonus is the best lexical score below it."""
+    docids = np.unique(np.random.default_rng(3).integers(2, 7, (60, 3)), axis=0)
+    made, tokens, impacts = searcher(vocabulary, "rq_3x40", docids, len(docids), beams=30)
+    made.replace_weight(0.5)
+    whole, prefixes = made.search(QUERIES, 9), made.of_prefixes(2)
+    assert prefixes.planning.sets.tokens_PxM is made.planning.sets.tokens_PxM  # they are there once
+    different, owner_N = np.unique(docids[:, :2], axis=0, return_inverse=True)
+    for query, (rows, scores) in zip(QUERIES, prefixes.find_docids(QUERIES, 9), strict=True):
+        exact = exact_scores(made.model, made.params, made.vocabulary.batch([query], 6)[0], different)
+        best = np.zeros(len(different))
+        np.maximum.at(best, owner_N, lexical_scores(made, tokens, impacts, query))
+        sums = 0.5 * exact + best
+        assert [docids[row, :2].tolist() for row in rows if row >= 0] == different[np.argsort(-sums)].tolist()
+        np.testing.assert_allclose(scores[: len(sums)], np.sort(sums)[::-1], rtol=1e-4)
+    assert made.search(QUERIES, 9) == whole
+
+
+def test_a_passage_more_compiles_nothing(vocabulary):
+    """Nor a docid that two passages share for the first time."""
+    docids = np.unique(np.random.default_rng(3).integers(2, 7, (30, 3)), axis=0)
+    made, *_ = searcher(vocabulary, "rq_3x40", docids, len(docids))
+    tables = [
+        dataclasses.replace(
+            made.table, tokens_NxL=docids[rows], passage_ids=made.table.passage_ids.slice(0, len(rows))
+        )
+        for rows in (np.arange(20), np.arange(21), np.array([*range(21), 4]))
+    ]
+    made.replace(tables[0])
+    made.search(QUERIES, 5)
+    compiled = made._decode._cache_size()
+    for table in tables[1:]:
+        made.replace(table)
+        assert all(made.search(QUERIES, 5))
+    assert made._decode._cache_size() == compiled
 
 
 def test_atomic_docids_are_all_scored(vocabulary):
@@ -108,7 +153,9 @@ def test_atomic_docids_are_all_scored(vocabulary):
         exact = exact_scores(made.model, made.params, made.vocabulary.batch([query], 6)[0], docids)
         sums = 0.5 * exact + lexical_scores(made, tokens, impacts, query)
         assert [passage for passage, _ in ranking] == [f"p{row}" for row in np.argsort(-sums)]
-        np.testing.assert_allclose([s for _, s in ranking], np.sort(sums)[::-1], rtol=1e-4)
+        np.testing.assert_allclose([s for _, s in ranking], np.sort(sums)[::-1], rtol=1e-4, atol=1e-4)
+        (given,) = made.score([query], [[*(f"p{row}" for row in range(30)), "none"]])
+        np.testing.assert_allclose(given, [*sums, np.nan], rtol=1e-4, atol=1e-4)
 
 
 def check_eight_devices(path):
@@ -129,6 +176,14 @@ def check_eight_devices(path):
         for one, eight in zip(alone.search(QUERIES, 9), shared.search(QUERIES, 9), strict=True):
             assert [passage for passage, _ in one] == [passage for passage, _ in eight]
             np.testing.assert_allclose([s for _, s in one], [s for _, s in eight], rtol=1e-4, atol=1e-4)
+        candidates = [["p7", "p80", "none"]] * 3
+        scores = [made.score(QUERIES, candidates) for made in (alone, shared)]
+        np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-4)
+        weights = shared._weights(shared.params, shared._batch(QUERIES[:2]))
+        lexical = shared._scores(weights, shared.planning, np.zeros((len(weights), 32), np.int32))
+        # Else a process of several could not read them.
+        assert weights.is_fully_replicated
+        assert lexical.is_fully_replicated
     print("equal")
 
 
@@ -145,11 +200,18 @@ def test_eight_devices_find_what_one_finds(tmp_path):
 
 def test_a_network_that_computes_in_bfloat16_plans_as_well(vocabulary):
     docids = np.unique(np.random.default_rng(2).integers(2, VOCABULARY, (40, 3)), axis=0)
-    made, tokens, impacts = searcher(vocabulary, "rq_3x40", docids, 40, dtype="bfloat16", plan_size=40)
-    made.replace_weight(0.0)  # lexical scores alone
-    for query, ranking in zip(QUERIES, made.search(QUERIES, 5), strict=True):
-        sums = lexical_scores(made, tokens, impacts, query)
-        np.testing.assert_allclose([s for _, s in ranking], np.sort(sums)[::-1][:5], rtol=0.01)
+    made, tokens, impacts = searcher(
+        vocabulary, "rq_3x40", docids, 40, dtype="bfloat16", plan_size=40, beams=40
+    )
+    exactly, *_ = searcher(vocabulary, "rq_3x40", docids, 40)  # the same network in float32
+    for weight in (0.0, 1.0):
+        made.replace_weight(weight)
+        for query, ranking in zip(QUERIES, made.search(QUERIES, 5), strict=True):
+            tokens_S = made.vocabulary.batch([query], 6)[0]
+            sums = weight * exact_scores(exactly.model, exactly.params, tokens_S, docids)
+            sums += lexical_scores(made, tokens, impacts, query)
+            rtol = 0.15 if weight else 0.01  # random weights that are so large round much
+            np.testing.assert_allclose([s for _, s in ranking], np.sort(sums)[::-1][:5], rtol=rtol)
 
 
 def test_passages_without_a_set_are_named(vocabulary):
@@ -174,6 +236,7 @@ def test_a_searcher_is_made_opened_exported_and_compiled_for_others(
     params["lexical_head"] = jax.tree.map(abs, params["lexical_head"])
     facts = {"docids": "naive_digits", "docids_fingerprint": table.fingerprint()}
     write_model_folder(work.model(name), model, params, collection, **facts)
+    storage.write_json(work.model(name) / "settings.json", {"joint_ranking.sequential_weight": "0.5"})
     model_dir = f"--MODEL_DIR={work.model(name)}"
     settings = [model_dir, "--gin.make_index.kind='planned'", "--gin.make_index.beams=4"]
     status, _, err = cli("index", *arguments, *settings)
@@ -186,11 +249,15 @@ def test_a_searcher_is_made_opened_exported_and_compiled_for_others(
     settings += [f"--gin.SETS={name!r}", "--gin.make_index.plan_size=5"]
     status, told, err = cli("index", *arguments, *settings)
     assert status == 0, err
-    assert told["sequential_weight"] in WEIGHTS
+    assert told["sequential_weight"] in [0.5 * factor for factor in WEIGHTS]
     assert told["fitted"]["split"] == "dev"
     assert 0 < told["fitted"]["queries"] <= 200
     searching = Searcher.open(told["searcher"])
     assert searching.sequential_weight == told["sequential_weight"]
+    ndcgs = {0.5 * factor: dev_ndcg(searching, collection, 0.5 * factor) for factor in WEIGHTS}
+    assert told["fitted"]["nDCG@10"] == pytest.approx(max(ndcgs.values()), abs=1e-6)
+    assert ndcgs[told["sequential_weight"]] == pytest.approx(max(ndcgs.values()), abs=1e-6)
+    searching.replace_weight(told["sequential_weight"])
     queries = ["smooth a noisy signal", "progress bar"]
     found = searching.search(queries, 4)
     for query, ranking in zip(queries, found, strict=True):
@@ -226,6 +293,40 @@ def test_a_searcher_is_made_opened_exported_and_compiled_for_others(
     for ranking, row_K, score_K in zip(found, rows, scores, strict=True):
         assert [passage for passage, _ in ranking] == [table.passage_ids[int(row)].as_py() for row in row_K]
         np.testing.assert_allclose(score_K, [score for _, score in ranking], rtol=1e-4)
+
+    part = ["--gin.make_index.kind='bm25'", "--gin.make_index.name='words'"]
+    fused = ["--gin.make_index.kind='fused'", f"--gin.make_index.parts=('words', {searcher_name[15:]})"]
+    for some in (part, [*fused, "--gin.make_index.name='both'"]):
+        status, _, err = cli("index", *arguments, *some)
+        assert status == 0, err
+    assert all(Searcher.open(work.searcher("both")).search(queries, 4))
+    status, mined, err = cli("mine", *arguments, searcher_name, "--gin.mine.prefix_lengths=(1, 2)")
+    assert status == 0, err
+    assert mined["queries"]
+
+    status, _, err = cli("index", *arguments, *part, f"--gin.SETS={name!r}")
+    assert status == 2
+    assert "make_index.sets: only a planned or lexical searcher has sets, and this is of the kind bm25" in err
+    others = dataclasses.replace(sets, tokens_PxM=np.roll(tokens, 1, axis=0))
+    storage.build_once(work.sets(name), {"made": "again"}, others.write)
+    with pytest.raises(UserError, match=r"sets/planned_digits: not the sets that .* was made of: `retr"):
+        Searcher.open(told["searcher"])
+
+
+def dev_ndcg(searching, collection, weight):
+    """The mean nDCG@10 of what a searcher finds for dev queries with a weight."""
+    searching.replace_weight(weight)
+    queries = [query for query in collection.queries("dev") if query.relevant]
+    qrels = [ir_measures.Qrel(q.id, p, grade) for q in queries for p, grade in q.relevant.items()]
+    lists = searching.search([query.text for query in queries], 11)
+    run = [
+        ir_measures.ScoredDoc(query.id, passage, score)
+        for query, ranking in zip(queries, lists, strict=True)
+        for passage, score in [pair for pair in ranking if not (query.is_passage and pair[0] == query.id)][
+            :10
+        ]
+    ]
+    return ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, run)[ir_measures.nDCG @ 10]
 
 
 def all_lexical(searching, query, tokens):

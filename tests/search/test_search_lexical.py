@@ -86,7 +86,7 @@ def test_an_untrained_head_with_bm25_sets_is_bm25(
 
 @pytest.fixture(scope="module")
 def random_searchers(lexical_work: Workspace) -> list[LexicalSearcher]:
-    """Random sets of 1,000 passages, with impacts and without, on one device and on eight."""
+    """Random sets of 1,000 passages, with impacts and without, on one device and on a mesh."""
     rng = np.random.default_rng(0)
     opened = Searcher.open(lexical_work.searcher("lexical"))
     tokens = rng.integers(0, 500, (1000, 16)).astype(np.uint16)
@@ -100,7 +100,7 @@ def random_searchers(lexical_work: Workspace) -> list[LexicalSearcher]:
 
 
 def test_the_ranking_is_that_of_all_scores(random_searchers: list[LexicalSearcher], queries: list[str]):
-    """In float64; on eight devices to the last bit as on one; `score` gives the same."""
+    """In float64; on a mesh to the last bit as without; `score` gives the same."""
     assert random_searchers[1].mesh.size == jax.device_count()
     for one, eight in (random_searchers[:2], random_searchers[2:]):
         weights = one.encoder(queries).astype(np.float64)
