@@ -4,9 +4,10 @@
 
 On one collection (a folder, or python_docs) dual encoders are trained from random weights: on the queries as
 they are; on queries of which half have a typo (DataConfig.typos); and on queries as they are whose scores
-their copies with typos learn (DualEncoder.self_teaching_weight). Beside them: BM25, and the first encoder
-asked with three wordings of each query, whose ranked lists are fused with equal weights. Nothing is chosen by
-these figures. All of them answer the test queries and their variations.
+their copies with typos learn (DualEncoder.self_teaching_weight). These two differ in more than the loss: the
+copies have a typo in every query, and a step encodes each query twice. Beside them: BM25, and the first
+encoder asked with three wordings of each query, whose ranked lists are fused with equal weights. Nothing is
+chosen by these figures. All of them answer the test queries and their variations.
 
 A cell is the mean nDCG@10; ▲▼ mark what differs from the first encoder on the same queries (paired
 randomisation test, Holm over the methods and kinds of the table, p <= .05). Prints a table, then one line of
@@ -25,6 +26,7 @@ from rich.table import Table
 
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.evaluation import significance
+from retrieval_jax.evaluation.method_table import mark
 
 KINDS = ("typo", "no_stop_words", "drop_words", "shuffle")
 COPIES = ["DataConfig.typos=1.0", "DataConfig.typo_copies=True", "DualEncoder.self_teaching_weight=1.0"]
@@ -82,9 +84,7 @@ def main() -> None:
         cells = []
         for name in names:
             difference = found.get((label, name))
-            significant = difference is not None and difference.significant
-            mark = ("▲" if difference.mean > 0 else "▼") if significant else ""
-            cells.append(f"{mark}{of[name].mean():.3f}")
+            cells.append(f"{mark(difference)}{of[name].mean():.3f}")
             results.setdefault(label, {})[name] = {"nDCG@10": float(of[name].mean())}
             if difference is not None:
                 results[label][name] |= {"difference": difference.mean, "p": difference.p_holm}

@@ -340,8 +340,8 @@ def run_file(file: str | None, *settings: str) -> Iterator[None]:
       settings: bindings that are read after the file and before the user's.
     """
     files, bindings = given()
-    configure([*([file] if file else []), *files], [*settings, *bindings])
     try:
+        configure([*([file] if file else []), *files], [*settings, *bindings])
         yield
     finally:
         configure(files, bindings)

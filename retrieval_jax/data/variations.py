@@ -239,9 +239,27 @@ def names(work: Workspace) -> list[str]:
 
 
 def expand(work: Workspace, split: str) -> list[str]:
-    """Returns the splits that a name stands for: itself, or of "test~all" test and its variations."""
+    """Returns the splits that a name stands for: itself, or of "test~all" test and its variations.
+
+    Raises:
+      UserError: the split has no variations.
+    """
     base, _, kind = split.partition(MARK)
-    return [base, *of_split(work, base)] if kind == ALL else [split]
+    if kind != ALL:
+        return [split]
+    if not (varied := of_split(work, base)):
+        raise UserError(
+            f"{work.folder}/variations: none of split {base!r}: make them with `retrieval-jax {VERB} "
+            f"--SPLIT={base}`"
+        )
+    return [base, *varied]
+
+
+def check_single(split: str, setting: str) -> None:
+    """Raises UserError if a name stands for a split and all of its variations, as "test~all"."""
+    base, _, kind = split.partition(MARK)
+    if kind == ALL:
+        raise UserError(f"{setting}: {split}: several splits, for `search` alone: name one, as {base}")
 
 
 def of_split(work: Workspace, split: str) -> list[str]:

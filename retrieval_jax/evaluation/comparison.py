@@ -185,7 +185,7 @@ def page_comparison(
     baseline: str,
     found_together: Mapping[frozenset[str], int],
 ) -> Comparison:
-    """Chooses what the page shows of the differences by query: those of the first metric that has some.
+    """Chooses what the page shows of the differences by query: those in `main_measure`, if there are some.
 
     Args:
       values: name of a run -> its values.
@@ -193,7 +193,8 @@ def page_comparison(
       baseline: the name of the run that the others are compared with.
       found_together: what `found_by` returned.
     """
-    metric = next((metric for of_run in found.values() for metric in of_run), "")
+    compared = dict.fromkeys(metric for of_run in found.values() for metric in of_run)
+    metric = main if (main := main_measure(values)) in compared else next(iter(compared), "")
     by_query = {name: values[name].per_query[metric] for name in found if metric in found[name]}
     if by_query:
         base_Q = values[baseline].per_query[metric]

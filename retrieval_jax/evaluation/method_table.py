@@ -47,6 +47,7 @@ class MethodRow:
         return f"{self.name}†" if self.cut else self.name
 
 
+NOT_COMPARABLE = "*: not comparable, because the measure looks further down than the run goes."
 COLUMN_NOTE = "alone: the median time of a query that comes alone; batch: queries per second, 32 at once."
 
 
@@ -108,7 +109,7 @@ def table_notes(rows: Sequence[MethodRow], baseline: str) -> str:
             f"Holm–Bonferroni over the methods, p ≤ {ALPHA:g}."
         )
     if any(row.too_deep for row in rows):
-        notes.append("*: not comparable, because the metric looks further down than the run goes.")
+        notes.append(NOT_COMPARABLE)
     if cut := [f"{row.name} at {row.cut}" for row in rows if row.cut]:
         notes.append(
             f"†: cut by the clock (train.max_minutes): {', '.join(cut)}: another machine gives another row."

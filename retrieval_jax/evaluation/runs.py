@@ -121,10 +121,18 @@ def searcher_metrics(work: Workspace, name: str, collection: Collection) -> dict
 def varied_runs(
     work: Workspace, split: str, collection: Collection
 ) -> dict[str, dict[str, tuple[trec.Run, dict | None]]]:
-    """Reads the runs of a split's variations: kind -> what `current_runs` gives, where there are any."""
+    """Reads the runs of a split's variations: kind -> what `current_runs` gives, where there are any.
+
+    A variation that cannot be read, such as one of an earlier collection, is left out, and a line says so.
+    """
     found = {}
     for name in variations.of_split(work, split):
-        if runs := _current(work, name, collection):
+        try:
+            runs = _current(work, name, collection)
+        except UserError as error:
+            log(f"{name}: left out: {error}")
+            continue
+        if runs:
             found[name.partition(variations.MARK)[2]] = runs
     return found
 

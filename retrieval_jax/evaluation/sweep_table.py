@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retrieval_jax.evaluation import report
-from retrieval_jax.evaluation.method_table import mark
+from retrieval_jax.evaluation import page
+from retrieval_jax.evaluation.method_table import NOT_COMPARABLE, mark
 from retrieval_jax.evaluation.significance import ALPHA, Difference, compare, compare_collections
 
 MEAN = "mean"
@@ -64,7 +64,8 @@ class Row:
     def cells(self, methods: Sequence[str]) -> list[tuple[str, bool]]:
         """Returns (text, whether it is the best value as printed) for each method."""
         texts = {method: f"{value:.3f}" for method, value in self.means.items()}
-        best = max((text for method, text in texts.items() if method not in self.not_comparable), default="")
+        compared = [text for method, text in texts.items() if method not in self.not_comparable]
+        best = max(compared, key=float, default="")
         return [
             (self._mark(method) + texts[method], texts[method] == best and method not in self.not_comparable)
             if method in texts
@@ -80,13 +81,14 @@ class SweepTable:
     """The table.
 
     The mean is that of the collections on which every method was measured, each of which counts the same.
+    Its tests are made when no collection is missing.
 
     Args:
       measure: the name of the measure.
       methods: the names of the methods.
       baseline: the method that the others are compared with.
       collections: what was measured.
-      missing: the number of collections that are still to be measured.
+      missing: the number of collections that are still to be measured, and then given to `add`.
     """
 
     def __init__(
@@ -94,14 +96,28 @@ class SweepTable:
         measure: str,
         methods: Sequence[str],
         baseline: str,
-        collections: Sequence[CollectionValues],
+        collections: Sequence[CollectionValues] = (),
         missing: int = 0,
     ):
         self.measure, self.methods, self.baseline = measure, methods, baseline
-        self.collections, self.missing = collections, missing
-        self.rows = list(map(self._row, collections))
-        self.whole = [c for c in collections if not c.errors and not c.not_comparable]
+        self.missing = missing + len(collections)
+        self.collections: list[CollectionValues] = []
+        self.rows: list[Row] = []
+        self.mean: Row | None = None
+        for found in collections:
+            self.add(found)
+
+    def add(self, found: CollectionValues) -> None:
+        """Adds the row of a collection, and makes the mean anew."""
+        self.collections.append(found)
+        self.rows.append(self._row(found))
+        self.missing -= 1
         self.mean = self._mean_row() if self.whole else None
+
+    @property
+    def whole(self) -> list[CollectionValues]:
+        """The collections that the mean is of."""
+        return [found for found in self.collections if not found.errors and not found.not_comparable]
 
     def _row(self, found: CollectionValues) -> Row:
         others = {
@@ -121,13 +137,12 @@ class SweepTable:
 
     def _mean_row(self) -> Row:
         values = {method: [found.values[method] for found in self.whole] for method in self.methods}
+        others = {method: of for method, of in values.items() if method != self.baseline}
         return Row(
             MEAN,
             sum(map(len, values[self.baseline])),
             {method: float(np.mean([v_Q.mean() for v_Q in of])) for method, of in values.items()},
-            compare_collections(
-                values[self.baseline], {m: of for m, of in values.items() if m != self.baseline}
-            ),
+            {} if self.missing else compare_collections(values[self.baseline], others),
         )
 
     @property
@@ -140,11 +155,20 @@ class SweepTable:
         """What the table does not say, a sentence or two each; first what failed."""
         notes = [f"{row.name}: failed: {error}" for row in self.rows for error in row.errors]
         if self.missing:
-            notes.append(f"{self.missing} collections are still to come.")
-        if len(self.whole) < len(self.rows):
-            notes.append(f"The mean is of the {len(self.whole)} collections that have all methods.")
+            are = "collection is" if self.missing == 1 else "collections are"
+            notes.append(f"{self.missing} {are} still to come.")
+        if self.mean and len(self.whole) < len(self.rows):
+            have = "collection that has" if len(self.whole) == 1 else "collections that have"
+            notes.append(f"The mean is of the {len(self.whole)} {have} all methods.")
+        splits: dict[str, list[str]] = {}
+        for found in self.collections:
+            if found.split:
+                splits.setdefault(found.split, []).append(found.name)
+        if len(splits) > 1:
+            listed = "; ".join(f"{split} of {', '.join(names)}" for split, names in splits.items())
+            notes.append(f"The queries are {listed}.")
         if any(row.not_comparable for row in self.rows):
-            notes.append("*: not comparable, because the measure looks further down than the run goes.")
+            notes.append(NOT_COMPARABLE)
         if len(self.methods) > 1:
             notes.append(
                 f"▲ better, ▼ worse than {self.baseline}: paired randomisation test over queries (for the "
@@ -217,7 +241,7 @@ class SweepTable:
 
         def row_of(row: Row) -> str:
             name = escape(row.name)
-            if row.name in links:
+            if row is not self.mean and row.name in links:
                 name = f'<a href="{escape(links[row.name])}">{name}</a>'
             queries = f"{row.queries:,}" if row.queries else "–"
             lines = "".join(f"<small>failed: {escape(error)}</small>" for error in row.errors)
@@ -232,24 +256,27 @@ class SweepTable:
                 name += lines
             return f"<tr><th>{name}</th><td>{queries}</td>{values}</tr>"
 
+        of_mean = (
+            " The last row has the mean of the collections' means, Welch's interval, and a test that "
+            "permutes within each collection."
+        )
         body = "".join(map(row_of, self.all_rows))
         notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
-        table = f'<div class="sweep">{report.html_table(("", "Queries", *self.methods), body)}</div>{notes}'
+        table = f'<div class="sweep">{page.html_table(("", "Queries", *self.methods), body)}</div>{notes}'
         others = [method for method in self.methods if method != self.baseline]
         compared = "".join(
             f"<tr><th>{escape(row.name)}</th>"
-            f"{''.join(report.difference_cell(row.differences.get(m)) for m in others)}</tr>"
+            f"{''.join(page.difference_cell(row.differences.get(m)) for m in others)}</tr>"
             for row in self.all_rows
             if row.differences
         )
         differences = (
-            f'<div class="differences">{report.html_table(("", *others), compared)}</div><p>Means over the '
-            f"queries of the differences to {escape(self.baseline)}, their 95% confidence intervals "
-            "(Student's t), and the p-values of paired randomisation tests, corrected by Holm–Bonferroni "
-            "over the methods.</p>"
+            f'<div class="differences">{page.html_table(("", *others), compared)}</div><p>'
+            f"{escape(page.difference_note(self.baseline))}"
+            f"{of_mean if self.mean and self.mean.differences else ''}</p>"
         )
         facts = {"methods": self.methods, "collections": self.rows, "with all methods": self.whole}
-        report.write_page(
+        page.write_page(
             path,
             f"{self.measure} on {len(self.rows)} collections",
             {label: len(some) for label, some in facts.items()},

@@ -26,13 +26,15 @@ class _GroupFeatureConverter(seqio.FeatureConverter):
             "set_impacts": (_FLOATS[1], _FLOATS[2]),
         }
     )
+    # The arrays that have other names than the tasks' features.
+    NAMES: Mapping[str, str] = types.MappingProxyType({})
 
     def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
         """Converts a dataset; the optional features that have a length are among its features."""
         for name, (of_task, of_model) in self.OPTIONAL.items():
             if name in task_feature_lengths:
                 self.TASK_FEATURES = self.TASK_FEATURES | {name: of_task}
-                self.MODEL_FEATURES = self.MODEL_FEATURES | {name: of_model}
+                self.MODEL_FEATURES = self.MODEL_FEATURES | {self.NAMES.get(name, name): of_model}
         return super().__call__(ds, task_feature_lengths)
 
 
@@ -43,9 +45,14 @@ class DualEncoderFeatureConverter(_GroupFeatureConverter):
     right_encoder_input_tokens B × G × lengths["targets"] / G, passage and grade B × G, other_positives
     B × lengths["other_positives"], where G = lengths["passage"] is how many candidates a query has. Where
     there is a lengths["score"], which is G, the batch has a teacher's scores, score B × G (float32); where
-    there are lengths["set_tokens"] and lengths["set_impacts"], these arrays are B × G × M.
+    there are lengths["set_tokens"] and lengths["set_impacts"], these arrays are B × G × M. Where there is a
+    lengths["copy"], copy_encoder_input_tokens is B × lengths["copy"].
     """
 
+    OPTIONAL = _GroupFeatureConverter.OPTIONAL | {"copy": (_INT32, _INT32)}
+    NAMES = types.MappingProxyType(
+        {"inputs": "left_encoder_input_tokens", "copy": "copy_encoder_input_tokens"}
+    )
     TASK_FEATURES = dict.fromkeys(("inputs", "targets", "passage", "grade", "other_positives"), _INT32)
     MODEL_FEATURES = {  # noqa: RUF012 (seqio's names)
         "left_encoder_input_tokens": _INT32,
@@ -62,12 +69,11 @@ class DualEncoderFeatureConverter(_GroupFeatureConverter):
 
         def convert(example: dict) -> dict:
             return {
-                "left_encoder_input_tokens": example["inputs"],
                 "right_encoder_input_tokens": tf.reshape(example["targets"], [group, -1]),
                 **{
-                    name: tf.reshape(x, [group, -1]) if name.startswith("set_") else x
+                    self.NAMES.get(name, name): tf.reshape(x, [group, -1]) if name.startswith("set_") else x
                     for name, x in example.items()
-                    if name not in ("inputs", "targets")
+                    if name != "targets"
                 },
             }
 
@@ -75,14 +81,14 @@ class DualEncoderFeatureConverter(_GroupFeatureConverter):
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
         """Gives the length of each array's first dimension after the batch; seqio calls it so."""
-        group = task_feature_lengths["passage"]
+        group, there = task_feature_lengths["passage"], task_feature_lengths.keys()
         return {
-            "left_encoder_input_tokens": task_feature_lengths["inputs"],
             "right_encoder_input_tokens": group,  # the length of its first dimension
             "passage": group,
             "grade": group,
             "other_positives": task_feature_lengths["other_positives"],
-            **{name: group for name in self.OPTIONAL if name in task_feature_lengths},
+            **{array: task_feature_lengths[name] for name, array in self.NAMES.items() if name in there},
+            **{name: group for name in _GroupFeatureConverter.OPTIONAL if name in there},
         }
 
 

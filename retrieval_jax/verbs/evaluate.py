@@ -24,6 +24,8 @@ from retrieval_jax.evaluation.runs import (
     write_query_values,
 )
 
+_Runs = dict[str, tuple[Run, dict | None]]  # name -> (run, its facts or None)
+
 
 @gin.configurable
 def evaluate(
@@ -72,6 +74,7 @@ def evaluate(
       passages_per_example: passages of each method shown for such a query.
       cut: method -> the step at which the clock ended its training, which marks its row; `demo` gives it.
     """
+    variations.check_single(split, "evaluate.split")
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
     metrics = chosen_metrics(measures)
@@ -105,7 +108,8 @@ def evaluate(
         return MethodRun(kept, of_queries.per_query[measure], certain)
 
     comparable = {name: run for name, run in known.items() if measure and measure not in without[name]}
-    effects = _robustness(work, collection, split, comparable, list(qrels), measured, measure)
+    varied = _varied(work, collection, split, comparable, {measure: metrics[measure]} if measure else {})
+    effects = _robustness(work, split, comparable, varied, list(qrels), measured, measure)
     found_by = comparison.found_by(qrels, runs, min_relevant_grade)
     examples = comparison.example_queries(queries, example_queries)
     report.write_report(
@@ -128,19 +132,39 @@ def evaluate(
     return {name: str(path) for name, path in files.items()} | {"metrics": means}
 
 
+def _varied(
+    work: Workspace, collection: Collection, split: str, known: _Runs, metric: dict[str, Metric]
+) -> dict[str, _Runs]:
+    """Reads the runs of variations that go as deep as those of the queries: kind -> name -> run."""
+
+    def is_as_deep(name: str, kind: str, run: tuple[Run, dict | None]) -> bool:
+        label, (_, facts), (_, clean) = f"{name}.{split}{variations.MARK}{kind}", run, known[name]
+        if not facts or not clean:
+            return not _too_deep(metric, {label: run}, collection.passage_count)[label]
+        k, wanted = facts["recipe"]["k"], clean["recipe"]["k"]
+        if k != wanted:
+            log(f"{label}: left out, a run of K={k}, and that of {split} is of K={wanted}: search with that")
+        return k == wanted
+
+    return {
+        kind: {name: run for name, run in runs.items() if name in known and is_as_deep(name, kind, run)}
+        for kind, runs in varied_runs(work, split, collection).items()
+    }
+
+
 def _robustness(
     work: Workspace,
-    collection: Collection,
     split: str,
-    known: dict[str, tuple[Run, dict | None]],
+    known: _Runs,
+    of_variations: dict[str, _Runs],
     queries: list[str],
     measured: Callable[[Run, dict | None], MethodRun],
     measure: str | None,
 ) -> Effects:
     """Compares the runs with those of variations of the queries; writes robustness.json if there are any."""
     varied = {
-        kind: {name: measured(*found) for name, found in of_kind.items() if name in known}
-        for kind, of_kind in varied_runs(work, split, collection).items()
+        kind: {name: measured(*found) for name, found in of_kind.items()}
+        for kind, of_kind in of_variations.items()
     }
     names = {name for of_kind in varied.values() for name in of_kind}
     clean = {name: measured(*found) for name, found in known.items() if name in names}
@@ -152,9 +176,7 @@ def _robustness(
     return found
 
 
-def _too_deep(
-    metrics: dict[str, Metric], known: dict[str, tuple[Run, dict | None]], passages: int
-) -> dict[str, frozenset[str]]:
+def _too_deep(metrics: dict[str, Metric], known: _Runs, passages: int) -> dict[str, frozenset[str]]:
     """Finds the metrics that look further than each run goes (see `comparison.too_deep`), and tells them."""
     depths = {name: comparison.depth(*found) for name, found in known.items()}
     without = comparison.too_deep(metrics, depths, passages)
@@ -171,7 +193,7 @@ def _too_deep(
 def _write_values(
     work: Workspace,
     split: str,
-    known: dict[str, tuple[Run, dict | None]],
+    known: _Runs,
     values: dict[str, RunValues],
     queries: list[str],
 ) -> None:

@@ -1,5 +1,8 @@
 """The verb `search`: a searcher answers the queries of a split (a run), or one question."""
 
+import functools
+from collections.abc import Callable
+
 import gin
 
 from retrieval_jax.core.progress import log
@@ -27,7 +30,8 @@ def search(
     """Writes runs/NAME.SPLIT.trec, or answers one query.
 
     Beside the run lies NAME.SPLIT.json, which tells two times apart: "queries_per_second" is the throughput
-    in batches of 32 queries, "single_query_ms" the latency, the median over single queries.
+    in batches of 32 queries, "single_query_ms" the latency, the median over single queries (of variations it
+    is not measured).
     For a generative searcher it also has "certain": the share of the queries whose first passage is proven to
     be the one that scoring every docid would rank first.
     With a SPLIT of test~all, the queries and all variations of them that `vary` made are searched for.
@@ -51,11 +55,17 @@ def search(
             log(f"{name}: no passage was found for {query!r}")
         return {"query": query, "passages": passages}
 
-    made = {one: _run(work, collection, name, one, k) for one in variations.expand(work, split)}
-    return made.get(split, {"runs": made})
+    # One searcher for all, which compiles once; it opens at the first run that is not there.
+    opened = functools.cache(functools.partial(Searcher.open, work.searcher(name), make_partitioner))
+    splits = variations.expand(work, split)
+    # The split itself comes last: measuring the latency leaves the searcher with batches of one.
+    runs_of = {one: _run(work, collection, name, one, k, opened) for one in reversed(splits)}
+    return runs_of.get(split, {"runs": {one: runs_of[one] for one in splits}})
 
 
-def _run(work: Workspace, collection: Collection, name: str, split: str, k: int) -> dict:
+def _run(
+    work: Workspace, collection: Collection, name: str, split: str, k: int, opened: Callable[[], Searcher]
+) -> dict:
     """Makes the run of a split, unless it is there; gives its path and its summary."""
     folder = work.searcher(name)
     manifest = searcher_manifest(folder, collection)
@@ -65,17 +75,19 @@ def _run(work: Workspace, collection: Collection, name: str, split: str, k: int)
         recipe["variation"] = variation
     facts = runs.read_facts(path) if path.exists() else None
     # Runs of earlier versions lack the latency.
-    made = facts and facts["recipe"] == recipe and "single_query_ms" in facts.get("summary", {})
+    whole = facts and (variation or "single_query_ms" in facts.get("summary", {}))
+    made = whole and facts["recipe"] == recipe
     if multihost.broadcast_from_process_0(bool(made)):
         return {"run": str(path), **runs.read_facts(path)["summary"]}
 
     queries = variations.split_queries(work, collection, split)
-    searcher = Searcher.open(folder, make_partitioner)
+    searcher = opened()
     run, summary = search_queries(searcher, queries, k, f"search {name}")
     texts = [query.text for query in queries]
     if manifest.get("recall_target"):
         summary["recall"] = round(searcher.measured_recall(texts[:BATCH_SIZE], k), 4)
-    summary["single_query_ms"] = single_query_ms(searcher, texts, k)
+    if not variation:
+        summary["single_query_ms"] = single_query_ms(searcher, texts, k)
     if summary["fewer_than_k"]:
         log(f"{name}: fewer than {k} passages for {summary['fewer_than_k']} of {len(queries)} queries")
     facts = {key: manifest[key] for key in ("kind", "family", "parameters")}

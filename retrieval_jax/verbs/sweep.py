@@ -4,6 +4,7 @@ import functools
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import gin
 import numpy as np
@@ -59,28 +60,32 @@ def sweep(
     """
     if not collections:
         raise UserError("sweep.collections: none: retrieval-jax sweep path/to/one path/to/another")
+    variations.check_single(split, "sweep.split")
     places = _places(collections, work_dir)
     named = _named_methods(methods)
     check_averages(measure, "sweep.measure")
     baseline = comparison.choose_baseline(list(named), baseline, "sweep.baseline")
-    folder, found = paths.as_path(work_dir or "work"), []
+    folder = paths.as_path(work_dir or "work")
+    table = SweepTable(measure, list(named), baseline, missing=len(places))
+    reports = {work.name: quote(f"{work.name}/report.html") for work in places.values()}
     for nth, (source, work) in enumerate(places.items(), start=1):
         log(f"{nth}/{len(places)} {source} → {work}")
-        found.append(_measure(source, str(work), named, split, measure))
-        table = SweepTable(measure, list(named), baseline, found, len(places) - nth)
+        table.add(_measure(source, str(work), named, split, measure))
         storage.write_json(folder / "sweep.json", table.facts())
         storage.atomic_write(folder / "sweep.md", table.markdown().encode())
-        reports = {work.name: f"{work.name}/report.html" for work in places.values()}
-        links = {one.name: reports[one.name] for one in found if one.values}
+        links = {one.name: reports[one.name] for one in table.collections if one.values}
         table.write_page(folder / "sweep.html", links, comparison.provenance())
     table.print(console)
-    if failed := [one.name for one in found if one.errors]:
+    if failed := [one.name for one in table.collections if one.errors]:
         raise UserError(
-            f"{folder / 'sweep.json'}: {len(failed)} of {len(found)} collections failed "
+            f"{folder / 'sweep.json'}: {len(failed)} of {len(places)} collections failed "
             f"({', '.join(failed)}): mend what their rows say, then the same command goes on"
         )
-    return {"table": str(folder / "sweep.json"), "report": str(folder / "sweep.html")} | {
-        "values": {row.name: dict(row.means) for row in table.all_rows}
+    return {
+        "table": str(folder / "sweep.json"),
+        "report": str(folder / "sweep.html"),
+        "values": {row.name: dict(row.means) for row in table.rows},
+        "mean": dict(table.mean.means) if table.mean else {},
     }
 
 
@@ -100,25 +105,29 @@ def _places(collections: Sequence[str], work_dir: str | None) -> dict[str, Path]
 def _named_methods(methods: Sequence[str]) -> dict[str, str]:
     """Returns name -> method. Raises UserError if there are none, two of a name, or one that is nothing."""
     named: dict[str, str] = {}
+    known = _without_model()
     for method in methods:
-        name = Path(method).name.removesuffix(".gin")
-        if not method.endswith(".gin") and not Path(method).is_dir():
-            known = [kind for kind in searcher_kinds() if _needs_no_model(kind)]
-            if method not in known:
-                raise UserError(
-                    f"sweep.methods: {method!r}: neither {' nor '.join(known)}, nor a gin file (NAME.gin), "
-                    "nor a model's folder: name one"
-                )
+        name = paths.as_path(method).name.removesuffix(".gin")
+        if method not in known and not method.endswith(".gin") and not paths.as_path(method).is_dir():
+            raise UserError(
+                f"sweep.methods: {method!r}: neither {' nor '.join(known)}, nor a gin file (NAME.gin), "
+                "nor a model's folder: name one"
+            )
         if checked(name) in named:
             raise UserError(f"sweep.methods: two are called {name}: rename a file or a folder")
         named[name] = method
     if not named:
         raise UserError("sweep.methods: none: name one, as 'bm25'")
+    for method in named.values():
+        if method.endswith(".gin"):
+            with configuration.run_file(method):
+                pass  # raises where it cannot be read
     return named
 
 
-def _needs_no_model(kind: str) -> bool:
-    return kind != FUSED and searcher_class(kind).model_family is None
+def _without_model() -> list[str]:
+    """Returns the kinds of searchers that need no model."""
+    return [kind for kind in searcher_kinds() if kind != FUSED and searcher_class(kind).model_family is None]
 
 
 def _measure(source: str, work: str, methods: dict[str, str], split: str, measure: str) -> CollectionValues:
@@ -140,11 +149,11 @@ def _measure(source: str, work: str, methods: dict[str, str], split: str, measur
             log(f"{place.folder.name}: failed: {errors[-1]}")
         return False
 
-    def failed(**values: object) -> CollectionValues:
+    def result(**values: object) -> CollectionValues:
         return CollectionValues(place.folder.name, source, errors=tuple(errors), **values)
 
     if not attempt("import", lambda: import_collection(source=source, work_dir=work)):
-        return failed()
+        return result()
     split = _split_of(Collection(place.collection), split)
     for name, method in methods.items():
         if attempt(name, functools.partial(_run, source, work, name, method, split)):
@@ -165,14 +174,14 @@ def _measure(source: str, work: str, methods: dict[str, str], split: str, measur
 
     if made:
         attempt("evaluate", score)
-    return failed(split=split, values=values, not_comparable=frozenset(without))
+    return result(split=split, values=values, not_comparable=frozenset(without))
 
 
 def _split_of(collection: Collection, split: str) -> str:
-    """Returns the split to answer: the only one of a collection that has no such split."""
-    base = split.partition(variations.MARK)[0]
+    """Returns the split to answer: the only one (or its variation) of a collection that has no such split."""
+    base, mark, kind = split.partition(variations.MARK)
     there = [name for name, count in collection.query_counts.items() if count]
-    return there[0] if base not in there and len(there) == 1 else split
+    return f"{there[0]}{mark}{kind}" if base not in there and len(there) == 1 else split
 
 
 def _run(source: str, work: str, name: str, method: str, split: str) -> None:
@@ -184,7 +193,7 @@ def _run(source: str, work: str, name: str, method: str, split: str) -> None:
             if configuration.argument(TrainConfig, "docids"):
                 make_docids(**place)
             train(**place, model_dir=given)
-        elif Path(method).is_dir():
+        elif method not in _without_model():
             given = method
         kind = configuration.argument(IndexConfig, "kind") if given else method
         searcher = choose_searcher(kind, given)

@@ -106,7 +106,10 @@ def test_later_wins_and_a_run_file_is_below_what_the_person_gave():
     with configuration.run_file("runs/atomic.gin", "STEPS = 5", "SEED = 5"):
         assert gin.query_parameter("%STEPS") == 5
         assert gin.query_parameter("%SEED") == 7
-    assert gin.query_parameter("%DOCIDS") == "naive"
+    with pytest.raises(UserError, match=r"atomics\.gin: no such file"), configuration.run_file("atomics.gin"):
+        pass
+    assert configuration.given() == (["runs/one_minute.gin"], ["SEED=7"])
+    assert (gin.query_parameter("%DOCIDS"), gin.query_parameter("%SEED")) == ("naive", 7)
 
 
 def test_a_broken_file_is_named_with_its_line(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from retrieval_jax.core.errors import UserError
 from retrieval_jax.evaluation.method_table import MethodRow
 from retrieval_jax.evaluation.panels import PANELS, TrainingCurve
 from retrieval_jax.evaluation.report import Comparison, PassageSnippet, QueryComparison, write_report
@@ -158,17 +157,6 @@ def test_relevant_passages_stand_out_per_method(tmp_path):
     assert page.texts("h4") == ["exact relevant at 2", "bm25 none relevant in 1", "atomic no result"]
     assert page.texts("li", **{"class": "relevant"}) == ["2Good p1g"]
     assert page.texts("summary") == ["1 relevant passage"]
-
-
-def test_facts_and_odd_characters(tmp_path):
-    page = Page(report(tmp_path, collection={"passages": 109739, "name": "half a pair \ud800"}))
-    assert page.texts("dd") == ["109,739", "half a pair ?"]
-
-
-def test_an_unwritable_report_is_a_user_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        report(tmp_path / "file")
 
 
 def test_differences_and_what_each_method_finds(tmp_path):

@@ -70,8 +70,26 @@ def test_what_is_printed_is_what_is_written(table: SweepTable, tmp_path: Path):
     assert '<td class="failed" colspan="2"><small>failed: import: no such folder</small></td>' in page
 
 
+def test_rows_are_added_and_the_mean_is_tested_at_last(table: SweepTable):
+    one = SweepTable(table.measure, table.methods, table.baseline, missing=len(table.collections))
+    for found in table.collections:
+        assert not one.mean or not one.mean.differences
+        one.add(found)
+    assert one.facts() == table.facts()
+    assert one.notes == table.notes
+
+
+def test_the_best_is_the_largest_number():
+    values = {"a": np.array([10.0]), "b": np.array([9.0])}
+    (row, _) = SweepTable(
+        "NumRel", ["a", "b"], "a", [CollectionValues("one", "one", "test", values)]
+    ).all_rows
+    assert row.cells(["a", "b"]) == [("10.000", True), ("9.000", False)]
+
+
 def test_nothing_measured_is_a_table_without_a_mean(tmp_path: Path):
     table = SweepTable("nDCG@10", ["bm25"], "bm25", [CollectionValues("none", "none", errors=["x"])], 3)
     assert table.facts()["mean"] == {}
+    assert "The mean" not in table.markdown()
     assert "3 collections are still to come." in table.markdown()
     table.write_page(tmp_path / "sweep.html", {}, {})

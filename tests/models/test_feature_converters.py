@@ -46,3 +46,12 @@ def test_candidates_are_rows_of_tokens_and_the_rest_is_padded():
     np.testing.assert_array_equal(found["score"], scores)
     (found,) = DualEncoderFeatureConverter(pack=False)(dataset, LENGTHS).batch(2).as_numpy_iterator()
     assert found.keys() == expected.keys()
+
+    # With copies of the queries for self-teaching.
+    copied = dataset.map(lambda e: e | {"copy": tf.reverse(e["inputs"], [0])})
+    converter, lengths = DualEncoderFeatureConverter(pack=False), LENGTHS | {"copy": 4}
+    (found,) = converter(copied, lengths).batch(2).as_numpy_iterator()
+    np.testing.assert_array_equal(found["copy_encoder_input_tokens"], [[1, 6, 5, 0], [1, 5, 0, 0]])
+    sizes = {name: array.shape[1] for name, array in found.items()}
+    assert converter.get_model_feature_lengths(lengths) == sizes
+    assert sizes.keys() == {*expected, "copy_encoder_input_tokens"}

@@ -1,8 +1,10 @@
 """The verb `sweep`: folders and ir_datasets, methods that train, what fails, and what is there already."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from reading import write
@@ -82,7 +84,7 @@ def test_methods_on_collections(source: Path, tmp_path: Path, cli):
     of = facts["collections"]
     assert all(one["values"].keys() == {"bm25", "given"} and not one["errors"] for one in of.values())
     mean = sum(one["values"]["given"] for one in of.values()) / 3
-    assert made["values"]["mean"]["given"] == facts["mean"]["given"] == pytest.approx(mean)
+    assert made["mean"]["given"] == facts["mean"]["given"] == pytest.approx(mean)
     assert (made["table"], made["report"]) == (str(work / "sweep.json"), str(work / "sweep.html"))
     assert f'<a href="{source.name}/report.html">' in (work / "sweep.html").read_text()
     assert (work / "sweep.md").read_text().count("\n| ") == 4
@@ -91,17 +93,43 @@ def test_methods_on_collections(source: Path, tmp_path: Path, cli):
 def test_a_dataset_of_ir_datasets_is_a_collection(registered: str, tmp_path: Path, cli):
     status, made, err = cli("sweep", registered, f"--WORK_DIR={tmp_path / 'work'}")
     assert status == 0, err
-    assert made["values"] == {"ir_datasets_tiny-sweep": {"bm25": 1.0}, "mean": {"bm25": 1.0}}
+    assert (made["values"], made["mean"]) == ({"ir_datasets_tiny-sweep": {"bm25": 1.0}}, {"bm25": 1.0})
+
+
+def test_names_that_are_others_too(tmp_path: Path, cli, monkeypatch):
+    """A folder called as a kind, a collection called as the mean, one whose name an address cannot have."""
+    test = {name.replace(".dev.", ".test."): text for name, text in SMALL.items()}
+    names = ("mean", "a#b 50%")
+    sources = [str(write(tmp_path / name, SMALL if name == "mean" else test)) for name in names]
+    (tmp_path / "bm25").mkdir()
+    monkeypatch.chdir(tmp_path)
+    status, made, err = cli("sweep", *sources, f"--WORK_DIR={tmp_path / 'work'}")
+    assert status == 0, err
+    assert [*made["values"]] == [*names]
+    page = (tmp_path / "work" / "sweep.html").read_text()
+    links = re.findall('href="(.*?)"', page)
+    assert len(links) == 2
+    assert all((tmp_path / "work" / unquote(link)).is_file() for link in links)
+    assert "The queries are dev of mean; test of " in page
+
+    # A variation that is asked for stays one where another split is answered.
+    assert cli("sweep", sources[0], "--SPLIT=test~typo", f"--WORK_DIR={tmp_path / 'work'}")[0] == 2
+    (one,) = json.loads((tmp_path / "work" / "sweep.json").read_text())["collections"].values()
+    assert one["split"] == "dev~typo"
+    assert "dev~typo: nothing finished here: make it with `retrieval-jax vary`" in one["errors"][0]
 
 
 def test_bad_settings_are_one_line_before_anything_is_made(tmp_path: Path, cli):
     first, second = (write(tmp_path / name / "small", SMALL) for name in "ab")
+    (tmp_path / "bad.gin").write_text("train.stepz = 1\n")
     here = f"--WORK_DIR={tmp_path / 'work'}"
     for arguments, message in {
         (): "sweep.collections: none: retrieval-jax sweep path/to/one path/to/another",
         (first, second): f"{second}: another one lies in {tmp_path / 'work' / 'small'}, too: rename one",
         (first, "--gin.sweep.methods=('bm52',)"): "'bm52': neither bm25, nor a gin file",
         (first, "--gin.sweep.methods=('a/x.gin', 'b/x.gin')"): "two are called x: rename a file or a folder",
+        (first, f"--gin.sweep.methods=('bm25', '{tmp_path}/bad.gin')"): "bad.gin:1: ",
+        (first, "--SPLIT=test~all"): "sweep.split: test~all: several splits, for `search` alone: name one",
         (first, "--gin.sweep.measure='NumRet'"): "sweep.measure: NumRet is no mean of the queries' values",
         (first, "--gin.sweep.baseline='x'"): "sweep.baseline: no run 'x': there are bm25",
     }.items():

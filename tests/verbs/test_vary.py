@@ -14,6 +14,13 @@ def test_variations_are_splits(own, tmp_path: Path, cli):
     work = tmp_path / "work"
     for verb in ("import", "index"):
         assert cli(verb, *own)[0] == 0
+    for verb, message in (
+        ("search", "variations: none of split 'test': make them with `retrieval-jax vary --SPLIT=test`"),
+        ("evaluate", "evaluate.split: test~all: several splits, for `search` alone: name one, as test"),
+    ):
+        status, _, err = cli(verb, *own, "--SPLIT=test~all")
+        assert status == 2
+        assert message in err
     status, made, _ = cli("vary", *own)
     assert status == 0
     queries = Collection(work / "collection").queries("test")
@@ -71,6 +78,22 @@ def test_variations_are_splits(own, tmp_path: Path, cli):
     assert "bm25.test~typo.trec: left out, the queries of test~typo were made again since" in err
     assert cli("search", *own, "--SPLIT=test~typo")[0] == 0
     assert cli("evaluate", *own, "--SPLIT=test~typo")[0] == 0
+
+    # A run of another K, and variations of an earlier collection, are left out.
+    assert cli("search", *own, "--SPLIT=test~typo", "--K=5")[0] == 0
+    status, _, err = cli("evaluate", *own)
+    assert status == 0
+    assert "bm25.test~typo: left out, a run of K=5, and that of test is of K=100: search with that" in err
+    kinds = json.loads((work / "robustness.json").read_text())["methods"]["bm25"]
+    assert kinds.keys() == {*KINDS} - {"typo"}
+    with (tmp_path / "small_docs" / "docs.tsv").open("a") as file:
+        file.write("new\ta title\tone more passage\n")
+    for verb in ("import", "index", "search"):
+        assert cli(verb, *own)[0] == 0
+    status, _, err = cli("evaluate", *own)
+    assert status == 0
+    assert "test~swap: left out: " in err
+    assert not (work / "robustness.json").exists()
 
 
 def test_a_file_of_paraphrases_is_one_more_kind(own, tmp_path: Path, cli):
