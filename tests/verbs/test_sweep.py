@@ -42,8 +42,9 @@ def test_methods_on_collections(source: Path, tmp_path: Path, cli):
     """One trains where there are train queries; a model's folder is for all; a failure is a line of a row."""
     (tmp_path / "tiny.gin").write_text(
         "include 'runs/dual_encoder.gin'\nSTEPS = 1\nDataConfig.mixture = {'labelled': 1.0}\n"
-        "DataConfig.unlabelled = None\nT5Config.num_encoder_layers = 0\nDualEncoder.vector_dim = 16\nmake_index.kind = 'exact'\n"
-        "train.batch_size = 8\nT5Config.emb_dim = 16\nDataConfig.passage_length = 16\n"
+        "DataConfig.unlabelled = None\nT5Config.num_encoder_layers = 0\nDualEncoder.vector_dim = 16\n"
+        "make_index.kind = 'exact'\ntrain.batch_size = 8\n"
+        "T5Config.emb_dim = 16\nDataConfig.passage_length = 16\n"
     )
     small = str(write(tmp_path / "small", SMALL))
     sources = [str(source), small, str(tmp_path / "missing")]
