@@ -143,7 +143,7 @@ a { color: inherit; }
 }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 .panels { margin: .75rem 0; }
-.panels svg { width: 100%; height: auto; }
+.panels svg { width: 100%; max-width: 40rem; height: auto; }
 .panels text { font-family: inherit !important; }
 article { padding: 1.25rem; margin-bottom: 1.25rem; border-radius: .6rem; background: var(--card); }
 article li { font-size: .9rem; }

@@ -202,9 +202,10 @@ def _robustness(measure: str, found: Effects) -> str:
     def cell(effect: Effect | None) -> str:
         if effect is None:
             return "<td>–</td>"
-        loss = f"{-effect.relative_loss:+.0%}" if math.isfinite(effect.relative_loss) else "–"
+        lost = effect.relative_loss
+        change = f"{round(-100 * lost) or 0:+d}%".replace("+0%", "±0%") if math.isfinite(lost) else "–"
         return (
-            f"<td>{mark(effect.difference)}{effect.value:.3f}<small>{loss}</small>"
+            f"<td>{mark(effect.difference)}{effect.value:.3f}<small>{change}</small>"
             f"<small>overlap {effect.overlap:.0%}</small>{certain(effect.certain)}</td>"
         )
 
