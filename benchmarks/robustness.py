@@ -20,13 +20,14 @@ from pathlib import Path
 
 import _quiet  # noqa: F401
 from _measure import values_of_queries
-from _verbs import parse, run
+from _verbs import parse
 from rich.console import Console
 from rich.table import Table
 
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.evaluation import significance
 from retrieval_jax.evaluation.method_table import mark
+from retrieval_jax.main import run
 
 KINDS = ("typo", "no_stop_words", "drop_words", "shuffle")
 COPIES = ["DataConfig.typos=1.0", "DataConfig.typo_copies=True", "DualEncoder.self_teaching_weight=1.0"]
@@ -36,15 +37,14 @@ FUSED = ("plain", "plain~no_stop_words", "plain~drop_words")
 
 def make_searchers(here: list[str], work: Workspace) -> list[str]:
     """Everything up to the searchers; gives their names."""
-    run("import", *here)
-    run("index", *here)
+    run("import", [], here)
+    run("index", [], here)
     for name, settings in TRAININGS.items():
-        model = f"--MODEL_DIR={work.model(name)}"
-        given = [f"--gin.{setting}" for setting in settings]
-        run("train", *here, "--gin_file=runs/dual_encoder.gin", model, *given)
-        run("index", *here, model, "--gin.make_index.kind='exact'", f"--gin.make_index.name={name!r}")
+        model = f"MODEL_DIR={work.model(name)}"
+        run("train", ["runs/dual_encoder.gin"], [*here, model, *settings])
+        run("index", [], [*here, model, "make_index.kind='exact'", f"make_index.name={name!r}"])
     fused = ["kind='fused'", "name='fused'", f"parts={FUSED!r}", "fusion='min_max'", "weights=(1, 1, 1)"]
-    run("index", *here, *(f"--gin.make_index.{setting}" for setting in fused))
+    run("index", [], [*here, *(f"make_index.{setting}" for setting in fused)])
     return ["bm25", *TRAININGS, "fused"]
 
 
@@ -55,19 +55,19 @@ def main() -> None:
     parser.add_argument("collection", nargs="?", default="python_docs")
     parser.add_argument("--work", required=True, type=Path, help="the work folder")
     parser.add_argument("--steps", type=int, default=600, help="of each training")
-    parser.add_argument("--quick", action="store_true", help="300 passages, 30 steps: about a minute")
+    parser.add_argument("--quick", action="store_true", help="300 passages, 30 steps: ends within a minute")
     args, bindings = parse(parser)
     if args.quick:
         args.collection, args.steps = "python_docs", 30
         bindings = ["import_collection.docs_size=300", "import_collection.vocab_size=2000", *bindings]
+        bindings = ["T5Config.num_encoder_layers=0", *bindings]
         bindings = ["import_collection.docs_packages=('optax', 'rich')", *bindings]
     work = Workspace(args.work)
-    here = [f"--gin.COLLECTION={args.collection!r}", f"--gin.WORK_DIR={str(args.work)!r}"]
-    here += [f"--gin.{binding}" for binding in (f"STEPS={args.steps}", *bindings)]
+    here = [f"COLLECTION={args.collection}", f"WORK_DIR={args.work}", f"STEPS={args.steps}", *bindings]
     names = make_searchers(here, work)
-    run("vary", *here, f"--gin.vary.kinds={KINDS!r}")
+    run("vary", [], [*here, f"vary.kinds={KINDS!r}"])
     for name in names:
-        run("search", *here, f"--SEARCHER={name}", "--SPLIT=test~all")
+        run("search", [], [*here, f"SEARCHER={name}", "SPLIT=test~all"])
     splits = {"as they are": "test", **{kind: f"test~{kind}" for kind in KINDS}}
     values = {label: values_of_queries(work, names, split=split) for label, split in splits.items()}
     systems = {
