@@ -115,9 +115,9 @@ def test_a_searcher_runs_the_search_that_preflight_compiles(arguments, work, cli
     lowered = []
     decode = searcher._decode
 
-    def recording(*args):
-        lowered.append(decode.lower(*args).as_text())
-        return decode(*args)
+    def recording(*args, **planning):
+        lowered.append(decode.lower(*args, **planning).as_text())
+        return decode(*args, **planning)
 
     searcher._decode = recording
     assert len(searcher.search(["how do I sort a list?"], 7)[0]) == 7
