@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.trec import drop_identical_ids, read_run
 from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.mined import MinedNegatives
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import TeacherScores
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.main import run

@@ -16,8 +16,7 @@ from _scaling_plan import BATCH, DENSE, MAIN, METHODS, REFERENCE, STAGES, Choice
 from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run

@@ -34,8 +34,7 @@ from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.core import storage
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.docids.search_strategies import STRATEGIES
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import compute_metrics

@@ -33,7 +33,7 @@ from rich.table import Table
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.search.analysis import analyzer
 from retrieval_jax.search.bm25 import BM25Searcher
 from retrieval_jax.search.searcher import IndexInputs

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from retrieval_jax.core import storage
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 
 HELD_OUT = 1 / 3
 SHARES = {  # synthetic queries take their share from the passages; that of the labelled queries stays

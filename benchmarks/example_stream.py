@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids.table import DocidTable
 
 BATCH, LENGTH = 128, 64

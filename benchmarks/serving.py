@@ -101,7 +101,7 @@ def main() -> None:
 def judged_queries(work: Path) -> list[str]:
     """The texts of the collection's test and dev queries, read by a child."""
     script = (
-        "import sys, json; from retrieval_jax.data.records import Collection; c = Collection(sys.argv[1]);"
+        "import sys, json; from retrieval_jax.data.collection import Collection; c = Collection(sys.argv[1]);"
         "print(json.dumps([q.text for s in ('test', 'dev') if s in c.query_counts for q in c.queries(s)]))"
     )
     done = subprocess.run(

@@ -49,7 +49,7 @@ from rich.table import Table
 
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.examples.batches import batches as make_batches
 from retrieval_jax.examples.packing import pack_rows, row_lengths

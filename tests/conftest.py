@@ -25,7 +25,7 @@ from gcs import Bucket
 from hub import Hub
 
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.sources.python_docs import python_docs
 from retrieval_jax.main import main
 

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays, write_safetensors
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 
 GOLDENS = Path(__file__).with_name("interop") / "goldens"
 SHAPES = dict.fromkeys(("encoder_input_tokens", "decoder_input_tokens", "left_encoder_input_tokens"), (1, 2))

@@ -4,7 +4,7 @@ import types
 from collections.abc import Callable
 
 from retrieval_jax.core import arrow_ids, storage
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids.kinds import DocidRequest, docid_kind
 from retrieval_jax.docids.making import make_table
 from retrieval_jax.docids.table import DocidTable

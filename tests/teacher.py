@@ -9,7 +9,7 @@ import numpy as np
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import scores
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 
 
 def write_scores(

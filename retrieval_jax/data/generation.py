@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from retrieval_jax.core.progress import bar
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.synthetic import QueryShards
 
 Advance = Callable[..., None]  # of a progress bar: (more passages, note="")

@@ -21,11 +21,10 @@ import numpy as np
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.progress import log
-from retrieval_jax.data.collection import Query
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.distribution import describe, log_table
 from retrieval_jax.data.query_folder import QueryFolder
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import lines
 
 VERB = "mine"

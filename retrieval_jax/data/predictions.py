@@ -24,8 +24,8 @@ import numpy as np
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.generation import Advance
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources.lines import format_error, text_of
 from retrieval_jax.data.synthetic import QueryShards
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 
 
 class QueryFolder:

@@ -17,10 +17,9 @@ import numpy as np
 
 from retrieval_jax.core import storage
 from retrieval_jax.data import trec
-from retrieval_jax.data.collection import Query
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.distribution import describe
 from retrieval_jax.data.query_folder import QueryFolder
-from retrieval_jax.data.records import Collection
 
 VERB = "score"
 _AT_ONCE = 1 << 20  # ids whose rows are looked up together

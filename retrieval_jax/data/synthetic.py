@@ -16,8 +16,8 @@ import numpy as np
 
 from retrieval_jax.core import paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.collection import Passage
-from retrieval_jax.data.records import Collection, Records, write_dataset
+from retrieval_jax.data.collection import Collection, Passage
+from retrieval_jax.data.records import Records, write_dataset
 
 VERB = "generate-queries"
 SHARD = 100_000  # passages a file, about

@@ -23,9 +23,8 @@ import numpy as np
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Query
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.query_folder import checked_file
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import json_objects, lines
 
 VERB = "vary"

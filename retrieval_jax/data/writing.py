@@ -8,21 +8,23 @@ import dataclasses
 import functools
 import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.progress import log
 from retrieval_jax.data import copies, subsets, vocabulary
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import mark_passages, write_passages, write_queries
+from retrieval_jax.data.collection import Query, read_passages, write_passages, write_queries
+from retrieval_jax.data.records import Records
 from retrieval_jax.data.sources.folders import Source
 from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.data.sources.passages import Passages
 
 LAYOUT = 3  # of the collection folder: folders of another one are made again
+_BATCH = 1024  # passages read at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ def write_collection(folder: Path, source: Source, settings: ImportSettings) -> 
       settings: how it becomes a collection.
 
     Returns:
-      The facts that `records.Collection` reads from the manifest, and what was read, left out and written.
+      The facts that `Collection` reads from the manifest, and what was read, left out and written.
 
     Raises:
       UserError: a line of the source is bad (unless `skip_errors`), the subset is too small for the passages
@@ -113,7 +115,7 @@ def write_collection(folder: Path, source: Source, settings: ImportSettings) -> 
     arrow_ids.write(folder / "ids.arrow", passages.ids)
     np.save(folder / "copies.npy", same := copies.find_copies(passages.digests))
     queries = {
-        split: mark_passages(folder, source.name, passages.ids, judged) for split, judged in queries.items()
+        split: _mark_passages(judged, passages.ids, folder, source.name) for split, judged in queries.items()
     }
     write_queries(folder, source.name, queries)
     _write_vocabulary(folder / "sentencepiece.model", settings, passages, queries)
@@ -185,6 +187,30 @@ def _subset(
     kept = subsets.keep(queries, functools.partial(arrow_ids.find_rows, chosen.ids))
     dropped = {split: len(judged) - len(kept.get(split, [])) for split, judged in queries.items()}
     return chosen, kept, {"of_passages": len(passages.ids), "seed": seed, "dropped_queries": dropped}
+
+
+def _mark_passages(queries: Sequence[Query], ids: pa.Array, folder: Path, name: str) -> list[Query]:
+    """Finds the queries that are passages themselves (`Query.is_passage`). The passages are written already.
+
+    Args:
+      queries: the queries.
+      ids: the ids of the passages, by row.
+      folder: the collection's folder.
+      name: the name of the dataset.
+
+    Returns:
+      The queries, in their order.
+    """
+    rows = arrow_ids.find_rows(ids, [query.id for query in queries]).tolist()
+    found = [i for i, query in enumerate(queries) if rows[i] >= 0 and query.id not in query.relevant]
+    marked = [*queries]
+    records = Records(folder, name, "passages", "train") if found else None
+    for first in range(0, len(found), _BATCH):
+        some = found[first : first + _BATCH]
+        for i, passage in zip(some, read_passages(records, [rows[i] for i in some]), strict=True):
+            if copies.same_text(queries[i], passage):
+                marked[i] = dataclasses.replace(queries[i], is_passage=True)
+    return marked
 
 
 def _write_vocabulary(

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from retrieval_jax.checkpoints.model_folder import LoadedModel, model_recipe
 from retrieval_jax.core import paths
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids.table import blocks
 from retrieval_jax.docids.term_weights import LARGEST
 from retrieval_jax.docids.token_sets import IMPACTS, TOKENS, TokenSets, token_dtype

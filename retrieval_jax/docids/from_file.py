@@ -23,7 +23,7 @@ from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Positive
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.sources import lines
 from retrieval_jax.data.sources.json_objects import json_id, json_object
 from retrieval_jax.data.vocabulary import EOS, Vocabulary

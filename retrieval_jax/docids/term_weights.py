@@ -22,7 +22,7 @@ import numpy as np
 
 from retrieval_jax.core.progress import bar
 from retrieval_jax.data import parallel
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.token_sets import IMPACTS, TOKENS, TokenSets, token_dtype
 

@@ -26,7 +26,7 @@ from retrieval_jax.core import arrow_ids, npy, paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
 from retrieval_jax.core.workspace import UNFINISHED, Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.embeddings.text_encoder import passage_encoder
 from retrieval_jax.mesh import multihost
 

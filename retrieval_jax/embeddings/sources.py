@@ -20,7 +20,7 @@ from retrieval_jax.core import npy, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.embeddings.encoding import (
     Embeddings,

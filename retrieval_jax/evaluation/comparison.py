@@ -15,8 +15,7 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.trec import Qrels, Run
 from retrieval_jax.evaluation.method_table import MethodRow
 from retrieval_jax.evaluation.metrics import Metric, RunValues, cutoff

@@ -19,7 +19,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import trec, variations
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.evaluation.metrics import RunValues
 
 _PASSAGES = 10_000  # passages of another tool's run that are looked up in the collection

@@ -25,9 +25,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.collection import Query
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.copies import KnownAnswers
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import ScoredRows
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary

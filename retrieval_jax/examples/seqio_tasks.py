@@ -16,8 +16,7 @@ import tensorflow as tf
 
 from retrieval_jax.core import paths
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.examples import Examples

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.docids.token_sets import SetShape, TokenSets

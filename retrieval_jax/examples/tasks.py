@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from retrieval_jax.core import storage
-from retrieval_jax.data.collection import Passage, Query
+from retrieval_jax.data.collection import Collection, Passage, Query
 from retrieval_jax.data.copies import KnownAnswers
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import ScoredPassages, ScoredRows
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.variations import add_typo

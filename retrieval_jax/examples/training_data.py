@@ -13,10 +13,9 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Fraction, Names, NonNegative, NonNegativeFloat, Positive
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Query
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.mined import MinedNegatives
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import TeacherScores
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import NO_PROMPTS, Prompts, Vocabulary

@@ -21,7 +21,7 @@ from retrieval_jax.core import npy, paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import UNFINISHED, Workspace
 from retrieval_jax.data import parallel
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import EOS, NO_PROMPTS, PAD, Prompts
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.cached import OFFSETS, shard_range

@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval_jax.core.progress import bar
-from retrieval_jax.data.collection import Passage
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Passage
 from retrieval_jax.embeddings.encoding import Embeddings
 
 GROUP_BYTES = 1 << 25  # of the vectors of a row group, which is in memory at once

@@ -79,7 +79,7 @@ from t5x import checkpoints, infer, models, optimizers
 from t5x import partitioning as t5x_partitioning
 
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import compute_metrics

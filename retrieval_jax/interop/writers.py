@@ -22,7 +22,7 @@ from retrieval_jax.checkpoints.weights import LazyArray, lazy_arrays, write_safe
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.embeddings.encoding import encode_by_model

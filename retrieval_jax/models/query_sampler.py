@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.generation import Advance
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.data.vocabulary import Vocabulary, round_up
 from retrieval_jax.mesh import partitioning

@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from retrieval_jax.core.progress import bar
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.search.searcher import RankedList, Searcher
 
 BATCH_SIZE = 32  # queries that are searched for at once

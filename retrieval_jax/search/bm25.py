@@ -11,7 +11,7 @@ import pyarrow as pa
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.stopwatch import tokenizing
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.search.analysis import DEFAULT_LANGUAGE, VERSION, analyzer, languages, pairs_with
 from retrieval_jax.search.bm25_index import INDEX_VERSION, SHARD, Index, TextShard, write_index

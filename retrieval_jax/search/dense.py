@@ -18,7 +18,7 @@ from retrieval_jax.core import arrow_ids, paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import UNFINISHED
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.embeddings.encoding import Embeddings, encode_by_model
 from retrieval_jax.embeddings.shortened import shorten_embeddings
 from retrieval_jax.embeddings.text_encoder import TextEncoder, query_encoder

@@ -18,8 +18,7 @@ import numpy as np
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.search import fusion
 from retrieval_jax.search.batched import BATCH_SIZE

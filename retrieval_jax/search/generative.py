@@ -14,7 +14,7 @@ from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
 from retrieval_jax.docids.search_strategies import STRATEGIES, SearchStrategy
 from retrieval_jax.docids.table import DocidTable

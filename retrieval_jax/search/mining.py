@@ -9,10 +9,9 @@ import pyarrow as pa
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.progress import bar
-from retrieval_jax.data.collection import Query
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.mined import Chosen, NegativesRule, choose_negatives
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import ScoredRows
 from retrieval_jax.search.batched import BATCH_SIZE
 from retrieval_jax.search.searcher import RankedList, Searcher, check_scores

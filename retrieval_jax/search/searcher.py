@@ -33,8 +33,7 @@ from retrieval_jax.core import paths, registry, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Passage
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Passage
 from retrieval_jax.data.synthetic import SyntheticQueries
 
 if TYPE_CHECKING:  # a searcher without a model is opened without importing Flax and Orbax

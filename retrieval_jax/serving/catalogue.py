@@ -17,7 +17,7 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.stopwatch import tokenizing
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.embeddings.text_encoder import shorten
 from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.search.searcher import RankedList, Searcher

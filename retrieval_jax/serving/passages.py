@@ -3,8 +3,7 @@
 import json
 
 from retrieval_jax.core.arrow_ids import RowFinder
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.serving.cache import Cache
 
 NO_TEXT = b"null"

@@ -15,8 +15,7 @@ from retrieval_jax.checkpoints.learning_curve import POOL_DIGEST
 from retrieval_jax.core import arrow_ids, configuration, storage
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import NonNegative, Positive
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.trec import drop_identical_ids
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.embeddings.text_encoder import TextEncoder, passage_shapes, query_shapes

@@ -10,7 +10,7 @@ from retrieval_jax.core.progress import console, log
 from retrieval_jax.core.values import NonNegative, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import variations
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.trec import Qrels, Run, drop_identical_ids
 from retrieval_jax.evaluation import comparison, report, robustness
 from retrieval_jax.evaluation.method_table import COLUMN_NOTE, print_table, table_notes

@@ -13,7 +13,7 @@ from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.evaluation.runs import searcher_metrics
 from retrieval_jax.interop import model_card
 from retrieval_jax.interop.writers import WRITERS, Subject

@@ -11,8 +11,8 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Positive, PositiveFloat, Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import generation, synthetic
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.predictions import open_predictions
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.models.query_generator import QueryGenerator

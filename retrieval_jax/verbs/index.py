@@ -10,7 +10,7 @@ from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Fraction, Names, NonNegativeFloat, Positive
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.fusion import NORMALISATIONS
 from retrieval_jax.search.indexing import build_searcher, choose_searcher, default_name

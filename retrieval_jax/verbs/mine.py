@@ -14,8 +14,8 @@ from retrieval_jax.core.unfinished import Shards
 from retrieval_jax.core.values import Fraction, NonNegative, Positive, Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import mined, query_folder
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.mined import Chosen, MinedNegatives, NegativesRule
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.scores import TeacherScores
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.mining import Miner, Teacher, scores_as_teacher, searcher_as_teacher

@@ -14,7 +14,7 @@ import gin
 from retrieval_jax.core import configuration
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Names, NonNegative, Positive
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.search.searcher import searcher_class
 from retrieval_jax.verbs.index import make_index, unread
 from retrieval_jax.verbs.mine import mine

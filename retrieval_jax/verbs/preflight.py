@@ -19,7 +19,7 @@ from retrieval_jax.core import configuration, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.decoding.bonuses import Planning
 from retrieval_jax.docids.kinds import docid_kind

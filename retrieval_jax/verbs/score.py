@@ -16,9 +16,9 @@ from retrieval_jax.core.unfinished import Shards
 from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import mined, query_folder, scores
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.distribution import log_table
 from retrieval_jax.data.mined import MinedNegatives, NegativesRule
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.sources import score_files
 from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.data.trec import read_run

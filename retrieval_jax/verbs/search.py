@@ -9,7 +9,7 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import variations
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.trec import write_qrels
 from retrieval_jax.evaluation import runs
 from retrieval_jax.mesh import multihost

@@ -9,7 +9,7 @@ from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids import encoded_sets, term_weights, token_sets
 from retrieval_jax.mesh import multihost

@@ -14,7 +14,7 @@ from retrieval_jax.core.errors import Preempted, UserError
 from retrieval_jax.core.progress import console, log
 from retrieval_jax.core.workspace import Workspace, checked, default_name
 from retrieval_jax.data import variations
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.evaluation import comparison, runs
 from retrieval_jax.evaluation.metrics import METRICS, check_averages
 from retrieval_jax.evaluation.sweep_table import CollectionValues, SweepTable

@@ -21,7 +21,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import NonNegativeFloat, Positive, PositiveFloat, Seed
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidShape, DocidTable

@@ -12,8 +12,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Names, Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import variations
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Query
 
 
 @gin.configurable

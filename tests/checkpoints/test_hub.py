@@ -16,7 +16,7 @@ from retrieval_jax.checkpoints.initial import InitialCheckpoint
 from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.embeddings.encoding import Embeddings
 from retrieval_jax.embeddings.sources import load_embeddings
 from retrieval_jax.models.dual_encoder import DualEncoder

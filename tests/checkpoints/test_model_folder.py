@@ -17,7 +17,7 @@ from retrieval_jax.checkpoints.model_folder import (
 )
 from retrieval_jax.core import configuration, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config

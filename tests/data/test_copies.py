@@ -8,8 +8,7 @@ from reading import write
 
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import copies
-from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Passage, Query
 from retrieval_jax.examples.targets import PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.verbs.importing import import_collection

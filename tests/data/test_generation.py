@@ -4,8 +4,8 @@ from pathlib import Path
 
 from retrieval_jax.core import unfinished
 from retrieval_jax.data import generation
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.generation import ConsistencyFilter, distinct
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import QueryShards
 
 

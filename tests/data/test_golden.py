@@ -10,7 +10,7 @@ import seqio
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
 from retrieval_jax.examples.tasks import PADDING

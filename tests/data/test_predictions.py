@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from reading import error_of, write
 
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.predictions import open_predictions
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import QueryShards
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.query_folder import QueryFolder, merge
-from retrieval_jax.data.records import Collection
 
 
 class Notes(QueryFolder):

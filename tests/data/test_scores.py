@@ -7,7 +7,7 @@ from teacher import random_scores, write_scores
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import scores
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.trec import read_run
 
 

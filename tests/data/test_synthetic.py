@@ -11,7 +11,7 @@ import pytest
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data import synthetic
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.synthetic import QueryShards, SyntheticQueries
 
 

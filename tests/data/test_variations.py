@@ -15,7 +15,7 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import variations
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.variations import KINDS, TYPOS, vary
 
 WORDS = st.sampled_from(

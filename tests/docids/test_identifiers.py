@@ -9,7 +9,7 @@ from tables import KINDS, docids_of, stand_in
 
 from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, learn
 from retrieval_jax.docids.kinds import DocidRequest, docid_kind
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax.core import storage
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids import term_weights
 from retrieval_jax.docids.token_sets import TokenSets

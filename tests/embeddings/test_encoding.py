@@ -12,7 +12,7 @@ import pytest
 
 from retrieval_jax.core import storage, unfinished
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.embeddings import encoding
 from retrieval_jax.embeddings.encoding import encode_collection
 
@@ -23,7 +23,7 @@ SCRIPT = """
 import os, signal, sys
 import jax
 import numpy as np
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.embeddings import encoding
 from retrieval_jax.mesh import multihost
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.embeddings import shortened
 from retrieval_jax.embeddings.encoding import encode_collection
 from retrieval_jax.embeddings.shortened import shorten_embeddings

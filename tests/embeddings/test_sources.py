@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.embeddings import encoding
 from retrieval_jax.embeddings import sources as embeddings
 from retrieval_jax.embeddings.sources import load_embeddings

@@ -9,7 +9,7 @@ from reading import write
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.evaluation import comparison
 from retrieval_jax.evaluation.method_table import MethodRow
 from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run

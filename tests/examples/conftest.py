@@ -3,7 +3,7 @@
 import pytest
 from tables import KINDS
 
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.examples import TaskFactory

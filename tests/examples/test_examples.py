@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.examples import TaskFactory

@@ -8,7 +8,7 @@ import seqio
 from tables import KINDS
 
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples import seqio_tasks
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, pad

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.examples import Examples, TaskFactory

@@ -15,9 +15,8 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import synthetic
-from retrieval_jax.data.collection import Query
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.copies import KnownAnswers
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.data.variations import add_typo
 from retrieval_jax.data.vocabulary import Vocabulary

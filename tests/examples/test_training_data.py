@@ -12,7 +12,7 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import synthetic
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.data.vocabulary import Prompts, Vocabulary
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, pad

@@ -19,7 +19,7 @@ from teacher import random_scores, write_scores
 from retrieval_jax.core import paths, storage, unfinished
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import synthetic
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.examples import seqio_tasks, write_cache
 from retrieval_jax.examples.batches import batches

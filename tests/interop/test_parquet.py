@@ -18,7 +18,7 @@ from model_folders import random_params, write_model_folder
 
 from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.embeddings.encoding import Embeddings
 from retrieval_jax.embeddings.text_encoder import query_encoder
 from retrieval_jax.interop import parquet

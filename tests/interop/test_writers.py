@@ -8,7 +8,7 @@ from model_folders import random_params, same, write_model_folder
 from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.checkpoints.weights import lazy_arrays
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.interop.writers import WRITERS, Subject, layers_of, write_model
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.layers import T5Config

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.mesh.partitioning import all_devices

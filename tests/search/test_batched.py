@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.search import batched
 from retrieval_jax.search.batched import search_in_batches, search_queries, search_texts, single_query_ms
 from retrieval_jax.search.searcher import Searcher

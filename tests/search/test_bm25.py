@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Passage
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Passage
 from retrieval_jax.search import bm25 as bm25_module
 from retrieval_jax.search.analysis import analyzer
 from retrieval_jax.search.bm25 import BM25Searcher, top_rows

@@ -10,8 +10,7 @@ import pytest
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.collection import Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search import fused
 from retrieval_jax.search.fused import FusedSearcher

@@ -19,7 +19,7 @@ from retrieval_jax.checkpoints.model_folder import LoadedModel
 from retrieval_jax.core import storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.trec import read_run
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.embeddings import encoding

@@ -13,7 +13,7 @@ from model_folders import write_model_folder
 from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.term_weights import token_idf
 from retrieval_jax.docids.token_sets import TokenSets

@@ -12,7 +12,7 @@ from reading import python_of
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.search import searcher as registry
 from retrieval_jax.search.searcher import Searcher, register_searcher, searcher_class, searcher_kinds
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retrieval_jax.core import storage
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.variations import vary
 from retrieval_jax.search.fusion import Candidates, Fusion
 from retrieval_jax.search.searcher import Searcher

@@ -11,7 +11,7 @@ import pytest
 from model_folders import random_params, write_model_folder
 
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.main import main
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.lexical_encoder import LexicalEncoder

@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.serving.passages import PassageTexts
 
 

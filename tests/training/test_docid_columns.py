@@ -11,7 +11,7 @@ import numpy as np
 from tables import KINDS
 
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.examples.targets import DocidTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.mesh import partitioning

@@ -8,7 +8,7 @@ from teacher import random_scores, write_scores
 
 from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 
 LIBRARY = Path(__file__).parents[1] / "data" / "library"
 SIZES = {"emb_dim": 32, "mlp_dim": 32, "num_heads": 2, "head_dim": 16}

@@ -13,7 +13,7 @@ from tiny_training import CONFIG
 from retrieval_jax.checkpoints.learning_curve import read_curve
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.examples.training_data import DataConfig
 from retrieval_jax.models.distillation import dense_margin_mse
 from retrieval_jax.models.dual_encoder import DualEncoder

@@ -9,7 +9,7 @@ from model_folders import GOLDENS
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Prompts
 from retrieval_jax.examples.cached import CachedExamples
 from retrieval_jax.examples.targets import PassageTargets

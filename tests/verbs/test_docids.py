@@ -9,7 +9,7 @@ from tables import KINDS, docids_of
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids import quality, residual, semantic
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.verbs.docids import make_docids

@@ -19,8 +19,8 @@ import pytest
 from retrieval_jax.checkpoints import checkpoints, model_folder
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.generation import distinct
-from retrieval_jax.data.records import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.models.layers import T5Config

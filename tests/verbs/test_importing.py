@@ -12,7 +12,7 @@ from reading import read
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.verbs.importing import import_collection
 

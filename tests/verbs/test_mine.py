@@ -12,8 +12,8 @@ from teacher import random_scores, write_scores
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.mined import MinedNegatives
-from retrieval_jax.data.records import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.targets import PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset

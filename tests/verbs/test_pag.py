@@ -12,7 +12,7 @@ from test_ripor import made, stages
 from retrieval_jax.checkpoints.model_folder import lazy_params
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.verbs.pag import PagConfig
 
 STEPS = {"lexical": 2, "query": 0, "dense": 2, "seq2seq": 0, "rank": 2}

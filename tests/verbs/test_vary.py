@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.variations import KINDS, names, vary
 from retrieval_jax.search.searcher import Searcher
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.sources import lines
 from retrieval_jax.data.sources.json_objects import json_id, json_object
 from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, format_error

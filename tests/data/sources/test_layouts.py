@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from reading import error_of, places, python_of, read, write
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection, Passage, Query
 from retrieval_jax.data.sources import layouts
 from retrieval_jax.data.sources.layouts import open_source
 from retrieval_jax.data.sources.lines import ErrorLog

@@ -15,7 +15,7 @@ from reading import error_of, places, write
 from test_damaged_files import QUICK, SEEDS, check_error, damaged, lines_of
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.records import Collection
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.sources import score_files
 from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.verbs.importing import import_collection
