@@ -4,8 +4,9 @@ Nothing is renamed in a bucket (gs://…, see `paths`). There a file is an objec
 by itself, and a folder is made on this machine and then copied, its manifest last: a folder that a kill left
 incomplete has none.
 
-On a disk, one process at a time makes a folder NAME: it holds a lock on `.NAME.lock`, fills `.NAME.making`,
-and moves the earlier folder to `.NAME.old` until the new one is in its place. No other file is touched.
+On a disk, one process at a time makes a folder NAME: it holds its lock (`.NAME.lock`, see locks.py), fills
+`.NAME.making`, and moves the earlier folder to `.NAME.old` until the new one is in its place. No other file
+is touched.
 
 A finished folder holds a `manifest.json`: the version of its format, the recipe that it was made by (its
 inputs and settings), and facts about its content. A folder is not made again for the same recipe, and is
@@ -14,20 +15,19 @@ replaced for another one.
 
 import contextlib
 import dataclasses
-import fcntl
 import gzip
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import log
+from retrieval_jax.core.locks import lock
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
@@ -150,64 +150,6 @@ def is_up_to_date(folder: str | os.PathLike, recipe: dict) -> bool:
     if not finished(folder):
         return False
     return _read_manifest(paths.as_path(folder))["recipe"] == json.loads(json.dumps(recipe))
-
-
-@contextlib.contextmanager
-def lock(folder: str | os.PathLike) -> Iterator[None]:
-    """Holds the lock of a folder. If another process has it, says so once and waits.
-
-    The operating system releases the lock when the process ends, however it ends. There are no locks in a
-    bucket, and on a file system without them. A thread must not take the same lock twice.
-
-    Args:
-      folder: the folder, which need not exist.
-
-    Raises:
-      UserError: the lock's file cannot be written.
-    """
-    folder = paths.as_path(folder)
-    if paths.is_remote(folder):
-        yield
-        return
-    path = folder.with_name(f".{folder.name}.lock")
-    descriptor = _locked(path, folder)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        with contextlib.suppress(OSError):  # a forked child that still has the file must not keep the lock
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
-
-
-def _locked(path: Path, folder: Path) -> int:
-    """Returns an open descriptor of the file at `path`, with its lock."""
-    told = False
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}): check the path") from None
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not told:
-                    log(f"{folder}: another process is making it: waiting for that to end")
-                    told = True
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # this file system has no locks
-            return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # The holder before removed the file: who waited for that one has the lock of nothing.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        os.close(descriptor)
 
 
 def build_once(folder: str | os.PathLike, recipe: dict, make: Callable[[Path], dict]) -> dict:

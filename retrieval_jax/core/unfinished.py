@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from retrieval_jax.core import paths, storage
+from retrieval_jax.core.locks import lock
 from retrieval_jax.core.progress import log
 
 _RECIPE = "recipe.json"
@@ -48,7 +49,7 @@ def remove_leftover(folder: Path, recipe: dict) -> None:
       recipe: the recipe of parts that are not needed any more.
     """
     if has_begun(folder, recipe):
-        with storage.lock(folder):
+        with lock(folder):
             if has_begun(folder, recipe):
                 paths.remove(folder)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from retrieval_jax.core import npy, paths, storage, unfinished
+from retrieval_jax.core import locks, npy, paths, storage, unfinished
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import UNFINISHED, Workspace
 from retrieval_jax.data import parallel
@@ -123,7 +123,7 @@ def write_cache(
         manifest = storage.read_manifest(folder, "cache")
         unfinished.remove_leftover(scratch, recipe | {"shards": manifest["shards"]})
         return manifest
-    with storage.lock(scratch):  # another command may be making it
+    with locks.lock(scratch):  # another command may be making it
         if not storage.is_up_to_date(folder, recipe):
             examples = opened.computed(task)
             if not len(examples):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retrieval_jax.core import storage
+from retrieval_jax.core import locks
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
 
@@ -147,13 +147,13 @@ def on_every_process(what: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder (`storage.lock`), which keeps out other commands, for all processes.
+    """Holds the lock of a folder (`locks.lock`), which keeps out other commands, for all processes.
 
     Process 0 has it, and the others wait until it has. All must call this. What was looked up before may have
     changed meanwhile.
     """
     with contextlib.ExitStack() as held:
-        on_process_0(lambda: held.enter_context(storage.lock(folder)))
+        on_process_0(lambda: held.enter_context(locks.lock(folder)))
         yield
 
 

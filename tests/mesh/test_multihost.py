@@ -237,7 +237,7 @@ import gin
 import numpy as np
 from tiny_training import batches, retriever, train
 from tiny_training import SKIPS, poisoned, spiky
-from retrieval_jax.core import storage
+from retrieval_jax.core import locks
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.mesh import multihost
@@ -297,7 +297,7 @@ else:
 shared, held = folder / "shared", threading.Event()
 
 def other_command():
-    with storage.lock(shared):
+    with locks.lock(shared):
         held.set()
         time.sleep(1)
         shared.write_text("finished")
