@@ -23,7 +23,7 @@ from retrieval_jax.core.values import Names, NonNegativeFloat, PositiveFloat
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.dual_encoder_network import split_tower
 from retrieval_jax.models.layers import STACK_AXIS, T5Config
-from retrieval_jax.models.t5 import is_stacked
+from retrieval_jax.models.stacks import is_stacked
 
 TEXT_TOKENS, TARGET_TOKENS = "token_embedder/embedding", "decoder_token_embedder/embedding"
 GAIN = "lexical_head/gain"

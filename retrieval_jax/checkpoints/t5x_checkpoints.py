@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from retrieval_jax.checkpoints.weights import LazyArray, kvstore, read_ocdbt, read_tensorstore
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.dual_encoder_network import split_tower
-from retrieval_jax.models.t5 import STACKS
+from retrieval_jax.models.stacks import STACKS
 
 T5X_STACK_AXIS = 1  # of the layers in a scanned stack's arrays
 BIAS = "relpos_bias/rel_embedding"

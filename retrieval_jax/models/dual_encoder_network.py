@@ -9,7 +9,7 @@ from retrieval_jax.data.vocabulary import PAD
 from retrieval_jax.models.layers import Dense, T5Config, TokenEmbedder
 from retrieval_jax.models.lexical import LexicalHead
 from retrieval_jax.models.softmax import exact_products
-from retrieval_jax.models.t5 import DecoderStack, Encoder
+from retrieval_jax.models.stacks import DecoderStack, Encoder
 
 TOWERS = ("left_tower", "right_tower")  # of queries and of passages, if they are not shared
 POOLINGS = ("mean", "decoder")  # of vectors; LexicalEncoder's is LEXICAL

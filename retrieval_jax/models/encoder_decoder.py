@@ -12,7 +12,8 @@ from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.objectives import Objective, Predictions, cross_entropy, loss_of
 from retrieval_jax.models.retriever import Batch, Metrics, Retriever, objective_says
 from retrieval_jax.models.softmax import blockwise_softmax_stats, exact_products, softmax_stats
-from retrieval_jax.models.t5 import T5, Segments, output_kernel, unstack_layers
+from retrieval_jax.models.stacks import unstack_layers
+from retrieval_jax.models.t5 import T5, Segments, output_kernel
 
 
 class EncoderDecoder(Retriever):

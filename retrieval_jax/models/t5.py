@@ -9,7 +9,6 @@ Letters in shapes: B batch, S encoder length, T decoder length, K beams, E embed
 size, V output size.
 """
 
-import itertools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,23 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from retrieval_jax.data.vocabulary import PAD
-from retrieval_jax.models.blocks import DecoderLayer, EncoderLayer, run_layers
-from retrieval_jax.models.layers import (
-    STACK_AXIS,
-    Dense,
-    KeysValues,
-    RelativePositionBias,
-    RMSNorm,
-    T5Config,
-    TokenEmbedder,
-    constrain,
-)
+from retrieval_jax.models.layers import Dense, KeysValues, T5Config, TokenEmbedder, constrain
 from retrieval_jax.models.lexical import LexicalHead
 from retrieval_jax.models.pawa import PawaAdaptor
-from retrieval_jax.models.softmax import NEG_INF, candidate_logits, logits_of, token_scores
-
-STACKS = {"encoder": "encoder", "decoder": "decoder", "pawa_decoder": "decoder"}
-"""The name of a stack -> the name of the module in it that holds all of its layers if they are scanned."""
+from retrieval_jax.models.softmax import candidate_logits, logits_of, token_scores
+from retrieval_jax.models.stacks import DecoderStack, Encoder
 
 
 class Segments(NamedTuple):
@@ -47,100 +34,6 @@ class Segments(NamedTuple):
 
     encoder_BxS: jax.Array
     decoder_BxT: jax.Array
-
-
-class Encoder(nn.Module):
-    """A stack of encoder layers, and the norm after it."""
-
-    config: T5Config
-
-    def setup(self) -> None:
-        """Makes the submodules."""
-        c = self.config
-        self.relpos_bias = RelativePositionBias(c, bidirectional=True)
-        if c.scan_layers:
-            self.encoder = EncoderLayer(c)
-        else:
-            self.layers = [EncoderLayer(c) for _ in range(c.num_encoder_layers)]
-        self.encoder_norm = RMSNorm(c.dtype)
-        self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
-
-    def __call__(self, x_BxSxE: jax.Array, mask_BxSxS: jax.Array, deterministic: bool) -> jax.Array:
-        """Encodes embedded tokens.
-
-        Args:
-          x_BxSxE: the embedded tokens.
-          mask_BxSxS: bool, which positions each may attend to; its first S may be 1.
-          deterministic: False for dropout.
-
-        Returns:
-          B×S×E.
-        """
-        c = self.config
-        positions = np.arange(x_BxSxE.shape[1])
-        bias_HxSxS = self.relpos_bias(positions, positions)
-        layers = self.encoder if c.scan_layers else self.layers
-        x = self.dropout(x_BxSxE, deterministic)
-        x = run_layers(c, layers, c.num_encoder_layers, x, bias_HxSxS, mask_BxSxS, deterministic)
-        return self.dropout(self.encoder_norm(x), deterministic)
-
-
-class DecoderStack(nn.Module):
-    """A stack of `count` decoder layers, and the norm after it.
-
-    Only a stack that is not scanned has a `decode_step`.
-    """
-
-    config: T5Config
-    count: int
-
-    def setup(self) -> None:
-        """Makes the submodules."""
-        c = self.config
-        self.relpos_bias = RelativePositionBias(c, bidirectional=False)
-        if c.scan_layers:
-            self.decoder = DecoderLayer(c)
-        else:
-            self.layers = [DecoderLayer(c) for _ in range(self.count)]
-        self.decoder_norm = RMSNorm(c.dtype)
-        self.dropout = nn.Dropout(c.dropout_rate, broadcast_dims=(-2,))
-
-    def __call__(self, x_BxTxE, encoded_BxSxE, self_mask_BxTxT, cross_mask_BxTxS, deterministic: bool):
-        """Decodes embedded targets, given the encodings and which positions each may attend to; B×T×E.
-
-        Targets may be (B·C)×T×E: C of each encoding, behind one another.
-        """
-        c = self.config
-        positions = np.arange(x_BxTxE.shape[1])
-        bias_HxTxT = self.relpos_bias(positions, positions)
-        layers = self.decoder if c.scan_layers else self.layers
-        shared = (encoded_BxSxE, bias_HxTxT, self_mask_BxTxT, cross_mask_BxTxS, deterministic)
-        x = run_layers(c, layers, self.count, self.dropout(x_BxTxE, deterministic), *shared)
-        return self.dropout(self.decoder_norm(x), deterministic)
-
-    def cross_keys_values(self, encoded_BxSxE: jax.Array) -> list[KeysValues]:
-        """Computes the keys and values of each layer's cross-attention, each B×S×H×D."""
-        return [layer.cross_keys_values(encoded_BxSxE) for layer in self.layers]
-
-    def decode_step(
-        self, x_BxKxE, position, kv_cache: list[KeysValues], cross_kv: list[KeysValues], cross_mask_BxTxS
-    ) -> tuple[jax.Array, list[KeysValues]]:
-        """Feeds one token a beam through the layers; see `T5.decode_step`.
-
-        Returns:
-          (the stack's output B×K×E after its last norm; the cache with the token's keys and values).
-        """
-        positions = np.arange(kv_cache[0][0].shape[3])
-        bias_HxTxT = self.relpos_bias(positions, positions)
-        bias_HxT = jax.lax.dynamic_index_in_dim(bias_HxTxT, position, axis=1, keepdims=False)
-        bias_HxT += jnp.where(positions <= position, 0.0, NEG_INF)
-        x, new_cache = x_BxKxE, []
-        for layer, layer_cache, layer_cross_kv in zip(self.layers, kv_cache, cross_kv, strict=True):
-            x, layer_cache = layer.decode_step(
-                x, position, layer_cache, layer_cross_kv, bias_HxT, cross_mask_BxTxS
-            )
-            new_cache.append(layer_cache)
-        return self.decoder_norm(x), new_cache
 
 
 class Decoder(DecoderStack):
@@ -391,33 +284,3 @@ def _real(tokens_BxS: jax.Array) -> jax.Array:
 def _same(segment_BxT: jax.Array, segment_BxS: jax.Array) -> jax.Array:
     """Makes the mask B×T×S of packed rows: the tokens of an example attend to that example's alone."""
     return (segment_BxT[:, :, None] == segment_BxS[:, None, :]) & (segment_BxS > 0)[:, None, :]
-
-
-def unstack_layers(params: dict) -> dict:
-    """Converts the parameters of a T5 with `scan_layers` to those of the same T5 without.
-
-    Args:
-      params: arrays of all layers of a stack.
-
-    Returns:
-      The parameters with arrays of one layer each.
-    """
-
-    def unstacked(stack: dict, name: str) -> dict:
-        rest = {k: v for k, v in stack.items() if k != name}
-        count = jax.tree.leaves(stack[name])[0].shape[STACK_AXIS]
-        return rest | {
-            f"layers_{i}": jax.tree.map(lambda x, i=i: jnp.take(x, i, axis=STACK_AXIS), stack[name])
-            for i in range(count)
-        }
-
-    return {name: unstacked(tree, STACKS[name]) if name in STACKS else tree for name, tree in params.items()}
-
-
-def is_stacked(path: tuple[str, ...]) -> bool:
-    """Tells whether a parameter holds all layers of a scanned stack, on axis STACK_AXIS.
-
-    Args:
-      path: the parameter's path, of T5X's names.
-    """
-    return any(STACKS.get(stack) == name for stack, name in itertools.pairwise(path))

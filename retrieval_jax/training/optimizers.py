@@ -12,7 +12,7 @@ from retrieval_jax.checkpoints.parameter_names import LastName
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import NonNegative, Positive, PositiveFloat
 from retrieval_jax.models.layers import STACK_AXIS
-from retrieval_jax.models.t5 import is_stacked
+from retrieval_jax.models.stacks import is_stacked
 
 EPSILON = 1e-30  # what Adafactor adds to a gradient's squares
 Multipliers = Mapping[Annotated[str, LastName], float]

@@ -22,7 +22,7 @@ from test_t5 import jit
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.models.t5 import is_stacked, unstack_layers
+from retrieval_jax.models.stacks import is_stacked, unstack_layers
 
 
 @pytest.mark.parametrize("config", [CONFIG, PAWA], ids=["plain", "pawa"])
