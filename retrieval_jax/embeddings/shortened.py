@@ -10,8 +10,8 @@ import numpy as np
 from retrieval_jax.core import npy, paths, storage
 from retrieval_jax.core.progress import bar
 from retrieval_jax.embeddings.encoding import Embeddings
-from retrieval_jax.embeddings.text_encoder import shorten
 from retrieval_jax.mesh import multihost
+from retrieval_jax.models.dual_encoder_network import shorten
 
 _BLOCK = 1 << 14  # rows that are read at once
 
@@ -21,7 +21,7 @@ def shorten_embeddings(embeddings: Embeddings, dimensions: int, normalize: bool)
 
     Args:
       embeddings: the whole vectors.
-      dimensions: see `text_encoder.shorten`.
+      dimensions: see `dual_encoder_network.shorten`.
       normalize: see there.
 
     Returns:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from retrieval_jax.checkpoints.model_folder import LoadedModel
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.mesh import multihost
+from retrieval_jax.models.dual_encoder_network import shorten
 
 Shapes = Mapping[int, Sequence[int]]
 """The shapes that may be compiled: a length -> its row counts for each shard of data, both ascending."""
@@ -202,25 +203,6 @@ def _batch(some: Sequence[tuple[int, list[int]]], rows: int, length: int) -> tup
     for row, (_, tokens) in zip(tokens_BxS, some, strict=False):
         row[: len(tokens)] = tokens
     return [place for place, _ in some], tokens_BxS
-
-
-def shorten(vectors_NxE: np.ndarray, dimensions: int, normalize: bool) -> np.ndarray:
-    """Gives the first dimensions of vectors.
-
-    Args:
-      vectors_NxE: float32.
-      dimensions: how many; those of vectors that have no more stay as they are.
-      normalize: whether they get unit length again.
-
-    Returns:
-      Float32 N×dimensions.
-    """
-    if dimensions >= vectors_NxE.shape[1]:
-        return vectors_NxE
-    first = np.asarray(vectors_NxE[:, :dimensions])
-    if normalize:  # as `dual_encoder_network.unit_length`
-        first = first / np.sqrt(np.square(first).sum(axis=1, keepdims=True) + np.float32(1e-12))
-    return first
 
 
 def passage_encoder(opened: LoadedModel, mesh: Mesh) -> TextEncoder:

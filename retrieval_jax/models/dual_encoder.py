@@ -16,7 +16,7 @@ from retrieval_jax.data.vocabulary import Prompts
 from retrieval_jax.models.contrastive import Objective, info_nce
 from retrieval_jax.models.distillation import Distillation
 from retrieval_jax.models.dual_encoder_loss import VectorLoss
-from retrieval_jax.models.dual_encoder_network import TOWERS, DualEncoderNetwork
+from retrieval_jax.models.dual_encoder_network import TOWERS, DualEncoderNetwork, shorten
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.retriever import (
     Batch,
@@ -270,9 +270,9 @@ class DualEncoder(Retriever):
         copies_BxE = self._copies(params, batch, of_queries)
         loss, metrics, scale = 0.0, {}, self._multiplier(params)
         for size, weight in {self.module.vector_dim: 1.0, **self.matryoshka}.items():
-            queries, passages = (self.module.shorten(x, size) for x in (queries_BxE, passages_MxE))
-            copies = None if copies_BxE is None else scale * self.module.shorten(copies_BxE, size)
-            own = self.vector_loss(scale * queries, passages, batch, drawn, copies)
+            first = functools.partial(shorten, dimensions=size, normalize=self.module.normalize)
+            copies = None if copies_BxE is None else scale * first(copies_BxE)
+            own = self.vector_loss(scale * first(queries_BxE), first(passages_MxE), batch, drawn, copies)
             loss += weight * own["loss"][0]
             metrics |= {f"{name}_first/{size}": own[name] for name in own} if metrics else own
         count = metrics["loss"][1]

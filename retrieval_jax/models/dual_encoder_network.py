@@ -1,8 +1,11 @@
 """The network of a dual encoder: a text's tokens to its vector."""
 
+from typing import TypeVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import PAD
@@ -11,6 +14,7 @@ from retrieval_jax.models.lexical import LexicalHead
 from retrieval_jax.models.softmax import exact_products
 from retrieval_jax.models.stacks import DecoderStack, Encoder
 
+Vectors = TypeVar("Vectors", jax.Array, np.ndarray)
 TOWERS = ("left_tower", "right_tower")  # of queries and of passages, if they are not shared
 POOLINGS = ("mean", "decoder")  # of vectors; LexicalEncoder's is LEXICAL
 LEXICAL = "lexical"
@@ -128,11 +132,6 @@ class DualEncoderNetwork(nn.Module):
         states_Bx1xE = self.decoder(start_Bx1xE, encoded_BxSxE, itself, real_BxS[:, None, :], deterministic)
         return states_Bx1xE[:, 0].astype(jnp.float32)
 
-    def shorten(self, vectors: jax.Array, dimensions: int) -> jax.Array:
-        """Gives the first dimensions of vectors …×vector_dim, of unit length again with `normalize`."""
-        first = vectors[..., :dimensions]
-        return unit_length(first) if self.normalize and dimensions < self.vector_dim else first
-
 
 def _mean(encoded_BxSxE: jax.Array, real_BxS: jax.Array) -> jax.Array:
     """Computes the means B×E, float32, of the states of each text's own tokens."""
@@ -141,6 +140,24 @@ def _mean(encoded_BxSxE: jax.Array, real_BxS: jax.Array) -> jax.Array:
     return jnp.sum(encoded_BxSxE.astype(jnp.float32) * real_BxSx1, axis=1) / count
 
 
-def unit_length(vectors: jax.Array) -> jax.Array:
-    """Divides float32 vectors …×E by their lengths; a vector of zeros stays one."""
-    return vectors * jax.lax.rsqrt(jnp.sum(jnp.square(vectors), axis=-1, keepdims=True) + 1e-12)
+def unit_length(vectors: Vectors) -> Vectors:
+    """Divides float32 vectors …×E, of JAX or of NumPy, by their lengths; a vector of zeros stays one."""
+    xp = np if isinstance(vectors, np.ndarray) else jnp
+    return vectors / xp.sqrt(xp.sum(xp.square(vectors), axis=-1, keepdims=True) + 1e-12)
+
+
+def shorten(vectors: Vectors, dimensions: int, normalize: bool) -> Vectors:
+    """Gives the first dimensions of vectors.
+
+    Args:
+      vectors: float32 …×E, of JAX or of NumPy.
+      dimensions: how many; vectors that have no more stay as they are.
+      normalize: whether they get unit length again, as vectors of a network with `normalize` have.
+
+    Returns:
+      Float32 …×dimensions.
+    """
+    if dimensions >= vectors.shape[-1]:
+        return vectors
+    first = vectors[..., :dimensions]
+    return unit_length(first) if normalize else first

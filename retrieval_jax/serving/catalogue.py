@@ -18,8 +18,8 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.stopwatch import tokenizing
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.embeddings.text_encoder import shorten
 from retrieval_jax.mesh.partitioning import Partitioner
+from retrieval_jax.models.dual_encoder_network import shorten
 from retrieval_jax.search.searcher import RankedList, Searcher
 from retrieval_jax.serving.batching import Batcher
 from retrieval_jax.serving.cache import Cache
