@@ -1,7 +1,7 @@
 """The dual encoder: a T5 makes vectors of queries and passages; relevance is their dot product."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import gin
 import jax
@@ -17,6 +17,7 @@ from retrieval_jax.models.contrastive import Objective, info_nce
 from retrieval_jax.models.distillation import Distillation
 from retrieval_jax.models.dual_encoder_loss import VectorLoss
 from retrieval_jax.models.dual_encoder_network import TOWERS, DualEncoderNetwork, shorten
+from retrieval_jax.models.gradient_cache import encode_texts
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.retriever import (
     Batch,
@@ -25,7 +26,7 @@ from retrieval_jax.models.retriever import (
     objective_says,
     register_retriever,
 )
-from retrieval_jax.models.text_groups import TextGroups, encode_in_groups
+from retrieval_jax.models.text_groups import TextGroups
 
 MAX_SCALE = 100.0  # of a learned scale (CLIP, Radford et al. 2021, section 2.5): keeps training stable
 
@@ -259,10 +260,11 @@ class DualEncoder(Retriever):
             (None,) * 3 if dropout_rng is None else jax.random.split(dropout_rng, 3)
         )
         lengths, shards = groups or ((None, None), 1)
-        queries_BxE = self._in_groups(
+        queries_BxE = encode_texts(
             functools.partial(self.encode_queries, params),
             batch["left_encoder_input_tokens"],
             of_queries,
+            self.gradcache_chunk_size,
             length=lengths[0],
             shards=shards,
         )
@@ -283,10 +285,11 @@ class DualEncoder(Retriever):
         return loss / jnp.maximum(count, 1.0), metrics
 
     def _encode_candidates(self, params: dict, batch: Batch, rng: jax.Array | None, **lengths) -> jax.Array:
-        """Encodes the candidates of all queries, (B·G)×E; `lengths` are those of `_in_groups`."""
+        """Encodes the candidates of all queries, (B·G)×E; `lengths` are those of `encode_texts`."""
         texts_BxGxP = batch["right_encoder_input_tokens"]
         texts_MxP = texts_BxGxP.reshape(-1, texts_BxGxP.shape[-1])
-        return self._in_groups(functools.partial(self.encode_passages, params), texts_MxP, rng, **lengths)
+        encode = functools.partial(self.encode_passages, params)
+        return encode_texts(encode, texts_MxP, rng, self.gradcache_chunk_size, **lengths)
 
     def _regularizers(
         self, queries_BxE: jax.Array, passages_MxE: jax.Array, batch: Batch
@@ -306,7 +309,7 @@ class DualEncoder(Retriever):
         encode = functools.partial(self.encode_queries, params)
         tokens_BxS = batch["copy_encoder_input_tokens"]
         rng = None if rng is None else jax.random.fold_in(rng, 1 << 30)  # other dropout than the queries'
-        return self._in_groups(encode, tokens_BxS, rng, length=None, shards=1)
+        return encode_texts(encode, tokens_BxS, rng, self.gradcache_chunk_size)
 
     def _multiplier(self, params: dict) -> jax.Array | float:
         """Gives the factor of the dot products: `scale`, multiplied by what was learned."""
@@ -315,64 +318,6 @@ class DualEncoder(Retriever):
         return self.scale * jnp.exp(
             _clip_from_above(params["log_scale"], max(np.log(MAX_SCALE / self.scale), 0.0))
         )
-
-    def _in_groups(
-        self,
-        encode: Callable,
-        tokens_NxS: jax.Array,
-        rng: jax.Array | None,
-        *,
-        length: int | None,
-        shards: int,
-    ) -> jax.Array:
-        """Encodes texts to vectors N×E, most of them at `length`; see `encode_in_groups`."""
-        if length is None or length == tokens_NxS.shape[1]:
-            return self._in_chunks(encode, tokens_NxS, rng, self._chunks(len(tokens_NxS)))
-
-        def encode_group(tokens_MxT: jax.Array, number: int) -> jax.Array:
-            key = None if rng is None else jax.random.fold_in(rng, number)
-            M, T = tokens_MxT.shape
-            # Each shard of a group is filled up with empty texts, so that its chunks are of equal size.
-            m = M // shards
-            chunks = min(self._chunks(M), m)
-            missing = -m % chunks
-            filled_DxmxT = jnp.pad(tokens_MxT.reshape(shards, m, T), ((0, 0), (0, missing), (0, 0)))
-            vectors = self._in_chunks(encode, filled_DxmxT.reshape(-1, T), key, chunks)
-            return vectors.reshape(shards, m + missing, -1)[:, :m].reshape(M, -1)
-
-        return encode_in_groups(encode_group, tokens_NxS, length, shards)
-
-    def _chunks(self, texts: int) -> int:
-        """Gives the number of chunks in which so many texts are encoded."""
-        return -(-texts // (self.gradcache_chunk_size or texts))
-
-    def _in_chunks(
-        self,
-        encode: Callable,
-        tokens_NxS: jax.Array,
-        rng: jax.Array | None,
-        count: int,
-    ) -> jax.Array:
-        """Encodes texts to vectors N×E in `count` chunks; keeps the activations of one at a time.
-
-        Chunk i takes texts i, i + count, …, so that each device keeps its own texts.
-        """
-        if count == 1:
-            return encode(tokens_NxS, rng)
-        if len(tokens_NxS) % count:
-            raise UserError(
-                f"DualEncoder.gradcache_chunk_size: {self.gradcache_chunk_size} does not cut "
-                f"{len(tokens_NxS)} texts into equal parts: choose a divisor of the batch"
-            )
-
-        def encode_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-            tokens_CxS, number = chunk
-            return encode(tokens_CxS, None if rng is None else jax.random.fold_in(rng, number))
-
-        chunks = jnp.moveaxis(tokens_NxS.reshape(-1, count, tokens_NxS.shape[1]), 1, 0)
-        encode_chunk = jax.checkpoint(encode_chunk, prevent_cse=False)
-        vectors = jax.lax.map(encode_chunk, (chunks, np.arange(count, dtype=np.uint32)))
-        return jnp.moveaxis(vectors, 0, 1).reshape(len(tokens_NxS), -1)
 
     def predict_batch_with_aux(
         self, params: dict, batch: Batch, rng: jax.Array | None = None

@@ -1,4 +1,4 @@
-"""The dual encoder's loss: what its batch means, its options, and gradient caching, on 1 and 8 devices."""
+"""The dual encoder's loss: what its batch means, and its options, on 1 and 8 devices."""
 
 import functools
 import os
@@ -170,72 +170,6 @@ def value_and_gradients(
 def close(a, b) -> None:
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_gradient_caching_gives_the_same_gradients(name: str):
-    """Without layers, for the time that compiling takes; the tests below have them."""
-    batch, plain = random_batch(), network(objective=OBJECTIVES[name], layers=0)
-    params = parameters(plain)
-    key = jax.random.key(3) if name == "rand1" else None  # the same draw
-    chunked = network(objective=OBJECTIVES[name], layers=0, gradcache_chunk_size=2, max_logits_per_block=16)
-    close(*(value_and_gradients(model, params, batch, key) for model in (chunked, plain)))
-
-
-@pytest.mark.parametrize(("chunk_size", "pooling"), [(None, "mean"), (8, "mean"), (8, "decoder")])
-def test_texts_in_groups_by_length_give_the_same_gradients(chunk_size: int | None, pooling: str):
-    batch, plain = with_short_texts(random_batch(B=16)), network(objective=joint_lh, pooling=pooling)
-    params = parameters(plain)
-    model = network(objective=joint_lh, pooling=pooling, gradcache_chunk_size=chunk_size)
-    groups = TextGroups((2, 3), 2)
-    assert plain.eval_fn(params, batch)[0] != plain.eval_fn(params, random_batch(B=16))[0]
-    close(value_and_gradients(model, params, batch, groups=groups), value_and_gradients(plain, params, batch))
-    # Longer texts than the lengths hold would be cut.
-    cut = value_and_gradients(model, params, random_batch(B=16), groups=groups)
-    assert abs(cut[0] - value_and_gradients(plain, params, random_batch(B=16))[0]) > 1e-4
-
-
-@pytest.mark.parametrize("chunk_size", [5, 1])
-def test_groups_that_no_chunk_size_divides_are_filled_up(chunk_size: int, monkeypatch):
-    """Of 11 queries 2 are long and 9 short, of their 44 passages 6 and 38: 19 and 2 are prime."""
-    batch = {name: x[:11] for name, x in with_short_texts(random_batch(B=16)).items()}
-    plain = network(objective=joint_lh)
-    params, chunks = parameters(plain), []
-    model, in_chunks = network(objective=joint_lh, gradcache_chunk_size=chunk_size), DualEncoder._in_chunks
-
-    def recorded(self, encode, tokens, rng, count):
-        chunks.append((len(tokens), count))
-        return in_chunks(self, encode, tokens, rng, count)
-
-    monkeypatch.setattr(DualEncoder, "_in_chunks", recorded)
-    got = value_and_gradients(model, params, batch, groups=TextGroups((2, 3), 1))
-    sizes = {5: [(2, 1), (10, 2), (6, 2), (40, 8)], 1: [(2, 2), (9, 9), (6, 6), (38, 38)]}
-    assert chunks[:4] == sizes[chunk_size]
-    close(got, value_and_gradients(plain, params, batch))
-
-
-def test_gradient_caching_draws_the_same_dropout_in_both_passes():
-    """As chunks encoded one by one, each with its own key, by plain differentiation."""
-    model, plain = network(0.3, gradcache_chunk_size=4), network(0.3)
-    params, batch, key = parameters(model), random_batch(), jax.random.key(5)
-
-    def one_by_one(encode, tokens, rng, count):
-        assert count == 1  # of a model without chunks
-        count = len(tokens) // 4
-        parts = [encode(tokens[i::count], jax.random.fold_in(rng, i)) for i in range(count)]
-        return jnp.stack(parts, axis=1).reshape(len(tokens), -1)
-
-    plain._in_chunks = one_by_one
-    got, expected = (value_and_gradients(m, params, batch, key) for m in (model, plain))
-    close(got, expected)
-    assert abs(got[0] - value_and_gradients(model, params, batch)[0]) > 1e-3  # dropout does something
-
-
-def test_chunks_must_divide_the_batch():
-    with pytest.raises(
-        UserError, match=r"DualEncoder.gradcache_chunk_size: 3 does not cut 8 texts into equal parts"
-    ):
-        network(gradcache_chunk_size=3).eval_fn(parameters(network()), random_batch())
 
 
 def test_towers_of_their_own_and_a_learned_temperature():
