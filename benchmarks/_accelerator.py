@@ -21,8 +21,8 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.docids.search_strategies import DocidTokens, SoftmaxSearch
+from retrieval_jax.examples.features import Feature
 from retrieval_jax.examples.packing import NAMES, row_lengths
-from retrieval_jax.examples.targets import Feature
 from retrieval_jax.mesh.hardware import GIB, find_chip
 from retrieval_jax.mesh.partitioning import DEFAULT_RULES, batch_sharding, make_mesh
 from retrieval_jax.models.contrastive import joint_lh

@@ -52,8 +52,9 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.examples.batches import batches as make_batches
+from retrieval_jax.examples.features import Feature, pad
 from retrieval_jax.examples.packing import pack_rows, row_lengths
-from retrieval_jax.examples.targets import DocidTargets, Feature, pad
+from retrieval_jax.examples.targets import DocidTargets
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config

@@ -13,7 +13,8 @@ import numpy as np
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.examples import packing
-from retrieval_jax.examples.targets import Batch, Features, Targets, pad
+from retrieval_jax.examples.features import Batch, Features, pad
+from retrieval_jax.examples.targets import Targets
 
 Numbered = Callable[[int, np.random.Generator], Features]  # with a length
 Mixture = Mapping[str, tuple[Numbered, float]]  # task -> (its examples, its weight)

@@ -7,18 +7,8 @@ import numpy as np
 
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.docids.token_sets import TokenSets
-from retrieval_jax.examples.targets import (
-    SCORE,
-    SET_IMPACTS,
-    SET_TOKENS,
-    Batch,
-    Feature,
-    Features,
-    Targets,
-    draw_docids,
-    set_features,
-    set_lengths,
-)
+from retrieval_jax.examples.features import SCORE, SET_IMPACTS, SET_TOKENS, Batch, Feature, Features
+from retrieval_jax.examples.targets import Targets, draw_docids, set_features, set_lengths
 from retrieval_jax.examples.tasks import PADDING, Example
 
 

@@ -30,7 +30,8 @@ from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.scores import ScoredRows
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import Vocabulary
-from retrieval_jax.examples.targets import Features, Targets
+from retrieval_jax.examples.features import Features
+from retrieval_jax.examples.targets import Targets
 from retrieval_jax.examples.tasks import (
     D2Q,
     NO_TYPOS,

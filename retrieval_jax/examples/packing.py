@@ -11,7 +11,8 @@ import numpy as np
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
-from retrieval_jax.examples.targets import Batch, Feature, Features, Targets, trim
+from retrieval_jax.examples.features import Batch, Feature, Features, trim
+from retrieval_jax.examples.targets import Targets
 
 
 class Tally:

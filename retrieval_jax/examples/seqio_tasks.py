@@ -20,8 +20,9 @@ from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.examples import Examples
+from retrieval_jax.examples.features import Feature, Features
 from retrieval_jax.examples.mixtures import PAPER_MIXTURES
-from retrieval_jax.examples.targets import DocidTargets, Feature, Features, PassageTargets, QueryTargets
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 
 SHARD = 100_000  # examples of a shard, where seqio divides a task

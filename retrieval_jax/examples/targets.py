@@ -1,4 +1,4 @@
-"""Targets: what a model is trained to write or to rank for an example, and the arrays of a batch of them.
+"""Targets: what a model is trained to write or to rank for an example, as features and as a batch of them.
 
 A generative retriever writes docids, a query generator queries; a dual encoder ranks passages.
 """
@@ -13,44 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.data.vocabulary import EOS, Vocabulary
+from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.docids.token_sets import SetShape, TokenSets
+from retrieval_jax.examples.features import COPY, SCORE, SET_IMPACTS, SET_TOKENS, Batch, Feature, Features
 from retrieval_jax.examples.tasks import PADDING, Example
-
-
-@dataclasses.dataclass(frozen=True)
-class Feature:
-    """An array of an example.
-
-    Attributes:
-      length: the most numbers that it holds.
-      add_eos: whether it holds the tokens of a text, and ends with an end of sequence (within the length).
-      size: where it holds no text, an exclusive upper bound of its numbers.
-      dtype: of its numbers. Integers are padded with 0, floats with NaN.
-    """
-
-    length: int
-    add_eos: bool = False
-    size: int = 0
-    dtype: str = "int32"
-
-    @property
-    def padding(self) -> float:
-        """The number that fills the feature up to its length."""
-        return 0 if self.dtype == "int32" else math.nan
-
-
-SCORE, SET_TOKENS, SET_IMPACTS = "score", "set_tokens", "set_impacts"
-FLOATS = (SCORE, SET_IMPACTS)  # the features, and the arrays of a batch, that are float32; others are int32
-COPY = "copy"
-Features = dict[str, Sequence[int] | Sequence[float]]
-Batch = dict[str, np.ndarray]
-
-
-def array_dtype(name: str) -> type[np.number]:
-    """Gives the dtype of an array of a batch by its name."""
-    return np.float32 if name in FLOATS else np.int32
 
 
 class Targets(abc.ABC):
@@ -384,20 +351,3 @@ def set_features(sets: TokenSets, passages: Sequence[int], group_size: int) -> F
     impacts_CxM = np.zeros(shape, np.float32)
     impacts_CxM[: len(rows)] = sets.impacts_PxM[rows] * sets.impact_scale
     return {SET_TOKENS: tokens_CxM.ravel().tolist(), SET_IMPACTS: impacts_CxM.ravel().tolist()}
-
-
-def pad(features: Sequence[Features], spec: Mapping[str, Feature]) -> dict[str, np.ndarray]:
-    """Collates features into arrays len(features) × length: trimmed, ended, padded (see `Feature`)."""
-    arrays = {name: np.full((len(features), f.length), f.padding, f.dtype) for name, f in spec.items()}
-    for name, feature in spec.items():
-        for row, example in zip(arrays[name], features, strict=True):
-            tokens = trim(example[name], feature)
-            row[: len(tokens)] = tokens
-    return arrays
-
-
-def trim(tokens: Sequence[int], feature: Feature) -> Sequence[int]:
-    """Cuts the tokens to the length of the feature, and ends them where the feature is a text."""
-    if feature.add_eos:
-        return [*tokens[: feature.length - 1], EOS]
-    return tokens[: feature.length]

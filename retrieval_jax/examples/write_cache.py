@@ -26,7 +26,8 @@ from retrieval_jax.data.vocabulary import EOS, NO_PROMPTS, PAD, Prompts
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.cached import OFFSETS, shard_range
 from retrieval_jax.examples.examples import Examples
-from retrieval_jax.examples.targets import Features, Targets, array_dtype
+from retrieval_jax.examples.features import Features, array_dtype
+from retrieval_jax.examples.targets import Targets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 
 NUMBER = "example"  # the feature that holds an example's number

@@ -21,7 +21,7 @@ from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.embeddings.text_encoder import TextEncoder, passage_shapes, query_shapes
 from retrieval_jax.evaluation.metrics import compute_metrics
 from retrieval_jax.examples.examples import Examples
-from retrieval_jax.examples.targets import pad
+from retrieval_jax.examples.features import pad
 from retrieval_jax.examples.tasks import LabelledPairs
 from retrieval_jax.examples.training_data import TrainDataset
 from retrieval_jax.mesh import multihost

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from retrieval_jax.examples.targets import array_dtype
+from retrieval_jax.examples.features import array_dtype
 from retrieval_jax.models.text_groups import TextGroups
 
 

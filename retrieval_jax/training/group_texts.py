@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from retrieval_jax.examples.targets import Batch
+from retrieval_jax.examples.features import Batch
 from retrieval_jax.mesh import multihost
 from retrieval_jax.models.text_groups import LEVELS, TextGroups, length_at, level_of, needed_lengths
 

@@ -18,7 +18,7 @@ from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.bonuses import Planning
 from retrieval_jax.decoding.trie import Trie
 from retrieval_jax.docids.search_strategies import DocidTokens, SearchStrategy
-from retrieval_jax.examples.targets import array_dtype
+from retrieval_jax.examples.features import array_dtype
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.text_groups import TextGroups

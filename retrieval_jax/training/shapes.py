@@ -4,7 +4,8 @@ import numpy as np
 
 from retrieval_jax.docids.token_sets import SetShape
 from retrieval_jax.examples import packing
-from retrieval_jax.examples.targets import Feature, Targets, set_lengths
+from retrieval_jax.examples.features import Feature
+from retrieval_jax.examples.targets import Targets, set_lengths
 from retrieval_jax.examples.training_data import DataConfig
 
 

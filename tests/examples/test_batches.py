@@ -14,8 +14,9 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches, drop, examples_of
 from retrieval_jax.examples.examples import Examples
+from retrieval_jax.examples.features import Feature, pad
 from retrieval_jax.examples.mixtures import mix_tasks
-from retrieval_jax.examples.targets import DocidTargets, Feature, PassageTargets, pad
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets
 from retrieval_jax.examples.tasks import Example, Task
 from retrieval_jax.models.feature_converters import DualEncoderFeatureConverter
 

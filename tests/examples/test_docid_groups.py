@@ -18,7 +18,8 @@ from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.examples import seqio_tasks
 from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.examples import Examples, TaskFactory
-from retrieval_jax.examples.targets import PassageTargets, pad
+from retrieval_jax.examples.features import pad
+from retrieval_jax.examples.targets import PassageTargets
 from retrieval_jax.examples.tasks import Example
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.feature_converters import DocidGroupFeatureConverter

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_jax.data.vocabulary import EOS
+from retrieval_jax.examples.features import Feature
 from retrieval_jax.examples.packing import Tally, pack_rows, row_lengths
-from retrieval_jax.examples.targets import Feature
 
 FEATURES = {"inputs": Feature(24, add_eos=True), "targets": Feature(5, size=50)}
 

@@ -11,7 +11,8 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples import seqio_tasks
-from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, pad
+from retrieval_jax.examples.features import pad
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.main import main
 

@@ -9,7 +9,8 @@ from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.examples import Examples, TaskFactory
-from retrieval_jax.examples.targets import DocidTargets, QueryTargets, pad
+from retrieval_jax.examples.features import pad
+from retrieval_jax.examples.targets import DocidTargets, QueryTargets
 
 RNG = np.random.default_rng(0)
 

@@ -21,7 +21,8 @@ from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.data.variations import add_typo
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.examples.examples import TaskFactory
-from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, pad
+from retrieval_jax.examples.features import pad
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
 from retrieval_jax.examples.tasks import PADDING, LabelledGroups, cut_sentence
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.verbs.importing import import_collection

@@ -15,7 +15,8 @@ from retrieval_jax.data import synthetic
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.data.vocabulary import Prompts, Vocabulary
-from retrieval_jax.examples.targets import DocidTargets, PassageTargets, pad
+from retrieval_jax.examples.features import pad
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.verbs.importing import import_collection
 

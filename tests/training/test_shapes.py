@@ -10,7 +10,8 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.docid_groups import DocidGroupTargets
-from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, array_dtype
+from retrieval_jax.examples.features import array_dtype
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.training.shapes import batch_shapes
 
