@@ -19,8 +19,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.decoding.atomic import DocidTokens
 from retrieval_jax.decoding.trie import build_trie
-from retrieval_jax.docids.search_strategies import DocidTokens, SoftmaxSearch
+from retrieval_jax.docids.search_strategies import SoftmaxSearch
 from retrieval_jax.examples.features import Feature
 from retrieval_jax.examples.packing import NAMES, row_lengths
 from retrieval_jax.mesh.hardware import GIB, find_chip

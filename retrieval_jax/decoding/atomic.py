@@ -4,16 +4,36 @@ Letters in shapes: B queries, V tokens of the softmax, K results, N blocks of C 
 F blocks of both valid and other tokens.
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 BLOCK = 128  # tokens; softmaxes are padded to a multiple of it
 MAX_MIXED_BLOCKS = 64  # blocks of both valid and other tokens that are masked token by token
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DocidTokens:
+    """Docids that are single tokens of the softmax, as a search takes them.
+
+    Attributes:
+      token_to_passage_V: int32, for each token of the softmax the row of the passage whose docid it is; -1
+        for a token that is no docid.
+    """
+
+    token_to_passage_V: np.ndarray | jax.Array
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray | jax.Array]:
+        """The arrays by name, for programs that take them so; named as those of a Trie are."""
+        return {"token_to_passage_V": self.token_to_passage_V}
 
 
 def top_docids(

@@ -20,7 +20,8 @@ from retrieval_jax.core import arrow_ids, paths, registry, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Names
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.docids.search_strategies import SearchStrategy, TrieSearch
+from retrieval_jax.docids.search_strategies import TrieSearch
+from retrieval_jax.docids.search_strategy import SearchStrategy
 from retrieval_jax.docids.table import DocidShape, DocidTable
 
 

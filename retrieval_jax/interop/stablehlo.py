@@ -26,9 +26,11 @@ from retrieval_jax.checkpoints.model_folder import LoadedModel
 from retrieval_jax.checkpoints.weights import lazy_arrays, write_safetensors
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.decoding.atomic import DocidTokens
 from retrieval_jax.decoding.bonuses import Planning
 from retrieval_jax.decoding.trie import Trie
-from retrieval_jax.docids.search_strategies import STRATEGIES, DocidTokens, SearchStrategy
+from retrieval_jax.docids.search_strategies import STRATEGIES
+from retrieval_jax.docids.search_strategy import SearchStrategy
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.models.dual_encoder import DualEncoder

@@ -16,7 +16,8 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
-from retrieval_jax.docids.search_strategies import STRATEGIES, SearchStrategy
+from retrieval_jax.docids.search_strategies import STRATEGIES
+from retrieval_jax.docids.search_strategy import SearchStrategy
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices

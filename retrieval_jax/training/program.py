@@ -15,9 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.checkpoints.model_folder import abstract_params
 from retrieval_jax.data.vocabulary import round_up
+from retrieval_jax.decoding.atomic import DocidTokens
 from retrieval_jax.decoding.bonuses import Planning
 from retrieval_jax.decoding.trie import Trie
-from retrieval_jax.docids.search_strategies import DocidTokens, SearchStrategy
+from retrieval_jax.docids.search_strategy import SearchStrategy
 from retrieval_jax.examples.features import array_dtype
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
