@@ -61,8 +61,10 @@ class InitialCheckpoint:
       docid_input_scale: what they are multiplied by as decoder inputs; None: `docid_scale`. With 0 the
         decoder's states begin alike at all positions, so that sums of logits begin as the dot products of the
         vectors (which the inputs else change, through the decoder's residual stream).
-      lexical_idf: whether the gains of a lexical head begin as the inverse document frequencies of the
-        collection's tokens, whatever the weights have.
+      lexical_idf: the power of the inverse document frequencies of the collection's tokens that the gains of
+        a lexical head begin as, whatever the weights have; 0: they begin as the weights have them, else at 1.
+        With 1 they are BM25's. Above 1 frequent tokens count less: a vocabulary's pieces have neither stop
+        words nor stems.
     """
 
     path: str | None = None
@@ -73,7 +75,7 @@ class InitialCheckpoint:
     docid_centroids: bool = False
     docid_scale: PositiveFloat = 1.0
     docid_input_scale: NonNegativeFloat | None = None
-    lexical_idf: bool = False
+    lexical_idf: NonNegativeFloat = 0.0
 
     def __post_init__(self):
         if self.averaged_with and not self.path:
@@ -127,7 +129,7 @@ class InitialCheckpoint:
         model,
         vocabulary: Path | None = None,
         centroids: Mapping[int, LazyArray] | None = None,
-        idf: LazyArray | None = None,
+        gains: LazyArray | None = None,
     ) -> dict[str, LazyArray]:
         """Matches the weights with a model's parameters.
 
@@ -138,7 +140,7 @@ class InitialCheckpoint:
           vocabulary: the SentencePiece model that it reads; None skips the comparison with the weights' own.
           centroids: {docid token: n×E, what this token and the n - 1 after it begin as}, where
             `docid_centroids` is set.
-          idf: V, what the gains of a lexical head begin as, where `lexical_idf` is set.
+          gains: V, what the gains of a lexical head begin as, where `lexical_idf` is set.
 
         Returns:
           {parameter: lazy array}, for the parameters that do not begin at random. Nothing is read yet.
@@ -152,13 +154,13 @@ class InitialCheckpoint:
         if self.docid_centroids:
             arrays |= self._token_arrays(model, centroids or {}, arrays.get(TARGET_TOKENS))
         if self.lexical_idf:
-            gains = [name for name in parameters(model) if split_tower(name)[1] == GAIN]
-            if not gains:
+            names = [name for name in parameters(model) if split_tower(name)[1] == GAIN]
+            if not names:
                 raise UserError(
                     "InitialCheckpoint.lexical_idf: the model has no lexical head: set "
                     "T5Config.lexical_head, or train.retriever=@LexicalEncoder"
                 )
-            arrays |= dict.fromkeys(gains, idf)
+            arrays |= dict.fromkeys(names, gains)
         return arrays
 
     def _opened(self, vocabulary: Path | None) -> Pretrained:

@@ -102,7 +102,7 @@ class PagConfig(RiporConfig):
         settings = [f"SETS = {self.name!r}"] if stage == QUERY else []
         if stage == QUERY and self.trains(LEXICAL):
             settings.append(f"INITIAL_CHECKPOINT = {str(self.work.model(self.lexical[0]))!r}")
-            settings.append(f"{QUERY}/InitialCheckpoint.lexical_idf = False")
+            settings.append(f"{QUERY}/InitialCheckpoint.lexical_idf = 0")
         with configuration.run_file(None, *self._steps(stage), *settings), gin.config_scope(stage):
             return train(model_dir=str(self.work.model(f"{self.name}_{stage}")), docids=None)
 
@@ -121,7 +121,7 @@ class PagConfig(RiporConfig):
         if number == 1 and self.lexical:
             settings.append(f"InitialCheckpoint.averaged_with = {str(self.work.model(self.lexical[-1]))!r}")
         if number > 1 or self.lexical:
-            settings.append(f"{RANK}/InitialCheckpoint.lexical_idf = False")
+            settings.append(f"{RANK}/InitialCheckpoint.lexical_idf = 0")
         return settings
 
     def index(self, model: str, name: str, **settings: object) -> None:

@@ -275,8 +275,8 @@ def _pretrained_params(
                 f"InitialCheckpoint.docid_centroids: a {model.family} writes no docids: leave it out"
             )
         centroids = docid_kind(config.docids).centroids(work.docids(config.docids))
-    idf = _lazy_idf(collection) if initial.lexical_idf else None
-    give = functools.partial(initial.arrays_for, model, collection.vocabulary_path, centroids, idf)
+    gains = lexical_gains(collection, initial.lexical_idf) if initial.lexical_idf else None
+    give = functools.partial(initial.arrays_for, model, collection.vocabulary_path, centroids, gains)
     if not model_folder.is_begun(folder):
         return functools.partial(dict, give())
     if isinstance(model, DualEncoder):
@@ -284,11 +284,11 @@ def _pretrained_params(
     return give
 
 
-def _lazy_idf(collection: Collection) -> LazyArray:
-    """Gives the inverse document frequencies of the text vocabulary's tokens, counted when they are read."""
+def lexical_gains(collection: Collection, power: float) -> LazyArray:
+    """Gives a power of the text tokens' inverse document frequencies, which are counted when they are read."""
     vocabulary = Vocabulary(collection.vocabulary_path)
     count = functools.cache(functools.partial(token_idf, collection, vocabulary))
-    return LazyArray((vocabulary.size,), np.dtype(np.float32), lambda index: count()[index])
+    return LazyArray((vocabulary.size,), np.dtype(np.float32), lambda index: count()[index] ** np.float32(power))
 
 
 def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -> None:
@@ -305,7 +305,7 @@ def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -
         initial_checkpoint=initial.name if initial else None,
         averaged_with=initial.averaged_name if initial else None,
         docid_centroids=initial.centroid_scales if initial else None,
-        **({"lexical_idf": True} if initial and initial.lexical_idf else {}),
+        **({"lexical_idf": initial.lexical_idf} if initial and initial.lexical_idf else {}),
     )
     parameters = configuration.texts_of_parameters(settings_file.LEARNING, settings_file.REFERENCES)
     chosen = run_settings(config.retriever, examples, config.settings, parameters)

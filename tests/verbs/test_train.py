@@ -9,13 +9,14 @@ from tables import KINDS, docids_of
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import Vocabulary
+from retrieval_jax.docids.term_weights import token_idf
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.targets import DocidTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.main import documentation
 from retrieval_jax.training.settings import TrainSettings
 from retrieval_jax.verbs.table import configure_verbs
-from retrieval_jax.verbs.train import TrainConfig, describe_batch, sized_config, steps_for
+from retrieval_jax.verbs.train import TrainConfig, describe_batch, lexical_gains, sized_config, steps_for
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,13 @@ def test_steps_follow_from_the_number_of_passages_where_none_are_given():
         with sized_config(10_000) as config:
             assert config.steps == 7
             assert gin.query_parameter("%STEPS") == 7
+
+
+def test_the_gains_of_a_lexical_head_begin_as_a_power_of_the_idf(collection):
+    idf_V = token_idf(collection, Vocabulary(collection.vocabulary_path))
+    assert len(np.unique(idf_V)) > 50
+    np.testing.assert_allclose(lexical_gains(collection, 1.5).read(), idf_V * np.sqrt(idf_V), rtol=1e-5)
+    np.testing.assert_array_equal(lexical_gains(collection, 1.0).read(), idf_V)
 
 
 def test_help_lists_every_parameter_with_its_default():
