@@ -224,9 +224,10 @@ def test_passages_without_a_set_are_named(vocabulary):
 
 
 def test_a_searcher_is_made_opened_exported_and_compiled_for_others(
-    work, arguments, collection, cli, tmp_path
+    own_work, arguments, collection, cli, tmp_path
 ):
     """Its weight is chosen on dev queries; what is exported finds the same, also as StableHLO."""
+    work, arguments = own_work, [*arguments, f"--gin.WORK_DIR='{own_work.folder}'"]
     status, made, err = cli("docids", *arguments, "--gin.DOCIDS='naive_digits'")
     assert status == 0, err
     table, vocabulary = DocidTable.open(made["docids"]), Vocabulary(collection.vocabulary_path)
