@@ -285,10 +285,10 @@ def _pretrained_params(
 
 
 def lexical_gains(collection: Collection, power: float) -> LazyArray:
-    """Gives a power of the text tokens' inverse document frequencies, which are counted when they are read."""
+    """Gives a power of the tokens' inverse document frequencies, which are counted when they are read."""
     vocabulary = Vocabulary(collection.vocabulary_path)
-    count = functools.cache(functools.partial(token_idf, collection, vocabulary))
-    return LazyArray((vocabulary.size,), np.dtype(np.float32), lambda index: count()[index] ** np.float32(power))
+    count = functools.cache(lambda: token_idf(collection, vocabulary) ** np.float32(power))
+    return LazyArray((vocabulary.size,), np.dtype(np.float32), lambda index: count()[index])
 
 
 def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -> None:
