@@ -1,7 +1,7 @@
 """What the study of scale trains: its methods, the points of its plan, and how long they take."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from retrieval_jax.examples.mixtures import PAPER_MIXTURES
 
@@ -19,10 +19,11 @@ class Method:
     Attributes:
       kind: of its searcher.
       files: the gin files of its training; none for a searcher without a model.
-      settings: bindings of its training.
+      settings: bindings of its training, and of the searcher that a verb of several trainings makes.
       docids: the kind of docids that it writes.
       vectors: whether these cluster a dual encoder's vectors.
       verb: that trains it.
+      stages: of a verb of several trainings: each training's steps, as a share of those of the budget.
       mixtures: the mixtures that it is trained on; None: it is not trained.
       expansion: whether it reads synthetic queries with the passages.
       seconds: that a step takes, measured on two CPU cores.
@@ -34,6 +35,7 @@ class Method:
     docids: str | None = None
     vectors: bool = False
     verb: str = "train"
+    stages: Mapping[str, float] = dataclasses.field(default_factory=dict)
     mixtures: tuple[str, ...] | None = (MAIN, "6b")
     expansion: bool = False
     seconds: float = 0.0
@@ -54,15 +56,30 @@ METHODS = {
     "semantic": _sequential("semantic", vectors=True, mixtures=ROWS),
     "2-D + PAWA": _sequential("semantic_2d", "T5Config.pawa_layers=1", vectors=True, seconds=0.35),
     "rq": _sequential("rq_8x256", vectors=True),
+    # A batch of "rank" has half as many examples; together the trainings have as many as the budget.
     "rq + ranking": Method(
-        files=("runs/ripor.gin",), docids="rq_8x256", verb="ripor", mixtures=(MAIN,), seconds=0.75
+        files=("runs/ripor.gin",),
+        settings=("make_index.beams=40",),  # as all others
+        docids="rq_8x256",
+        verb="ripor",
+        stages={"dense": 0.5, "seq2seq": 0.0, "rank": 1.0},
+        mixtures=(MAIN,),
+        seconds=0.75,
+    ),
+    "rq + planning": Method(  # in the proportions of the run file
+        "planned",
+        files=("runs/pag.gin",),
+        docids="rq_8x256",
+        verb="pag",
+        stages={"lexical": 0.0, "query": 0.09, "dense": 0.88, "seq2seq": 0.0, "rank": 0.06},
+        mixtures=(MAIN,),
+        seconds=0.6,
     ),
 }
 DENSE = "dual encoder"
-GENERATIVE = tuple(name for name, method in METHODS.items() if method.kind == "generative")
+GENERATIVE = tuple(name for name, method in METHODS.items() if method.docids)
 COUNTED = [name for name in GENERATIVE if name != REFERENCE and METHODS[name].verb == "train"]
 """Methods with the budget "flops". A dual encoder without layers has next to no matrix products."""
-STAGES = {"dense": 0.5, "rank": 1.0}  # of `ripor`: steps by the budget's; a rank step has half the examples
 
 
 @dataclasses.dataclass(frozen=True)

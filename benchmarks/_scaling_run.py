@@ -5,20 +5,22 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gin
 import jax
 import numpy as np
-from _scaling_plan import BATCH, DENSE, MAIN, METHODS, REFERENCE, STAGES, Choice, Point
+from _scaling_plan import BATCH, DENSE, MAIN, METHODS, REFERENCE, Choice, Point
 
 from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import Preempted
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.docids.token_sets import SetShape
 from retrieval_jax.evaluation.metrics import chosen_metrics, evaluate_run
 from retrieval_jax.evaluation.scaling_laws import contrastive_entropy
 from retrieval_jax.examples.mixtures import PAPER_MIXTURES
@@ -56,6 +58,24 @@ class Sizes:
     generator_steps: int = 800
 
 
+def _once(method: Callable) -> Callable:
+    """Lets a study do a thing once, also if that fails: what several points need is not tried for each."""
+
+    @functools.wraps(method)
+    def call(study: "Study", *args: object) -> object:
+        key = method.__name__, *args
+        if key not in study.done:
+            try:
+                study.done[key] = method(study, *args)
+            except Exception as error:
+                study.done[key] = error
+        if isinstance(study.done[key], Exception):
+            raise study.done[key]
+        return study.done[key]
+
+    return call
+
+
 class Study:
     """All corpora of one collection.
 
@@ -67,7 +87,7 @@ class Study:
     """
 
     def __init__(self, given: str, folder: Path, choice: Choice, sizes: Sizes, bindings: list[str]):
-        self.folder, self.sizes, self.bindings = folder, sizes, bindings
+        self.folder, self.sizes, self.bindings, self.done = folder, sizes, bindings, {}
         whole = Workspace(folder / "whole")
         run("import", [], [f"COLLECTION={given!r}", f"WORK_DIR={str(whole.folder)!r}", *bindings])
         self.whole = Collection(whole.collection)
@@ -98,7 +118,7 @@ class Study:
             *self.bindings,
         ]
 
-    @functools.cached_property
+    @_once
     def generator(self) -> str:
         """Trains the query generator, on the largest corpus's train queries; gives its folder."""
         size = max(self.choice.sizes)
@@ -119,13 +139,13 @@ class Study:
         configured = self.configured(("runs/doc2query.gin",), self.generator_settings)
         return f"{DOC2QUERY}_{storage.digest([repr(self.corpus(max(self.choice.sizes))), configured])}"
 
-    @functools.cache  # noqa: B019 (one study a process)
+    @_once
     def prepare(self, size: int, synthetic: bool) -> None:
         """Imports a corpus, and makes its synthetic queries."""
         self.run(size, "import")
         if synthetic:
             count = f"generate_queries.count={self.sizes.generated}"
-            self.run(size, "generate-queries", f"MODEL_DIR={self.generator!r}", count)
+            self.run(size, "generate-queries", f"MODEL_DIR={self.generator()!r}", count)
 
     def settings(self, point: Point) -> list[str]:
         """Gives the bindings of a point's training."""
@@ -148,18 +168,29 @@ class Study:
         self.run(point.size, "docids", f"DOCIDS={method.docids!r}", *vectors)
 
     def flops_per_step(self, point: Point, stage: str | None = None) -> int:
-        """Counts the floating-point operations of a training step of a point."""
-        configure_verbs(
-            [*METHODS[point.method].files], [*self.here(point.size), "STEPS=1", *self.settings(point)]
-        )
+        """Counts the floating-point operations of a training step of a point.
+
+        Those of a stage are known after its training, which the shapes of docids and sets come before.
+        """
+        method, work = METHODS[point.method], self.work(point.size)
+        given = [*self.here(point.size), "STEPS=1", *self.settings(point)]
+        if stage == "rank":
+            given.append("SCORES='of_the_teacher'")
+        table = sets = None
+        if method.docids and stage not in ("dense", "query"):
+            table = DocidTable.open(work.docids(method.docids))
+        if method.verb == "pag" and stage != "dense":
+            facts = storage.read_manifest(work.sets(self.name_of(point)), "sets")
+            sets = SetShape(facts["m"], facts["impacts"])
+        length = table.length if table else None
+        vocabulary = Vocabulary(Collection(work.collection).vocabulary_path)
+        configure_verbs([*method.files], given)  # after names, whose recipes are configured, too
         with gin.config_scope(stage):
             config = TrainConfig()
-        work, kind = self.work(point.size), None if stage == "dense" else METHODS[point.method].docids
-        table = DocidTable.open(work.docids(kind)) if kind else None
-        model = config.make_model(Vocabulary(Collection(work.collection).vocabulary_path).size, table)
-        target_type = family_of(config.retriever).targets_for(config.data)
-        length = table.length if table else None
-        return model_flops(model, batch_shapes(target_type, config.data, config.batch_size, length))
+            model = config.make_model(vocabulary.size, table)
+            target_type = family_of(config.retriever).targets_for(config.data)
+            shapes = batch_shapes(target_type, config.data, config.batch_size, length, sets)
+            return model_flops(model, shapes)
 
     def steps(self, point: Point) -> int:
         """Gives a point's steps: those of its budget."""
@@ -170,18 +201,19 @@ class Study:
         self.make_docids(reference)
         return max(round(steps * self.flops_per_step(reference) / self.flops_per_step(point)), 1)
 
+    @_once
     def train(self, point: Point) -> dict:
         """Trains a point's model; gives its steps and floating-point operations."""
         method = METHODS[point.method]
         self.prepare(point.size, point.reads_synthetic)
         self.make_docids(point)
         steps = self.steps(point)
-        if method.verb == "ripor":
-            stages = {stage: max(round(share * steps), 1) for stage, share in STAGES.items()}
-            given = [f"ripor.steps={ {**stages, 'seq2seq': 0} }", f"ripor.name={self.name_of(point)!r}"]
-            given += ["ripor.rounds=1", *self.settings(point)]
-            self.run(point.size, "ripor", *given, files=method.files)
-            flops = sum(n * self.flops_per_step(point, stage) for stage, n in stages.items())
+        if method.stages:
+            stages = {k: max(round(share * steps), 1) if share else 0 for k, share in method.stages.items()}
+            values = {"steps": stages, "name": self.name_of(point), "rounds": 1}
+            given = [f"{method.verb}.{name}={value!r}" for name, value in values.items()]
+            self.run(point.size, method.verb, *given, *self.settings(point), files=method.files)
+            flops = sum(n * self.flops_per_step(point, stage) for stage, n in stages.items() if n)
             return {"steps": steps, "flops": flops}
         model = f"MODEL_DIR={str(self.work(point.size).model(self.name_of(point)))!r}"
         self.run(point.size, "train", f"STEPS={steps}", model, *self.settings(point), files=method.files)
@@ -196,7 +228,7 @@ class Study:
             expansion = [f"make_index.expansion={DOC2QUERY!r}"] if method.expansion else []
             self.run(point.size, "index", *settings, *expansion)
             return name, None
-        if method.verb == "ripor":
+        if method.stages:
             return f"{name}_1", load_model(work.model(f"{name}_1"))
         self.run(point.size, "index", f"MODEL_DIR={str(work.model(name))!r}", *settings)
         return name, load_model(work.model(name))
@@ -243,10 +275,16 @@ class Study:
         if path.exists():
             return storage.read_json(path, "delete it")
         began, figures = time.perf_counter(), {"steps": 0, "flops": 0}
-        if METHODS[point.method].mixtures:
-            figures = self.train(point)
-        searcher, model = self.index(point)
-        figures |= count_parameters(model) | self.search(point, searcher, model)
+        try:
+            if METHODS[point.method].mixtures:
+                figures = self.train(point)
+            searcher, model = self.index(point)
+            figures |= count_parameters(model) | self.search(point, searcher, model)
+        except Preempted:
+            raise
+        except Exception:
+            self.forget(point)  # as long as a model is there, its docids are not replaced
+            raise
         figures |= {"recipe": self.recipe(point), "seconds": time.perf_counter() - began}
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(path, figures)

@@ -1,8 +1,7 @@
-"""What the points of the study of scale say: rows, fitted laws, the paper's claims, and the plot."""
+"""What the points of the study of scale say: rows, fitted laws, and the paper's claims."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 from _scaling_plan import DENSE, GENERATIVE, MAIN, WIDTH, Point
@@ -103,16 +102,15 @@ def fits(rows: list[Row]) -> list[dict]:
     """Fits the laws: contrastive entropy by corpus and by parameters, and Recall@10 in larger corpora."""
     told = []
     for key, some in series(rows).items():
-        if some[0].entropy_SxQ is not None:
-            told += _law("contrastive entropy by passages", key, some, lambda row: row.point.size)
+        told += _law("contrastive entropy by passages", key, some, lambda row: row.point.size)
         told += _recalls(key, some)
     for method in GENERATIVE:
-        key, some = (method, MAIN, "examples"), _by_width(rows, method)
+        key, some = (method, MAIN, "examples"), by_width(rows, method)
         told += _law("contrastive entropy by inner parameters", key, some, lambda row: row.inner_parameters)
     return told
 
 
-def _by_width(rows: list[Row], method: str) -> list[Row]:
+def by_width(rows: list[Row], method: str) -> list[Row]:
     """Gives a method's rows on the corpus where it has several widths, the widest last."""
     fixed = {row.point.size for row in rows if row.point.width != WIDTH}
     some = [r for r in rows if r.point.size in fixed and r.point.method == method]
@@ -125,6 +123,7 @@ def _law(name: str, key: tuple, rows: list[Row], x: Callable[[Row], float]) -> l
 
     Points that a law cannot have, such as the entropy of weights that diverged, are left out, and named.
     """
+    rows = [row for row in rows if row.entropy_SxQ is not None]
     fitting = [row for row in rows if 0 < row.entropy_SxQ.mean() < np.inf]
     for row in (row for row in rows if row not in fitting):
         log(f"{name}: {row.point.name}, {row.point.size:,} passages: no number above 0: left out")
@@ -180,7 +179,7 @@ def _paired(better: Row | None, worse: Row | None, share: float = 1.0) -> np.nda
     return better.mrr_SxQ[:seeds] - share * worse.mrr_SxQ[:seeds]
 
 
-def _difference(better: Row | None, worse: Row | None) -> Difference | None:
+def difference(better: Row | None, worse: Row | None) -> Difference | None:
     """The mean paired difference in MRR@10, and its interval; None where a row is missing."""
     values_SxQ = _paired(better, worse)
     return None if values_SxQ is None else _mean(values_SxQ)
@@ -239,7 +238,7 @@ def findings(rows: list[Row]) -> list[dict]:
         for budget in ("flops", "examples"):
             pawa = at(s, "2-D + PAWA", budget=budget)
             plain = at(s, "semantic", budget=budget)
-            if d := _difference(pawa, plain):
+            if d := difference(pawa, plain):
                 seen.append(f"{s:,}, equal {budget}: {_shown(d)}")
                 above += [_above(d)] if budget == "flops" else []
     agrees = _all(None if is_above is None else not is_above for is_above in above) if above else None
@@ -247,9 +246,9 @@ def findings(rows: list[Row]) -> list[dict]:
 
     seen, agree = [], []
     for method in ("naive", "atomic"):
-        if len(by_width := _by_width(rows, method)) > 2:
-            *_, second, widest = by_width
-            d = _difference(widest, second)
+        if len(widths := by_width(rows, method)) > 2:
+            *_, second, widest = widths
+            d = difference(widest, second)
             seen.append(f"{method}, width {widest.point.width} over {second.point.width}: {_shown(d)}")
             agree.append(None if _above(d) is None else not _above(d))
     tell("more parameters alone stop to help", seen, _all(agree))
@@ -277,68 +276,3 @@ def _all(decided: Iterable[bool | None]) -> bool | None:
     """True or False where all say so, else None."""
     seen = {*decided}
     return seen.pop() if len(seen) == 1 else None
-
-
-def draw(name: str, rows: list[Row], told: list[dict], path: Path) -> None:
-    """Draws the paper's figures: by corpus, by operations, gains of synthetic queries, gaps, and the laws."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8.4))
-    by_corpus, by_flops, gain, gap, entropy, recall = axes.flat
-    by, colours = {row.point: row for row in rows}, {}
-
-    def colour(method: str) -> str:
-        return colours.setdefault(method, f"C{len(colours) % 10}")
-
-    def line(ax, xs, differences, label: str, **style: object) -> None:
-        middle, low, high = np.array(differences).T
-        errors = np.maximum([middle - low, high - middle], 0)
-        ax.errorbar(xs, middle, errors, marker="o", ms=3, capsize=2, label=label, **style)
-
-    for (method, mixture, budget), some in series(rows).items():
-        if budget == "examples" and mixture in (MAIN, None):
-            values = [(float(r.mrr_SxQ.mean()), *bootstrap_interval(r.mrr_SxQ)) for r in some]
-            line(by_corpus, [r.point.size for r in some], values, method, color=colour(method))
-        if some[0].flops:
-            values, xs = [r.mrr_SxQ.mean() for r in some], [r.flops for r in some]
-            marks = {"marker": "o" if budget == "examples" else "x", "ls": "-" if mixture == MAIN else ":"}
-            by_flops.plot(xs, values, ms=4, color=colour(method), **marks)
-        if mixture == MAIN and budget == "examples":
-            pairs = [(r.point.size, _difference(r, by.get(Point(r.point.size, method, "2a")))) for r in some]
-            if pairs := [pair for pair in pairs if pair[1]]:
-                line(gain, *zip(*pairs, strict=True), method, color=colour(method))
-            pairs = [(r.point.size, _difference(r, by.get(Point(r.point.size, DENSE, MAIN)))) for r in some]
-            pairs = [pair for pair in pairs if pair[1]]
-            if pairs and method != DENSE:
-                line(gap, *zip(*pairs, strict=True), method, color=colour(method))
-            if some[0].entropy_SxQ is not None:
-                values = [(float(r.entropy_SxQ.mean()), *bootstrap_interval(r.entropy_SxQ)) for r in some]
-                line(entropy, [r.point.size for r in some], values, method, color=colour(method), ls="")
-    for law in told:
-        if law["mixture"] in (MAIN, None) and law["budget"] == "examples":
-            if law["law"] == "contrastive entropy by passages":
-                xs = np.geomspace(*[f({row.point.size for row in rows}) for f in (min, max)])
-                ys = law["factor"] * xs ** -law["exponent"] + law["floor"]
-                entropy.plot(xs, ys, color=colour(law["method"]), lw=1)
-            elif law["law"] == "Recall@10 by passages":
-                recall.plot(law["seen"], law["predicted"], "o", color=colour(law["method"]), ms=5)
-    recall.plot([0, 1], [0, 1], color="grey", lw=0.8)
-    shown = {
-        by_corpus: ("passages", "MRR@10", f"{name}, equal examples"),
-        by_flops: ("floating-point operations of the training", "MRR@10", "o equal examples, x equal FLOPs"),
-        gain: ("passages", "MRR@10, 3b - 2a", "gain of synthetic queries"),
-        gap: ("passages", "MRR@10 - the dual encoder's", "gap to the dual encoder"),
-        entropy: ("passages", "nats", "contrastive entropy, and the laws"),
-        recall: ("seen", "predicted", "Recall@10 of the largest corpus"),
-    }
-    for ax, (x, y, title) in shown.items():
-        ax.set_xlabel(x), ax.set_ylabel(y), ax.set_title(title), ax.grid(alpha=0.3)
-        if ax is not recall:
-            ax.set_xscale("log")
-    by_corpus.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

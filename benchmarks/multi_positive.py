@@ -33,17 +33,16 @@ is measured by autodiff and compared with section 3's formulas: who of the posit
 are pushed down.
 
 Finished runs are kept in --work. Prints a table a collection, of means over seeds and test queries with 95%
-intervals (a bootstrap of both), marks what differs from InfoNCE on the same labels without distillation
-(each by its own interval, not corrected: one in twenty marks is by chance where nothing differs), draws
---plot and --gradients, and prints one line of JSON. Without a folder, --quick makes up a collection. The
+intervals (a bootstrap of both), and marks by ▲▼ what differs from InfoNCE on the same labels without
+distillation: the paired randomisation test over queries, of the means over seeds, p <= .05 after Holm's
+correction over all methods, labels, metrics and collections. Draws --plot and --gradients, and prints one
+line of JSON. Without a folder, --quick makes up a collection. The
 defaults, ten methods by four kinds of labels and three seeds, were not run yet: benchmarks/RESULTS.md says
 what was.
 """
 
 import argparse
-import dataclasses
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,15 +54,12 @@ import jax.numpy as jnp
 import numpy as np
 from _allocation import OBJECTIVES, measure
 from _positives import LABELS, OF_TEACHER, Data, batches, import_collection, spans
+from _positives_told import METRICS, Method, compare, draw, draw_gradients, methods, tell
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ir_measures import RR, R
-from rich.console import Console
-from rich.table import Table
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.progress import bar, log
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.evaluation.scaling_laws import bootstrap_interval
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.contrastive import info_nce
 from retrieval_jax.models.distillation import dense_kl
@@ -73,29 +69,9 @@ from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.training.optimizers import adamw, learning_rate
 from retrieval_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
 
-METRICS = {"MRR@10": RR @ 10, "Recall@100": R @ 100}
 GRADIENT_BATCHES = 4
 BLOCK = 512  # passages that are encoded at once
 TEMPERATURE = 0.1  # of the teacher's scores, which lie in 0 to 1; as in runs/ripor.gin
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """An objective, the most positives of a query, and whether the teacher's scores are learned, too."""
-
-    objective: str
-    positives: int
-    distilled: bool
-
-    def __str__(self) -> str:
-        return f"{self.objective} {self.positives}{' distilled' if self.distilled else ''}"
-
-
-def methods(args: argparse.Namespace) -> list[Method]:
-    """Lists the methods of the command line; the first is the baseline, which is there in any case."""
-    chosen = [("InfoNCE", 1), *((name, m) for m in args.positives for name in args.objectives)]
-    listed = [Method(*one, bool(distilled)) for distilled in args.distillation for one in chosen]
-    return [*dict.fromkeys([Method("InfoNCE", 1, distilled=False), *listed])]
 
 
 class Trainer:
@@ -213,104 +189,6 @@ def run_once(path: Path, trainer: Trainer, method: Method, data: Data, chosen: t
     storage.write_json(path, told)
 
 
-def tell(name: str, found: dict, args: argparse.Namespace) -> dict:
-    """Prints the table; gives {"OBJECTIVE MOST LABELS": {metric: [mean, low, high]}}."""
-    table, told = Table(*("objective", "positives", "teacher"), title=name), {}
-    baseline = methods(args)[0]
-    for labels in args.labels:
-        for metric in METRICS:
-            table.add_column(f"{metric}\n{labels}", justify="right")
-    for method in methods(args):
-        cells = []
-        for labels in args.labels:
-            key = f"{method} {labels}"
-            told[key] = {}
-            for metric in METRICS:
-                values = found[method, labels][metric]
-                low, high = bootstrap_interval(values)
-                less, more = bootstrap_interval(values - found[baseline, labels][metric])
-                mark = "+" if less > 0 else "-" if more < 0 else ""
-                cells.append(f"{values.mean():.3f} ±{(high - low) / 2:.3f}{mark:1}")
-                told[key][metric] = [round(float(x), 4) for x in (values.mean(), low, high)]
-            told[key] |= {k: v for k, v in found[method, labels].items() if k in ("start", "end")}
-        table.add_row(method.objective, str(method.positives), "yes" if method.distilled else "", *cells)
-    console = Console(width=170)
-    console.print(table)
-    columns = ("labels", "step", "strongest first, by autodiff", "pushed down", "formula off by")
-    table = Table("gradient on positives", *columns)
-    for key, one in told.items():
-        for when in (when for when in ("start", "end") if when in one):
-            method, labels = key.rsplit(" ", 1)
-            ranks = " ".join(f"{x:+.3f}" for x in one[when]["by_rank"])
-            facts = f"{one[when]['pushed_down']:.0%}", f"{one[when]['difference']:.1e}"
-            table.add_row(method, labels, when, ranks, *facts)
-    console.print(table)
-    return told
-
-
-def draw(told: dict[str, dict], args: argparse.Namespace) -> None:
-    """Draws the metrics by labels."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    width = max(4.4, 1.5 * len(args.labels)) * len(told)
-    figure, axes = plt.subplots(2, len(told), figsize=(width, 6.4), squeeze=False, sharex=True)
-    shown = methods(args)
-    for column, (name, by) in enumerate(told.items()):
-        for row, metric in enumerate(METRICS):
-            ax = axes[row][column]
-            for i, method in enumerate(shown):
-                points = np.array([by[f"{method} {labels}"][metric] for labels in args.labels]).T
-                errors = np.abs(points[1:] - points[0])
-                at = np.arange(len(args.labels)) + (i - len(shown) / 2) * 0.06
-                colour = f"C{[*OBJECTIVES].index(method.objective)}"
-                filled = "none" if method.distilled else colour
-                style = {"marker": "o", "ms": 5, "capsize": 2, "ls": "", "color": colour, "mfc": filled}
-                ax.errorbar(at, points[0], errors, label=str(method), **style)
-            ax.set_title(name if row == 0 else "")
-            ax.set_ylabel(metric if column == 0 else "")
-            ax.grid(alpha=0.3)
-        ax.set_xticks(range(len(args.labels)), args.labels)
-    lines, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="lower center", ncols=5, fontsize=7)
-    figure.tight_layout(rect=(0, 0.03 + 0.03 * math.ceil(len(labels) / 5), 1, 1))
-    figure.savefig(args.plot, dpi=110)
-    plt.close(figure)
-
-
-def draw_gradients(told: dict[str, dict], args: argparse.Namespace) -> None:
-    """Draws the gradient on positives by their rank: bars by autodiff, crosses by the formulas."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    shown = [m for m in methods(args) if m.positives == max(args.positives) and not m.distilled]
-    columns = [(name, when) for name in told for when in ("start", "end")]
-    figure, axes = plt.subplots(
-        1, len(columns), figsize=(4.6 * len(columns), 3.6), squeeze=False, sharey=True
-    )
-    for ax, (name, when) in zip(axes[0], columns, strict=True):
-        for i, method in enumerate(m for m in shown if m.positives > 1):
-            one = told[name][f"{method} {args.labels[0]}"].get(when)
-            if one:
-                ranks = np.arange(len(one["by_rank"]))
-                at = ranks + (i - 1.5) * 0.2
-                ax.set_xticks(ranks, ranks + 1)
-                ax.bar(at, one["by_rank"], 0.18, label=method.objective)
-                ax.plot(at, one["formula"], "kx", ms=4)
-        ax.set_title(f"{name}, {args.labels[0]}: {'first step' if when == 'start' else 'last step'}")
-        ax.set_xlabel("the query's positives, the highest score first")
-        ax.grid(alpha=0.3)
-    axes[0][0].set_ylabel("∂ loss / ∂ score")
-    axes[0][-1].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(args.gradients, dpi=110)
-    plt.close(figure)
-
-
 def made_up(folder: Path) -> Path:
     """Writes a small collection: passages of a few topics, and queries that ask for two or three of one."""
     random, folder = np.random.default_rng(0), folder / "made_up"
@@ -361,7 +239,7 @@ def main() -> None:
         parser.error("no collection: name a folder")
     if not args.teacher_steps and ({*args.labels} & {*OF_TEACHER} or 1 in args.distillation):
         parser.error("--teacher_steps 0: labels and scores of a teacher need one")
-    told = {}
+    studies, quality = {}, {}
     for source in args.collections:
         work = Workspace(args.work / f"{source.name}_{args.passages or 'all'}")
         import_collection(source, work, args.passages, args.teacher_steps)
@@ -373,11 +251,14 @@ def main() -> None:
         )
         runs = work.folder / "study"
         runs.mkdir(exist_ok=True)
-        told[source.name] = tell(source.name, study(source.name, data, runs, args), args)
+        studies[source.name] = study(source.name, data, runs, args)
         if data.teacher:
-            quality = {labels: data.quality(labels) for labels in args.labels}
-            log(f"labels beside the collection's own: {quality}")
-            told[source.name]["labels"] = quality
+            quality[source.name] = {"labels": {labels: data.quality(labels) for labels in args.labels}}
+            log(f"labels beside the collection's own: {quality[source.name]['labels']}")
+    differences = compare(studies, args)
+    told = {
+        name: tell(name, found, differences, args) | quality.get(name, {}) for name, found in studies.items()
+    }
     if args.plot:
         draw(told, args)
     if args.gradients:

@@ -5,54 +5,60 @@
 
 Corpora of 1k, 4k, 16k, 64k and 117k passages are cut of each collection as the paper cut MSMarco100k and
 1M: the passages of all test and dev queries, then of train queries, then others. Test queries are the same
-at every size (--queries, chosen by a hash), and nothing is chosen on them, or at all: it is atomic docids
-(else the next of --methods) whose gap to the dual encoder is told. On each corpus learn, from random weights
-and on one small network without encoder layers:
+at every size (--queries, chosen by a hash), and nothing is chosen on them: it is atomic docids (else the next
+of --methods) whose gap to the dual encoder is told. On each corpus learn, from random weights and on one
+small network without encoder layers:
 
-    docids       atomic, naive, semantic, 2-D with PAWA, rq, rq and ranking (`retrieval-jax ripor`)
+    docids       atomic, naive, semantic, 2-D with PAWA, rq, rq and ranking (`retrieval-jax ripor`), rq and
+                 planning ahead (`retrieval-jax pag`)
     mixtures     of the paper: 1a labelled queries; 2a with the passages' first tokens; 3b with synthetic
                  queries, too; 6b synthetic queries alone
     beside them  BM25, BM25 over passages with synthetic queries, a dual encoder (mixture 3b)
 
 Synthetic queries are of a generator that learned on the train queries of the largest corpus. Semantic and
 rq docids cluster the vectors of the dual encoder with 3b and seed 0, whose training is not counted as
-theirs. Steps grow with the square root of the corpus (the paper: 1M steps at 100k, 9M at 8.8M). The budget
-`examples` gives all methods of a corpus as many examples; the budget `flops` gives generative ones the
-operations of naive docids with 3b (matrix products of the training, three times the forward pass). --widths
-are other sizes of the network, on one corpus (--fixed).
+theirs. Ranking and planning train several models, which share the examples of one (`stages` in
+_scaling_plan.py); two weights are chosen on --dev queries: those of the teacher's parts, and of a docid's
+score beside its set's. Searches have 40 beams, planned ones 10. Steps grow with the square root of the
+corpus (the paper: 1M steps at 100k, 9M at 8.8M). The budget `examples` gives all methods of a corpus as many
+examples; the budget `flops` gives generative ones the operations of naive docids with 3b (matrix products of
+the training, three times the forward pass). --widths are other sizes of the network, on one corpus (--fixed).
 
 Every figure is of test queries, with the 95% interval of a bootstrap over queries and seeds. Contrastive
 entropy is the one metric that both families have: -log of the relevant passage's share of exp(score) among
 256 random ones, in 10 draws; a score is the exact log-probability of a docid, or a cosine times the
-training's scale; methods that learn to rank by raw logits have none. Its law by passages is fitted to all
-corpora, and to all but the largest, which is predicted. Recall@10 of the largest corpus is predicted from
-the scores of the one before, that of 8.8M passages from the largest.
+training's scale; ranking and planning, which add up raw logits, have none. Its law by passages is fitted to
+all corpora, and to all but the largest, which is predicted. Recall@10 of the largest corpus is predicted
+from the scores of the one before, that of 8.8M passages from the largest.
 
 Of the paper's questions and its successors' these are left out: the best size for a budget, a joint law in
-parameters and passages, pretrained weights of several sizes, and planning ahead (`retrieval-jax pag`;
-benchmarks/planning.py compares it).
+parameters and passages, and pretrained weights of several sizes.
 
 The plan is printed first, with an estimate of its hours on two cores: 17 for wordnet with one seed, and
 --sizes, --methods, --mixtures and --budgets choose a part. What is finished is kept in --work, and the same
-command goes on, also with more methods or seeds; after --minutes no other point begins. Prints tables, then
-one line of JSON. --quick measures a few methods on 120 and 240 passages.
+command goes on, also with more methods or seeds; after --minutes no other point begins. What fails is told,
+and the others go on; the same command tries it again. Prints tables, then one line of JSON. --quick measures
+a few methods on 120 and 240 passages.
 """
 
 import argparse
+import dataclasses
 import json
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
 import _quiet  # noqa: F401
-from _scaling_plan import METHODS, ROWS, WIDTH, Choice, points, seconds_of
+from _scaling_plan import METHODS, ROWS, WIDTH, Choice, Point, points, seconds_of
+from _scaling_plot import draw
 from _scaling_run import Sizes, Study
-from _scaling_told import Row, draw, findings, fits, rows_of
+from _scaling_told import findings, fits, rows_of
 from _verbs import parse
 from rich.console import Console
 from rich.table import Table
 
-from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.errors import Preempted, UserError
 from retrieval_jax.core.progress import log
 
 SIZES = (1000, 4000, 16_000, 64_000, 117_659)
@@ -65,6 +71,7 @@ QUICK = {
     "steps": 30,
     "seeds": 1,
 }
+FACTS = ("corpus", "method", "mixture", "budget", "width", "seed")
 QUICK_SIZES = Sizes(queries=40, dev=10, scored=16, draws=2, negatives=64, generated=2, generator_steps=4)
 QUICK_DOCS = ["import_collection.vocab_size=2000", "import_collection.docs_packages=('optax',)"]
 
@@ -97,24 +104,42 @@ def show_plan(study: Study) -> None:
     )
 
 
-def measure(study: Study, deadline: float) -> dict:
-    """Measures the points of the plan, until the time is up; gives point -> figures."""
-    found, todo = {}, [*points(study.choice)]
+def measure(study: Study, deadline: float) -> tuple[dict[Point, dict], dict[Point, str]]:
+    """Measures the points of the plan, until the time is up.
+
+    A point that fails, at whatever, is left out, and the others go on; the same command tries it again.
+
+    Returns:
+      (point -> figures, point -> what failed).
+    """
+    found, failed, todo = {}, {}, [*points(study.choice)]
     for number, point in enumerate(todo, 1):
-        if study.file(point).exists() or time.monotonic() < deadline:
-            log(f"{study.name} {number}/{len(todo)}: {point.size:,} passages, {point.name}")
-            try:
+        what = f"{study.name} {number}/{len(todo)}: {point.size:,} passages, {point.name}"
+        try:
+            if study.file(point).exists() or time.monotonic() < deadline:
+                log(what)
                 found[point] = study.measure(point)
-            except UserError as error:  # the others are told without it
-                log(f"{study.name}: {point.size:,} passages, {point.name}: {error}")
+        except Preempted:
+            raise
+        except Exception as error:
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            failed[point] = f"{type(error).__name__}: {error}".splitlines()[0]
+            traceback.clear_frames(error.__traceback__)  # which hold arrays
+            log(f"{what}: {failed[point]}")
     if missing := len(todo) - len(found):
-        log(f"{study.name}: {missing} of {len(todo)} points are not measured")
-    return found
+        log(f"{study.name}: {missing} of {len(todo)} points are not measured; {len(failed)} of them failed")
+    return found, failed
 
 
-def show(name: str, rows: list[Row], told: Mapping[str, list[dict]]) -> None:
+def show(name: str, told: Mapping[str, list[dict]]) -> None:
     """Prints the tables."""
-    console = Console(width=140)
+    console = Console(width=140, markup=False)
+    if failed := told.get("failed"):
+        table = Table("passages", "method", "mixture", "budget", "width", "seed", "error", title="Failed")
+        for one in failed:
+            table.add_row(*(str(one[name]) if one[name] is not None else "" for name in FACTS), one["error"])
+        console.print(table)
     table = Table(
         "passages", "method", "mixture", "budget", "width", "parameters", "FLOPs", "MRR@10", "95%", "entropy",
         title=name,
@@ -171,23 +196,34 @@ def main() -> None:
     choice = Choice(**{name: getattr(args, name) for name in names})
 
     deadline = time.monotonic() + 60 * args.minutes
-    studies = [
-        Study(given, args.work / Path(given).name, choice, sizes, bindings) for given in args.collections
-    ]
+    studies = []
+    for given in args.collections:
+        try:
+            studies.append(Study(given, args.work / Path(given).name, choice, sizes, bindings))
+        except UserError as error:
+            log(f"{given}: {error}".splitlines()[0])
+    if not studies:
+        raise SystemExit(2)
     for study in studies:
         show_plan(study)
     if args.plan:
         return
     results = {}
     for study in studies:
-        rows = rows_of(measure(study, deadline))
+        figures, failed = measure(study, deadline)
+        rows = rows_of(figures)
         told = {
             "points": [row.told() for row in rows],
             "fits": fits(rows),
             "findings": findings(rows),
         }
-        show(study.name, rows, told)
-        if args.plot:
+        if failed:
+            told["failed"] = [
+                dict(zip(FACTS, dataclasses.astuple(point), strict=True)) | {"error": error}
+                for point, error in failed.items()
+            ]
+        show(study.name, told)
+        if args.plot and rows:
             path = args.plot.with_name(
                 f"{study.name}_{args.plot.name}" if len(studies) > 1 else args.plot.name
             )

@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from _allocation import OBJECTIVES, by_autodiff, closed_form, measure  # noqa: E402
 from _positives import EOS, LENGTHS, MOST, NEGATIVES, Data, batches, lemmas, spans  # noqa: E402
-from multi_positive import Method, methods  # noqa: E402
+from _positives_told import Method, compare, methods, tell  # noqa: E402
 
 from retrieval_jax.models.dual_encoder import DualEncoder  # noqa: E402
 from retrieval_jax.models.layers import T5Config  # noqa: E402
@@ -166,6 +166,34 @@ def test_real_batches_give_the_allocation_that_their_scores_say(data):
     assert last < first < 0  # the weakest positive has the most
     first, *_, last = told["SumMargLH"]["by_rank"]
     assert first < last < 0  # the strongest has
+
+
+def test_marks_are_corrected_over_all_that_is_compared():
+    """Holm's correction over two methods, two metrics and two collections: eight comparisons."""
+    chosen = argparse.Namespace(
+        positives=[4], objectives=["JointLH", "LSEPair"], distillation=[0], labels=("own",)
+    )
+    baseline, joint, pair = methods(chosen)
+    studies = {}
+    for name, queries in (("small", 5), ("large", 10)):
+        zero_SxQ = np.zeros((2, queries))
+        one_SxQ = np.array([[0.3], [-0.1]]) + zero_SxQ  # of two seeds: in the mean .1 for each query
+        studies[name] = {
+            (baseline, "own"): {"MRR@10": zero_SxQ, "Recall@100": zero_SxQ},
+            (joint, "own"): {"MRR@10": one_SxQ, "Recall@100": zero_SxQ},
+            (pair, "own"): {"MRR@10": zero_SxQ, "Recall@100": zero_SxQ},
+        }
+    found = compare(studies, chosen)
+    assert len(found) == 8
+    large, small = (found[name, joint, "own", "MRR@10"] for name in ("large", "small"))
+    assert large.p == 2 / 2**10  # of all signs two are as far from 0
+    assert large.p_holm == pytest.approx(8 * 2 / 2**10)
+    assert small.p_holm == pytest.approx(7 * 2 / 2**5)
+    assert (large.mean, large.significant, small.significant) == (pytest.approx(0.1), True, False)
+    assert {one.p_holm for (_, method, *_), one in found.items() if method != joint} == {1.0}
+    told = tell("large", studies["large"], found, chosen)
+    assert told["JointLH 4 own"]["differences"]["MRR@10"]["p_holm"] == large.p_holm
+    assert "differences" not in told["InfoNCE 1 own"]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,12 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from _scaling_plan import MAIN, METHODS, ROWS, Choice, Point, points, seconds_of  # noqa: E402
-from _scaling_run import Sizes, Study, listed  # noqa: E402
-from _scaling_told import draw, findings, fits, rows_of  # noqa: E402
+from _scaling_plot import draw  # noqa: E402
+from _scaling_run import Sizes, Study, _once, listed  # noqa: E402
+from _scaling_told import findings, fits, rows_of  # noqa: E402
+from scaling import measure  # noqa: E402
+
+from retrieval_jax.data.vocabulary import Vocabulary  # noqa: E402
 
 CHOICE = Choice((1000, 16_000), [*METHODS], ROWS, ("examples", "flops"), (64, 128, 512), 16_000, 2, 400)
 
@@ -92,6 +97,41 @@ def test_operations_of_a_step_are_counted_before_it_has_a_number_of_steps(study)
     study.make_docids(point)
     wide = dataclasses.replace(point, width=512)
     assert 0 < 3 * study.flops_per_step(point) < study.flops_per_step(wide)
+
+
+def test_operations_of_planning_are_those_of_its_trainings(study, tmp_path):
+    point = Point(60, "rq + planning", MAIN)
+    study.prepare(60, False)
+    np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32))
+    study.run(60, "docids", "DOCIDS='rq_8x256'", f"EMBEDDINGS={str(tmp_path / 'vectors.npy')!r}")
+    study.run(60, "sets", f"SETS={study.name_of(point)!r}", "make_sets.m=128")
+    flops = {stage: study.flops_per_step(point, stage) for stage in ("dense", "query", "rank")}
+    # Without layers: 32 positions by all tokens; a query by its own passage's set, and by all of the batch.
+    vocabulary = Vocabulary(study.whole.vocabulary_path).size
+    assert flops["query"] == 3 * 2 * 128 * vocabulary * (32 * 256 + 1 + 128)
+    assert flops["rank"] > 3 * 2 * 64 * vocabulary * 32 * 256  # the lexical head's, of half as many queries
+    assert 0 < flops["dense"] < flops["rank"]
+
+
+def test_a_point_that_fails_is_told_and_the_others_go_on(study, monkeypatch):
+    calls = []
+
+    def generator(_):
+        calls.append(1)
+        raise ValueError("no queries")
+
+    monkeypatch.setattr(Study, "generator", _once(generator))
+    broken = dataclasses.replace(METHODS["atomic"], files=("missing.gin",))
+    monkeypatch.setitem(METHODS, "broken", broken)
+    some = ("broken", "BM25 + doc2query", "atomic", "BM25")
+    monkeypatch.setattr(study, "choice", dataclasses.replace(study.choice, methods=some, mixtures=("6b",)))
+    found, failed = measure(study, math.inf)
+    assert [point.method for point in found] == ["BM25"]
+    assert [point.method for point in failed] == ["broken", "BM25 + doc2query", "atomic"]
+    first, *others = failed.values()
+    assert "missing.gin" in first
+    assert others == ["ValueError: no queries"] * 2
+    assert len(calls) == 1  # not tried for each
 
 
 def test_numbers_that_are_not_finite_are_null():

@@ -119,3 +119,18 @@ def test_a_round_is_trained_and_plans(source: Path, tmp_path: Path, cli):
     there = made(work)
     assert cli(*given)[0] == 0
     assert made(work) == there
+
+    # Other wordings of the queries: what they cost the planned search, and how much of it stays.
+    here = given[1:3]
+    assert cli("vary", *here)[0] == 0
+    assert cli("search", *here, "--SEARCHER=pag_1", "--SPLIT=test~all")[0] == 0
+    status, told, err = cli("evaluate", *here)
+    assert status == 0, err
+    facts = json.loads(Path(told["robustness_file"]).read_text())
+    effects = facts["methods"]["pag_1"]
+    assert {"typo", "no_stop_words", "drop_words", "shuffle"} <= effects.keys()
+    for effect in effects.values():
+        assert 0 <= effect["overlap@10"] <= 1
+        assert 0 <= effect["certain"] <= 1
+        assert effect["difference"]["p_holm"] is not None
+    assert "Other wordings" in Path(told["report"]).read_text()
