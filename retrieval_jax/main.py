@@ -4,16 +4,15 @@ Nothing heavy is imported here, so that `--help` answers at once; each verb impo
 """
 
 import argparse
-import ast
 import errno
 import importlib
 import json
 import os
 import re
 import sys
-from pathlib import Path
 
 from retrieval_jax.core.errors import Diverged, Preempted, UserError
+from retrieval_jax.verbs.documentation import documentation
 from retrieval_jax.verbs.table import DEFAULT_FILES, EXAMPLES, SEVERAL, VERBS, configure_verbs
 
 OPTIONS = """options of every verb:
@@ -152,55 +151,8 @@ def parse(argv: list[str]) -> tuple[str, list[str], list[str], bool]:
     return args.verb, args.gin_file, bindings, args.json
 
 
-def documentation(verb: str) -> tuple[str, str]:
-    """Reads a verb's documentation without importing it.
-
-    Returns:
-      (its first line; the whole text, with the gin parameters, their defaults and the macros that set them).
-    """
-    module, name = VERBS[verb]
-    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    nodes = ast.parse(path.read_text()).body
-    node = next(node for node in nodes if _gin_name(node) == name)
-    if isinstance(node, ast.ClassDef):
-        parameters = [(x.target.id, x.value) for x in node.body if isinstance(x, ast.AnnAssign)]
-    else:
-        args = node.args.args
-        defaults = [None] * (len(args) - len(node.args.defaults)) + node.args.defaults
-        parameters = [(arg.arg, default) for arg, default in zip(args, defaults, strict=True)]
-    macros = _macros()
-    listed = "\n".join(
-        f"  {key}{f' = {ast.unparse(default)}' if default else ''}"
-        f"{f'   (--{macros[key]})' if key in macros else ''}"
-        for key, default in ((f"{name}.{parameter}", default) for parameter, default in parameters)
-    )
-    text = ast.get_docstring(node)
-    return (
-        text.splitlines()[0],
-        f"{text}\n\nSet by --gin.NAME=VALUE, or by the macro named (defaults before any gin file):\n{listed}",
-    )
-
-
 def _epilog(*verbs: str) -> str:
     return "\n".join(["examples:", *(f"  {line}" for verb in verbs for line in EXAMPLES[verb]), "", OPTIONS])
-
-
-def _macros() -> dict[str, str]:
-    """Reads base.gin without gin: a verb's parameter -> the macro that gives its value."""
-    package = Path(__file__).parent  # beside gin_configs/ in a checkout, above it in a wheel
-    files = (folder / "gin_configs" / "base.gin" for folder in (package, package.parent))
-    text = next(file for file in files if file.is_file()).read_text()
-    return dict(re.findall(r"^(\w+\.\w+) = %([A-Z_]+)$", text, re.MULTILINE))
-
-
-def _gin_name(node: ast.stmt) -> str | None:
-    """The name by which gin knows a function or class of a module; None if it does not."""
-    for decorator in getattr(node, "decorator_list", ()):
-        if ast.unparse(decorator) == "gin.configurable":
-            return node.name
-        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "gin.configurable":
-            return decorator.args[0].value if decorator.args else node.name
-    return None
 
 
 def plain(made: dict) -> str:

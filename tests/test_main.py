@@ -11,7 +11,7 @@ import pytest
 
 from retrieval_jax.core import configuration
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.main import VERBS, disk_error, documentation, main, parse, plain
+from retrieval_jax.main import VERBS, disk_error, main, parse, plain
 from retrieval_jax.verbs.table import EXAMPLES
 
 METHODS = {"atomic", "naive", "semantic", "exact", "scann", "bm25", "fused"}
@@ -152,13 +152,6 @@ def test_help_has_examples_that_the_command_line_takes(verb: str):
         assert all((configuration.gin_folder() / file).is_file() for file in files)
         names = {binding.split("=")[0] for binding in bindings}
         assert {name for name in names if name.isupper()} <= {*configuration.macros(), "COLLECTION"}
-
-
-def test_help_names_the_macro_that_sets_a_parameter():
-    text = documentation("evaluate")[1]
-    assert "  evaluate.split = 'test'   (--SPLIT)\n" in text
-    assert "  evaluate.source   (--COLLECTION)\n" in text
-    assert "  evaluate.min_relevant_grade = 1\n" in text
 
 
 def test_arguments():

@@ -46,35 +46,18 @@ class PagConfig(RiporConfig):
        joint training did.
 
     Trainings of 0 steps (lexical, query, seq2seq) are left out; without a lexical encoder, the head of the
-    first joint training begins as `InitialCheckpoint` says.
-
-    The trainings have gin scopes: --gin.rank/DataConfig.negatives=15 is for the last one alone. A stage whose
-    work is there is skipped, and the same command goes on after a kill.
+    first joint training begins as `InitialCheckpoint` says. As in `ripor`, a stage whose work is there is
+    skipped.
 
     Args:
-      source: the collection, as `import` takes it.
-      work_dir: its work folder; None is `work/NAME`.
-      name: begins the names of all that is made.
-      docids: the kind of docids, one that clusters vectors, and whose tokens have centroids.
       set_weights: what weighs the tokens of the sets: "bm25", "tf_idf", or "lexical", the lexical encoder.
-      steps: training -> steps, where they differ from STEPS; a given --STEPS is for all.
-      rounds: how often negatives are mined and ranked.
-      mining_beams: beams of the searches that mine, which answer every train query.
-      teacher: a searcher in searchers/, whose scores are learned; None for BM25 fused with the dense encoder
-        (a weighted sum of scores in 0 to 1, with weights chosen on dev queries).
-      split: the queries to answer.
     """
 
-    source: str
-    work_dir: str | None = None
     name: str = "pag"
-    docids: str | None = "rq_8x256"
     set_weights: str = "bm25"
     steps: Mapping[Annotated[str, STAGE], NonNegative] | None = None
     rounds: NonNegative = 1
     mining_beams: Positive = 10
-    teacher: str | None = None
-    split: str = "test"
     verb: ClassVar[str] = "pag"
 
     def trains(self, stage: str) -> bool:
@@ -177,15 +160,5 @@ class PagConfig(RiporConfig):
 
 
 def pag(**values: object) -> dict:
-    """Trains a generative retriever that plans ahead; see `PagConfig`.
-
-    Args:
-      **values: of PagConfig's attributes; those that are left out are gin's.
-
-    Returns:
-      What each stage made, by its name.
-
-    Raises:
-      UserError: there is nothing to train, or there are no docids to write.
-    """
+    """Trains a generative retriever that plans ahead; see `PagConfig`, and `ripor` for values and result."""
     return PagConfig(**values).run()

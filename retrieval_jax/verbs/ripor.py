@@ -45,15 +45,15 @@ class RiporConfig:
        the dense encoder), a teacher's scores of them, and a training that ranks by these: models/NAME_1 and
        so on, with searchers and runs of these names.
 
-    The trainings have gin scopes: --gin.rank/DataConfig.negatives=15 is for the last one alone. A stage whose
-    work is there is skipped, and the same command goes on after a kill.
+    A stage whose work is there is skipped, and the same command goes on after a kill.
 
     Args:
       source: the collection, as `import` takes it.
       work_dir: its work folder; None is `work/NAME`.
       name: begins the names of all that is made.
       docids: the kind of docids, one that clusters vectors, and whose tokens have centroids.
-      steps: training -> steps, where they differ from STEPS; a given --STEPS is for all.
+      steps: training -> steps, where they differ from STEPS; a given --STEPS is for all. Each training has a
+        gin scope of its name: --gin.rank/DataConfig.negatives=15 is for that one alone.
       rounds: how often negatives are mined and ranked.
       mining_beams: beams of the searches that mine, which answer every train query.
       teacher: a searcher in searchers/, whose scores are learned; None for BM25 fused with the dense encoder

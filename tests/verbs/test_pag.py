@@ -7,7 +7,7 @@ from pathlib import Path
 import gin
 import numpy as np
 import pytest
-from test_ripor import made, stages
+from staged import command, made, stages
 
 from retrieval_jax.checkpoints.model_folder import lazy_params
 from retrieval_jax.core.errors import UserError
@@ -16,21 +16,6 @@ from retrieval_jax.data.collection import Collection
 from retrieval_jax.verbs.pag import PagConfig
 
 STEPS = {"lexical": 2, "query": 0, "dense": 2, "seq2seq": 0, "rank": 2}
-TINY = {
-    "import_collection.vocab_size": 1000,
-    "DOCIDS": "rq_2x8",
-    "T5Config.emb_dim": 16,
-    "T5Config.mlp_dim": 16,
-    "train.batch_size": 8,
-    "rank/train.batch_size": 4,
-    "DataConfig.passage_length": 24,
-    "mine.prefix_lengths": (1, 2),
-    "joint_ranking.prefix_lengths": (1,),
-    "make_index.beams": 4,
-    "make_sets.m": 16,
-    "learning_rate.peak": 1e-30,  # weights stay what they begin as
-    "rank/learning_rate.peak": 1e-30,
-}
 
 
 def test_the_stages_are_those_of_ripor_with_a_lexical_encoder_and_its_sets():
@@ -100,8 +85,8 @@ def test_the_sequential_weight_is_chosen_on_dev_queries_unless_dev_is_reported(c
 @pytest.mark.slow
 def test_a_round_is_trained_and_plans(source: Path, tmp_path: Path, cli):
     work = Workspace(tmp_path / "work")
-    settings = {"COLLECTION": str(source), "WORK_DIR": str(work.folder), **TINY, "pag.steps": STEPS}
-    given = ["pag", *(f"--gin.{name}={value!r}" for name, value in settings.items())]
+    tiny = {"joint_ranking.prefix_lengths": (1,), "make_sets.m": 16, "pag.steps": STEPS}
+    given = command("pag", source, work.folder, tiny)
     status, told, err = cli(*given)
     assert status == 0, err
     assert [line.split(" ", 1)[0] for line in stages(err)] == [f"{n}/10" for n in range(1, 11)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from staged import command, made, stages
 
 from retrieval_jax.checkpoints.model_folder import lazy_params
 from retrieval_jax.core import storage
@@ -14,40 +15,11 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.verbs.ripor import RiporConfig
 
 STEPS = {"dense": 3, "seq2seq": 0, "rank": 2}
-TINY = {
-    "import_collection.vocab_size": 1000,
-    "DOCIDS": "rq_2x8",
-    "T5Config.emb_dim": 16,
-    "T5Config.mlp_dim": 16,
-    "train.batch_size": 8,
-    "rank/train.batch_size": 4,
-    "DataConfig.passage_length": 24,
-    "mine.prefix_lengths": (1, 2),
-    "kl.prefix_lengths": (1, 2),
-    "make_index.beams": 4,
-    "ripor.mining_beams": 4,
-    "learning_rate.peak": 1e-30,  # weights stay what they begin as
-    "rank/learning_rate.peak": 1e-30,
-}
 
 
 def given(source: Path, folder: Path, **ripor: object) -> list[str]:
-    settings = {"COLLECTION": str(source), "WORK_DIR": str(folder), **TINY, "ripor.steps": STEPS}
-    settings |= {f"ripor.{name}": value for name, value in ripor.items()}
-    return ["ripor", *(f"--gin.{name}={value!r}" for name, value in settings.items())]
-
-
-def stages(err: str) -> list[str]:
-    return [line for line in err.splitlines() if line.partition("/")[0].isdigit()]
-
-
-def made(work: Workspace) -> dict[str, int]:
-    """When each model, negatives, scores, docids and searchers were made."""
-    files = (
-        work.folder.glob("*/*/manifest.json"),
-        work.folder.glob("models/*/checkpoints/*/_CHECKPOINT_METADATA"),
-    )
-    return {str(path): path.stat().st_mtime_ns for some in files for path in some}
+    tiny = {"kl.prefix_lengths": (1, 2), "ripor.mining_beams": 4, "ripor.steps": STEPS}
+    return command("ripor", source, folder, tiny | {f"ripor.{name}": value for name, value in ripor.items()})
 
 
 @pytest.mark.slow

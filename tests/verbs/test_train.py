@@ -13,8 +13,8 @@ from retrieval_jax.docids.term_weights import token_idf
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.targets import DocidTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
-from retrieval_jax.main import documentation
 from retrieval_jax.training.settings import TrainSettings
+from retrieval_jax.verbs.documentation import documentation
 from retrieval_jax.verbs.table import configure_verbs
 from retrieval_jax.verbs.train import TrainConfig, describe_batch, lexical_gains, sized_config, steps_for
 
