@@ -36,7 +36,7 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.search.analysis import analyzer
 from retrieval_jax.search.bm25 import BM25Searcher
-from retrieval_jax.search.searcher import IndexInputs
+from retrieval_jax.search.index_inputs import IndexInputs
 
 K = 100
 QUERIES = 300

@@ -22,8 +22,10 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.storage import atomic_write
 
-Run = dict[str, list[tuple[str, float]]]
-"""Query id -> ranked (passage id, score), best first, each passage once."""
+RankedList = list[tuple[str, float]]
+"""(passage id, score) of each retrieved passage, best first, no passage twice."""
+Run = dict[str, RankedList]
+"""Query id -> the ranked list of that query."""
 Qrels = dict[str, dict[str, int]]
 """Query id -> passage id -> grade; a passage is relevant if its grade is above 0."""
 
@@ -175,15 +177,13 @@ def _run_rows(path: str | os.PathLike) -> Iterator[tuple[str, str, str, int, flo
         yield where, qid, pid, number, _number(float, score, where, "score", "a finite number", _RUN_HINT)
 
 
-def _by_score(results: dict[str, float]) -> list[tuple[str, float]]:
+def _by_score(results: dict[str, float]) -> RankedList:
     by_docid = sorted(results.items(), reverse=True)
     with np.errstate(over="ignore"):
         return sorted(by_docid, key=lambda result: -np.float32(result[1]))
 
 
-def _ranked_otherwise(
-    passages: Iterable[str], ranks: Sequence[float], ranked_list: list[tuple[str, float]]
-) -> bool:
+def _ranked_otherwise(passages: Iterable[str], ranks: Sequence[float], ranked_list: RankedList) -> bool:
     """Returns whether a query's ranks, if they all differ, tell another order than its scores."""
     if len(set(ranks)) < len(ranks):
         return False

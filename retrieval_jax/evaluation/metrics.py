@@ -19,7 +19,7 @@ import numpy as np
 
 from retrieval_jax.core import registry
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.data.trec import Qrels, Run
+from retrieval_jax.data.trec import Qrels, RankedList, Run
 
 MetricFunction = Callable[[Qrels, Run, int], float]
 """(qrels, run, the least relevant grade) -> the mean over the queries of `qrels`."""
@@ -206,7 +206,7 @@ def _with_grade(measure: ir_measures.Measure, grade: int) -> ir_measures.Measure
     return measure(rel=grade) if binary else measure
 
 
-def _descending(qid: str, ranked_list: list[tuple[str, float]]) -> dict[str, float]:
+def _descending(qid: str, ranked_list: RankedList) -> dict[str, float]:
     """Returns passage id -> a score that puts the passages into the list's order, without ties.
 
     Evaluators sort by score, and trec_eval compares scores as float32 with ties broken by id, so that scores

@@ -15,7 +15,8 @@ from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.search.analysis import DEFAULT_LANGUAGE, VERSION, analyzer, languages, pairs_with
 from retrieval_jax.search.bm25_index import INDEX_VERSION, SHARD, Index, TextShard, write_index
-from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
+from retrieval_jax.search.index_inputs import IndexInputs
+from retrieval_jax.search.searcher import RankedList, Searcher, register_searcher
 
 _BLOCK = 512  # rows of which the largest score is found at once, much faster than the rows with a score
 

@@ -18,27 +18,25 @@ import numpy as np
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
-from retrieval_jax.data.collection import Collection, Query
+from retrieval_jax.data.collection import Query
 from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.search import fusion
 from retrieval_jax.search.batched import BATCH_SIZE
+from retrieval_jax.search.fit_queries import check_fit_split, fit_queries
 from retrieval_jax.search.fusion import DEPTHS, NORMALISATIONS, RERANK, Candidates, Fusion
+from retrieval_jax.search.index_inputs import IndexInputs, IndexSettings
+from retrieval_jax.search.manifest import searcher_manifest
 from retrieval_jax.search.searcher import (
-    IndexInputs,
-    IndexSettings,
     RankedList,
     Searcher,
     check_scores,
     register_searcher,
     searcher_class,
-    searcher_manifest,
 )
 from retrieval_jax.search.varied import asked_as, can_score_passages, searcher_name
 
 VERSION = 1  # of what is computed from the same settings
-QUERIES = 1000  # that weights are chosen with, at most
 EQUAL = "all parts have the same weight"
-REPORTED = "test"  # the split that figures are reported on
 
 
 @register_searcher
@@ -233,15 +231,6 @@ def check(settings: IndexSettings) -> None:
     check_fit_split(settings.fit_split)
 
 
-def check_fit_split(split: str | None) -> None:
-    """Raises UserError if weights would be chosen with the queries that figures are reported on."""
-    if split == REPORTED:
-        raise UserError(
-            f"make_index.fit_split: {REPORTED!r} is what figures are reported on: choose weights with "
-            "another split, or with none (None)"
-        )
-
-
 def choose_fusion(inputs: IndexInputs) -> dict:
     """Chooses what the settings leave open with queries of `fit_split`, and reports it.
 
@@ -249,7 +238,7 @@ def choose_fusion(inputs: IndexInputs) -> dict:
       Facts for the manifest: "fused_by" (a Fusion) and, if there were such queries, "fitted".
     """
     settings, names, facts = inputs.settings, inputs.settings.parts, {}
-    queries = [] if settings.weights else fit_queries(inputs.collection, settings.fit_split)
+    queries = [] if settings.weights else fit_queries(inputs.collection, settings.fit_split, "fused", EQUAL)
     if queries:
         opened = functools.cache(
             lambda name: Searcher.open(inputs.work.searcher(name), inputs.new_partitioner)
@@ -297,42 +286,6 @@ def collect(
             candidates.ranks_CxP[:, part] = candidates.ranks_CxP[:, 0]  # of the list that depths cut
         gathered.append(candidates)
     return gathered
-
-
-def fit_queries(
-    collection: Collection, split: str | None, kind: str = "fused", otherwise: str = EQUAL
-) -> list[Query]:
-    """Returns the queries to choose weights with: at most QUERIES, chosen by a hash of their ids.
-
-    Queries without relevant passages are left out.
-
-    Args:
-      collection: the collection.
-      split: the split of the queries; None for none.
-      kind: of the searcher, for what is reported.
-      otherwise: what is so if there are no queries, for what is reported.
-
-    Raises:
-      UserError: there is no such split, and it is not the default one.
-    """
-    if split is None:
-        return []
-    counts = collection.query_counts
-    if not counts.get(split) and split != IndexSettings.fit_split:
-        known = ", ".join(name for name, count in counts.items() if count and name != REPORTED)
-        raise UserError(
-            f"make_index.fit_split: no queries of split {split!r}: choose one of {known or 'none'}, or "
-            f"None ({otherwise})"
-        )
-    queries = [query for query in collection.queries(split) if query.relevant] if counts.get(split) else []
-    if not queries:
-        log(f"{kind}: no queries of split {split!r} to choose weights with: {otherwise}")
-    elif REPORTED not in counts:
-        log(
-            f"{kind}: weights are chosen with queries of {split!r}, and there is no {REPORTED!r}: figures of "
-            f"{split!r} are not of unseen queries (with make_index.fit_split=None {otherwise})"
-        )
-    return sorted(queries, key=lambda query: storage.hash_fraction(query.id))[:QUERIES]
 
 
 def fit(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retrieval_jax.search.searcher import RankedList
+from retrieval_jax.data.trec import RankedList
 
 RECIPROCAL_RANK_K = 60
 CUTOFF = 10  # of the nDCG by which weights are chosen

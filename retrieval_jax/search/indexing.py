@@ -8,13 +8,8 @@ from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.mesh import multihost
-from retrieval_jax.search.searcher import (
-    IndexInputs,
-    IndexSettings,
-    Searcher,
-    searcher_class,
-    searcher_kinds,
-)
+from retrieval_jax.search.index_inputs import IndexInputs, IndexSettings
+from retrieval_jax.search.searcher import Searcher, searcher_class, searcher_kinds
 
 DEFAULT_KIND = "bm25"  # without a model
 

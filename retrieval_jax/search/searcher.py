@@ -21,136 +21,19 @@ The class must be imported before its kind is used: in Python by `import`, on th
 """
 
 import contextlib
-import dataclasses
-import functools
 import importlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from retrieval_jax.core import paths, registry, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.progress import log
-from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Collection, Passage
-from retrieval_jax.data.synthetic import SyntheticQueries
+from retrieval_jax.data.trec import RankedList
+from retrieval_jax.search.index_inputs import IndexInputs
+from retrieval_jax.search.manifest import check_sources
 
 if TYPE_CHECKING:  # a searcher without a model is opened without importing Flax and Orbax
-    from jax.sharding import Mesh
-
-    from retrieval_jax.checkpoints.model_folder import LoadedModel
-    from retrieval_jax.docids.token_sets import TokenSets
-    from retrieval_jax.embeddings.encoding import Embeddings
     from retrieval_jax.mesh.partitioning import Partitioner
-
-RankedList = list[tuple[str, float]]
-"""(passage id, score) of each retrieved passage, best first, no passage twice."""
-
-
-@dataclasses.dataclass(frozen=True)
-class IndexSettings:
-    """The settings of `retrieval-jax index` that a kind of searcher may read.
-
-    Attributes:
-      beams: beams of a generative search, which is the most docids that it finds.
-      batch_size: queries that a generative search decodes at once.
-      recall_target: recall of an approximate top-k over atomic docids; None for the exact top-k.
-      expansion: name of the synthetic queries that are appended to the passages; None for none.
-      language: the language of a lexical search, by the name of Snowball's stemmer ("porter" is English);
-        None for no stemmer and no stop words.
-      vector_dtype: what a searcher keeps vectors as: "float32", "bfloat16" or "int8".
-      dimensions: how many of the vectors' first dimensions are searched; None for all.
-      parts: names of the searchers that a fused searcher is made of.
-      fusion: how their results become one list, a key of `fusion.NORMALISATIONS`; None for the best one.
-      weights: the weight of each part; None to choose them with queries of `fit_split`.
-      depth: passages of each part that count; None to choose it with the weights.
-      fit_split: the split of queries to choose with; None for equal weights, or, of a planned searcher, the
-        sequential weight of the model's training.
-      sets: name of the sets of tokens that passages are scored by; None for the only ones.
-      plan_size: passages that the plan of a planned search keeps.
-      sequential_weight: of docids' own scores beside the lexical ones; None to choose it with queries of
-        `fit_split`.
-    """
-
-    beams: int = 40
-    batch_size: int = 32
-    recall_target: float | None = None
-    expansion: str | None = None
-    language: str | None = "porter"
-    vector_dtype: str = "float32"
-    dimensions: int | None = None
-    parts: tuple[str, ...] = ()
-    fusion: str | None = None
-    weights: tuple[float, ...] | None = None
-    depth: int | None = None
-    fit_split: str | None = "dev"
-    sets: str | None = None
-    plan_size: int = 1000
-    sequential_weight: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class IndexInputs:
-    """Everything that a searcher can be built from.
-
-    Attributes:
-      collection: the collection to be searched.
-      work: the collection's work folder, where its docids, embeddings and synthetic queries lie.
-      folder: the folder that the searcher will have. While it is built, it may hold an earlier searcher.
-      settings: what the user chose.
-      model_dir: the trained model's folder; None for kinds that need no model.
-      model: that model, opened on `mesh`; None for kinds that need no model.
-      mesh: devices of this process; None for kinds that need no model.
-      embeddings: the passages' vectors, for kinds with `reads_embeddings`; otherwise None.
-      prepared: what the searcher's `prepare` has made.
-      new_partitioner: `make_partitioner` of `Searcher.open`, for searchers that are made of others.
-    """
-
-    collection: Collection
-    work: Workspace
-    folder: Path
-    settings: IndexSettings = IndexSettings()
-    model_dir: str | Path | None = None
-    model: "LoadedModel | None" = None
-    mesh: "Mesh | None" = None
-    embeddings: "Embeddings | None" = None
-    prepared: object = None
-    new_partitioner: "Callable[[], Partitioner] | None" = None
-
-    @functools.cached_property
-    def expansion(self) -> SyntheticQueries | None:
-        """The synthetic queries that `settings.expansion` names.
-
-        Raises:
-          UserError: they are missing, or were generated for another collection.
-        """
-        if self.settings.expansion is None:
-            return None
-        queries = SyntheticQueries(self.work.synthetic(self.settings.expansion))
-        queries.check(self.collection)
-        return queries
-
-    @functools.cached_property
-    def token_sets(self) -> "TokenSets":
-        """The sets of tokens that `settings.sets` names, opened; it is told if the model learned others.
-
-        Raises:
-          UserError: they are missing, or of another collection or vocabulary.
-        """
-        from retrieval_jax.docids import token_sets
-
-        folder = token_sets.chosen(self.work, self.settings.sets)
-        sets = token_sets.open_for(folder, self.collection.fingerprint, self.model.vocabulary.checksum)
-        settings = paths.as_path(self.model_dir) / "settings.json"
-        learned = json.loads(settings.read_text()).get(token_sets.LEARNED) if settings.is_file() else None
-        if learned not in (None, sets.fingerprint()):
-            log(f"{folder}: not the sets that {self.model_dir} was trained with: its weights are for those")
-        return sets
-
-    def passages(self) -> Iterator[Passage]:
-        """Yields the passages in the collection's order, expanded by the synthetic queries if any are set."""
-        return self.expansion.expanded(self.collection) if self.expansion else self.collection.passages()
 
 
 class Searcher:
@@ -377,63 +260,7 @@ def check_scores(searcher: type[Searcher], name: str, setting: str) -> None:
     if searcher.score is Searcher.score:
         raise UserError(
             f"{setting}: {name} ({searcher.kind}) cannot score the passages that another searcher found: "
-            "take an exact, scann, generative, planned, lexical, fused or bm25 one"
-        )
-
-
-def searcher_manifest(folder: Path, collection: Collection) -> dict:
-    """Returns the manifest that `retrieval-jax index` wrote.
-
-    Raises:
-      UserError: the searcher is of another collection, or its model or a part of it was replaced since.
-    """
-    manifest = storage.read_manifest(folder, "index")
-    if manifest["recipe"]["collection"] != collection.fingerprint:
-        raise UserError(
-            f"{folder}: made of another collection than {collection.folder}: `retrieval-jax index`"
-        )
-    check_sources(folder, manifest)
-    return manifest
-
-
-def check_sources(folder: Path, manifest: dict) -> None:
-    """Raises UserError if what a searcher answers with is not what it was built with.
-
-    That is its model (see `check_model`), and of a fused searcher its parts: its weights were chosen for
-    those. What an exported folder holds is checked together with that folder's other files.
-    """
-    if "files" in manifest:
-        return
-    check_model(folder, manifest)
-    for part in manifest.get("parts", ()):
-        place = paths.join(folder, part["folder"])
-        now = storage.read_manifest(place, "index")
-        if now["recipe"] != part["recipe"]:
-            raise UserError(
-                f"{paths.absolute(place)}: not the searcher that {folder} was made of: make {folder.name} "
-                "again, `retrieval-jax index`"
-            )
-        check_sources(place, now)
-
-
-def check_model(folder: Path, manifest: dict) -> None:
-    """Raises UserError if a searcher's model is not the one that the searcher was built with.
-
-    A model can be trained again to the same step, so that only its content tells them apart. Nothing is
-    raised here if the model or its checkpoint is missing: opening the searcher reports that.
-    """
-    if "model" not in manifest:
-        return
-    from retrieval_jax.checkpoints.model_folder import DESCRIPTION, model_checksum, read_description
-
-    model = paths.join(folder, manifest["model"])
-    if not (model / DESCRIPTION).is_file():
-        return
-    now = model_checksum(model, manifest["step"], read_description(model))
-    if now is not None and now != manifest["recipe"].get("checksum"):
-        raise UserError(
-            f"{paths.absolute(model)}: not the model (of step {manifest['step']}) that {folder} was made of: "
-            "`retrieval-jax index`"
+            "take a generative, planned, exact, lexical, bm25 or fused one"
         )
 
 

@@ -24,7 +24,7 @@ from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.text_groups import TextGroups
 from retrieval_jax.search.generative import search_function
-from retrieval_jax.search.searcher import IndexSettings
+from retrieval_jax.search.index_inputs import IndexSettings
 from retrieval_jax.training.settings import TrainSettings
 from retrieval_jax.training.step import abstract_state, make_train_step
 

@@ -17,7 +17,7 @@ from retrieval_jax.data.collection import Collection
 from retrieval_jax.evaluation.runs import searcher_metrics
 from retrieval_jax.interop import model_card
 from retrieval_jax.interop.writers import WRITERS, Subject
-from retrieval_jax.search.searcher import searcher_manifest
+from retrieval_jax.search.manifest import searcher_manifest
 
 
 @gin.configurable

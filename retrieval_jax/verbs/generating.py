@@ -18,7 +18,7 @@ from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.models.query_generator import QueryGenerator
 from retrieval_jax.models.query_sampler import QuerySampler, SamplingSettings
 from retrieval_jax.search.batched import BATCH_SIZE
-from retrieval_jax.search.searcher import searcher_manifest
+from retrieval_jax.search.manifest import searcher_manifest
 from retrieval_jax.search.shared_work import make_in_shards, open_for_share, scratch_folder
 
 

@@ -18,8 +18,9 @@ from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.mined import Chosen, MinedNegatives, NegativesRule
 from retrieval_jax.data.scores import TeacherScores
 from retrieval_jax.mesh.partitioning import make_partitioner
+from retrieval_jax.search.manifest import searcher_manifest
 from retrieval_jax.search.mining import Miner, Teacher, scores_as_teacher, searcher_as_teacher
-from retrieval_jax.search.searcher import Searcher, searcher_manifest
+from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.search.shared_work import make_in_shards, open_for_share, scratch_folder
 
 SUMMARY_KEYS = ("queries", "with_negatives", "fewer_than_wanted", "negatives")  # of the manifest

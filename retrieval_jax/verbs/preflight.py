@@ -193,7 +193,7 @@ def _configured(
     sets = _set_shape(config.data.sets, work, collection)
     shapes = batch_shapes(target_type, config.data, config.batch_size, docid_length, sets)
     if search:
-        planned = IndexConfig().settings.sets if model.config.lexical_head else None
+        planned = IndexConfig().sets if model.config.lexical_head else None
         sets = _set_shape(planned, work, collection)
         program, inputs, slow = _plan_search(model, config, docids, sets, passages, k)
     else:
@@ -263,7 +263,7 @@ def _plan_search(
         arrays, _ = strategy.build(docids, outputs)
     else:
         arrays = strategy.abstract(docids, passages, outputs)
-    settings, rules, length = IndexConfig().settings, partitioning.axis_rules(), config.data.input_length
+    settings, rules, length = IndexConfig(), partitioning.axis_rules(), config.data.input_length
 
     def planning(shards: int) -> Planning | None:
         if not sets:

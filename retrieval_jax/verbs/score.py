@@ -25,7 +25,8 @@ from retrieval_jax.data.trec import read_run
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.batched import score_in_batches
-from retrieval_jax.search.searcher import check_scores, searcher_class, searcher_manifest
+from retrieval_jax.search.manifest import searcher_manifest
+from retrieval_jax.search.searcher import check_scores, searcher_class
 from retrieval_jax.search.shared_work import make_in_shards, open_for_share, scratch_folder
 
 SPLITS = ("train", "dev")

@@ -15,7 +15,8 @@ from retrieval_jax.evaluation import runs
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.batched import BATCH_SIZE, search_queries, search_texts, single_query_ms
-from retrieval_jax.search.searcher import Searcher, searcher_manifest
+from retrieval_jax.search.manifest import searcher_manifest
+from retrieval_jax.search.searcher import Searcher
 
 
 @gin.configurable

@@ -15,7 +15,8 @@ from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search import fused
 from retrieval_jax.search.fused import FusedSearcher
 from retrieval_jax.search.fusion import DEPTHS, Fusion
-from retrieval_jax.search.searcher import IndexSettings, RankedList, Searcher
+from retrieval_jax.search.index_inputs import IndexSettings
+from retrieval_jax.search.searcher import RankedList, Searcher
 
 QUERIES = ["smooth a noisy signal", "print a table", "qqq"]
 
@@ -293,23 +294,6 @@ def test_what_is_refused(two, cli):
         assert f"make_index.{name}: only {which} has {name}, and this is of the kind bm25" in err
     assert cli("index", *two, "--gin.make_index.fit_split=None")[1]["fused_by"]["weights"] == [0.5, 0.5]
     assert cli("export", *two, "--gin.SEARCHER='fused'", "--gin.export.format='t5x'")[0] == 2
-
-
-def test_queries_of_dev_that_are_reported_are_told_of(collection, capsys, monkeypatch):
-    assert fused.fit_queries(collection, None) == []
-    assert len(fused.fit_queries(collection, "dev")) == 10
-    monkeypatch.setattr(collection, "query_counts", {"train": 50, "dev": 10})
-    monkeypatch.setattr(fused, "QUERIES", 4)
-    some = fused.fit_queries(collection, "dev")
-    assert len(some) == 4
-    assert some == fused.fit_queries(collection, "dev")
-    assert "figures of 'dev' are not of unseen queries" in capsys.readouterr().err
-    monkeypatch.setattr(collection, "query_counts", {"train": 50})
-    assert fused.fit_queries(collection, "dev") == []  # the default: a collection may have no such queries
-    words = "no queries of split 'dev' to choose weights with: all parts have the same weight"
-    assert words in capsys.readouterr().err
-    with pytest.raises(UserError, match="no queries of split 'trian': choose one of train, or None"):
-        fused.fit_queries(collection, "trian")
 
 
 def test_each_model_that_is_searched_with_is_counted_once(tmp_path):

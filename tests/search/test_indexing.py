@@ -26,8 +26,9 @@ from retrieval_jax.embeddings import encoding
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.search.index_inputs import IndexSettings
 from retrieval_jax.search.indexing import default_name
-from retrieval_jax.search.searcher import IndexSettings, Searcher, searcher_class
+from retrieval_jax.search.searcher import Searcher, searcher_class
 
 DIMENSIONS = 8
 QUERY = "smooth a noisy signal"

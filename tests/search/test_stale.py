@@ -1,4 +1,4 @@
-"""What was made of an earlier model, searcher or collection is made anew, or left out and named."""
+"""What was made by an earlier model or vocabulary is made anew, or refused; searchers: test_manifest.py."""
 
 import shutil
 
@@ -6,47 +6,8 @@ from model_folders import random_params, write_model_folder
 
 from retrieval_jax.data.synthetic import SyntheticQueries
 from retrieval_jax.data.vocabulary import learn
-from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.query_generator import QueryGenerator
-from retrieval_jax.search.searcher import Searcher
-from retrieval_jax.training.run import docid_softmax
-
-
-def test_a_generative_model_that_is_another_at_the_same_step_is_noticed(own, collection, tmp_path, cli):
-    assert cli("import", *own)[0] == 0
-    assert cli("docids", *own, "--gin.DOCIDS='atomic'")[0] == 0
-    table, folder = DocidTable.open(tmp_path / "work/docids/atomic"), tmp_path / "model"
-    model = GenerativeRetriever(T5Config(1152, 16, 2, 8, 20, 1, 1, **docid_softmax(table)))
-
-    def trained(seed: int) -> None:
-        facts = {"docids": "atomic", "docids_fingerprint": table.fingerprint()}
-        write_model_folder(folder, model, random_params(model, seed), collection, **facts)
-
-    index = ["index", *own, f"--gin.MODEL_DIR='{folder}'"]
-    search = ["search", *own, "--gin.SEARCHER='atomic'"]
-    export = ["export", *own, "--gin.SEARCHER='atomic'"]
-    trained(0)
-    for command in (index, search, export):
-        assert cli(*command)[0] == 0
-    first = (tmp_path / "work/runs/atomic.test.trec").read_text()
-    exported = shutil.copytree(tmp_path / "work/exports/atomic", tmp_path / "carried")
-    found = Searcher.open(exported).search(["smooth a signal"], 5)
-
-    trained(1)
-    for command in (search, export, ["mine", *own, "--gin.SEARCHER='atomic'"]):
-        status, _, err = cli(*command)
-        assert status == 2
-        assert "not the model (of step 7) that" in err
-        assert "`retrieval-jax index`" in err
-    for command in (index, search, export):
-        assert cli(*command)[0] == 0
-    assert (tmp_path / "work/runs/atomic.test.trec").read_text() != first
-    # What was exported holds all that it answers with; exported again it is the new model's.
-    assert Searcher.open(exported).search(["smooth a signal"], 5) == found
-    again = Searcher.open(tmp_path / "work/exports/atomic").search(["smooth a signal"], 5)
-    assert again == Searcher.open(tmp_path / "work/searchers/atomic").search(["smooth a signal"], 5) != found
 
 
 def test_queries_of_a_generator_that_is_another_at_the_same_step_are_made_anew(
