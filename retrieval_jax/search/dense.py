@@ -31,17 +31,18 @@ from retrieval_jax.search.dense_folder import (
     SHARDS,
     check_files,
     indexed_passages,
-    load_own_model,
 )
+from retrieval_jax.search.encoding_searcher import EncodingSearcher, load_own_model
 from retrieval_jax.search.exact import ExactSearch
+from retrieval_jax.search.index_inputs import IndexInputs
 from retrieval_jax.search.scann_index import recall_at
 from retrieval_jax.search.scann_shards import Indexed, ScannIndex, rows_now
-from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
+from retrieval_jax.search.searcher import RankedList, register_searcher
 
 RECALL_QUERIES = 200  # with which an approximate search is measured
 
 
-class DenseSearcher(Searcher):
+class DenseSearcher(EncodingSearcher):
     """Searches the vectors of passages for those with the largest dot products with a query's vector.
 
     A subclass says how the vectors are indexed (`write_index`), opened (`open`) and searched (`nearest`).
@@ -57,20 +58,8 @@ class DenseSearcher(Searcher):
     reads_embeddings: ClassVar[bool] = True
 
     def __init__(self, encoder: TextEncoder, passage_ids: pa.Array, dimensions: int):
-        self.encoder, self.passage_ids, self.dimensions = encoder, passage_ids, dimensions
-
-    def truncates(self, query: str) -> bool:
-        """See `Searcher.truncates`."""
-        return self.encoder.vocabulary.exceeds(query, self.encoder.length)
-
-    def compile_for(self, queries: Sequence[str]) -> None:
-        """See `Searcher.compile_for`: the encoder's shapes."""
-        if queries:
-            self.encoder.compile_for(queries)
-
-    def use_batch_sizes(self, sizes: Sequence[int]) -> None:
-        """See `Searcher.use_batch_sizes`: of the encoder."""
-        self.encoder.use_batch_sizes(sizes)
+        super().__init__(encoder)
+        self.passage_ids, self.dimensions = passage_ids, dimensions
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See `Searcher.search`. The scores are dot products."""

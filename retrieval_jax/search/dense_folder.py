@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval_jax.checkpoints import checksums
-from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.search.searcher import IndexInputs
+from retrieval_jax.search.index_inputs import IndexInputs
 
 FIRST_DIMENSIONS = "first_dimensions"  # in a manifest, where `make_index.dimensions` is set
 SHARDS = "shards"
@@ -50,14 +49,3 @@ def check_files(folder: Path, manifest: dict, parts: Sequence[str] | None = None
         raise UserError(f"{folder}: was made by an earlier version of retrieval_jax: {hint}")
     if reason := checksums.find_damage(folder, parts):
         raise UserError(f"{folder}: damaged ({reason}): {hint}")
-
-
-def load_own_model(folder: Path, manifest: dict) -> LoadedModel:
-    """Loads a searcher's model."""
-    model = paths.join(folder, manifest["model"])
-    if not model.is_dir():
-        raise UserError(
-            f"{folder}: its model is not at {paths.absolute(model)}: move both together, or "
-            "`retrieval-jax index`"
-        )
-    return load_model(model, manifest["step"])

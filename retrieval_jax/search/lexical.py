@@ -25,8 +25,9 @@ from retrieval_jax.embeddings.text_encoder import TextEncoder, query_shapes
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.models.softmax import exact_products
-from retrieval_jax.search.dense_folder import load_own_model
-from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
+from retrieval_jax.search.encoding_searcher import EncodingSearcher, load_own_model
+from retrieval_jax.search.index_inputs import IndexInputs
+from retrieval_jax.search.searcher import RankedList, register_searcher
 
 _SIZES = (1, 8, 32)  # queries that are scored at once
 _DEPTH = 128  # a search keeps a multiple of so many passages, so that few depths are compiled
@@ -34,7 +35,7 @@ _EXPLAINED = 32  # tokens of a query that are explained, at most
 
 
 @register_searcher
-class LexicalSearcher(Searcher):
+class LexicalSearcher(EncodingSearcher):
     """Ranks all passages by the sum of the query's weights of the tokens in their sets.
 
     Args:
@@ -49,7 +50,8 @@ class LexicalSearcher(Searcher):
     other_model_families: ClassVar[tuple[str, ...]] = ("generative",)
 
     def __init__(self, encoder: TextEncoder, sets: TokenSets, mesh: Mesh | None = None):
-        self.encoder, self.sets = encoder, sets
+        super().__init__(encoder)
+        self.sets = sets
         self.mesh = mesh or all_devices(devices=jax.local_devices()[:1])
         shards = self.mesh.shape["data"]
         arrays = build_sets(sets.tokens_PxM, sets.impacts_PxM, sets.impact_scale, shards)
@@ -57,18 +59,9 @@ class LexicalSearcher(Searcher):
         self.batch_sizes: Sequence[int] = _SIZES
         self.find_rows = arrow_ids.RowFinder(sets.passage_ids)
 
-    def truncates(self, query: str) -> bool:
-        """See `Searcher.truncates`."""
-        return self.encoder.vocabulary.exceeds(query, self.encoder.length)
-
-    def compile_for(self, queries: Sequence[str]) -> None:
-        """See `Searcher.compile_for`: the encoder's shapes."""
-        if queries:
-            self.encoder.compile_for(queries)
-
     def use_batch_sizes(self, sizes: Sequence[int]) -> None:
         """See `Searcher.use_batch_sizes`: of the encoder, and of the scores."""
-        self.encoder.use_batch_sizes(sizes)
+        super().use_batch_sizes(sizes)
         self.batch_sizes = sizes
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
@@ -127,10 +120,10 @@ class LexicalSearcher(Searcher):
         """
         (weights_V,) = self.encoder([query])
         heaviest = np.argsort(-weights_V, kind="stable")[:_EXPLAINED]
-        passages = []
-        for passage_id, _ in ranked_list:
-            (row,) = self.find_rows([passage_id])
-            added_M, tokens_M = self._added(weights_V, np.array([row]))[0], self.sets.tokens_PxM[row]
+        ids, passages = [passage_id for passage_id, _ in ranked_list], []
+        rows_C = np.array(self.find_rows(ids), int)
+        for passage_id, row, added_M in zip(ids, rows_C, self._added(weights_V, rows_C), strict=True):
+            tokens_M = self.sets.tokens_PxM[row]
             order = [m for m in np.argsort(-added_M, kind="stable") if added_M[m] > 0]
             tokens = [self._told(tokens_M[m], added_M[m]) for m in order]
             passages.append({"passage": passage_id, "tokens": tokens})
