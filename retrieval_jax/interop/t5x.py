@@ -346,7 +346,7 @@ def queries_task(model: Model) -> str:
         targets: Sequence[str], predictions: Sequence[Sequence[int]], aux_values: Mapping
     ) -> dict[str, float]:
         run = {
-            query: model.searcher.ranked_list(np.asarray(found), scores)
+            query: model.searcher.passages.ranked_list(np.asarray(found), scores)
             for query, found, scores in zip(targets, predictions, aux_values["scores"], strict=True)
         }
         return compute_metrics({query: qrels[query] for query in targets}, run)
@@ -376,7 +376,7 @@ def write_predictions(
     found, aux = inferences
     with tf.io.gfile.GFile(path, "w") as file:
         for query, docids, scores in zip(task_ds.as_numpy_iterator(), found, aux["scores"], strict=True):
-            ranking = model.searcher.ranked_list(np.asarray(docids), scores)
+            ranking = model.searcher.passages.ranked_list(np.asarray(docids), scores)
             line = {
                 "id": query["query"].decode(),
                 "query": query["query_pretokenized"].decode(),

@@ -1,4 +1,4 @@
-"""Scoring docids that are given, for `Searcher.score` and `Searcher.explain` of a generative searcher."""
+"""Scoring passages that are given by their docids, for `Searcher.score` and `Searcher.explain`."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,11 +6,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.docids.search_strategy import SearchStrategy
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.models.generative import GenerativeRetriever
 
-CANDIDATES = 32  # docids of a query that are scored at once
+CANDIDATES = 32  # rows of a query that are scored at once
 
 
 def docids_of(table: DocidTable, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -52,3 +53,26 @@ def scoring_functions(model: GenerativeRetriever, mesh: Mesh | None) -> tuple[Ca
     whole = NamedSharding(mesh, PartitionSpec()) if mesh else None
     token_scores = jax.jit(token_scores, static_argnums=0, out_shardings=whole)
     return jax.jit(encode, static_argnums=0), token_scores
+
+
+def score_in_blocks(
+    rows: Sequence[Sequence[int]], batch_size: int, score: Callable[[np.ndarray], jax.Array]
+) -> list[np.ndarray]:
+    """Scores rows for each query of a batch, CANDIDATES at once: one program fits any number of rows.
+
+    Args:
+      rows: of each query, rows of a table; -1 for none.
+      batch_size: queries of the batch with its padding, B.
+      score: int32 B×CANDIDATES, rows of the table -> float32 B×CANDIDATES or B×CANDIDATES×L.
+
+    Returns:
+      For each query float32, its rows (× L); NaN where there is none.
+    """
+    most = max(round_up(max(map(len, rows)), CANDIDATES), CANDIDATES)
+    row_BxC = np.full((batch_size, most), -1, np.int32)
+    for row_C, own in zip(row_BxC, rows, strict=False):
+        row_C[: len(own)] = own
+    blocks = np.split(np.maximum(row_BxC, 0), most // CANDIDATES, axis=1)
+    scores = np.concatenate([np.asarray(score(row_BxK)) for row_BxK in blocks], axis=1)
+    scores[row_BxC < 0] = np.nan
+    return [of_query[: len(own)] for of_query, own in zip(scores, rows, strict=False)]

@@ -14,7 +14,6 @@ from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
-from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import EOS, Vocabulary, round_up
 from retrieval_jax.docids.search_strategies import STRATEGIES
 from retrieval_jax.docids.search_strategy import SearchStrategy
@@ -22,8 +21,12 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.models.generative import GenerativeRetriever
-from retrieval_jax.search.docid_scores import CANDIDATES, docids_of, scoring_functions
-from retrieval_jax.search.searcher import IndexInputs, RankedList, Searcher, register_searcher
+from retrieval_jax.search.docid_passages import DocidPassages
+from retrieval_jax.search.docid_scores import docids_of, score_in_blocks, scoring_functions
+from retrieval_jax.search.index_inputs import IndexInputs
+from retrieval_jax.search.searcher import RankedList, Searcher, register_searcher
+
+SETTINGS = ("beams", "batch_size", "recall_target")  # of `IndexSettings`, which the constructor takes
 
 
 @register_searcher
@@ -75,6 +78,21 @@ class GenerativeSearcher(Searcher):
         self._decode = search_function(model, mesh)
         self._encode, self._token_scores = scoring_functions(model, mesh)
 
+    @classmethod
+    def of_model(
+        cls, opened: LoadedModel, table: DocidTable, mesh: Mesh | None, **settings: object
+    ) -> "GenerativeSearcher":
+        """Makes a searcher with a model that was loaded on a mesh.
+
+        Args:
+          opened: the model.
+          table: see the class.
+          mesh: see the class.
+          **settings: the other arguments of the class.
+        """
+        length = opened.description["input_length"]
+        return cls(opened.model, opened.params, table, opened.vocabulary, length, mesh=mesh, **settings)
+
     def replace(self, table: DocidTable) -> None:
         """Searches another state of the docids from now on, to which passages were added or from it removed.
 
@@ -89,10 +107,7 @@ class GenerativeSearcher(Searcher):
         self.find_rows = arrow_ids.RowFinder(table.passage_ids)
         docids, first_N = self.strategy.build(table, self.outputs, self.docids)
         self.docids = self.place(docids, *self.strategy.mesh_axes)
-        # Docids that an earlier row has, too: (those earlier rows, ascending; the docids' own rows).
-        duplicates = np.flatnonzero(first_N != np.arange(len(first_N)))
-        by_first = np.argsort(first_N[duplicates], kind="stable")
-        self.duplicates = first_N[duplicates][by_first], duplicates[by_first]
+        self.passages = DocidPassages(table, first_N)
 
     def of_prefixes(self, length: int) -> "GenerativeSearcher":
         """Returns a searcher of the docids' prefixes, with the same parameters; see `DocidTable.prefixes`.
@@ -115,9 +130,10 @@ class GenerativeSearcher(Searcher):
         self.batch_sizes = sorted({round_up(size, data) for size in sizes})
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
-        """See Searcher. Scores are as the model's `score` says; passages of one docid tie, in row order.
+        """See `Searcher.search`. Scores are as the model's `score` says.
 
-        A passage with several docids has the best score of those that are found.
+        Passages of one docid tie, in the order of their rows. A passage with several docids has the best
+        score of those that are found.
         """
         return self.lists_of(queries, self.find_docids(queries, k), k)
 
@@ -138,7 +154,7 @@ class GenerativeSearcher(Searcher):
         self, queries: Sequence[str], found: Sequence[tuple[np.ndarray, list[float]]], k: int
     ) -> list[RankedList]:
         """Lists the best k passages of the docids that were found for each query; see `find_docids`."""
-        return [self.ranked_list(rows, scores)[:k] for rows, scores in found]
+        return [self.passages.ranked_list(rows, scores)[:k] for rows, scores in found]
 
     def find_docids(self, queries: Sequence[str], k: int) -> list[tuple[np.ndarray, list[float]]]:
         """Finds docids without their passages.
@@ -149,7 +165,7 @@ class GenerativeSearcher(Searcher):
             no beams.
 
         Returns:
-          For each query (int32, rows of docids as `ranked_list` takes them; the docids' scores).
+          For each query (int32, rows of docids as `DocidPassages.ranked_list` takes them; their scores).
         """
         return [(rows, scores) for rows, scores, _ in self._found(queries, k)]
 
@@ -252,8 +268,7 @@ class GenerativeSearcher(Searcher):
     def _token_scores_of(self, texts: list[str], docids: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Computes the scores of docids' tokens for the queries of one batch.
 
-        Queries are encoded once, and CANDIDATES docids of each are then computed at once: these two programs
-        fit any number of docids.
+        Queries are encoded once, whatever the number of docids.
 
         Args:
           texts: the queries.
@@ -262,52 +277,14 @@ class GenerativeSearcher(Searcher):
         Returns:
           For each query float32, docids × L; NaN where there is none.
         """
-        most = round_up(max(map(len, docids)), CANDIDATES)
-        batch, parts = self._batch(texts), []
-        encoded = self._encode(self.strategy, self.params, batch) if most else None
-        row_BxC = np.full((len(batch["encoder_input_tokens"]), most), -1)
-        for row_C, rows in zip(row_BxC, docids, strict=False):
-            row_C[: len(rows)] = rows
-        for first in range(0, most, CANDIDATES):
-            tokens = self.table.tokens_NxL[np.maximum(row_BxC[:, first : first + CANDIDATES], 0)]
-            found = self._token_scores(
-                self.strategy, self.params, batch, encoded, self.place(tokens.astype(np.int32), "data")
-            )
-            parts.append(np.asarray(found))
-        shape = (*row_BxC.shape, self.table.length)
-        scores_BxCxL = np.concatenate(parts, axis=1) if parts else np.zeros(shape, np.float32)
-        scores_BxCxL = np.where(row_BxC[..., None] < 0, np.nan, scores_BxCxL)
-        return [scores_CxL[: len(rows)] for scores_CxL, rows in zip(scores_BxCxL, docids, strict=False)]
+        batch = self._batch(texts)
+        encoded = self._encode(self.strategy, self.params, batch)
 
-    def ranked_list(self, rows: np.ndarray, scores: Sequence[float]) -> RankedList:
-        """Lists the passages of the docids that a search found, each with the first and best of its docids.
+        def token_scores(row_BxK: np.ndarray) -> jax.Array:
+            tokens_BxKxL = self.place(self.table.tokens_NxL[row_BxK].astype(np.int32), "data")
+            return self._token_scores(self.strategy, self.params, batch, encoded, tokens_BxKxL)
 
-        Args:
-          rows: int, rows of the docid table, best first; negative ones, which come last, name no passage.
-          scores: the docids' scores, which their passages get.
-        """
-        ids, passages = self.table.passage_ids, {}
-        for (first, others), score in zip(self.sharing(rows), scores, strict=False):
-            same = [first, *others.tolist()]
-            if self.table.extra_docid_passage_M is not None:
-                same = sorted(self.table.passages_of(np.array(same)).tolist())
-            for row in same:
-                passages.setdefault(row, score)
-        return [(ids[row].as_py(), score) for row, score in passages.items()]
-
-    def sharing(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Finds the rows of the table that have the same docid.
-
-        Args:
-          rows: as `ranked_list` takes them.
-
-        Returns:
-          For each docid (its row; the other rows that have it, ascending).
-        """
-        rows = rows[rows >= 0]
-        firsts, duplicates = self.duplicates
-        begin, end = (np.searchsorted(firsts, rows, side).tolist() for side in ("left", "right"))
-        return [(row, duplicates[a:b]) for row, a, b in zip(rows.tolist(), begin, end, strict=True)]
+        return score_in_blocks(docids, len(batch["encoder_input_tokens"]), token_scores)
 
     def measured_recall(self, queries: Sequence[str], k: int) -> float:
         """Returns the share of the exact best k passages that the search finds; see `recall_target`."""
@@ -322,26 +299,20 @@ class GenerativeSearcher(Searcher):
     @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:
         """See `Searcher.recipe`: the docids, and the settings of the search."""
-        docids = inputs.work.docids(inputs.model.description["docids"])
-        return {
-            "beams": inputs.settings.beams,
-            "batch_size": inputs.settings.batch_size,
-            "recall_target": inputs.settings.recall_target,
-            "docids_fingerprint": check_docids(inputs.model, inputs.collection, docids, inputs.model_dir),
-        }
+        own = {name: getattr(inputs.settings, name) for name in SETTINGS}
+        return own | {"docids_fingerprint": inputs.docids.fingerprint()}
 
     @classmethod
     def write(cls, folder: Path, inputs: IndexInputs) -> dict:
         """See `Searcher.write`. It writes nothing: the manifest says where the model and the docids lie."""
-        docids = inputs.work.docids(inputs.model.description["docids"])
-        table, beams = DocidTable.open(docids), inputs.settings.beams
+        table, beams = inputs.docids, inputs.settings.beams
         ratio = len(table.tokens_NxL) / len(table.passage_ids)
         if ratio > 1:
             log(
                 f"{inputs.folder.name}: passages have {ratio:.1f} docids each, so that {beams} beams may "
                 f"find as few as {beams / ratio:.0f} passages: --gin.make_index.beams={round(beams * ratio)}"
             )
-        return {"docids": paths.relative(docids, inputs.folder)}
+        return {"docids": paths.relative(inputs.docids_folder, inputs.folder)}
 
     @classmethod
     def open(
@@ -356,56 +327,19 @@ class GenerativeSearcher(Searcher):
         Raises:
           UserError: files are missing, or the docids are not those that the searcher was made of.
         """
-        return cls._open(folder, storage.read_manifest(folder, "index"), make_partitioner, {})
+        return cls._open(folder, storage.read_manifest(folder, "index"), make_partitioner)
 
     @classmethod
-    def _open(cls, folder: Path, manifest: dict, make_partitioner: Callable | None, settings: dict):
-        """Opens a searcher whose further arguments are `settings`; see `open`."""
-        table = DocidTable.open(paths.join(folder, manifest["docids"]))
+    def _open(cls, folder: Path, manifest: dict, make_partitioner: Callable | None, **settings: object):
+        """Opens a searcher of a class whose further arguments are `settings`; see `open`."""
+        docids = paths.join(folder, manifest["docids"])
+        table = DocidTable.open(docids)
         if table.fingerprint() != manifest["docids_fingerprint"]:
-            docids = paths.join(folder, manifest["docids"])
             raise UserError(f"{docids}: not the docids that {folder} was made of: `retrieval-jax index`")
         mesh, rules = make_partitioner() if make_partitioner else Partitioner(all_devices())
         opened = load_model(paths.join(folder, manifest["model"]), manifest["step"], mesh, rules)
-        return cls(
-            opened.model,
-            opened.params,
-            table,
-            opened.vocabulary,
-            opened.description["input_length"],
-            beams=manifest["beams"],
-            batch_size=manifest["batch_size"],
-            mesh=mesh,
-            recall_target=manifest["recall_target"],
-            **settings,
-        )
-
-
-def check_collection(opened: LoadedModel, collection: Collection, model_dir: str | Path) -> None:
-    """Raises UserError if a model was trained on another collection."""
-    if opened.description["collection"] != collection.fingerprint:
-        raise UserError(
-            f"{model_dir}: trained on another collection ({opened.description['collection_name']}, or an "
-            f"earlier version) than {collection.folder}: name that model's collection, or train a new one"
-        )
-
-
-def check_docids(opened: LoadedModel, collection: Collection, docids: Path, model_dir: str | Path) -> str:
-    """Returns the fingerprint of the docids that a model is to search.
-
-    Raises:
-      UserError: they are neither the docids that the model was trained on nor an extension of them, or they
-        are of another collection.
-    """
-    if not storage.finished(docids):
-        check_collection(opened, collection, model_dir)
-    table = DocidTable.open(docids)
-    if table.collection != collection.fingerprint:
-        raise UserError(f"{docids}: of another collection than {collection.folder}: `retrieval-jax docids`")
-    if opened.description["docids_fingerprint"] not in (table.fingerprint(), *table.ancestors):
-        check_collection(opened, collection, model_dir)
-        raise UserError(f"{docids}: not the docids that {model_dir} was trained on: train it again")
-    return table.fingerprint()
+        own = {name: manifest[name] for name in SETTINGS}
+        return cls.of_model(opened, table, mesh, **own, **settings)
 
 
 def _place(mesh: Mesh | None, tree: object, *axes: str) -> object:

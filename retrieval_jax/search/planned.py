@@ -16,7 +16,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import bar, log
-from retrieval_jax.data.vocabulary import round_up
 from retrieval_jax.decoding.bonuses import Planning
 from retrieval_jax.decoding.planning import score_all, score_rows
 from retrieval_jax.docids import token_sets
@@ -24,10 +23,11 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.search import fusion
-from retrieval_jax.search.docid_scores import CANDIDATES
-from retrieval_jax.search.fused import check_fit_split, fit_queries
-from retrieval_jax.search.generative import GenerativeSearcher
-from retrieval_jax.search.searcher import IndexInputs, RankedList, register_searcher
+from retrieval_jax.search.docid_scores import score_in_blocks
+from retrieval_jax.search.fit_queries import check_fit_split, fit_queries
+from retrieval_jax.search.generative import SETTINGS, GenerativeSearcher
+from retrieval_jax.search.index_inputs import IndexInputs
+from retrieval_jax.search.searcher import RankedList, register_searcher
 
 VERSION = 1  # of what is computed from the same settings
 WEIGHTS = (1, 2, 0.5, 4, 0.25, 8, 0.125, 0.0625, 0)  # times that of the training, the nearest ones first
@@ -84,7 +84,7 @@ class PlannedSearcher(GenerativeSearcher):
         planning = self.strategy.build_planning(
             table,
             self.docids,
-            self._first_rows(),
+            self.passages.first_rows,
             self.sets,
             self.plan_size,  # also where there are fewer passages: with one more, nothing is compiled again
             self.mesh.shape["data"] if self.mesh else 1,
@@ -104,22 +104,16 @@ class PlannedSearcher(GenerativeSearcher):
         made = copy.copy(self)
         made.docids = None  # a trie of other shapes
         GenerativeSearcher.replace(made, self.table.prefixes(length))
-        docids = made.place(made.strategy.planned_docids(made.table, made.docids, made._first_rows()))
+        docids = made.place(made.strategy.planned_docids(made.table, made.docids, made.passages.first_rows))
         made.planning = dataclasses.replace(self.planning, docids=docids, of_prefixes=True)
         return made
-
-    def _first_rows(self) -> np.ndarray:
-        """Returns for each row of the table the first row with the same docid."""
-        first_N, (firsts, duplicates) = np.arange(len(self.table.tokens_NxL)), self.duplicates
-        first_N[duplicates] = firsts
-        return first_N
 
     def lists_of(
         self, queries: Sequence[str], found: Sequence[tuple[np.ndarray, list[float]]], k: int
     ) -> list[RankedList]:
         """See GenerativeSearcher. Equal scores are in the order of the docids found, then in row order."""
-        if not len(self.duplicates[0]) and self.table.extra_docid_passage_M is None:
-            return [self.ranked_list(rows, scores)[:k] for rows, scores in found]
+        if self.passages.one_to_one:
+            return super().lists_of(queries, found, k)
         passages = [self._passages_of(rows) for rows, _ in found]
         names = [[self.table.passage_ids[row].as_py() for row in rows] for rows, _ in passages]
         results = []
@@ -137,10 +131,7 @@ class PlannedSearcher(GenerativeSearcher):
 
     def _passages_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Finds the passages of docids that a search found: (their rows, the index of the docid of each)."""
-        groups = [
-            np.unique(self.table.passages_of(np.array([first, *others])))
-            for first, others in self.sharing(rows)
-        ]
+        groups = self.passages.of_docids(rows)
         owner = np.repeat(np.arange(len(groups)), [*map(len, groups)])
         return np.concatenate([*groups, np.zeros(0, int)]).astype(int), owner
 
@@ -234,21 +225,26 @@ class PlannedSearcher(GenerativeSearcher):
         results = []
         for first in range(0, len(queries), self.batch_sizes[-1]):
             some = slice(first, first + self.batch_sizes[-1])
-            batch, rows = self._batch(list(queries[some])), [*map(self.find_rows, candidates[some])]
-            most = round_up(max(map(len, rows)), CANDIDATES)
-            row_BxC = np.full((len(batch["encoder_input_tokens"]), most), -1, np.int32)
-            for row_C, own in zip(row_BxC, rows, strict=False):
-                row_C[: len(own)] = own
-            weights, parts = self._weights(self.params, batch), []
-            for at in range(0, most, CANDIDATES):
-                some_rows = np.maximum(row_BxC[:, at : at + CANDIDATES], 0)
-                if self.planning.docids is None:  # the sets are by token of the softmax
-                    some_rows = self.table.tokens_NxL[some_rows, 0].astype(np.int32)
-                parts.append(np.asarray(self._scores(weights, self.planning, self.place(some_rows, "data"))))
-            scores_BxC = np.concatenate(parts, axis=1) if parts else np.zeros(row_BxC.shape, np.float32)
-            scores_BxC = np.where(row_BxC < 0, np.nan, scores_BxC)
-            results += [s[: len(own)].tolist() for s, own in zip(scores_BxC, rows, strict=False)]
+            rows = [*map(self.find_rows, candidates[some])]
+            results += [scores_C.tolist() for scores_C in self._lexical_scores_of(list(queries[some]), rows)]
         return results
+
+    def _lexical_scores_of(self, texts: list[str], rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Computes the lexical scores of passages for the queries of one batch.
+
+        Args:
+          texts: the queries.
+          rows: of each query, rows of the docid table; -1 for none.
+        """
+        batch = self._batch(texts)
+        weights_BxV = self._weights(self.params, batch)
+
+        def lexical_scores(row_BxK: np.ndarray) -> jax.Array:
+            if self.planning.docids is None:  # the sets are by token of the softmax
+                row_BxK = self.table.tokens_NxL[row_BxK, 0].astype(np.int32)
+            return self._scores(weights_BxV, self.planning, self.place(row_BxK, "data"))
+
+        return score_in_blocks(rows, len(batch["encoder_input_tokens"]), lexical_scores)
 
     def _scores_of_rows(self, weights_BxV: jax.Array, planning: Planning, row_BxC: jax.Array) -> jax.Array:
         """Computes lexical scores B×C of rows of the sets that lie on the devices. Pure."""
@@ -298,12 +294,9 @@ class PlannedSearcher(GenerativeSearcher):
                 f"{paths.join(folder, manifest['sets'])}: not the sets that {folder} was made of: "
                 "`retrieval-jax index`"
             )
-        settings = {
-            "sets": sets,
-            "plan_size": manifest["planned_by"]["plan_size"],
-            "sequential_weight": manifest["sequential_weight"],
-        }
-        return cls._open(folder, manifest, make_partitioner, settings)
+        plan = {"plan_size": manifest["planned_by"]["plan_size"]}
+        weight = manifest["sequential_weight"]
+        return cls._open(folder, manifest, make_partitioner, sets=sets, sequential_weight=weight, **plan)
 
 
 def aligned(sets: TokenSets, table: DocidTable) -> TokenSets:
@@ -342,19 +335,9 @@ def choose_weight(inputs: IndexInputs) -> dict:
     if not queries:
         return {"sequential_weight": trained}
     weights = [trained * factor for factor in WEIGHTS]
-    docids = DocidTable.open(inputs.work.docids(inputs.model.description["docids"]))
-    searcher = PlannedSearcher(
-        inputs.model.model,
-        inputs.model.params,
-        docids,
-        inputs.model.vocabulary,
-        inputs.model.description["input_length"],
-        sets=inputs.token_sets,
-        plan_size=settings.plan_size,
-        beams=settings.beams,
-        batch_size=settings.batch_size,
-        mesh=inputs.mesh,
-        recall_target=settings.recall_target,
+    own = {name: getattr(settings, name) for name in (*SETTINGS, "plan_size")}
+    searcher = PlannedSearcher.of_model(
+        inputs.model, inputs.docids, inputs.mesh, sets=inputs.token_sets, **own
     )
     texts, ndcgs = [query.text for query in queries], {}
     with bar("choosing the sequential weight", len(weights)) as advance:

@@ -13,8 +13,8 @@ import numpy as np
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Query
 from retrieval_jax.data.mined import rng_of
+from retrieval_jax.data.trec import RankedList
 from retrieval_jax.search.generative import GenerativeSearcher
-from retrieval_jax.search.searcher import RankedList
 
 
 class PrefixSearch:
@@ -85,7 +85,7 @@ class PrefixSearch:
         """Draws passages of the prefixes that one query found at one length."""
         drawn, table = [], searcher.table
         docids_per_passage = math.ceil(len(table.tokens_NxL) / len(table.passage_ids))
-        for (first, others), score in zip(searcher.sharing(docids), scores, strict=False):
+        for (first, others), score in zip(searcher.passages.sharing(docids), scores, strict=False):
             count = 1 + len(others)
             # Enough even if all that shall not be drawn are among them, and few of a prefix of millions.
             enough = docids_per_passage * (self.passages_per_prefix + len(left_out))

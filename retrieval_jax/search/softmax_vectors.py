@@ -26,8 +26,8 @@ from retrieval_jax.embeddings.text_encoder import TextEncoder, query_shapes
 from retrieval_jax.mesh import multihost
 from retrieval_jax.models.t5 import output_kernel
 from retrieval_jax.search.dense import ScannSearcher
-from retrieval_jax.search.generative import check_docids
-from retrieval_jax.search.searcher import IndexInputs, register_searcher
+from retrieval_jax.search.index_inputs import IndexInputs
+from retrieval_jax.search.searcher import register_searcher
 
 _BLOCK = 1 << 16  # columns of the softmax that are copied at once
 
@@ -57,8 +57,7 @@ class SoftmaxVectorsSearcher(ScannSearcher):
     @classmethod
     def make_embeddings(cls, inputs: IndexInputs) -> Embeddings:
         """See `DenseSearcher.make_embeddings`: the columns of the softmax."""
-        opened, docids = inputs.model, inputs.work.docids(inputs.model.description["docids"])
-        table = DocidTable.open(docids)
+        opened, table = inputs.model, inputs.docids
         recipe = model_recipe(inputs.model_dir, opened.step, opened.description)
         recipe |= {"docids_fingerprint": table.fingerprint()}
         folder = inputs.work.embeddings(f"{paths.absolute(inputs.model_dir).name}.docids")
@@ -72,15 +71,13 @@ class SoftmaxVectorsSearcher(ScannSearcher):
     @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:
         """See `Searcher.recipe`: the docids, and the settings of the index."""
-        docids = inputs.work.docids(inputs.model.description["docids"])
-        fingerprint = check_docids(inputs.model, inputs.collection, docids, inputs.model_dir)
-        table = DocidTable.open(docids)
+        table = inputs.docids
         if table.search != SoftmaxSearch.name:
             raise UserError(
                 f"make_index.kind: {cls.kind} is for docids of one token each (atomic), and "
                 f"{inputs.model_dir} writes {table.kind} ones: --gin.make_index.kind=\"'generative'\""
             )
-        return super().recipe(inputs) | {"docids_fingerprint": fingerprint}
+        return super().recipe(inputs) | {"docids_fingerprint": table.fingerprint()}
 
 
 def write_columns(folder: Path, kernel_ExV: jax.Array, table: DocidTable) -> dict:

@@ -200,7 +200,7 @@ def test_docids_along_the_trie_and_of_the_softmax_are_found(made, settings, kind
     searcher.params = variables["params"]
     expected = searcher.search(texts, 10)
     for ranking, found, scores in zip(expected, np.asarray(rows), np.asarray(aux["scores"]), strict=True):
-        ids, given = zip(*searcher.ranked_list(found, scores.tolist()), strict=True)
+        ids, given = zip(*searcher.passages.ranked_list(found, scores.tolist()), strict=True)
         assert [*ids] == [passage for passage, _ in ranking]
         np.testing.assert_allclose(given, [score for _, score in ranking], rtol=1e-5)
 
