@@ -1,4 +1,4 @@
-"""Whether a trained model knows more than chance: its loss and its dev metrics beside a random ranking's."""
+"""Whether a trained model knows more than chance: its dev metrics, or its loss, beside those of chance."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ class Verdict:
 def verdict(
     model: Retriever, examples: TrainDataset, evaluator: Evaluator, made: Mapping, loss: float | None
 ) -> Verdict | None:
-    """Compares a model with chance: by its dev queries, or by its loss where there are none.
+    """Compares a model with chance: by its dev queries, or where there are none by its loss.
 
     Args:
       model: the model.
@@ -64,18 +64,20 @@ def verdict(
     text = ", ".join(told)
     if left:
         return Verdict(True, text)
-    return Verdict(False, f"NOT BETTER THAN CHANCE: {text}: {remedy(made['step'], examples)}")
+    return Verdict(False, f"NOT BETTER THAN CHANCE: {text}: {remedy(made['step'], model, examples)}")
 
 
 def docid_loss(model: Retriever, examples: TrainDataset) -> float | None:
-    """Gives the loss, in nats a token, of a model that gives each docid the same probability.
+    """Gives the loss, in nats, of a model that gives each docid the same probability: ln N.
 
-    ln N for docids of one token. Of docids of L tokens in the mean, ln N / L: the docid's probability is the
-    product of its tokens'. None for objectives that are no log-likelihoods of docids.
+    None where a loss says nothing of that: for objectives that are no log-likelihoods of docids, and for
+    docids of several tokens. Their loss is that of a softmax that no trie constrains, so that a model which
+    does not know the tokens that may follow a prefix has a high loss, and may rank the docids well.
     """
     if not model.writes_docids or getattr(model, "objective", None) is not cross_entropy:
         return None
-    return math.log(len(examples.table.tokens_NxL)) / examples.targets.mean_length
+    table = examples.table
+    return math.log(len(np.unique(table.tokens_NxL))) if table.length == 1 else None
 
 
 def random_hits(positives: Sequence[int], passages: int) -> np.ndarray:
@@ -99,13 +101,16 @@ def luck(hits: float, probabilities: Sequence[float]) -> float:
     return float(probability_of[round(hits * len(probabilities)) :].sum())
 
 
-def remedy(steps: int, examples: TrainDataset) -> str:
+def remedy(steps: int, model: Retriever, examples: TrainDataset) -> str:
     """Says what to do with a model that stays at chance."""
-    passages = examples.collection.passage_count
+    passages, recipes = examples.collection.passage_count, ["runs/atomic.gin", "runs/dual_encoder.gin"]
+    if not model.writes_docids:
+        recipes = recipes[:1]
+    elif examples.table.length == 1:
+        recipes = recipes[1:]
     return (
-        f"after {steps} steps for {passages:,} passages: train longer, as --STEPS={4 * steps}; "
-        "or begin with runs/atomic.gin's or runs/dual_encoder.gin's settings, or with pretrained weights "
-        "(--INITIAL_CHECKPOINT)"
+        f"after {steps} steps for {passages:,} passages: train longer, as --STEPS={4 * steps}, begin with "
+        f"pretrained weights (--INITIAL_CHECKPOINT), or try {' or '.join(recipes)}"
     )
 
 

@@ -2,7 +2,7 @@
 
 A step's time is that of its matrix products, at a part of the speed that one large product reaches here; of
 the optimiser, which reads and writes each parameter and its moments; and of the embeddings, which are read
-and added to.
+and added to. What is not a step is taken to be the same for all trainings.
 """
 
 import math
@@ -21,6 +21,8 @@ from retrieval_jax.training.flops import model_flops
 EFFICIENCY = 0.68  # the part of a large product's speed that a training step reaches
 OPTIMIZER_FLOPS = 400  # of a product, in the time of a parameter's update
 EMBEDDING_FLOPS = 800  # of a product, in the time of a number of a token's embedding
+# Seconds of compiling, evaluating and saving: 11, 22 and 22 in the trainings of `demo` on 2 CPU cores.
+BESIDE_STEPS = 18
 _M, _K, _N, _TIMES = 2048, 256, 4096, 10  # the product that is measured, and how often
 
 
@@ -35,6 +37,11 @@ def product_speed() -> float:
         multiply(x, y).block_until_ready()
         seconds.append(time.perf_counter() - began)
     return 2 * _M * _K * _N / statistics.median(seconds)
+
+
+def training_seconds(model, shapes: Mapping[str, tuple], steps: int, speed: float, devices: int = 1) -> float:
+    """Estimates the seconds of so many steps (see `step_seconds`), and of what is done beside them."""
+    return BESIDE_STEPS + steps * step_seconds(model, shapes, speed, devices)
 
 
 def step_seconds(model, shapes: Mapping[str, tuple], speed: float, devices: int = 1) -> float:

@@ -18,7 +18,7 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.docids.kinds import KIND, kind_names
 from retrieval_jax.search import scann_index
 from retrieval_jax.search.searcher import searcher_class, searcher_kinds
-from retrieval_jax.training.duration import product_speed, step_seconds
+from retrieval_jax.training.duration import BESIDE_STEPS, product_speed, training_seconds
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
@@ -150,13 +150,14 @@ def _tell_duration(work: Workspace, models: Sequence[str], steps: Mapping[str, i
         return
     speed, told, total = product_speed(), [], 0.0
     for name, (plan, more) in left.items():
-        minutes = more * step_seconds(plan.model, plan.shapes, speed, jax.device_count()) / 60
+        minutes = training_seconds(plan.model, plan.shapes, more, speed, jax.device_count()) / 60
         told.append(f"{name} {minutes:.1f} ({more:,} steps)")
         total += minutes
     sort = "an estimate" if jax.default_backend() == "cpu" else "a guess on this device"
     log(
         f"the trainings take about {total:.0f} minutes here: {', '.join(told)}; {sort} by the FLOPs "
-        f"of a step and the {speed / 1e9:,.0f} GFLOP/s that a product of matrices has just reached"
+        f"of a step, the {speed / 1e9:,.0f} GFLOP/s that a product of matrices has just reached, and "
+        f"{BESIDE_STEPS} seconds each for compiling and evaluating"
     )
 
 

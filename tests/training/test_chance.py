@@ -12,6 +12,7 @@ from tables import KINDS
 
 from retrieval_jax.examples.targets import DocidTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.ranking import margin_mse
@@ -59,12 +60,33 @@ def model(examples: TrainDataset, **settings: object) -> GenerativeRetriever:
 
 
 def test_the_loss_of_chance_is_that_of_equal_docids(examples: dict[str, TrainDataset]):
+    """Docids of several tokens have none: their softmax is over more than the tokens that may follow."""
     atomic, naive = examples["atomic"], examples["naive"]
     passages = atomic.collection.passage_count
     assert chance.docid_loss(model(atomic), atomic) == pytest.approx(math.log(passages))
-    tokens = np.count_nonzero(naive.table.tokens_NxL) / passages
-    assert chance.docid_loss(model(naive), naive) == pytest.approx(math.log(passages) / tokens)
+    assert chance.docid_loss(model(naive), naive) is None
     assert chance.docid_loss(model(atomic, objective=margin_mse), atomic) is None
+    made = {"step": 7}
+    assert chance.verdict(model(naive), naive, SimpleNamespace(), made, 0.1) is None
+    searched = made | {"dev/Hits@10": 0.9}
+    evaluator = NoSearch(model(naive), naive, TrainSettings())
+    verdict = chance.verdict(model(naive), naive, evaluator, searched, 9.0)
+    assert verdict.left
+    assert "loss" not in verdict.text
+
+
+def test_the_remedy_is_another_recipe_than_the_models_own(examples: dict[str, TrainDataset]):
+    data = examples["atomic"]
+    dense = DualEncoder(T5Config(data.vocabulary.size, 16, 2, 8, 32, 1, 0), None, vector_dim=8)
+    for trained, on, recipes in (
+        (model(data), data, "runs/dual_encoder.gin"),
+        (dense, data, "runs/atomic.gin"),
+        (model(data), examples["naive"], "runs/atomic.gin or runs/dual_encoder.gin"),
+    ):
+        assert chance.remedy(7, trained, on) == (
+            f"after 7 steps for {data.collection.passage_count} passages: train longer, as --STEPS=28, begin "
+            f"with pretrained weights (--INITIAL_CHECKPOINT), or try {recipes}"
+        )
 
 
 class NoSearch(RetrievalEvaluator):

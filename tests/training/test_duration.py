@@ -8,11 +8,13 @@ import tiny_training
 
 from retrieval_jax.training import duration
 from retrieval_jax.training.duration import (
+    BESIDE_STEPS,
     EFFICIENCY,
     EMBEDDING_FLOPS,
     OPTIMIZER_FLOPS,
     product_speed,
     step_seconds,
+    training_seconds,
 )
 from retrieval_jax.training.flops import model_flops
 
@@ -30,6 +32,7 @@ def test_a_step_takes_its_products_and_its_optimizer():
     expected = flops / (EFFICIENCY * 1e9)
     assert seconds == pytest.approx(expected, rel=1e-6)
     assert step_seconds(model, shapes, 2e9, devices=4) == pytest.approx(seconds / 8)
+    assert training_seconds(model, shapes, 100, 1e9) == pytest.approx(100 * seconds + BESIDE_STEPS)
 
 
 def test_the_speed_of_a_product_is_its_flops_over_the_median_time(monkeypatch: pytest.MonkeyPatch):
