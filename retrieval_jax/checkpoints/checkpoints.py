@@ -265,7 +265,8 @@ class Checkpoints:
             lines = str(error).strip().splitlines()
             raise UserError(
                 f"{self.folder}/{step}: does not fit this configuration ({(lines or ['?'])[0][:200]}): "
-                "use the optimiser that it was made with, or another MODEL_DIR"
+                "use the optimiser that it was made with, or begin another MODEL_DIR with its weights "
+                f"(--INITIAL_CHECKPOINT={self.folder.parent})"
             ) from None
 
     def _move_aside(self, restored: int, unread: dict[int, str]) -> None:

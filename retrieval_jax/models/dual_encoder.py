@@ -192,9 +192,13 @@ class DualEncoder(Retriever):
     ) -> dict:
         """Makes random parameters, boxed with their logical axis names; T5X calls it so."""
         tokens = jnp.ones(input_shapes["left_encoder_input_tokens"], jnp.int32)
-        params = self.module.init(rng, tokens)["params"]
+
+        def tower(is_query: bool) -> dict:
+            return self.module.init(rng, tokens, **self._arguments(is_query))["params"]
+
+        params = tower(is_query=True)
         if not self.shared_towers:
-            params = {tower: params for tower in TOWERS}
+            params = {TOWERS[0]: params, TOWERS[1]: tower(is_query=False)}
         if self.learn_scale:
             params |= {"log_scale": jnp.zeros((), jnp.float32)}
         return {"params": params}

@@ -45,8 +45,8 @@ class LexicalHead(nn.Module):
           x_BxSxE: the states of the text.
           table_VxE: float32, the input embedding.
           real_BxS: bool, False for padding, which is left out.
-          with_gain: whether weights are multiplied by `gain_t`. A dual encoder's queries are and its passages
-            are not, so that a product of both has the gain once.
+          with_gain: whether weights are multiplied by `gain_t`, which is no parameter otherwise. A dual
+            encoder's queries are and its passages are not, so that a product of both has the gain once.
 
         Returns:
           Float32 B×V, none below 0: a gain below 0 counts as 0. Padding, the end of a text and the unknown
@@ -59,7 +59,7 @@ class LexicalHead(nn.Module):
             init = nn.with_logical_partitioning(nn.initializers.constant(value), axes)
             return self.param(name, init, shape, jnp.float32)
 
-        gain_V = parameter("gain", 1.0, (c.vocab_size,), ("vocab",))
+        gain_V = parameter("gain", 1.0, (c.vocab_size,), ("vocab",)) if with_gain else None
         scale, bias = parameter("scale", begin, (), ()), parameter("bias", -begin / 2, (), ())
         # The maximum is taken of the products: all after them is monotonic while the scale is positive.
         largest_BxV = max_products(x_BxSxE.astype(jnp.float32), table_VxE, real_BxS)

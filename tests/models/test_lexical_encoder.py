@@ -1,15 +1,19 @@
 """The lexical encoder: its vectors, its regularisers and its training on sets, against NumPy."""
 
+import ast
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_folders import random_params
+from model_folders import random_params, write_model_folder
 
-from retrieval_jax.checkpoints.model_folder import describe, model_from_description
+from retrieval_jax.checkpoints.initial import InitialCheckpoint
+from retrieval_jax.checkpoints.model_folder import describe, load_model, model_from_description
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh.partitioning import all_devices
 from retrieval_jax.models.distillation import dense_margin_mse
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -65,6 +69,30 @@ def test_vectors_are_those_of_a_retrievers_lexical_head(batch: dict, params: dic
             "shared_towers": True,
         }
     )
+
+
+def test_the_tower_of_passages_has_no_gains(batch: dict, params: dict, collection, tmp_path: Path):
+    """Weights of towers that have them are read all the same; a training that begins with them says how."""
+    model = LexicalEncoder(CONFIG, shared_towers=False)
+    own = random_params(model)
+    assert own["left_tower"]["lexical_head"].keys() == {"gain", "scale", "bias"}
+    assert own["right_tower"]["lexical_head"].keys() == {"scale", "bias"}
+    tokens = batch["left_encoder_input_tokens"]
+    shared, towers = LexicalEncoder(CONFIG), dict.fromkeys(("left_tower", "right_tower"), params)
+    for encode in ("encode_queries", "encode_passages"):
+        found = getattr(model, encode)(towers, tokens)
+        np.testing.assert_array_equal(found, getattr(shared, encode)(params, tokens))
+    write_model_folder(tmp_path, model, towers, collection)
+    opened = load_model(tmp_path).params
+    assert "gain" not in opened["right_tower"]["lexical_head"]
+    gains = params["lexical_head"]["gain"]
+    np.testing.assert_array_equal(opened["left_tower"]["lexical_head"]["gain"], gains)
+    with pytest.raises(UserError, match=r"has besides right_tower/lexical_head/gain: accept it by") as told:
+        InitialCheckpoint(str(tmp_path)).arrays_for(model)
+    accepted = ast.literal_eval(str(told.value).partition('unexpected_ok="')[2].rstrip('"'))
+    arrays = InitialCheckpoint(str(tmp_path), unexpected_ok=accepted).arrays_for(model)
+    assert "left_tower/lexical_head/gain" in arrays
+    assert "right_tower/lexical_head/gain" not in arrays
 
 
 def test_flops_regularisers_rise_quadratically(batch: dict, params: dict):
