@@ -114,6 +114,13 @@ def name_with_commit(text: str, setting: str) -> str:
     return f"{SCHEME}{repo}@{resolve_commit(repo, revision, f'{setting}: {text}')}"
 
 
+def same_name(one: str | None, other: str | None) -> bool:
+    """Whether two names of weights are of the same ones, as two spellings of a path are."""
+    if one is None or other is None or is_hub_name(one) or is_hub_name(other):
+        return one == other
+    return paths.absolute(one) == paths.absolute(other)
+
+
 def resolve_commit(repo: str, revision: str | None, where: str) -> str:
     """Asks for the commit of a repository's revision.
 

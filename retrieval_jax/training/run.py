@@ -191,7 +191,8 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
     if path.exists():
         there = storage.read_json(path, "delete the folder")
         for key, value in description.items():
-            if there.get(key) != value:
+            of_weights = key in ("initial_checkpoint", "averaged_with")
+            if not (hub.same_name(there.get(key), value) if of_weights else there.get(key) == value):
                 if key == "initial_checkpoint" and hub.is_hub_name(there[key]) and hub.is_hub_name(value):
                     raise UserError(
                         f"{path}: began with {there[key]}, and the hub now has {value}: go on with "

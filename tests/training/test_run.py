@@ -29,6 +29,20 @@ def test_another_model_in_the_folder_is_refused(tmp_path: Path, collection):
         prepare_folder(tmp_path / "m", scored, collection)
 
 
+def test_initial_weights_are_the_same_by_any_spelling_of_their_path(tmp_path: Path, collection, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def described(path: str, other: str | None) -> dict:
+        return model_folder.describe(retriever(), initial_checkpoint=path, averaged_with=other)
+
+    prepare_folder(tmp_path / "m", described("models/a", "./lexical"), collection)
+    prepare_folder(tmp_path / "m", described("./models//a/", "lexical"), collection)
+    prepare_folder(tmp_path / "m", described(str(tmp_path / "models/a"), "models/../lexical"), collection)
+    for other in (described("models/a", None), described("models/a", "models/lexical")):
+        with pytest.raises(UserError, match=r"model.json: averaged_with is './lexical' there and"):
+            prepare_folder(tmp_path / "m", other, collection)
+
+
 def test_parts_of_a_batch_are_compared_where_they_change_the_negatives(work, collection):
     data = DataConfig({"labelled": 1.0})
     examples = TrainDataset(data, work, collection, PassageTargets)
