@@ -135,14 +135,7 @@ class JsonPredictions:
     def queries(
         self, collection: Collection, shards: QueryShards, numbers: Sequence[int], advance: Advance
     ) -> Iterator[list[list[str]]]:
-        """Yields for each of these shards the queries of each of its passages (none if none were predicted).
-
-        Args:
-          collection: the passages.
-          shards: how the passages are divided.
-          numbers: the shards to read.
-          advance: called with the number of passages that are done.
-        """
+        """See `QuerySource.queries`; a passage for which none were predicted has none."""
         for number in numbers:
             rows = shards.rows(number)
             made: list[list[str]] = [[] for _ in rows]

@@ -12,7 +12,7 @@ import numpy as np
 from retrieval_jax.data.trec import Run
 from retrieval_jax.evaluation.significance import Difference, compare
 
-DEPTH = 10  # results of which the overlap is that of
+DEPTH = 10  # first results whose overlap is measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,8 @@ def effects(
     pairs = [(name, kind) for name in clean for kind in varied if name in varied[kind]]
     if not pairs:
         return {}
-    losses = {(name, kind): varied[kind][name].values_Q - clean[name].values_Q for name, kind in pairs}
-    differences = compare(np.zeros(len(queries)), losses)
+    changes = {(name, kind): varied[kind][name].values_Q - clean[name].values_Q for name, kind in pairs}
+    differences = compare(np.zeros(len(queries)), changes)
     found: dict[str, dict[str, Effect]] = {}
     for name, kind in pairs:
         one, other = clean[name], varied[kind][name]

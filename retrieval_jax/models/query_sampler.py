@@ -85,14 +85,7 @@ class QuerySampler:
     def queries(
         self, collection: Collection, shards: QueryShards, numbers: Sequence[int], advance: Advance
     ) -> Iterator[list[list[str]]]:
-        """Yields for each of these shards `settings.count` queries for each of its passages.
-
-        Args:
-          collection: the passages.
-          shards: how the passages are divided.
-          numbers: the shards to sample, ascending.
-          advance: called with the number of passages that are done, and with a note of the speed.
-        """
+        """See `QuerySource.queries`: `settings.count` of each passage. `advance` is told the speed, too."""
         tokens, began = 0, None
         for number in numbers:
             made: list[list[str]] = []

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from rooms import room
 
 from retrieval_jax.data.vocabulary import EOS
 from retrieval_jax.decoding import beam_search
 from retrieval_jax.decoding.beam_search import constrained_beam_search
-from retrieval_jax.decoding.trie import Trie, build_trie
+from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
 
@@ -146,18 +147,7 @@ TRIES = {
 }
 
 
-# Room for every trie in this file, so that one compilation serves them: its shapes and bounds, nothing else.
-ROOM = Trie(
-    token_LxI=np.zeros((LENGTH, 104), np.int32),
-    local_id_E=np.zeros(512, np.uint8),
-    num_children_E=np.zeros(512, np.uint8),
-    first_child_E=np.zeros(512, np.int32),
-    suffixes=np.zeros(128 // 32 * LENGTH * 7, np.uint32),
-    root_num_children=np.int32(0),
-    max_branching=(48, 40, 48, 10),
-    suffix_start=0,
-    local_id_bits=7,
-)
+ROOM = room(104, 128, (48, 40, 48, 10), 7)
 
 
 def roomy_trie(docids):

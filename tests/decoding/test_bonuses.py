@@ -9,31 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from rooms import room
 
 from retrieval_jax.data.vocabulary import EOS
 from retrieval_jax.decoding.beam_search import constrained_beam_search
 from retrieval_jax.decoding.bonuses import build_docids, keep, lexical_scores, rerank
 from retrieval_jax.decoding.local_ids import to_local_ids
 from retrieval_jax.decoding.planning import build_sets, place_sets, plan
-from retrieval_jax.decoding.trie import Trie, build_trie
+from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.mesh.multihost import make_global_arrays
 from retrieval_jax.mesh.partitioning import make_mesh
 
 LENGTH, SYMBOLS, TOKENS, SET = 4, 6, 30, 4
 LOGITS = np.random.default_rng(0).normal(0, 2, (997, 2 + SYMBOLS)).astype(np.float32)
 LOG_PROBS = np.asarray(jax.nn.log_softmax(LOGITS.astype(np.float64)), np.float64)
-ROOM = Trie(  # so that all tries of this file have the same shapes
-    token_LxI=np.zeros((LENGTH, 8), np.int32),
-    local_id_E=np.zeros(512, np.uint8),
-    num_children_E=np.zeros(512, np.uint8),
-    first_child_E=np.zeros(512, np.int32),
-    suffixes=np.zeros(64 // 32 * LENGTH * 3, np.uint32),
-    root_num_children=np.int32(0),
-    max_branching=(8, 8, 8, 8),
-    suffix_start=0,
-    local_id_bits=3,
-)
-
+ROOM = room(8, 64, (8, 8, 8, 8), 3)
 EARLIER = build_docids(np.zeros((64, LENGTH), np.uint8), np.zeros(64, int), np.zeros(4, np.int32))
 
 

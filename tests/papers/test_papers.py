@@ -63,6 +63,14 @@ def configured(row: str, *bindings: str):
     return gin.query_parameter
 
 
+def configured_base(row: str, steps: int, batch_size: int, rate: float):
+    """Configures a row of T5 Base that is trained so; gives how to look a setting up, and the data's."""
+    of = configured(row)
+    assert (of("%STEPS"), of("train.batch_size"), of("learning_rate.peak")) == (steps, batch_size, rate)
+    assert (of("T5Config.emb_dim"), of("T5Config.num_encoder_layers")) == SIZES["base"]
+    return of, DataConfig()
+
+
 def comment(row: str) -> str:
     lines = (FOLDER / row).read_text().splitlines()
     return " ".join(line[2:] for line in itertools.takewhile(lambda line: line.startswith("# "), lines))
@@ -178,10 +186,7 @@ def test_multi_positive_rows_have_the_papers_settings(row: str):
 )
 def test_ripor_rows_have_the_papers_settings(name: str, steps: int, batch_size: int, rate: float):
     row = f"ripor_msmarco/{name}_base.gin"
-    of = configured(row)
-    assert (of("%STEPS"), of("train.batch_size"), of("learning_rate.peak")) == (steps, batch_size, rate)
-    assert (of("T5Config.emb_dim"), of("T5Config.num_encoder_layers")) == SIZES["base"]
-    data = DataConfig()
+    of, data = configured_base(row, steps, batch_size, rate)
     if name == "dense":
         model = make_model(DualEncoder, of("train.optimizer").scoped_configurable_fn, 100, None)
         assert (model.module.pooling, model.module.normalize, model.scale) == ("decoder", False, 1.0)
@@ -217,11 +222,8 @@ def test_ripor_rows_have_the_papers_settings(name: str, steps: int, batch_size: 
 )
 def test_pag_rows_have_the_papers_settings(name: str, steps: int, batch_size: int, rate: float):
     row = f"pag_msmarco/{name}_base.gin"
-    of = configured(row)
-    assert (of("%STEPS"), of("train.batch_size"), of("learning_rate.peak")) == (steps, batch_size, rate)
-    assert (of("T5Config.emb_dim"), of("T5Config.num_encoder_layers")) == SIZES["base"]
+    of, data = configured_base(row, steps, batch_size, rate)
     assert (of("make_sets.m"), of("make_sets.impacts")) == (64, False)
-    data = DataConfig()
     assert data.sets == ("lexical_base" if name in ("query", "joint") else None)
     if name in ("lexical", "query"):
         assert of("LexicalEncoder.distillation").selector == "dense_margin_mse"
