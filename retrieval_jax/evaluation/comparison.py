@@ -37,6 +37,7 @@ def method_row(
     facts: dict | None,
     too_deep: Set[str] = frozenset(),
     differences: Mapping[str, Difference] = types.MappingProxyType({}),
+    cut: str | None = None,
 ) -> MethodRow:
     """Makes the row of a run in the table of results.
 
@@ -46,12 +47,20 @@ def method_row(
       facts: what `search` noted of the run; None for a run of another tool, of which nothing else is known.
       too_deep: the metrics that look further than the run goes.
       differences: its differences to the baseline, by metric.
+      cut: where the clock ended the training; None where it did not.
     """
-    if facts is None:
-        return MethodRow(name, "other", metrics, None, None, None, too_deep, differences)
-    latency, throughput = (facts["summary"].get(key) for key in ("single_query_ms", "queries_per_second"))
-    known = (latency, facts["parameters"], throughput)
-    return MethodRow(name, facts["family"], metrics, *known, too_deep, differences)
+    facts = facts or {"family": "other", "parameters": None, "summary": {}}
+    return MethodRow(
+        name,
+        facts["family"],
+        metrics,
+        facts["summary"].get("single_query_ms"),
+        facts["parameters"],
+        facts["summary"].get("queries_per_second"),
+        too_deep=too_deep,
+        differences=differences,
+        cut=cut,
+    )
 
 
 def depth(run: Run, facts: dict | None) -> int:

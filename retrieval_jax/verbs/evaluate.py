@@ -1,6 +1,5 @@
 """The verb `evaluate`: runs become a table, metrics.json, significance.json and report.html."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 
 import gin
@@ -89,10 +88,16 @@ def evaluate(
     values = {name: evaluate_run(qrels, run, min_relevant_grade, metrics) for name, run in runs.items()}
     differences = comparison.differences(values, without, baseline)
     rows = [
-        comparison.method_row(name, found.means, known[name][1], without[name], differences.get(name, {}))
+        comparison.method_row(
+            name,
+            found.means,
+            known[name][1],
+            without[name],
+            differences.get(name, {}),
+            cut and cut.get(name),
+        )
         for name, found in values.items()
     ]
-    rows = [dataclasses.replace(row, cut=(cut or {}).get(row.name)) for row in rows]
     rows.sort(key=lambda row: (row.family, row.name))
     means = {row.name: row.metrics for row in rows}
     storage.write_json(work.metrics, means)
