@@ -186,26 +186,24 @@ def split_long(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def learn(texts: Iterable[str], size: int, path: Path, split_punctuation: bool = False) -> None:
+def learn(texts: Iterable[str], size: int, path: Path) -> None:
     """Learns a unigram vocabulary and writes it.
 
-    Case is folded: for training from scratch on little text, "When" and "when" should be one piece.
+    It reads texts as BERT's uncased vocabulary does (Devlin et al. 2019): case is folded, and punctuation and
+    symbols have a space on both sides. So "When" and "when" are the same pieces, and a word is the same ones
+    after a hyphen, a bracket or a dot as after a space, which counts where training begins from scratch on
+    little text.
 
     Args:
       texts: the texts, of which the first MAX_TEXTS are used.
       size: the most pieces.
       path: the file to write, on a local disk.
-      split_punctuation: whether punctuation and symbols are read with a space on both sides, so that a word
-        is the same pieces after a hyphen, a bracket or a dot as after a space.
 
     Raises:
       UserError: no vocabulary of this size can be learned.
     """
-    model, normalization = io.BytesIO(), {"normalization_rule_name": NORMALIZATION}
-    rules = path.with_suffix(".rules")
-    if split_punctuation:
-        rules.write_text(_punctuation_rules())
-        normalization = {"normalization_rule_tsv": str(rules)}
+    model, rules = io.BytesIO(), path.with_suffix(".rules")
+    rules.write_text(_normalization_rules())
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.islice(
@@ -214,7 +212,7 @@ def learn(texts: Iterable[str], size: int, path: Path, split_punctuation: bool =
             model_writer=model,
             vocab_size=size,
             model_type="unigram",
-            **normalization,
+            normalization_rule_tsv=str(rules),
             character_coverage=0.9999,
             max_sentence_length=MAX_TEXT_BYTES,
             hard_vocab_limit=False,  # a small collection has fewer pieces
@@ -236,7 +234,7 @@ def learn(texts: Iterable[str], size: int, path: Path, split_punctuation: bool =
     path.write_bytes(model.getvalue())
 
 
-def _punctuation_rules() -> str:
+def _normalization_rules() -> str:
     """Returns NORMALIZATION with spaces around punctuation and symbols, as a TSV of SentencePiece's.
 
     A character that Unicode composes of others has a rule for these, too.

@@ -23,7 +23,7 @@ from retrieval_jax.data.sources.folders import Source
 from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.data.sources.passages import Passages
 
-LAYOUT = 3  # of the collection folder: folders of another one are made again
+LAYOUT = 4  # of the collection folder: folders of another one are made again
 _BATCH = 1024  # passages read at once
 
 
@@ -34,7 +34,6 @@ class ImportSettings:
     Attributes:
       vocabulary_path: a SentencePiece model to copy; None learns one.
       vocab_size: pieces of a learned vocabulary.
-      split_punctuation: see `vocabulary.learn`.
       held_out: where there are train but no dev queries, this share of them becomes dev.
       skip_errors: whether bad lines are left out and counted; otherwise the first one ends the import.
       subset: the number of passages to keep; None for all.
@@ -51,7 +50,6 @@ class ImportSettings:
     subset_seed: int
     shard_bytes: int
     beam_options: tuple[str, ...] = ()
-    split_punctuation: bool = False
 
     def recipe(self) -> dict:
         """Returns the part of the manifest's recipe that the settings are, without what changes nothing."""
@@ -62,8 +60,6 @@ class ImportSettings:
             "on_error": "skip" if self.skip_errors else "fail",
             "shard_bytes": self.shard_bytes,
         }
-        if self.split_punctuation and not given:
-            recipe |= {"split_punctuation": True}
         if self.subset is not None:
             recipe |= {"subset": self.subset, "subset_seed": self.subset_seed}
         return recipe
@@ -227,7 +223,7 @@ def _write_vocabulary(
     ids = passages.ids[: vocabulary.MAX_TEXTS // 4].to_pylist()
     texts = (p.full_text for part in passages.shards() for p in part())
     learned_on = itertools.chain(train, ids, texts)
-    vocabulary.learn(learned_on, settings.vocab_size, path, settings.split_punctuation)
+    vocabulary.learn(learned_on, settings.vocab_size, path)
 
 
 def _query_digests(queries: Mapping[str, list[Query]]) -> list[str]:

@@ -28,7 +28,6 @@ def import_collection(
     beam_options: tuple[str, ...] = (),
     docs_size: Positive = 5000,
     docs_packages: tuple[str, ...] = PACKAGES,
-    split_punctuation: bool = False,
 ) -> dict:
     """Writes the records and the vocabulary of a collection, once.
 
@@ -39,7 +38,8 @@ def import_collection(
       vocabulary_path: a SentencePiece model to use (--VOCABULARY): a file, or hf:ORG/NAME or
         hf:ORG/NAME@REVISION on the Hugging Face hub; None learns one on passages, their ids and train
         queries.
-      vocab_size: pieces of a learned vocabulary.
+      vocab_size: pieces of a learned vocabulary, which reads "When" as "when", and punctuation and symbols
+        with a space on both sides. Texts that a model writes (doc2query) have these spaces, too.
       held_out: if there are train but no dev queries, this share of them becomes the dev split. A hash of
         its id chooses a query.
       on_error: a bad line ends the import ("fail") or is left out and counted ("skip").
@@ -51,9 +51,6 @@ def import_collection(
         ("--runner=FlinkRunner", …). Its workers must share this file system.
       docs_size: the most passages of `python_docs`.
       docs_packages: the packages whose documentation `python_docs` reads.
-      split_punctuation: whether a learned vocabulary reads punctuation and symbols with a space on both
-        sides, so that a word is the same pieces after a hyphen, a bracket or a dot as after a space: for
-        lexical retrieval. Texts that a model writes (doc2query) then have these spaces.
     """
     if on_error not in ("fail", "skip"):
         raise UserError(f"ON_ERROR: no way {on_error!r} to treat bad lines: choose 'fail' or 'skip'")
@@ -71,7 +68,6 @@ def import_collection(
         subset_seed=subset_seed,
         shard_bytes=shard_bytes,
         beam_options=beam_options,
-        split_punctuation=split_punctuation,
     )
     recipe = writing.source_recipe(opened) | settings.recipe()
     if not opened.files:

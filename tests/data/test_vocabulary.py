@@ -43,7 +43,7 @@ def test_words_are_the_same_pieces_beside_punctuation(tmp_path):
     words = ["list", "files", "scipy", "signal", "caf\u00e9", "create", "archive", "directory"]
     texts = [" ".join(words[i:] + words[:i]) + f" ({i}), x-y_z." for i in range(8)] * 20
     path = tmp_path / "pieces.model"
-    learn(texts, 90, path, split_punctuation=True)
+    learn(texts, 90, path)
     assert [file.name for file in tmp_path.iterdir()] == ["pieces.model"]
     pieces = Vocabulary(path)
     for text, spaced in (
