@@ -10,6 +10,7 @@ text or a whole number, and no object has a key twice. Files may end in .gz.
 """
 
 import array
+import collections
 import dataclasses
 import json
 import re
@@ -286,10 +287,13 @@ class FromFile(DocidKind):
     def shape(self, passages: int, vocab_size: int) -> DocidShape:
         """See DocidKind. The file is read; a text is taken to have a piece a character."""
         docids = Docids(self.settings())
+        counts = collections.Counter(docids.ids)
+        several = {"extra_docids": counts.total() - len(counts), "docids_per_passage": max(counts.values())}
         if docids.settings.text:
-            return DocidShape(1 + max(map(len, docids.texts)), vocab_size, vocab_size, has_docid_vocab=False)
-        length, size = docids.length, docids.size
-        return DocidShape(length + docids.has_end, output_size(length, size), size + docids.has_end)
+            longest = 1 + max(map(len, docids.texts))
+            return DocidShape(longest, vocab_size, vocab_size, has_docid_vocab=False, **several)
+        length, size, end = docids.length, docids.size, docids.has_end
+        return DocidShape(length + end, output_size(length, size), size + end, **several)
 
 
 def _without_repeats(

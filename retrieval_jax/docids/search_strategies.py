@@ -45,11 +45,11 @@ class TrieSearch(SearchStrategy):
         def array(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype)
 
-        local_ids = round_up(shape.tokens_per_position, 8)
-        bits, edges = (local_ids - 1).bit_length(), EDGES_PER_DOCID * passages
-        words = round_up(passages, 32) // 32 * (shape.length - 1) * bits
+        local_ids, docids = round_up(shape.tokens_per_position, 8), passages + shape.extra_docids
+        bits, edges = (local_ids - 1).bit_length(), EDGES_PER_DOCID * docids
+        words = round_up(docids, 32) // 32 * (shape.length - 1) * bits
         try:
-            check_sizes(passages, edges, words)
+            check_sizes(docids, edges, words)
         except ValueError as error:
             raise UserError(f"DOCIDS: {error}: choose shorter ones, or a part of the collection") from None
         max_branching = (local_ids,) * shape.length
@@ -98,17 +98,23 @@ class TrieSearch(SearchStrategy):
         return Planning(build_sets(*passed), np.float32(1), arrays, size)
 
     @classmethod
-    def abstract_planning(cls, shape, passages, outputs, vocab_size, sets, size, shards):
-        """See SearchStrategy: of passages that have one docid each."""
-        local_id = np.uint8 if shape.tokens_per_position <= 1 << 8 else np.uint16
-        none = jax.ShapeDtypeStruct((capacity(0),), np.int32)
-        arrays = DocidArrays(
-            jax.ShapeDtypeStruct((passages, shape.length), local_id),
+    def abstract_planned_docids(cls, shape, passages):
+        """See SearchStrategy. No two passages are taken to share a docid."""
+        local_id = np.min_scalar_type(shape.tokens_per_position - 1)
+        extra, none = (jax.ShapeDtypeStruct((capacity(n),), np.int32) for n in (shape.extra_docids, 0))
+        return DocidArrays(
+            jax.ShapeDtypeStruct((capacity(passages + shape.extra_docids), shape.length), local_id),
             jax.ShapeDtypeStruct((), np.int32),
-            *[none] * 3,
-            max_docids=1,
+            extra,
+            none,
+            none,
+            max_docids=shape.docids_per_passage,
         )
-        return _abstract_planning(padded_rows(passages, shards), vocab_size, sets, arrays, size)
+
+    @classmethod
+    def abstract_planning(cls, docids, passages, outputs, vocab_size, sets, size, shards):
+        """See SearchStrategy."""
+        return _abstract_planning(padded_rows(passages, shards), vocab_size, sets, docids, size)
 
     @classmethod
     def encode(cls, model, params, batch):
@@ -182,9 +188,9 @@ class SoftmaxSearch(SearchStrategy):
         return Planning(made, np.float32(1), None, size)
 
     @classmethod
-    def abstract_planning(cls, shape, passages, outputs, vocab_size, sets, size, shards):
+    def abstract_planning(cls, docids, passages, outputs, vocab_size, sets, size, shards):
         """See SearchStrategy."""
-        return _abstract_planning(outputs, vocab_size, sets, None, size)
+        return _abstract_planning(outputs, vocab_size, sets, docids, size)
 
     @classmethod
     def encode(cls, model, params, batch):

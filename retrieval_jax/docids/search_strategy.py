@@ -113,7 +113,12 @@ class SearchStrategy:
         first_N: np.ndarray,
         reuse_shapes_of: DocidArrays | None = None,
     ) -> DocidArrays | None:
-        """Makes `Planning.docids`; the arguments are those of `build_planning`."""
+        """Makes `Planning.docids`; the arguments are those of `build`, its results, and an earlier result."""
+        return None
+
+    @classmethod
+    def abstract_planned_docids(cls, shape: DocidShape, passages: int) -> DocidArrays | None:
+        """Returns the same for docids that are not made yet: jax.ShapeDtypeStruct in the place of arrays."""
         return None
 
     @classmethod
@@ -155,7 +160,7 @@ class SearchStrategy:
     @classmethod
     def abstract_planning(
         cls,
-        shape: DocidShape,
+        docids: DocidArrays | None,
         passages: int,
         outputs: int,
         vocab_size: int,
@@ -163,14 +168,14 @@ class SearchStrategy:
         size: int,
         shards: int,
     ) -> Planning:
-        """Returns the same for docids and sets that are not made yet: jax.ShapeDtypeStruct for arrays.
+        """Returns the same for sets that are not made yet: jax.ShapeDtypeStruct in the place of arrays.
 
         Args:
-          shape: of the docids.
+          docids: `Planning.docids`: of `planned_docids`, or of `abstract_planned_docids`.
           passages: how many there are.
           outputs: number of tokens of the model's softmax.
           vocab_size: of the text vocabulary.
-          sets: of the sets.
+          sets: the shape of the sets.
           size: how many passages a plan keeps.
           shards: devices along the mesh's axis `data`.
         """

@@ -33,12 +33,16 @@ class DocidShape(NamedTuple):
       output_size: size of the softmax that writes the tokens.
       tokens_per_position: number of different tokens at one position, at most.
       has_docid_vocab: whether the tokens are the docids' own, not pieces of the text vocabulary.
+      extra_docids: number of docids of passages besides their first ones.
+      docids_per_passage: number of docids of one passage, at most.
     """
 
     length: int
     output_size: int
     tokens_per_position: int
     has_docid_vocab: bool = True
+    extra_docids: int = 0
+    docids_per_passage: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import gin
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from retrieval_jax.core import configuration, storage
@@ -260,19 +259,18 @@ def _plan_search(
     """
     strategy, outputs = docid_kind(config.docids).search, model.config.output_size or model.config.vocab_size
     if isinstance(docids, DocidTable):
-        arrays, _ = strategy.build(docids, outputs)
+        arrays, first_N = strategy.build(docids, outputs)
+        planned = strategy.planned_docids(docids, arrays, first_N) if sets else None
     else:
         arrays = strategy.abstract(docids, passages, outputs)
+        planned = strategy.abstract_planned_docids(docids, passages)
     settings, rules, length = IndexConfig(), partitioning.axis_rules(), config.data.input_length
 
     def planning(shards: int) -> Planning | None:
         if not sets:
             return None
-        shape = docids
-        if isinstance(docids, DocidTable):
-            shape = DocidShape(docids.length, outputs, len(np.unique(docids.tokens_NxL)))
         sizes = passages, outputs, model.config.vocab_size, sets, min(settings.plan_size, passages)
-        return strategy.abstract_planning(shape, *sizes, shards)
+        return strategy.abstract_planning(planned, *sizes, shards)
 
     def program(mesh: Mesh) -> Program:
         return plan_search(

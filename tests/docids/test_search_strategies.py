@@ -1,15 +1,22 @@
 """The strategies: what they are given, what they find beside scoring every docid, and what they refuse."""
 
+import functools
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from model_folders import exact_scores, random_params
+from tables import stand_in
 
 from retrieval_jax.core import arrow_ids
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.decoding.trie import build_trie
+from retrieval_jax.decoding.trie import Trie, build_trie
 from retrieval_jax.docids import residual
-from retrieval_jax.docids.kinds import docid_kind
+from retrieval_jax.docids.from_file import FromFile, Settings
+from retrieval_jax.docids.kinds import DocidRequest, docid_kind
+from retrieval_jax.docids.making import make_table
 from retrieval_jax.docids.search_strategies import STRATEGIES, SoftmaxSearch, TrieSearch
 from retrieval_jax.docids.table import DocidShape, DocidTable
 from retrieval_jax.docids.token_sets import SetShape
@@ -80,7 +87,9 @@ def test_assumed_sets_have_impacts_where_real_ones_have(impacts: bool):
     """MS MARCO's: 2 bytes a token, and 1 more for its impact."""
     sizes = (1000, 1000, 32_128, SetShape(128, impacts), 100, 1)
     for strategy in (SoftmaxSearch, TrieSearch):
-        sets = strategy.abstract_planning(DocidShape(4, 1000, 256), *sizes).sets
+        docids = strategy.abstract_planned_docids(DocidShape(4, 1000, 256), 1000)
+        assert (docids is None) == (strategy is SoftmaxSearch)
+        sets = strategy.abstract_planning(docids, *sizes).sets
         assert (sets.tokens_PxM.shape[1], sets.tokens_PxM.dtype) == (128, np.uint16)
         assert (sets.impacts_PxM is not None) == impacts
         if impacts:
@@ -96,18 +105,36 @@ def test_an_assumed_trie_has_the_arrays_of_a_real_one_and_no_fewer_bytes(levels:
     shape = docid_kind(f"rq_{levels}x{size}").shape(count, 1024)
     assert (shape.length, shape.output_size) == (levels + 1, residual.output_size(levels + 1, size))
     real, _ = build_trie(tokens_NxL)
-    assumed = TrieSearch.abstract(shape, count, shape.output_size)
+    no_fewer_bytes(TrieSearch.abstract(shape, count, shape.output_size), real)
+
+
+def no_fewer_bytes(assumed: Trie, real: Trie) -> None:
     assert assumed.length == real.length
-    for name in (
-        "token_LxI",
-        "local_id_E",
-        "num_children_E",
-        "first_child_E",
-        "suffixes",
-        "root_num_children",
-    ):
-        a, b = getattr(assumed, name), getattr(real, name)
+    for name, b in real.arrays.items():
+        a = assumed.arrays[name]
         assert np.can_cast(b.dtype, a.dtype), name  # fewer children need fewer bytes
         assert a.ndim == b.ndim, name
         assert a.size >= b.size, name
     assert all(a >= b for a, b in zip(assumed.max_branching, real.max_branching, strict=True))
+
+
+def test_assumed_arrays_have_room_for_several_docids_a_passage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Half of the passages have a docid more, and one has four; all are in the file that is read."""
+    rng, passages = np.random.default_rng(0), 400
+    several = {str(row): 1 + (row % 2 == 0) for row in range(passages)} | {"7": 4}
+    codes = {row: rng.integers(0, 16, (count, 4)).tolist() for row, count in several.items()}
+    (tmp_path / "docids.json").write_text(json.dumps(codes))
+    monkeypatch.setattr(FromFile, "settings", functools.partial(Settings, str(tmp_path / "docids.json")))
+    table, _ = make_table(FromFile(), DocidRequest(stand_in([*several]), settings=FromFile.settings()))
+    assert len(table.tokens_NxL) == passages + 203
+    shape = FromFile().shape(passages, 1024)
+    assert (shape.extra_docids, shape.docids_per_passage) == (203, 4)
+    trie, first_N = TrieSearch.build(table, table.output_size)
+    no_fewer_bytes(TrieSearch.abstract(shape, passages, shape.output_size), trie)
+    real = TrieSearch.planned_docids(table, trie, first_N)
+    assumed = TrieSearch.abstract_planned_docids(shape, passages)
+    assert assumed.max_docids == real.max_docids == 4
+    for a, b in zip(jax.tree.leaves(assumed), jax.tree.leaves(real), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)

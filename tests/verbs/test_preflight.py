@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import gin
 import jax
@@ -21,10 +22,11 @@ from retrieval_jax import main
 from retrieval_jax.core import configuration
 from retrieval_jax.core.configuration import gin_folder
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.decoding.trie import capacity
 from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.mesh.hardware import CHIPS, GIB, parse_topology
-from retrieval_jax.mesh.partitioning import MESH_AXES
+from retrieval_jax.mesh.partitioning import MESH_AXES, make_mesh
 from retrieval_jax.verbs.preflight import configured, preflight
 from retrieval_jax.verbs.table import configure_verbs
 
@@ -118,6 +120,32 @@ def test_sets_have_the_shape_of_those_on_disk_or_of_those_to_make(arguments, wor
     made = ["--SETS=seven", "--gin.make_sets.m=7", "--gin.make_sets.impacts=False"]
     assert cli("sets", *arguments, *made)[0] == 0
     assert planned("seven") == {"set_tokens": (3, 7)}
+
+
+def test_a_planned_search_has_all_docids_of_passages_with_several(
+    arguments, work, cli, collection, tmp_path: Path
+):
+    """Those of the table where there is one, else those of the file that it would be made of."""
+    file, passages = tmp_path / "docids.json", collection.passage_count
+    docids = {
+        id: [[i // 64, i % 64, n] for n in range(1 + i % 3)]
+        for i, id in enumerate(collection.ids.to_pylist())
+    }
+    file.write_text(json.dumps(docids))
+    extra = sum(map(len, docids.values())) - passages
+    of_file = ["--gin.DOCIDS='file'", f"--gin.docid_file.path='{file}'"]
+    assert cli("docids", *arguments, *of_file)[0] == 0
+    _, files, bindings, _ = main.parse(["train", "--gin_file=runs/naive.gin", *arguments, *of_file])
+    configuration.configure(
+        files, [*bindings, "T5Config.lexical_head = True", "make_index.sets = 'none_yet'"]
+    )
+    for sizes in ((None, None), (passages, 1024)):
+        plan = configured(True, *sizes)
+        assert plan.facts["docids"].endswith("(assumed)") == (sizes[0] is not None)
+        planning = plan.program(make_mesh(1)).memory["planning"]
+        assert planning.docids.max_docids == 3
+        assert planning.docids.extra_passage_M.shape == (capacity(extra),)
+        assert planning.docids.local_id_NxL.shape == (capacity(passages + extra), 3)
 
 
 ON_CPUS = """
