@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+COSTS = "the TPU naive-xl may exist and cost money; to end that: tpu_scripts/tpu.sh stop --env tpu.env"
 SCRIPTS = ROOT / "tpu_scripts"
 
 # It answers by the first rule whose words are all in the call: (status, output) in turn, then the last again.
