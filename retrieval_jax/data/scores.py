@@ -10,12 +10,13 @@
 import array
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
 
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data import trec
 from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.distribution import describe
@@ -108,6 +109,35 @@ class TeacherScores(QueryFolder):
         if (path := self.local_file(collection, split)) is None:
             return
         yield from trec.iterate_run(path)
+
+
+def first_of_run(path: Path, collection: Collection, queries: Set[str], depth: int) -> ScoredRows:
+    """Reads the first passages of some queries' lists of a run; the other lines are never in memory together.
+
+    Args:
+      path: the run, with the lines of each query together.
+      collection: the collection.
+      queries: ids of queries.
+      depth: how many passages of each of them, at most.
+
+    Raises:
+      UserError: see `trec.iterate_run`; or one of the passages is not in the collection.
+    """
+
+    def lists() -> Iterator[tuple[str, dict[str, float]]]:
+        for query, results in trec.iterate_run(path):
+            if query in queries:
+                yield query, dict(trec.by_score(results)[:depth])
+
+    found = ScoredRows(collection, lists())
+    if (found.rows < 0).any():
+        ids = itertools.chain.from_iterable(results for _, results in lists())
+        unknown = next(itertools.compress(ids, found.rows < 0))
+        raise UserError(
+            f"{path}: passage {unknown!r} is not in {collection.folder}: make the run again with "
+            "`retrieval-jax search`"
+        )
+    return found
 
 
 def candidates(

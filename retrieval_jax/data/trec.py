@@ -11,7 +11,7 @@ import math
 import operator
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TypeVar
 
@@ -137,7 +137,7 @@ def read_run(path: str | os.PathLike) -> Run:
         _check_new(pid, results.keys(), qid, where, _RUN_HINT)
         results[pid] = score
         ranks.setdefault(qid, array.array("d")).append(rank)
-    run = {qid: _by_score(results) for qid, results in found.items()}
+    run = {qid: by_score(results) for qid, results in found.items()}
     if differ := sum(_ranked_otherwise(found[qid], ranks[qid], run[qid]) for qid in run):
         log(
             f"{path}: the ranks of {differ:,} of {len(run):,} queries tell another order than the scores: "
@@ -177,7 +177,8 @@ def _run_rows(path: str | os.PathLike) -> Iterator[tuple[str, str, str, int, flo
         yield where, qid, pid, number, _number(float, score, where, "score", "a finite number", _RUN_HINT)
 
 
-def _by_score(results: dict[str, float]) -> RankedList:
+def by_score(results: Mapping[str, float]) -> RankedList:
+    """Returns the ranked list of {passage id: score}, in the order of `read_run`."""
     by_docid = sorted(results.items(), reverse=True)
     with np.errstate(over="ignore"):
         return sorted(by_docid, key=lambda result: -np.float32(result[1]))

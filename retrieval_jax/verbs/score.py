@@ -3,11 +3,12 @@
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
 import gin
+import pyarrow as pa
 
 from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.core import paths, storage
@@ -21,7 +22,6 @@ from retrieval_jax.data.distribution import log_table
 from retrieval_jax.data.mined import MinedNegatives, NegativesRule
 from retrieval_jax.data.sources import score_files
 from retrieval_jax.data.sources.lines import ErrorLog
-from retrieval_jax.data.trec import read_run
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.batched import score_in_batches
@@ -30,7 +30,7 @@ from retrieval_jax.search.searcher import check_scores, searcher_class
 from retrieval_jax.search.shared_work import make_in_shards, open_for_share, scratch_folder
 
 SPLITS = ("train", "dev")
-Found = Mapping[str, Sequence[str]]  # query id -> passage ids, hardest first
+Found = Callable[[str], Sequence[str]]  # query id -> passage ids, hardest first
 
 
 class _Made(NamedTuple):
@@ -145,11 +145,12 @@ def _from_searcher(
     )
 
     def make(split: str, numbers: Sequence[int]) -> None:
-        found = [*itertools.chain.from_iterable(source.read(split) for source in sources)]
         queries = collection.queries(split)
         queries = [queries[row] for number in numbers for row in shards[split].rows(number)]
+        of_share = {query.id for query in queries}
+        found = [*itertools.chain.from_iterable(x.found(split, of_share, depth) for x in sources)]
         chosen = functools.partial(scores.candidates, depth=depth, first_copies=collection.first_ids)
-        pairs = ((q.text, chosen(q, [of.get(q.id, ()) for of in found])) for q in queries)
+        pairs = ((q.text, chosen(q, [passages_of(q.id) for passages_of in found])) for q in queries)
         values = score_in_batches(opened(), pairs, len(queries), f"{split}: score by {searcher}")
         lines = (
             [query.id, {passage: x for passage, x in given.items() if math.isfinite(x)}]
@@ -203,21 +204,14 @@ class _Source:
                 f"`retrieval-jax mine`, or `retrieval-jax search --SEARCHER={name} --SPLIT=train`"
             )
 
-    def read(self, split: str) -> Iterator[Found]:
-        """Yields what was found for the queries of a split."""
+    def found(self, split: str, queries: Set[str], depth: int) -> Iterator[Found]:
+        """Yields what was found for some queries of a split, by their ids; of a run, to this depth."""
         if self.negatives:
-            yield self.negatives.of_queries(self.collection, split)
+            negatives = self.negatives.of_queries(self.collection, split)
+            yield lambda query: negatives.get(query, ())
         if split in self.runs:
-            run = read_run(self.runs[split])
-            found = {query: [passage for passage, _ in results] for query, results in run.items()}
-            ids = [*dict.fromkeys(itertools.chain.from_iterable(found.values()))]
-            for passage, row in zip(ids, self.collection.find_rows(ids).tolist(), strict=True):
-                if row < 0:
-                    raise UserError(
-                        f"{self.runs[split]}: passage {passage!r} is not in {self.collection.folder}: make "
-                        "the run again with `retrieval-jax search`"
-                    )
-            yield found
+            run = scores.first_of_run(self.runs[split], self.collection, queries, depth)
+            yield lambda query: self.collection.ids.take(pa.array(run[query].rows_P)).to_pylist()
 
 
 def _from_file(work: Workspace, collection: Collection, file: str, name: str | None, on_error: str) -> _Made:

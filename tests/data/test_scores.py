@@ -1,5 +1,7 @@
 """A teacher's scores on disk, read back as dictionaries and as rows."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from teacher import random_scores, write_scores
@@ -32,6 +34,29 @@ def test_scores_come_back_as_they_were_best_first(own_work: Workspace, collectio
         of_row = dict(zip(found.rows_P.tolist(), found.scores_P.tolist(), strict=True))
         assert of_row == {rows[passage]: float(np.float32(score)) for passage, score in wanted.items()}
     assert [*write_scores(own_work, "no_dev", given).read(collection, "dev")] == []
+
+
+def test_the_first_passages_of_a_run_are_those_of_its_ranked_lists(collection: Collection, tmp_path: Path):
+    """Of the queries that are asked for; equal scores as trec_eval ranks them, the greater id first."""
+    rng, ids = np.random.default_rng(0), collection.ids.to_pylist()
+    lines = [
+        f"q{query} Q0 {ids[row]} 0 {score} tag\n"
+        for query in range(5)
+        for row, score in zip(rng.permutation(len(ids))[:20].tolist(), rng.integers(0, 9, 20), strict=True)
+    ]
+    (tmp_path / "any.trec").write_text("".join(lines))
+    found = scores.first_of_run(tmp_path / "any.trec", collection, {"q1", "q4", "q9"}, 6)
+    run = read_run(tmp_path / "any.trec")
+    assert len(found.rows) == 12
+    for query in ("q1", "q4"):
+        ranked = [
+            (ids[row], score) for row, score in zip(found[query].rows_P, found[query].scores_P, strict=True)
+        ]
+        assert ranked == run[query][:6]
+    assert not len(found["q0"].rows_P)
+    (tmp_path / "any.trec").write_text("".join([*lines, "q9 Q0 there 0 1 tag\n", "q9 Q0 nowhere 0 2 tag\n"]))
+    with pytest.raises(UserError, match=r"any.trec: passage 'nowhere' is not in .*: make the run again"):
+        scores.first_of_run(tmp_path / "any.trec", collection, {"q1", "q9"}, 1)
 
 
 def test_copies_have_the_highest_score_of_their_text():

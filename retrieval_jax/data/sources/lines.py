@@ -216,6 +216,28 @@ def read_lines(path: Path, errors: ErrorLog) -> Iterator[tuple[int, bytes]]:
         raise UserError(format_error(path, line + 1, what, "restore it")) from error
 
 
+def first_line(path: Path, most: int) -> bytes:
+    """Returns the first line that is not blank, or its beginning; b"" if there is none before any damage.
+
+    Args:
+      path: the file, plain or compressed.
+      most: bytes of the line that are read: a file may be a single line of gigabytes.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while (raw := file.readline(most)) and not raw.removeprefix(MARK.encode()).strip():
+                pass
+            return raw
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return b""  # the file's reader reports it
+    except OSError as error:
+        what = f"the file is unreadable here ({error})"
+        raise UserError(format_error(path, 1, what, "restore it")) from error
+
+
 def decode_lines(
     lines: Iterable[tuple[int, bytes]], path: Path, errors: ErrorLog, header: str = ""
 ) -> Iterator[tuple[int, str]]:

@@ -28,6 +28,7 @@ from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, fo
 Pair = tuple[str, str, float]  # query, passage, score; NaN where the form has none
 _AT_ONCE = 1 << 17  # pairs whose passages are looked up together
 _LARGEST = 3.4028235e38  # of float32
+_HEAD = 1 << 20  # bytes of the first line by which the form of a file is told
 _TABLES = {3: ("query", "passage", "score"), 6: ("query", "Q0", "passage", "rank", "score", "tag")}
 _TABLES[5] = ("query", "positive", "negative", "positive's score", "negative's score")
 _HINT = "write one of the forms that `retrieval-jax score --help` lists"
@@ -60,7 +61,6 @@ def read(path: str | Path, collection: Collection, errors: ErrorLog) -> ScoreFil
         does not skip.
     """
     named, path = path, paths.ensure_local(paths.as_path(path))
-    _refuse_pickle(path)
     text = _first_line(path)
     parse, header = _form(path, text)
     if text.strip() == "{":  # the object is written over several lines
@@ -75,19 +75,15 @@ def read(path: str | Path, collection: Collection, errors: ErrorLog) -> ScoreFil
     return ScoreFile(parse is not _negatives, scores)
 
 
-def _refuse_pickle(path: Path) -> None:
-    first = next(lines.read_lines(path, ErrorLog()), (1, b""))[1]
-    if first[:1] == b"\x80" or {".pkl", ".pickle"} & {*path.suffixes}:
+def _first_line(path: Path) -> str:
+    """Returns the first line that is not blank, by which the form is told. Raises UserError for a pickle."""
+    raw = lines.first_line(path, _HEAD)
+    if raw.startswith(b"\x80") or {".pkl", ".pickle"} & {*path.suffixes}:
         raise UserError(
             f"{path}: a pickle, which can run any program when it is read: if you trust it, write JSON: "
             "json.dump(pickle.load(open(…, 'rb')), open('scores.json', 'w'), default=float)"
         )
-
-
-def _first_line(path: Path) -> str:
-    """Returns the first line that is not empty."""
-    found = lines.decode_lines(lines.read_lines(path, ErrorLog()), path, ErrorLog())
-    return next((text for _, text in found if text.strip()), "")
+    return lines.text_of(raw.decode(errors="ignore").encode())
 
 
 def _form(path: Path, text: str) -> tuple[Callable[[str], list[Pair]], str]:

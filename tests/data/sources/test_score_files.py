@@ -80,6 +80,16 @@ def test_each_form_is_read(numbered: Collection, tmp_path: Path, form: str, pack
     assert score_files.read(tmp_path / name, numbered, ErrorLog()) == score_files.ScoreFile(True, WANTED)
 
 
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_the_form_of_a_long_line_is_told_by_its_beginning(
+    numbered: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+):
+    monkeypatch.setattr(score_files, "_HEAD", 9)
+    wanted = {"1": {"10": 1.5, "11": 2.0}, "2": {"12": -1.0}}
+    write(tmp_path, {f"scores{ending}": "\n" + json.dumps(wanted)})
+    assert score_files.read(tmp_path / f"scores{ending}", numbered, ErrorLog()).scores == wanted
+
+
 def test_hard_negatives_have_no_scores(numbered: Collection, tmp_path: Path):
     neg = {"bm25": [11, 12], "dense": [], "other": [13, 11, 10]}
     write(
