@@ -25,7 +25,7 @@ from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.copies import KnownAnswers
 from retrieval_jax.data.distribution import describe, log_table
 from retrieval_jax.data.query_folder import QueryFolder
-from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources import lines, tsv
 
 VERB = "mine"
 
@@ -53,7 +53,7 @@ class MinedNegatives(QueryFolder):
         found: dict[str, list[str]] = {}
         fields = ("query", "passage", "grade")
         for _, (query, passage, _) in lines.parse_lines(
-            path, lambda x: lines.columns(x, fields), lines.ErrorLog()
+            path, lambda x: tsv.columns(x, fields), lines.ErrorLog()
         ):
             found.setdefault(query, []).append(passage)
         return {query: tuple(passages) for query, passages in found.items()}

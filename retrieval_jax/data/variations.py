@@ -25,7 +25,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.query_folder import checked_file
-from retrieval_jax.data.sources import json_objects, lines
+from retrieval_jax.data.sources import json_objects, lines, tsv
 
 VERB = "vary"
 VERSION = 1  # of the rules here, a part of the recipes
@@ -295,7 +295,7 @@ def read_texts(path: Path) -> dict[str, str]:
       UserError: the file cannot be read, or a line of it is bad.
     """
     path, errors = paths.ensure_local(path), lines.ErrorLog()
-    table = lines.Table.from_file(path, _FIELDS)
+    table = tsv.Table.from_file(path, _FIELDS)
 
     def parse(line: str) -> list[str]:
         if ".jsonl" not in path.suffixes[-2:]:

@@ -25,7 +25,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Positive
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources import lines, tsv
 from retrieval_jax.data.sources.json_objects import json_id, json_object
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.decoding.order import order
@@ -215,13 +215,13 @@ def _line(text: str) -> dict[str, object]:
 
 def _text_row(text: str) -> dict[str, object]:
     """Parses a row of a TSV file of texts."""
-    passage, docid = lines.columns(text, ("passage", "docid"))
+    passage, docid = tsv.columns(text, ("passage", "docid"))
     return {passage: docid}
 
 
 def _code_row(text: str) -> dict[str, object]:
     """Parses a row of a TSV file of codes; another text stays as it is, and is then no docid."""
-    passage, cell = lines.columns(text, ("passage", "docid"))
+    passage, cell = tsv.columns(text, ("passage", "docid"))
     parts = re.split(r"[,\s]+", cell.strip())
     is_codes = all(re.fullmatch(r"-?[0-9]{1,10}", part) for part in parts)
     return {passage: list(map(int, parts)) if is_codes else cell}

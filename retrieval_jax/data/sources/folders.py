@@ -10,8 +10,9 @@ from typing import Protocol
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.judged import FindRows
-from retrieval_jax.data.sources.lines import ErrorLog, format_error, say_header, split_lines
+from retrieval_jax.data.sources.lines import ErrorLog, format_error, split_lines
 from retrieval_jax.data.sources.passages import Part, Passages, check
+from retrieval_jax.data.sources.tsv import say_header
 
 _SAME_SPLIT = {"validation": "dev", "valid": "dev", "val": "dev"}
 

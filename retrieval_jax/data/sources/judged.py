@@ -10,7 +10,7 @@ import numpy as np
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Query
-from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources import lines, tsv
 from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, format_error
 from retrieval_jax.data.sources.passages import check_id
 
@@ -29,7 +29,7 @@ class Split:
       parse_query: a function from a line to (query id, text); it raises ParseError for a bad line.
       parse_qrel: a function from a line to (query id, passage id, grade); it raises ParseError for a bad
         line.
-      header: the first line of the queries if it is a header (see `lines.Table`); otherwise "".
+      header: the first line of the queries if it is a header (see `tsv.Table`); otherwise "".
     """
 
     queries: Path
@@ -105,7 +105,7 @@ def _texts(
             raise ParseError("another text", what, "rename one of them")
         return key, text
 
-    lines.say_header(path, header)
+    tsv.say_header(path, header)
     for _, (key, text) in lines.parse_lines(path, query, errors, header):
         if key in wanted:
             texts[key] = text

@@ -8,8 +8,8 @@
     Tevatron    corpus.jsonl (or none)      SPLIT.jsonl, SPLIT.human.jsonl, SPLIT.llm.jsonl
 
 A `.jsonl` line is a JSON object; a `.tsv` line is a row, whose texts hold no tab or newline. A text that csv
-or pandas quoted because it has a quote is read out of its quotes (see `lines.unquoted`). The first line of
-docs.tsv, collection.tsv and queries.SPLIT.tsv may be a header (see `lines.Table`): its order counts.
+or pandas quoted because it has a quote is read out of its quotes (see `tsv.unquoted`). The first line of
+docs.tsv, collection.tsv and queries.SPLIT.tsv may be a header (see `Table`): its order counts.
 The splits come from the names of the files. The first three layouts are here.
 
 To add a layout, write a class with the members of `folders.Layout` and register an object of it:
@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 from retrieval_jax.data.collection import Passage
-from retrieval_jax.data.sources import judged, lines, nci, tevatron
+from retrieval_jax.data.sources import judged, nci, tevatron
 from retrieval_jax.data.sources.folders import (
     Layout,
     Source,
@@ -39,7 +39,8 @@ from retrieval_jax.data.sources.folders import (
 )
 from retrieval_jax.data.sources.json_objects import json_object, string
 from retrieval_jax.data.sources.judged import Split
-from retrieval_jax.data.sources.lines import ParseError, columns
+from retrieval_jax.data.sources.lines import ParseError
+from retrieval_jax.data.sources.tsv import Table, columns
 
 _PASSAGE, _QUERY, _QREL = ("_id", "title", "text"), ("_id", "text"), judged.HEADER
 _TREC = ("query", "0", "passage", "grade")
@@ -119,7 +120,7 @@ class _Judged:
             queries = find_file(folder, self.queries.replace("SPLIT", spelling))
             parse, header = _beir_query, ""
             if self.columns:
-                parse = lines.Table.from_file(queries, _QUERY)
+                parse = Table.from_file(queries, _QUERY)
                 header = parse.header
             splits[split] = Split(queries, qrels, parse, self.parse_qrel, header)
         if not splits:
@@ -129,7 +130,7 @@ class _Judged:
         others = dict.fromkeys(path for split in splits.values() for path in (split.queries, split.qrels))
         parse, header = _beir_passage, ""
         if self.columns:
-            table = lines.Table.from_file(file, self.columns)
+            table = Table.from_file(file, self.columns)
             parse, header = functools.partial(_row_passage, table), table.header
         return Source(
             folder_name(folder),
@@ -148,7 +149,7 @@ def _beir_passage(text: str) -> list[Passage]:
     return [Passage(*_json_strings(_PASSAGE, text))]
 
 
-def _row_passage(table: lines.Table, text: str) -> list[Passage]:
+def _row_passage(table: Table, text: str) -> list[Passage]:
     key, *title, body = table(text)
     return [Passage(key, *(title or [""]), body)]
 

@@ -5,8 +5,8 @@
     Trivia_doc_content.tsv    TriviaQA's own id, document, title, content, title + content
     train.tsv dev.tsv test.tsv    query, TriviaQA's own ids, documents, cluster ids (each joined by commas)
 
-Cells with a quote are in quotes where pandas wrote the file (see `lines.unquoted`). A first line that names
-the columns (docid, text, query and the like, see `lines.NAMES`) is left out. A query's rows are joined; it is
+Cells with a quote are in quotes where pandas wrote the file (see `tsv.unquoted`). A first line that names
+the columns (docid, text, query and the like, see `tsv.NAMES`) is left out. A query's rows are joined; it is
 named by its split and first line, as in `dev-17`.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 
 from retrieval_jax.data.collection import Passage, Query
-from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources import lines, tsv
 from retrieval_jax.data.sources.folders import (
     Source,
     find_file,
@@ -26,7 +26,8 @@ from retrieval_jax.data.sources.folders import (
     source_error,
 )
 from retrieval_jax.data.sources.judged import FindRows
-from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, columns, header_of, unquoted
+from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError
+from retrieval_jax.data.sources.tsv import columns, header_of, unquoted
 
 _NQ = ("document", "-", "-", "text", "-", "-", "language")
 _TRIVIA = ("original id", "document", "title", "content", "title + content")
@@ -73,7 +74,7 @@ def _read(splits: Mapping[str, Path], rows: FindRows, errors: ErrorLog) -> dict[
     queries = {}
     for split, path in splits.items():
         header = header_of(path, _QUERY_COLUMNS)
-        lines.say_header(path, header)
+        tsv.say_header(path, header)
         parsed = lines.parse_lines(path, _query, errors, header)
         found = [(line, text, key) for line, (text, keys) in parsed for key in keys]
         known = rows([key for _, _, key in found]) >= 0

@@ -29,7 +29,7 @@ class Part:
     Attributes:
       lines: (line number, bytes) of each line.
       parse: a function from a line's text to its passages; it raises ParseError for a bad line.
-      header: the first line if it is a header (see `lines.Table`); otherwise "".
+      header: the first line if it is a header (see `tsv.Table`); otherwise "".
       kept: the indices, among the part's good passages, of those that are kept; None for all.
     """
 

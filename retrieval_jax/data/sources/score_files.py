@@ -21,7 +21,7 @@ from pathlib import Path
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.data.sources import lines
+from retrieval_jax.data.sources import lines, tsv
 from retrieval_jax.data.sources.json_objects import json_id, json_object
 from retrieval_jax.data.sources.lines import ErrorLog, LineError, ParseError, format_error
 
@@ -95,8 +95,8 @@ def _form(path: Path, text: str) -> tuple[Callable[[str], list[Pair]], str]:
     if len(cells) not in _TABLES:
         what = f"no form of scores is known with {len(cells)} columns" if cells else "there is nothing in it"
         raise UserError(format_error(path, 1, what, _HINT))
-    header = text if cells[0].lower() in ("query", *lines.NAMES["_id"]) and not _is_number(cells[-1]) else ""
-    lines.say_header(path, header)
+    header = text if cells[0].lower() in ("query", *tsv.NAMES["_id"]) and not _is_number(cells[-1]) else ""
+    tsv.say_header(path, header)
     return _row_parser(_TABLES[len(cells)]), header
 
 
