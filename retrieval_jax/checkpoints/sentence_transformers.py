@@ -36,7 +36,6 @@ _FIXED = {
     PROMPTS: {
         "model_type": ("SentenceTransformer",),
         "similarity_fn_name": ("dot", "cosine", None),
-        "truncate_dim": (None,),
     },
     LENGTH: {
         "do_lower_case": (False, None),
@@ -74,7 +73,7 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
     modules = list(zip(kinds, folders, strict=True))
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in _ENDS:
         raise UserError(f"{path}: modules {', '.join(kinds)}: {_SUPPORTED}")
-    _check(folder / PROMPTS, PROMPTS)
+    settings = _check(folder / PROMPTS, PROMPTS)
     pooling = storage.read_json(modules[1][1] / "config.json", "fetch it again")
     if not pools_by_mean(pooling):
         modes = {key: value for key, value in pooling.items() if key.startswith("pooling_mode") and value}
@@ -107,8 +106,9 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
     if not dense:
         arrays[PROJECTION] = LazyArray.from_numpy(np.eye(network["emb_dim"], dtype=np.float32))
     # Their search by cosines divides by the length, where no module does.
-    cosine = _check(folder / PROMPTS, PROMPTS).get("similarity_fn_name") == "cosine"
+    cosine = settings.get("similarity_fn_name") == "cosine"
     normalize = "Normalize" in kinds or cosine
+    arrays[PROJECTION] = _truncated(folder / PROMPTS, settings, arrays[PROJECTION], "Normalize" in kinds)
     facts = {"vector_dim": arrays[PROJECTION].shape[1], "normalize": normalize} | prompts
     for name, key in ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         if (encoder / name).is_file() and "length" not in facts:
@@ -117,6 +117,35 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
                 {"length": int(length)} if length and length < 1e6 else {}
             )  # transformers says 1e30 for none
     return arrays, network, facts, encoder
+
+
+def _truncated(path: Path, settings: Mapping, kernel_ExV: LazyArray, normalizes: bool) -> LazyArray:
+    """Returns the matrix that gives the first `truncate_dim` dimensions of the vectors, which `encode` gives.
+
+    Args:
+      path: the file of the settings, for messages.
+      settings: those of the model.
+      kernel_ExV: the matrix that gives all dimensions.
+      normalizes: whether a module divides them all by the vector's length before they are cut. Then cosines
+        of what is left are those of this matrix, and dot products are not.
+
+    Raises:
+      UserError: it is no number of dimensions, or what it leaves cannot be computed here.
+    """
+    dimensions, similarity = settings.get("truncate_dim"), settings.get("similarity_fn_name")
+    if dimensions is None:
+        return kernel_ExV
+    if type(dimensions) is not int or dimensions < 1:
+        raise UserError(f"{path}: truncate_dim {dimensions!r} is not supported: only a number above 0 is")
+    if dimensions >= kernel_ExV.shape[1]:
+        return kernel_ExV
+    if normalizes and similarity == "dot":
+        raise UserError(
+            f"{path}: truncate_dim {dimensions} with similarity_fn_name 'dot' is not supported: it compares "
+            "parts of normalised vectors by their lengths, too: set 'cosine', or remove truncate_dim"
+        )
+    log(f"{path}: truncate_dim: the first {dimensions} of {kernel_ExV.shape[1]} dimensions are read")
+    return kernel_ExV.resized(1, dimensions)
 
 
 def _kind(path: Path, module: Mapping) -> str:

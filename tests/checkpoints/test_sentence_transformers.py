@@ -98,12 +98,49 @@ def test_other_encoders_are_refused(tmp_path):
     for name, field, value in (
         ("config_sentence_transformers.json", "model_type", "SparseEncoder"),
         ("config_sentence_transformers.json", "similarity_fn_name", "euclidean"),
-        ("config_sentence_transformers.json", "truncate_dim", 4),
+        ("config_sentence_transformers.json", "truncate_dim", 0),
+        ("config_sentence_transformers.json", "truncate_dim", True),
         ("sentence_bert_config.json", "transformer_task", "fill-mask"),
         ("config.json", "layer_norm_epsilon", 1e-5),
     ):
         told = re.escape(f"{field} {value!r} is not supported")
         refused(told, name, lambda c, field=field, value=value: c.update({field: value}))
+
+
+def test_truncated_vectors_are_theirs(tmp_path, capsys):
+    """As a search compares them: by cosines, or, of vectors that no module normalises, by dot products."""
+    library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
+    for number, (normalizes, dimensions, similarity) in enumerate(
+        [(True, 4, "cosine"), (True, 4, None), (True, 100, "dot"), (False, 3, "dot"), (False, 3, "cosine")]
+    ):
+        folder = shutil.copytree(GOLDENS / "gtr", tmp_path / str(number))
+        for name, change in (
+            ("modules.json", lambda modules, n=3 + normalizes: modules[:n]),
+            (
+                "config_sentence_transformers.json",
+                lambda c, d=dimensions, s=similarity: c | {"truncate_dim": d, "similarity_fn_name": s},
+            ),
+        ):
+            (folder / name).write_text(json.dumps(change(json.loads((folder / name).read_text()))))
+        convert("unused", str(folder), model_dir=str(folder / "model"))
+        found = query_encoder(load_model(folder / "model"))(TEXTS[:3])
+        theirs = library.SentenceTransformer(str(folder))
+        assert found.shape[1] == theirs.get_embedding_dimension() == min(dimensions, 9)
+        assert (f"truncate_dim: the first {dimensions} of 9 dim" in capsys.readouterr().err) == (
+            dimensions < 9
+        )
+        expected = theirs.similarity(*[theirs.encode(TEXTS[:3])] * 2)
+        np.testing.assert_allclose(found @ found.T, expected, atol=1e-5)
+
+
+def test_parts_of_normalised_vectors_are_not_compared_by_dot_products(tmp_path):
+    folder = shutil.copytree(GOLDENS / "gtr", tmp_path / "gtr")
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"truncate_dim": 4, "similarity_fn_name": "dot"})
+    )
+    with pytest.raises(UserError, match="truncate_dim 4 with similarity_fn_name 'dot' is not supported"):
+        open_pretrained(folder)
 
 
 def test_pooling_of_older_and_newer_files():

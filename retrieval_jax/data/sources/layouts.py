@@ -9,7 +9,7 @@
 
 A `.jsonl` line is a JSON object; a `.tsv` line is a row, whose texts hold no tab or newline. A text that csv
 or pandas quoted because it has a quote is read out of its quotes (see `tsv.unquoted`). The first line of
-docs.tsv, collection.tsv and queries.SPLIT.tsv may be a header (see `Table`): its order counts.
+docs.tsv, collection.tsv and queries.SPLIT.tsv may be a header (see `tsv.Table`): its order counts.
 The splits come from the names of the files. The first three layouts are here.
 
 To add a layout, write a class with the members of `folders.Layout` and register an object of it:
