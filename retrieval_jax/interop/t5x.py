@@ -305,17 +305,20 @@ def feature_lengths(model: Model) -> dict[str, int]:
 def training_task(model: Model) -> str:
     """Registers what DataConfig mixes as a seqio mixture with the split "train", and returns its name.
 
+    Of a collection without train queries that is `DataConfig.unlabelled`, as in the project's own trainer.
     Cached tasks (`retrieval-jax cache`) are found where T5X is told to use them.
 
     Raises UserError for what only the project's own batches can do.
     """
     examples, settings = model.examples, model.examples.config
-    for name in ("curriculum", "token_dropout", "typos"):
+    own = examples.makes_its_own and settings.unlabelled_dropout
+    for name in ("curriculum", "unlabelled_dropout" if own else "token_dropout", "typos"):
         if getattr(settings, name):
             raise UserError(f"DataConfig.{name}: only the project's own trainer does that: leave it out")
     if settings.pack > 1:
         raise UserError("DataConfig.pack: T5X packs by itself: --gin.train/utils.DatasetConfig.pack=True")
-    shares = {task: share for task, (_, share) in examples.mix(settings.mixture).items()}
+    ((_, mixture),) = examples.stages()
+    shares = {task: share for task, (_, share) in mixture.items()}
     seqio_tasks.register(
         examples.prefix,
         {task: examples.computed(task) for task in shares},

@@ -1,9 +1,11 @@
 """Under T5X the project's models learn, search and score as under its own trainer and searcher."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from tables import KINDS
 from teacher import random_scores, write_scores
 
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.targets import DocidTargets
 from retrieval_jax.examples.training_data import DataConfig
@@ -30,6 +33,7 @@ from retrieval_jax.models.objectives import cross_entropy
 from retrieval_jax.search.generative import GenerativeSearcher
 from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
+from retrieval_jax.verbs.importing import import_collection
 
 if importlib.util.find_spec("t5x") is None:
     pytest.skip("needs T5X on PYTHONPATH: see retrieval_jax/interop/README.md", allow_module_level=True)
@@ -142,6 +146,23 @@ def test_groups_of_docids_are_ranked_alike(own_work, collection, settings, tmp_p
     assert {name: (x.dtype, x.shape[1:]) for name, x in made.items()} == {
         name: (x.dtype, x.shape[1:]) for name, x in first[0].items()
     }
+
+
+def test_a_collection_without_train_queries_makes_its_own(source, collection, settings, tmp_path):
+    """As under the project's own trainer; what that alone does is told by its name."""
+    folder, work = tmp_path / "unlabelled", tmp_path / "work"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.train.tsv"))
+    import_collection(str(folder), str(work), vocabulary_path=str(collection.vocabulary_path))
+    settings("runs/dual_encoder.gin")
+    unlabelled = {"sentence": 3.0, "title": 1.0}
+    data = DataConfig({"labelled": 1.0}, unlabelled=unlabelled, unlabelled_dropout={}, token_dropout={})
+    model = Model(DualEncoder, str(work), data)
+    prefix, mixture = "unlabelled.passages", seqio.get_mixture_or_task(training_task(model))
+    rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
+    assert rates == {f"{prefix}.sentence": 0.75, f"{prefix}.title": 0.25}
+    dropped = dataclasses.replace(data, unlabelled_dropout={"sentence": 0.5})
+    with pytest.raises(UserError, match=r"DataConfig.unlabelled_dropout: only the project's own trainer"):
+        training_task(Model(DualEncoder, str(work), dropped))
 
 
 def test_t5xs_own_network_gives_the_same_loss():
