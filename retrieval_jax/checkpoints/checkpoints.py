@@ -236,15 +236,9 @@ class Checkpoints:
         )
         return restored["params"], restored["optimizer"], step
 
-    def examples(self, step: int, batch_size: int) -> int:
-        """Returns the number of examples that were taken up to a step.
-
-        Early versions of checkpoints count batches, all of one size.
-        """
-        position = self.position(step)
-        if "batches" in position:
-            return position["batches"] * batch_size
-        return position["examples"]
+    def examples(self, step: int) -> int:
+        """Returns the number of examples that were taken up to a step."""
+        return self.position(step)["examples"]
 
     def position(self, step: int) -> dict:
         """Returns the position of a step in the data, and the state of LossSpikeGuard there."""

@@ -86,7 +86,7 @@ def train_loop(
         return done | checkpoints.best()
 
     data = _Data(batches, settings, model.text_arrays, mesh)
-    data.seek(start, checkpoints.examples(start, settings.batch_size) if start else 0)
+    data.seek(start, checkpoints.examples(start) if start else 0)
     run = _Run(model, data, checkpoints, settings, folder=folder, mesh=mesh, rules=rules)
     run.restore(pretrained_params, prepare_params)
     run.watch(evaluator, describe_batch)
@@ -210,7 +210,7 @@ class _Run:
             )
             log(f"{self.folder}: going on from step {self.step}")
         if self.step != self.data.start:  # newer checkpoints were damaged
-            examples = self.checkpoints.examples(self.step, self.settings.batch_size) if self.step else 0
+            examples = self.checkpoints.examples(self.step) if self.step else 0
             self.data.seek(self.step, examples)
 
     def watch(
