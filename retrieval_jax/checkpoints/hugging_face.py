@@ -13,7 +13,7 @@ import numpy as np
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
-from retrieval_jax.checkpoints.weights import LazyArray, read_safetensors, write_safetensors
+from retrieval_jax.checkpoints.weights import LazyArray, placed, read_safetensors, write_safetensors
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.layers import T5Config
@@ -270,18 +270,14 @@ def with_docids(arrays: Mapping[str, LazyArray], config: T5Config) -> dict[str, 
     the text vocabulary, then those of the docids, and so have the logits. The logits of text tokens are 0 and
     mean nothing.
     """
-    kernel_ExV = arrays["decoder/logits_dense/kernel"].read()
-    texts_VxE = arrays["token_embedder/embedding"].read()
-    # Atomic docids are one token, and nothing is read after it.
-    docids_VxE = np.zeros((kernel_ExV.shape[1], config.emb_dim), texts_VxE.dtype)
-    docids_VxE[0] = texts_VxE[0]
     rest = dict(arrays)
+    kernel_ExV, texts_VxE = rest["decoder/logits_dense/kernel"], rest["token_embedder/embedding"]
+    V = texts_VxE.shape[0]
+    rows = V + kernel_ExV.shape[1]
+    docids_VxE = texts_VxE.resized(0, 1)  # atomic docids are one token, and nothing is read after it
     if config.separate_target_embedding:
-        docids_VxE = rest.pop("decoder_token_embedder/embedding").read()
-    nothing_ExV = np.zeros((config.emb_dim, len(texts_VxE)), kernel_ExV.dtype)
+        docids_VxE = rest.pop("decoder_token_embedder/embedding")
     return rest | {
-        "token_embedder/embedding": LazyArray.from_numpy(np.concatenate([texts_VxE, docids_VxE])),
-        "decoder/logits_dense/kernel": LazyArray.from_numpy(
-            np.concatenate([nothing_ExV, kernel_ExV], axis=1)
-        ),
+        "token_embedder/embedding": placed({0: texts_VxE, V: docids_VxE}, rows),
+        "decoder/logits_dense/kernel": placed({V: kernel_ExV.transposed()}, rows).transposed(),
     }

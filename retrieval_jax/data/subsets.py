@@ -1,5 +1,6 @@
 """Smaller collections, chosen in the way in which the paper chose MSMarco100k and MSMarco1M."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -65,13 +66,10 @@ def keep(queries: Mapping[str, list[Query]], rows: FindRows) -> dict[str, list[Q
         ids = [p for q in some for p in (*q.positives, *q.negatives)]
         known = iter((rows(ids) >= 0).tolist())
         cut = (
-            Query(
-                query.id,
-                query.text,
-                {passage: grade for passage, grade in query.positives.items() if next(known)},
-                tuple(passage for passage in query.negatives if next(known)),
-                query.label,
-                query.missing,
+            dataclasses.replace(
+                query,
+                positives={passage: grade for passage, grade in query.positives.items() if next(known)},
+                negatives=tuple(passage for passage in query.negatives if next(known)),
             )
             for query in some
         )

@@ -87,8 +87,7 @@ class Vocabulary:
         """The number of rows of an embedding: the pieces and T5's sentinels, rounded up to a multiple of 128.
 
         Public checkpoints fit this: T5's have 32,128 rows for 32,000 pieces, and mT5's 250,112 for 250,000.
-        Some files
-        have the sentinels among their pieces.
+        Some files have the sentinels among their pieces.
         """
         last = self.model.id_to_piece(self.model.vocab_size() - 1)
         return round_up(self.model.vocab_size() + (0 if "<extra_id_" in last else SENTINELS), 128)
@@ -219,7 +218,7 @@ def learn(texts: Iterable[str], size: int, path: Path) -> None:
             num_threads=2,  # fixed: the sums, and so the pieces, depend on it
             pad_id=PAD,
             eos_id=EOS,
-            unk_id=2,
+            unk_id=UNK,
             bos_id=-1,
             minloglevel=2,
         )
