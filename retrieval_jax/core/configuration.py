@@ -141,8 +141,8 @@ def texts_of_parameters(modules: Sequence[str], references: Sequence[str] = ()) 
       of all functions and classes that were called, that have a value by gin, or that are referred to. The
       names of macros are replaced by their values.
     """
-    values = {**gin.config._CONFIG, **gin.config._OPERATIVE_CONFIG}
-    macros = {scope: bound.get("value") for (scope, name), bound in values.items() if name == "gin.macro"}
+    known = {**gin.config._CONFIG, **gin.config._OPERATIVE_CONFIG}
+    macros = {scope: bound.get("value") for (scope, name), bound in known.items() if name == "gin.macro"}
 
     def text(value: object) -> str:
         if callable(value):
@@ -151,7 +151,7 @@ def texts_of_parameters(modules: Sequence[str], references: Sequence[str] = ()) 
         return shown.removeprefix("@")
 
     here, bound = gin.current_scope_str(), {}
-    for (scope, selector), parameters in sorted(values.items(), key=lambda item: item[0][0] == here != ""):
+    for (scope, selector), parameters in sorted(known.items(), key=lambda item: item[0][0] == here != ""):
         if scope in ("", here):
             bound.setdefault(selector, {}).update(parameters)
     found: dict[tuple[str, str], dict] = {}
@@ -164,7 +164,7 @@ def texts_of_parameters(modules: Sequence[str], references: Sequence[str] = ()) 
         scope, selector = pending.pop()
         if (scope, selector) not in found:
             scopes = itertools.accumulate(scope.split("/"), lambda outer, inner: f"{outer}/{inner}")
-            own = [bound.get(selector, {}), *(values.get((outer, selector), {}) for outer in scopes if outer)]
+            own = [bound.get(selector, {}), *(known.get((outer, selector), {}) for outer in scopes if outer)]
             found[scope, selector] = functools.reduce(operator.or_, own, _defaults(selector))
             pending += filter(None, map(_referred, found[scope, selector].values()))
     return {
