@@ -2,7 +2,8 @@
 
 A `Batcher` has a queue and a thread of its own, so that a slow searcher holds up no other. It takes the
 oldest request and those of the same shape. If the last batch held several, more are likely to be on their
-way, and it waits a few milliseconds for as many; a lone request is computed at once.
+way, and it waits a few milliseconds for as many, or a tenth of a batch's time; a lone request is computed at
+once.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from retrieval_jax.serving.cache import Cache
 from retrieval_jax.serving.errors import NotReady, Overloaded
 from retrieval_jax.serving.metrics import BatcherMetrics
 
+PATIENCE = 0.1  # share of the last batch's time for which requests wait for others
 Compute = Callable[[Hashable, Sequence[Hashable]], Sequence[object]]
 """(shape, the keys of a batch) -> one result a key. It runs in the batcher's thread."""
 
@@ -26,7 +28,8 @@ class BatchSettings:
 
     Attributes:
       sizes: the batch sizes that are compiled, ascending; the largest is the most that a batch holds.
-      max_wait: seconds that the oldest request waits, at most, for others to join its batch.
+      max_wait: seconds that the oldest request waits, at most, for others to join its batch; where the last
+        batch took more than `1 / PATIENCE` times as long, PATIENCE of its time.
       max_waiting: requests that may wait; with more, new ones are refused (status 429).
       max_queue_seconds: about how long the requests that wait may take together, by the pace of the last
         batches: a slow searcher refuses earlier, so that it is free again soon after an overload. A batch of
@@ -79,8 +82,10 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = threading.Condition()
         self._wanted = 1  # the thread sleeps until so many wait
+        self._took = 0.0  # seconds of the last batch
         self._closed = False
         self._busy_seconds, self._busy_queries = 0.0, 0.0  # of the last batches that left others waiting
+        self._noticed = False  # whether the thread will be told of requests at the end of the loop's turn
         self._waiting: collections.deque[_Item] = collections.deque()
         self._in_flight: dict[tuple[Hashable, Hashable], _Item] = {}  # waiting or being computed
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -88,6 +93,7 @@ class Batcher:
     def start(self) -> None:
         """Starts the thread. Results go to the event loop that runs now."""
         self._loop = asyncio.get_running_loop()
+        self._metrics.waiting(lambda: len(self._waiting))
         self._thread.start()
 
     def submit(self, shape: Hashable, keys: Sequence[Hashable]) -> list[asyncio.Future]:
@@ -109,8 +115,10 @@ class Batcher:
         futures = [self._loop.create_future() for _ in keys]
         now, missing = time.monotonic(), []
         for key, future in zip(keys, futures, strict=True):
-            known = None if self._cache is None else self._cache.get((shape, key))
-            self._metrics.looked_up(known is not None)
+            known = None
+            if self._cache is not None:
+                known = self._cache.get((shape, key))
+                self._metrics.looked_up(known is not None)
             if known is not None:
                 future.set_result(known)
             else:
@@ -137,7 +145,13 @@ class Batcher:
                     item = self._in_flight[shape, key] = _Item(shape, key, now, until, [])
                     self._waiting.append(item)
                 item.futures.append(future)
-            self._metrics.waiting(len(self._waiting))
+            if not self._noticed:  # all requests of one turn of the event loop wake the thread up once
+                self._noticed = True
+                self._loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._noticed = False
             if len(self._waiting) >= self._wanted:
                 self._changed.notify()
 
@@ -189,7 +203,7 @@ class Batcher:
                 self._changed.wait()
             self._wanted = min(last, most)
             if self._waiting:
-                until = self._waiting[0].came + self.settings.max_wait
+                until = self._waiting[0].came + max(self.settings.max_wait, PATIENCE * self._took)
                 while len(self._waiting) < self._wanted and not self._closed:
                     if not self._changed.wait(until - time.monotonic()) and time.monotonic() >= until:
                         break
@@ -203,7 +217,6 @@ class Batcher:
                 else:
                     left.append(item)
             self._waiting = left
-            self._metrics.waiting(len(left))
         return taken, late
 
     def _results(self, items: list[_Item]) -> list[object]:
@@ -216,7 +229,7 @@ class Batcher:
                 return [error]
             return [self._results([item])[0] for item in items]
         finally:
-            seconds = time.monotonic() - began
+            self._took = seconds = time.monotonic() - began
             self._metrics.computed(len(items), seconds)
             with self._changed:
                 if self._waiting:  # of a batch that others wait behind: a lone request says less

@@ -58,7 +58,7 @@ class BatcherMetrics:
         self._batch_size = metrics.batch_size.labels(index)
         self._found = [metrics.cached.labels(index, found) for found in ("no", "yes")]
         self._expired = metrics.expired.labels(index)
-        self.waiting = metrics.queue_length.labels(index).set
+        self.waiting = metrics.queue_length.labels(index).set_function  # takes a function that counts them
 
     def looked_up(self, found: bool) -> None:
         """Counts a look into the cache."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from retrieval_jax.serving import batching
 from retrieval_jax.serving.batching import Batcher, BatchSettings
 from retrieval_jax.serving.cache import Cache
 from retrieval_jax.serving.errors import NotReady, Overloaded
@@ -69,6 +70,29 @@ async def test_it_waits_for_others_no_longer_than_it_may():
     await made.submit(1, ["alone"])[0]
     assert time.monotonic() - began >= 0.05
     assert compute.batches[-1] == (1, ["alone"])
+
+
+async def test_after_a_slow_batch_it_waits_a_share_of_its_time(monkeypatch):
+    class Slow(Recorder):
+        def __call__(self, shape: object, keys: Sequence) -> list[tuple[bytes, ...]]:
+            time.sleep(0.01)
+            return super().__call__(shape, keys)
+
+    monkeypatch.setattr(batching, "PATIENCE", 1000)
+    compute = Slow()
+    made = batcher(compute, sizes=(1, 4), max_wait=0)
+    await asyncio.gather(*made.submit(1, [*"abcd"]))
+    early = made.submit(1, ["e"])
+    await asyncio.sleep(0.05)
+    await asyncio.gather(*early, *made.submit(1, [*"fgh"]))
+    assert compute.batches == [(1, [*"abcd"]), (1, [*"efgh"])]
+
+
+async def test_requests_of_one_turn_of_the_event_loop_are_one_batch():
+    compute = Recorder()
+    made = batcher(compute, sizes=(1, 4), max_wait=0)
+    await asyncio.gather(*(future for key in "abcd" for future in made.submit(1, [key])))
+    assert compute.batches == [(1, [*"abcd"])]
 
 
 async def test_shapes_are_not_mixed_and_the_oldest_goes_first():

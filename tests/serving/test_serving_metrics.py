@@ -12,7 +12,7 @@ def test_metrics_of_a_queue():
     queue.taken([0.01, 0.02])
     queue.computed(2, 0.5)
     queue.dropped(3)
-    queue.waiting(7)
+    queue.waiting(lambda: 7)
     for found in (True, False, True):
         queue.looked_up(found)
     families = {f.name: f for f in text_string_to_metric_families(metrics.page().decode())}
