@@ -3,8 +3,9 @@
 import collections
 import sys
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 
+Bytes = bytes | tuple[bytes, ...]
 ENTRY = 300  # bytes that an entry takes beside its key and its value
 
 
@@ -17,15 +18,13 @@ class Cache:
 
     def __init__(self, max_bytes: int):
         self.max_bytes, self.bytes = max_bytes, 0
-        self._entries: collections.OrderedDict[Hashable, tuple[Sequence[bytes], int]] = (
-            collections.OrderedDict()
-        )
+        self._entries: collections.OrderedDict[Hashable, tuple[Bytes, int]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: Hashable) -> Sequence[bytes] | None:
+    def get(self, key: Hashable) -> Bytes | None:
         """Returns the value of a key, or None."""
         with self._lock:
             entry = self._entries.get(key)
@@ -34,7 +33,7 @@ class Cache:
             self._entries.move_to_end(key)
             return entry[0]
 
-    def put(self, key: Hashable, value: Sequence[bytes]) -> None:
+    def put(self, key: Hashable, value: Bytes) -> None:
         """Keeps a value, and drops those that were used longest ago if there is no room."""
         size = ENTRY + size_of(key) + size_of(value)
         if size > self.max_bytes:

@@ -25,7 +25,7 @@ from retrieval_jax.serving.batching import Batcher
 from retrieval_jax.serving.cache import Cache
 from retrieval_jax.serving.errors import Invalid, NotFound, NotReady, Overloaded
 from retrieval_jax.serving.metrics import Metrics
-from retrieval_jax.serving.passages import NO_TEXT, PassageTexts
+from retrieval_jax.serving.passages import NO_TEXT, PassageTexts, quoted
 from retrieval_jax.serving.settings import MAX_UNDER_WAY, PASSAGES_BYTES, ServeSettings
 
 WARM_UP = "warm up"  # the query with which the shapes are compiled
@@ -81,7 +81,7 @@ class Served:
       searcher: the searcher.
       texts: the passages' texts; None where they are unknown.
       batcher: the queue of searches. Its results are tuples of JSON: whether the model truncates
-        the query, the explanation, and the candidates.
+        the query, the explanation, and the candidates; see `candidates_json`.
       embedder: the queue of texts to encode; None for searchers without a dual encoder.
       tokenized: takes the seconds that a batch of queries spent in the tokenizer.
       passages: those that it has been asked for and that are not answered yet.
@@ -129,15 +129,9 @@ class Served:
         ids = [passage_id for passage_id, _ in ranked_list]
         docs = self.texts.json(ids) if self.texts and key.docs else [NO_TEXT] * len(ids)
         return (
-            json.dumps(truncated).encode(),
-            json.dumps(why).encode(),
-            *(
-                b'{"docid":%b,"score":%b,"rank":%d,"doc":%b}'
-                % (json.dumps(passage_id).encode(), number(score), rank, doc)
-                for rank, ((passage_id, score), doc) in enumerate(
-                    zip(ranked_list, docs, strict=True), start=1
-                )
-            ),
+            b"true" if truncated else b"false",
+            b"null" if why is None else json.dumps(why).encode(),
+            *candidates_json(ranked_list, docs),
         )
 
     def vector_form(self, encoding: str, dimensions: int | None) -> VectorForm:
@@ -343,6 +337,14 @@ def vector_json(vector: np.ndarray, form: str) -> bytes:
     return json.dumps(vector.tolist()).encode()
 
 
-def number(value: float) -> bytes:
-    """Returns a number as JSON, which has none that is infinite."""
-    return repr(value).encode() if math.isfinite(value) else b"null"
+def candidates_json(ranked_list: RankedList, docs: Sequence[bytes]) -> Iterator[bytes]:
+    """Yields the passages that were found as JSON, in two pieces each, without the last one's closing brace.
+
+    So the texts, most of an answer, are copied once: into the response.
+    """
+    opening = "{"
+    for rank, ((passage_id, score), doc) in enumerate(zip(ranked_list, docs, strict=True), start=1):
+        number = repr(score) if math.isfinite(score) else "null"  # JSON has no infinite numbers
+        yield f'{opening}"docid":{quoted(passage_id)},"score":{number},"rank":{rank},"doc":'.encode()
+        yield doc
+        opening = "},{"

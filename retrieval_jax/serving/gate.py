@@ -3,6 +3,7 @@
 import hmac
 import json
 import time
+from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +15,7 @@ OPEN = ("/", "/health", "/ready", "/docs", "/openapi.json")  # need no key
 MAX_BODIES = 64 << 20  # bytes of all bodies that are being read
 DISCARDED = 16 << 20  # bytes of a refused body that are read, or its client would not see why
 CLOSE = {"connection": "close"}
+NO_KEY = b'{"error":"the API key is missing or wrong: send X-API-Key, or a Bearer token"}'
 
 
 class Gate:
@@ -52,11 +54,11 @@ class Gate:
             headers = dict(scope["headers"])
             length = headers.get(b"content-length", b"")
             if self._key and scope["path"] not in OPEN and not self._has_key(headers):
-                error = "the API key is missing or wrong: send X-API-Key, or a Bearer token"
-                await refuse(send_on, 401, error, {"www-authenticate": "Bearer"})
+                await send_json(send_on, 401, NO_KEY, {"www-authenticate": "Bearer"})
             elif length.isdigit() and int(length) > self.settings.max_payload_bytes:
                 await body.discard()
-                await refuse(send_on, *self._too_large)
+                status, error, headers = self._too_large
+                await send_json(send_on, status, json.dumps({"error": error}).encode(), headers)
             else:
                 await self.app(scope, body.receive, send_on)
         finally:
@@ -121,10 +123,9 @@ class _Body:
             more = message.get("more_body", False)
 
 
-async def refuse(send: Send, status: int, error: str, headers: dict[str, str]) -> None:
-    """Sends a response `{"error": …}`."""
-    body = json.dumps({"error": error}).encode()
-    head = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-    raw = [(name.encode(), value.encode()) for name, value in head.items()]
+async def send_json(send: Send, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+    """Sends a response."""
+    raw = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+    raw += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body})

@@ -1,6 +1,7 @@
 """The texts of a collection's passages by id, as JSON, ready to be sent."""
 
 import json
+from json.encoder import encode_basestring_ascii  # what json.dumps calls in the end
 
 from retrieval_jax.core.arrow_ids import RowFinder
 from retrieval_jax.data.collection import Collection, Query
@@ -28,21 +29,28 @@ class PassageTexts:
 
     def json(self, passage_ids: list[str]) -> list[bytes]:
         """Returns `{"title": …, "text": …}` of each passage as JSON; `null` for an id that is unknown."""
-        found = {}
-        for passage_id in passage_ids:
-            known = self._cache.get(passage_id)
-            found[passage_id] = known[0] if known else None
-        missing = [passage_id for passage_id, known in found.items() if known is None]
-        rows = zip(missing, self.find_rows(missing), strict=True)
+        found = {passage_id: self._cache.get(passage_id) for passage_id in passage_ids}
+        if missing := [passage_id for passage_id, known in found.items() if known is None]:
+            found |= self._read(missing)
+        return [found[passage_id] for passage_id in passage_ids]
+
+    def _read(self, passage_ids: list[str]) -> dict[str, bytes]:
+        rows = zip(passage_ids, self.find_rows(passage_ids), strict=True)
         there = {passage_id: row for passage_id, row in rows if row >= 0}
         passages = self.collection.get([*there.values()]) if there else []
+        read = dict.fromkeys(passage_ids, NO_TEXT)
         for passage_id, passage in zip(there, passages, strict=True):
             text = json.dumps({"title": passage.title, "text": passage.text}, ensure_ascii=False).encode()
-            self._cache.put(passage_id, (text,))
-            found[passage_id] = text
-        return [found[passage_id] or NO_TEXT for passage_id in passage_ids]
+            self._cache.put(passage_id, text)
+            read[passage_id] = text
+        return read
 
     def queries(self, split: str, offset: int, limit: int) -> list[Query]:
         """Reads judged queries of a split."""
         count = self.collection.query_counts[split]
         return self.collection.queries(split, range(min(offset, count), min(offset + limit, count)))
+
+
+def quoted(text: str) -> str:
+    """Returns a text as JSON, in ASCII."""
+    return encode_basestring_ascii(text)
