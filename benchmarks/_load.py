@@ -3,15 +3,18 @@
     python benchmarks/_load.py '{"address": "127.0.0.1:8000", "requests": "FILE", "clients": 8, "seconds": 5}'
 
 FILE has a request a line, as JSON: [method, path, body or null]. The last line printed is JSON: answers a
-second, seconds of the median and of the 99th percentile, and how many there were of each status.
+second, seconds of the median and of the 99th percentile, how many there were of each status, and the seconds
+of CPU that an answer took here and in the server, whose process "pid" may name.
 """
 
 import asyncio
 import collections
 import itertools
 import json
+import os
 import sys
 import time
+from pathlib import Path
 
 import uvloop
 
@@ -62,23 +65,34 @@ class Load:
         self.seconds.append(seconds)
         self.statuses[status] += 1
 
-    async def run(self, host: str, port: int, clients: int, seconds: float) -> dict:
+    async def run(self, host: str, port: int, clients: int, seconds: float, server: int | None) -> dict:
         loop = asyncio.get_running_loop()
         for _ in range(clients):
             await loop.create_connection(lambda: Client(self), host, port)
         await asyncio.sleep(min(seconds / 4, 1))  # until batches have their size
         self.seconds.clear()
         self.statuses.clear()
-        began = time.perf_counter()
+        began, used = time.perf_counter(), [time.process_time(), cpu_seconds(server)]
         await asyncio.sleep(seconds)
         taken, found = time.perf_counter() - began, sorted(self.seconds)
+        used = [time.process_time() - used[0], cpu_seconds(server) - used[1]]
         self.running = False
         return {
             "rate": len(found) / taken,
             "p50": found[len(found) // 2] if found else None,
             "p99": found[int(len(found) * 0.99)] if found else None,
             "statuses": dict(self.statuses),
+            "cpu": used[0] / max(len(found), 1),
+            "server_cpu": used[1] / max(len(found), 1),
         }
+
+
+def cpu_seconds(process: int | None) -> float:
+    """The time that all threads of a process have run so far; 0 for no process."""
+    if process is None:
+        return 0.0
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def request(method: str, path: str, body: object) -> bytes:
@@ -95,8 +109,8 @@ def main() -> None:
     with open(options["requests"]) as file:
         requests = [request(*json.loads(line)) for line in file]
     host, port = options["address"].split(":")
-    load = Load(requests)
-    print(json.dumps(uvloop.run(load.run(host, int(port), options["clients"], options["seconds"]))))
+    running = Load(requests).run(host, int(port), options["clients"], options["seconds"], options.get("pid"))
+    print(json.dumps(uvloop.run(running)))
 
 
 if __name__ == "__main__":

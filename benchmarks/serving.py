@@ -6,15 +6,17 @@
 WORK_DIR is a finished work folder, such as that of `retrieval-jax demo`. Of each searcher, one process
 searches for the collection's queries in batches of 32 and one by one, 10 passages each (`Searcher.search`),
 and another one serves the same searcher; its clients run in a third process. The two take turns in one run.
-No answer comes from the server's cache. With sentence-transformers installed, the dual encoder's vectors are
-asked for, too, beside the same weights behind the plainest FastAPI route. --quick takes the first two
-searchers, and less than a minute.
+No answer comes from the server's cache. "1 (lists)" is a client that sends 32 queries at a time. CPU is what
+an answer took in the server's process and in the clients', which share the machine's cores.
+With sentence-transformers installed, the dual encoder's vectors are asked for, too, beside the same weights
+behind the plainest FastAPI route. --quick takes the first two searchers, and less than a minute.
 
 --abuse SECONDS asks for four times as much as the last searcher can answer, while others send what no client
 should: see `_abuse.py`.
 
-The last line is JSON: `throughput_over_batched` (32 clients, over batches of 32) and `added_ms` (one client,
-over a single `search`) by searcher; `embeddings_over_sentence_transformers`, by clients.
+The last line is JSON: by searcher `throughput_over_batched` (32 clients, over batches of 32),
+`lists_over_batched` (one client with lists of 32) and `added_ms` (one client, over a single `search`);
+`embeddings_over_sentence_transformers`, by clients.
 """
 
 import argparse
@@ -49,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("work", type=Path)
     parser.add_argument("--searchers", nargs="+", default=SEARCHERS)
-    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement, or eight batches")
     parser.add_argument("--abuse", type=float, default=0, metavar="SECONDS")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--direct", nargs="+", help=argparse.SUPPRESS)
@@ -70,23 +72,33 @@ def main() -> None:
         _abuse.show(report, console)
         print(json.dumps({"abuse": report}))
         return None
-    table = Table("searcher", "clients", "queries/s", "over batches", "p50 ms", "p99 ms", "search alone ms")
-    figures: dict[str, dict] = {"throughput_over_batched": {}, "added_ms": {}}
+    table = Table(
+        "searcher", "clients", "queries/s", "over batches", "p50 ms", "p99 ms", "search alone ms",
+        "CPU ms, server", "clients",
+    )  # fmt: skip
+    figures: dict[str, dict] = {"throughput_over_batched": {}, "lists_over_batched": {}, "added_ms": {}}
     for name in names:
-        with searching(options.work, name) as alone, serving(options.work, [name]) as (_, address):
-            for count in clients:
+        requests = [search_request(name, query) for query in queries]
+        lists = [list_request(name, some) for some in in_batches(queries)]
+        with searching(options.work, name) as alone, serving(options.work, [name]) as (server, address):
+            for count, sent in [*((count, requests) for count in clients), (1, lists)]:
                 batched = alone("batched", seconds)
-                single = alone("single", seconds) if count == 1 else None
-                found = load(address, [search_request(name, query) for query in queries], count, seconds)
+                single = alone("single", seconds) if count == 1 and sent is requests else None
+                found = load(address, sent, count, max(seconds, 8 * BATCH / batched), server.pid)
                 batched = statistics.mean([batched, alone("batched", seconds)])
-                ratio = found["rate"] / batched
-                if count == 32:
+                each = BATCH if sent is lists else 1
+                ratio = each * found["rate"] / batched
+                if sent is lists:
+                    figures["lists_over_batched"][name] = round(ratio, 3)
+                elif count == 32:
                     figures["throughput_over_batched"][name] = round(ratio, 3)
                 if single:
                     figures["added_ms"][name] = round(1000 * (found["p50"] - single), 2)
                 table.add_row(
-                    name, str(count), f"{found['rate']:,.0f}", f"{ratio:.2f}", f"{1000 * found['p50']:.2f}",
-                    f"{1000 * found['p99']:.2f}", f"{1000 * single:.2f}" if single else "",
+                    name, "1 (lists)" if sent is lists else str(count), f"{each * found['rate']:,.0f}",
+                    f"{ratio:.2f}", f"{1000 * found['p50']:.2f}", f"{1000 * found['p99']:.2f}",
+                    f"{1000 * single:.2f}" if single else "", f"{1000 * found['server_cpu'] / each:.3f}",
+                    f"{1000 * found['cpu'] / each:.3f}",
                 )  # fmt: skip
     dense = next((name for name in ("exact", "scann") if name in names), None)
     if dense and not options.quick and importlib.util.find_spec("sentence_transformers"):
@@ -115,6 +127,16 @@ def judged_queries(work: Path) -> list[str]:
 
 def search_request(name: str, query: str) -> list:
     return ["GET", f"/v1/{name}/search?query={quote_plus(query)}&hits={HITS}", None]
+
+
+def list_request(name: str, queries: Sequence[str]) -> list:
+    return ["POST", f"/v1/{name}/search", {"queries": queries, "hits": HITS}]
+
+
+def in_batches(queries: Sequence[str]) -> list[Sequence[str]]:
+    """Whole batches of the queries, or one of all if they are fewer."""
+    firsts = range(0, len(queries) - BATCH + 1, BATCH)
+    return [queries[first : first + BATCH] for first in firsts] or [queries]
 
 
 @contextlib.contextmanager
@@ -163,9 +185,7 @@ def direct(work: Path, name: str) -> None:
 
     queries, searcher = judged_queries(work), Searcher.open(work / "searchers" / name)
     searcher.use_batch_sizes((1, 8, BATCH))
-    batches = [queries[first : first + BATCH] for first in range(0, len(queries) - BATCH + 1, BATCH)] or [
-        queries
-    ]
+    batches = in_batches(queries)
     for size in (1, BATCH):
         searcher.search(queries[:size], HITS)
     print("open", flush=True)
@@ -183,12 +203,15 @@ def direct(work: Path, name: str) -> None:
         print(json.dumps(result), flush=True)
 
 
-def load(address: str, requests: Sequence[list], clients: int, seconds: float) -> dict:
+def load(
+    address: str, requests: Sequence[list], clients: int, seconds: float, server: int | None = None
+) -> dict:
     """Asks in a process of its own; see `_load.py`. Any answer but 200 ends the benchmark."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
         file.writelines(json.dumps(request) + "\n" for request in requests)
         file.flush()
         options = {"address": address, "requests": file.name, "clients": clients, "seconds": seconds}
+        options["pid"] = server
         command = [sys.executable, str(HERE / "_load.py"), json.dumps(options)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     if found["statuses"].keys() != {"200"}:
@@ -217,7 +240,7 @@ def embeddings(work: Path, name: str, queries: Sequence[str], seconds: float, ta
                 for label, found in (("/v1/embeddings", ours_found), ("sentence-transformers", theirs_found)):
                     table.add_row(
                         label, str(count), f"{found['rate']:,.0f}", "", f"{1000 * found['p50']:.2f}",
-                        f"{1000 * found['p99']:.2f}", "",
+                        f"{1000 * found['p99']:.2f}", "", "", f"{1000 * found['cpu']:.3f}",
                     )  # fmt: skip
     return ratios
 
