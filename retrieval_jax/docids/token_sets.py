@@ -96,6 +96,22 @@ class TokenSets:
 
         return storage.digest(parts())
 
+    def contributions(self, weights_V: np.ndarray, rows_C: np.ndarray) -> np.ndarray:
+        """Computes what each token of passages adds to their scores.
+
+        Args:
+          weights_V: float32, a query's weights of the text vocabulary's tokens.
+          rows_C: int, the rows of the passages.
+
+        Returns:
+          Float32 C×M; 0 where there is no token.
+        """
+        tokens_CxM = self.tokens_PxM[rows_C]
+        added_CxM = np.where(tokens_CxM > 0, weights_V[tokens_CxM], 0)
+        if self.impacts_PxM is None:
+            return added_CxM
+        return added_CxM * self.impacts_PxM[rows_C] * np.float32(self.impact_scale)
+
     def write(self, folder: Path) -> dict:
         """Writes the sets into a folder.
 

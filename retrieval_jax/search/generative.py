@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -174,8 +174,8 @@ class GenerativeSearcher(Searcher):
         if k <= 0:
             return [(np.zeros(0, np.int32), [], {}) for _ in queries]
         results, width = [], self.strategy.width(self.beams, k, self.outputs)
-        for first in range(0, len(queries), self.batch_sizes[-1]):
-            texts = list(queries[first : first + self.batch_sizes[-1]])
+        for some in self.slices(len(queries)):
+            texts = list(queries[some])
             found, aux = self._decoded(texts, width)
             aux = {name: np.asarray(value) for name, value in aux.items()}
             for nth, rows in enumerate(np.asarray(found)[: len(texts)]):
@@ -186,8 +186,7 @@ class GenerativeSearcher(Searcher):
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         """See `Searcher.score`. The scores are those of the passages' docids, the best one's of several."""
         results = []
-        for first in range(0, len(queries), self.batch_sizes[-1]):
-            some = slice(first, first + self.batch_sizes[-1])
+        for some in self.slices(len(queries)):
             docids = [docids_of(self.table, self.find_rows(wanted)) for wanted in candidates[some]]
             scores = self._token_scores_of(list(queries[some]), [rows for rows, _ in docids])
             for wanted, (_, owner_D), scores_DxL in zip(candidates[some], docids, scores, strict=True):
@@ -258,6 +257,11 @@ class GenerativeSearcher(Searcher):
         return self._decode(
             self.strategy, self.params, batch, self.docids, width, recall, planning=self.planning
         )
+
+    def slices(self, count: int) -> Iterator[slice]:
+        """Yields the slices of so many queries that are computed at once."""
+        size = self.batch_sizes[-1]
+        return (slice(first, first + size) for first in range(0, count, size))
 
     def _batch(self, texts: list[str]) -> dict:
         """Tokenises a batch of queries, padded to the smallest size, and places it on the devices."""

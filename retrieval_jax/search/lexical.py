@@ -26,6 +26,7 @@ from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import Partitioner, all_devices
 from retrieval_jax.models.softmax import exact_products
 from retrieval_jax.search.encoding_searcher import EncodingSearcher, load_own_model
+from retrieval_jax.search.heaviest_tokens import heaviest_tokens
 from retrieval_jax.search.index_inputs import IndexInputs
 from retrieval_jax.search.searcher import RankedList, register_searcher
 
@@ -98,17 +99,9 @@ class LexicalSearcher(EncodingSearcher):
         results, weights = [], itertools.chain.from_iterable(self._weights(queries))
         for weights_V, wanted in zip(weights, candidates, strict=True):
             rows_C = np.array(self.find_rows(wanted), int)
-            added_CxM = self._added(weights_V, rows_C)
-            results.append(np.where(rows_C < 0, np.nan, added_CxM.sum(axis=1, dtype=np.float32)).tolist())
+            scores_C = self.sets.contributions(weights_V, rows_C).sum(axis=1, dtype=np.float32)
+            results.append(np.where(rows_C < 0, np.nan, scores_C).tolist())
         return results
-
-    def _added(self, weights_V: np.ndarray, rows_C: np.ndarray) -> np.ndarray:
-        """Computes what each token of passages adds to their scores, float32 C×M."""
-        tokens_CxM = self.sets.tokens_PxM[rows_C]
-        added_CxM = np.where(tokens_CxM > 0, weights_V[tokens_CxM], 0)
-        if self.sets.impacts_PxM is None:
-            return added_CxM
-        return added_CxM * self.sets.impacts_PxM[rows_C] * np.float32(self.sets.impact_scale)
 
     def explain(self, query: str, ranked_list: RankedList) -> dict:
         """See `Searcher.explain`.
@@ -118,23 +111,21 @@ class LexicalSearcher(EncodingSearcher):
           tokens of highest weight; "docids": for each passage {"passage": its id, "tokens": those that it
           shares with the query, with what each adds to its score}; best first.
         """
-        (weights_V,) = self.encoder([query])
-        heaviest = np.argsort(-weights_V, kind="stable")[:_EXPLAINED]
-        ids, passages = [passage_id for passage_id, _ in ranked_list], []
+        (weights_V,), vocabulary = self.encoder([query]), self.encoder.vocabulary
+        pieces = vocabulary.model.get_piece_size()  # the network's table may be padded
+        ids = [passage_id for passage_id, _ in ranked_list]
         rows_C = np.array(self.find_rows(ids), int)
-        for passage_id, row, added_M in zip(ids, rows_C, self._added(weights_V, rows_C), strict=True):
-            tokens_M = self.sets.tokens_PxM[row]
-            order = [m for m in np.argsort(-added_M, kind="stable") if added_M[m] > 0]
-            tokens = [self._told(tokens_M[m], added_M[m]) for m in order]
-            passages.append({"passage": passage_id, "tokens": tokens})
-        weighed = [self._told(token, weights_V[token]) for token in heaviest if weights_V[token] > 0]
+        passages = [
+            {
+                "passage": passage_id,
+                "tokens": heaviest_tokens(vocabulary, self.sets.tokens_PxM[row], added_M, self.sets.size),
+            }
+            for passage_id, row, added_M in zip(
+                ids, rows_C, self.sets.contributions(weights_V, rows_C), strict=True
+            )
+        ]
+        weighed = heaviest_tokens(vocabulary, np.arange(pieces), weights_V[:pieces], _EXPLAINED)
         return {"certain": len(passages), "tokens": weighed, "docids": passages}
-
-    def _told(self, token: int, score: float) -> dict:
-        model = self.encoder.vocabulary.model
-        known = int(token) < model.vocab_size()
-        text = model.id_to_piece(int(token)) if known else f"<{int(token)}>"
-        return {"text": text, "score": round(float(score), 4)}
 
     @classmethod
     def recipe(cls, inputs: IndexInputs) -> dict:

@@ -26,6 +26,7 @@ from retrieval_jax.search import fusion
 from retrieval_jax.search.docid_scores import score_in_blocks
 from retrieval_jax.search.fit_queries import check_fit_split, fit_queries
 from retrieval_jax.search.generative import SETTINGS, GenerativeSearcher
+from retrieval_jax.search.heaviest_tokens import heaviest_tokens
 from retrieval_jax.search.index_inputs import IndexInputs
 from retrieval_jax.search.searcher import RankedList, register_searcher
 
@@ -158,23 +159,23 @@ class PlannedSearcher(GenerativeSearcher):
         if not ranked_list:
             return {"certain": None, "docids": [], "plan": None}
         ids = [passage for passage, _ in ranked_list]
-        (lexical,), weights_V = self.lexical_scores([query], [ids]), self._weights_of(query)
+        (lexical,) = self.lexical_scores([query], [ids])
+        weights_V = np.asarray(self._weights(self.params, self._batch([query])))[0]
         weight = self.sequential_weight  # where it is 0, a passage's docid of largest score is shown
         own = [
             (passage, (score - a) / weight if weight else 1e9)
             for (passage, score), a in zip(ranked_list, lexical, strict=True)
         ]
         docids = self.explain_docids(query, own)
-        for docid, score, row in zip(docids, lexical, self.find_rows(ids), strict=True):
+        rows_C = np.array(self.find_rows(ids), int)
+        added_CxM = self.sets.contributions(weights_V, rows_C)
+        for docid, score, row, added_M in zip(docids, lexical, rows_C, added_CxM, strict=True):
             docid["lexical"] = score
-            tokens, scores = self.sets.tokens_PxM[row], weights_V[self.sets.tokens_PxM[row]]
-            if self.sets.impacts_PxM is not None:
-                scores = scores * self.sets.impacts_PxM[row] * self.sets.impact_scale
-            docid["tokens"] = self._heaviest(tokens, scores)
+            docid["tokens"] = heaviest_tokens(self.vocabulary, self.sets.tokens_PxM[row], added_M, SHOWN)
         pieces = self.vocabulary.model.get_piece_size()  # the network's table may be padded
         plan = {
             "sequential_weight": self.sequential_weight,
-            "tokens": self._heaviest(np.arange(pieces), weights_V[:pieces]),
+            "tokens": heaviest_tokens(self.vocabulary, np.arange(pieces), weights_V[:pieces], SHOWN),
         }
         certain = len(ids) if self.recall_target is None else None
         if self.strategy.prunes:
@@ -185,20 +186,6 @@ class PlannedSearcher(GenerativeSearcher):
             for docid in docids:
                 docid["plan_rank"] = ranks.get(docid["passage"])
         return {"certain": certain, "docids": docids, "plan": plan}
-
-    def _weights_of(self, query: str) -> np.ndarray:
-        """Returns the weights of all tokens of a query; that of padding is 0."""
-        weights_V = np.array(self._weights(self.params, self._batch([query]))[0])
-        weights_V[0] = 0
-        return weights_V
-
-    def _heaviest(self, tokens: np.ndarray, scores: np.ndarray) -> list[dict]:
-        """Lists the tokens of largest score above 0."""
-        order = np.argsort(-scores, kind="stable")[:SHOWN]
-        piece = self.vocabulary.model.id_to_piece
-        return [
-            {"text": piece(int(tokens[nth])), "score": float(scores[nth])} for nth in order if scores[nth] > 0
-        ]
 
     def _followed(self, aux: dict) -> dict:
         """Says of a search's plan how far beams have followed its first passages; see `explain`."""
@@ -223,8 +210,7 @@ class PlannedSearcher(GenerativeSearcher):
     ) -> list[list[float]]:
         """Returns the lexical scores of each query's candidates; those that it does not know have NaN."""
         results = []
-        for first in range(0, len(queries), self.batch_sizes[-1]):
-            some = slice(first, first + self.batch_sizes[-1])
+        for some in self.slices(len(queries)):
             rows = [*map(self.find_rows, candidates[some])]
             results += [scores_C.tolist() for scores_C in self._lexical_scores_of(list(queries[some]), rows)]
         return results

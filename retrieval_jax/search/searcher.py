@@ -249,15 +249,20 @@ def searcher_class(kind: str) -> type[Searcher]:
     return _CLASSES[kind]
 
 
+def can_score(searcher: type[Searcher]) -> bool:
+    """Returns whether a kind of searcher scores passages that another one found (`Searcher.score`)."""
+    return searcher.score is not Searcher.score
+
+
 def check_scores(searcher: type[Searcher], name: str, setting: str) -> None:
-    """Raises UserError if a searcher cannot score the passages that another one found (`Searcher.score`).
+    """Raises UserError if a searcher cannot score passages; see `can_score`.
 
     Args:
       searcher: its class.
       name: its name.
       setting: the setting that names it.
     """
-    if searcher.score is Searcher.score:
+    if not can_score(searcher):
         raise UserError(
             f"{setting}: {name} ({searcher.kind}) cannot score the passages that another searcher found: "
             "take a generative, planned, exact, lexical, bm25 or fused one"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.variations import KINDS, MARK, vary
-from retrieval_jax.search.searcher import RankedList, Searcher
+from retrieval_jax.search.searcher import RankedList, Searcher, can_score
 
 
 class VariedSearcher(Searcher):
@@ -71,4 +71,4 @@ def asked_as(part: str, searcher: Searcher) -> Searcher:
 def can_score_passages(searcher: Searcher) -> bool:
     """Returns whether a searcher, or the one that it asks, has `Searcher.score`."""
     asked = searcher.searcher if isinstance(searcher, VariedSearcher) else searcher
-    return type(asked).score is not Searcher.score
+    return can_score(type(asked))

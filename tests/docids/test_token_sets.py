@@ -57,3 +57,12 @@ def test_files_that_were_changed_are_refused(tmp_path: Path):
 def test_tokens_take_two_bytes_where_they_can():
     assert token_dtype(32128) == token_dtype(65536) == np.uint16
     assert token_dtype(65537) == np.uint32
+
+
+def test_contributions_are_weights_times_impacts():
+    weights_V = np.arange(10, dtype=np.float32)
+    found = SETS.contributions(weights_V, np.array([1, 0, 1]))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [[9, 0, 0], [5 * 2.55, 3 * 0.07, 0], [9, 0, 0]], rtol=1e-6)
+    plain = dataclasses.replace(SETS, impacts_PxM=None)
+    np.testing.assert_array_equal(plain.contributions(weights_V + 1, np.array([0])), [[6, 4, 0]])
