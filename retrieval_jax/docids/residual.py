@@ -229,7 +229,16 @@ def tokens(codes_NxL: np.ndarray, index_N: np.ndarray, digits: int, size: int) -
 
 
 def codes(docids_NxL: np.ndarray, levels: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads docids that `tokens` wrote: (codes N×levels of the smallest unsigned type, int64 N: indices)."""
+    """Reads docids that `tokens` wrote.
+
+    Args:
+      docids_NxL: the docids.
+      levels: number of codebooks.
+      size: V, number of vectors of a codebook.
+
+    Returns:
+      (codes N×levels of the smallest unsigned type; int64 N: the collision indices).
+    """
     found = np.empty((len(docids_NxL), levels), np.min_scalar_type(size - 1))
     index_N = np.zeros(len(docids_NxL), np.int64)
     for position in range(docids_NxL.shape[1]):

@@ -60,12 +60,30 @@ class SearchStrategy:
 
     @classmethod
     def abstract(cls, shape: DocidShape, passages: int, outputs: int) -> Trie | DocidTokens:
-        """Returns the same for docids that are not made yet: jax.ShapeDtypeStruct in the place of arrays."""
+        """Makes what `build` does for docids that are not made yet, rather too large than too small.
+
+        Args:
+          shape: of the docids.
+          passages: how many there are.
+          outputs: number of tokens of the model's softmax.
+
+        Returns:
+          The docids, with jax.ShapeDtypeStruct in the place of arrays.
+
+        Raises:
+          UserError: there are too many docids to be searched in this way.
+        """
         raise NotImplementedError
 
     @classmethod
     def width(cls, beams: int, k: int, outputs: int) -> int:
-        """Returns how many docids per query a search with that many beams finds, if k passages are wanted."""
+        """Returns how many docids a search finds for each query.
+
+        Args:
+          beams: the beams of a beam search.
+          k: how many passages are wanted.
+          outputs: number of tokens of the model's softmax.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -113,12 +131,30 @@ class SearchStrategy:
         first_N: np.ndarray,
         reuse_shapes_of: DocidArrays | None = None,
     ) -> DocidArrays | None:
-        """Makes `Planning.docids`; the arguments are those of `build`, its results, and an earlier result."""
+        """Makes `Planning.docids`.
+
+        Args:
+          table: the docids.
+          docids: as `build` gives them.
+          first_N: as `build` gives it.
+          reuse_shapes_of: what was made for an earlier state of the table.
+
+        Returns:
+          NumPy arrays; None where docids are single tokens, of which a plan needs no more than the sets.
+        """
         return None
 
     @classmethod
     def abstract_planned_docids(cls, shape: DocidShape, passages: int) -> DocidArrays | None:
-        """Returns the same for docids that are not made yet: jax.ShapeDtypeStruct in the place of arrays."""
+        """Makes what `planned_docids` does for docids that are not made yet.
+
+        Args:
+          shape: of the docids.
+          passages: how many there are.
+
+        Returns:
+          The same with jax.ShapeDtypeStruct in the place of arrays.
+        """
         return None
 
     @classmethod
@@ -168,7 +204,7 @@ class SearchStrategy:
         size: int,
         shards: int,
     ) -> Planning:
-        """Returns the same for sets that are not made yet: jax.ShapeDtypeStruct in the place of arrays.
+        """Makes what `build_planning` does for sets that are not made yet, of jax.ShapeDtypeStruct.
 
         Args:
           docids: `Planning.docids`: of `planned_docids`, or of `abstract_planned_docids`.

@@ -54,7 +54,7 @@ class ExampleSource(seqio.DataSource):
         *,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """Features, untrimmed and without ends, and `example`, their number."""
+        """Makes the examples' features, untrimmed and without ends, and `example`, their number."""
         shard = shard_info or seqio.ShardInfo(0, 1)
         count = len(self.examples)
         first, end = (count * i // shard.num_shards for i in (shard.index, shard.index + 1))
@@ -97,7 +97,7 @@ class QuerySource(seqio.DataSource):
         *,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """Features, untrimmed and without ends; `query`, the id; `query_pretokenized`, the text.
+        """Makes the features, untrimmed and without ends; `query`, the id; `query_pretokenized`, the text.
 
         In the split's order; of shard i of n, queries i, i + n, ….
         """
@@ -120,7 +120,7 @@ def register(
     rows: Mapping[str, Mapping[str, float]],
     vocabulary: Vocabulary,
 ) -> None:
-    """Registers tasks and mixtures with seqio, again if need be.
+    """Registers tasks and mixtures with seqio, in the place of earlier ones of their names.
 
     Args:
       prefix: COLLECTION.KIND.
@@ -150,9 +150,16 @@ def register_queries(
     vocabulary: Vocabulary,
     metrics: Sequence[Callable] = (),
 ) -> str:
-    """Registers the task PREFIX.queries of these splits, again if need be; its name.
+    """Registers the task PREFIX.queries with seqio, in the place of an earlier one of that name.
 
-    `metrics` are seqio's metric functions, whose targets are the queries' ids.
+    Args:
+      prefix: COLLECTION.KIND.
+      splits: split -> (the examples of its queries; the queries).
+      vocabulary: of the text features.
+      metrics: seqio's metric functions, whose targets are the queries' ids.
+
+    Returns:
+      The name of the task.
     """
     name = f"{prefix}.queries"
     seqio.TaskRegistry.remove(name)
@@ -168,10 +175,16 @@ def register_queries(
 
 
 def register_all(work_dir: str | Path, config: DataConfig) -> list[str]:
-    """Registers every task and every row of the paper that a work folder has the examples for; their names.
+    """Registers every task and every row of the paper that a work folder has the examples for.
 
-    For a module that is T5X's `MIXTURE_OR_TASK_MODULE`; the gin files of gin_configs/t5x/ need none. `config`
-    gives the lengths and the name of the synthetic queries; its mixture is not looked at.
+    For a module that is T5X's `MIXTURE_OR_TASK_MODULE`; the gin files of gin_configs/t5x/ need none.
+
+    Args:
+      work_dir: the work folder.
+      config: gives the lengths and the name of the synthetic queries; its mixture is not looked at.
+
+    Returns:
+      The names of the tasks and mixtures.
     """
     work = Workspace(paths.as_path(work_dir))
     collection = Collection(work.collection)

@@ -58,6 +58,12 @@ class DualEncoderNetwork(nn.Module):
     ) -> "DualEncoderNetwork":
         """Makes the network that settings of `DualEncoder` describe.
 
+        Args:
+          config: the sizes of the network.
+          vector_dim: see `DualEncoder`; None for its default.
+          normalize: see `DualEncoder`.
+          pooling: see `DualEncoder`.
+
         Raises:
           UserError: there is no such pooling, or the network has no decoder that it needs.
         """

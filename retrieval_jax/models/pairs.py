@@ -20,10 +20,16 @@ def mean_of_pairs(x_BxCxC: jax.Array, pairs_BxCxC: jax.Array) -> jax.Array:
 def divergence(
     teacher_BxC: jax.Array, scores_BxC: jax.Array, counts_BxC: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes KL(softmax(teacher) ‖ softmax(scores)) over the candidates that count (bool), in nats.
+    """Computes KL(softmax(teacher) ‖ softmax(scores)) over the candidates that count, in nats.
+
+    Args:
+      teacher_BxC: float32; may be NaN where a candidate does not count.
+      scores_BxC: float32.
+      counts_BxC: bool, which candidates count.
 
     Returns:
-      (the divergence of each query, 0 where fewer than two candidates count; where two or more do), each B.
+      (float32 B: the divergence of each query, 0 where fewer than two candidates count; bool B: whether two
+      or more do).
     """
     log_p_BxC, log_q_BxC = (
         jax.nn.log_softmax(jnp.where(counts_BxC, x, NEG_INF), axis=1) for x in (teacher_BxC, scores_BxC)

@@ -203,10 +203,15 @@ dpo.reads_log_probs = True  # of the teacher's scores, by docid
 
 
 def whole_and_prefixes(prefix_lengths: Sequence[int] | None, most: int, name: str) -> Sequence[int]:
-    """Gives the lengths of prefixes that an objective learns: those given, and `most`, the longest.
+    """Gives the lengths of prefixes that an objective learns: those that are set, and the whole docid's.
+
+    Args:
+      prefix_lengths: those that are set, in tokens.
+      most: the tokens of a whole docid.
+      name: of the objective, for the message.
 
     Raises:
-      UserError: one is longer; the message begins with the objective's `name`.
+      UserError: a length is above `most`.
     """
     lengths = tuple(prefix_lengths or ())
     lengths += (most,) * (most not in lengths)
@@ -218,10 +223,15 @@ def whole_and_prefixes(prefix_lengths: Sequence[int] | None, most: int, name: st
 
 
 def checked_groups(batch: Batch, name: str, scores: bool = False) -> Batch:
-    """Gives the batch, if it has groups of docids, and their scores where these are needed.
+    """Gives the batch, if it has what an objective that ranks reads.
+
+    Args:
+      batch: see `Objective`.
+      name: of the objective, for the message.
+      scores: whether the objective reads a teacher's scores.
 
     Raises:
-      UserError: it has not; the message begins with the objective's `name`.
+      UserError: the batch has no groups of docids, or no scores.
     """
     if "grade" not in batch:
         raise UserError(
