@@ -26,7 +26,7 @@ class Method:
       stages: of a verb of several trainings: each training's steps, as a share of those of the budget.
       mixtures: the mixtures that it is trained on; None: it is not trained.
       expansion: whether it reads synthetic queries with the passages.
-      seconds: that a step takes, measured on two CPU cores.
+      seconds: that a step of the budget takes on two CPU cores without other work.
     """
 
     kind: str = "generative"
@@ -43,19 +43,19 @@ class Method:
 
 def _sequential(docids: str, *settings: str, **values: object) -> Method:
     files = ("runs/naive.gin", f"docids/{docids}.gin")
-    return Method(files=files, settings=settings, docids=docids, **{"seconds": 0.25, **values})
+    return Method(files=files, settings=settings, docids=docids, **{"seconds": 0.08, **values})
 
 
 ROWS = ("1a", "2a", MAIN, "6b")
 METHODS = {
     "BM25": Method("bm25", mixtures=None),
     "BM25 + doc2query": Method("bm25", mixtures=None, expansion=True),
-    "dual encoder": Method("exact", ("runs/dual_encoder.gin",), mixtures=(MAIN,), seconds=0.3),
-    "atomic": Method(files=("runs/atomic.gin",), docids="atomic", mixtures=ROWS, seconds=0.12),
-    "naive": _sequential("naive", mixtures=ROWS),
+    "dual encoder": Method("exact", ("runs/dual_encoder.gin",), mixtures=(MAIN,), seconds=0.06),
+    "atomic": Method(files=("runs/atomic.gin",), docids="atomic", mixtures=ROWS, seconds=0.06),
+    "naive": _sequential("naive", mixtures=ROWS, seconds=0.14),
     "semantic": _sequential("semantic", vectors=True, mixtures=ROWS),
-    "2-D + PAWA": _sequential("semantic_2d", "T5Config.pawa_layers=1", vectors=True, seconds=0.35),
-    "rq": _sequential("rq_8x256", vectors=True),
+    "2-D + PAWA": _sequential("semantic_2d", "T5Config.pawa_layers=1", vectors=True, seconds=0.8),
+    "rq": _sequential("rq_8x256", vectors=True, seconds=0.1),
     # A batch of "rank" has half as many examples; together the trainings have as many as the budget.
     "rq + ranking": Method(
         files=("runs/ripor.gin",),
@@ -64,7 +64,7 @@ METHODS = {
         verb="ripor",
         stages={"dense": 0.5, "seq2seq": 0.0, "rank": 1.0},
         mixtures=(MAIN,),
-        seconds=0.75,
+        seconds=0.3,
     ),
     "rq + planning": Method(  # in the proportions of the run file
         "planned",
@@ -73,7 +73,7 @@ METHODS = {
         verb="pag",
         stages={"lexical": 0.0, "query": 0.09, "dense": 0.88, "seq2seq": 0.0, "rank": 0.06},
         mixtures=(MAIN,),
-        seconds=0.6,
+        seconds=0.2,
     ),
 }
 DENSE = "dual encoder"
@@ -178,10 +178,21 @@ def seconds_of(point: Point, choice: Choice, queries: int, scored: int) -> float
     if method.mixtures is None:
         return 3.0
     wide = max(point.width / WIDTH, 0.3) ** 1.5
-    a_step = method.seconds * wide
+    a_step = METHODS[REFERENCE if point.budget == "flops" else point.method].seconds * wide
     if method.docids == "atomic":
         a_step += 2.0e-6 * point.size * wide
-    searching = 0.02 * queries + 4e-4 * scored if method.kind == "generative" else 5.0
+    searching = 0.02 * queries + 4e-4 * scored if method.docids else 5.0
     if method.docids == "atomic":
         searching /= 10
-    return 25 + choice.steps_of(point.size) * a_step + searching
+    compiled = 1 + sum(share > 0 for share in method.stages.values())
+    return 15 * compiled + choice.steps_of(point.size) * a_step + searching
+
+
+def generating_seconds(size: int, queries: int) -> float:
+    """Estimates the seconds of `queries` synthetic queries for each of `size` passages."""
+    return 0.0015 * size * queries
+
+
+def generator_seconds(steps: int) -> float:
+    """Estimates the seconds of training the query generator."""
+    return 0.7 * steps

@@ -34,23 +34,34 @@ from the scores of the one before, that of 8.8M passages from the largest.
 Of the paper's questions and its successors' these are left out: the best size for a budget, a joint law in
 parameters and passages, and pretrained weights of several sizes.
 
-The plan is printed first, with an estimate of its hours on two cores: 17 for wordnet with one seed, and
---sizes, --methods, --mixtures and --budgets choose a part. What is finished is kept in --work, and the same
-command goes on, also with more methods or seeds; after --minutes no other point begins. What fails is told,
-and the others go on; the same command tries it again. Prints tables, then one line of JSON. --quick measures
-a few methods on 120 and 240 passages.
+The plan is printed first, with an estimate of its hours on two cores without other work: 14 for wordnet with
+one seed, and --sizes, --methods, --mixtures and --budgets choose a part. What is finished is kept in --work,
+and the same command goes on, also with more methods or seeds; after --minutes no other point begins. What
+fails is told, and the others go on; the same command tries it again. Prints tables, then one line of JSON.
+--quick measures a few methods on 120 and 240 passages.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
 import _quiet  # noqa: F401
-from _scaling_plan import METHODS, ROWS, WIDTH, Choice, Point, points, seconds_of
+from _scaling_plan import (
+    METHODS,
+    ROWS,
+    WIDTH,
+    Choice,
+    Point,
+    generating_seconds,
+    generator_seconds,
+    points,
+    seconds_of,
+)
 from _scaling_plot import draw
 from _scaling_run import Sizes, Study
 from _scaling_told import findings, fits, rows_of
@@ -79,14 +90,18 @@ QUICK_DOCS = ["import_collection.vocab_size=2000", "import_collection.docs_packa
 def show_plan(study: Study) -> None:
     """Prints what will run, in its order, and how long it takes."""
     choice, sizes = study.choice, study.sizes
-    scored = sizes.scored * sizes.draws * sizes.negatives
-    table, total = Table("passages", "steps", "methods, mixtures and budgets, by seed", "minutes"), 0.0
+    table = Table("passages", "steps", "methods, mixtures and budgets, by seed", "minutes")
     groups: dict[int, list] = {}
     for point in points(choice):
         groups.setdefault(point.size, []).append(point)
+    generates = any(point.reads_synthetic for some in groups.values() for point in some)
+    total = generator_seconds(sizes.generator_steps) if generates else 0.0
     for size, some in groups.items():
-        seconds = sum(seconds_of(point, choice, sizes.queries, scored) for point in some)
-        seconds += size * sizes.generated * 0.002 * any(point.reads_synthetic for point in some)
+        different = size * -math.expm1(-sizes.draws * sizes.negatives / size)  # passages that are drawn
+        pairs = round(sizes.scored * different)
+        seconds = sum(seconds_of(point, choice, sizes.queries, pairs) for point in some)
+        if any(point.reads_synthetic for point in some):
+            seconds += generating_seconds(size, sizes.generated)
         of_method: dict[str, list[str]] = {}
         for point in some:
             facts = [point.mixture or "", *(["flops"] if point.budget == "flops" else [])]
@@ -98,9 +113,10 @@ def show_plan(study: Study) -> None:
         total += seconds
     console = Console(width=120)
     console.print(table)
+    generator = f", with the query generator's {sizes.generator_steps:,} steps" if generates else ""
     console.print(
-        f"{study.name}: {len([*points(choice)])} points, about {total / 3600:.1f} hours on two cores, and "
-        f"the query generator's {sizes.generator_steps:,} steps"
+        f"{study.name}: {len([*points(choice)])} points ({choice.seeds} seed{'s' * (choice.seeds > 1)}), "
+        f"about {total / 3600:.1f} hours on two cores without other work{generator}"
     )
 
 

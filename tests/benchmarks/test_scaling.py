@@ -53,6 +53,9 @@ def test_other_widths_are_on_the_nearest_corpus():
 def test_a_larger_corpus_takes_longer():
     small, large = (seconds_of(Point(size, "naive", MAIN), CHOICE, 500, 1000) for size in (1000, 16_000))
     assert 0 < small < large
+    # As many operations as naive docids take about as long, whatever a step takes.
+    pawa = (seconds_of(Point(1000, "2-D + PAWA", MAIN, b), CHOICE, 500, 1000) for b in ("flops", "examples"))
+    assert small == next(pawa) < next(pawa)
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +223,15 @@ def test_an_entropy_that_is_no_number_is_left_out_of_a_law():
     law = next(one for one in fits(rows) if one["law"] == "contrastive entropy by passages")
     assert law["exponent"] == pytest.approx(-0.25, abs=1e-4)
     assert json.loads(json.dumps(rows[1].told(), allow_nan=False))["contrastive_entropy"] is None
+
+
+def test_a_method_without_entropy_has_no_law_of_it():
+    """Also on the corpus that has networks of several widths."""
+    made = {Point(16_000, "atomic", MAIN, width=width): figures(0.2, 1.0, inner=width) for width in (64, 256)}
+    for size in (1000, 4000, 16_000):
+        made[Point(size, "rq + ranking", MAIN)] = figures(0.3, None)
+    told = fits(rows_of(made))
+    assert [(one["method"], one["law"]) for one in told] == [("rq + ranking", "Recall@10 by passages")]
 
 
 def test_rows_have_the_seeds_mean_and_laws_predict_the_largest_corpus(rows, tmp_path):
