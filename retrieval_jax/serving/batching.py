@@ -2,8 +2,8 @@
 
 A `Batcher` has a queue and a thread of its own, so that a slow searcher holds up no other. It takes the
 oldest request and those of the same shape. If the last batch held several, more are likely to be on their
-way, and it waits a few milliseconds for as many, or a tenth of a batch's time; a lone request is computed at
-once.
+way, and it waits a few milliseconds for as many, or a tenth of a batch's time, which it also waits where a
+batch would be padded; a lone request is computed at once.
 """
 
 import asyncio
@@ -196,17 +196,19 @@ class Batcher:
 
         It takes none when it is closed and empty.
         """
-        most = self.settings.sizes[-1]
+        sizes = self.settings.sizes
+        most, ended = sizes[-1], time.monotonic()
         with self._changed:
+            before = min(len(self._waiting), most)  # that came during the last batch
             self._wanted = 1
             while not self._waiting and not self._closed:
                 self._changed.wait()
-            self._wanted = min(last, most)
             if self._waiting:
-                until = self._waiting[0].came + max(self.settings.max_wait, PATIENCE * self._took)
-                while len(self._waiting) < self._wanted and not self._closed:
-                    if not self._changed.wait(until - time.monotonic()) and time.monotonic() >= until:
-                        break
+                patience = PATIENCE * self._took
+                self._wait_for(min(last, most), self._waiting[0].came + max(self.settings.max_wait, patience))
+                # Who was answered may ask again: seats that would be padded are kept for them.
+                seats = next(size for size in sizes if size >= before)
+                self._wait_for(min(last + before, seats), ended + patience)
             taken, late, left, now = [], [], collections.deque(), time.monotonic()
             for item in self._waiting:
                 if item.deadline < now:
@@ -218,6 +220,13 @@ class Batcher:
                     left.append(item)
             self._waiting = left
         return taken, late
+
+    def _wait_for(self, count: int, until: float) -> None:
+        """Waits until so many requests wait, or until a time, or until the oldest one's deadline."""
+        self._wanted, until = count, min(until, self._waiting[0].deadline)
+        while len(self._waiting) < count and not self._closed:
+            if not self._changed.wait(until - time.monotonic()) and time.monotonic() >= until:
+                break
 
     def _results(self, items: list[_Item]) -> list[object]:
         """Computes a batch. If it fails, each request is computed alone: one of them may be the reason."""

@@ -88,6 +88,20 @@ async def test_after_a_slow_batch_it_waits_a_share_of_its_time(monkeypatch):
     assert compute.batches == [(1, [*"abcd"]), (1, [*"efgh"])]
 
 
+async def test_seats_that_would_be_padded_are_kept_for_those_who_were_answered(monkeypatch):
+    monkeypatch.setattr(batching, "PATIENCE", 1000)
+    compute = Recorder()
+    made = batcher(compute, sizes=(1, 4), max_wait=0)
+    first = await held(compute, made)
+    early = made.submit(1, ["a", "b"])
+    await asyncio.sleep(0.02)
+    compute.go.set()
+    await first
+    await asyncio.sleep(0.05)
+    await asyncio.gather(*early, *made.submit(1, ["c"]))
+    assert compute.batches == [(1, ["first"]), (1, [*"abc"])]
+
+
 async def test_requests_of_one_turn_of_the_event_loop_are_one_batch():
     compute = Recorder()
     made = batcher(compute, sizes=(1, 4), max_wait=0)
