@@ -80,7 +80,8 @@ def main() -> None:
     for name in names:
         requests = [search_request(name, query) for query in queries]
         lists = [list_request(name, some) for some in in_batches(queries)]
-        with searching(options.work, name) as alone, serving(options.work, [name]) as (server, address):
+        patient = serving(options.work, [name], max_queue_seconds=60)  # or it refuses some of 128 clients
+        with searching(options.work, name) as alone, patient as (server, address):
             for count, sent in [*((count, requests) for count in clients), (1, lists)]:
                 batched = alone("batched", seconds)
                 single = alone("single", seconds) if count == 1 and sent is requests else None
@@ -140,10 +141,10 @@ def in_batches(queries: Sequence[str]) -> list[Sequence[str]]:
 
 
 @contextlib.contextmanager
-def serving(work: Path, names: Sequence[str]) -> Iterator[tuple[subprocess.Popen, str]]:
+def serving(work: Path, names: Sequence[str], **settings: object) -> Iterator[tuple[subprocess.Popen, str]]:
     """A server of some searchers; gives its process and its address when it is ready."""
     command = [sys.executable, "-m", "retrieval_jax.main", "serve", f"--WORK_DIR={work}"]
-    settings = {"port": 0, "cache_mb": 0, "searchers": tuple(names)}
+    settings |= {"port": 0, "cache_mb": 0, "searchers": tuple(names)}
     command += [f"--gin.serve.{key}={value!r}" for key, value in settings.items()]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
