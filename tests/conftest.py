@@ -13,6 +13,11 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Most of the tests' time is XLA's compiler's, which takes less than half of it when LLVM does not optimize.
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ.setdefault("XLA_FLAGS", quickly)
+
 # Many tests compile the same small step; each program is compiled once, for subprocesses too.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
@@ -30,6 +35,27 @@ from retrieval_jax.data.sources.python_docs import python_docs
 from retrieval_jax.main import main
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+# The files that take longest, which processes begin with, so that none is left alone with one at the end.
+LONGEST = [
+    "papers/test_rows_train.py",
+    "test_main.py",
+    "mesh/test_multihost.py",
+    "training/test_step.py",
+    "search/test_planned.py",
+    "test_remote.py",
+    "verbs/test_preflight.py",
+    "models/test_dual_encoder.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=place)  # all others stay as they are
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -146,7 +146,7 @@ print(json.dumps(told))
 
 def test_devices_are_given_their_parts():
     """Each part is read once, however many devices hold it, and none is read whole that lies in parts."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(
         [sys.executable, "-c", ON_EIGHT], env=environment, capture_output=True, text=True, check=False
     )

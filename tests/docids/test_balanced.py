@@ -134,7 +134,7 @@ np.save(sys.argv[2], residual.fit_codebooks(np.load(sys.argv[1]), 1, 8, 0, balan
 def test_eight_devices_equal_one(tmp_path):
     vectors = collapsing(2000)
     np.save(tmp_path / "vectors.npy", vectors)
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    devices = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", _SHARDED, str(tmp_path / "vectors.npy"), str(tmp_path / "eight.npy")]
     subprocess.run(command, check=True, env=os.environ | devices)
     one = residual.fit_codebooks(vectors, 1, 8, 0, balanced=True)

@@ -186,7 +186,7 @@ np.savez(sys.argv[2], centroids=clustering.kmeans(vectors, 6, 0), leaves=leaves)
 def test_eight_devices_equal_one(tmp_path):
     vectors, _ = blobs(6, 3000)
     np.save(tmp_path / "vectors.npy", vectors)
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    devices = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", _SHARDED, str(tmp_path / "vectors.npy"), str(tmp_path / "eight.npz")]
     subprocess.run(command, check=True, env=os.environ | devices)
     eight = np.load(tmp_path / "eight.npz")

@@ -139,7 +139,7 @@ def test_only_what_is_new_is_encoded(collection, grown: Collection, tmp_path, mo
 
 
 def test_several_devices_take_several_parts_at_once(collection, tmp_path, python, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
     result = python(SCRIPT, collection.folder, tmp_path / "letters", "whole")
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[0]) == -(-collection.passage_count // (3 * 16))

@@ -231,7 +231,7 @@ print("equal")
 
 def test_meshes_give_the_same_and_gather_no_kernel():
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, "-c", MESHES, str(Path(__file__).parent)]

@@ -308,7 +308,7 @@ if jax.process_count() == 2:
     def run(name: str, index: str, processes: int) -> list[list[np.ndarray]]:
         """Of as many devices in all."""
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={2 // processes}"
+        environment["JAX_NUM_CPU_DEVICES"] = str(2 // processes)
         if processes > 1:
             environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
         command = [

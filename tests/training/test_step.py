@@ -211,7 +211,7 @@ def layouts() -> dict:
 
 def test_every_layout_gives_the_losses_of_one_device(plain_gin):
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
     }
     script = (
