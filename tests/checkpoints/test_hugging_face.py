@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.serialization import msgpack_serialize
 from flax.traverse_util import unflatten_dict
-from model_folders import GOLDENS, random_params, same
+from model_folders import GOLDENS, compiled, random_params, same
 
 from retrieval_jax.checkpoints import hugging_face
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
@@ -46,7 +46,7 @@ def opened(folder, **options):
 
 def logits(model, params, inputs=INPUTS, decoder_inputs=DECODER_INPUTS) -> np.ndarray:
     batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": decoder_inputs}
-    return np.asarray(model.logits(params, batch))
+    return np.asarray(compiled(model, "logits")(params, batch))
 
 
 @pytest.mark.parametrize("kind", ["t5_1_1", "t5_1_0"])

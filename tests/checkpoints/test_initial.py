@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from model_folders import GOLDENS, SHAPES, flat, random_params, write_model_folder
+from model_folders import GOLDENS, SHAPES, compiled, flat, random_params, write_model_folder
 from sentencepiece import sentencepiece_model_pb2
 
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
@@ -182,8 +182,8 @@ def test_docid_tokens_begin_as_their_centroids(scan_layers, tmp_path):
         unflatten_dict(params, sep="/"),
         {"encoder_input_tokens": np.array([[7, 3, 1], [9, 1, 0]])},
     )
-    state_BxE = np.asarray(model.first_states(params, batch["encoder_input_tokens"]), np.float64)
-    logits = model.logits(params, batch | {"decoder_input_tokens": np.zeros((2, 1), np.int32)})
+    state_BxE = np.asarray(compiled(model, "first_states")(params, batch["encoder_input_tokens"]), np.float64)
+    logits = compiled(model, "logits")(params, batch | {"decoder_input_tokens": np.zeros((2, 1), np.int32)})
     first_book_ExV = vectors_LxVxE[0].T.astype(np.float64)
     np.testing.assert_allclose(logits[:, 0, 2 : 2 + V], state_BxE @ first_book_ExV, rtol=1e-5, atol=1e-5)
 
@@ -278,8 +278,8 @@ def test_a_generative_retriever_begins_with_a_dual_encoders_first_states(tmp_pat
     name = "decoder_token_embedder/embedding"
     np.testing.assert_array_equal(params[name][1:], random[name][1:])
     queries = np.random.default_rng(0).integers(2, 1152, (3, 9)).astype(np.int32)
-    expected = opened.model.encode_queries(opened.params, queries)
-    got = generative.first_states(unflatten_dict(params, sep="/"), queries)
+    expected = compiled(opened.model, "encode_queries")(opened.params, queries)
+    got = compiled(generative, "first_states")(unflatten_dict(params, sep="/"), queries)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax.serialization import msgpack_restore, msgpack_serialize
 from flax.traverse_util import flatten_dict, unflatten_dict
-from model_folders import random_params, same
+from model_folders import compiled, random_params, same
 
 from retrieval_jax.checkpoints import t5x_checkpoints
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
@@ -46,7 +46,7 @@ def test_a_real_legacy_checkpoint_runs(shared):
     params = loaded(model, path)
     assert params["decoder"]["layers_1"]["mlp"]["wi_0"]["kernel"].shape == (8, 16)
     batch = {"encoder_input_tokens": np.array([[3, 4, 1, 0]]), "decoder_input_tokens": np.array([[0, 7]])}
-    logits = np.asarray(model.logits(params, batch))
+    logits = np.asarray(compiled(model, "logits")(params, batch))
     assert logits.shape == (1, 2, 32128)
     assert np.isfinite(logits).all()
     assert logits.std() > 0.1
@@ -62,7 +62,7 @@ def test_a_real_dual_encoder_of_t5x_retrievals_runs(shared):
     assert pretrained.network["relpos_buckets"] == 4
     model = DualEncoder(T5Config(**pretrained.network), **pretrained.settings)
     params = loaded(model, path)
-    vectors = np.asarray(model.encode_queries(params, np.array([[5, 6, 1, 0], [7, 1, 0, 0]])))
+    vectors = np.asarray(compiled(model, "encode_queries")(params, np.array([[5, 6, 1, 0], [7, 1, 0, 0]])))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     assert abs(vectors[0] @ vectors[1]) < 0.9999
 
@@ -179,7 +179,9 @@ def test_the_network_that_t5x_scans(t5x, tmp_path):
     for scan in (False, True):
         model = GenerativeRetriever(dataclasses.replace(CONFIG, scan_layers=scan))
         batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": decoder_inputs}
-        np.testing.assert_allclose(model.logits(loaded(model, tmp_path), batch), expected, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(
+            compiled(model, "logits")(loaded(model, tmp_path), batch), expected, rtol=0, atol=2e-5
+        )
 
 
 def test_scanned_towers(tmp_path):

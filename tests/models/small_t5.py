@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from model_folders import random_params
 from test_t5 import jit
 
 from retrieval_jax.models.layers import T5Config
@@ -27,7 +27,7 @@ SHAPES = {"encoder_input_tokens": (4, 9), "decoder_input_tokens": (4, 5)}
 
 
 def parameters(model) -> dict:
-    return jit(lambda: nn.unbox(model.get_initial_variables(jax.random.key(0), SHAPES)["params"]))()
+    return random_params(model)
 
 
 def random_batch(seed: int = 0, rows: int = 4) -> dict[str, np.ndarray]:

@@ -5,11 +5,11 @@ The reference takes what the network gives before its softmax, in bfloat16, and 
 
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_folders import initial_params
 
 from retrieval_jax.decoding.trie import build_trie
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -31,8 +31,7 @@ SMALL = {
 def model_and_params(tied: bool = False, **settings):
     config = T5Config(V, num_encoder_layers=1, num_decoder_layers=1, logits_via_embedding=tied, **SMALL)
     model = GenerativeRetriever(config, None, **settings)
-    shapes = {"encoder_input_tokens": (B, S), "decoder_input_tokens": (B, T)}
-    return model, nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)["params"])
+    return model, initial_params(model)
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -46,9 +45,17 @@ def batch() -> dict[str, np.ndarray]:
     }
 
 
-def reference(model, params, given) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def with_hidden(model, function):
+    """(params, batch) -> what the function gives, and what the softmax reads: the same states, and rounded.
+
+    XLA otherwise leaves out some of the roundings to bfloat16.
+    """
+    strictly = {"xla_allow_excess_precision": False}
+    return jax.jit(lambda *of: (function(*of), model.hidden(*of)), compiler_options=strictly)
+
+
+def reference(model, params, hidden: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Float64: what the softmax reads B×T×E, its kernel E×V, and the log-probabilities B×T×V."""
-    hidden = model.hidden(params, given)
     assert hidden.dtype == jnp.bfloat16
     x, kernel = np.asarray(hidden, np.float64), np.asarray(output_kernel(model.config, params), np.float64)
     logits = x @ kernel
@@ -60,10 +67,10 @@ def reference(model, params, given) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def test_loss_and_gradients_of_both_paths(tied: bool, max_logits_per_block: int | None):
     model, params = model_and_params(tied, max_logits_per_block=max_logits_per_block)
     given = batch()
-    x, _, log_probs = reference(model, params, given)
+    gradient_of = jax.value_and_grad(lambda params, batch: model.loss_fn(params, batch, None)[0])
+    (loss, gradients), hidden = with_hidden(model, gradient_of)(params, given)
+    x, _, log_probs = reference(model, params, hidden)
     target = np.take_along_axis(log_probs, given["decoder_target_tokens"][..., None], -1)
-    gradient_of = jax.value_and_grad(lambda params: model.loss_fn(params, given, None)[0])
-    loss, gradients = gradient_of(params)
     np.testing.assert_allclose(loss, -target.mean(), rtol=1e-6)
     if not tied:  # of the embedding there is another gradient, too
         of_logits = np.exp(log_probs)
@@ -83,9 +90,10 @@ def test_loss_and_gradients_of_both_paths(tied: bool, max_logits_per_block: int 
 def test_scores(tied: bool):
     model, params = model_and_params(tied)
     given = batch()
-    _, _, log_probs = reference(model, params, given)
+    scores, hidden = with_hidden(model, model.score_batch)(params, given)
+    _, _, log_probs = reference(model, params, hidden)
     expected = np.take_along_axis(log_probs, given["decoder_target_tokens"][..., None], -1)[..., 0].sum(1)
-    np.testing.assert_allclose(model.score_batch(params, given), expected, rtol=1e-6)
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("score", ["log_prob", "logits"])
@@ -103,7 +111,8 @@ def test_search_and_its_bound(score: str):
         "decoder_target_tokens": docids,
         "decoder_loss_weights": np.ones_like(docids),
     }
-    x, kernel, log_probs = reference(model, params, teacher)
+    _, hidden = with_hidden(model, lambda *_: ())(params, teacher)
+    x, kernel, log_probs = reference(model, params, hidden)
     of_tokens = log_probs if score == "log_prob" else x @ kernel
     exactly = np.take_along_axis(of_tokens, docids[..., None], -1)[..., 0].sum(1)
 
@@ -146,8 +155,7 @@ def test_programs_ask_for_products_that_round_nothing():
         "atomic": jax.jit(model.rank_atomic, static_argnums=3).lower(params, queries, np.ones(V, bool), 5),
     }
     encoder = DualEncoder(T5Config(V, num_encoder_layers=1, num_decoder_layers=0, **SMALL), vector_dim=8)
-    shapes = {"left_encoder_input_tokens": (B, S)}
-    towers = nn.unbox(encoder.get_initial_variables(jax.random.key(0), shapes)["params"])
+    towers = initial_params(encoder)
     programs["vectors"] = jax.jit(encoder.encode_queries).lower(towers, given["encoder_input_tokens"])
     for name, program in programs.items():
         exact = [line for line in products(program.as_text()) if f"x{V}xf32" in line or "x8xf32" in line]

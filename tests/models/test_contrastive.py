@@ -60,16 +60,24 @@ def closed_form(name: str, pos, neg) -> tuple[float, np.ndarray, np.ndarray]:
     return np.log1p(np.exp(lse(neg) - pos[one])), -q * (np.arange(m) == one), q * u
 
 
+@functools.cache
+def loss_and_gradients(objective):
+    """Of one query's candidates and the scores of its negatives; compiled once for each shape."""
+
+    def loss(candidates, neg, positive):
+        return objective(candidates[None], positive[None], jax.nn.logsumexp(neg)[None])[0]
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+
 def of_one_query(objective, pos, neg, before: int = 0, after: int = 0) -> tuple:
     """The same by the code, with so many candidates that are no positives before and after them."""
-    positive = np.repeat([False, True, False], [before, len(pos), after])[None]
-
-    def loss(pos, neg):
-        candidates = jnp.concatenate([jnp.full(before, 3.0), pos, jnp.full(after, -3.0)])[None]
-        return objective(candidates, positive, jax.nn.logsumexp(neg)[None])[0]
-
-    value, gradients = jax.value_and_grad(loss, (0, 1))(jnp.float32(pos), jnp.float32(neg))
-    return value, *gradients
+    positive = np.repeat([False, True, False], [before, len(pos), after])
+    candidates = np.float32([3.0] * before + [*pos] + [-3.0] * after)
+    value, gradients = loss_and_gradients(objective)(candidates, np.float32(neg), positive)
+    of_candidates, of_neg = map(np.asarray, gradients)
+    assert not of_candidates[~positive].any()
+    return value, of_candidates[positive], of_neg
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -78,7 +86,9 @@ def of_one_query(objective, pos, neg, before: int = 0, after: int = 0) -> tuple:
 def test_values_and_gradients_are_the_closed_forms(name: str, seed: int, m: int, spread: float):
     rng = np.random.default_rng(seed)
     pos, neg = spread * rng.normal(size=m), spread * rng.normal(size=rng.integers(1, 7))
-    got = of_one_query(OBJECTIVES[name], pos, neg, before=seed % 3, after=seed % 2)
+    before, padded = seed % 3, np.pad(neg, (0, 6 - len(neg)), constant_values=-np.inf)
+    value, of_pos, of_neg = of_one_query(OBJECTIVES[name], pos, padded, before, after=8 - before - m)
+    got = value, of_pos, of_neg[: len(neg)]
     for a, b in zip(got, closed_form(name, pos, neg), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
     assert got[1].sum() + got[2].sum() == pytest.approx(0, abs=1e-4)

@@ -1,5 +1,7 @@
 """The loss of vectors: its parts, their weights and which queries count; networks: test_dual_encoder.py."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 import pytest
@@ -13,11 +15,12 @@ from retrieval_jax.models.dual_encoder_loss import VectorLoss
 B, G, E = 8, 4, 5
 
 
-def loss_of(**settings) -> VectorLoss:
+def loss_of(**settings) -> Callable:
+    """A `VectorLoss` as one program."""
     defaults = {"objective_weight": 1.0, "bidirectional": True, "in_batch_negatives": True}
     defaults |= {"hardest_negative_only": False, "max_logits_per_block": 1 << 20}
     defaults |= {"distillation": None, "distillation_weight": 1.0}
-    return VectorLoss(joint_lh, **{**defaults, **settings})
+    return jax.jit(VectorLoss(joint_lh, **{**defaults, **settings}))
 
 
 def vectors_and_batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray, dict]:

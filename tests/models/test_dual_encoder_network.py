@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_folders import flat, random_params
+from model_folders import compiled, flat, random_params
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.dual_encoder import DualEncoder
@@ -33,8 +33,10 @@ def test_the_decoders_state_is_what_a_softmax_reads_first(tied: bool):
     del params["decoder"]["logits_dense"]
     assert flat(random_params(dense)).keys() == flat(params).keys()
     assert dense.settings["vector_dim"] == 16
-    vectors = dense.encode_passages(params, texts())
-    np.testing.assert_allclose(vectors, generative.first_states(params, texts()), rtol=1e-5, atol=1e-6)
+    vectors = compiled(dense, "encode_passages")(params, texts())
+    np.testing.assert_allclose(
+        vectors, compiled(generative, "first_states")(params, texts()), rtol=1e-5, atol=1e-6
+    )
     assert np.ptp(np.linalg.norm(vectors, axis=1)) > 1e-2
 
 
@@ -43,14 +45,16 @@ def test_padding_changes_nothing_and_vectors_are_float32(pooling: str):
     model = DualEncoder(dataclasses.replace(CONFIG, dtype="bfloat16"), pooling=pooling, vector_dim=6)
     params = random_params(model)
     assert params["projection_layer"]["kernel"].shape == (16, 6)
-    vectors, padded = (model.encode_queries(params, texts(length)) for length in (7, 12))
+    vectors, padded = (compiled(model, "encode_queries")(params, texts(length)) for length in (7, 12))
     assert vectors.dtype == jnp.float32
     np.testing.assert_allclose(vectors, padded, atol=2e-2)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
-    exact = DualEncoder(CONFIG, pooling=pooling, vector_dim=6).encode_queries(params, texts())
+    exactly = DualEncoder(CONFIG, pooling=pooling, vector_dim=6)
+    exact = compiled(exactly, "encode_queries")(params, texts())
     np.testing.assert_allclose(vectors, exact, atol=5e-2)
     # A text of nothing but padding fills up a batch, and has a gradient all the same.
-    empty = jax.grad(lambda p: jnp.sum(model.encode_queries(p, np.zeros((2, 7), np.int32))))(params)
+    of_nothing = jax.grad(lambda p: jnp.sum(model.encode_queries(p, np.zeros((2, 7), np.int32))))
+    empty = jax.jit(of_nothing)(params)
     assert all(np.isfinite(x).all() for x in flat(empty).values())
 
 

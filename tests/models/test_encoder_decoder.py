@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,8 +69,7 @@ def test_a_group_of_targets_is_read_as_its_members_with_their_query_each(config)
     flat = {name: x.reshape(-1, x.shape[-1]) for name, x in batch.items()}
     flat["encoder_input_tokens"] = np.repeat(batch["encoder_input_tokens"], 5, axis=0)
     model, blocks = GenerativeRetriever(config), GenerativeRetriever(config, max_logits_per_block=100)
-    shapes = {name: x.shape for name, x in batch.items()}
-    params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)["params"])
+    params = parameters(model)
 
     def weighted(model, params, batch):
         """The sum of all log-probabilities, each times a number of its own."""

@@ -64,7 +64,7 @@ def test_groups_that_no_chunk_size_divides_are_filled_up(chunk_size: int, monkey
 def test_gradient_caching_draws_the_same_dropout_in_both_passes(monkeypatch):
     """As chunks encoded one by one, each with its own key, by plain differentiation."""
     model, plain = network(0.3, gradcache_chunk_size=4), network(0.3)
-    params, batch, key = parameters(model), random_batch(), jax.random.key(5)
+    params, batch, key = parameters(model), random_batch(G=2), jax.random.key(5)
 
     def one_by_one(encode, tokens, rng, count):
         assert count == 1  # of a model without chunks

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_folders import random_params
+from model_folders import compiled, initial_params, random_params
 
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
@@ -40,7 +39,7 @@ def test_weights_are_splades(texts: np.ndarray, params: dict):
     """SPLADE v2, equations 1 and 6, in float64, of the encoder's states."""
     gain = params["lexical_head"]["gain"].at[7].set(-1)
     params = params | {"lexical_head": params["lexical_head"] | {"bias": jnp.float32(0.3), "gain": gain}}
-    states = T5(CONFIG).apply({"params": params}, texts, method="encode")
+    states = jax.jit(lambda params: T5(CONFIG).apply({"params": params}, texts, method="encode"))(params)
     logits = np.asarray(states, np.float64) @ np.asarray(params["token_embedder"]["embedding"], np.float64).T
     head = {name: np.asarray(x, np.float64) for name, x in params["lexical_head"].items()}
     logits = head["scale"] * logits / (0.05 * 256) + head["bias"]
@@ -60,10 +59,9 @@ def test_random_weights_give_the_gain_of_a_texts_own_tokens_alone(
 ):
     """Before the first training step, with as many positions as the head reads in several blocks."""
     model = GenerativeRetriever(dataclasses.replace(LEXICAL, num_encoder_layers=layers))
-    shapes = {"encoder_input_tokens": (1, 2), "decoder_input_tokens": (1, 2)}
-    begun = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)["params"])
+    begun = initial_params(model)
     begun["lexical_head"]["gain"] = params["lexical_head"]["gain"]
-    got = np.asarray(model.lexical_weights(begun, {"encoder_input_tokens": texts}))
+    got = np.asarray(compiled(model, "lexical_weights")(begun, {"encoder_input_tokens": texts}))
     is_own = np.zeros((3, 384), bool)
     for row, text in zip(is_own, texts, strict=True):
         row[text] = True
@@ -73,7 +71,7 @@ def test_random_weights_give_the_gain_of_a_texts_own_tokens_alone(
     np.testing.assert_allclose(got[is_own], gains[is_own], rtol=tolerance)
     padded = np.pad(texts, ((0, 0), (0, 40)))
     np.testing.assert_allclose(
-        model.lexical_weights(begun, {"encoder_input_tokens": padded}), got, rtol=1e-4, atol=1e-5
+        compiled(model, "lexical_weights")(begun, {"encoder_input_tokens": padded}), got, rtol=1e-4, atol=1e-5
     )
 
 

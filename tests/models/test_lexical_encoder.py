@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_folders import random_params, write_model_folder
+from model_folders import compiled, random_params, write_model_folder
 
 from retrieval_jax.checkpoints.initial import InitialCheckpoint
 from retrieval_jax.checkpoints.model_folder import describe, load_model, model_from_description
@@ -50,13 +50,13 @@ def test_vectors_are_those_of_a_retrievers_lexical_head(batch: dict, params: dic
     model = LexicalEncoder(CONFIG, scale=0.5, query_prompt="q: ", flops_weight=0.1)
     retriever = GenerativeRetriever(dataclasses.replace(CONFIG, lexical_head=True))
     tokens = batch["left_encoder_input_tokens"]
-    queries = model.encode_queries(params, tokens)
+    queries = compiled(model, "encode_queries")(params, tokens)
     np.testing.assert_allclose(
-        queries, retriever.lexical_weights(params, {"encoder_input_tokens": tokens}), rtol=1e-5
+        queries, compiled(retriever, "lexical_weights")(params, {"encoder_input_tokens": tokens}), rtol=1e-5
     )
     gains = np.asarray(model.gain(params))
     assert np.ptp(gains) > 0.5
-    np.testing.assert_allclose(queries, gains * model.encode_passages(params, tokens), rtol=1e-5)
+    np.testing.assert_allclose(queries, gains * compiled(model, "encode_passages")(params, tokens), rtol=1e-5)
     opened = model_from_description(describe(model))
     assert isinstance(opened, LexicalEncoder)
     assert (
@@ -99,11 +99,13 @@ def test_flops_regularisers_rise_quadratically(batch: dict, params: dict):
     """Against the formula in float64, before, within and after the steps in which the weights rise."""
     plain = LexicalEncoder(CONFIG)
     model = LexicalEncoder(CONFIG, flops_weight=0.3, passage_flops_weight=0.02, flops_steps=10)
-    queries = np.asarray(plain.encode_queries(params, batch["left_encoder_input_tokens"]), np.float64)
+    queries = np.asarray(
+        compiled(plain, "encode_queries")(params, batch["left_encoder_input_tokens"]), np.float64
+    )
     texts = batch["right_encoder_input_tokens"].reshape(B * G, -1)
-    passages = np.asarray(plain.encode_passages(params, texts), np.float64)
+    passages = np.asarray(compiled(plain, "encode_passages")(params, texts), np.float64)
     flops = [np.sum(np.mean(vectors, axis=0) ** 2) for vectors in (queries, passages)]
-    without, _ = plain.loss_fn(params, batch, None)
+    without, _ = compiled(plain, "loss_fn")(params, batch, None)
     loss_fn = jax.jit(model.loss_fn)
     for step, share in ((0, 0), (5, 0.25), (10, 1), (99, 1)):
         loss, metrics = loss_fn(params, batch | {"step": np.full(B, step, np.int32)}, None)
@@ -113,17 +115,18 @@ def test_flops_regularisers_rise_quadratically(batch: dict, params: dict):
     for name, value in zip(("query_flops", "passage_flops"), flops, strict=True):
         total, count = metrics[name]
         np.testing.assert_allclose(total / count, value, rtol=1e-5)
-    np.testing.assert_allclose(model.loss_fn(params, batch, None)[0], loss, rtol=1e-6)  # an evaluation
+    evaluated, _ = compiled(model, "loss_fn")(params, batch, None)
+    np.testing.assert_allclose(evaluated, loss, rtol=1e-6)
 
 
 def test_padding_is_left_out_of_flops(batch: dict, params: dict):
     """A missing candidate, a row without a positive and its candidates make the means no smaller."""
     model = LexicalEncoder(CONFIG, flops_weight=1.0, passage_flops_weight=1.0)
     padded = batch | {"grade": np.array([[1, -1], [1, 0], [0, 0], [1, -1]], np.int32)}
-    _, metrics = model.loss_fn(params, padded, None)
+    _, metrics = compiled(model, "loss_fn")(params, padded, None)
     texts = batch["right_encoder_input_tokens"].reshape(B * G, -1)[[0, 2, 3, 6]]
-    queries = model.encode_queries(params, batch["left_encoder_input_tokens"][[0, 1, 3]])
-    passages = model.encode_passages(params, texts)
+    queries = compiled(model, "encode_queries")(params, batch["left_encoder_input_tokens"][[0, 1, 3]])
+    passages = compiled(model, "encode_passages")(params, texts)
     for name, vectors in (("query_flops", queries), ("passage_flops", passages)):
         total, count = metrics[name]
         wanted = np.sum(np.mean(np.asarray(vectors, np.float64), axis=0) ** 2)
@@ -139,7 +142,9 @@ def test_sets_are_the_vectors_of_passages(batch: dict, params: dict):
     model = LexicalEncoder(
         CONFIG, scale=0.1, bidirectional=False, distillation=dense_margin_mse, distillation_weight=0.5
     )
-    weights = 0.1 * np.asarray(model.encode_queries(params, batch["left_encoder_input_tokens"]), np.float64)
+    weights = 0.1 * np.asarray(
+        compiled(model, "encode_queries")(params, batch["left_encoder_input_tokens"]), np.float64
+    )
     for given in (impacts, None):
         known = impacts if given is not None else np.ones_like(impacts)
         scores = np.array(
@@ -157,7 +162,7 @@ def test_sets_are_the_vectors_of_passages(batch: dict, params: dict):
         info_nce = np.log(np.exp(scores).sum(1)) - positive
         margins = (positive - negative) - (batch["score"][:, 0] - batch["score"][:, 1])
         sets = {"set_tokens": tokens} | ({} if given is None else {"set_impacts": given})
-        loss, _ = model.loss_fn(params, batch | sets, None)
+        loss, _ = compiled(model, "loss_fn")(params, batch | sets, None)
         np.testing.assert_allclose(loss, np.mean(info_nce + 0.5 * margins**2), rtol=1e-4)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_folders import compiled
 from small_t5 import CONFIG, loss_and_metrics, parameters, random_batch
 from test_t5 import jit
 
@@ -70,7 +71,7 @@ RDROP = functools.partial(rdrop, weight=3.0)
 
 def log_probs(model: GenerativeRetriever, params: dict, batch: dict) -> np.ndarray:
     """The targets' log-probabilities B×T in float64."""
-    logits = np.asarray(model.logits(params, batch), np.float64)
+    logits = np.asarray(compiled(model, "logits")(params, batch), np.float64)
     chosen = np.take_along_axis(logits, batch["decoder_target_tokens"][..., None], -1)[..., 0]
     return chosen - np.log(np.exp(logits).sum(-1))
 
@@ -175,7 +176,7 @@ def test_rdrop_is_the_divergence_of_two_dropout_passes():
     assert metrics["loss"][0] / metrics["loss"][1] == pytest.approx(float(loss), rel=1e-6)
     blocks = GenerativeRetriever(CONFIG, objective=RDROP, max_logits_per_block=100)
     with pytest.raises(UserError, match="max_logits_per_block=None"):
-        blocks.loss_fn(params, batch, key)
+        jax.eval_shape(blocks.loss_fn, params, batch, key)
 
 
 def test_rdrop_refuses_an_objective_that_reads_another_batch():
@@ -184,4 +185,4 @@ def test_rdrop_refuses_an_objective_that_reads_another_batch():
 
     model = GenerativeRetriever(CONFIG, objective=functools.partial(rdrop, objective=halves))
     with pytest.raises(UserError, match=r"rdrop.objective: it predicts on another batch"):
-        model.loss_fn(parameters(model), random_batch(), jax.random.key(0))
+        jax.eval_shape(model.loss_fn, parameters(model), random_batch(), jax.random.key(0))

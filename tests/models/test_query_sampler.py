@@ -1,8 +1,8 @@
 """Sampled queries depend on the seed and on the passage alone, not on batches or shards."""
 
-import flax.linen as nn
 import jax
 import numpy as np
+from model_folders import random_params
 
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.synthetic import QueryShards
@@ -16,8 +16,7 @@ from retrieval_jax.models.query_sampler import QuerySampler, SamplingSettings
 def test_batches_and_shards_do_not_matter(collection: Collection, tmp_path):
     vocabulary = Vocabulary(collection.vocabulary_path)
     model = QueryGenerator(T5Config(vocabulary.size, 8, 1, 8, 16, 1, 1, embedding_init_std=3.0))
-    shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, 4)}
-    params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes))["params"]
+    params = random_params(model)
 
     def sample(batch_size: int, shard_size: int, numbers: list[int], seed: int = 0) -> list[list[str]]:
         settings = SamplingSettings(2, 1.0, 10, seed, batch_size, passage_length=8, query_length=4)
@@ -34,5 +33,5 @@ def test_batches_and_shards_do_not_matter(collection: Collection, tmp_path):
     # Straight from the model.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(10, 30))
     passages = vocabulary.batch([p.full_text for p in collection.get(range(10, 30))], 8)
-    tokens, _ = model.sample(params, passages, keys, 2, 4)
+    tokens, _ = jax.jit(model.sample, static_argnums=(3, 4))(params, passages, keys, 2, 4)
     assert [vocabulary.decode(some) for some in np.asarray(tokens)] == found

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_folders import initial_params
 from small_t5 import (
     CONFIG,
     PAWA,
@@ -47,7 +47,7 @@ def test_a_scanned_network_is_the_same(config):
 def test_a_scanned_layer_begins_as_one_that_is_not():
     """Each layer's parameters are drawn anew, and as wide as those of a layer of its own."""
     config = dataclasses.replace(CONFIG, emb_dim=64, num_encoder_layers=4, scan_layers=True)
-    kernel = parameters(GenerativeRetriever(config))["encoder"]["encoder"]["mlp"]["wi_0"]["kernel"]
+    kernel = initial_params(GenerativeRetriever(config))["encoder"]["encoder"]["mlp"]["wi_0"]["kernel"]
     for i in range(4):
         assert np.std(kernel[i]) == pytest.approx(64**-0.5, rel=0.2)
         assert i == 0 or np.abs(kernel[i] - kernel[0]).max() > 0.01
@@ -68,6 +68,5 @@ def test_a_scanned_dual_encoder_is_the_same():
     scanned = DualEncoder(dataclasses.replace(CONFIG, scan_layers=True, remat="full"), vector_dim=6)
     plain = DualEncoder(CONFIG, vector_dim=6)
     tokens = random_batch()["encoder_input_tokens"]
-    shapes = {"left_encoder_input_tokens": (1, 2)}
-    params = jit(lambda: nn.unbox(plain.get_initial_variables(jax.random.key(0), shapes)["params"]))()
+    params = parameters(plain)
     close(jit(scanned.encode_queries)(stacked(params), tokens), jit(plain.encode_queries)(params, tokens))

@@ -1,9 +1,9 @@
 """Docids of every kind, made by the verb: a beam that holds them all finds what scoring every docid finds."""
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from model_folders import random_params
 from tables import docids_of
 
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -42,8 +42,7 @@ def test_a_beam_a_docid_finds_what_scoring_every_docid_finds(
     table = DocidTable.open(made["docids"])
     vocabulary = Vocabulary(collection.vocabulary_path)
     model = GenerativeRetriever(T5Config(vocabulary.size, 16, 2, 8, 16, 1, 1, **docid_softmax(table)))
-    shapes = {"encoder_input_tokens": (1, 4), "decoder_input_tokens": (1, table.length)}
-    params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes))["params"]
+    params = random_params(model)
     searcher = GenerativeSearcher(model, params, table, vocabulary, 12, beams=len(table.passage_ids))
     rankings = searcher.search(QUERIES, k=1000)
     assert searcher.search([], k=1000) == []

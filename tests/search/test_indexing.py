@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from model_folders import random_params
 
 from retrieval_jax.checkpoints import checkpoints, checksums, model_folder
 from retrieval_jax.checkpoints.model_folder import LoadedModel
@@ -42,8 +42,7 @@ def model(collection: Collection, tmp_path_factory) -> Path:
     folder.mkdir()
     vocabulary = Vocabulary(collection.vocabulary_path)
     dual_encoder = DualEncoder(T5Config(vocabulary.size, 16, 2, 8, 16, 1, 1), None, vector_dim=DIMENSIONS)
-    shapes = {"left_encoder_input_tokens": (1, 2)}
-    params = nn.unbox(dual_encoder.get_initial_variables(jax.random.key(0), shapes))["params"]
+    params = random_params(dual_encoder)
     lengths = {"input_length": 16, "passage_length": 24}
     of = {"collection_name": collection.name, "collection": collection.fingerprint}
     of |= {"docids": None, "docids_fingerprint": None}

@@ -4,11 +4,10 @@ import math
 from collections import Counter
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from model_folders import write_model_folder
+from model_folders import initial_params, write_model_folder
 
 from retrieval_jax.core import arrow_ids, storage
 from retrieval_jax.core.errors import UserError
@@ -34,8 +33,7 @@ def lexical_work(collection: Collection, tmp_path_factory: pytest.TempPathFactor
     vocabulary = Vocabulary(collection.vocabulary_path)
     sizes = {"branch_init_scale": 1e-3, "embedding_init_std": 0.05}
     model = LexicalEncoder(T5Config(vocabulary.size, 128, 2, 8, 16, 0, 1, **sizes))
-    shapes = {"left_encoder_input_tokens": (1, 2)}
-    params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)["params"])
+    params = initial_params(model)
     # All rows of the same length, so that a token's weight is its gain to the last bits.
     table = np.asarray(params["token_embedder"]["embedding"])
     table = 0.05 * table / np.sqrt(np.mean(table**2, axis=1, keepdims=True))

@@ -1,11 +1,9 @@
 """What training shows of itself in the collection's own words: dev samples, and the examples of a batch."""
 
-import flax.linen as nn
 import gin
-import jax
 import numpy as np
 import pytest
-from model_folders import exact_scores, random_params
+from model_folders import compiled, exact_scores, random_params
 from tables import KINDS, docids_of
 
 from retrieval_jax.core import storage
@@ -31,8 +29,7 @@ def test_samples_tell_what_was_found_for_the_first_dev_queries(work, collection)
     table = KINDS["naive"](collection)
     vocabulary = Vocabulary(collection.vocabulary_path)
     model = GenerativeRetriever(T5Config(vocabulary.size, 16, 2, 8, 32, 1, 1))
-    shapes = {"encoder_input_tokens": (1, 16), "decoder_input_tokens": (1, table.length)}
-    params = nn.unbox(model.get_initial_variables(jax.random.key(0), shapes)["params"])
+    params = random_params(model)
     examples = TrainDataset(DataConfig(input_length=16), work, collection, DocidTargets, table)
     dev = GenerativeEvaluator(model, examples, TrainSettings(), beams=4)
     assert set(dev(params)) == {"Hits@1", "Hits@10", "MRR@10"}
@@ -51,14 +48,14 @@ def brute_force(model, params, examples, queries, rows) -> dict[str, float]:
     """Searches the passages of these rows with numpy in float64, one text at a time without padding."""
     config, vocabulary, passages = examples.config, examples.vocabulary, examples.collection.get(rows)
 
-    def encode(encoder, text: str, length: int) -> np.ndarray:
+    def encode(method: str, text: str, length: int) -> np.ndarray:
         tokens = np.array([[*vocabulary.encode(text)[: length - 1], 1]])
-        return np.float64(encoder(params, tokens)[0])
+        return np.float64(compiled(model, method)(params, tokens)[0])
 
-    vectors = [encode(model.encode_passages, p.full_text, config.passage_length) for p in passages]
+    vectors = [encode("encode_passages", p.full_text, config.passage_length) for p in passages]
     ranks = []
     for query in queries:
-        scores = np.stack(vectors) @ encode(model.encode_queries, query.text, config.input_length)
+        scores = np.stack(vectors) @ encode("encode_queries", query.text, config.input_length)
         order = [passages[i].id for i in np.argsort(-scores, kind="stable")]
         ranks.append(min(order.index(passage) for passage in query.positives) + 1)
     ranks = np.array(ranks)
@@ -145,7 +142,7 @@ def test_a_training_with_sets_is_evaluated_by_them(sets_work, collection, weight
     sets, ranks = examples.sets, []
     for query in dev.queries:
         tokens = examples.vocabulary.batch([query.text], 16)
-        weights = np.float64(model.lexical_weights(params, {"encoder_input_tokens": tokens})[0])
+        weights = np.float64(compiled(model, "lexical_weights")(params, {"encoder_input_tokens": tokens})[0])
         added = np.where(sets.tokens_PxM > 0, weights[sets.tokens_PxM], 0) * sets.impacts_PxM
         scores = added.sum(axis=1) * sets.impact_scale
         if weight:

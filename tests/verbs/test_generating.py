@@ -87,7 +87,8 @@ def test_the_queries_are_those_that_the_model_samples(sampled, collection: Colle
     row = collection.passage_count - 2
     passages = opened.vocabulary.batch([collection.passage(row).full_text], PASSAGE_LENGTH)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.array([row]))
-    tokens, _ = opened.model.sample(opened.params, passages, keys, 4, INPUT_LENGTH)
+    sample = jax.jit(opened.model.sample, static_argnums=(3, 4))
+    tokens, _ = sample(opened.params, passages, keys, 4, INPUT_LENGTH)
     assert distinct(opened.vocabulary.decode(np.asarray(tokens)[0])) == sampled[row]
 
 
