@@ -6,7 +6,8 @@
 WORK_DIR is a finished work folder, such as that of `retrieval-jax demo`. Of each searcher, one process
 searches for the collection's queries in batches of 32 and one by one, 10 passages each (`Searcher.search`),
 and another one serves the same searcher; its clients run in a third process. The two take turns in one run.
-No answer comes from the server's cache. "1 (lists)" is a client that sends 32 queries at a time. CPU is what
+No answer comes from the server's cache, and with `max_queue_seconds=60` no query is refused, which some of
+128 clients of a slow searcher else are. "1 (lists)" is a client that sends 32 queries at a time. CPU is what
 an answer took in the server's process and in the clients', which share the machine's cores.
 With sentence-transformers installed, the dual encoder's vectors are asked for, too, beside the same weights
 behind the plainest FastAPI route. --quick takes the first two searchers, and less than a minute.

@@ -82,12 +82,16 @@ def create_app(catalogue: Catalogue) -> FastAPI:
     _add_embeddings(app, catalogue)
     _add_collection(app, catalogue)
     _add_operations(app, catalogue)
+    # Exception handlers that are added after this have no effect, and middlewares are refused.
     app.middleware_stack = _front(app, search, catalogue)
     return app
 
 
 def _front(app: FastAPI, search: APIRoute, catalogue: Catalogue) -> ASGIApp:
-    """Puts the gate before all routes. A search goes from there to its route: FastAPI's steps take longer."""
+    """Puts the gate before all routes.
+
+    A search skips FastAPI's middlewares and router, which take longer than a small search.
+    """
     others, is_search, settings = app.build_middleware_stack(), search.path_regex.match, catalogue.settings
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,8 +2,8 @@
 
 A `Batcher` has a queue and a thread of its own, so that a slow searcher holds up no other. It takes the
 oldest request and those of the same shape. If the last batch held several, more are likely to be on their
-way, and it waits a few milliseconds for as many, or a tenth of a batch's time, which it also waits where a
-batch would be padded; a lone request is computed at once.
+way, and it waits a few milliseconds for as many; after a slow batch, a tenth of that batch's time from its
+end on, which it also waits where the next one would be padded. A lone request is computed at once.
 """
 
 import asyncio
@@ -11,13 +11,14 @@ import collections
 import dataclasses
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 
 from retrieval_jax.serving.cache import Cache
 from retrieval_jax.serving.errors import NotReady, Overloaded
 from retrieval_jax.serving.metrics import BatcherMetrics
 
-PATIENCE = 0.1  # share of the last batch's time for which requests wait for others
+PATIENCE = 0.1  # share of a batch's time for which, after its end, requests wait for others
 Compute = Callable[[Hashable, Sequence[Hashable]], Sequence[object]]
 """(shape, the keys of a batch) -> one result a key. It runs in the batcher's thread."""
 
@@ -28,8 +29,11 @@ class BatchSettings:
 
     Attributes:
       sizes: the batch sizes that are compiled, ascending; the largest is the most that a batch holds.
-      max_wait: seconds that the oldest request waits, at most, for others to join its batch; where the last
-        batch took more than `1 / PATIENCE` times as long, PATIENCE of its time.
+      max_wait: seconds that the oldest request waits, at most, until as many wait as the last batch held.
+        After a slow batch it may wait longer: until PATIENCE of that batch's time has passed since its end.
+        Until then it also waits where its batch would be padded: until those that came during the last batch
+        and as many as that one held are there, or the padded size is full. No wait lasts longer than half of
+        `deadline`.
       max_waiting: requests that may wait; with more, new ones are refused (status 429).
       max_queue_seconds: about how long the requests that wait may take together, by the pace of the last
         batches: a slow searcher refuses earlier, so that it is free again soon after an overload. A batch of
@@ -85,7 +89,7 @@ class Batcher:
         self._took = 0.0  # seconds of the last batch
         self._closed = False
         self._busy_seconds, self._busy_queries = 0.0, 0.0  # of the last batches that left others waiting
-        self._noticed = False  # whether the thread will be told of requests at the end of the loop's turn
+        self._wake_is_due = False  # whether `_wake` is scheduled
         self._waiting: collections.deque[_Item] = collections.deque()
         self._in_flight: dict[tuple[Hashable, Hashable], _Item] = {}  # waiting or being computed
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -93,7 +97,8 @@ class Batcher:
     def start(self) -> None:
         """Starts the thread. Results go to the event loop that runs now."""
         self._loop = asyncio.get_running_loop()
-        self._metrics.waiting(lambda: len(self._waiting))
+        this = weakref.ref(self)  # the metrics live longer than a searcher that is replaced
+        self._metrics.waiting(lambda: len(one._waiting) if (one := this()) else 0)
         self._thread.start()
 
     def submit(self, shape: Hashable, keys: Sequence[Hashable]) -> list[asyncio.Future]:
@@ -145,13 +150,13 @@ class Batcher:
                     item = self._in_flight[shape, key] = _Item(shape, key, now, until, [])
                     self._waiting.append(item)
                 item.futures.append(future)
-            if not self._noticed:  # all requests of one turn of the event loop wake the thread up once
-                self._noticed = True
+            if not self._wake_is_due:  # all requests of one turn of the event loop wake the thread up once
+                self._wake_is_due = True
                 self._loop.call_soon(self._wake)
 
     def _wake(self) -> None:
         with self._changed:
-            self._noticed = False
+            self._wake_is_due = False
             if len(self._waiting) >= self._wanted:
                 self._changed.notify()
 
@@ -199,16 +204,16 @@ class Batcher:
         sizes = self.settings.sizes
         most, ended = sizes[-1], time.monotonic()
         with self._changed:
-            before = min(len(self._waiting), most)  # that came during the last batch
+            came_meanwhile = min(len(self._waiting), most)  # while the last batch was computed
             self._wanted = 1
             while not self._waiting and not self._closed:
                 self._changed.wait()
             if self._waiting:
-                patience = PATIENCE * self._took
-                self._wait_for(min(last, most), self._waiting[0].came + max(self.settings.max_wait, patience))
+                patient_until = ended + PATIENCE * self._took
+                self._wait_for(last, max(self._waiting[0].came + self.settings.max_wait, patient_until))
                 # Who was answered may ask again: seats that would be padded are kept for them.
-                seats = next(size for size in sizes if size >= before)
-                self._wait_for(min(last + before, seats), ended + patience)
+                seats = next(size for size in sizes if size >= came_meanwhile)
+                self._wait_for(min(last + came_meanwhile, seats), patient_until)
             taken, late, left, now = [], [], collections.deque(), time.monotonic()
             for item in self._waiting:
                 if item.deadline < now:
@@ -222,8 +227,12 @@ class Batcher:
         return taken, late
 
     def _wait_for(self, count: int, until: float) -> None:
-        """Waits until so many requests wait, or until a time, or until the oldest one's deadline."""
-        self._wanted, until = count, min(until, self._waiting[0].deadline)
+        """Waits until so many requests wait, or until a time.
+
+        At half of the oldest one's deadline it ends, too: a request is not dropped while the thread is idle.
+        """
+        self._wanted = count
+        until = min(until, self._waiting[0].came + self.settings.deadline / 2)
         while len(self._waiting) < count and not self._closed:
             if not self._changed.wait(until - time.monotonic()) and time.monotonic() >= until:
                 break

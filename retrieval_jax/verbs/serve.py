@@ -50,8 +50,9 @@ def serve(
       host: the address to listen on. 127.0.0.1 is reached from this machine alone; 0.0.0.0 from all others.
       port: the port; 0 for any that is free.
       batch_sizes: the numbers of queries that are searched for at once, ascending; each is compiled.
-      max_wait_ms: milliseconds that a query waits for others, where others are to be expected; a tenth of the
-        last batch's time, where that is longer.
+      max_wait_ms: milliseconds that a query waits, at most, until as many wait as the last batch held; after
+        a slow batch, until a tenth of its time has passed since its end. Until then it also waits where its
+        batch would be padded. It never waits so for more than half of `deadline_seconds`.
       max_waiting: queries that may wait for a searcher; with more, requests are refused with status 429.
       max_queue_seconds: about how long the queries that wait may take together, by the searcher's pace: a
         slow one refuses earlier than `max_waiting` says, and is free again as soon after an overload.

@@ -9,6 +9,7 @@ import gin
 import numpy as np
 import pytest
 from model_folders import random_params, write_model_folder
+from prometheus_client.parser import text_string_to_metric_families
 
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
@@ -192,6 +193,40 @@ async def test_other_sites_pages_may_post_and_see_when_to_ask_again(client_of, c
         response = await client.get("/v1/nothing/search?query=x", headers=origin)
         assert response.headers["access-control-expose-headers"] == "Retry-After"
         assert response.headers["access-control-allow-origin"] == "https://example.org"
+
+
+async def test_an_error_of_a_searcher_is_500_in_one_line_for_other_sites_pages_too(
+    client_of, catalogue_of, monkeypatch
+):
+    def failing(queries: list[str], hits: int) -> None:
+        raise ValueError("a searcher's own error, on\ntwo lines")
+
+    catalogue = catalogue_of(
+        "bm25", settings=dataclasses.replace(QUICK, cors_origins=("https://example.org",))
+    )
+    async with client_of(catalogue) as client:
+        monkeypatch.setattr(catalogue.get("bm25").searcher, "search", failing)
+        origin, labels = {"Origin": "https://example.org"}, {"route": "/v1/{index}/search", "status": "500"}
+        asked = [
+            client.get("/v1/bm25/search?query=x", headers=origin),
+            client.post("/v1/bm25/search", json={"queries": ["x", "y"]}, headers=origin),
+        ]
+        for count, request in enumerate(asked, start=1):
+            response = await request
+            assert (response.status_code, response.headers["content-type"]) == (500, "application/json")
+            assert response.json() == {"error": "an error of the server's own: its log has it"}
+            assert response.headers["access-control-allow-origin"] == "https://example.org"
+            page = (await client.get("/metrics")).text
+            samples = (one for family in text_string_to_metric_families(page) for one in family.samples)
+            assert [one.value for one in samples if one.labels == labels and one.name.endswith("_total")] == [
+                count
+            ]
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
+async def test_a_method_that_a_search_does_not_have_is_405(method, client):
+    response = await client.request(method, "/v1/bm25/search?query=x")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET")
 
 
 async def test_an_error_is_raised_when_all_results_are_there():

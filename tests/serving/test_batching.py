@@ -1,8 +1,10 @@
 """The queue of a searcher: what is put together, shared, refused and dropped."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -40,6 +42,18 @@ def batcher(compute: Recorder, cache: Cache | None = None, **settings: object) -
     return made
 
 
+class Slow(Recorder):
+    """Takes `seconds` for a batch."""
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds = seconds
+
+    def __call__(self, shape: object, keys: Sequence) -> list[tuple[bytes, ...]]:
+        time.sleep(self.seconds)
+        return super().__call__(shape, keys)
+
+
 async def held(compute: Recorder, made: Batcher) -> asyncio.Future:
     """Submits a request whose computation waits for `compute.go`."""
     compute.go.clear()
@@ -73,19 +87,48 @@ async def test_it_waits_for_others_no_longer_than_it_may():
 
 
 async def test_after_a_slow_batch_it_waits_a_share_of_its_time(monkeypatch):
-    class Slow(Recorder):
-        def __call__(self, shape: object, keys: Sequence) -> list[tuple[bytes, ...]]:
-            time.sleep(0.01)
-            return super().__call__(shape, keys)
-
     monkeypatch.setattr(batching, "PATIENCE", 1000)
-    compute = Slow()
+    compute = Slow(0.01)
     made = batcher(compute, sizes=(1, 4), max_wait=0)
     await asyncio.gather(*made.submit(1, [*"abcd"]))
     early = made.submit(1, ["e"])
     await asyncio.sleep(0.05)
     await asyncio.gather(*early, *made.submit(1, [*"fgh"]))
     assert compute.batches == [(1, [*"abcd"]), (1, [*"efgh"])]
+
+
+async def test_a_slow_batch_is_waited_for_no_longer_than_a_share_of_its_time_after_its_end(monkeypatch):
+    monkeypatch.setattr(batching, "PATIENCE", 10)
+    compute = Slow(0.05)
+    made = batcher(compute, sizes=(1, 4), max_wait=0)
+    began = time.monotonic()
+    await asyncio.gather(*made.submit(1, [*"abcd"]))
+    patience = batching.PATIENCE * (time.monotonic() - began)  # or less: the batch took no longer
+    await asyncio.sleep(patience + 0.1)
+    late = made.submit(1, ["e"])
+    await asyncio.wait(late, timeout=0.4)  # a share of the batch's time from now on would be 0.5 s or more
+    await asyncio.gather(*late, *made.submit(1, ["f"]))
+    assert compute.batches == [(1, [*"abcd"]), (1, ["e"]), (1, ["f"])]
+
+
+@pytest.mark.parametrize(("patience", "max_wait"), [(1e9, 0), (0.1, 60)])
+async def test_no_request_is_dropped_as_it_waits_for_others(monkeypatch, patience, max_wait):
+    monkeypatch.setattr(batching, "PATIENCE", patience)
+    compute = Slow(0.001)
+    made = batcher(compute, sizes=(1, 4), max_wait=max_wait, deadline=0.4)
+    await asyncio.gather(*made.submit(1, [*"abcd"]))
+    assert await made.submit(1, ["alone"])[0] == (b"1:alone",)
+
+
+async def test_no_request_is_dropped_as_it_waits_for_seats_that_would_be_padded(monkeypatch):
+    monkeypatch.setattr(batching, "PATIENCE", 1e9)
+    compute = Recorder()
+    made = batcher(compute, sizes=(1, 4), max_wait=0, deadline=0.4)
+    first = await held(compute, made)
+    others = made.submit(1, ["a", "b"])
+    compute.go.set()
+    assert await asyncio.gather(first, *others) == [(b"1:first",), (b"1:a",), (b"1:b",)]
+    assert compute.batches == [(1, ["first"]), (1, ["a", "b"])]
 
 
 async def test_seats_that_would_be_padded_are_kept_for_those_who_were_answered(monkeypatch):
@@ -105,7 +148,12 @@ async def test_seats_that_would_be_padded_are_kept_for_those_who_were_answered(m
 async def test_requests_of_one_turn_of_the_event_loop_are_one_batch():
     compute = Recorder()
     made = batcher(compute, sizes=(1, 4), max_wait=0)
-    await asyncio.gather(*(future for key in "abcd" for future in made.submit(1, [key])))
+    await asyncio.sleep(0.02)  # now the thread waits
+    futures = []
+    for key in "abcd":
+        futures += made.submit(1, [key])
+        time.sleep(0.005)  # had it been woken up, it would take what is there
+    await asyncio.gather(*futures)
     assert compute.batches == [(1, [*"abcd"])]
 
 
@@ -152,12 +200,12 @@ async def test_the_queue_has_a_bound_for_one_request_as_for_many(several):
 
 
 async def test_a_slow_searcher_refuses_what_it_could_not_answer_soon():
-    class Slow(Recorder):
+    class SlowByQuery(Recorder):
         def __call__(self, shape: object, keys: Sequence) -> list[tuple[bytes, ...]]:
             time.sleep(0.02 * len(keys))
             return super().__call__(shape, keys)
 
-    made = batcher(Slow(), sizes=(1, 2), max_waiting=100, max_queue_seconds=0.2)
+    made = batcher(SlowByQuery(), sizes=(1, 2), max_waiting=100, max_queue_seconds=0.2)
     await asyncio.gather(*made.submit(1, [*range(20)]))  # its pace is not known yet: all may wait
     busy = made.submit(1, [*"busily"])  # nothing waits, so that all may
     with pytest.raises(Overloaded, match=r"of (9|10|[2-8]) that may"):  # 0.2 s at 20 ms or more a query
@@ -224,3 +272,19 @@ async def test_who_asks_again_after_the_deadline_is_computed_and_who_joins_moves
     assert await other == (b"2:b",)
     assert await made.submit(1, ["a"])[0] == (b"1:a",)
     assert compute.batches == [(1, ["first"]), (2, ["b"]), (1, ["a"])]
+
+
+async def test_the_metrics_do_not_keep_a_batcher_that_has_ended_in_memory():
+    metrics = Metrics()
+    made = Batcher("test", Recorder(), BatchSettings(), metrics.of("test"))
+    made.start()
+    await made.submit(1, ["a"])[0]
+    assert metrics.registry.get_sample_value("retrieval_jax_queue_length", {"index": "test"}) == 0
+    made.close()
+    await made.drained()
+    ended = weakref.ref(made)
+    del made
+    await asyncio.sleep(0)  # the loop lets go of its last call
+    gc.collect()
+    assert ended() is None
+    assert metrics.registry.get_sample_value("retrieval_jax_queue_length", {"index": "test"}) == 0
