@@ -39,7 +39,7 @@ def random_params(model, seed: int = 0) -> dict:
     """A model's parameters, none of them at a value that would hide a mistake, as norms' ones would.
 
     They are as large as those that a model begins with, but drawn by NumPy: the programs by which JAX draws
-    take seconds to compile. Both towers of a dual encoder are alike.
+    take seconds to compile.
     """
     shapes = {}
 
@@ -51,7 +51,7 @@ def random_params(model, seed: int = 0) -> dict:
     params = jax.device_get(jax.jit(constants)())
     for path, shape in shapes.items():
         name = "/".join(part for part in path if part not in TOWERS)
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])
         if path not in params:
             params[path] = rng.normal(0, _first_std(model.config, name, shape), shape)
         params[path] = jnp.asarray(np.float32(params[path] * rng.uniform(0.5, 1.5, shape)))

@@ -122,8 +122,11 @@ def test_prefixes_have_their_bonuses(vocabulary):
         best = np.zeros(len(different))
         np.maximum.at(best, owner_N, lexical_scores(made, tokens, impacts, query))
         sums = 0.5 * exact + best
-        assert [docids[row, :2].tolist() for row in rows if row >= 0] == different[np.argsort(-sums)].tolist()
-        np.testing.assert_allclose(scores[: len(sums)], np.sort(sums)[::-1], rtol=1e-4, atol=1e-4)
+        order = np.argsort(-sums)
+        assert [docids[row, :2].tolist() for row in rows if row >= 0] == different[order].tolist()
+        # Float32 rounds the terms, of different signs, and their sum may be near 0.
+        rounding = 2e-5 * (0.5 * np.abs(exact) + best)[order]
+        np.testing.assert_array_less(np.abs(scores[: len(sums)] - sums[order]), rounding)
     assert made.search(QUERIES, 9) == whole
 
 
