@@ -140,6 +140,27 @@ class Choice:
         return max(round(self.steps * (size / 1000) ** GROWTH), 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+      queries, dev: test queries, the same at every size, and dev queries.
+      scored: test queries whose relevant passage is scored against random ones.
+      draws, negatives: of random passages.
+      generated: synthetic queries a passage.
+      generator_steps: of the training of their generator.
+    """
+
+    queries: int = 500
+    dev: int = 100
+    scored: int = 64
+    draws: int = 10
+    negatives: int = 256
+    generated: int = 10
+    generator_steps: int = 800
+
+
 def points(choice: Choice) -> Iterator[Point]:
     """Yields the points in the order in which they are measured: small corpora first, each seed in turn."""
     for seed in range(choice.seeds):

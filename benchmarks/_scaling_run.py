@@ -11,7 +11,7 @@ from pathlib import Path
 import gin
 import jax
 import numpy as np
-from _scaling_plan import BATCH, DENSE, MAIN, METHODS, REFERENCE, Choice, Point
+from _scaling_plan import BATCH, DENSE, MAIN, METHODS, REFERENCE, Choice, Point, Sizes
 
 from retrieval_jax.checkpoints.model_folder import LoadedModel, load_model
 from retrieval_jax.core import storage
@@ -35,27 +35,6 @@ from retrieval_jax.verbs.train import TrainConfig
 METRICS = {"mrr_at_10": "RR@10", "recall_at_10": "R@10"}
 DOC2QUERY = "doc2query"
 OFTEN = 10**9  # steps between two evaluations in training: none
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """How much is measured.
-
-    Attributes:
-      queries, dev: test queries, the same at every size, and dev queries.
-      scored: test queries whose relevant passage is scored against random ones.
-      draws, negatives: of random passages.
-      generated: synthetic queries a passage.
-      generator_steps: of the training of their generator.
-    """
-
-    queries: int = 500
-    dev: int = 100
-    scored: int = 64
-    draws: int = 10
-    negatives: int = 256
-    generated: int = 10
-    generator_steps: int = 800
 
 
 def _once(method: Callable) -> Callable:
@@ -295,6 +274,9 @@ class Study:
 
     def forget(self, point: Point) -> None:
         """Deletes a measured point's model and searcher: those of a large corpus take much space."""
+        training = ("train", point)
+        if not isinstance(self.done.get(training), Exception):  # whoever needs the model trains it again
+            self.done.pop(training, None)
         for folder in (self.work(point.size).folder / part for part in ("models", "searchers")):
             for made in folder.glob(f"{self.name_of(point)}*"):
                 shutil.rmtree(made)

@@ -57,13 +57,14 @@ from _scaling_plan import (
     WIDTH,
     Choice,
     Point,
+    Sizes,
     generating_seconds,
     generator_seconds,
     points,
     seconds_of,
 )
 from _scaling_plot import draw
-from _scaling_run import Sizes, Study
+from _scaling_run import Study
 from _scaling_told import findings, fits, rows_of
 from _verbs import parse
 from rich.console import Console
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of a training on a thousand passages")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     for name, default in vars(Sizes()).items():
-        parser.add_argument(f"--{name}", type=int, default=default, help="see Sizes in _scaling_run.py")
+        parser.add_argument(f"--{name}", type=int, default=default, help="see Sizes in _scaling_plan.py")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no point begins")
     parser.add_argument("--plot", type=Path, help="of several collections: NAME_PLOT")
     parser.add_argument("--plan", action="store_true", help="import, cut and print the plan alone")

@@ -13,9 +13,9 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-from _scaling_plan import MAIN, METHODS, ROWS, Choice, Point, points, seconds_of  # noqa: E402
+from _scaling_plan import MAIN, METHODS, ROWS, Choice, Point, Sizes, points, seconds_of  # noqa: E402
 from _scaling_plot import draw  # noqa: E402
-from _scaling_run import Sizes, Study, _once, listed  # noqa: E402
+from _scaling_run import Study, _once, listed  # noqa: E402
 from _scaling_told import findings, fits, rows_of  # noqa: E402
 from scaling import measure  # noqa: E402
 
@@ -135,6 +135,30 @@ def test_a_point_that_fails_is_told_and_the_others_go_on(study, monkeypatch):
     assert "missing.gin" in first
     assert others == ["ValueError: no queries"] * 2
     assert len(calls) == 1  # not tried for each
+
+
+def test_a_model_that_was_deleted_is_trained_again(study, monkeypatch):
+    def train(study: Study, point: Point) -> None:
+        model(point).mkdir(parents=True, exist_ok=point.width == 64)
+        if point.width == 64:
+            raise ValueError("not trained")
+
+    def model(point: Point) -> Path:
+        return study.work(60).model(study.name_of(point))
+
+    monkeypatch.setattr(Study, "train", _once(train))
+    point = Point(60, "dual encoder", MAIN)
+    for _ in range(2):
+        study.train(point)
+        study.train(point)  # once: there is a folder
+        study.forget(point)
+        assert not model(point).exists()
+    broken = dataclasses.replace(point, width=64)
+    for _ in range(2):  # what fails is not tried again
+        with pytest.raises(ValueError, match="not trained"):
+            study.train(broken)
+        study.forget(broken)
+        assert not model(broken).exists()
 
 
 def test_numbers_that_are_not_finite_are_null():
