@@ -4,6 +4,7 @@ Nothing here imports TensorFlow: searchers tokenise with this, and seqio reads t
 """
 
 import copy
+import functools
 import io
 import itertools
 import re
@@ -188,10 +189,10 @@ def split_long(text: str) -> Iterator[str]:
 def learn(texts: Iterable[str], size: int, path: Path) -> None:
     """Learns a unigram vocabulary and writes it.
 
-    It reads texts as BERT's uncased vocabulary does (Devlin et al. 2019): case is folded, and punctuation and
-    symbols have a space on both sides. So "When" and "when" are the same pieces, and a word is the same ones
-    after a hyphen, a bracket or a dot as after a space, which counts where training begins from scratch on
-    little text.
+    It reads texts much as BERT's uncased vocabulary does (Devlin et al. 2019): case is folded, and
+    punctuation and symbols have a space on both sides; accents stay. So "When" and "when" are the same
+    pieces, and a word is the same ones after a hyphen, a bracket or a dot as after a space, which counts
+    where training begins from scratch on little text.
 
     Args:
       texts: the texts, of which the first MAX_TEXTS are used.
@@ -233,6 +234,7 @@ def learn(texts: Iterable[str], size: int, path: Path) -> None:
     path.write_bytes(model.getvalue())
 
 
+@functools.cache
 def _normalization_rules() -> str:
     """Returns NORMALIZATION with spaces around punctuation and symbols, as a TSV of SentencePiece's.
 

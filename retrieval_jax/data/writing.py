@@ -23,7 +23,7 @@ from retrieval_jax.data.sources.folders import Source
 from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.data.sources.passages import Passages
 
-LAYOUT = 4  # of the collection folder: folders of another one are made again
+LAYOUT = 3  # of the collection folder: folders of another one are made again
 _BATCH = 1024  # passages read at once
 
 
@@ -60,6 +60,8 @@ class ImportSettings:
             "on_error": "skip" if self.skip_errors else "fail",
             "shard_bytes": self.shard_bytes,
         }
+        if not given:  # collections whose vocabulary was learned without it are made anew
+            recipe |= {"split_punctuation": True}
         if self.subset is not None:
             recipe |= {"subset": self.subset, "subset_seed": self.subset_seed}
         return recipe

@@ -39,6 +39,15 @@ def test_train_queries_without_a_positive_are_left_out_and_counted(capsys):
     assert leave_out_unanswerable({"train": [unanswered]}) == ({}, {"train": 1})
 
 
+def test_only_what_has_a_learned_vocabulary_is_made_anew(collection):
+    """Where the vocabulary is given, the way in which others are learned is not in the recipe."""
+    recipes = [
+        ImportSettings(path, 1000, 0.05, False, None, 0, 1 << 20).recipe()
+        for path in (None, str(collection.vocabulary_path))
+    ]
+    assert [recipe.get("split_punctuation", False) for recipe in recipes] == [True, False]
+
+
 def test_a_bad_line_of_queries_ends_the_import_whoever_reads_them(tmp_path: Path):
     """A layout reports bad lines; that they end the import is not its own affair."""
     (tmp_path / "docs.txt").write_text("d1\td2\n")
