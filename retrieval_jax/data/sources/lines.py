@@ -208,7 +208,7 @@ def read_lines(path: Path, errors: ErrorLog) -> Iterator[tuple[int, bytes]]:
 
 
 def first_line(path: Path, most: int) -> bytes:
-    """Returns the first line that is not blank, or its beginning; b"" if there is none before any damage.
+    """Returns the first line that is not blank, or its beginning; b"" if there is none.
 
     Args:
       path: the file, plain or compressed.
@@ -222,9 +222,7 @@ def first_line(path: Path, most: int) -> bytes:
             while (raw := file.readline(most)) and not raw.removeprefix(MARK.encode()).strip():
                 pass
             return raw
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        return b""  # the file's reader reports it
-    except OSError as error:
+    except (EOFError, zlib.error, OSError) as error:
         what = f"the file is unreadable here ({error})"
         raise UserError(format_error(path, 1, what, "restore it")) from error
 

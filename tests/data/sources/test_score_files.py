@@ -166,9 +166,12 @@ def test_pickles_cut_files_and_missing_ones_are_refused(numbered: Collection, tm
         message = error_of(lambda name=name: score_files.read(tmp_path / name, numbered, ErrorLog()))
         if name != "d.pkl.gz":
             assert f"{name}: a pickle, which can run any program when it is read" in message
-    (tmp_path / "cut.gz").write_bytes(gzip.compress(FORMS["run"].encode())[:-9])
-    message = error_of(lambda: score_files.read(tmp_path / "cut.gz", numbered, ErrorLog()))
-    assert "the file is unreadable here" in message
+    packed = gzip.compress(FORMS["run"].encode())
+    for cut, line in ((packed[:-9], "cut.gz:"), (packed[:20], "cut.gz:1: ")):  # also within the first line
+        (tmp_path / "cut.gz").write_bytes(cut)
+        message = error_of(lambda: score_files.read(tmp_path / "cut.gz", numbered, ErrorLog()))
+        assert line in message
+        assert "the file is unreadable here" in message
     for name in ("missing", ""):
         error_of(lambda name=name: score_files.read(tmp_path / name, numbered, ErrorLog()))
 
