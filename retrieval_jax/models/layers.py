@@ -1,4 +1,7 @@
-"""The layers of a T5's encoder and decoder. Letters in shapes: see t5.py."""
+"""The parts of a T5's layers: attention, MLP, RMSNorm, embedding; and `T5Config`.
+
+Letters in shapes: see t5.py.
+"""
 
 import dataclasses
 import math

@@ -24,8 +24,8 @@ class LexicalEncoder(DualEncoder):
     """A dual encoder whose vectors are the lexical head's weights: relevance is the sum over shared tokens.
 
     A query's vector has the head's gains, a passage's has not, so that a token that both have counts
-    gain_t · q_t · p_t. The gains may begin as the collection's inverse document frequencies
-    (`InitialCheckpoint.lexical_idf`).
+    gain_t · q_t · p_t. The gains may begin as a power of the tokens' inverse document frequencies in the
+    collection (`InitialCheckpoint.lexical_idf`).
 
     To the loss are added the FLOPS regularisers of queries and of passages (Paria et al. 2020, section 4;
     SPLADE, Formal et al. 2021): Σ_t (mean over the batch of w_t)², the number of products that a search

@@ -32,7 +32,8 @@ configuration.declare_scopes(STAGE)
 class PagConfig(RiporConfig):
     """Trains a generative retriever that plans ahead: lexical and sequential models, merged, trained jointly.
 
-    1. A lexical encoder, which may begin as the tokens' inverse document frequencies: models/NAME_lexical.
+    1. A lexical encoder, which may begin as a power of the tokens' inverse document frequencies:
+       models/NAME_lexical.
     2. Set docids: the tokens of each passage that count most, sets/NAME.
     3. A lexical encoder whose passages are these sets, so that only its queries' side is trained; it goes on
        from the first one: models/NAME_query.

@@ -82,9 +82,10 @@ def score_pairs(
     Args:
       source: the collection: a folder, `python_docs` or `ir_datasets:ID`.
       work_dir: the folder in which the collection's artefacts lie; None for work/NAME.
-      searcher: the name of the searcher that is the teacher: bm25, exact, generative or fused.
+      searcher: the name of the searcher that is the teacher: a generative, planned, exact, lexical, bm25 or
+        fused one.
       candidates: names of negatives/ and of runs/NAME.train.trec (runs/NAME.dev.trec), whose passages are
-        scored: ('mined', 'bm25').
+        scored (of a run, the lines of each query together): ('mined', 'bm25').
       file: a file of scores to read instead.
       name: the name of the scores; None for the searcher's or the file's. What has this name is replaced, if
         the name is given; a file's own name replaces nothing that was made of anything else.
