@@ -79,9 +79,11 @@ def train_loop(
     """
     checkpoints = Checkpoints(folder, settings.keep, settings.keep_best)
     mesh = mesh or partitioning.all_devices()
-    start = checkpoints.latest() or 0
+    latest = checkpoints.latest()
+    start = latest or 0
     done = summary(folder, start)
-    if multihost.broadcast_from_process_0(_is_finished(done, settings)):
+    is_saved = bool(settings.steps) or latest is not None
+    if multihost.broadcast_from_process_0(is_saved and _is_finished(done, settings)):
         checkpoints.close()
         return done | checkpoints.best()
 
@@ -97,6 +99,9 @@ def train_loop(
         closing(run.writer),
         closing(run.profiler),
     ):
+        if run.ended:  # before the first step: it is to have none
+            run.save()
+            run.evaluate()
         while not run.ended:
             run.take_step()
             if run.ended or run.is_due(settings.save_every):
@@ -182,7 +187,7 @@ class _Run:
         self.pending: tuple[int, dict] | None = None
         self.fetched: list[dict[str, float]] = []
         self.dev: dict[str, float] = {}
-        self.ended = self.preempted = False
+        self.ended, self.preempted = settings.steps == 0, False
 
     def restore(
         self,

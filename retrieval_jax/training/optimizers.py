@@ -20,7 +20,7 @@ Multipliers = Mapping[Annotated[str, LastName], float]
 
 @gin.configurable
 def learning_rate(
-    peak: PositiveFloat, steps: Positive | None, warmup: NonNegative = 0, decay: str = "constant"
+    peak: PositiveFloat, steps: NonNegative | None, warmup: NonNegative = 0, decay: str = "constant"
 ) -> optax.Schedule:
     """Makes a learning-rate schedule with a linear warm-up.
 

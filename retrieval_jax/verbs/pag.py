@@ -22,9 +22,9 @@ from retrieval_jax.verbs.ripor import DENSE, RANK, SEQ2SEQ, RiporConfig
 from retrieval_jax.verbs.sets import make_sets
 from retrieval_jax.verbs.train import train
 
-LEXICAL, QUERY = "lexical", "query"
+LEXICAL, QUERY, MERGE = "lexical", "query", "merge"
 STAGE = Names("a training of pag", (LEXICAL, QUERY, DENSE, SEQ2SEQ, RANK))
-configuration.declare_scopes(STAGE)
+configuration.declare_scopes(Names("a model of pag", (LEXICAL, QUERY, DENSE, SEQ2SEQ, MERGE, RANK)))
 
 
 @gin.configurable("pag")
@@ -37,18 +37,19 @@ class PagConfig(RiporConfig):
     2. Set docids: the tokens of each passage that count most, sets/NAME.
     3. A lexical encoder whose passages are these sets, so that only its queries' side is trained; it goes on
        from the first one: models/NAME_query.
-    4. As in `ripor`: a dense encoder, docids of its vectors, and cross-entropy: models/NAME_dense and NAME_0.
-    5. Rounds: negatives, a teacher's scores of them, and a joint training: models/NAME_1 and so on. The first
-       one begins as the average of the weights of the lexical and of the last sequential model. Negatives are
-       the teacher's own results at first, and then what the last model's planned search found.
-    6. Searchers: NAME_1 and so on plan; NAME_1_unplanned and NAME_1_lexical are the beam search and the sets
-       alone, of the same network. Planned ones weigh the sequential score as dev queries say
-       (`make_index.sequential_weight`); without dev queries, or where dev is the split to answer, as the
-       joint training did.
+    4. As in `ripor`: a dense encoder, docids of its vectors, and cross-entropy: models/NAME_dense and
+       NAME_seq2seq.
+    5. The average of the weights of the lexical and of the last sequential model, models/NAME_0: a training
+       of no steps.
+    6. Rounds: negatives, a teacher's scores of them, and a joint training: models/NAME_1 and so on. Negatives
+       are the teacher's own results at first, and then what the last model's planned search found.
+    7. Searchers: NAME_0 and so on plan; of the last one, NAME_1_unplanned and NAME_1_lexical are the beam
+       search and the sets alone, of the same network. Planned ones weigh the sequential score as dev queries
+       say (`make_index.sequential_weight`); without dev queries, or where dev is the split to answer, as the
+       joint training does.
 
-    Trainings of 0 steps (lexical, query, seq2seq) are left out; without a lexical encoder, the head of the
-    first joint training begins as `InitialCheckpoint` says. As in `ripor`, a stage whose work is there is
-    skipped.
+    Trainings of 0 steps (lexical, query, seq2seq) are left out; without a lexical encoder, the head of NAME_0
+    begins as `InitialCheckpoint` says. As in `ripor`, a stage whose work is there is skipped.
 
     Args:
       set_weights: what weighs the tokens of the sets: "bm25", "tf_idf", or "lexical", the lexical encoder.
@@ -81,6 +82,37 @@ class PagConfig(RiporConfig):
             stages.append(("the weights of queries", functools.partial(self.train_lexical, QUERY)))
         return [*stages, *others]
 
+    @property
+    def sequential(self) -> str:
+        """The name of the sequential model that is merged."""
+        return f"{self.name}_{SEQ2SEQ}" if self.has_seq2seq else self.dense
+
+    @property
+    def generative(self) -> list[str]:
+        """The names of the merged and of the jointly trained models, in the order in which they are made."""
+        return [self.round(number) for number in range(self.rounds + 1)]
+
+    def sequential_stages(self) -> list[tuple[str, Callable[[], object]]]:
+        """See `RiporConfig.sequential_stages`."""
+        stages = [("cross-entropy", self.train_sequential)] if self.has_seq2seq else []
+        return [*stages, ("the average of both", self.merge)]
+
+    def train_sequential(self) -> dict:
+        """Trains a generative model that begins as the dense encoder."""
+        settings = super().settings(SEQ2SEQ, 0)
+        with configuration.run_file(None, *self._steps(SEQ2SEQ), *settings), gin.config_scope(SEQ2SEQ):
+            return train(model_dir=str(self.work.model(self.sequential)), docids=self.docids)
+
+    def merge(self) -> dict:
+        """Makes a model with the average of the sequential and the lexical model's weights."""
+        settings = ["STEPS = 0", f"INITIAL_CHECKPOINT = {str(self.work.model(self.sequential))!r}"]
+        settings.append(f"InitialCheckpoint.docid_centroids = {not self.has_seq2seq}")
+        if self.lexical:
+            settings.append(f"InitialCheckpoint.averaged_with = {str(self.work.model(self.lexical[-1]))!r}")
+            settings.append(f"{MERGE}/InitialCheckpoint.lexical_idf = 0")
+        with configuration.run_file(None, *settings), gin.config_scope(MERGE):
+            return train(model_dir=str(self.work.model(self.round(0))), docids=self.docids, steps=0)
+
     def train_lexical(self, stage: str) -> dict:
         """Trains a lexical encoder; the one of the sets goes on from the first one, if there is one."""
         settings = [f"SETS = {self.name!r}"] if stage == QUERY else []
@@ -97,22 +129,16 @@ class PagConfig(RiporConfig):
         return make_sets(name=self.name, weights=weights)
 
     def settings(self, stage: str, number: int) -> list[str]:
-        """See `RiporConfig.settings`; the first joint training begins as the average of two models."""
-        settings = super().settings(stage, number)
-        if stage != RANK:
-            return settings
-        settings.append(f"SETS = {self.name!r}")
-        if number == 1 and self.lexical:
-            settings.append(f"InitialCheckpoint.averaged_with = {str(self.work.model(self.lexical[-1]))!r}")
-        if number > 1 or self.lexical:
-            settings.append(f"{RANK}/InitialCheckpoint.lexical_idf = 0")
-        return settings
+        """See `RiporConfig.settings`; a joint training reads the sets, and goes on with the head's gains."""
+        return [
+            *super().settings(stage, number),
+            f"SETS = {self.name!r}",
+            f"{RANK}/InitialCheckpoint.lexical_idf = 0",
+        ]
 
     def index(self, model: str, name: str, **settings: object) -> None:
-        """Makes a searcher that plans, of a model with a lexical head; of another one, one that does not."""
-        if model == self.round(0):
-            return super().index(model, name, **settings)
-        return self._index_model("planned", model, name, **settings)
+        """Makes a searcher that plans."""
+        self._index_model("planned", model, name, **settings)
 
     def _index_model(self, kind: str, model: str, name: str, **settings: object) -> None:
         if kind != "generative":
@@ -134,8 +160,7 @@ class PagConfig(RiporConfig):
 
     def mine(self, number: int) -> dict:
         """Mines a round's negatives."""
-        before = self.round(number - 1)
-        if before not in self.generative or number == 1:
+        if number == 1:
             teacher = self.teacher or f"{self.name}_teacher"
             return mine(searcher=teacher, name=self.round(number), prefix_lengths=())
         return super().mine(number)
@@ -148,16 +173,13 @@ class PagConfig(RiporConfig):
 
     def search(self) -> dict:
         """Makes the searchers of each model, and answers the queries with all of them."""
-        names = [self.dense]
         for model in self.generative:
             self.index(model, model)
-            names.append(model)
-            if model == self.round(0):
-                continue
-            for kind, name in (("generative", f"{model}_unplanned"), ("lexical", f"{model}_lexical")):
-                self._index_model(kind, model, name)
-                names.append(name)
-        return self.evaluate(names)
+        last = self.generative[-1]
+        halves = {"generative": f"{last}_unplanned", "lexical": f"{last}_lexical"}
+        for kind, name in halves.items():
+            self._index_model(kind, last, name)
+        return self.evaluate([self.dense, *self.generative, *halves.values()])
 
 
 def pag(**values: object) -> dict:

@@ -52,6 +52,8 @@ class RiporConfig:
       work_dir: its work folder; None is `work/NAME`.
       name: begins the names of all that is made.
       docids: the kind of docids, one that clusters vectors, and whose tokens have centroids.
+      dense_encoder: a dual encoder in models/ to take instead of training one; its vector is the decoder's
+        first state, too (DualEncoder.pooling).
       steps: training -> steps, where they differ from STEPS; a given --STEPS is for all. Each training has a
         gin scope of its name: --gin.rank/DataConfig.negatives=15 is for that one alone.
       rounds: how often negatives are mined and ranked.
@@ -65,6 +67,7 @@ class RiporConfig:
     work_dir: str | None = None
     name: str = "ripor"
     docids: str | None = "rq_8x256"
+    dense_encoder: str | None = None
     steps: Mapping[Annotated[str, STAGE], NonNegative] | None = None
     rounds: NonNegative = 2
     mining_beams: Positive = 20
@@ -80,7 +83,7 @@ class RiporConfig:
     @property
     def dense(self) -> str:
         """The name of the dense encoder's model and searcher."""
-        return f"{self.name}_{DENSE}"
+        return self.dense_encoder or f"{self.name}_{DENSE}"
 
     @property
     def has_seq2seq(self) -> bool:
@@ -98,14 +101,14 @@ class RiporConfig:
 
     def stages(self) -> list[tuple[str, Callable[[], object]]]:
         """Gives (what it makes, the function) of each stage, in their order."""
-        stages = [
-            ("the collection", import_collection),
-            ("the dense encoder", self.train_dense),
+        stages = [("the collection", import_collection)]
+        if self.dense_encoder is None:
+            stages.append(("the dense encoder", self.train_dense))
+        stages += [
             ("its searcher, and the teacher", self.index_teacher),
             ("docids of its vectors", self.make_docids),
+            *self.sequential_stages(),
         ]
-        if self.has_seq2seq:
-            stages.append(("cross-entropy", functools.partial(self.train_generative, SEQ2SEQ, 0)))
         for number in range(1, self.rounds + 1):
             of_round = functools.partial(functools.partial, number=number)
             stages += [
@@ -114,6 +117,12 @@ class RiporConfig:
                 (f"round {number}: ranking", of_round(self.train_generative, RANK)),
             ]
         return [*stages, ("search", self.search)]
+
+    def sequential_stages(self) -> list[tuple[str, Callable[[], object]]]:
+        """Gives the stages between the docids and the first round."""
+        if not self.has_seq2seq:
+            return []
+        return [("cross-entropy", functools.partial(self.train_generative, SEQ2SEQ, 0))]
 
     def train_dense(self) -> dict:
         """Trains the dense encoder."""

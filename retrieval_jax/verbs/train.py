@@ -19,7 +19,7 @@ from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core import configuration, paths
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
-from retrieval_jax.core.values import NonNegativeFloat, Positive, PositiveFloat, Seed
+from retrieval_jax.core.values import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -66,7 +66,7 @@ class TrainConfig:
         network, before the first step, makes of the docid's passage; see training/docid_columns.py. Docids of
         several tokens begin at random in any case.
       steps: training steps of the whole run; None: `steps_factor` times the square root of the number of
-        passages.
+        passages; 0: the parameters that it would begin with are evaluated and saved.
       steps_factor: see `steps`. A collection of four times the passages has more words, too, but not four
         times as many, and each step of atomic docids takes four times as long.
       batch_size: examples of a batch, on all hosts together.
@@ -99,7 +99,7 @@ class TrainConfig:
     model_dir: str | None = None
     docids: str | None = None
     docids_from_passages: bool = False
-    steps: Positive | None = 1000
+    steps: NonNegative | None = 1000
     steps_factor: PositiveFloat = 6.0
     batch_size: Positive = 128
     seed: Seed = 0

@@ -29,6 +29,7 @@ def test_the_stages_are_those_of_ripor_with_a_lexical_encoder_and_its_sets():
         "the dense encoder",
         "its searcher, and the teacher",
         "docids of its vectors",
+        "the average of both",
         "round 1: negatives",
         "round 1: the teacher's scores",
         "round 1: ranking",
@@ -43,30 +44,35 @@ def test_the_stages_are_those_of_ripor_with_a_lexical_encoder_and_its_sets():
     ]
 
 
-def test_a_joint_training_begins_as_the_average_of_the_last_models():
+def test_each_joint_training_goes_on_from_the_model_before_it():
     config = PagConfig(source="x", work_dir="w", rounds=2)
-    first, second = config.settings("rank", 1), config.settings("rank", 2)
-    assert "INITIAL_CHECKPOINT = 'w/models/pag_0'" in first
-    assert "InitialCheckpoint.averaged_with = 'w/models/pag_query'" in first
-    assert "INITIAL_CHECKPOINT = 'w/models/pag_1'" in second
-    assert not any("averaged_with" in setting for setting in second)
-    for settings in (first, second):
+    assert config.generative == ["pag_0", "pag_1", "pag_2"]
+    for number in (1, 2):
+        settings = config.settings("rank", number)
+        assert f"INITIAL_CHECKPOINT = 'w/models/pag_{number - 1}'" in settings
+        assert "InitialCheckpoint.docid_centroids = False" in settings
+        assert "rank/InitialCheckpoint.lexical_idf = 0" in settings
         assert "SETS = 'pag'" in settings
-    of_dense = PagConfig(source="x", work_dir="w", steps=STEPS).settings("rank", 1)
-    assert "INITIAL_CHECKPOINT = 'w/models/pag_dense'" in of_dense
-    assert "InitialCheckpoint.docid_centroids = True" in of_dense
-    assert "InitialCheckpoint.averaged_with = 'w/models/pag_lexical'" in of_dense
+
+
+def test_what_is_averaged_is_what_was_trained_last():
+    config = PagConfig(source="x", work_dir="w")
+    assert (config.sequential, config.lexical[-1]) == ("pag_seq2seq", "pag_query")
+    of_dense = PagConfig(source="x", work_dir="w", steps=STEPS)
+    assert (of_dense.sequential, of_dense.lexical[-1]) == ("pag_dense", "pag_lexical")
+    given = dataclasses.replace(of_dense, dense_encoder="dual_encoder")
+    assert given.sequential == "dual_encoder"
+    assert "the dense encoder" not in [what for what, _ in given.stages()]
 
 
 def test_lexical_encoders_may_be_left_out_unless_the_sets_are_theirs():
     none = PagConfig(source="x", work_dir="w", steps=STEPS | {"lexical": 0})
     none.check()
     assert [what for what, _ in none.stages()][:2] == ["the collection", "sets of tokens"]
-    assert not any("averaged_with" in setting for setting in none.settings("rank", 1))
+    assert none.lexical == []
+    dataclasses.replace(none, rounds=0).check()  # the average is searched
     with pytest.raises(UserError, match=r"^pag.set_weights: 'lexical', which has 0 steps"):
         dataclasses.replace(none, set_weights="lexical").check()
-    with pytest.raises(UserError, match=r"^pag.rounds: 0, and no cross-entropy"):
-        dataclasses.replace(none, rounds=0).check()
 
 
 def test_the_sequential_weight_is_chosen_on_dev_queries_unless_dev_is_reported(collection: Collection):
@@ -89,17 +95,17 @@ def test_a_round_is_trained_and_plans(source: Path, tmp_path: Path, cli):
     given = command("pag", source, work.folder, tiny)
     status, told, err = cli(*given)
     assert status == 0, err
-    assert [line.split(" ", 1)[0] for line in stages(err)] == [f"{n}/10" for n in range(1, 11)]
-    searchers = {"bm25", "pag_dense", "pag_teacher", "pag_1", "pag_1_unplanned", "pag_1_lexical"}
+    assert [line.split(" ", 1)[0] for line in stages(err)] == [f"{n}/11" for n in range(1, 12)]
+    searchers = {"bm25", "pag_dense", "pag_teacher", "pag_0", "pag_1", "pag_1_unplanned", "pag_1_lexical"}
     assert searchers == told["search"]["metrics"].keys()
-    names = ("pag_dense", "pag_lexical", "pag_1")
-    dense, lexical, joint = (lazy_params(work.model(name))[2] for name in names)
-    for name, array in joint.items():
+    names = ("pag_dense", "pag_lexical", "pag_0")
+    dense, lexical, average = (lazy_params(work.model(name))[2] for name in names)
+    for name, array in average.items():
         if name in dense or name in lexical:
             parts = [some[name].read() for some in (dense, lexical) if name in some]
             np.testing.assert_allclose(array.read(), np.mean(parts, axis=0), rtol=1e-6)
-    assert "lexical_head/gain" in joint
-    description = json.loads((work.model("pag_1") / "model.json").read_text())
+    assert "lexical_head/gain" in average
+    description = json.loads((work.model("pag_0") / "model.json").read_text())
     assert description["averaged_with"] == str(work.model("pag_lexical"))
     there = made(work)
     assert cli(*given)[0] == 0
