@@ -12,6 +12,7 @@ import jax
 
 from retrieval_jax.checkpoints.checkpoints import Checkpoints
 from retrieval_jax.core import configuration
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, Positive
 from retrieval_jax.core.workspace import Workspace
@@ -23,6 +24,7 @@ from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
 from retrieval_jax.verbs.index import make_index, unread
+from retrieval_jax.verbs.pag import HALVES, PLANNED, QUERY, PagConfig
 from retrieval_jax.verbs.preflight import configured
 from retrieval_jax.verbs.search import search
 from retrieval_jax.verbs.train import train
@@ -41,6 +43,7 @@ def demo(
     split: str = "test",
     generative: Sequence[Annotated[str, KIND]] = ("atomic", "naive"),
     dense: Sequence[Annotated[str, DENSE]] | None = None,
+    planned: bool = False,
     steps: Mapping[Annotated[str, MODEL], Positive] | None = None,
     fused: Sequence[str] | None = None,
 ) -> dict:
@@ -54,6 +57,9 @@ def demo(
         encoder's.
       dense: searchers to build over the dual encoder's vectors; () trains no dual encoder. None is ("exact",
         "scann"), without scann where ScaNN is not installed (it exists for Linux only).
+      planned: whether to make, of the dual encoder, a generative retriever that plans ahead, as `pag` does
+        without rounds of joint training. It answers with its plan, without (unplanned), and by the plan alone
+        (lexical). The dual encoder's vector must be the decoder's first state (DualEncoder.pooling).
       steps: model -> training steps, for models that differ from STEPS; a given --STEPS is for all. Without
         either they follow from the number of passages (`train.steps`).
       fused: searchers that are fused into one, with weights chosen on dev queries (equal ones if dev is what
@@ -74,17 +80,24 @@ def demo(
     if fused:
         fit_split = None if split == "dev" else "dev"
         methods.append(Method("fused", "fused", settings={"parts": tuple(fused), "fit_split": fit_split}))
-    models = [*([DUAL_ENCODER] if dense else []), *generative]
+    models = [*([DUAL_ENCODER] if dense or planned else []), *generative]
     log("2/5 docids and training")
     _tell_duration(work, models, steps)
+    if planned:
+        _check_pooling()
     trained = {name: _train(work, name, steps) for name in models}
+    if planned:
+        trained[PLANNED] = _train_planned(split)
     log("3/5 index")
     for method in methods:
         model = method.model and str(work.model(method.model))
         make_index(kind=method.kind, name=method.name, model_dir=model, **method.all_settings)
+    names = [method.name for method in methods]
+    if planned:
+        names += _index_planned(split)
     log("4/5 search")
-    for method in methods:
-        search(name=method.name, split=split)
+    for name in names:
+        search(name=name, split=split)
     log("5/5 evaluate")
     cut = {m.name: trained[m.model]["cut"] for m in methods if m.model and "cut" in trained[m.model]}
     if of_parts := [f"{name} at {cut[name]}" for name in fused if name in cut]:
@@ -136,6 +149,43 @@ def _train(work: Workspace, name: str, steps: Mapping[str, int] | None) -> dict:
         if name != DUAL_ENCODER:
             make_docids()
         return train(model_dir=str(work.model(name)))
+
+
+@contextlib.contextmanager
+def _pag(split: str) -> Iterator[PagConfig]:
+    """A context in which gin has the recipe of `pag`, without rounds, of the dual encoder that is there."""
+    with configuration.run_file("runs/pag.gin"):
+        yield PagConfig(name=PLANNED, dense_encoder=DUAL_ENCODER, rounds=0, split=split)
+
+
+def _check_pooling() -> None:
+    """Raises UserError if the decoder that is to write docids would not be trained."""
+    with _recipe(DUAL_ENCODER, None):
+        pooling = gin.get_bindings("DualEncoder").get("pooling")
+    if pooling != "decoder":
+        raise UserError(
+            f"demo.planned: a generative retriever begins as the dual encoder's decoder, and its pooling is "
+            f"{pooling or 'mean'}: --gin.{DUAL_ENCODER}/DualEncoder.pooling=\"'decoder'\", or "
+            "--gin.demo.planned=False"
+        )
+
+
+def _train_planned(split: str) -> dict:
+    """Makes a generative retriever that plans ahead; its lexical half alone is trained."""
+    with _pag(split) as pag:
+        pag.make_sets()
+        pag.train_lexical(QUERY)
+        pag.make_docids()
+        return pag.merge()
+
+
+def _index_planned(split: str) -> list[str]:
+    """Makes the searcher that plans, and those of its halves; gives their names."""
+    kinds = {PLANNED: PLANNED} | HALVES
+    with _pag(split) as pag:
+        for name, kind in kinds.items():
+            pag.index(pag.round(0), name, kind)
+    return [*kinds]
 
 
 def _tell_duration(work: Workspace, models: Sequence[str], steps: Mapping[str, int] | None) -> None:

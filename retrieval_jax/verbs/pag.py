@@ -23,6 +23,9 @@ from retrieval_jax.verbs.sets import make_sets
 from retrieval_jax.verbs.train import train
 
 LEXICAL, QUERY, MERGE = "lexical", "query", "merge"
+PLANNED = "planned"
+HALVES = {"unplanned": "generative", "lexical": "lexical"}
+"""What a planned search adds up, alone: how it is called -> its kind of searcher."""
 STAGE = Names("a training of pag", (LEXICAL, QUERY, DENSE, SEQ2SEQ, RANK))
 configuration.declare_scopes(Names("a model of pag", (LEXICAL, QUERY, DENSE, SEQ2SEQ, MERGE, RANK)))
 
@@ -136,14 +139,11 @@ class PagConfig(RiporConfig):
             f"{RANK}/InitialCheckpoint.lexical_idf = 0",
         ]
 
-    def index(self, model: str, name: str, **settings: object) -> None:
-        """Makes a searcher that plans."""
-        self._index_model("planned", model, name, **settings)
-
-    def _index_model(self, kind: str, model: str, name: str, **settings: object) -> None:
+    def index(self, model: str, name: str, kind: str = PLANNED, **settings: object) -> None:
+        """Makes a searcher of a model: one that plans, or one of the halves (see HALVES)."""
         if kind != "generative":
             settings |= {"sets": self.name}
-        if kind == "planned":
+        if kind == PLANNED:
             settings |= self.weighed()
         settings = unread(searcher_class(kind)) | settings
         make_index(kind=kind, name=name, model_dir=str(self.work.model(model)), **settings)
@@ -176,10 +176,9 @@ class PagConfig(RiporConfig):
         for model in self.generative:
             self.index(model, model)
         last = self.generative[-1]
-        halves = {"generative": f"{last}_unplanned", "lexical": f"{last}_lexical"}
-        for kind, name in halves.items():
-            self._index_model(kind, last, name)
-        return self.evaluate([self.dense, *self.generative, *halves.values()])
+        for name, kind in HALVES.items():
+            self.index(last, f"{last}_{name}", kind)
+        return self.evaluate([self.dense, *self.generative, *(f"{last}_{name}" for name in HALVES)])
 
 
 def pag(**values: object) -> dict:
