@@ -14,7 +14,18 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.main import VERBS, disk_error, main, parse, plain
 from retrieval_jax.verbs.table import EXAMPLES
 
-METHODS = {"atomic", "naive", "semantic", "exact", "scann", "bm25", "fused"}
+METHODS = {
+    "atomic",
+    "naive",
+    "semantic",
+    "exact",
+    "scann",
+    "bm25",
+    "fused",
+    "planned",
+    "no_plan",
+    "lexical",
+}
 TRAINED = ["--gin.SPLIT='train'", "--gin.demo.generative=('atomic', 'naive', 'semantic')"]
 
 
@@ -35,7 +46,7 @@ def test_demo_makes_everything_and_learns(demo: Workspace):
     for name in METHODS - {"scann", "bm25"}:
         assert metrics[name]["Hits@1"] > 0.5, name
     assert metrics["exact"] == pytest.approx(metrics["scann"], abs=0.02)
-    for model in ("atomic", "naive", "semantic", "dual_encoder"):
+    for model in ("atomic", "naive", "semantic", "dual_encoder", "planned_query"):
         folder = demo.model(model)
         assert list(folder.glob("events.out.tfevents.*"))
         points = [json.loads(line) for line in (folder / "learning_curve.jsonl").read_text().splitlines()]

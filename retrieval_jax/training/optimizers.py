@@ -10,7 +10,7 @@ import optax
 
 from retrieval_jax.checkpoints.parameter_names import LastName
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import NonNegative, Positive, PositiveFloat
+from retrieval_jax.core.values import NonNegative, PositiveFloat
 from retrieval_jax.models.layers import STACK_AXIS
 from retrieval_jax.models.stacks import is_stacked
 

@@ -24,7 +24,7 @@ from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
 from retrieval_jax.verbs.index import make_index, unread
-from retrieval_jax.verbs.pag import HALVES, PLANNED, QUERY, PagConfig
+from retrieval_jax.verbs.pag import PLANNED, QUERY, PagConfig
 from retrieval_jax.verbs.preflight import configured
 from retrieval_jax.verbs.search import search
 from retrieval_jax.verbs.train import train
@@ -58,28 +58,25 @@ def demo(
       dense: searchers to build over the dual encoder's vectors; () trains no dual encoder. None is ("exact",
         "scann"), without scann where ScaNN is not installed (it exists for Linux only).
       planned: whether to make, of the dual encoder, a generative retriever that plans ahead, as `pag` does
-        without rounds of joint training. It answers with its plan, without (unplanned), and by the plan alone
+        without rounds of joint training. It answers with its plan, without (no_plan), and by the plan alone
         (lexical). The dual encoder's vector must be the decoder's first state (DualEncoder.pooling).
       steps: model -> training steps, for models that differ from STEPS; a given --STEPS is for all. Without
         either they follow from the number of passages (`train.steps`).
       fused: searchers that are fused into one, with weights chosen on dev queries (equal ones if dev is what
-        is answered); () for none. None is bm25 and the first of `dense`.
+        is answered); () for none. None is bm25, the first of `dense`, and the planned one.
     """
     if dense is None:
         dense = ("exact", "scann") if scann_index.is_installed() else ("exact",)
     if "scann" in dense:
         scann_index.check_installed()  # before hours of training
     if fused is None:
-        fused = ("bm25", *dense[:1]) if dense else ()
+        fused = ("bm25", *dense[:1], *((PLANNED,) if planned else ())) if dense else ()
     work = Workspace.for_source(source, work_dir)
     log(f"1/5 import → {work.collection}")
     import_collection()
     methods = [Method(kind, "generative", kind) for kind in generative]
     methods += [Method(kind, kind, DUAL_ENCODER) for kind in dense]
     methods.append(Method("bm25", "bm25"))
-    if fused:
-        fit_split = None if split == "dev" else "dev"
-        methods.append(Method("fused", "fused", settings={"parts": tuple(fused), "fit_split": fit_split}))
     models = [*([DUAL_ENCODER] if dense or planned else []), *generative]
     log("2/5 docids and training")
     _tell_duration(work, models, steps)
@@ -89,12 +86,13 @@ def demo(
     if planned:
         trained[PLANNED] = _train_planned(split)
     log("3/5 index")
-    for method in methods:
-        model = method.model and str(work.model(method.model))
-        make_index(kind=method.kind, name=method.name, model_dir=model, **method.all_settings)
-    names = [method.name for method in methods]
+    names = [_index(work, method) for method in methods]
     if planned:
         names += _index_planned(split)
+    if fused:  # which is made of the others
+        fit_split = None if split == "dev" else "dev"
+        settings = {"parts": tuple(fused), "fit_split": fit_split}
+        names.append(_index(work, Method("fused", "fused", settings=settings)))
     log("4/5 search")
     for name in names:
         search(name=name, split=split)
@@ -179,9 +177,16 @@ def _train_planned(split: str) -> dict:
         return pag.merge()
 
 
+def _index(work: Workspace, method: Method) -> str:
+    """Makes the searcher of a row; gives its name."""
+    model = method.model and str(work.model(method.model))
+    make_index(kind=method.kind, name=method.name, model_dir=model, **method.all_settings)
+    return method.name
+
+
 def _index_planned(split: str) -> list[str]:
-    """Makes the searcher that plans, and those of its halves; gives their names."""
-    kinds = {PLANNED: PLANNED} | HALVES
+    """Makes the searcher that plans, and those of what it adds up; gives their names."""
+    kinds = {PLANNED: PLANNED, "no_plan": "generative", "lexical": "lexical"}
     with _pag(split) as pag:
         for name, kind in kinds.items():
             pag.index(pag.round(0), name, kind)

@@ -11,10 +11,12 @@ from typing import Annotated, ClassVar
 
 import gin
 
-from retrieval_jax.core import configuration
+from retrieval_jax.checkpoints import model_folder, pretrained
+from retrieval_jax.core import configuration, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Names, NonNegative, Positive
 from retrieval_jax.data.collection import Collection
+from retrieval_jax.mesh import multihost
 from retrieval_jax.search.searcher import searcher_class
 from retrieval_jax.verbs.index import make_index, unread
 from retrieval_jax.verbs.mine import mine
@@ -22,6 +24,7 @@ from retrieval_jax.verbs.ripor import DENSE, RANK, SEQ2SEQ, RiporConfig
 from retrieval_jax.verbs.sets import make_sets
 from retrieval_jax.verbs.train import train
 
+AVERAGED = "averaged.json"  # in the folder of an average: the models' fingerprints
 LEXICAL, QUERY, MERGE = "lexical", "query", "merge"
 PLANNED = "planned"
 HALVES = {"unplanned": "generative", "lexical": "lexical"}
@@ -106,15 +109,39 @@ class PagConfig(RiporConfig):
         with configuration.run_file(None, *self._steps(SEQ2SEQ), *settings), gin.config_scope(SEQ2SEQ):
             return train(model_dir=str(self.work.model(self.sequential)), docids=self.docids)
 
+    def make_docids(self) -> dict:
+        """Makes docids of the dense encoder's vectors, which an average of older weights is not to write."""
+        multihost.on_process_0(self.drop_old_average)
+        return super().make_docids()
+
     def merge(self) -> dict:
         """Makes a model with the average of the sequential and the lexical model's weights."""
-        settings = ["STEPS = 0", f"INITIAL_CHECKPOINT = {str(self.work.model(self.sequential))!r}"]
+        multihost.on_process_0(self.drop_old_average)
+        folder, steps = self.work.model(self.round(0)), f"{MERGE}/learning_rate.steps = 0"
+        settings = [steps, f"INITIAL_CHECKPOINT = {str(self.work.model(self.sequential))!r}"]
         settings.append(f"InitialCheckpoint.docid_centroids = {not self.has_seq2seq}")
         if self.lexical:
             settings.append(f"InitialCheckpoint.averaged_with = {str(self.work.model(self.lexical[-1]))!r}")
             settings.append(f"{MERGE}/InitialCheckpoint.lexical_idf = 0")
         with configuration.run_file(None, *settings), gin.config_scope(MERGE):
-            return train(model_dir=str(self.work.model(self.round(0))), docids=self.docids, steps=0)
+            made = train(model_dir=str(folder), docids=self.docids, steps=0)
+        multihost.on_process_0(lambda: storage.write_json(folder / AVERAGED, self.averaged()))
+        return made
+
+    def averaged(self) -> dict[str, str]:
+        """Gives the fingerprints of the models that are merged, by their names."""
+        models = [self.work.model(name) for name in (self.sequential, *self.lexical[-1:])]
+        there = [model for model in models if model_folder.is_begun(model)]
+        return {model.name: pretrained.fingerprint(pretrained.open_pretrained(model)) for model in there}
+
+    def drop_old_average(self) -> None:
+        """Removes the average, in which there is no training to lose, if it is not one of today's weights."""
+        folder = self.work.model(self.round(0))
+        if not folder.exists():
+            return
+        path = folder / AVERAGED
+        if not path.exists() or storage.read_json(path, "delete the folder") != self.averaged():
+            paths.remove(folder)
 
     def train_lexical(self, stage: str) -> dict:
         """Trains a lexical encoder; the one of the sets goes on from the first one, if there is one."""

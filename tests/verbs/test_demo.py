@@ -11,7 +11,12 @@ from retrieval_jax.verbs.demo import next_command
 
 def test_without_models_it_measures_bm25_alone(source: Path, tmp_path: Path, cli):
     settings = {"COLLECTION": str(source), "WORK_DIR": str(tmp_path / "work")}
-    settings |= {"demo.generative": (), "demo.dense": (), "import_collection.vocab_size": 1000}
+    settings |= {
+        "demo.generative": (),
+        "demo.dense": (),
+        "demo.planned": False,
+        "import_collection.vocab_size": 1000,
+    }
     argv = ["demo", *(f"--gin.{name}={value!r}" for name, value in settings.items())]
     status, result, err = cli(*argv)
     assert status == 0, err
@@ -49,18 +54,26 @@ def test_without_train_queries_models_learn_from_the_passages(source: Path, tmp_
     assert "dual_encoder " in lines[told]
     assert "(100 steps)" in lines[told]  # 2·√100 are fewer than the least
     assert told < lines.index(next(line for line in lines if "100 steps of 32 examples" in line))
-    for model in result["models"].values():
-        assert model["step"] == 100
+    for name, model in result["models"].items():
+        assert model["step"] == (0 if name == "planned" else 100)  # an average
         assert "cut" not in model
     assert result["models"]["atomic"]["left_chance"]
     assert result["metrics"]["atomic"]["Hits@10"] > 0.3
     assert result["metrics"]["exact"]["Hits@10"] > 0.3
+    assert result["metrics"]["planned"]["Hits@10"] > 0.3
     columns = json.loads((work / "models/atomic/settings.json").read_text())
     assert columns["train.docids_from_passages"] is True
 
-    status, result, err = cli(*argv, "--gin.train.max_minutes=0", "--STEPS=101")
+    status, longer, err = cli(*argv, "--STEPS=102", "--gin.train.keep_best=None")
     assert status == 0, err
-    note = "†: cut by the clock (train.max_minutes): exact at step 100 of 101, atomic at step 100 of 101"
+    assert longer["models"]["dual_encoder"]["step"] == 102
+    averaged = json.loads((work / "models/planned_0/averaged.json").read_text())
+    assert averaged.keys() == {"dual_encoder", "planned_query"}
+    assert longer["metrics"]["planned"] != result["metrics"]["planned"]  # an average of the new weights
+
+    status, result, err = cli(*argv, "--gin.train.max_minutes=0", "--STEPS=103")
+    assert status == 0, err
+    note = "†: cut by the clock (train.max_minutes): exact at step 102 of 103, atomic at step 102 of 103"
     assert note in " ".join(err.split())
     page = (work / "report.html").read_text()
     assert note in page
