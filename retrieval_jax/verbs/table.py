@@ -75,8 +75,8 @@ EXAMPLES = {
         'retrieval-jax vary --gin.vary.kinds="()" --gin.vary.file="\'paraphrase.tsv\'"',
     ),
     "search": (
-        "retrieval-jax search --SEARCHER=naive --SPLIT=test",
-        'retrieval-jax search --SEARCHER=naive --QUERY="how do I smooth a signal?"',
+        "retrieval-jax search --SEARCHER=planned --SPLIT=test",
+        'retrieval-jax search --SEARCHER=planned --QUERY="how do I smooth a signal?"',
     ),
     "evaluate": ("retrieval-jax evaluate --SPLIT=test",),
     "sweep": (
@@ -84,10 +84,10 @@ EXAMPLES = {
         "retrieval-jax sweep path/to/one path/to/another \\\n"
         "    --gin.sweep.methods=\"('bm25', 'runs/dual_encoder.gin', 'work/gtr/models/gtr')\"",
     ),
-    "export": ("retrieval-jax export --SEARCHER=naive",),
+    "export": ("retrieval-jax export --SEARCHER=planned",),
     "serve": (
         "retrieval-jax serve                     # all searchers, at http://127.0.0.1:8000/",
-        "retrieval-jax serve --gin.serve.searchers=\"('bm25', 'naive')\" --gin.serve.port=8080",
+        "retrieval-jax serve --gin.serve.searchers=\"('bm25', 'planned')\" --gin.serve.port=8080",
     ),
 }
 # Verbs of several collections -> the setting that takes those that are given as arguments.

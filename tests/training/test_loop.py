@@ -56,6 +56,22 @@ def test_the_step_compiles_once_and_finished_training_does_nothing(tmp_path: Pat
     assert train(model, never, never, tmp_path, steps=2)["dev/Hits@10"] == 0.25
 
 
+def test_a_run_of_no_steps_saves_what_it_begins_with_and_may_go_on(tmp_path: Path):
+    model, run = retriever(), {"batches": batches, "evaluator": lambda params: {"Hits@10": 0.25}}
+    made = train(model, folder=tmp_path, steps=0, **run)
+    assert (made["step"], made["dev/Hits@10"]) == (0, 0.25)
+    abstract = abstract_state(model, partitioning.make_mesh(), SHAPES)
+    begun = initial_state(model, abstract, SHAPES, 0)
+    saved = checkpoints.Checkpoints(tmp_path)
+    params, _ = saved.restore(0, abstract.params, abstract.optimizer)[:2]
+    saved.close()
+    jax.tree.map(np.testing.assert_array_equal, params, begun.params)
+    whole = train(model, folder=tmp_path / "whole", steps=2, log_every=1, **run)
+    assert train(model, folder=tmp_path, steps=2, log_every=1, **run)["step"] == whole["step"] == 2
+    losses = [[p["loss"] for p in curve(folder) if "loss" in p] for folder in (tmp_path, tmp_path / "whole")]
+    assert losses[0] == losses[1]
+
+
 class Pool:
     """Metrics of a pool of passages."""
 
