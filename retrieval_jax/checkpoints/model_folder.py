@@ -4,6 +4,7 @@ MODEL_DIR/model.json            the model's class, network and settings: enough 
 MODEL_DIR/sentencepiece.model   its vocabulary
 MODEL_DIR/checkpoints/STEP/     the weights of a model that is trained here: see checkpoints.py
 MODEL_DIR/weights.safetensors   the weights of a converted or exported one: a file, or shards and an index
+MODEL_DIR/averaged.json    of an average (`pag`): fingerprints of what it is made of
 MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin
 MODEL_DIR/settings.json         what it was trained with: see training/settings_file.py
 """
@@ -196,6 +197,12 @@ def is_begun(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file() and any(steps)
 
 
+def is_untrained(folder: Path) -> bool:
+    """Whether a model folder's only checkpoint is of step 0: of what a training would begin with."""
+    saved = folder / "checkpoints"
+    return saved.is_dir() and [path.name for path in saved.iterdir() if path.name.isdigit()] == ["0"]
+
+
 def model_checksum(model_dir: str | Path, step: int, description: dict) -> str | None:
     """Computes a fingerprint of everything that a model's answers depend on.
 
@@ -282,7 +289,8 @@ def _checkpoint(folder: Path, step: int | None) -> tuple[Checkpoints, int]:
     if not steps:
         raise UserError(f"{folder}: no checkpoint here yet: {HINT}")
     if step is None:
-        step = checkpoints.latest() or steps[0]
+        latest = checkpoints.latest()
+        step = steps[0] if latest is None else latest
         if step < steps[0]:
             damage = checkpoints.find_damage(steps[0])
             reason = f"damaged ({damage})" if damage else "its checksums are not written yet"

@@ -45,8 +45,10 @@ def verdict(
       loss: the last training loss; None if it is not known.
 
     Returns:
-      The verdict; None where nothing can be told.
+      The verdict; None where nothing can be told, or nothing was trained.
     """
+    if made["step"] == 0:
+        return None  # nothing was trained
     told, left = [], None
     if (chance_loss := docid_loss(model, examples)) is not None and loss is not None:
         left = loss < LEARNED * chance_loss

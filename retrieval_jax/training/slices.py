@@ -53,7 +53,11 @@ def summary(plan: Plan, report: MemoryReport, chip: Chip, chips: int) -> dict:
     """
     arguments = sum(report.argument_bytes.values())
     # The state is read, and what training changes is written, at least once.
-    changed = report.argument_bytes["parameters"] + report.argument_bytes["optimizer"] if plan.steps else 0
+    changed = (
+        report.argument_bytes["parameters"] + report.argument_bytes["optimizer"]
+        if plan.steps is not None
+        else 0
+    )
     times = {
         "FLOP/s": 1e3 * report.flops / (chips * chip.flops),
         "memory bandwidth": 1e3 * (arguments + changed) / chip.bandwidth,
@@ -75,7 +79,7 @@ def summary(plan: Plan, report: MemoryReport, chip: Chip, chips: int) -> dict:
         "least_ms": times,
         "compile_seconds": round(report.seconds, 1),
     }
-    if plan.steps:
+    if plan.steps is not None:
         told["model_flops_per_step"] = model_flops(plan.model, plan.shapes)
         told["least_days"] = times[bound] / 1e3 * plan.steps / 86400
     return told

@@ -24,13 +24,15 @@ from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
 from retrieval_jax.verbs.index import make_index, unread
-from retrieval_jax.verbs.pag import PLANNED, QUERY, PagConfig
+from retrieval_jax.verbs.pag import MERGE, PLANNED, QUERY, PagConfig
 from retrieval_jax.verbs.preflight import configured
 from retrieval_jax.verbs.search import search
 from retrieval_jax.verbs.train import train
 
 DEFAULT_SOURCE = "python_docs"  # of base.gin
 DUAL_ENCODER = "dual_encoder"
+PLANNED_KINDS = {PLANNED: PLANNED, "no_plan": "generative", "lexical": "lexical"}
+"""The rows of the generative retriever that plans ahead -> their kinds of searchers."""
 MODEL = Names("a model that demo trains", lambda: (*kind_names(), DUAL_ENCODER))
 DENSE = Names("a dense searcher", lambda: searcher_kinds("dual encoder"))
 configuration.declare_scopes(MODEL)
@@ -55,11 +57,12 @@ def demo(
       split: the queries to answer.
       generative: docid kinds to train a generative retriever for. Those that cluster vectors take the dual
         encoder's.
-      dense: searchers to build over the dual encoder's vectors; () trains no dual encoder. None is ("exact",
+      dense: searchers to build over the dual encoder's vectors; () for none. None is ("exact",
         "scann"), without scann where ScaNN is not installed (it exists for Linux only).
       planned: whether to make, of the dual encoder, a generative retriever that plans ahead, as `pag` does
         without rounds of joint training. It answers with its plan, without (no_plan), and by the plan alone
-        (lexical). The dual encoder's vector must be the decoder's first state (DualEncoder.pooling).
+        (lexical). The dual encoder's vector must be the decoder's first state (DualEncoder.pooling); the gin
+        scopes of the others are `query` and `merge`, as in runs/pag.gin.
       steps: model -> training steps, for models that differ from STEPS; a given --STEPS is for all. Without
         either they follow from the number of passages (`train.steps`).
       fused: searchers that are fused into one, with weights chosen on dev queries (equal ones if dev is what
@@ -70,7 +73,8 @@ def demo(
     if "scann" in dense:
         scann_index.check_installed()  # before hours of training
     if fused is None:
-        fused = ("bm25", *dense[:1], *((PLANNED,) if planned else ())) if dense else ()
+        learned = (*dense[:1], *((PLANNED,) if planned else ()))
+        fused = ("bm25", *learned) if learned else ()
     work = Workspace.for_source(source, work_dir)
     log(f"1/5 import → {work.collection}")
     import_collection()
@@ -81,15 +85,18 @@ def demo(
     log("2/5 docids and training")
     _tell_duration(work, models, steps)
     if planned:
-        _check_pooling()
+        _check_planned(split)
     trained = {name: _train(work, name, steps) for name in models}
+    sources = {method.name: [method.model] for method in methods if method.model}
     if planned:
-        trained[PLANNED] = _train_planned(split)
+        made = _train_planned(split)
+        trained |= made
+        sources |= {name: [DUAL_ENCODER, *made] for name in PLANNED_KINDS}
     log("3/5 index")
     names = [_index(work, method) for method in methods]
     if planned:
         names += _index_planned(split)
-    if fused:  # which is made of the others
+    if fused:  # of the others
         fit_split = None if split == "dev" else "dev"
         settings = {"parts": tuple(fused), "fit_split": fit_split}
         names.append(_index(work, Method("fused", "fused", settings=settings)))
@@ -97,9 +104,9 @@ def demo(
     for name in names:
         search(name=name, split=split)
     log("5/5 evaluate")
-    cut = {m.name: trained[m.model]["cut"] for m in methods if m.model and "cut" in trained[m.model]}
-    if of_parts := [f"{name} at {cut[name]}" for name in fused if name in cut]:
-        cut["fused"] = ", ".join(of_parts)
+    sources["fused"] = [model for name in fused for model in sources.get(name, ())]
+    cut = {name: _cut(models, trained) for name, models in sources.items() if name in names}
+    cut = {name: told for name, told in cut.items() if told}
     made = evaluate(split=split, cut=cut)
     return {"models": trained} | made | {"next": next_command(source, work_dir)}
 
@@ -149,15 +156,26 @@ def _train(work: Workspace, name: str, steps: Mapping[str, int] | None) -> dict:
         return train(model_dir=str(work.model(name)))
 
 
+def _cut(models: Sequence[str], trained: Mapping[str, dict]) -> str:
+    """Says which of a row's models the clock stopped, and where."""
+    cut = {model: trained[model]["cut"] for model in models if "cut" in trained[model]}
+    if len(models) == 1:
+        return "".join(cut.values())
+    return ", ".join(f"{model} at {step}" for model, step in cut.items())
+
+
 @contextlib.contextmanager
 def _pag(split: str) -> Iterator[PagConfig]:
     """A context in which gin has the recipe of `pag`, without rounds, of the dual encoder that is there."""
-    with configuration.run_file("runs/pag.gin"):
+    with _recipe(DUAL_ENCODER, None):
+        layers = gin.get_bindings("T5Config").get("num_encoder_layers")
+    settings = [f"{scope}/T5Config.num_encoder_layers = {layers}" for scope in (QUERY, MERGE)]
+    with configuration.run_file("runs/pag.gin", *settings):
         yield PagConfig(name=PLANNED, dense_encoder=DUAL_ENCODER, rounds=0, split=split)
 
 
-def _check_pooling() -> None:
-    """Raises UserError if the decoder that is to write docids would not be trained."""
+def _check_planned(split: str) -> None:
+    """Raises UserError if the decoder that is to write docids would not be trained, or docids are missing."""
     with _recipe(DUAL_ENCODER, None):
         pooling = gin.get_bindings("DualEncoder").get("pooling")
     if pooling != "decoder":
@@ -166,15 +184,17 @@ def _check_pooling() -> None:
             f"{pooling or 'mean'}: --gin.{DUAL_ENCODER}/DualEncoder.pooling=\"'decoder'\", or "
             "--gin.demo.planned=False"
         )
-
-
-def _train_planned(split: str) -> dict:
-    """Makes a generative retriever that plans ahead; its lexical half alone is trained."""
     with _pag(split) as pag:
-        pag.make_sets()
-        pag.train_lexical(QUERY)
+        pag.check()
+
+
+def _train_planned(split: str) -> dict[str, dict]:
+    """Makes a generative retriever that plans ahead; gives what its trainings give, by the models' names."""
+    with _pag(split) as pag:
+        made = [stage() for _, stage in pag.lexical_stages()]
         pag.make_docids()
-        return pag.merge()
+        made += [stage() for _, stage in pag.sequential_stages()]
+    return {Path(one["model"]).name: one for one in made if "model" in one}
 
 
 def _index(work: Workspace, method: Method) -> str:
@@ -186,11 +206,10 @@ def _index(work: Workspace, method: Method) -> str:
 
 def _index_planned(split: str) -> list[str]:
     """Makes the searcher that plans, and those of what it adds up; gives their names."""
-    kinds = {PLANNED: PLANNED, "no_plan": "generative", "lexical": "lexical"}
     with _pag(split) as pag:
-        for name, kind in kinds.items():
+        for name, kind in PLANNED_KINDS.items():
             pag.index(pag.round(0), name, kind)
-    return [*kinds]
+    return [*PLANNED_KINDS]
 
 
 def _tell_duration(work: Workspace, models: Sequence[str], steps: Mapping[str, int] | None) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import gin
 
+from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Seed
@@ -101,6 +102,8 @@ def check_unused(folder: Path, work: Workspace) -> None:
     fingerprint = storage.read_manifest(folder, "docids")["fingerprint"]
     for path in sorted((work.folder / "models").glob("*/model.json")):
         description = storage.read_json(path, "delete the model's folder")
+        if model_folder.is_untrained(path.parent):
+            continue  # an average of other models, which is made anew
         if description.get("docids_fingerprint") == fingerprint:
             raise UserError(
                 f"{folder}: {path.parent} was trained to write these docids, and others would replace "

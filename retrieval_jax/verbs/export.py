@@ -11,7 +11,7 @@ from retrieval_jax.checkpoints import (
 )
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import Positive
+from retrieval_jax.core.values import NonNegative
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.evaluation.runs import searcher_metrics
@@ -28,7 +28,7 @@ def export(
     model_dir: str | None = None,
     format: str = "searcher",
     output: str | None = None,
-    step: Positive | None = None,
+    step: NonNegative | None = None,
 ) -> dict:
     """Writes a searcher, or a model alone, into one folder.
 

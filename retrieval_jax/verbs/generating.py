@@ -8,7 +8,7 @@ import gin
 from retrieval_jax.checkpoints.model_folder import load_model, model_recipe
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import Positive, PositiveFloat, Seed
+from retrieval_jax.core.values import NonNegative, Positive, PositiveFloat, Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import generation, synthetic
 from retrieval_jax.data.collection import Collection
@@ -37,7 +37,7 @@ def generate_queries(
     filter_searcher: str | None = None,
     filter_k: Positive = 10,
     shard_size: Positive = 1024,
-    step: Positive | None = None,
+    step: NonNegative | None = None,
 ) -> dict:
     """Makes synthetic/NAME: queries for each passage, without repetitions.
 

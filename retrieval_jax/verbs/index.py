@@ -6,7 +6,7 @@ import gin
 
 from retrieval_jax.checkpoints.model_folder import load_model
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import Positive
+from retrieval_jax.core.values import NonNegative
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.mesh.partitioning import make_partitioner
@@ -47,7 +47,7 @@ class IndexConfig(IndexSettings):
     model_dir: str | None = None
     kind: str | None = None
     name: str | None = None
-    step: Positive | None = None
+    step: NonNegative | None = None
 
 
 def unread(searcher: type[Searcher]) -> dict[str, object]:

@@ -7,16 +7,18 @@ What it shares with `ripor` is there.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Annotated, ClassVar
+from pathlib import Path
+from typing import Annotated
 
 import gin
 
-from retrieval_jax.checkpoints import model_folder, pretrained
+from retrieval_jax.checkpoints import model_folder
+from retrieval_jax.checkpoints.pretrained import fingerprint, open_pretrained
 from retrieval_jax.core import configuration, paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Names, NonNegative, Positive
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.mesh import multihost
+from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.search.searcher import searcher_class
 from retrieval_jax.verbs.index import make_index, unread
 from retrieval_jax.verbs.mine import mine
@@ -24,7 +26,7 @@ from retrieval_jax.verbs.ripor import DENSE, RANK, SEQ2SEQ, RiporConfig
 from retrieval_jax.verbs.sets import make_sets
 from retrieval_jax.verbs.train import train
 
-AVERAGED = "averaged.json"  # in the folder of an average: the models' fingerprints
+AVERAGED = "averaged.json"  # in the folder of an average: what it was made of
 LEXICAL, QUERY, MERGE = "lexical", "query", "merge"
 PLANNED = "planned"
 HALVES = {"unplanned": "generative", "lexical": "lexical"}
@@ -66,7 +68,6 @@ class PagConfig(RiporConfig):
     steps: Mapping[Annotated[str, STAGE], NonNegative] | None = None
     rounds: NonNegative = 1
     mining_beams: Positive = 10
-    verb: ClassVar[str] = "pag"
 
     def trains(self, stage: str) -> bool:
         """Whether there is a training of this name."""
@@ -80,13 +81,17 @@ class PagConfig(RiporConfig):
     def stages(self) -> list[tuple[str, Callable[[], object]]]:
         """Gives (what it makes, the function) of each stage, in their order."""
         collection, *others = super().stages()
-        stages = [collection]
+        return [collection, *self.lexical_stages(), *others]
+
+    def lexical_stages(self) -> list[tuple[str, Callable[[], object]]]:
+        """Gives the stages that make the lexical half."""
+        stages = []
         if self.trains(LEXICAL):
             stages.append(("the lexical encoder", functools.partial(self.train_lexical, LEXICAL)))
         stages.append(("sets of tokens", self.make_sets))
         if self.trains(QUERY):
             stages.append(("the weights of queries", functools.partial(self.train_lexical, QUERY)))
-        return [*stages, *others]
+        return stages
 
     @property
     def sequential(self) -> str:
@@ -109,39 +114,30 @@ class PagConfig(RiporConfig):
         with configuration.run_file(None, *self._steps(SEQ2SEQ), *settings), gin.config_scope(SEQ2SEQ):
             return train(model_dir=str(self.work.model(self.sequential)), docids=self.docids)
 
-    def make_docids(self) -> dict:
-        """Makes docids of the dense encoder's vectors, which an average of older weights is not to write."""
-        multihost.on_process_0(self.drop_old_average)
-        return super().make_docids()
-
     def merge(self) -> dict:
         """Makes a model with the average of the sequential and the lexical model's weights."""
-        multihost.on_process_0(self.drop_old_average)
-        folder, steps = self.work.model(self.round(0)), f"{MERGE}/learning_rate.steps = 0"
-        settings = [steps, f"INITIAL_CHECKPOINT = {str(self.work.model(self.sequential))!r}"]
-        settings.append(f"InitialCheckpoint.docid_centroids = {not self.has_seq2seq}")
+        folder, averaged = self.work.model(self.round(0)), self.averaged()
+        if model_folder.is_untrained(folder) and _sources(folder) != averaged:
+            paths.remove(folder)  # of older weights; there is no training in it to lose
+        settings = [
+            f"{MERGE}/learning_rate.steps = 0",
+            f"{MERGE}/InitialCheckpoint.path = {str(self.work.model(self.sequential))!r}",
+            f"{MERGE}/InitialCheckpoint.docid_centroids = {not self.has_seq2seq}",
+        ]
         if self.lexical:
-            settings.append(f"InitialCheckpoint.averaged_with = {str(self.work.model(self.lexical[-1]))!r}")
+            lexical = str(self.work.model(self.lexical[-1]))
+            settings.append(f"{MERGE}/InitialCheckpoint.averaged_with = {lexical!r}")
             settings.append(f"{MERGE}/InitialCheckpoint.lexical_idf = 0")
         with configuration.run_file(None, *settings), gin.config_scope(MERGE):
             made = train(model_dir=str(folder), docids=self.docids, steps=0)
-        multihost.on_process_0(lambda: storage.write_json(folder / AVERAGED, self.averaged()))
+        storage.write_json(folder / AVERAGED, averaged)
         return made
 
     def averaged(self) -> dict[str, str]:
-        """Gives the fingerprints of the models that are merged, by their names."""
+        """Gives the fingerprints of the models that are merged, by their names, and of the docids."""
         models = [self.work.model(name) for name in (self.sequential, *self.lexical[-1:])]
-        there = [model for model in models if model_folder.is_begun(model)]
-        return {model.name: pretrained.fingerprint(pretrained.open_pretrained(model)) for model in there}
-
-    def drop_old_average(self) -> None:
-        """Removes the average, in which there is no training to lose, if it is not one of today's weights."""
-        folder = self.work.model(self.round(0))
-        if not folder.exists():
-            return
-        path = folder / AVERAGED
-        if not path.exists() or storage.read_json(path, "delete the folder") != self.averaged():
-            paths.remove(folder)
+        fingerprints = {model.name: fingerprint(open_pretrained(model)) for model in models}
+        return fingerprints | {"docids": DocidTable.open(self.work.docids(self.docids)).fingerprint()}
 
     def train_lexical(self, stage: str) -> dict:
         """Trains a lexical encoder; the one of the sets goes on from the first one, if there is one."""
@@ -206,6 +202,12 @@ class PagConfig(RiporConfig):
         for name, kind in HALVES.items():
             self.index(last, f"{last}_{name}", kind)
         return self.evaluate([self.dense, *self.generative, *(f"{last}_{name}" for name in HALVES)])
+
+
+def _sources(folder: Path) -> dict[str, str] | None:
+    """Reads what an average was made of; None where that is not written."""
+    path = folder / AVERAGED
+    return storage.read_json(path, "delete the folder") if path.exists() else None
 
 
 def pag(**values: object) -> dict:

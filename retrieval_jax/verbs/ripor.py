@@ -6,7 +6,7 @@ Each stage is a verb of its own, which is skipped where its work is already ther
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import gin
 
@@ -73,7 +73,6 @@ class RiporConfig:
     mining_beams: Positive = 20
     teacher: str | None = None
     split: str = "test"
-    verb: ClassVar[str] = "ripor"
 
     @property
     def work(self) -> Workspace:
@@ -202,9 +201,7 @@ class RiporConfig:
         if self.docids is None:
             raise UserError("DOCIDS: None, and a generative retriever needs docids: --DOCIDS=rq_8x256")
         if not self.generative:
-            raise UserError(
-                f"{self.verb}.rounds: 0, and no cross-entropy before it: train at least one of them"
-            )
+            raise UserError("ripor.rounds: 0, and no cross-entropy before it: train at least one of them")
 
     def run(self) -> dict:
         """Runs all stages; gives what each made, by its name."""

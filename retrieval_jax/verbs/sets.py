@@ -7,7 +7,7 @@ import gin
 from retrieval_jax.checkpoints.model_folder import load_model, model_recipe, read_description_and_step
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import Positive
+from retrieval_jax.core.values import NonNegative, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -27,7 +27,7 @@ def make_sets(
     name: str | None = None,
     m: Positive = 64,
     impacts: bool = True,
-    step: Positive | None = None,
+    step: NonNegative | None = None,
     force: bool = False,
 ) -> dict:
     """Makes sets/NAME: the tokens of highest weight of each passage, for lexical search and for planning.

@@ -55,7 +55,7 @@ def test_without_train_queries_models_learn_from_the_passages(source: Path, tmp_
     assert "(100 steps)" in lines[told]  # 2·√100 are fewer than the least
     assert told < lines.index(next(line for line in lines if "100 steps of 32 examples" in line))
     for name, model in result["models"].items():
-        assert model["step"] == (0 if name == "planned" else 100)  # an average
+        assert model["step"] == {"planned_query": 40, "planned_0": 0}.get(name, 100)
         assert "cut" not in model
     assert result["models"]["atomic"]["left_chance"]
     assert result["metrics"]["atomic"]["Hits@10"] > 0.3
@@ -68,7 +68,7 @@ def test_without_train_queries_models_learn_from_the_passages(source: Path, tmp_
     assert status == 0, err
     assert longer["models"]["dual_encoder"]["step"] == 102
     averaged = json.loads((work / "models/planned_0/averaged.json").read_text())
-    assert averaged.keys() == {"dual_encoder", "planned_query"}
+    assert averaged.keys() == {"dual_encoder", "planned_query", "docids"}
     assert longer["metrics"]["planned"] != result["metrics"]["planned"]  # an average of the new weights
 
     status, result, err = cli(*argv, "--gin.train.max_minutes=0", "--STEPS=103")
@@ -77,7 +77,8 @@ def test_without_train_queries_models_learn_from_the_passages(source: Path, tmp_
     assert note in " ".join(err.split())
     page = (work / "report.html").read_text()
     assert note in page
-    for name in ("exact", "atomic"):
+    assert "planned at dual_encoder at step 102 of 103, planned_query at step 102 of 103" in page
+    for name in ("exact", "atomic", "planned"):
         assert f"{name}† " in err
         assert f"<th>{name}†</th>" in page
     assert "<th>bm25</th>" in page
