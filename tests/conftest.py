@@ -39,6 +39,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 # The files that take longest, which processes begin with, so that none is left alone with one at the end.
 LONGEST = [
+    "verbs/test_demo.py",
     "papers/test_rows_train.py",
     "test_main.py",
     "mesh/test_multihost.py",
