@@ -192,15 +192,18 @@ def has_weights(folder: Path) -> bool:
 
 def is_begun(folder: Path) -> bool:
     """Whether a training in a model folder has saved a checkpoint, be it damaged."""
-    saved = folder / "checkpoints"
-    steps = (path for path in saved.iterdir() if path.name.isdigit()) if saved.is_dir() else iter(())
-    return (folder / DESCRIPTION).is_file() and any(steps)
+    return (folder / DESCRIPTION).is_file() and bool(_saved_steps(folder))
 
 
 def is_untrained(folder: Path) -> bool:
     """Whether a model folder's only checkpoint is of step 0: of what a training would begin with."""
+    return _saved_steps(folder) == ["0"]
+
+
+def _saved_steps(folder: Path) -> list[str]:
+    """Lists the names of the checkpoints' folders, in any order."""
     saved = folder / "checkpoints"
-    return saved.is_dir() and [path.name for path in saved.iterdir() if path.name.isdigit()] == ["0"]
+    return [path.name for path in saved.iterdir() if path.name.isdigit()] if saved.is_dir() else []
 
 
 def model_checksum(model_dir: str | Path, step: int, description: dict) -> str | None:
