@@ -193,8 +193,9 @@ def test_any_number_of_given_passages_is_scored_by_the_same_programs(vocabulary,
     for count in (100, 40, 3):
         wanted = [[passage for passage, _ in ranking[-count:]] for ranking in expected]
         given = searching.score(queries, wanted)
+        # These weights are large: one program's scores differ by 1e-5 of themselves between instruction sets.
         np.testing.assert_allclose(
-            given, [[s for _, s in ranking[-count:]] for ranking in expected], atol=1e-5
+            given, [[s for _, s in ranking[-count:]] for ranking in expected], rtol=1e-4
         )
     assert len(encodings) == 3
     assert encode._cache_size() == searching._token_scores._cache_size() == 1
