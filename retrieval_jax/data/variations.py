@@ -4,8 +4,8 @@
     variations/SPLIT~KIND/queries.jsonl     {"_id": …, "text": …}: the queries of SPLIT as they were varied
 
 The kinds are those of Penha et al. (ECIR 2022, "Evaluating the Robustness of Retrieval Pipelines with Query
-Variation Generators") that need no model. A variation has the judgements of its query. Stop words are the
-English ones of NLTK, as in the lexical search.
+Variation Generators") that need neither a model, as paraphrases do, nor a dictionary, as synonyms do. A
+variation has the judgements of its query. Stop words are the English ones of NLTK, as in the lexical search.
 """
 
 import dataclasses

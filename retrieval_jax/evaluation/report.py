@@ -196,37 +196,48 @@ def _robustness(measure: str, found: Effects) -> str:
     if not kinds:
         return ""
 
-    def certain(share: float | None) -> str:
-        return "" if share is None else f"<small>certain {share:.0%}</small>"
+    effects_of_all = [effect for effects in found.values() for effect in effects.values()]
+    proves = any(effect.certain_clean is not None for effect in effects_of_all)
+    plans = any(effect.plan_overlap is not None for effect in effects_of_all)
+
+    def told(what: str, share: float | None) -> str:
+        return f"<small>{what} {'–' if share is None else f'{share:.0%}'}</small>"
 
     def cell(effect: Effect | None) -> str:
         if effect is None:
             return "<td>–</td>"
         lost = effect.relative_loss
         change = f"{round(-100 * lost) or 0:+d}%".replace("+0%", "±0%") if math.isfinite(lost) else "–"
-        return (
-            f"<td>{mark(effect.difference)}{effect.value:.3f}<small>{change}</small>"
-            f"<small>overlap {effect.overlap:.0%}</small>{certain(effect.certain)}</td>"
-        )
+        shares = told("overlap", effect.overlap)
+        if effect.plan_overlap is not None:
+            shares += told("of the plans", effect.plan_overlap)
+        if proves:
+            shares += told("still certain", effect.still_certain)
+        return f"<td>{mark(effect.difference)}{effect.value:.3f}<small>{change}</small>{shares}</td>"
 
     def row(name: str, effects: Mapping[str, Effect]) -> str:
         clean = next(iter(effects.values()))
         cells = "".join(cell(effects.get(kind)) for kind in kinds)
-        return (
-            f"<tr><th>{escape(name)}</th><td>{clean.clean:.3f}{certain(clean.certain_clean)}</td>{cells}</tr>"
-        )
+        # A search that can prove nothing, as one by sums of logits, has 0 there, too.
+        share = told("certain", clean.certain_clean or None) if proves else ""
+        return f"<tr><th>{escape(name)}</th><td>{clean.clean:.3f}{share}</td>{cells}</tr>"
 
     body = "".join(row(name, effects) for name, effects in found.items())
     losses = {
         name: {kind: effect.relative_loss for kind, effect in effects.items()}
         for name, effects in found.items()
     }
-    knows = any(e.certain is not None for effects in found.values() for e in effects.values())
-    note = (
-        " Certain: the share of the queries whose first passage is proven to be that of an exhaustive search."
-        if knows
-        else ""
-    )
+    note = ""
+    if plans:
+        note += (
+            " Of the plans: the overlap of the passages that a planned search considers, as far as the run of"
+            " its lexical half goes."
+        )
+    if proves:
+        note += (
+            " Certain: the share of the queries whose first passage is proven to be that of an exhaustive "
+            "search; still certain: the share of these whose variation's is, too; – where none is proven."
+        )
     return (
         f'<div class="differences">{html_table(("Method", "as they are", *kinds), body)}</div>'
         f"<p>{escape(measure)} of the queries as they are and of their variations, the change relative to "

@@ -5,7 +5,7 @@ Penha et al. (ECIR 2022), "Evaluating the Robustness of Retrieval Pipelines with
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
@@ -24,11 +24,15 @@ class MethodRun:
       values_Q: float64, the value of the measure for each query.
       certain: the share of the queries whose first passage is proven to be that of an exhaustive search; None
         where nothing is known of it.
+      certain_queries: the ids of these queries; None where they are not known one by one.
+      plan: the passages that a planned search considers, if they are known; see `plan_of`.
     """
 
     run: Run
     values_Q: np.ndarray
     certain: float | None = None
+    certain_queries: Set[str] | None = None
+    plan: Run | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,9 @@ class Effect:
       overlap: the mean over the queries of the share of the first ten passages that both runs have.
       certain_clean: see `MethodRun.certain`.
       certain: the same for the variations.
+      still_certain: the share of the queries that are certain as they are whose variations are certain, too;
+        None where none is certain as it is, or it is not known which are.
+      plan_overlap: as `overlap`, of the plans; None where one of them is not known.
     """
 
     clean: float
@@ -50,6 +57,8 @@ class Effect:
     overlap: float
     certain_clean: float | None
     certain: float | None
+    still_certain: float | None = None
+    plan_overlap: float | None = None
 
     @property
     def relative_loss(self) -> float:
@@ -89,19 +98,53 @@ def effects(
             overlap(one.run, other.run, queries),
             one.certain,
             other.certain,
+            _still_certain(one, other),
+            None if None in (one.plan, other.plan) else overlap(one.plan, other.plan, queries, None),
         )
     return found
 
 
-def overlap(one: Run, other: Run, queries: Sequence[str], depth: int = DEPTH) -> float:
+def _still_certain(one: MethodRun, other: MethodRun) -> float | None:
+    """Returns the share of a run's certain queries that are certain in another run, if both are known."""
+    if not one.certain_queries or other.certain_queries is None:
+        return None
+    return len(one.certain_queries & other.certain_queries) / len(one.certain_queries)
+
+
+def plan_of(facts: dict | None, runs: Mapping[str, tuple[Run, dict | None]]) -> Run | None:
+    """Finds the plans of a planned search: the passages of largest lexical score, among which it finds.
+
+    A lexical searcher of the same model and the same sets of tokens (`pag` calls it NAME_lexical) ranks all
+    passages by these scores, so that its lists are the beginnings of the plans.
+
+    Args:
+      facts: what `search` noted of a run; None for a run of another tool.
+      runs: runs of the same queries by name, with their facts.
+
+    Returns:
+      The lists of such a run, no longer than the plans; None if the search does not plan, or there is none.
+    """
+    own = facts["recipe"]["searcher"] if facts else {}
+    if own.get("kind") != "planned":
+        return None
+    same = ("model", "step", "checksum", "sets_fingerprint")
+    for run, of_run in runs.values():
+        other = of_run["recipe"]["searcher"] if of_run else {}
+        if other.get("kind") == "lexical" and all(other.get(key) == own.get(key) for key in same):
+            size = own["planned_by"]["plan_size"]
+            return {query: ranked[:size] for query, ranked in run.items()}
+    return None
+
+
+def overlap(one: Run, other: Run, queries: Sequence[str], depth: int | None = DEPTH) -> float:
     """Returns the mean over queries of the share of the first passages that two runs have in common.
 
     Args:
       one: a run.
       other: another one.
       queries: the ids of the queries.
-      depth: how many passages of each list count. The share is of the longer list, if both are shorter; two
-        empty lists are the same.
+      depth: how many passages of each list count, None for all. The share is of the longer list, if both are
+        shorter; two empty lists are the same.
     """
 
     def share(query: str) -> float:
@@ -131,6 +174,8 @@ def facts(found: Effects, measure: str, split: str, queries: int) -> dict:
             f"overlap@{DEPTH}": effect.overlap,
             "certain_clean": effect.certain_clean,
             "certain": effect.certain,
+            "still_certain": effect.still_certain,
+            "plan_overlap": effect.plan_overlap,
             "difference": effect.difference.facts(),
         }
 

@@ -4,13 +4,15 @@ A run of another tool is a TREC file without facts:
 
     runs/NAME.SPLIT.trec    qid Q0 docid rank score tag
     runs/NAME.SPLIT.json    {"recipe": …, "kind": …, "family": …, "parameters": …, "summary": …,
-                            "checksum": of the run}, and "metrics" once `evaluate` has scored it
+                            "checksum": of the run}, "certain" where the search proves it: the ids of the
+                            queries whose first passage is that of an exhaustive search; and "metrics" once
+                            `evaluate` has scored it
     runs/NAME.SPLIT.tsv     metric, query id and value of each query, as `trec_eval -q` prints them, which
-                            `evaluate` writes for runs of either sort; the query "all" is the mean
+                            `evaluate` writes for runs of either sort; a metric's last line, of the query
+                            "all", is the mean
 """
 
 import hashlib
-import itertools
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from retrieval_jax.data import trec, variations
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.evaluation.metrics import RunValues
 
-_PASSAGES = 10_000  # passages of another tool's run that are looked up in the collection
+_UNKNOWN = 0.5  # a run of another tool with a larger share of unknown passages is of another collection
 
 
 def run_paths(work: Workspace, split: str) -> dict[str, Path]:
@@ -93,13 +95,13 @@ def read_query_values(path: Path, metric: str) -> dict[str, float]:
     Raises:
       UserError: `evaluate` has not scored the run, or not in this metric.
     """
-    values = {}
+    values = []
     if (file := _values_path(path)).is_file():
         rows = (line.split("\t") for line in file.read_text().splitlines())
-        values = {query: float(value) for name, query, value in rows if name == metric}
+        values = [(query, float(value)) for name, query, value in rows if name == metric]
     if not values:
         raise UserError(f"{file}: no values of {metric}: `retrieval-jax evaluate` writes them")
-    return {query: value for query, value in values.items() if query != "all"}
+    return dict(values[:-1])  # without the mean, by its place: a query may be called "all", too
 
 
 def searcher_metrics(work: Workspace, name: str, collection: Collection) -> dict[str, dict[str, float]]:
@@ -184,7 +186,7 @@ def _current(work: Workspace, split: str, collection: Collection) -> dict[str, t
         else:
             run = trec.read_run(path)
             reason = _foreign(path, run, split, collection, queries)
-            remedy = "delete it, or give it the name of its split"
+            remedy = "delete it, or give it the place and the name of its collection and split"
         if reason:
             log(f"{path}: left out, {reason}: {remedy}")
             _values_path(path).unlink(missing_ok=True)
@@ -202,13 +204,21 @@ def report_strays(work: Workspace, collection: Collection) -> None:
 
 
 def _foreign(path: Path, run: trec.Run, split: str, collection: Collection, queries: Set[str]) -> str | None:
-    """Returns why a run of another tool is left out, or None; reports queries that it lacks."""
+    """Returns why a run of another tool is left out, or None; reports what it and the collection lack.
+
+    Where ids are numbers, some are those of other passages by chance. So their share decides, not whether any
+    is known. A few unknown passages are no reason: an import may have left these out (`ON_ERROR=skip`).
+    """
     found = len(run.keys() & queries)
     if not found:
         return f"none of its queries is of split {split!r}"
-    ids = dict.fromkeys(itertools.islice((pid for ranked in run.values() for pid, _ in ranked), _PASSAGES))
-    if not (collection.find_rows(list(ids)) >= 0).any():
-        return f"none of its passages is in {collection.folder}"
+    ids = list(dict.fromkeys(passage for ranked in run.values() for passage, _ in ranked))
+    unknown = int((collection.find_rows(ids) < 0).sum())
+    lacking = f"{unknown:,} of its {len(ids):,} passages ({unknown / len(ids):.1%}) are not in the collection"
+    if unknown > _UNKNOWN * len(ids):
+        return lacking
+    if unknown:
+        log(f"{path}: {lacking}: they keep their ranks")
     if found < len(queries):
         log(f"{path}: no results for {len(queries) - found} of {len(queries)} queries, which count 0")
     return None

@@ -59,7 +59,7 @@ def score_in_batches(
 
 def search_queries(
     searcher: Searcher, queries: Sequence[Query], k: int, description: str
-) -> tuple[dict[str, RankedList], dict[str, float]]:
+) -> tuple[dict[str, RankedList], dict[str, float], list[str] | None]:
     """Searches for a collection's queries and measures the time.
 
     For a query that is itself a passage (as in ArguAna and Quora) k + 1 passages are sought, because
@@ -72,10 +72,11 @@ def search_queries(
       description: what the progress bar says.
 
     Returns:
-      The run (query id -> ranked list), and a summary: "queries" (their number), "queries_per_second" (the
+      The run (query id -> ranked list); a summary: "queries" (their number), "queries_per_second" (the
       throughput in batches of BATCH_SIZE queries, by wall time, without compilation), "fewer_than_k"
       (queries for which fewer passages were found) and, where it is known, "certain" (the share of queries
-      whose first passage is proven to be that of an exhaustive search).
+      whose first passage is proven to be that of an exhaustive search); and the ids of these queries, None
+      where it is not known.
     """
     texts = [query.text for query in queries]
     depth = k + any(query.is_passage for query in queries)
@@ -91,10 +92,12 @@ def search_queries(
         "queries_per_second": round(len(queries) / seconds, 3),
         "fewer_than_k": sum(len(ranked_list) < k for ranked_list in ranked_lists),
     }
+    certain = None
     if known := [certain for _, certain in found if certain is not None]:
         summary["certain"] = round(sum(known) / len(known), 4)
+        certain = [query.id for query, (_, is_certain) in zip(queries, found, strict=True) if is_certain]
     pairs = zip(queries, ranked_lists, strict=True)
-    return {query.id: ranked_list[: k + query.is_passage] for query, ranked_list in pairs}, summary
+    return {query.id: ranked_list[: k + query.is_passage] for query, ranked_list in pairs}, summary, certain
 
 
 def single_query_ms(searcher: Searcher, queries: Sequence[str], k: int) -> float:

@@ -44,7 +44,8 @@ def evaluate(
     The runs are the files runs/NAME.SPLIT.trec: those that `search` wrote, and TREC runs of other tools that
     were put there. A run's order is that of its scores, as in trec_eval: equal scores are in descending order
     of docids, and ranks do not count. A run of an earlier collection or searcher, or of another split, is
-    left out, and one line says so. A metric that looks further than a run goes is shown with a star, and the
+    left out, and one line says so; so is a run of another tool that has most of its passages from elsewhere.
+    Runs of different K are joined: a metric that looks further than a run goes is shown with a star, and the
     run is not compared in it.
 
     The values of each query are written to runs/NAME.SPLIT.tsv, as `trec_eval -q` prints them; the metrics of
@@ -106,11 +107,14 @@ def evaluate(
     _write_values(work, split, known, values, queries=list(qrels))
     measure = comparison.main_measure(values)
 
-    def measured(run: Run, facts: dict | None) -> MethodRun:
+    def measured(name: str, of_split: _Runs) -> MethodRun:
+        run, facts = of_split[name]
         kept = drop_identical_ids(run, identical)
         of_queries = evaluate_run(qrels, kept, min_relevant_grade, {measure: metrics[measure]})
         certain = facts["summary"].get("certain") if facts else None
-        return MethodRun(kept, of_queries.per_query[measure], certain)
+        certain_queries = frozenset(facts["certain"]) if facts and "certain" in facts else None
+        plan = robustness.plan_of(facts, of_split)
+        return MethodRun(kept, of_queries.per_query[measure], certain, certain_queries, plan)
 
     comparable = {name: run for name, run in known.items() if measure and measure not in without[name]}
     varied = _varied(work, collection, split, comparable, {measure: metrics[measure]} if measure else {})
@@ -163,16 +167,15 @@ def _robustness(
     known: _Runs,
     of_variations: dict[str, _Runs],
     queries: list[str],
-    measured: Callable[[Run, dict | None], MethodRun],
+    measured: Callable[[str, _Runs], MethodRun],
     measure: str | None,
 ) -> Effects:
     """Compares the runs with those of variations of the queries; writes robustness.json if there are any."""
     varied = {
-        kind: {name: measured(*found) for name, found in of_kind.items()}
-        for kind, of_kind in of_variations.items()
+        kind: {name: measured(name, of_kind) for name in of_kind} for kind, of_kind in of_variations.items()
     }
     names = {name for of_kind in varied.values() for name in of_kind}
-    clean = {name: measured(*found) for name, found in known.items() if name in names}
+    clean = {name: measured(name, known) for name in known if name in names}
     found = robustness.effects(queries, clean, varied)
     if found:
         storage.write_json(work.robustness, robustness.facts(found, measure, split, len(queries)))

@@ -34,7 +34,7 @@ def search(
     in batches of 32 queries, "single_query_ms" the latency, the median over single queries (of variations it
     is not measured).
     For a generative searcher it also has "certain": the share of the queries whose first passage is proven to
-    be the one that scoring every docid would rank first.
+    be the one that scoring every docid would rank first, and which these are.
     With a SPLIT of test~all, the queries and all variations of them that `vary` made are searched for.
     In several processes (multihost.*) each holds its part of the vectors, and what they find is merged.
 
@@ -75,15 +75,16 @@ def _run(
     if variation := variations.fingerprint(work, split):
         recipe["variation"] = variation
     facts = runs.read_facts(path) if path.exists() else None
-    # Runs of earlier versions lack the latency.
-    whole = facts and (variation or "single_query_ms" in facts.get("summary", {}))
-    made = whole and facts["recipe"] == recipe
+    # Runs of earlier versions lack the latency, and which queries are certain.
+    known = facts.get("summary", {}) if facts else {}
+    whole = (variation or "single_query_ms" in known) and ("certain" in known) == ("certain" in (facts or {}))
+    made = facts and whole and facts["recipe"] == recipe
     if multihost.broadcast_from_process_0(bool(made)):
         return {"run": str(path), **runs.read_facts(path)["summary"]}
 
     queries = variations.split_queries(work, collection, split)
     searcher = opened()
-    run, summary = search_queries(searcher, queries, k, f"search {name}")
+    run, summary, certain = search_queries(searcher, queries, k, f"search {name}")
     texts = [query.text for query in queries]
     if manifest.get("recall_target"):
         summary["recall"] = round(searcher.measured_recall(texts[:BATCH_SIZE], k), 4)
@@ -92,6 +93,7 @@ def _run(
     if summary["fewer_than_k"]:
         log(f"{name}: fewer than {k} passages for {summary['fewer_than_k']} of {len(queries)} queries")
     facts = {key: manifest[key] for key in ("kind", "family", "parameters")}
+    facts |= {} if certain is None else {"certain": certain}
 
     def write() -> None:
         write_qrels(work.qrels(split), {q.id: q.relevant or q.judgements for q in queries})

@@ -152,9 +152,13 @@ def _measure(source: str, work: str, methods: dict[str, str], split: str, measur
     def result(**values: object) -> CollectionValues:
         return CollectionValues(place.folder.name, source, errors=tuple(errors), **values)
 
-    if not attempt("import", lambda: import_collection(source=source, work_dir=work)):
+    def prepare() -> None:
+        nonlocal split
+        import_collection(source=source, work_dir=work)
+        split = _split_of(Collection(place.collection), split)
+
+    if not attempt("import", prepare):
         return result()
-    split = _split_of(Collection(place.collection), split)
     for name, method in methods.items():
         if attempt(name, functools.partial(_run, source, work, name, method, split)):
             made.append(name)

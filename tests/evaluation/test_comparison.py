@@ -94,9 +94,10 @@ def test_a_metric_that_looks_further_than_a_run_is_not_compared():
     }
     assert comparison.too_deep(metrics, {"ten": 10, "five": 5}, 8) == {"ten": set(), "five": {*NAMES}}
     run = {"q": [("a", 1.0)] * 3, "r": []}
-    ours = {family: {"family": family, "recipe": {"k": 7}} for family in ("lexical", "generative")}
-    depths = [comparison.depth(run, facts) for facts in (None, ours["lexical"], ours["generative"])]
-    assert depths == [3, 7, 3]  # a generative retriever had three beams
+    families = ("lexical", "generative", "planned")
+    ours = [{"family": family, "recipe": {"k": 7}} for family in families]
+    depths = [comparison.depth(run, facts) for facts in (None, *ours)]
+    assert depths == [3, 7, 3, 3]  # a generative retriever had three beams
     assert comparison.depth({}, None) == 0
 
 

@@ -48,6 +48,50 @@ def test_losses_are_paired_and_corrected_over_all_methods_and_kinds():
     assert facts["methods"]["a"]["typo"]["certain_clean"] is None
 
 
+def test_what_is_still_certain_is_a_share_of_what_was_certain():
+    values = np.ones(12)
+    clean = {
+        "proven": MethodRun({}, values, 0.25, {"q0", "q1", "q2"}),
+        "none": MethodRun({}, values, 0.0, set()),
+        "of_before": MethodRun({}, values, 0.25),  # a run that does not say which queries they are
+        "bm25": MethodRun({}, values),
+    }
+    varied = {"typo": clean | {"proven": MethodRun({}, values, 0.5, {"q1", *QUERIES[3:8]})}}
+    found = robustness.effects(QUERIES, clean, varied)
+    shares = {name: kinds["typo"].still_certain for name, kinds in found.items()}
+    assert shares == {"proven": pytest.approx(1 / 3), "none": None, "of_before": None, "bm25": None}
+    (told,) = robustness.facts({"proven": found["proven"]}, "m", "test", 12)["methods"]["proven"].values()
+    assert (told["certain_clean"], told["certain"], told["still_certain"]) == (
+        0.25,
+        0.5,
+        pytest.approx(1 / 3),
+    )
+
+
+def test_a_plan_is_the_run_of_the_lexical_half():
+    """Of the same model and the same sets; no further than the plan goes, and compared as a whole."""
+    model = {"model": "m", "step": 3, "checksum": "c", "sets_fingerprint": "s"}
+
+    def run(kind: str, *passages: str, **others: object) -> tuple[dict, dict]:
+        recipe = {"kind": kind} | model | others
+        return {"q": ranked(*passages)}, {"recipe": {"searcher": recipe}, "summary": {}}
+
+    planned = run("planned", "a", planned_by={"plan_size": 3})
+    others = {"of_another_model": run("lexical", "x", checksum="d"), "tool": ({"q": ranked("y")}, None)}
+    assert robustness.plan_of(planned[1], others) is None
+    runs = others | {"half": run("lexical", "a", "b", "c", "d"), "planned": planned}
+    plan = robustness.plan_of(planned[1], runs)
+    assert plan == {"q": ranked("a", "b", "c")}
+    assert [robustness.plan_of(facts, runs) for _, facts in (*runs.values(),)[:3]] == [None] * 3
+    clean = {"planned": MethodRun(planned[0], np.ones(1), plan=plan)}
+    typo = {"planned": MethodRun(planned[0], np.ones(1), plan={"q": ranked("c", "d", "e")})}
+    effects = robustness.effects(
+        ["q"], clean, {"typo": typo, "unknown": {"planned": MethodRun({}, np.ones(1))}}
+    )
+    assert effects["planned"]["typo"].plan_overlap == pytest.approx(1 / 3)
+    assert effects["planned"]["unknown"].plan_overlap is None
+
+
 def test_nothing_found_is_no_relative_loss():
     run = MethodRun({}, np.zeros(12))
     (effect,) = robustness.effects(QUERIES, {"a": run}, {"typo": {"a": run}})["a"].values()

@@ -6,12 +6,24 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from reading import write
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.trec import read_run
-from retrieval_jax.evaluation.runs import read_facts, run_paths, write_run_with_facts
+from retrieval_jax.data.collection import Collection
+from retrieval_jax.data.trec import read_run, write_run
+from retrieval_jax.evaluation.metrics import RunValues
+from retrieval_jax.evaluation.runs import (
+    current_runs,
+    read_facts,
+    read_query_values,
+    run_paths,
+    write_query_values,
+    write_run_with_facts,
+)
+from retrieval_jax.verbs.importing import import_collection
 
 
 def test_evaluate_tells_runs_with_dots_apart(tmp_path: Path):
@@ -50,6 +62,39 @@ def test_a_kill_leaves_no_run_that_seems_to_be_of_another_tool(tmp_path: Path, m
     assert path.exists() == (kill == 2)
     assert not path.exists() or (read_run(path), read_facts(path)["recipe"]) == (new, {"k": 8})
     assert not path.with_suffix(".tsv").exists()
+
+
+def test_the_mean_is_told_from_a_query_that_is_called_as_it_is(tmp_path: Path):
+    path, queries, values = tmp_path / "bm25.test.trec", ["a", "all", "z"], np.array([0.5, 1.0, 0.0])
+    of = {"RR": values, "AP": values / 2}
+    means = {name: float(some.mean()) for name, some in of.items()} | {"Answered": 0.25}
+    write_query_values(path, RunValues(means, of), queries)
+    for name, some in of.items():
+        assert read_query_values(path, name) == dict(zip(queries, some.tolist(), strict=True))
+    assert read_query_values(path, "Answered") == {}
+
+
+def test_a_run_of_another_collection_shares_some_numbers_by_chance(tmp_path: Path, capsys):
+    """It is left out where most of its passages are unknown; a few unknown ones are told."""
+    files = {
+        "docs.tsv": "".join(f"{i}\t\tthe text of number {i}\n" for i in range(20)),
+        "queries.test.tsv": "1\tfirst?\n2\tsecond?\n",
+        "qrels.test.tsv": "1\t0\t1\n2\t1\t1\n",
+    }
+    source, folder = str(write(tmp_path / "docs", files)), str(tmp_path / "work")
+    import_collection(source, folder, vocab_size=40)
+    work = Workspace.for_source(source, folder)
+    for name, first in {"few": 1, "known": 0, "theirs": 11}.items():
+        ranked = [(str(passage), -float(passage)) for passage in range(first, first + 20)]
+        write_run(work.run(name, "test"), {"1": ranked, "2": ranked, "3": ranked}, name)
+    work.run("theirs", "test").with_suffix(".tsv").write_text("RR\tall\t1.0\n")
+    capsys.readouterr()
+    found = current_runs(work, "test", Collection(work.collection))
+    assert [*found] == ["few", "known"]
+    few, theirs = capsys.readouterr().err.splitlines()
+    assert "few.test.trec: 1 of its 20 passages (5.0%) are not in the collection: they keep their" in few
+    assert "theirs.test.trec: left out, 11 of its 20 passages (55.0%) are not in the collection: " in theirs
+    assert not work.run("theirs", "test").with_suffix(".tsv").exists()
 
 
 def test_changed_qrels_alone_are_those_that_count(own, tmp_path, cli):
@@ -138,7 +183,7 @@ def test_runs_of_other_tools_join_the_table(own, tmp_path, cli):
     assert set(made["metrics"]) == {"bm25", "pyserini"}
     for line in (
         "dev_queries.test.trec: left out, none of its queries is of split 'test'",
-        "msmarco.test.trec: left out, none of its passages is in",
+        f"msmarco.test.trec: left out, {len(qrels)} of its {len(qrels)} passages (100.0%) are not in the",
         "renamed.test.trec: left out, it is of split 'dev'",
         "run.beir.txt: left out: the name of a run is NAME.SPLIT.trec",
         "bm25.validation.trec: left out: the name",

@@ -43,7 +43,7 @@ def test_a_query_that_is_a_passage_gets_one_more(searcher: Recorder):
         Query("b", "9", {}, is_passage=True),
         *(Query(f"c{i}", "1", {}) for i in range(3)),
     ]
-    run, summary = search_queries(searcher, queries, 4, "search")
+    run, summary, certain = search_queries(searcher, queries, 4, "search")
     assert {query: len(ranked_list) for query, ranked_list in run.items()} == {
         "a": 4,
         "b": 5,
@@ -54,9 +54,23 @@ def test_a_query_that_is_a_passage_gets_one_more(searcher: Recorder):
     assert {k for _, k in searcher.asked} == {5}
     assert (summary["queries"], summary["fewer_than_k"]) == (5, 3)
     assert summary["queries_per_second"] > 0
+    assert certain is None
+    assert "certain" not in summary
     searcher.asked.clear()
     search_queries(searcher, queries[:1], 4, "search")
     assert {k for _, k in searcher.asked} == {4}
+
+
+def test_the_certain_queries_are_named(searcher: Recorder, monkeypatch: pytest.MonkeyPatch):
+    """Those of which nothing is known count neither way."""
+    proven = {"5": True, "6": False, "7": None, "8": True}
+
+    def search_certified(texts, k):
+        return searcher.search(texts, k), [proven[text] for text in texts]
+
+    monkeypatch.setattr(searcher, "search_certified", search_certified)
+    _, summary, certain = search_queries(searcher, [Query(f"q{i}", i, {}) for i in proven], 4, "search")
+    assert (summary["certain"], certain) == (0.6667, ["q5", "q8"])
 
 
 @pytest.mark.parametrize("count", [1, 20, 21, 59])

@@ -1,5 +1,7 @@
-"""The verb `evaluate`, on runs of other tools: what the field's evaluators say of the published qrels."""
+"""The verb `evaluate`: what the field's evaluators say of other tools' runs, and which runs are compared."""
 
+import json
+import re
 from pathlib import Path
 
 import ir_measures
@@ -8,12 +10,16 @@ from ir_measures import RR, R, nDCG
 from reading import python_of, write
 
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data import variations
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.trec import read_qrels
 from retrieval_jax.evaluation import metrics
+from retrieval_jax.evaluation.runs import write_run_with_facts
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
 from retrieval_jax.verbs.index import make_index
 from retrieval_jax.verbs.search import search
+from retrieval_jax.verbs.vary import vary
 
 WORDS = ["marble", "falcon", "thunder", "candle", "meadow", "lantern"]
 
@@ -115,6 +121,83 @@ def test_a_query_that_is_a_passage_is_left_out_of_its_own_results(tmp_path):
     kept = evaluate(source, folder, ignore_identical_ids=False)
     assert kept["metrics"]["bm25"]["Hits@1"] == pytest.approx(1 / 3)
     assert read_qrels(work.qrels("test")) == {"a1": {"a2": 1}, "a3": {"a4": 1}, "a4": {"a1": 1}}
+
+
+def test_runs_of_different_k_are_compared_in_what_both_go_deep_enough_for(tmp_path, capsys):
+    """They are joined: a run's depth is known, and a star marks what looks further."""
+    files = {
+        "docs.tsv": DOCS,
+        "queries.test.tsv": "q1\tmarble text?\nq2\tcandle text?\n",
+        "qrels.test.tsv": "q1\td0\t1\nq1\td2\t1\nq2\td3\t1\n",
+    }
+    source, folder, work = collection(tmp_path, files)
+    for name, k in (("deep", 6), ("shallow", 1)):
+        make_index(source=source, work_dir=folder, kind="bm25", name=name)
+        search(source, folder, name=name, k=k)
+    capsys.readouterr()
+    told = evaluate(source, folder, measures=("RR@1", "R@5"))
+    err = " ".join(capsys.readouterr().err.split())
+    assert told["metrics"].keys() == {"deep", "shallow"}
+    assert "left out" not in err
+    assert "shallow: 1 passages a query: measures that look further" in err
+    assert told["metrics"]["shallow"]["R@5"] < told["metrics"]["deep"]["R@5"]
+    tests = json.loads(work.significance.read_text())
+    assert tests["not_comparable"] == {"shallow": ["R@5"]}
+    assert tests["differences"]["shallow"].keys() == {"RR@1"}
+
+
+def test_what_stays_certain_and_what_plans_keep_in_other_words(tmp_path):
+    """As the runs of a planned search and of its lexical half tell; a dash where nothing was proven."""
+    files = {
+        "docs.tsv": DOCS,
+        "queries.test.tsv": "q1\tmarble text?\nq2\tcandle text?\nq3\tmeadow text?\n",
+        "qrels.test.tsv": "q1\td0\t1\nq2\td3\t1\nq3\td4\t1\n",
+    }
+    source, folder, work = collection(tmp_path, files)
+    vary(source, folder, kinds=("shuffle",))
+    model = {"model": "m", "step": 1, "checksum": "c", "sets_fingerprint": "s"}
+    planned = {"kind": "planned", "planned_by": {"plan_size": 2}} | model
+    searchers = {"pag": planned, "pag_lexical": {"kind": "lexical"} | model, "logits": planned | {"step": 2}}
+    certain = {"pag": {"test": ["q1", "q2"], "test~shuffle": ["q2", "q3"]}, "logits": {"test": []}}
+    fingerprint = Collection(work.collection).fingerprint
+    for split in ("test", "test~shuffle"):
+        passages = ("d0", "d3", "d4") if split == "test" else ("d0", "d4", "d3")
+        run = {f"q{i}": [(passage, -float(i)) for i, passage in enumerate(passages)] for i in (1, 2, 3)}
+        for name, searcher in searchers.items():
+            recipe = {"searcher": searcher, "collection": fingerprint, "split": split, "k": 3}
+            if variation := variations.fingerprint(work, split):
+                recipe["variation"] = variation
+            facts = {"recipe": recipe, "family": searcher["kind"], "parameters": 1, "summary": {}}
+            if name in certain:
+                ids = certain[name].get(split, [])
+                facts |= {"summary": {"certain": round(len(ids) / 3, 4)}, "certain": ids}
+            write_run_with_facts(work.run(name, split), run, name, facts)
+    told = evaluate(source, folder, measures=("RR@3",))
+    assert told["metrics"].keys() == searchers.keys()
+    effects = {
+        name: kinds["shuffle"] for name, kinds in json.loads(work.robustness.read_text())["methods"].items()
+    }
+    assert {name: effect["still_certain"] for name, effect in effects.items()} == {
+        "pag": 0.5,
+        "pag_lexical": None,
+        "logits": None,
+    }
+    assert {name: effect["plan_overlap"] for name, effect in effects.items()} == {
+        "pag": 0.5,  # of the first two passages of three: d0, d3 and d0, d4
+        "pag_lexical": None,
+        "logits": None,
+    }
+    section = work.report.read_text().partition("Other wordings of the queries")[2]
+    rows = dict(re.findall("<tr><th>(pag|pag_lexical|logits)</th>(.*?)</tr>", section))
+    shown = {
+        name: re.findall("<small>((?:still )?certain .*?|of the plans .*?)</small>", row)
+        for name, row in rows.items()
+    }
+    assert shown == {
+        "pag": ["certain 67%", "of the plans 50%", "still certain 50%"],
+        "pag_lexical": ["certain –", "still certain –"],
+        "logits": ["certain –", "still certain –"],
+    }
 
 
 def test_a_metric_of_a_module_that_a_gin_file_imports_is_in_the_table_and_the_report(

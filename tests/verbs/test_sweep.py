@@ -10,6 +10,7 @@ import pytest
 from reading import write
 
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.verbs import sweep as sweep_verb
 
 WORDS = ["marble", "falcon", "thunder", "candle", "meadow", "lantern"]
 SMALL = {
@@ -95,6 +96,25 @@ def test_a_dataset_of_ir_datasets_is_a_collection(registered: str, tmp_path: Pat
     status, made, err = cli("sweep", registered, f"--WORK_DIR={tmp_path / 'work'}")
     assert status == 0, err
     assert (made["values"], made["mean"]) == ({"ir_datasets_tiny-sweep": {"bm25": 1.0}}, {"bm25": 1.0})
+
+
+def test_a_collection_that_cannot_be_opened_is_a_row_that_says_so(tmp_path: Path, cli, monkeypatch):
+    sources = [str(write(tmp_path / name, SMALL)) for name in ("bad", "good")]
+    split_of = sweep_verb._split_of
+
+    def broken(collection, split: str) -> str:
+        if collection.folder.parent.name == "bad":
+            raise OSError("the disk is gone")
+        return split_of(collection, split)
+
+    monkeypatch.setattr(sweep_verb, "_split_of", broken)
+    work = tmp_path / "work"
+    status, _, err = cli("sweep", *sources, f"--WORK_DIR={work}")
+    assert status == 2
+    assert "1 of 2 collections failed (bad)" in err.splitlines()[-1]
+    of = json.loads((work / "sweep.json").read_text())["collections"]
+    assert of["bad"]["errors"] == ["import: OSError: the disk is gone"]
+    assert (of["good"]["errors"], of["good"]["values"].keys()) == ([], {"bm25"})
 
 
 def test_names_that_are_others_too(tmp_path: Path, cli, monkeypatch):
