@@ -63,6 +63,7 @@ def studies(
         source, _, passages = given.partition(":")
         name = Path(source).name
         if passages:
+            name = f"{name}_{int(passages)}"
             source = str(cut(Path(source), int(passages), args.work / "cut" / name))
         some = []
         for seed in range(args.seeds):

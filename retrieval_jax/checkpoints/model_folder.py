@@ -4,7 +4,7 @@ MODEL_DIR/model.json            the model's class, network and settings: enough 
 MODEL_DIR/sentencepiece.model   its vocabulary
 MODEL_DIR/checkpoints/STEP/     the weights of a model that is trained here: see checkpoints.py
 MODEL_DIR/weights.safetensors   the weights of a converted or exported one: a file, or shards and an index
-MODEL_DIR/averaged.json         of an average (`pag`): fingerprints of what it is made of
+MODEL_DIR/began_with.json       of `ripor` and `pag`: fingerprints of the models that it began with
 MODEL_DIR/learning_curve.jsonl, events.out.tfevents.*, config.gin
 MODEL_DIR/settings.json         what it was trained with: see training/settings_file.py
 """

@@ -186,7 +186,7 @@ def split_long(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def learn(texts: Iterable[str], size: int, path: Path) -> None:
+def learn(texts: Iterable[str], size: int, path: Path, required: str = "") -> None:
     """Learns a unigram vocabulary and writes it.
 
     It reads texts much as BERT's uncased vocabulary does (Devlin et al. 2019): case is folded, and
@@ -198,12 +198,15 @@ def learn(texts: Iterable[str], size: int, path: Path) -> None:
       texts: the texts, of which the first MAX_TEXTS are used.
       size: the most pieces.
       path: the file to write, on a local disk.
+      required: characters that have pieces however rare they are; of others the rarest, one in 10,000, have
+        none.
 
     Raises:
       UserError: no vocabulary of this size can be learned.
     """
     model, rules = io.BytesIO(), path.with_suffix(".rules")
     rules.write_text(_normalization_rules())
+    normalized = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION).normalize(required)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.islice(
@@ -214,6 +217,7 @@ def learn(texts: Iterable[str], size: int, path: Path) -> None:
             model_type="unigram",
             normalization_rule_tsv=str(rules),
             character_coverage=0.9999,
+            required_chars="".join(sorted({*normalized} - {" ", "▁"})),
             max_sentence_length=MAX_TEXT_BYTES,
             hard_vocab_limit=False,  # a small collection has fewer pieces
             num_threads=2,  # fixed: the sums, and so the pieces, depend on it

@@ -225,7 +225,8 @@ def _write_vocabulary(
     ids = passages.ids[: vocabulary.MAX_TEXTS // 4].to_pylist()
     texts = (p.full_text for part in passages.shards() for p in part())
     learned_on = itertools.chain(train, ids, texts)
-    vocabulary.learn(learned_on, settings.vocab_size, path)
+    # Naive docids are the ids: one whose rare character had no piece could not be told from others.
+    vocabulary.learn(learned_on, settings.vocab_size, path, required="".join({*"".join(ids)}))
 
 
 def _query_digests(queries: Mapping[str, list[Query]]) -> list[str]:

@@ -176,6 +176,11 @@ class TokenSets:
         return sets
 
 
+def finished(work: Workspace) -> list[str]:
+    """Returns the names of the work folder's sets."""
+    return sorted(path.parent.name for path in (work.folder / "sets").glob("*/manifest.json"))
+
+
 def chosen(work: Workspace, name: str | None) -> Path:
     """Returns the folder of the sets to search by: those of a name, or the only ones of the work folder.
 
@@ -184,7 +189,7 @@ def chosen(work: Workspace, name: str | None) -> Path:
     """
     if name:
         return work.sets(name)
-    there = sorted(path.parent.name for path in (work.folder / "sets").glob("*/manifest.json"))
+    there = finished(work)
     if len(there) == 1:
         return work.sets(there[0])
     named = f"name one of {', '.join(there)}" if there else "make some by `retrieval-jax sets`"

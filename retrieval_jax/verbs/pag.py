@@ -7,8 +7,7 @@ What it shares with `ripor` is there.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import gin
 
@@ -22,11 +21,10 @@ from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.search.searcher import searcher_class
 from retrieval_jax.verbs.index import make_index, unread
 from retrieval_jax.verbs.mine import mine
-from retrieval_jax.verbs.ripor import DENSE, RANK, SEQ2SEQ, RiporConfig
+from retrieval_jax.verbs.ripor import BEGAN_WITH, DENSE, RANK, SEQ2SEQ, RiporConfig, read_beginning
 from retrieval_jax.verbs.sets import make_sets
 from retrieval_jax.verbs.train import train
 
-AVERAGED = "averaged.json"  # in the folder of an average: what it was made of
 LEXICAL, QUERY, MERGE = "lexical", "query", "merge"
 PLANNED = "planned"
 HALVES = {"unplanned": "generative", "lexical": "lexical"}
@@ -62,6 +60,8 @@ class PagConfig(RiporConfig):
     Args:
       set_weights: what weighs the tokens of the sets: "bm25", "tf_idf", or "lexical", the lexical encoder.
     """
+
+    verb: ClassVar[str] = "pag"
 
     name: str = "pag"
     set_weights: str = "bm25"
@@ -111,13 +111,14 @@ class PagConfig(RiporConfig):
     def train_sequential(self) -> dict:
         """Trains a generative model that begins as the dense encoder."""
         settings = super().settings(SEQ2SEQ, 0)
+        self.note_beginning(self.sequential, self.dense)
         with configuration.run_file(None, *self._steps(SEQ2SEQ), *settings), gin.config_scope(SEQ2SEQ):
             return train(model_dir=str(self.work.model(self.sequential)), docids=self.docids)
 
     def merge(self) -> dict:
         """Makes a model with the average of the sequential and the lexical model's weights."""
         folder, averaged = self.work.model(self.round(0)), self.averaged()
-        if model_folder.is_untrained(folder) and _sources(folder) != averaged:
+        if model_folder.is_untrained(folder) and read_beginning(folder) != averaged:
             paths.remove(folder)  # of older weights; there is no training in it to lose
         settings = [
             f"{MERGE}/learning_rate.steps = 0",
@@ -130,7 +131,7 @@ class PagConfig(RiporConfig):
             settings.append(f"{MERGE}/InitialCheckpoint.lexical_idf = 0")
         with configuration.run_file(None, *settings), gin.config_scope(MERGE):
             made = train(model_dir=str(folder), docids=self.docids, steps=0)
-        storage.write_json(folder / AVERAGED, averaged)
+        storage.write_json(folder / BEGAN_WITH, averaged)
         return made
 
     def averaged(self) -> dict[str, str]:
@@ -145,6 +146,7 @@ class PagConfig(RiporConfig):
         if stage == QUERY and self.trains(LEXICAL):
             settings.append(f"INITIAL_CHECKPOINT = {str(self.work.model(self.lexical[0]))!r}")
             settings.append(f"{QUERY}/InitialCheckpoint.lexical_idf = 0")
+            self.note_beginning(self.lexical[1], self.lexical[0])
         with configuration.run_file(None, *self._steps(stage), *settings), gin.config_scope(stage):
             return train(model_dir=str(self.work.model(f"{self.name}_{stage}")), docids=None)
 
@@ -202,12 +204,6 @@ class PagConfig(RiporConfig):
         for name, kind in HALVES.items():
             self.index(last, f"{last}_{name}", kind)
         return self.evaluate([self.dense, *self.generative, *(f"{last}_{name}" for name in HALVES)])
-
-
-def _sources(folder: Path) -> dict[str, str] | None:
-    """Reads what an average was made of; None where that is not written."""
-    path = folder / AVERAGED
-    return storage.read_json(path, "delete the folder") if path.exists() else None
 
 
 def pag(**values: object) -> dict:

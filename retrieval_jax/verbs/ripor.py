@@ -6,16 +6,22 @@ Each stage is a verb of its own, which is skipped where its work is already ther
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, ClassVar
 
 import gin
 
-from retrieval_jax.core import configuration
+from retrieval_jax.checkpoints import model_folder
+from retrieval_jax.checkpoints.pretrained import fingerprint, open_pretrained
+from retrieval_jax.core import configuration, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, NonNegative, Positive
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.search.searcher import searcher_class
+from retrieval_jax.data.collection import Collection
+from retrieval_jax.docids.kinds import DocidKind, docid_kind
+from retrieval_jax.mesh import multihost
+from retrieval_jax.search.searcher import check_scores, searcher_class
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
@@ -29,6 +35,7 @@ DENSE, SEQ2SEQ, RANK = STAGES = ("dense", "seq2seq", "rank")
 STAGE = Names("a training of ripor", STAGES)
 configuration.declare_scopes(STAGE)
 BM25 = "bm25"
+BEGAN_WITH = "began_with.json"  # in a model's folder: the fingerprints of the models that it began with
 
 
 @gin.configurable("ripor")
@@ -45,7 +52,8 @@ class RiporConfig:
        the dense encoder), a teacher's scores of them, and a training that ranks by these: models/NAME_1 and
        so on, with searchers and runs of these names.
 
-    A stage whose work is there is skipped, and the same command goes on after a kill.
+    A stage whose work is there is skipped, and the same command goes on after a kill. A model that began with
+    other weights than the stage before it has now is refused.
 
     Args:
       source: the collection, as `import` takes it.
@@ -62,6 +70,8 @@ class RiporConfig:
         (a weighted sum of scores in 0 to 1, with weights chosen on dev queries).
       split: the queries to answer.
     """
+
+    verb: ClassVar[str] = "ripor"
 
     source: str
     work_dir: str | None = None
@@ -100,7 +110,7 @@ class RiporConfig:
 
     def stages(self) -> list[tuple[str, Callable[[], object]]]:
         """Gives (what it makes, the function) of each stage, in their order."""
-        stages = [("the collection", import_collection)]
+        stages = [("the collection", self.import_collection)]
         if self.dense_encoder is None:
             stages.append(("the dense encoder", self.train_dense))
         stages += [
@@ -122,6 +132,20 @@ class RiporConfig:
         if not self.has_seq2seq:
             return []
         return [("cross-entropy", functools.partial(self.train_generative, SEQ2SEQ, 0))]
+
+    def import_collection(self) -> dict:
+        """Imports the collection.
+
+        Raises:
+          UserError: there are rounds, and no train queries to mine negatives for.
+        """
+        made = import_collection()
+        if self.rounds and not Collection(self.work.collection).query_counts.get("train"):
+            raise UserError(
+                f"{self.work.collection}: has no train queries, for which each round mines negatives: add "
+                f"queries.train.tsv, or --gin.{self.verb}.rounds=0"
+            )
+        return made
 
     def train_dense(self) -> dict:
         """Trains the dense encoder."""
@@ -150,15 +174,42 @@ class RiporConfig:
     def train_generative(self, stage: str, number: int) -> dict:
         """Trains a generative model that begins as the last one, or as the dense encoder."""
         settings = self.settings(stage, number)
+        self.note_beginning(self.round(number), self.before(number))
         with configuration.run_file(None, *self._steps(stage), *settings), gin.config_scope(stage):
             return train(model_dir=str(self.work.model(self.round(number))), docids=self.docids)
 
+    def before(self, number: int) -> str:
+        """Gives the name of the model that a round's model begins with."""
+        before = self.round(number - 1)
+        return before if before in self.generative else self.dense
+
+    def note_beginning(self, name: str, before: str) -> None:
+        """Notes the weights that a model begins with.
+
+        Raises:
+          UserError: it is trained, and began with others.
+        """
+        folder = self.work.model(name)
+
+        def note() -> None:
+            now = {before: fingerprint(open_pretrained(self.work.model(before)))}
+            there = read_beginning(folder)
+            if there not in (None, now) and model_folder.is_begun(folder):
+                raise UserError(
+                    f"{folder}: began with other weights of {before} than there are now: delete this folder, "
+                    f"or give all a new {self.verb}.name"
+                )
+            if there != now and not (there is None and model_folder.is_begun(folder)):
+                folder.mkdir(parents=True, exist_ok=True)
+                storage.write_json(folder / BEGAN_WITH, now)
+
+        multihost.on_process_0(note)
+
     def settings(self, stage: str, number: int) -> list[str]:
         """Gives the gin bindings of a generative model's training: what it begins with and what it reads."""
-        before = self.round(number - 1)
-        of_dense = before not in self.generative
-        settings = [f"INITIAL_CHECKPOINT = {str(self.work.model(self.dense if of_dense else before))!r}"]
-        settings += [f"InitialCheckpoint.docid_centroids = {of_dense}"]
+        before = self.before(number)
+        settings = [f"INITIAL_CHECKPOINT = {str(self.work.model(before))!r}"]
+        settings += [f"InitialCheckpoint.docid_centroids = {before == self.dense}"]
         if stage == RANK:
             of_round = self.round(number)
             settings += [f"NEGATIVES = {of_round!r}", f"SCORES = {of_round!r}"]
@@ -197,11 +248,19 @@ class RiporConfig:
         return evaluate(split=self.split)
 
     def check(self) -> None:
-        """Raises UserError if there is nothing to train, or there are no docids to write."""
+        """Raises UserError if there is nothing to train, no docids to begin with, or no such teacher."""
         if self.docids is None:
             raise UserError("DOCIDS: None, and a generative retriever needs docids: --DOCIDS=rq_8x256")
+        if type(docid_kind(self.docids)).centroids is DocidKind.centroids:
+            raise UserError(
+                f"DOCIDS: {self.docids} docids have no centroids, as which their embeddings begin: "
+                "--DOCIDS=rq_8x256"
+            )
         if not self.generative:
             raise UserError("ripor.rounds: 0, and no cross-entropy before it: train at least one of them")
+        if self.teacher is not None:
+            kind = storage.read_manifest(self.work.searcher(self.teacher), "index")["kind"]
+            check_scores(searcher_class(kind), self.teacher, f"{self.verb}.teacher")
 
     def run(self) -> dict:
         """Runs all stages; gives what each made, by its name."""
@@ -217,6 +276,12 @@ class RiporConfig:
         return [f"STEPS = {self.steps[stage]}"] if self.steps and stage in self.steps else []
 
 
+def read_beginning(folder: Path) -> dict[str, str] | None:
+    """Reads which models, by their fingerprints, a model began with; None where that was not noted."""
+    path = folder / BEGAN_WITH
+    return storage.read_json(path, "delete the folder") if path.exists() else None
+
+
 def ripor(**values: object) -> dict:
     """Trains a generative retriever to rank; see `RiporConfig`.
 
@@ -227,6 +292,7 @@ def ripor(**values: object) -> dict:
       What each stage made, by its name.
 
     Raises:
-      UserError: there is nothing to train, or there are no docids to write.
+      UserError: there is nothing to train, no docids to begin with, no such teacher, or no train queries for
+        a round; or a model began with other weights than the stage before it has now.
     """
     return RiporConfig(**values).run()

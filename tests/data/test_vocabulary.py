@@ -54,3 +54,13 @@ def test_words_are_the_same_pieces_beside_punctuation(tmp_path):
         assert pieces.encode(text) == pieces.encode(spaced)
         assert 2 not in pieces.encode("".join(c for c in spaced if c.isalpha() or c == " "))
     assert pieces.decode(np.array([pieces.encode("scipy.signal")])) == ["scipy . signal"]
+
+
+def test_required_characters_have_pieces_however_rare_they_are(tmp_path):
+    texts = ["common words of a longer text"] * 2000 + ["\u00c5~"]
+    for required, rare in (("", [2, 2]), ("\u00c5 ~", [])):
+        path = tmp_path / f"{len(required)}.model"
+        learn(texts, 60, path, required)
+        encoded = Vocabulary(path).encode("\u00c5 ~")
+        assert [token for token in encoded if token == 2] == rare
+        assert Vocabulary(path).encode("common words").count(2) == 0

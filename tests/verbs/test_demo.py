@@ -67,7 +67,7 @@ def test_without_train_queries_models_learn_from_the_passages(source: Path, tmp_
     status, longer, err = cli(*argv, "--STEPS=102", "--gin.train.keep_best=None")
     assert status == 0, err
     assert longer["models"]["dual_encoder"]["step"] == 102
-    averaged = json.loads((work / "models/planned_0/averaged.json").read_text())
+    averaged = json.loads((work / "models/planned_0/began_with.json").read_text())
     assert averaged.keys() == {"dual_encoder", "planned_query", "docids"}
     assert longer["metrics"]["planned"] != result["metrics"]["planned"]  # an average of the new weights
 

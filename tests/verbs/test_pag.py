@@ -92,6 +92,7 @@ def test_the_sequential_weight_is_chosen_on_dev_queries_unless_dev_is_reported(c
 def test_a_round_is_trained_and_plans(source: Path, tmp_path: Path, cli):
     work = Workspace(tmp_path / "work")
     tiny = {"joint_ranking.prefix_lengths": (1,), "make_sets.m": 16, "pag.steps": STEPS}
+    tiny["make_index.beams"] = 12  # no fewer than the ten that nDCG@10 looks at
     given = command("pag", source, work.folder, tiny)
     status, told, err = cli(*given)
     assert status == 0, err

@@ -146,6 +146,12 @@ def test_a_planned_search_has_all_docids_of_passages_with_several(
         assert planning.docids.max_docids == 3
         assert planning.docids.extra_passage_M.shape == (capacity(extra),)
         assert planning.docids.local_id_NxL.shape == (capacity(passages + extra), 3)
+    configuration.configure(files, [*bindings, "T5Config.lexical_head = True"])
+    assert "planning" not in configured(True, None, None).program(make_mesh(1)).memory
+    # As `index` takes them: of this kind, sets need no name.
+    kind = "make_index.kind = 'planned'"
+    configuration.configure(files, [*bindings, "T5Config.lexical_head = True", kind])
+    assert "planning" in configured(True, None, None).program(make_mesh(1)).memory
 
 
 ON_CPUS = """

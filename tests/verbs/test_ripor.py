@@ -1,17 +1,24 @@
 """`ripor`: its stages in order, each skipped where its work is there; a round goes on from the last one."""
 
 import json
+import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from model_folders import random_params, write_model_folder
 from staged import command, made, stages
 
 from retrieval_jax.checkpoints.model_folder import lazy_params
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
+from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids.residual import Codebooks
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.models.dual_encoder import DualEncoder
+from retrieval_jax.models.layers import T5Config
 from retrieval_jax.verbs.ripor import RiporConfig
 
 STEPS = {"dense": 3, "seq2seq": 0, "rank": 2}
@@ -74,3 +81,49 @@ def test_nothing_to_train_is_refused(source: Path, tmp_path: Path, cli):
     status, _, err = cli(*given(source, tmp_path, rounds=0))
     assert status == 2
     assert err.splitlines()[-1].startswith("retrieval-jax: ripor.rounds: 0")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"docids": "atomic"}, "DOCIDS: atomic docids have no centroids"),
+        ({"teacher": "nobody"}, "searchers/nobody: nothing finished here"),
+    ],
+)
+def test_what_a_later_stage_lacks_is_told_before_anything_is_made(
+    source: Path, tmp_path: Path, cli, settings, words
+):
+    status, _, err = cli(*given(source, tmp_path, **settings))
+    assert status == 2
+    assert words in err.splitlines()[-1]
+    assert not any(tmp_path.iterdir())
+
+
+def test_rounds_without_train_queries_end_after_the_import(source: Path, tmp_path: Path, cli):
+    folder, work = tmp_path / "unlabelled", Workspace(tmp_path / "work")
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.train.tsv"))
+    status, _, err = cli(*given(folder, work.folder))
+    assert status == 2
+    assert err.splitlines()[-1].endswith("add queries.train.tsv, or --gin.ripor.rounds=0")
+    assert not work.model("ripor_dense").exists()
+
+
+def test_a_model_that_began_with_other_weights_is_refused(collection: Collection, tmp_path: Path):
+    """Whether it is trained is told by its checkpoints: what has none yet begins anew."""
+    config, work = RiporConfig(source="x", work_dir=str(tmp_path)), Workspace(tmp_path)
+    model = DualEncoder(T5Config(1024, 8, 1, 8, 8, 0, 1))
+
+    def write(scale: float) -> None:
+        shutil.rmtree(work.model("ripor_dense"), ignore_errors=True)
+        params = jax.tree.map(lambda x: scale * x, random_params(model))
+        write_model_folder(work.model("ripor_dense"), model, params, collection)
+        config.note_beginning("ripor_0", "ripor_dense")
+
+    write(1.0)
+    write(2.0)
+    (work.model("ripor_0") / "checkpoints" / "3").mkdir(parents=True)
+    (work.model("ripor_0") / "model.json").write_text("{}")
+    write(2.0)
+    with pytest.raises(UserError, match=r"ripor_0: began with other weights of ripor_dense than"):
+        write(1.0)
+    write(2.0)
