@@ -46,10 +46,10 @@ class Study:
         return max(round(RATES[training] * self.minutes * share), 1)
 
 
-def add_options(parser: argparse.ArgumentParser, minutes: float) -> None:
+def add_options(parser: argparse.ArgumentParser, minutes: float, needs_work: bool = True) -> None:
     """Adds the options that `studies` reads."""
     parser.add_argument("collections", nargs="*", default=["python_docs"], metavar="FOLDER[:PASSAGES]")
-    parser.add_argument("--work", required=True, type=Path, help="the work folders go here")
+    parser.add_argument("--work", required=needs_work, type=Path, help="the work folders go here")
     parser.add_argument("--minutes", type=float, default=minutes, help="of training a model")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--quick", action="store_true", help="300 passages: a few minutes")

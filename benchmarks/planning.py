@@ -1,6 +1,7 @@
 """What does planning ahead give a generative retriever? MRR@10 and nDCG@10 by beam, from random weights.
 
     python benchmarks/planning.py ../shared/data/squad_dev ../shared/data/wordnet:20000 --work /tmp/planning
+    python benchmarks/planning.py --cost
 
 For each collection (a folder, or a folder and how many of its passages) `retrieval-jax pag` trains one
 network from random weights (gin_configs/runs/pag.gin), each training with as many steps as take about
@@ -17,7 +18,8 @@ BM25, and to the unplanned search with 100 beams, with p of the paired randomisa
 correction; several --seeds are averaged for each query. Settings were chosen on dev queries. What is finished
 is kept in --work.
 
-Then the time is measured that planning takes with --sizes simulated passages (see _planning_cost.py).
+Then the time is measured that planning takes with --sizes simulated passages (see _planning_cost.py); with
+--cost nothing else, on whatever device there is.
 
 Prints tables, then one line of JSON: mrr_at_10, ndcg_at_10, and both with misspelt queries, {collection:
 {method: {beams: value}}}, where methods without beams have "all"; cost_over_unplanned, {passages: {beams:
@@ -138,13 +140,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_options(parser, minutes=1)
+    add_options(parser, minutes=1, needs_work=False)
+    parser.add_argument("--cost", action="store_true", help="measure the time of planning alone")
     sizes = (_planning_cost.MILLION, _planning_cost.MS_MARCO)
     parser.add_argument("--sizes", nargs="*", type=int, default=sizes, metavar="N", help="simulated passages")
     args, bindings = parse(parser)
     if args.quick:
         args.collections, args.minutes, args.sizes = ["python_docs"], 0.05, [_planning_cost.QUICK]
         bindings = [*QUICK, *bindings]
+    if args.cost:
+        print(json.dumps(_planning_cost.run(Console(width=160), args.sizes, args.quick)))
+        return
+    if not args.work:
+        parser.error("--work: the folder where all goes is needed, but for --cost")
     results = {}
     for name, some in studies(args, lambda here, work: PlanningStudy(here, work, args.minutes, bindings)):
         for study in some:

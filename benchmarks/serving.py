@@ -1,16 +1,18 @@
 """What does a server cost? Throughput and latency of `retrieval-jax serve` beside the searchers themselves.
 
-    python benchmarks/serving.py WORK_DIR [--searchers bm25 scann atomic naive fused] [--quick]
+    python benchmarks/serving.py WORK_DIR [--searchers bm25 scann atomic planned fused] [--quick]
     python benchmarks/serving.py WORK_DIR --abuse 60
 
-WORK_DIR is a finished work folder, such as that of `retrieval-jax demo`. Of each searcher, one process
+WORK_DIR is a finished work folder, such as that of `retrieval-jax demo`; searchers that it lacks are left
+out, with a line. Of each searcher, one process
 searches for the collection's queries in batches of 32 and one by one, 10 passages each (`Searcher.search`),
 and another one serves the same searcher; its clients run in a third process. The two take turns in one run.
 No answer comes from the server's cache, and with `max_queue_seconds=60` no query is refused, which some of
 128 clients of a slow searcher else are. "1 (lists)" is a client that sends 32 queries at a time. CPU is what
 an answer took in the server's process and in the clients', which share the machine's cores.
 With sentence-transformers installed, the dual encoder's vectors are asked for, too, beside the same weights
-behind the plainest FastAPI route. --quick takes the first two searchers, and less than a minute.
+behind the plainest FastAPI route, unless they are a decoder's state, which that library has no name for.
+--quick takes the first two searchers, and less than a minute.
 
 --abuse SECONDS asks for four times as much as the last searcher can answer, while others send what no client
 should: see `_abuse.py`.
@@ -42,7 +44,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-SEARCHERS = ("bm25", "scann", "atomic", "naive", "fused")
+SEARCHERS = ("bm25", "scann", "atomic", "naive", "planned", "fused")
 CLIENTS, HITS, BATCH = (1, 8, 32, 128), 10, 32
 
 
@@ -59,9 +61,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.direct:
         return direct(options.work, *options.direct)
-    names = [
-        name for name in options.searchers if (options.work / "searchers" / name / "manifest.json").is_file()
-    ]
+    names = [name for name in options.searchers if (searcher(options.work, name) / "manifest.json").is_file()]
+    if left_out := [name for name in options.searchers if name not in names]:
+        print(f"not in {options.work}: {', '.join(left_out)}", file=sys.stderr)
     names, clients = (names[:2], (1, 32)) if options.quick else (names, CLIENTS)
     seconds = 1 if options.quick else options.seconds
     queries = judged_queries(options.work)
@@ -103,6 +105,9 @@ def main() -> None:
                     f"{1000 * found['cpu'] / each:.3f}",
                 )  # fmt: skip
     dense = next((name for name in ("exact", "scann") if name in names), None)
+    if dense and description(model_of(options.work, dense))["settings"].get("pooling") == "decoder":
+        print(f"{dense}: of a decoder, so not beside sentence-transformers", file=sys.stderr)
+        dense = None
     if dense and not options.quick and importlib.util.find_spec("sentence_transformers"):
         figures["embeddings_over_sentence_transformers"] = embeddings(
             options.work, dense, queries, seconds, table
@@ -110,6 +115,20 @@ def main() -> None:
     console.print(table)
     print(json.dumps(figures))
     return None
+
+
+def searcher(work: Path, name: str) -> Path:
+    return work / "searchers" / name
+
+
+def model_of(work: Path, name: str) -> Path:
+    """The folder of a searcher's model."""
+    folder = searcher(work, name)
+    return folder / json.loads((folder / "manifest.json").read_text())["model"]
+
+
+def description(model: Path) -> dict:
+    return json.loads((model / "model.json").read_text())
 
 
 def judged_queries(work: Path) -> list[str]:
@@ -226,9 +245,8 @@ def embeddings(work: Path, name: str, queries: Sequence[str], seconds: float, ta
     requests = [["POST", "/v1/embeddings", {"input": query}] for query in queries]
     ratios = {}
     with tempfile.TemporaryDirectory() as folder, serving(work, [name]) as (_, address):
-        model = work / "searchers" / name
-        model /= json.loads((model / "manifest.json").read_text())["model"]
-        length = json.loads((model / "model.json").read_text())["input_length"]
+        model = model_of(work, name)
+        length = description(model)["input_length"]
         command = [sys.executable, "-m", "retrieval_jax.main", "export", f"--WORK_DIR={work}", "--json"]
         command += [f"--MODEL_DIR={model}", f"--gin.export.output='{folder}/st'"]
         command += ["--gin.export.format='sentence_transformers'"]

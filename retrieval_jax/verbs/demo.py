@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -83,9 +84,11 @@ def demo(
     methods.append(Method("bm25", "bm25"))
     models = [*([DUAL_ENCODER] if dense or planned else []), *generative]
     log("2/5 docids and training")
-    _tell_duration(work, models, steps)
+    recipes = {name: functools.partial(_recipe, name, steps) for name in models}
     if planned:
         _check_planned(split)
+        recipes[f"{PLANNED}_{QUERY}"] = functools.partial(_query_recipe, split)
+    _tell_duration(work, recipes)
     trained = {name: _train(work, name, steps) for name in models}
     sources = {method.name: [method.model] for method in methods if method.model}
     if planned:
@@ -174,6 +177,13 @@ def _pag(split: str) -> Iterator[PagConfig]:
         yield PagConfig(name=PLANNED, dense_encoder=DUAL_ENCODER, rounds=0, split=split)
 
 
+@contextlib.contextmanager
+def _query_recipe(split: str) -> Iterator[None]:
+    """A context in which gin has the settings of the queries' weights."""
+    with _pag(split) as pag, pag.lexical_recipe(QUERY):
+        yield
+
+
 def _check_planned(split: str) -> None:
     """Raises UserError if the decoder that is to write docids would not be trained, or docids are missing."""
     with _recipe(DUAL_ENCODER, None):
@@ -212,11 +222,18 @@ def _index_planned(split: str) -> list[str]:
     return [*PLANNED_KINDS]
 
 
-def _tell_duration(work: Workspace, models: Sequence[str], steps: Mapping[str, int] | None) -> None:
-    """Says how long the trainings that are not finished will take on this machine."""
+def _tell_duration(
+    work: Workspace, recipes: Mapping[str, Callable[[], contextlib.AbstractContextManager]]
+) -> None:
+    """Says how long the trainings that are not finished will take on this machine.
+
+    Args:
+      work: where the models are.
+      recipes: name of a model -> the context in which gin has the settings of its training.
+    """
     left = {}
-    for name in models:
-        with _recipe(name, steps), configuration.unrecorded():
+    for name, recipe in recipes.items():
+        with recipe(), configuration.unrecorded():
             plan = configured(search=False, passages=None, vocab_size=None)
         if (more := plan.steps - _steps_done(work.model(name))) > 0:
             left[name] = plan, more

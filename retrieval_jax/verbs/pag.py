@@ -4,9 +4,10 @@ Each stage is a verb of its own, which is skipped where its work is already ther
 What it shares with `ripor` is there.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, ClassVar
 
 import gin
@@ -142,13 +143,20 @@ class PagConfig(RiporConfig):
 
     def train_lexical(self, stage: str) -> dict:
         """Trains a lexical encoder; the one of the sets goes on from the first one, if there is one."""
+        if stage == QUERY and self.trains(LEXICAL):
+            self.note_beginning(self.lexical[1], self.lexical[0])
+        with self.lexical_recipe(stage):
+            return train(model_dir=str(self.work.model(f"{self.name}_{stage}")), docids=None)
+
+    @contextlib.contextmanager
+    def lexical_recipe(self, stage: str) -> Iterator[None]:
+        """A context in which gin has the settings of a lexical encoder's training, but for its folder."""
         settings = [f"SETS = {self.name!r}"] if stage == QUERY else []
         if stage == QUERY and self.trains(LEXICAL):
             settings.append(f"INITIAL_CHECKPOINT = {str(self.work.model(self.lexical[0]))!r}")
             settings.append(f"{QUERY}/InitialCheckpoint.lexical_idf = 0")
-            self.note_beginning(self.lexical[1], self.lexical[0])
         with configuration.run_file(None, *self._steps(stage), *settings), gin.config_scope(stage):
-            return train(model_dir=str(self.work.model(f"{self.name}_{stage}")), docids=None)
+            yield
 
     def make_sets(self) -> dict:
         """Makes the set docids."""

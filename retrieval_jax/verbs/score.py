@@ -243,10 +243,13 @@ def _from_file(work: Workspace, collection: Collection, file: str, name: str | N
         if found.has_scores:
             splits = [split for split in SPLITS if collection.query_counts.get(split)]
             of_splits = {split: _of_split(collection, split, found.scores) for split in splits}
-            storage.build_once(of_scores.folder, recipe, lambda tmp: _write(tmp, collection, of_splits))
+
+            def write(tmp: Path) -> dict:
+                return _write(tmp, collection, of_splits)
         else:
-            negatives = functools.partial(_write_negatives, collection=collection, found=found.scores)
-            storage.build_once(of_negatives.folder, recipe, negatives)
+            write = functools.partial(_write_negatives, collection=collection, found=found.scores)
+        # Who gave them is no part of the recipe: the same file under another name changes nothing.
+        storage.build_once(folder, recipe, lambda tmp: {"file": path.name, **write(tmp)})
         return found.has_scores
 
     return of_scores if multihost.value_from_process_0(make) else of_negatives

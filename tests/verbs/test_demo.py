@@ -53,6 +53,8 @@ def test_without_train_queries_models_learn_from_the_passages(source: Path, tmp_
     (told,) = [number for number, line in enumerate(lines) if "the trainings take about" in line]
     assert "dual_encoder " in lines[told]
     assert "(100 steps)" in lines[told]  # 2·√100 are fewer than the least
+    assert "planned_query " in lines[told]
+    assert "(40 steps)" in lines[told]
     assert told < lines.index(next(line for line in lines if "100 steps of 32 examples" in line))
     for name, model in result["models"].items():
         assert model["step"] == {"planned_query": 40, "planned_0": 0}.get(name, 100)

@@ -199,6 +199,7 @@ def test_files_become_scores_or_negatives(flags, here: Workspace, collection: Co
     assert status == 0, err
     assert made["made"] == str(here.scores("teacher"))
     assert (made["queries"], made["pairs"], made["without_positive"]) == (2, 3, 1)
+    assert storage.read_manifest(here.scores("teacher"), "score")["file"] == "teacher.json"
     teacher = TeacherScores(here.scores("teacher"))
     assert dict(teacher.read(collection)) == {query: given[query] for query in (first.id, second.id)}
     assert dict(teacher.read(collection, "dev")) == {dev.id: given[dev.id]}
