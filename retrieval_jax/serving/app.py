@@ -235,7 +235,7 @@ def _without_fastapi(search: Callable[[str, schemas.SearchParameters], Awaitable
 
 
 async def answers(
-    catalogue: Catalogue, index: str, queries: Sequence[str], hits: int, docs: bool, explain: bool
+    catalogue: Catalogue, index: str, queries: Sequence[str], hits: int | None, docs: bool, explain: bool
 ) -> list[list[bytes]]:
     """Searches for queries.
 
@@ -243,7 +243,7 @@ async def answers(
       catalogue: the searchers.
       index: the name of one.
       queries: the queries' texts.
-      hits: passages to find for each.
+      hits: passages to find for each; None: see `schemas.HITS`.
       docs: whether the passages' texts are wanted.
       explain: whether to explain how they were found.
 
@@ -259,6 +259,7 @@ async def answers(
         raise Invalid(
             f"queries: {len(queries):,} are more than {settings.max_queries}: send several requests"
         )
+    hits = min(schemas.HITS, settings.max_hits) if hits is None else hits
     if hits > settings.max_hits:
         raise Invalid(f"hits: {hits} is more than {settings.max_hits}: ask for fewer")
     if len(queries) * hits > settings.max_passages:
@@ -299,14 +300,15 @@ def _add_embeddings(app: FastAPI, catalogue: Catalogue) -> None:
         texts = [body.input] if isinstance(body.input, str) else body.input
         if not 1 <= len(texts) <= settings.max_queries:
             raise Invalid(f"input: {len(texts):,} texts: send 1 to {settings.max_queries} at a time")
-        texts = [valid_text(text[: settings.max_query_chars]) for text in texts]
+        read = [valid_text(text[: settings.max_query_chars]) for text in texts]
         form = served.vector_form(body.encoding_format, body.dimensions)
-        found = await all_of(served.embedder.submit(form, texts))
+        found = await all_of(served.embedder.submit(form, read))
         data = b",".join(
-            b'{"object":"embedding","index":%d,"embedding":%b}' % (number, vector)
-            for number, (vector, _) in enumerate(found)
+            b'{"object":"embedding","index":%d,"embedding":%b,"truncated":%b}'
+            % (number, vector, b"true" if len(text) > settings.max_query_chars else truncated)
+            for number, (text, (vector, _, truncated)) in enumerate(zip(texts, found, strict=True))
         )
-        tokens = sum(int(count) for _, count in found)
+        tokens = sum(int(count) for _, count, _ in found)
         usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (tokens, tokens)
         return Response(
             b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (data, as_json(served.name), usage),
@@ -375,14 +377,15 @@ async def all_of(futures: Sequence[asyncio.Future]) -> list[tuple[bytes, ...]]:
 
 
 def cut(explanation: bytes, hits: int) -> bytes:
-    """Cuts an explanation, as JSON, to the passages of the response."""
-    why = json.loads(explanation)
-    if why is None or len(why["docids"]) <= hits:
-        return explanation
-    why["docids"] = why["docids"][:hits]
-    if why["certain"] is not None:
-        why["certain"] = min(why["certain"], hits)
-    return json.dumps(why).encode()
+    """Cuts an explanation, as JSON, to the passages of the response.
+
+    A kind of searcher that explains in another form is passed on as it is.
+    """
+    match json.loads(explanation):
+        case {"docids": list(docids), "certain": int() | None as certain} as why if len(docids) > hits:
+            least = None if certain is None else min(certain, hits)
+            return json.dumps(why | {"docids": docids[:hits], "certain": least}).encode()
+    return explanation
 
 
 def as_json(text: str) -> bytes:

@@ -20,7 +20,8 @@ from retrieval_jax.core.stopwatch import tokenizing
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.models.dual_encoder_network import shorten
-from retrieval_jax.search.searcher import RankedList, Searcher
+from retrieval_jax.search.manifest import check_sources
+from retrieval_jax.search.searcher import RankedList, Searcher, searcher_class
 from retrieval_jax.serving.batching import Batcher
 from retrieval_jax.serving.cache import Cache
 from retrieval_jax.serving.errors import Invalid, NotFound, NotReady, Overloaded
@@ -142,13 +143,22 @@ class Served:
         return VectorForm(encoding, dimensions or whole)
 
     def embed(self, form: VectorForm, texts: Sequence[str]) -> list[tuple[bytes, ...]]:
-        """Encodes a batch of texts: for each a vector as JSON, as `form` says, and the number of tokens."""
+        """Encodes a batch of texts.
+
+        Returns:
+          For each, as JSON: a vector, as `form` says, the number of tokens that were read, and whether there
+          were more.
+        """
         encoder = self.searcher.encoder
         vectors = shorten(encoder(texts), form.dimensions, encoder.normalize)
-        tokens = encoder.vocabulary.tokens(texts, encoder.length)
+        counts = [len(tokens) + 1 for tokens in encoder.vocabulary.encode_all(texts)]  # with the end
         return [
-            (vector_json(vector, form.encoding), b"%d" % len(read))
-            for vector, read in zip(vectors, tokens, strict=True)
+            (
+                vector_json(vector, form.encoding),
+                b"%d" % min(count, encoder.length),
+                b"true" if count > encoder.length else b"false",
+            )
+            for vector, count in zip(vectors, counts, strict=True)
         ]
 
     def start(self, settings: ServeSettings, metrics: Metrics) -> None:
@@ -249,9 +259,16 @@ class Catalogue:
         raise NotFound(f"no searcher of this name: choose one of {', '.join(self.folders)}")
 
     async def open_first(self) -> None:
-        """Opens all searchers. The first that cannot be opened is remembered in `failure`."""
-        outcomes = await self.open_changed()
-        self.failure = next(filter(None, outcomes.values()), None)
+        """Opens all searchers, or none after the first that cannot be opened: `failure` says why.
+
+        To open one may take minutes, so what is wrong with any of them is looked for before, as far as their
+        manifests show it.
+        """
+        for step in (self._check, self._open_if_changed):
+            outcomes = await self._for_each(step, until_failure=True)
+            self.failure = next(filter(None, outcomes.values()), None)
+            if self.failure:
+                return
         if self.ready:
             self.on_ready()
 
@@ -264,13 +281,19 @@ class Catalogue:
         Returns:
           Name -> None if it was opened, or the reason why it could not be.
         """
+        return await self._for_each(self._open_if_changed)
+
+    async def _for_each(
+        self, step: Callable[[str], Served | None], until_failure: bool = False
+    ) -> dict[str, str | None]:
+        """Does a step for each name, in a thread, and serves what it returns; see `open_changed`."""
         outcomes: dict[str, str | None] = {}
         async with self._opening:
             for name in self.folders:
-                if self.closing:
+                if self.closing or (until_failure and any(outcomes.values())):
                     break
                 try:
-                    new = await asyncio.to_thread(self._open_if_changed, name)
+                    new = await asyncio.to_thread(step, name)
                     if new is not None:
                         self._replace(new)
                         outcomes[name] = None
@@ -281,8 +304,18 @@ class Catalogue:
                     outcomes[name] = f"{name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return outcomes
 
+    def _check(self, name: str) -> None:
+        """Raises UserError if a searcher's kind is unknown, or if what it was made of was replaced since."""
+        folder = self.folders[name]
+        manifest = storage.read_manifest(folder, "index")
+        try:
+            searcher_class(manifest["kind"])
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+        check_sources(folder, manifest)
+
     def _open_if_changed(self, name: str) -> Served | None:
-        """Opens and warms a searcher, in a thread of its own; None if it is the one that is open."""
+        """Opens and warms a searcher; None if it is the one that is open."""
         folder = self.folders[name]
         manifest = storage.read_manifest(folder, "index")
         fingerprint = storage.digest([json.dumps(manifest, sort_keys=True)])
@@ -344,7 +377,8 @@ def candidates_json(ranked_list: RankedList, docs: Sequence[bytes]) -> Iterator[
     """
     opening = "{"
     for rank, ((passage_id, score), doc) in enumerate(zip(ranked_list, docs, strict=True), start=1):
-        number = repr(score) if math.isfinite(score) else "null"  # JSON has no infinite numbers
+        # NumPy writes its numbers otherwise, and JSON has no infinite ones.
+        number = repr(float(score)) if math.isfinite(score) else "null"
         yield f'{opening}"docid":{quoted(passage_id)},"score":{number},"rank":{rank},"doc":'.encode()
         yield doc
         opening = "},{"

@@ -4,8 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-HITS = 10  # passages of a response, where the request says nothing
+HITS = 10  # passages of a response, where the request says nothing and as many may be asked for
 Texts = Annotated[list[str], Field(fail_fast=True)]  # or each of a million wrong elements would be described
+
+Hits = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        description=f"passages to find for a query; null: {HITS}, or as many as may be asked for, which "
+        "/v1/info says, where that is less",
+    ),
+]
 
 
 class Error(BaseModel):
@@ -42,7 +51,7 @@ class Answer(BaseModel):
 
     query: QueryText
     candidates: list[Candidate]
-    explanation: dict | None = None
+    explanation: dict | None = Field(None, description="how they were found, as the searcher's kind has it")
 
 
 class SearchResponse(Answer):
@@ -57,7 +66,7 @@ class SearchParameters(BaseModel):
     """What a search is asked for in its address."""
 
     query: str = Field(description="the query")
-    hits: int = Field(HITS, ge=1, description="passages to find; /v1/info says how many at most")
+    hits: Hits = None
     docs: bool = Field(True, description="whether the passages' texts are wanted")
     explain: bool = Field(False, description="whether to explain how the passages were found")
 
@@ -66,7 +75,7 @@ class SearchRequest(BaseModel):
     """Several queries at once."""
 
     queries: Texts = Field(min_length=1)
-    hits: int = Field(HITS, ge=1, description="passages to find for each query")
+    hits: Hits = None
     docs: bool = Field(True, description="whether the passages' texts are wanted")
     explain: bool = Field(False, description="whether to explain how the passages were found")
 
@@ -106,6 +115,7 @@ class Embedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str = Field(description="a string: base64 of float32, little-endian")
+    truncated: bool = Field(description="whether only the beginning of the text was read")
 
 
 class Usage(BaseModel):

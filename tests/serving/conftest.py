@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gin
 import httpx
+import jax
 import pytest
 from model_folders import random_params, write_model_folder
 
@@ -20,6 +21,7 @@ from retrieval_jax.main import main
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.models.lexical_encoder import LexicalEncoder
 from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.serving.app import create_app
 from retrieval_jax.serving.batching import BatchSettings
@@ -56,6 +58,31 @@ def served_work(bindings: list[str], tmp_path_factory) -> Workspace:
     assert main([*index, f"--MODEL_DIR={models / 'dense'}", "--gin.make_index.kind='exact'"]) == 0
     gin.clear_config()
     return work
+
+
+@pytest.fixture(scope="session")
+def weighing(served_work: Workspace, bindings: list[str], tmp_path_factory) -> dict[str, Path]:
+    """The folders of a lexical and of a planned searcher, of random weights and BM25's sets of tokens."""
+    work = Workspace(tmp_path_factory.mktemp("weighing") / "work")
+    work.docids("naive").parent.mkdir(parents=True)
+    work.docids("naive").symlink_to(served_work.docids("naive"))
+    work.collection.symlink_to(served_work.collection)
+    collection, table = Collection(work.collection), DocidTable.open(work.docids("naive"))
+    facts = {"docids": "naive", "docids_fingerprint": table.fingerprint()}
+    config = T5Config(1152, 16, 2, 8, 20, 1, 1, lexical_head=True, **docid_softmax(table))
+    lexical, planned = LexicalEncoder(T5Config(1152, 16, 2, 8, 20, 0, 1)), GenerativeRetriever(config)
+    write_model_folder(work.model("lexical"), lexical, random_params(lexical), collection)
+    params = random_params(planned)
+    params["lexical_head"] = jax.tree.map(abs, params["lexical_head"])  # so that some weights are above 0
+    write_model_folder(work.model("planned"), planned, params, collection, **facts)
+    given = [bindings[0], f"--gin.WORK_DIR={str(work.folder)!r}", *bindings[2:]]
+    plan = ("kind='planned'", "name='planned'", "sequential_weight=0.5", "plan_size=30", "beams=10")
+    assert main(["sets", *given, "--gin.make_sets.m=8"]) == 0
+    assert main(["index", *given, f"--MODEL_DIR={work.model('lexical')}"]) == 0
+    settings = [f"--gin.make_index.{setting}" for setting in plan]
+    assert main(["index", *given, f"--MODEL_DIR={work.model('planned')}", *settings]) == 0
+    gin.clear_config()
+    return {name: work.searcher(name) for name in ("lexical", "planned")}
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,11 @@
 import asyncio
 import base64
 import dataclasses
-from pathlib import Path
 
-import gin
 import numpy as np
 import pytest
-from model_folders import random_params, write_model_folder
 from prometheus_client.parser import text_string_to_metric_families
 
-from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Collection
-from retrieval_jax.main import main
-from retrieval_jax.models.layers import T5Config
-from retrieval_jax.models.lexical_encoder import LexicalEncoder
 from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.serving.app import all_of
 from retrieval_jax.serving.batching import BatchSettings
@@ -55,27 +47,12 @@ async def test_a_search_finds_what_the_searcher_finds(name, client, searchers, c
     assert {candidate["doc"] for candidate in bare.json()["candidates"]} == {None}
 
 
-@pytest.fixture(scope="module")
-def lexical_folder(served_work, bindings, tmp_path_factory) -> Path:
-    """A lexical searcher, of random weights and BM25's sets."""
-    work = Workspace(tmp_path_factory.mktemp("lexical") / "work")
-    work.folder.mkdir()
-    work.collection.symlink_to(served_work.collection)
-    model = LexicalEncoder(T5Config(1152, 16, 2, 8, 20, 0, 1))
-    write_model_folder(work.model("lexical"), model, random_params(model), Collection(work.collection))
-    given = [bindings[0], f"--gin.WORK_DIR={str(work.folder)!r}", *bindings[2:]]
-    assert main(["sets", *given, "--gin.make_sets.m=8"]) == 0
-    assert main(["index", *given, f"--MODEL_DIR={work.model('lexical')}"]) == 0
-    gin.clear_config()
-    return work.searcher("lexical")
-
-
-async def test_a_lexical_searcher_is_served_and_explains(lexical_folder, catalogue_of, client_of):
+async def test_a_lexical_searcher_is_served_and_explains(weighing, catalogue_of, client_of):
     asked = {"query": QUERY, "hits": 5, "explain": "true"}
-    searcher = Searcher.open(lexical_folder)
+    searcher = Searcher.open(weighing["lexical"])
     (wanted,) = searcher.search([QUERY], 5)
     assert len(wanted) == 5
-    async with client_of(catalogue_of(folders={"lexical": lexical_folder})) as client:
+    async with client_of(catalogue_of(folders={"lexical": weighing["lexical"]})) as client:
         body = (await client.get("/v1/lexical/search", params=asked)).json()
         few = (await client.get("/v1/lexical/search", params=asked | {"hits": 2})).json()
     assert_same(body["candidates"], wanted)
@@ -83,6 +60,27 @@ async def test_a_lexical_searcher_is_served_and_explains(lexical_folder, catalog
     assert few["explanation"] == body["explanation"] | {
         "certain": 2, "docids": body["explanation"]["docids"][:2]
     }  # fmt: skip
+
+
+async def test_a_planned_searcher_is_served_with_its_plan(weighing, catalogue_of, client_of):
+    asked = {"query": QUERY, "hits": 5, "explain": "true"}
+    searcher = Searcher.open(weighing["planned"])
+    ranked_list = searcher.search([QUERY], 10)[0]
+    wanted = searcher.explain(QUERY, ranked_list)
+    async with client_of(catalogue_of(folders={"planned": weighing["planned"]})) as client:
+        body = (await client.get("/v1/planned/search", params=asked)).json()
+    assert_same(body["candidates"], ranked_list[:5])
+    found, plan = body["explanation"]["docids"], body["explanation"]["plan"]
+    assert [docid["plan_rank"] for docid in found] == [d["plan_rank"] for d in wanted["docids"][:5]]
+    for docid, candidate in zip(found, body["candidates"], strict=True):
+        sequential = sum(step["log_prob"] for step in docid["steps"])
+        total = docid["lexical"] + plan["sequential_weight"] * sequential
+        assert total == pytest.approx(candidate["score"], rel=1e-4, abs=1e-4)
+    for name in ("passage", "followed", "tokens"):
+        assert [one[name] for one in plan["first"]] == [one[name] for one in wanted["plan"]["first"]]
+    assert (plan["sequential_weight"], plan["passages"]) == (0.5, 30)
+    heaviest = [token["text"] for token in wanted["plan"]["tokens"]]
+    assert [token["text"] for token in plan["tokens"]] == heaviest
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,6 +115,18 @@ async def test_ten_passages_are_found_unless_more_are_asked_for(client):
     for hits, count in (({}, 10), ({"hits": 20}, 20), ({"hits": 1}, 1)):
         response = await client.get("/v1/exact/search", params={"query": QUERY, **hits})
         assert len(response.json()["candidates"]) == count
+
+
+async def test_where_fewer_than_ten_may_be_asked_for_so_many_are_found(client_of, catalogue_of):
+    settings = dataclasses.replace(QUICK, max_hits=5)
+    async with client_of(catalogue_of("bm25", settings=settings)) as client:
+        body = (await client.get("/v1/bm25/search", params={"query": QUERY})).json()
+        assert len(body["candidates"]) == 5
+        (result,) = (await client.post("/v1/bm25/search", json={"queries": [QUERY]})).json()["results"]
+        assert result["candidates"] == body["candidates"]
+        refused = await client.get("/v1/bm25/search", params={"query": QUERY, "hits": 10})
+        assert refused.status_code == 422
+        assert refused.json()["error"] == "hits: 10 is more than 5: ask for fewer"
 
 
 async def test_a_passage_by_its_id_which_may_have_slashes(client, collection):
@@ -193,6 +203,27 @@ async def test_other_sites_pages_may_post_and_see_when_to_ask_again(client_of, c
         response = await client.get("/v1/nothing/search?query=x", headers=origin)
         assert response.headers["access-control-expose-headers"] == "Retry-After"
         assert response.headers["access-control-allow-origin"] == "https://example.org"
+
+
+async def test_no_other_sites_page_may_read_answers_unless_told(client):
+    origin = {"Origin": "https://example.org"}
+    preflight = await client.options(
+        "/v1/bm25/search", headers=origin | {"Access-Control-Request-Method": "POST"}
+    )
+    for response in (preflight, await client.get("/v1/bm25/search?query=x", headers=origin)):
+        assert not [name for name in response.headers if name.startswith("access-control-")]
+    assert preflight.status_code == 405
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_queries_are_logged_only_where_that_is_wanted(told, client_of, catalogue_of, capsys):
+    settings = dataclasses.replace(QUICK, log_queries=True) if told else QUICK
+    async with client_of(catalogue_of("bm25", settings=settings)) as client:
+        assert (await client.get("/v1/bm25/search?query=whoever+asked")).status_code == 200
+        body = {"queries": ["whatever it was", "x"]}
+        assert (await client.post("/v1/bm25/search", json=body)).status_code == 200
+    said = "".join(capsys.readouterr())
+    assert ("whoever asked" in said, "whatever it was" in said) == (told, told)
 
 
 async def test_an_error_of_a_searcher_is_500_in_one_line_for_other_sites_pages_too(
@@ -308,6 +339,18 @@ async def test_embeddings_are_the_vectors_that_queries_are_searched_by(client, s
         404,
         "naive: has no dual encoder: name another searcher as the model",
     )
+
+
+async def test_texts_of_which_only_the_beginning_is_encoded_are_said_so(client, searchers):
+    encoder = searchers["exact"].encoder
+    fitting, asked = "a " * 3, ["a " * 3, "a " * 200, " " * 9000, "a"]
+    while len(encoder.vocabulary.encode(fitting + "a ")) < encoder.length:  # with the end, it is full
+        fitting += "a "
+    body = (await client.post("/v1/embeddings", json={"input": [*asked, fitting, fitting + "a "]})).json()
+    assert [one["truncated"] for one in body["data"]] == [False, True, True, False, False, True]
+    read = (await client.post("/v1/embeddings", json={"input": fitting})).json()
+    assert read["usage"]["prompt_tokens"] == encoder.length
+    np.testing.assert_allclose(read["data"][0]["embedding"], body["data"][5]["embedding"], atol=1e-5)
 
 
 async def test_judged_queries_by_pages(client, collection):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from retrieval_jax.core import storage
+from retrieval_jax.core import paths, storage
 from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.serving import catalogue as catalogue_module
 from retrieval_jax.serving.errors import Overloaded
@@ -53,7 +53,7 @@ async def test_an_exported_searcher_with_a_model_is_served(
     assert [one["docid"] for one in body["candidates"]] == [passage for passage, _ in wanted]
 
 
-async def test_whatever_goes_wrong_while_one_is_opened_is_said_and_the_others_are_opened(
+async def test_whatever_goes_wrong_while_the_first_is_opened_is_said_and_no_other_is_opened(
     catalogue_of, served_work, tmp_path, monkeypatch, capsys
 ):
     folders = {
@@ -70,12 +70,36 @@ async def test_whatever_goes_wrong_while_one_is_opened_is_said_and_the_others_ar
     monkeypatch.setattr(Searcher, "open", out_of_memory)
     await catalogue.open_first()
     assert catalogue.failure == "first: MemoryError: no memory left"
-    assert catalogue.missing == ["first"]
+    assert catalogue.missing == ["first", "second"]
     assert "out_of_memory" in capsys.readouterr().err  # the traceback
+    failed = {"first": "first: MemoryError: no memory left", "second": None}
+    assert await catalogue.open_changed() == failed  # a reload goes on with the others
     monkeypatch.undo()
     assert await catalogue.open_changed() == {"first": None}
     assert catalogue.ready
     await catalogue.close()
+
+
+@pytest.mark.parametrize("stale", [False, True])
+async def test_what_cannot_be_opened_is_found_before_the_others_are_opened(
+    stale, catalogue_of, served_work, tmp_path, monkeypatch
+):
+    """A kind that nothing registers, and a model that was trained again."""
+    folder = shutil.copytree(served_work.searcher("naive"), tmp_path / "last")
+    manifest = storage.read_manifest(folder, "index")
+    touched(folder, model=str(paths.join(served_work.searcher("naive"), manifest["model"])))
+    if stale:
+        touched(folder, recipe=manifest["recipe"] | {"checksum": "that of another training"})
+    else:
+        touched(folder, kind="nothing")
+    opened = []
+    monkeypatch.setattr(Searcher, "open", lambda folder, make_partitioner=None: opened.append(folder))
+    catalogue = catalogue_of(folders={"bm25": served_work.searcher("bm25"), "last": folder})
+    await catalogue.open_first()
+    assert opened == []
+    expected = "not the model (of step 7) that" if stale else f"{folder}: no kind of searcher 'nothing'"
+    assert expected in catalogue.failure
+    assert "\n" not in catalogue.failure
 
 
 async def test_at_the_end_no_further_searcher_is_opened(catalogue_of, served_work):

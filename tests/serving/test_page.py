@@ -4,9 +4,11 @@ import re
 import shutil
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from retrieval_jax.data.collection import Collection
+from retrieval_jax.search.searcher import Searcher
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
@@ -107,6 +109,117 @@ def test_a_docid_is_explained_token_by_token(page, searchers):
         ]
         assert counts == [step["passages"] for step in expected["steps"]]
     assert page.locator("[data-searcher=bm25] .docid").count() == 0
+
+
+@pytest.fixture(scope="module")
+def weighing_server(start, weighing) -> tuple[str, dict[str, Searcher]]:
+    """The address of a server of searchers that weigh tokens, which finds few passages; the searchers."""
+    exports = tuple(map(str, weighing.values()))
+    given = ("searchers=('bm25',)", f"exports={exports}", "max_hits=7", "batch_sizes=(1,)")
+    _, address = start(*(f"--gin.serve.{setting}" for setting in given))
+    return address, {name: Searcher.open(folder) for name, folder in weighing.items()}
+
+
+def chips(tokens: "sync_api.Locator") -> list[tuple[str, float]]:
+    """The tokens of a list with their numbers."""
+    texts = [chip.locator("code").inner_text() for chip in tokens.locator("li").all()]
+    return [*zip(texts, map(float, tokens.locator("small").all_inner_texts()), strict=True)]
+
+
+def rounded(tokens: list[dict]) -> list[tuple[str, float]]:
+    return [(token["text"], pytest.approx(token["score"], abs=0.0051)) for token in tokens]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_plan_of_a_planned_searcher_is_shown(browser, weighing_server, scheme):
+    address, searchers = weighing_server
+    (ranked_list,) = searchers["planned"].search(["progress bar"], 7)
+    why = searchers["planned"].explain("progress bar", ranked_list)
+    plan, ranks = why["plan"], {passage: rank for rank, (passage, _) in enumerate(ranked_list, start=1)}
+    assert {docid["plan_rank"] is None for docid in why["docids"]} == {True, False}  # both are shown
+    assert {one["passage"] in ranks for one in plan["first"]} == {True, False}
+    page = browser.new_context(color_scheme=scheme).new_page()
+    page.goto(f"{address}/#q=progress+bar&explain=1&s=planned")
+    column = page.locator("[data-searcher=planned]")
+    column.locator("details summary").filter(has_text=f"The plan: {plan['passages']} passages").wait_for()
+    assert chips(column.get_by_role("list", name="The query's tokens that count")) == rounded(plan["tokens"])
+    rows = column.get_by_role("list", name="The first passages of the plan").get_by_role("listitem").all()
+    for nth, (row, passage) in enumerate(zip(rows, plan["first"], strict=True), start=1):
+        text = row.inner_text()
+        assert text.startswith(f"{nth}. ")
+        assert passage["passage"] in text
+        assert f"{passage['lexical']:.2f}" in text
+        assert ("followed" in text) == (passage["followed"] == passage["tokens"])
+        if passage["followed"] < passage["tokens"]:
+            assert f"left after {passage['followed']} of {passage['tokens']} tokens" in text
+        rank = ranks.get(passage["passage"])
+        assert row.get_by_role("button").count() == (rank is not None)
+        if rank:
+            assert f"found at rank {rank}" in text
+            row.get_by_role("button", name=passage["passage"]).click()
+            assert page.evaluate("document.activeElement.dataset.docid") == passage["passage"]
+    for hit, docid in zip(column.locator(".hit").all(), why["docids"], strict=True):
+        rank, sequential = docid["plan_rank"], sum(step["log_prob"] for step in docid["steps"])
+        text = hit.locator(".parts").inner_text()
+        assert (f"rank {rank} in the plan" if rank else "not in the plan") in text
+        numbers = [float(n) for n in re.findall(r"-?\d+\.\d+", text)]  # the sum's parts, then the product's
+        wanted = [docid["lexical"], 0.5 * sequential, 0.5, sequential]
+        np.testing.assert_allclose(numbers, wanted, atol=0.0051)
+        steps = hit.get_by_role("list", name="The docid, token by token").locator("code")
+        assert steps.all_inner_texts() == [step["text"] for step in docid["steps"]]
+        tokens = hit.get_by_role("list", name="The passage's tokens that count")
+        assert chips(tokens) == rounded(docid["tokens"])
+
+
+def test_the_tokens_that_a_lexical_searcher_weighs_are_shown(browser, weighing_server):
+    address, searchers = weighing_server
+    why = searchers["lexical"].explain("progress bar", searchers["lexical"].search(["progress bar"], 7)[0])
+    page = browser.new_context().new_page()
+    page.goto(f"{address}/#q=progress+bar&explain=1")
+    column = page.locator("[data-searcher=lexical]")
+    column.locator("details summary").wait_for()
+    assert chips(column.get_by_role("list", name="The query's tokens that count")) == rounded(why["tokens"])
+    for hit, docid in zip(column.locator(".hit").all(), why["docids"], strict=True):
+        tokens = hit.get_by_role("list", name="The passage's tokens that count")
+        assert chips(tokens) == rounded(docid["tokens"])
+        assert hit.locator(".parts").count() == 0
+    assert page.locator("[data-searcher=bm25] details").count() == 0
+
+
+@pytest.mark.parametrize(
+    "why", [{"why": "so"}, {"docids": 7, "certain": 3}, {"docids": [None], "tokens": 2, "plan": "none"}]
+)
+def test_an_explanation_of_another_form_is_not_drawn(why, page, searchers):
+    def answer(route):
+        response = route.fetch()
+        route.fulfill(response=response, json=response.json() | {"explanation": why})
+
+    page.route("**/v1/bm25/search?*", answer)
+    page.get_by_role("checkbox", name="Explain").check()
+    search(page, "progress bar")
+    assert found(page, "bm25") == [p for p, _ in searchers["bm25"].search(["progress bar"], 10)[0]]
+    assert page.locator("[data-searcher=bm25]").locator(".docid, .plan").count() == 0
+
+
+def test_no_more_passages_are_offered_than_the_server_finds(browser, weighing_server):
+    address, _ = weighing_server
+    for link, chosen in (("#q=table", "7"), ("#q=table&hits=50", "7"), ("#q=table&hits=5", "5")):
+        page = browser.new_context().new_page()
+        page.goto(f"{address}/{link}")
+        page.get_by_role("status").filter(has_text="found by").wait_for()
+        offered = page.get_by_label("Passages")
+        assert offered.locator("option").all_inner_texts() == ["5", "7"]
+        assert offered.input_value() == chosen
+        assert len(found(page, "lexical")) == int(chosen)
+
+
+def test_a_link_to_searchers_that_are_not_served_shows_those_that_are(browser, server):
+    for names, shown in (("gone", NAMES), ("gone,away", NAMES), ("gone,naive", ("naive",)), ("", ())):
+        page = browser.new_context().new_page()
+        page.goto(f"{server[1]}/#q=progress+bar&s={names}")
+        page.get_by_role("status").filter(has_text="found by").wait_for()
+        columns = [column.get_attribute("data-searcher") for column in page.locator(".column").all()]
+        assert columns == [*shown]
 
 
 def test_a_link_restores_the_view(page, browser):

@@ -54,6 +54,17 @@ def test_whatever_the_documented_routes_are_sent_is_answered_as_documented(start
     assert process.wait(60) == 0
 
 
+def test_it_ends_at_once_where_a_searcher_cannot_be_opened(start, served_work, tmp_path: Path):
+    folder = shutil.copytree(served_work.searcher("bm25"), tmp_path / "last")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"kind": "nothing"}))
+    with pytest.raises(AssertionError) as ended:
+        start("--gin.serve.searchers=('bm25', 'naive')", f"--gin.serve.exports=({str(folder)!r},)")
+    listening, error = str(ended.value).removeprefix("it ended with 2: ").splitlines()
+    assert listening.startswith("listening: ")
+    assert f"{folder}: no kind of searcher 'nothing': choose one of " in error
+
+
 class Load:
     """Clients that ask one after the other, on connections that stay open, until one is told to close.
 
@@ -123,5 +134,8 @@ async def test_under_load_a_changed_index_and_the_end_lose_no_request(
     await asyncio.wait_for(asyncio.gather(*load.clients), 60)
     assert await asyncio.to_thread(process.wait, 60) == 0
     assert (load.lost, load.refused) == (0, 0)
+    said = process.stderr.read()
+    assert "1 of 1 searchers have changed" in said
+    assert "progress" not in said  # no query is logged
     with pytest.raises(ConnectionError):
         await asyncio.open_connection(load.host, load.port)
