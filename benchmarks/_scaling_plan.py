@@ -66,7 +66,7 @@ METHODS = {
         mixtures=(MAIN,),
         seconds=0.3,
     ),
-    "rq + planning": Method(  # in the proportions of the run file
+    "rq + planning": Method(  # as the run file has them for 2,067 passages
         "planned",
         files=("runs/pag.gin",),
         docids="rq_8x256",

@@ -1,4 +1,4 @@
-"""All that only an accelerator can tell, in at most nine minutes on one host with GPUs or TPUs.
+"""What only an accelerator can tell, in at most nine minutes on one host with GPUs or TPUs.
 
     python benchmarks/accelerator.py [--only PART …] [--minutes 9] [--tiny]
 

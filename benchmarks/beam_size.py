@@ -1,7 +1,7 @@
 """How many beams does a model need, and what does the beam lose? MRR@10 and milliseconds a query, by beams.
 
     python benchmarks/beam_size.py --collection ../shared/data/squad_dev --work /tmp/beam_size/squad_dev
-    python benchmarks/beam_size.py --work /tmp/beam_size/squad_dev --models rq_8x256 rq_8x256_ranked
+    python benchmarks/beam_size.py --work /tmp/beam_size/squad_dev --models rq_8x256 ripor_1
 
 Models that are in --work already are named by --models. Without it, models are trained: a dual encoder for
 the embeddings that semantic and residual-quantised docids are clustered from, then a tiny T5 from random

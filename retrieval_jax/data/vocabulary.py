@@ -3,6 +3,7 @@
 Nothing here imports TensorFlow: searchers tokenise with this, and seqio reads the same file for training.
 """
 
+import collections
 import copy
 import functools
 import io
@@ -186,7 +187,7 @@ def split_long(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def learn(texts: Iterable[str], size: int, path: Path, required: str = "") -> None:
+def learn(texts: Iterable[str], size: int, path: Path, required: Iterable[str] = ()) -> None:
     """Learns a unigram vocabulary and writes it.
 
     It reads texts much as BERT's uncased vocabulary does (Devlin et al. 2019): case is folded, and
@@ -198,15 +199,19 @@ def learn(texts: Iterable[str], size: int, path: Path, required: str = "") -> No
       texts: the texts, of which the first MAX_TEXTS are used.
       size: the most pieces.
       path: the file to write, on a local disk.
-      required: characters that have pieces however rare they are; of others the rarest, one in 10,000, have
-        none.
+      required: texts whose characters have pieces however rare they are, unless they are so many that they
+        would be more than half of the pieces: then the most frequent ones. Of all other characters the
+        rarest, one in 10,000, have none.
 
     Raises:
       UserError: no vocabulary of this size can be learned.
     """
     model, rules = io.BytesIO(), path.with_suffix(".rules")
     rules.write_text(_normalization_rules())
-    normalized = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION).normalize(required)
+    normalizer, counts = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION), collections.Counter()
+    for text in required:
+        counts.update(normalizer.normalize(text))
+    characters = [c for c, _ in sorted(counts.items(), key=lambda x: (-x[1], x[0])) if c not in " ▁"]
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.islice(
@@ -217,7 +222,7 @@ def learn(texts: Iterable[str], size: int, path: Path, required: str = "") -> No
             model_type="unigram",
             normalization_rule_tsv=str(rules),
             character_coverage=0.9999,
-            required_chars="".join(sorted({*normalized} - {" ", "▁"})),
+            required_chars="".join(sorted(characters[: size // 2])),
             max_sentence_length=MAX_TEXT_BYTES,
             hard_vocab_limit=False,  # a small collection has fewer pieces
             num_threads=2,  # fixed: the sums, and so the pieces, depend on it

@@ -226,7 +226,9 @@ def _write_vocabulary(
     texts = (p.full_text for part in passages.shards() for p in part())
     learned_on = itertools.chain(train, ids, texts)
     # Naive docids are the ids: one whose rare character had no piece could not be told from others.
-    vocabulary.learn(learned_on, settings.vocab_size, path, required="".join({*"".join(ids)}))
+    some = (passages.ids[first : first + _BATCH] for first in range(0, len(passages.ids), _BATCH))
+    required = (" ".join(batch.to_pylist()) for batch in some)
+    vocabulary.learn(learned_on, settings.vocab_size, path, required)
 
 
 def _query_digests(queries: Mapping[str, list[Query]]) -> list[str]:

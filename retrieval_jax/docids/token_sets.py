@@ -177,7 +177,7 @@ class TokenSets:
 
 
 def finished(work: Workspace) -> list[str]:
-    """Returns the names of the work folder's sets."""
+    """Returns the names of the finished sets in a work folder, in their order."""
     return sorted(path.parent.name for path in (work.folder / "sets").glob("*/manifest.json"))
 
 

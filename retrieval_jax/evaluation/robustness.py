@@ -25,14 +25,14 @@ class MethodRun:
       certain: the share of the queries whose first passage is proven to be that of an exhaustive search; None
         where nothing is known of it.
       certain_queries: the ids of these queries; None where they are not known one by one.
-      plan: the passages that a planned search considers, if they are known; see `plan_of`.
+      plans: the passages that a planned search considers, as far as they are known; see `plans_of`.
     """
 
     run: Run
     values_Q: np.ndarray
     certain: float | None = None
     certain_queries: Set[str] | None = None
-    plan: Run | None = None
+    plans: Mapping[str, Run] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def effects(
             one.certain,
             other.certain,
             _still_certain(one, other),
-            None if None in (one.plan, other.plan) else overlap(one.plan, other.plan, queries, None),
+            _plan_overlap(one, other, queries),
         )
     return found
 
@@ -111,7 +111,13 @@ def _still_certain(one: MethodRun, other: MethodRun) -> float | None:
     return len(one.certain_queries & other.certain_queries) / len(one.certain_queries)
 
 
-def plan_of(facts: dict | None, runs: Mapping[str, tuple[Run, dict | None]]) -> Run | None:
+def _plan_overlap(one: MethodRun, other: MethodRun, queries: Sequence[str]) -> float | None:
+    """Returns the overlap of two runs' plans, as far as one searcher tells both; None if none does."""
+    name = next((name for name in one.plans if name in other.plans), None)
+    return None if name is None else overlap(one.plans[name], other.plans[name], queries, None)
+
+
+def plans_of(facts: dict | None, runs: Mapping[str, tuple[Run, dict | None]]) -> dict[str, Run]:
     """Finds the plans of a planned search: the passages of largest lexical score, among which it finds.
 
     A lexical searcher of the same model and the same sets of tokens (`pag` calls it NAME_lexical) ranks all
@@ -122,18 +128,18 @@ def plan_of(facts: dict | None, runs: Mapping[str, tuple[Run, dict | None]]) -> 
       runs: runs of the same queries by name, with their facts.
 
     Returns:
-      The lists of such a run, no longer than the plans; None if the search does not plan, or there is none.
+      Name of such a run -> its lists, no longer than the plans; none if the search does not plan.
     """
     own = facts["recipe"]["searcher"] if facts else {}
     if own.get("kind") != "planned":
-        return None
+        return {}
     same = ("model", "step", "checksum", "sets_fingerprint")
-    for run, of_run in runs.values():
+    size, found = own["planned_by"]["plan_size"], {}
+    for name, (run, of_run) in runs.items():
         other = of_run["recipe"]["searcher"] if of_run else {}
         if other.get("kind") == "lexical" and all(other.get(key) == own.get(key) for key in same):
-            size = own["planned_by"]["plan_size"]
-            return {query: ranked[:size] for query, ranked in run.items()}
-    return None
+            found[name] = {query: ranked[:size] for query, ranked in run.items()}
+    return found
 
 
 def overlap(one: Run, other: Run, queries: Sequence[str], depth: int | None = DEPTH) -> float:

@@ -113,8 +113,8 @@ def evaluate(
         of_queries = evaluate_run(qrels, kept, min_relevant_grade, {measure: metrics[measure]})
         certain = facts["summary"].get("certain") if facts else None
         certain_queries = frozenset(facts["certain"]) if facts and "certain" in facts else None
-        plan = robustness.plan_of(facts, of_split)
-        return MethodRun(kept, of_queries.per_query[measure], certain, certain_queries, plan)
+        plans = robustness.plans_of(facts, of_split)
+        return MethodRun(kept, of_queries.per_query[measure], certain, certain_queries, plans)
 
     comparable = {name: run for name, run in known.items() if measure and measure not in without[name]}
     varied = _varied(work, collection, split, comparable, {measure: metrics[measure]} if measure else {})

@@ -150,7 +150,7 @@ class PagConfig(RiporConfig):
 
     @contextlib.contextmanager
     def lexical_recipe(self, stage: str) -> Iterator[None]:
-        """A context in which gin has the settings of a lexical encoder's training, but for its folder."""
+        """A context in which gin has the settings of the training of a lexical encoder (LEXICAL or QUERY)."""
         settings = [f"SETS = {self.name!r}"] if stage == QUERY else []
         if stage == QUERY and self.trains(LEXICAL):
             settings.append(f"INITIAL_CHECKPOINT = {str(self.work.model(self.lexical[0]))!r}")

@@ -34,7 +34,7 @@ from retrieval_jax.training.shapes import batch_shapes
 from retrieval_jax.training.slices import Plan, smallest_slice, summary
 from retrieval_jax.training.slow_shapes import slow_search, slow_training
 from retrieval_jax.training.worker_process import WorkerDied, WorkerProcess
-from retrieval_jax.verbs.index import IndexConfig, make_index
+from retrieval_jax.verbs.index import IndexConfig
 from retrieval_jax.verbs.sets import make_sets
 from retrieval_jax.verbs.table import configure_verbs
 from retrieval_jax.verbs.train import TrainConfig, sized_config
@@ -193,7 +193,7 @@ def _configured(
     sets = _set_shape(config.data.sets, work, collection)
     shapes = batch_shapes(target_type, config.data, config.batch_size, docid_length, sets)
     if search:
-        sets = _set_shape(_sets_to_search(work), work, collection) if model.config.lexical_head else None
+        sets = _set_shape(_sets_to_search(model, work, collection), work, collection)
         program, inputs, slow = _plan_search(model, config, docids, sets, passages, k)
     else:
         inputs, microbatches = shapes, config.settings.microbatches
@@ -233,13 +233,17 @@ def _check(config: TrainConfig, search: bool, passages: int | None, vocab_size: 
             raise UserError(f"preflight.{name}: {value} is too few: set at least 1")
 
 
-def _sets_to_search(work: Workspace) -> str | None:
+def _sets_to_search(model, work: Workspace, collection: Collection | None) -> str | None:
     """Gives the name of the sets that `index` would take; None for a search without a plan."""
-    named = IndexConfig().sets
-    if named or gin.get_bindings(make_index).get("kind") != "planned":
-        return named
-    some = token_sets.finished(work)
-    return token_sets.chosen(work, None).name if some else "to be made"
+    index = IndexConfig()
+    if index.kind == "planned" and not model.config.lexical_head:
+        raise UserError(
+            "make_index.kind: 'planned', and the model has no lexical head: T5Config.lexical_head"
+        )
+    if not model.config.lexical_head or index.sets or index.kind != "planned":
+        return index.sets if model.config.lexical_head else None
+    there = collection and token_sets.finished(work)
+    return token_sets.chosen(work, None).name if there else "none-yet"
 
 
 def _set_shape(name: str | None, work: Workspace, collection: Collection | None) -> SetShape | None:

@@ -179,12 +179,16 @@ class RiporConfig:
             return train(model_dir=str(self.work.model(self.round(number))), docids=self.docids)
 
     def before(self, number: int) -> str:
-        """Gives the name of the model that a round's model begins with."""
+        """Gives the name of the model that the model of a round (by its number) begins with."""
         before = self.round(number - 1)
         return before if before in self.generative else self.dense
 
     def note_beginning(self, name: str, before: str) -> None:
-        """Notes the weights that a model begins with.
+        """Notes the weights that a model begins with, in its folder.
+
+        Args:
+          name: of the model.
+          before: the name of the model with whose weights it begins.
 
         Raises:
           UserError: it is trained, and began with others.
@@ -200,7 +204,6 @@ class RiporConfig:
                     f"or give all a new {self.verb}.name"
                 )
             if there != now and not (there is None and model_folder.is_begun(folder)):
-                folder.mkdir(parents=True, exist_ok=True)
                 storage.write_json(folder / BEGAN_WITH, now)
 
         multihost.on_process_0(note)
@@ -251,14 +254,15 @@ class RiporConfig:
         """Raises UserError if there is nothing to train, no docids to begin with, or no such teacher."""
         if self.docids is None:
             raise UserError("DOCIDS: None, and a generative retriever needs docids: --DOCIDS=rq_8x256")
-        if type(docid_kind(self.docids)).centroids is DocidKind.centroids:
+        begins = gin.get_bindings("InitialCheckpoint").get("docid_centroids", True)
+        if begins and type(docid_kind(self.docids)).centroids is DocidKind.centroids:
             raise UserError(
                 f"DOCIDS: {self.docids} docids have no centroids, as which their embeddings begin: "
                 "--DOCIDS=rq_8x256"
             )
         if not self.generative:
             raise UserError("ripor.rounds: 0, and no cross-entropy before it: train at least one of them")
-        if self.teacher is not None:
+        if self.teacher not in (None, self.dense):  # which is made here
             kind = storage.read_manifest(self.work.searcher(self.teacher), "index")["kind"]
             check_scores(searcher_class(kind), self.teacher, f"{self.verb}.teacher")
 
@@ -277,7 +281,17 @@ class RiporConfig:
 
 
 def read_beginning(folder: Path) -> dict[str, str] | None:
-    """Reads which models, by their fingerprints, a model began with; None where that was not noted."""
+    """Reads what a model began with.
+
+    Args:
+      folder: the model's.
+
+    Returns:
+      The fingerprints of the models, by their names; None where they were not noted.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     path = folder / BEGAN_WITH
     return storage.read_json(path, "delete the folder") if path.exists() else None
 

@@ -57,6 +57,13 @@ def test_every_run_file_says_what_to_expect(file: str):
         assert int(steps[1]) == (given or steps_for(PYTHON_DOCS, config.steps_factor))
 
 
+@pytest.mark.parametrize(("scope", "steps"), [("dense", 400), ("rank", 100)])
+def test_steps_of_ripor_on_squads_2067_passages_are_those_that_its_file_tells(scope: str, steps: int):
+    configure_verbs(["runs/ripor.gin", *DEFAULT_FILES["train"]], [])
+    with gin.config_scope(scope):
+        assert steps_for(2067, TrainConfig().steps_factor) == steps
+
+
 def test_the_rows_are_the_readmes_table():
     table = re.search(r"```\n(\s+MRR .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1].splitlines()
     end = table[1].index("@10") + len("@10")  # values end where the heading of MRR does

@@ -58,7 +58,11 @@ def test_words_are_the_same_pieces_beside_punctuation(tmp_path):
 
 def test_required_characters_have_pieces_however_rare_they_are(tmp_path):
     texts = ["common words of a longer text"] * 2000 + ["\u00c5~"]
-    for required, rare in (("", [2, 2]), ("\u00c5 ~", [])):
+    for required, rare in (
+        ((), [2, 2]),
+        (("~\u00c5", "A\u030a"), []),
+        ([*map(chr, range(0x4E00, 0x4E80)), "~~"], [2]),
+    ):
         path = tmp_path / f"{len(required)}.model"
         learn(texts, 60, path, required)
         encoded = Vocabulary(path).encode("\u00c5 ~")

@@ -78,18 +78,21 @@ def test_a_plan_is_the_run_of_the_lexical_half():
 
     planned = run("planned", "a", planned_by={"plan_size": 3})
     others = {"of_another_model": run("lexical", "x", checksum="d"), "tool": ({"q": ranked("y")}, None)}
-    assert robustness.plan_of(planned[1], others) is None
+    assert robustness.plans_of(planned[1], others) == {}
     runs = others | {"half": run("lexical", "a", "b", "c", "d"), "planned": planned}
-    plan = robustness.plan_of(planned[1], runs)
-    assert plan == {"q": ranked("a", "b", "c")}
-    assert [robustness.plan_of(facts, runs) for _, facts in (*runs.values(),)[:3]] == [None] * 3
-    clean = {"planned": MethodRun(planned[0], np.ones(1), plan=plan)}
-    typo = {"planned": MethodRun(planned[0], np.ones(1), plan={"q": ranked("c", "d", "e")})}
-    effects = robustness.effects(
-        ["q"], clean, {"typo": typo, "unknown": {"planned": MethodRun({}, np.ones(1))}}
-    )
+    plans = robustness.plans_of(planned[1], runs)
+    assert plans == {"half": {"q": ranked("a", "b", "c")}}
+    assert [robustness.plans_of(facts, runs) for _, facts in (*runs.values(),)[:3]] == [{}] * 3
+    clean = {"planned": MethodRun(planned[0], np.ones(1), plans=plans)}
+    some = {"q": ranked("c", "d", "e")}
+    varied = {
+        kind: {"planned": MethodRun(planned[0], np.ones(1), plans=plans)}
+        for kind, plans in {"typo": {"half": some}, "unknown": {}, "of_another": {"other": some}}.items()
+    }
+    effects = robustness.effects(["q"], clean, varied)
     assert effects["planned"]["typo"].plan_overlap == pytest.approx(1 / 3)
     assert effects["planned"]["unknown"].plan_overlap is None
+    assert effects["planned"]["of_another"].plan_overlap is None
 
 
 def test_nothing_found_is_no_relative_loss():

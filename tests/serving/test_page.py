@@ -187,7 +187,13 @@ def test_the_tokens_that_a_lexical_searcher_weighs_are_shown(browser, weighing_s
 
 
 @pytest.mark.parametrize(
-    "why", [{"why": "so"}, {"docids": 7, "certain": 3}, {"docids": [None], "tokens": 2, "plan": "none"}]
+    "why",
+    [
+        {"why": "so"},
+        {"docids": 7, "certain": 3},
+        {"docids": [None], "tokens": 2, "plan": "none"},
+        {"docids": [{"steps": [3]}], "tokens": ["a", "b"]},
+    ],
 )
 def test_an_explanation_of_another_form_is_not_drawn(why, page, searchers):
     def answer(route):

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import gin
 import jax
 import numpy as np
 import pytest
@@ -81,6 +82,12 @@ def test_nothing_to_train_is_refused(source: Path, tmp_path: Path, cli):
     status, _, err = cli(*given(source, tmp_path, rounds=0))
     assert status == 2
     assert err.splitlines()[-1].startswith("retrieval-jax: ripor.rounds: 0")
+
+
+def test_its_own_dense_encoder_may_be_the_teacher_and_docids_may_begin_at_random():
+    RiporConfig(source="x", steps=STEPS, teacher="ripor_dense").check()
+    gin.parse_config("InitialCheckpoint.docid_centroids = False")
+    RiporConfig(source="x", steps=STEPS, docids="semantic").check()
 
 
 @pytest.mark.parametrize(
