@@ -147,11 +147,11 @@ def test_a_planned_search_has_all_docids_of_passages_with_several(
         assert planning.docids.extra_passage_M.shape == (capacity(extra),)
         assert planning.docids.local_id_NxL.shape == (capacity(passages + extra), 3)
     configuration.configure(files, [*bindings, "T5Config.lexical_head = True"])
-    assert "planning" not in configured(True, None, None).program(make_mesh(1)).memory
-    # As `index` takes them: of this kind, sets need no name.
+    assert "planning" not in configured(True, passages, 1024).program(make_mesh(1)).memory
+    # Of this kind, sets need no name; where no collection is read, they are of the shape of those to make.
     kind = "make_index.kind = 'planned'"
     configuration.configure(files, [*bindings, "T5Config.lexical_head = True", kind])
-    assert "planning" in configured(True, None, None).program(make_mesh(1)).memory
+    assert "planning" in configured(True, passages, 1024).program(make_mesh(1)).memory
 
 
 ON_CPUS = """
