@@ -4,12 +4,12 @@
     python benchmarks/serving.py WORK_DIR --abuse 60
 
 WORK_DIR is a finished work folder, such as that of `retrieval-jax demo`; searchers that it lacks are left
-out, with a line. Of each searcher, one process
-searches for the collection's queries in batches of 32 and one by one, 10 passages each (`Searcher.search`),
-and another one serves the same searcher; its clients run in a third process. The two take turns in one run.
-No answer comes from the server's cache, and with `max_queue_seconds=60` no query is refused, which some of
-128 clients of a slow searcher else are. "1 (lists)" is a client that sends 32 queries at a time. CPU is what
-an answer took in the server's process and in the clients', which share the machine's cores.
+out, with a line. Of each searcher, one process searches for the collection's queries in batches of 32 and one
+by one, 10 passages each (`Searcher.search`), and another one serves the same searcher; its clients run in a
+third process. The two take turns in one run. No answer comes from the server's cache, and with
+`max_queue_seconds=60` few queries are refused, which some of 128 clients of a slow searcher else are; where
+any are, a line says so in place of a row. "1 (lists)" is a client that sends 32 queries at a time. CPU is
+what an answer took in the server's process and in the clients', which share the machine's cores.
 With sentence-transformers installed, the dual encoder's vectors are asked for, too, beside the same weights
 behind the plainest FastAPI route, unless they are a decoder's state, which that library has no name for.
 --quick takes the first two searchers, and less than a minute.
@@ -61,7 +61,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.direct:
         return direct(options.work, *options.direct)
-    names = [name for name in options.searchers if (searcher(options.work, name) / "manifest.json").is_file()]
+    names = [
+        name for name in options.searchers if (folder_of(options.work, name) / "manifest.json").is_file()
+    ]
     if left_out := [name for name in options.searchers if name not in names]:
         print(f"not in {options.work}: {', '.join(left_out)}", file=sys.stderr)
     names, clients = (names[:2], (1, 32)) if options.quick else (names, CLIENTS)
@@ -121,13 +123,13 @@ def main() -> None:
     return None
 
 
-def searcher(work: Path, name: str) -> Path:
+def folder_of(work: Path, name: str) -> Path:
     return work / "searchers" / name
 
 
 def model_of(work: Path, name: str) -> Path:
     """The folder of a searcher's model."""
-    folder = searcher(work, name)
+    folder = folder_of(work, name)
     return folder / json.loads((folder / "manifest.json").read_text())["model"]
 
 

@@ -208,10 +208,6 @@ def learn(texts: Iterable[str], size: int, path: Path, required: Iterable[str] =
     """
     model, rules = io.BytesIO(), path.with_suffix(".rules")
     rules.write_text(_normalization_rules())
-    normalizer, counts = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION), collections.Counter()
-    for text in required:
-        counts.update(normalizer.normalize(text))
-    characters = [c for c, _ in sorted(counts.items(), key=lambda x: (-x[1], x[0])) if c not in " ▁"]
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.islice(
@@ -222,7 +218,7 @@ def learn(texts: Iterable[str], size: int, path: Path, required: Iterable[str] =
             model_type="unigram",
             normalization_rule_tsv=str(rules),
             character_coverage=0.9999,
-            required_chars="".join(sorted(characters[: size // 2])),
+            required_chars=_most_frequent_characters(required, size // 2),
             max_sentence_length=MAX_TEXT_BYTES,
             hard_vocab_limit=False,  # a small collection has fewer pieces
             num_threads=2,  # fixed: the sums, and so the pieces, depend on it
@@ -241,6 +237,16 @@ def learn(texts: Iterable[str], size: int, path: Path, required: Iterable[str] =
     finally:
         rules.unlink(missing_ok=True)
     path.write_bytes(model.getvalue())
+
+
+def _most_frequent_characters(texts: Iterable[str], most: int) -> str:
+    """Returns at most so many characters of texts, as a vocabulary reads these, in the order of Unicode."""
+    normalizer, counts = sentencepiece.SentencePieceNormalizer(rule_name=NORMALIZATION), collections.Counter()
+    for text in texts:
+        counts.update(normalizer.normalize(text))
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    characters = [character for character, _ in by_count if character not in " ▁"]
+    return "".join(sorted(characters[:most]))
 
 
 @functools.cache

@@ -224,6 +224,11 @@ def kind_names() -> list[str]:
 KIND = Names("a kind of docids", kind_names)
 
 
+def has_centroids(kind: DocidKind) -> bool:
+    """Returns whether the tokens of a kind of docids stand for vectors (`DocidKind.centroids`)."""
+    return type(kind).centroids is not DocidKind.centroids
+
+
 def docid_kind(name: str | None) -> DocidKind:
     """Finds a docid kind.
 

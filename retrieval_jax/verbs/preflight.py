@@ -236,14 +236,18 @@ def _check(config: TrainConfig, search: bool, passages: int | None, vocab_size: 
 def _sets_to_search(model, work: Workspace, collection: Collection | None) -> str | None:
     """Gives the name of the sets that `index` would take; None for a search without a plan."""
     index = IndexConfig()
-    if index.kind == "planned" and not model.config.lexical_head:
-        raise UserError(
-            "make_index.kind: 'planned', and the model has no lexical head: T5Config.lexical_head"
-        )
-    if not model.config.lexical_head or index.sets or index.kind != "planned":
-        return index.sets if model.config.lexical_head else None
-    there = collection and token_sets.finished(work)
-    return token_sets.chosen(work, None).name if there else "none-yet"
+    plans = index.kind == "planned"
+    if not model.config.lexical_head:
+        if plans:
+            raise UserError(
+                "make_index.kind: 'planned', and the model has no lexical head: T5Config.lexical_head"
+            )
+        return None
+    if index.sets or not plans:
+        return index.sets
+    if collection and token_sets.finished(work):
+        return token_sets.chosen(work, None).name
+    return "none-yet"  # of the shape of those that `sets` would make
 
 
 def _set_shape(name: str | None, work: Workspace, collection: Collection | None) -> SetShape | None:

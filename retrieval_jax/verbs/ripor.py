@@ -19,8 +19,7 @@ from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, NonNegative, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.docids.kinds import DocidKind, docid_kind
-from retrieval_jax.mesh import multihost
+from retrieval_jax.docids.kinds import docid_kind, has_centroids
 from retrieval_jax.search.searcher import check_scores, searcher_class
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
@@ -194,19 +193,14 @@ class RiporConfig:
           UserError: it is trained, and began with others.
         """
         folder = self.work.model(name)
-
-        def note() -> None:
-            now = {before: fingerprint(open_pretrained(self.work.model(before)))}
-            there = read_beginning(folder)
-            if there not in (None, now) and model_folder.is_begun(folder):
-                raise UserError(
-                    f"{folder}: began with other weights of {before} than there are now: delete this folder, "
-                    f"or give all a new {self.verb}.name"
-                )
-            if there != now and not (there is None and model_folder.is_begun(folder)):
-                storage.write_json(folder / BEGAN_WITH, now)
-
-        multihost.on_process_0(note)
+        now = {before: fingerprint(open_pretrained(self.work.model(before)))}
+        if not model_folder.is_begun(folder):
+            storage.write_json(folder / BEGAN_WITH, now)
+        elif read_beginning(folder) not in (None, now):
+            raise UserError(
+                f"{folder}: began with other weights of {before} than there are now: delete this folder, "
+                f"or give all a new {self.verb}.name"
+            )
 
     def settings(self, stage: str, number: int) -> list[str]:
         """Gives the gin bindings of a generative model's training: what it begins with and what it reads."""
@@ -255,7 +249,7 @@ class RiporConfig:
         if self.docids is None:
             raise UserError("DOCIDS: None, and a generative retriever needs docids: --DOCIDS=rq_8x256")
         begins = gin.get_bindings("InitialCheckpoint").get("docid_centroids", True)
-        if begins and type(docid_kind(self.docids)).centroids is DocidKind.centroids:
+        if begins and not has_centroids(docid_kind(self.docids)):
             raise UserError(
                 f"DOCIDS: {self.docids} docids have no centroids, as which their embeddings begin: "
                 "--DOCIDS=rq_8x256"

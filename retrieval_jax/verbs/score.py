@@ -243,9 +243,7 @@ def _from_file(work: Workspace, collection: Collection, file: str, name: str | N
         if found.has_scores:
             splits = [split for split in SPLITS if collection.query_counts.get(split)]
             of_splits = {split: _of_split(collection, split, found.scores) for split in splits}
-
-            def write(tmp: Path) -> dict:
-                return _write(tmp, collection, of_splits)
+            write = functools.partial(_write, collection=collection, of_splits=of_splits)
         else:
             write = functools.partial(_write_negatives, collection=collection, found=found.scores)
         # Who gave them is no part of the recipe: the same file under another name changes nothing.

@@ -74,11 +74,11 @@ def _run(
     recipe = {"searcher": manifest["recipe"], "collection": collection.fingerprint, "split": split, "k": k}
     if variation := variations.fingerprint(work, split):
         recipe["variation"] = variation
-    facts = runs.read_facts(path) if path.exists() else None
+    facts = runs.read_facts(path) if path.exists() else {}
     # Runs of earlier versions lack the latency, and which queries are certain.
-    known = facts.get("summary", {}) if facts else {}
-    whole = (variation or "single_query_ms" in known) and ("certain" in known) == ("certain" in (facts or {}))
-    made = facts and whole and facts["recipe"] == recipe
+    known = facts.get("summary", {})
+    whole = (variation or "single_query_ms" in known) and ("certain" in known) == ("certain" in facts)
+    made = whole and facts.get("recipe") == recipe
     if multihost.broadcast_from_process_0(bool(made)):
         return {"run": str(path), **runs.read_facts(path)["summary"]}
 
