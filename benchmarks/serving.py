@@ -69,7 +69,7 @@ def main() -> None:
     names, clients = (names[:2], (1, 32)) if options.quick else (names, CLIENTS)
     seconds = 1 if options.quick else options.seconds
     queries = judged_queries(options.work)
-    console = Console(stderr=True)
+    console = Console(stderr=True, width=120)
     if options.abuse:
         name = names[-1]
         with serving(options.work, [*{"bm25", name}]) as (process, address):

@@ -50,13 +50,15 @@ class FusedSearcher(Searcher):
     Args:
       parts: the searchers.
       fusion: how their results become one list.
+      names: what explanations call the parts; None: "part 1", ….
     """
 
     kind: ClassVar[str] = "fused"
     family: ClassVar[str] = "fused"
 
-    def __init__(self, parts: Sequence[Searcher], fusion: Fusion):
+    def __init__(self, parts: Sequence[Searcher], fusion: Fusion, names: Sequence[str] | None = None):
         self.parts, self.fusion = parts, fusion
+        self.names = names or [f"part {number}" for number in range(1, len(parts) + 1)]
         self.finders = parts[:1] if fusion.method == RERANK else parts
 
     def truncates(self, query: str) -> bool:
@@ -92,8 +94,7 @@ class FusedSearcher(Searcher):
             return [[] for _ in queries]
         depth, reranks = self.fusion.depth, self.fusion.method == RERANK
         found = [part.search(queries, max(k, depth) if reranks else depth) for part in self.finders]
-        cut = [[ranked_list[:depth] for ranked_list in lists] for lists in found]
-        ranked = map(self.fusion.rank, collect(self.parts, queries, cut))
+        ranked = map(self.fusion.rank, self._gather(queries, found))
         if not reranks:
             return [ranked_list[:k] for ranked_list in ranked]
         rest = [
@@ -101,6 +102,41 @@ class FusedSearcher(Searcher):
             for below in (ranked_list[depth:] for ranked_list in found[0])
         ]
         return [(best + below)[:k] for best, below in zip(ranked, rest, strict=True)]
+
+    def _gather(self, queries: Sequence[str], found: Sequence[Sequence[RankedList]]) -> list[Candidates]:
+        """Gathers each query's candidates of what the finders found, down to the depth that counts."""
+        cut = [[ranked_list[: self.fusion.depth] for ranked_list in lists] for lists in found]
+        return collect(self.parts, queries, cut)
+
+    def explain(self, query: str, ranked_list: RankedList) -> dict:
+        """See `Searcher.explain`: what each part adds to a passage's score.
+
+        Returns:
+          "certain": None; "fusion": the method; "docids": for each passage {"passage": its id, "parts": one
+          {"part": its name, "rank": in what the part found, from 1, "score": the part's own, "adds": to the
+          fused score} for each part}. Rank and score are None where the part did not find the passage, the
+          rank also of a part that only scores what another one found. "parts" is empty for a passage of a
+          re-ranked list's rest.
+        """
+        found = [part.search([query], self.fusion.depth) for part in self.finders]
+        (candidates,) = self._gather([query], found)
+        ranks_CxP = candidates.ranks_CxP.copy()
+        ranks_CxP[:, len(self.finders) :] = np.nan
+        rows = [ranks_CxP.tolist(), candidates.scores_CxP.tolist(), self.fusion.weigh(candidates).tolist()]
+        parts = {
+            passage_id: [
+                {
+                    "part": name,
+                    "rank": int(rank) if math.isfinite(rank) else None,
+                    "score": score if math.isfinite(score) else None,
+                    "adds": adds,
+                }
+                for name, rank, score, adds in zip(self.names, *of_passage, strict=True)
+            ]
+            for passage_id, *of_passage in zip(candidates.ids, *rows, strict=True)
+        }
+        docids = [{"passage": passage, "parts": parts.get(passage, [])} for passage, _ in ranked_list]
+        return {"certain": None, "fusion": self.fusion.method, "docids": docids}
 
     def score(self, queries: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[list[float]]:
         """See `Searcher.score`: the weighted sum of all parts' scores, on the scale of what `search` finds.
@@ -182,7 +218,9 @@ class FusedSearcher(Searcher):
 
         needed = searched(manifest)
         parts = [asked_as(part["name"], opened(paths.join(folder, part["folder"]))) for part, _ in needed]
-        return cls(parts, dataclasses.replace(fused_by, weights=tuple(weight for _, weight in needed)))
+        weights = tuple(weight for _, weight in needed)
+        names = [part["name"] for part, _ in needed]
+        return cls(parts, dataclasses.replace(fused_by, weights=weights), names)
 
 
 def searched(manifest: dict) -> list[tuple[dict, float]]:

@@ -147,14 +147,17 @@ class Fusion:
     weights: tuple[float, ...]
     depth: int
 
+    def weigh(self, candidates: Candidates) -> np.ndarray:
+        """Computes what each part adds to a candidate's score, its weight times the normalised score: C×P."""
+        return NORMALISATIONS[self.method](candidates) * self.weights
+
     def rank(self, candidates: Candidates) -> RankedList:
-        """Ranks a query's candidates by the weighted sum of their normalised scores, best first.
+        """Ranks a query's candidates by the sum of what the parts add (`weigh`), best first.
 
         Equal sums are in the order of the candidates. The sums are rounded once (`math.fsum`), so that parts
         of the same weight may change places.
         """
-        parts_CxP = NORMALISATIONS[self.method](candidates) * self.weights
-        sums = [math.fsum(row) for row in parts_CxP.tolist()]
+        sums = [math.fsum(row) for row in self.weigh(candidates).tolist()]
         return sorted(zip(candidates.ids, sums, strict=True), key=lambda pair: -pair[1])
 
 

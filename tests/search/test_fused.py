@@ -50,6 +50,31 @@ def test_lists_are_fused():
     assert searcher.search(["x", "z"], 0) == searcher.search(["x", "z"], -1) == [[], []]
 
 
+def test_an_explanation_adds_up_to_the_scores():
+    searcher = FusedSearcher([A, B], Fusion("min_max", (0.5, 0.5), 3), ["one", "two"])
+    (found,) = searcher.search(["x"], 10)
+    why = searcher.explain("x", found)
+    assert why["fusion"] == "min_max" and why["certain"] is None
+    assert {one["passage"]: sum(part["adds"] for part in one["parts"]) for one in why["docids"]} == dict(found)
+    assert [one["passage"] for one in why["docids"]] == [passage for passage, _ in found]
+    assert why["docids"][2] == {  # fourth of the first list, of which three count
+        "passage": "d",
+        "parts": [
+            {"part": "one", "rank": None, "score": None, "adds": 0.0},
+            {"part": "two", "rank": 2, "score": 0.4, "adds": pytest.approx(0.375)},
+        ],
+    }
+    reranking = FusedSearcher([A, B], Fusion("rerank", (0.5, 0.5), 3))
+    (found,) = reranking.search(["x"], 10)
+    b, *_, rest = reranking.explain("x", found)["docids"]
+    assert [(part["rank"], part["score"], part["adds"]) for part in b["parts"]] == [
+        (2, 8.0, 0.375),
+        (None, 0.5, 0.5),
+    ]
+    assert rest == {"passage": "d", "parts": []}
+    assert searcher.explain("z", []) == {"certain": None, "fusion": "min_max", "docids": []}
+
+
 @pytest.mark.parametrize("method", DEPTHS)
 def test_a_shorter_list_is_the_beginning_of_a_longer_one(method):
     searcher = FusedSearcher([A, B], Fusion(method, (0.3, 0.7), 2))

@@ -62,7 +62,9 @@ def served_work(bindings: list[str], tmp_path_factory) -> Workspace:
 
 @pytest.fixture(scope="session")
 def weighing(served_work: Workspace, bindings: list[str], tmp_path_factory) -> dict[str, Path]:
-    """The folders of a lexical and of a planned searcher, of random weights and BM25's sets of tokens."""
+    """The folders of a lexical and of a planned searcher, of random weights and BM25's sets of tokens, and of
+    both fused.
+    """
     work = Workspace(tmp_path_factory.mktemp("weighing") / "work")
     work.docids("naive").parent.mkdir(parents=True)
     work.docids("naive").symlink_to(served_work.docids("naive"))
@@ -81,8 +83,10 @@ def weighing(served_work: Workspace, bindings: list[str], tmp_path_factory) -> d
     assert main(["index", *given, f"--MODEL_DIR={work.model('lexical')}"]) == 0
     settings = [f"--gin.make_index.{setting}" for setting in plan]
     assert main(["index", *given, f"--MODEL_DIR={work.model('planned')}", *settings]) == 0
+    parts = ("kind='fused'", "parts=('lexical', 'planned')", "fusion='min_max'", "weights=(0.3, 0.7)")
+    assert main(["index", *given, *(f"--gin.make_index.{setting}" for setting in parts)]) == 0
     gin.clear_config()
-    return {name: work.searcher(name) for name in ("lexical", "planned")}
+    return {name: work.searcher(name) for name in ("lexical", "planned", "fused")}
 
 
 @pytest.fixture(scope="session")

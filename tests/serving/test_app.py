@@ -62,6 +62,20 @@ async def test_a_lexical_searcher_is_served_and_explains(weighing, catalogue_of,
     }  # fmt: skip
 
 
+async def test_a_fused_searcher_is_served_with_what_its_parts_add(weighing, catalogue_of, client_of):
+    asked = {"query": QUERY, "hits": 5, "explain": "true"}
+    parts = {name: Searcher.open(weighing[name]).search([QUERY], 100)[0] for name in ("lexical", "planned")}
+    ranks = {name: {p: rank for rank, (p, _) in enumerate(found, 1)} for name, found in parts.items()}
+    async with client_of(catalogue_of(folders={"fused": weighing["fused"]})) as client:
+        body = (await client.get("/v1/fused/search", params=asked)).json()
+    docids = body["explanation"]["docids"]
+    assert [docid["passage"] for docid in docids] == [one["docid"] for one in body["candidates"]]
+    for docid, candidate in zip(docids, body["candidates"], strict=True):
+        assert sum(part["adds"] for part in docid["parts"]) == pytest.approx(candidate["score"])
+        found = {part["part"]: part["rank"] for part in docid["parts"]}
+        assert found == {name: ranks[name].get(docid["passage"]) for name in parts}
+
+
 async def test_a_planned_searcher_is_served_with_its_plan(weighing, catalogue_of, client_of):
     asked = {"query": QUERY, "hits": 5, "explain": "true"}
     searcher = Searcher.open(weighing["planned"])

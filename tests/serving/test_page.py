@@ -186,6 +186,19 @@ def test_the_tokens_that_a_lexical_searcher_weighs_are_shown(browser, weighing_s
     assert page.locator("[data-searcher=bm25] details").count() == 0
 
 
+def test_what_the_parts_of_a_fused_searcher_add_is_shown(browser, weighing_server):
+    address, searchers = weighing_server
+    why = searchers["fused"].explain("progress bar", searchers["fused"].search(["progress bar"], 7)[0])
+    page = browser.new_context().new_page()
+    page.goto(f"{address}/#q=progress+bar&explain=1&s=fused")
+    page.locator("[data-searcher=fused] .parts").first.wait_for()
+    for hit, docid in zip(page.locator("[data-searcher=fused] .hit").all(), why["docids"], strict=True):
+        text = hit.locator(".parts").inner_text()
+        for part in docid["parts"]:
+            rank = "not found" if part["rank"] is None else f"rank {part['rank']}"
+            assert f"{part['part']}: {rank}, adds {part['adds']:.3f}" in text
+
+
 @pytest.mark.parametrize(
     "why",
     [
