@@ -89,7 +89,7 @@ def write(
         return facts | {"lengths": lengths, "prompts": dict(zip(lengths, model.prompts, strict=True))}
     if table is None or not isinstance(model, GenerativeRetriever):
         raise UserError("export: only a dual encoder or a searcher that writes docids becomes StableHLO")
-    strategy, outputs = STRATEGIES[table.search], model.config.output_size or model.config.vocab_size
+    strategy, outputs = STRATEGIES[table.search], model.config.outputs
     docids, first_N = strategy.build(table, outputs)
     planning = None
     if sets is not None:

@@ -115,13 +115,14 @@ class DualEncoder(Retriever):
         query_prompt: str | None = None,
         passage_prompt: str | None = None,
     ):
+        name = type(self).__name__
         if bidirectional and not in_batch_negatives:
             raise UserError(
-                "DualEncoder.bidirectional: needs other queries: set it or in_batch_negatives the other way"
+                f"{name}.bidirectional: needs other queries: set it or in_batch_negatives the other way"
             )
         if not objective_weight and not distillation:
             raise UserError(
-                "DualEncoder.objective_weight: 0 leaves nothing to learn: set it, or DualEncoder.distillation"
+                f"{name}.objective_weight: 0 leaves nothing to learn: set it, or {name}.distillation"
             )
         self.config, self.optimizer_def = config, optimizer_def
         self.module = self._network(config, vector_dim, normalize, pooling)

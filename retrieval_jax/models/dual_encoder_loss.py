@@ -160,7 +160,7 @@ def _teacher(batch: Batch) -> jax.Array:
     """Reads the teacher's scores B×G, NaN where there is no candidate."""
     if "score" not in batch:
         raise UserError(
-            "DualEncoder.distillation: the examples have no teacher's scores: make them by `retrieval-jax "
+            "distillation: the examples have no teacher's scores: make them by `retrieval-jax "
             "score`, and train with --SCORES=NAME"
         )
     return jnp.where(batch["passage"] >= 0, batch["score"], jnp.nan)

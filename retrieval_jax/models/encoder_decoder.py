@@ -120,7 +120,7 @@ class EncoderDecoder(Retriever):
 
         return apply
 
-    def logits(self, params: dict, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
+    def logits(self, params: dict, batch: Batch) -> jax.Array:
         """Computes float32 logits B×T×V for search and scoring, whose products round nothing.
 
         Training's logits are those of `predict`; see `exact_products` for the difference.
@@ -128,9 +128,8 @@ class EncoderDecoder(Retriever):
         Args:
           params: the network's parameters.
           batch: see the class.
-          dropout_rng: None for no dropout.
         """
-        x_BxTxE = self.hidden(params, batch, dropout_rng)
+        x_BxTxE = self.hidden(params, batch)
         with exact_products():
             return self._logits(params, x_BxTxE)
 

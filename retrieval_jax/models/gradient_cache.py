@@ -48,7 +48,7 @@ def encode_texts(
         count = _chunks(N, chunk_size)
         if N % count:
             raise UserError(
-                f"DualEncoder.gradcache_chunk_size: {chunk_size} does not cut {N} texts into equal parts: "
+                f"gradcache_chunk_size: {chunk_size} does not cut {N} texts into equal parts: "
                 "choose a divisor of the batch"
             )
         return _in_chunks(encode, tokens_NxS, rng, count)

@@ -108,6 +108,11 @@ class T5Config:
         """Whether the output matrix is the embedding's."""
         return self.logits_via_embedding and self.output_size is None
 
+    @property
+    def outputs(self) -> int:
+        """The number of tokens that the decoder chooses from."""
+        return self.output_size or self.vocab_size
+
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrains how an array lies on the mesh, if there is one; see `mesh_context`.

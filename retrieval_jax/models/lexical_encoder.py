@@ -93,6 +93,7 @@ class LexicalEncoder(DualEncoder):
             objective_weight=objective_weight,
             distillation=distillation,
             distillation_weight=distillation_weight,
+            self_teaching_weight=0.0,
             bidirectional=bidirectional,
             in_batch_negatives=in_batch_negatives,
             hardest_negative_only=hardest_negative_only,

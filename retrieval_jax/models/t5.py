@@ -44,7 +44,7 @@ class Decoder(DecoderStack):
         super().setup()
         c = self.config
         if not c.tied:
-            self.logits_dense = Dense(c.output_size or c.vocab_size, ("embed", "vocab"), "float32")
+            self.logits_dense = Dense(c.outputs, ("embed", "vocab"), "float32")
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Computes float32 logits …×V."""

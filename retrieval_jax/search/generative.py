@@ -69,7 +69,7 @@ class GenerativeSearcher(Searcher):
         self.model, self.params, self.mesh = model, params, mesh
         self.vocabulary = vocabulary
         self.input_length = input_length
-        self.outputs = model.config.output_size or model.config.vocab_size
+        self.outputs = model.config.outputs
         self.use_batch_sizes([batch_size])
         self.place = functools.partial(_place, mesh)
         self.beams, self.recall_target = beams, recall_target

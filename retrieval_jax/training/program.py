@@ -164,7 +164,7 @@ def plan_search(
     arrays, sets = place(docids, *strategy.mesh_axes), {}
     if planning is not None:
         sets = {"planning": strategy.place_planning(planning, place)}
-    width = strategy.width(settings.beams, k, model.config.output_size or model.config.vocab_size)
+    width = strategy.width(settings.beams, k, model.config.outputs)
     return Program(
         search_function(model, mesh),
         (strategy, params, batch, arrays, width, settings.recall_target, *sets.values()),

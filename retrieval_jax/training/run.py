@@ -77,8 +77,8 @@ def _check_candidates(model: Retriever, examples: TrainDataset) -> None:
     distillation = getattr(getattr(model, "vector_loss", None), "distillation", None)
     if distillation and config.positives == 1 and not config.negatives:
         raise UserError(
-            "DataConfig.negatives: 0, and DualEncoder.distillation compares a query's passages: set "
-            "--gin.DataConfig.negatives=N, above 0"
+            f"DataConfig.negatives: 0, and {type(model).__name__}.distillation compares a query's passages: "
+            "set --gin.DataConfig.negatives=N, above 0"
         )
     if not objective_says(getattr(model, "objective", None), "reads_log_probs"):
         return

@@ -97,7 +97,7 @@ def _work(
         (rows, S), (_, *candidates, T) = shapes["encoder_input_tokens"], shapes["decoder_input_tokens"]
         group, decodes = math.prod(candidates), True
     rows = -(-rows // (_parts(mesh, rules, "batch") * microbatches))
-    joined, V = config.num_heads * config.head_dim, config.output_size or config.vocab_size
+    joined, V = config.num_heads * config.head_dim, config.outputs
     return _Work(
         config,
         E=config.emb_dim,
@@ -200,7 +200,7 @@ def _padding(work: _Work, config: T5Config) -> Iterator[str]:
     """Yields a line for each size that is padded at a cost."""
     padded = work.padded()
     total = padded.products()
-    joined, outputs = config.num_heads * config.head_dim, config.output_size or config.vocab_size
+    joined, outputs = config.num_heads * config.head_dim, config.outputs
     own_head = config.head_dim != 64 and config.head_dim % LANES
     row, larger = f"a multiple of {LANES}, with DataConfig.pack for several texts a row", "a larger batch"
     of_targets = "the docids' length" if work.decodes else "DataConfig.passage_length"

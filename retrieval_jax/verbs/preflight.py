@@ -274,7 +274,7 @@ def _plan_search(
     Returns:
       (program, shape of the inputs by name, `Plan.slow`).
     """
-    strategy, outputs = docid_kind(config.docids).search, model.config.output_size or model.config.vocab_size
+    strategy, outputs = docid_kind(config.docids).search, model.config.outputs
     if isinstance(docids, DocidTable):
         arrays, first_N = strategy.build(docids, outputs)
         planned = strategy.planned_docids(docids, arrays, first_N) if sets else None

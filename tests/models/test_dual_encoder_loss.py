@@ -119,5 +119,5 @@ def test_self_teaching_is_the_divergence_from_the_querys_scores(max_logits):
 def test_a_teacher_is_needed():
     queries, passages, batch = vectors_and_batch()
     del batch["score"]
-    with pytest.raises(UserError, match=r"DualEncoder.distillation: .* no teacher's scores: .*SCORES=NAME"):
+    with pytest.raises(UserError, match=r"distillation: .* no teacher's scores: .*SCORES=NAME"):
         loss_of(distillation=dense_kl)(queries, passages, batch, None)
