@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints.model_folder import LoadedModel, model_recipe
-from retrieval_jax.core import paths
+from retrieval_jax.core import npy, paths
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids.table import blocks
@@ -73,10 +73,10 @@ def write_encoded_sets(folder: Path, encoded: Embeddings, opened: LoadedModel, w
     """
     P, m = encoded.vectors_NxE.shape[0], encoded.vectors_NxE.shape[1] // 2
     dtype = token_dtype(opened.model.config.vocab_size)
-    tokens_PxM = np.lib.format.open_memmap(folder / TOKENS, "w+", dtype, (P, m))
+    tokens_PxM = npy.zeros(folder / TOKENS, dtype, (P, m))
     impacts_PxM, scale = None, 1.0
     if with_impacts:
-        impacts_PxM = np.lib.format.open_memmap(folder / IMPACTS, "w+", np.uint8, (P, m))
+        impacts_PxM = npy.zeros(folder / IMPACTS, np.uint8, (P, m))
         scale = max(float(part[:, m:].max(initial=0)) for _, part in _parts(encoded)) / LARGEST or 1.0
     for rows, part in _parts(encoded):
         tokens_PxM[rows] = part[:, :m]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retrieval_jax.core import npy
 from retrieval_jax.core.progress import bar
 from retrieval_jax.data import parallel
 from retrieval_jax.data.collection import Collection
@@ -103,7 +104,7 @@ def write_sets(folder: Path, collection: Collection, name: str, m: int, with_imp
     shards = [range(first, min(first + SHARD, count)) for first in range(0, count, SHARD)]
     shape, arrays = (count, m), [(TOKENS, token_dtype(vocabulary.size))]
     arrays += [(IMPACTS, np.uint8)] if with_impacts else []
-    files = [np.lib.format.open_memmap(folder / name, "w+", dtype, shape) for name, dtype in arrays]
+    files = [npy.zeros(folder / name, dtype, shape) for name, dtype in arrays]
     with tempfile.TemporaryDirectory(prefix="counts.", dir=folder) as scratch:
         jobs = [(Path(scratch) / f"{number:06}.npz", rows) for number, rows in enumerate(shards)]
         threads = -1 if len(jobs) == 1 else 1  # a process for each core

@@ -17,3 +17,16 @@ def test_pieces_are_one_array(dtype, shape, tmp_path: Path):
     read = np.load(tmp_path / "array.npy", mmap_mode="r")
     assert read.dtype == array.dtype
     np.testing.assert_array_equal(read, array)
+
+
+@pytest.mark.parametrize("shape", [(300_000, 3), (0, 4)])
+def test_zeros_take_their_space_at_once_and_are_replaced(shape, tmp_path: Path):
+    path = tmp_path / "array.npy"
+    array = npy.zeros(path, np.uint16, shape)
+    assert path.stat().st_blocks * 512 >= array.nbytes
+    assert not array.any()
+    array[1::2] = 7
+    array.flush()
+    read = np.load(path)
+    assert (read.dtype, read.shape) == (np.uint16, shape)
+    np.testing.assert_array_equal(read, array)
