@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from retrieval_jax.checkpoints import checksums
 from retrieval_jax.checkpoints.retention import RetentionPolicy
 from retrieval_jax.core import paths
-from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.errors import UserError, first_line
 from retrieval_jax.core.progress import log
 from retrieval_jax.mesh import multihost
 
@@ -136,7 +136,7 @@ class Checkpoints:
           params: the parameters.
           optimizer: the optimizer's state.
           examples: the number of examples that these steps took; None means one a step.
-          watch: the state of LossSpikeGuard.
+          watch: what else the run goes on with: the state of LossSpikeGuard, metrics that are not logged yet.
         """
         if multihost.broadcast_from_process_0(step == self.manager.latest_step()):
             return
@@ -155,6 +155,20 @@ class Checkpoints:
             multihost.on_process_0(lambda: checksums.write(self.folder / str(step)))
         elif multihost.is_process_0():
             self.sealing = self.pool.submit(self._seal, step)
+
+    def seal(self) -> None:
+        """Writes the checksums of the newest step if a kill came before them.
+
+        All processes call it, once that step could be read or the run is known to be finished by it: readers
+        would pass over it for good.
+        """
+
+        def write() -> None:
+            step = next((step for step in self.steps() if not self.find_damage(step)), None)
+            if step is not None and not self._has_checksums(step):
+                checksums.write(self.folder / str(step))
+
+        multihost.on_process_0(write)
 
     def _seal(self, step: int) -> None:
         """Writes the checksums of a step whose files are being written."""
@@ -241,7 +255,7 @@ class Checkpoints:
         return self.position(step)["examples"]
 
     def position(self, step: int) -> dict:
-        """Returns the position of a step in the data, and the state of LossSpikeGuard there."""
+        """Returns the position of a step in the data, and what `save` was given as `watch`."""
         return self._restore(step, position=ocp.args.JsonRestore())["position"]
 
     def restore_params(self, step: int, params: Any) -> Any:
@@ -256,9 +270,8 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:
             raise  # the device's, such as too little memory
         except Exception as error:  # Orbax raises bare ones, too
-            lines = str(error).strip().splitlines()
             raise UserError(
-                f"{self.folder}/{step}: does not fit this configuration ({(lines or ['?'])[0][:200]}): "
+                f"{self.folder}/{step}: does not fit this configuration ({first_line(error)}): "
                 "use the optimiser that it was made with, or begin another MODEL_DIR with its weights "
                 f"(--INITIAL_CHECKPOINT={self.folder.parent})"
             ) from None

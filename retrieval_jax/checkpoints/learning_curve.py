@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError
 
+NAME = "learning_curve.jsonl"
 POOL_DIGEST = "pool_digest"  # the metric that tells one pool from another, a number
 DEV = ("dev", "dev_pool")
 """What comes before the names of metrics of an evaluation in training: of all passages, of a pool of them."""
@@ -53,3 +55,43 @@ def read_curve(path: str | os.PathLike) -> list[dict]:
         elif number < len(lines):  # only a line without its newline can be unfinished
             raise UserError(f"{path}:{number}: not a JSON object: delete this line")
     return points
+
+
+def is_evaluated(folder: Path, step: int) -> bool:
+    """Tells whether the learning curve of a model's folder has the evaluation after a number of steps."""
+    return any("evaluation_seconds" in point for point in _points(folder) if point["step"] == step)
+
+
+def summary(folder: Path, step: int) -> dict:
+    """Summarises the training up to a step, from its learning curve.
+
+    Args:
+      folder: the model's folder.
+      step: the number of steps.
+
+    Returns:
+      step; minutes of training; input_wait, the share of the steps' time spent waiting for batches (the
+      device may be at work meanwhile); evaluation_share, the share of the minutes that evaluations took;
+      skipped, the number of skipped updates if there are any (see LossSpikeGuard); and the metrics of the
+      last evaluation, as "dev/NAME", or "dev_pool/NAME" where only a pool of passages was searched.
+    """
+    points = [point for point in _points(folder) if point["step"] <= step]
+    evaluations = [found for found in map(split_dev_metrics, points) if found]
+    prefix, dev = evaluations[-1] if evaluations else ("", {})
+    minutes = max([point["minutes"] for point in points], default=0.0)
+    spent = sum(point.get("evaluation_seconds", 0) for point in points) / 60
+    waits = [point["input_wait"] for point in points if "input_wait" in point]
+    skipped = int(sum(point.get("skipped", 0) for point in points))
+    return {
+        "step": step,
+        "minutes": minutes,
+        "input_wait": round(sum(waits) / len(waits), 4) if waits else 0.0,
+        **({"evaluation_share": round(spent / minutes, 4)} if evaluations and minutes else {}),
+        **({"skipped": skipped} if skipped else {}),
+        **{f"{prefix}/{name}": value for name, value in dev.items()},
+    }
+
+
+def _points(folder: Path) -> list[dict]:
+    path = folder / NAME
+    return read_curve(path) if path.exists() else []

@@ -20,3 +20,8 @@ class Preempted(Exception):
 
     The command line prints it and exits with status 143, as a shell reports SIGTERM.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an exception's message, else its class's name; at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -13,7 +13,7 @@ import numpy as np
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.examples import packing
-from retrieval_jax.examples.features import Batch, Features, pad
+from retrieval_jax.examples.features import COPY, Batch, Features, pad
 from retrieval_jax.examples.targets import Targets
 
 Numbered = Callable[[int, np.random.Generator], Features]  # with a length
@@ -145,7 +145,12 @@ def _mixed(number: int, mixture: Mixture, seed: int, make: Callable[[str, Number
 def _reader(examples: Numbered, drop_rate: float) -> Numbered:
     def read(i: int, rng: np.random.Generator) -> Features:
         features = examples(int(i), rng)
-        return {**features, "inputs": drop(features["inputs"], drop_rate, rng)} if drop_rate else features
+        tokens, copy = features["inputs"], features.get(COPY)
+        # A query with a typo differs from its copy by that alone; all others are the same as theirs.
+        if not drop_rate or (copy is not None and list(copy) != list(tokens)):
+            return features
+        kept = drop(tokens, drop_rate, rng)
+        return {**features, "inputs": kept, **({} if copy is None else {COPY: kept})}
 
     return read
 

@@ -59,6 +59,11 @@ class EncoderDecoder(Retriever):
         return objective_says(self.objective, "unbounded_loss")
 
     @property
+    def examples_interact(self) -> bool:
+        """See `Retriever`: as the objective says."""
+        return objective_says(self.objective, "examples_interact")
+
+    @property
     def reads_sets(self) -> bool:
         """See `Retriever`: as the objective says."""
         return objective_says(self.objective, "reads_sets")

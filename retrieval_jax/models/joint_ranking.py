@@ -72,7 +72,8 @@ def joint_ranking(
         (0.5,) at (4,); None: the teacher's scores of prefixes (see `DocidGroupTargets`).
       sequential_weight: what the sequential score is multiplied by, in the sum and at each prefix length.
         (A LexicalEncoder with `DataConfig.sets` trains the lexical part alone.)
-      flops_weight: of the FLOPS regulariser. It does not rise, as training begins with a trained head.
+      flops_weight: of the FLOPS regulariser, whose mean over the batch is that of each microbatch. It does
+        not rise, as training begins with a trained head.
       cross_entropy_weight: of the cross-entropy of the first positive's docid.
 
     Raises:
@@ -114,6 +115,7 @@ def joint_ranking(
 
 joint_ranking.unbounded_loss = True  # of sums of logits
 joint_ranking.reads_sets = True
+joint_ranking.examples_interact = True  # by the FLOPS regulariser
 
 
 def _with_sets(batch: Batch) -> Batch:

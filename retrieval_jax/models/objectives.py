@@ -114,8 +114,8 @@ class Objective(Protocol):
     If it has a true attribute `unbounded_loss`, its loss has no natural scale, and a rise is not taken for a
     fault (see `LossSpikeGuard.on_spike`). If it has a true attribute `reads_log_probs`, a teacher's scores
     must be log-probabilities of docids; if it has a true attribute `reads_sets`, it reads the candidates' set
-    docids. One that is added to another, its argument `objective`, passes the
-    other's on (see `objective_says`).
+    docids; `examples_interact` is that of `Retriever`. One that is added to another, its argument
+    `objective`, passes the other's on (see `objective_says`).
 
     Args:
       predict: runs the network.

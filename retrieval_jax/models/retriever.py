@@ -29,7 +29,8 @@ class Retriever(abc.ABC):
       family: what reports and error messages call models of this class.
       writes_docids: whether the model writes docids, so that it needs a docid table.
       examples_interact: whether the loss of an example depends on the other examples of its batch, as with
-        in-batch negatives. If so, dividing a batch into microbatches changes what is learned.
+        in-batch negatives or a mean over the batch. If so, dividing a batch into microbatches changes what is
+        learned.
       text_arrays: the names of a batch's arrays of texts that are encoded by length, in groups. If there are
         any, `loss_fn` takes the groups (TextGroups or None) as its fourth argument.
       reads_step: whether `loss_fn` reads the number of steps taken before, which a training batch then has
@@ -47,7 +48,7 @@ class Retriever(abc.ABC):
 
     family: str
     writes_docids = False
-    examples_interact = False
+    examples_interact: bool = False
     text_arrays: Sequence[str] = ()
     reads_step: bool = False
     reads_sets: bool = False

@@ -41,7 +41,10 @@ def begin_as_passages(
     """
     table, length = examples.table, examples.config.passage_length
     kernel = params["decoder"]["logits_dense"]["kernel"]
-    count, size = len(table.tokens_NxL), min(_BLOCK, round_up(len(table.tokens_NxL), 8)) * mesh.shape["data"]
+    # Of passages that share a token the first one is read.
+    tokens_D, rows_D = np.unique(table.tokens_NxL[:, 0], return_index=True)
+    count = len(tokens_D)
+    size = min(_BLOCK, round_up(count, 8)) * mesh.shape["data"]
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=kernel.sharding)
     def fill(kernel_ExV: jax.Array, params: dict, inputs_BxS: jax.Array, column_B: jax.Array) -> jax.Array:
@@ -66,15 +69,15 @@ def begin_as_passages(
             docids = np.arange(first, first + size)[rows_data]
             inside = docids < count
             columns = np.full(len(docids), kernel.shape[1], np.int32)  # dropped
-            columns[inside] = table.tokens_NxL[docids[inside], 0]
-            passages = examples.collection.get(table.passages_of(docids[inside]).tolist())
+            columns[inside] = tokens_D[docids[inside]]
+            passages = examples.collection.get(table.passages_of(rows_D[docids[inside]]).tolist())
             tokens = np.zeros((len(docids), length), np.int32)
             tokens[inside] = examples.vocabulary.batch([passage.full_text for passage in passages], length)
             block = multihost.make_global_batch(mesh, {"inputs": tokens, "columns": columns})
             made = fill(made, params, block["inputs"], block["columns"])
             advance(min(size, count - first))
     is_docid = np.zeros(kernel.shape[1], bool)
-    is_docid[np.asarray(table.tokens_NxL[:, 0])] = True
+    is_docid[tokens_D] = True
     made = centre(made, multihost.make_global_arrays(mesh, is_docid))
     decoder = params["decoder"] | {"logits_dense": {"kernel": made}}
     return params | {"decoder": decoder}

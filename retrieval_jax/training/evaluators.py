@@ -43,6 +43,7 @@ RETRIEVAL_METRICS = ("Hits@1", "Hits@10", "MRR@10")
 METRICS = (*RETRIEVAL_METRICS, "loss")
 """The metrics of the evaluators, by one of which the best checkpoint can be kept."""
 SAMPLES = 5  # queries whose results are kept to be looked at
+_POOL_BYTES = 1 << 30  # of the vectors of a pool, unless its size is given: a lexical encoder's are wide
 _TEXTS_AT_ONCE = 4096  # passages for each shard of data that are read at once to be encoded
 
 
@@ -187,8 +188,8 @@ class DenseEvaluator(RetrievalEvaluator):
       settings: of the run.
       mesh: the mesh to run on; None: all devices.
       pool_size: the number of passages of the pool. None: as many as an evaluation may encode for at most 5%
-        of the training's computation, but at least the positives of the dev queries. 0: all passages of the
-        collection.
+        of the training's computation, with vectors of at most 1 GiB, but at least the positives of the dev
+        queries. 0: all passages of the collection.
     """
 
     def __init__(
@@ -205,7 +206,7 @@ class DenseEvaluator(RetrievalEvaluator):
     def prepare(self, model: DualEncoder, examples: TrainDataset, mesh: Mesh) -> None:
         """See `RetrievalEvaluator.prepare`."""
         self.collection, config = examples.collection, examples.config
-        self._choose_passages(examples)
+        self._choose_passages(examples, 4 * model.module.vector_dim)
         query, passage = map(examples.vocabulary.with_prompt, model.prompts)
         # Few shapes: to compile all those of an index would take longer than they save.
         lengths = few_lengths(config.passage_length)
@@ -216,11 +217,12 @@ class DenseEvaluator(RetrievalEvaluator):
         self.passages_encoder = TextEncoder(model.encode_passages, {}, passage, shapes, mesh=mesh)
         self.texts_at_once = _TEXTS_AT_ONCE * mesh.shape["data"]
 
-    def _choose_passages(self, examples: TrainDataset) -> None:
-        """Chooses the passages to search, and says what their evaluation costs."""
+    def _choose_passages(self, examples: TrainDataset, vector_bytes: int) -> None:
+        """Chooses the passages to search, of whose vectors each takes so much, and says what that costs."""
         count = self.collection.passage_count
         cost = EvaluationCost.of(examples.config, self.settings, len(self.queries))
-        size = cost.passages_within(BUDGET) if self.pool_size is None else self.pool_size or count
+        within = min(cost.passages_within(BUDGET), _POOL_BYTES // vector_bytes)
+        size = within if self.pool_size is None else self.pool_size or count
         mined = {}
         if size < count and examples.mined:
             mined = examples.mined.of_queries(self.collection, "dev")

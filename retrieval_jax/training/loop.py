@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints.checkpoints import Checkpoints
-from retrieval_jax.checkpoints.learning_curve import read_curve, split_dev_metrics
+from retrieval_jax.checkpoints.learning_curve import is_evaluated, summary
 from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core.errors import Preempted
 from retrieval_jax.core.progress import bar, log
@@ -33,6 +33,8 @@ from retrieval_jax.training.program import plan_train_step
 from retrieval_jax.training.settings import TrainSettings
 from retrieval_jax.training.step import TrainState, initial_state
 from retrieval_jax.training.throughput import ThroughputMeter
+
+UNLOGGED = "unlogged"  # in a checkpoint: the metrics of the steps since the last point of the learning curve
 
 
 def train_loop(
@@ -82,8 +84,13 @@ def train_loop(
     latest = checkpoints.latest()
     start = latest or 0
     done = summary(folder, start)
-    is_saved = bool(settings.steps) or latest is not None
-    if multihost.broadcast_from_process_0(is_saved and _is_finished(done, settings)):
+    finished = (bool(settings.steps) or latest is not None) and _is_finished(done, settings)
+    finished = multihost.broadcast_from_process_0(finished)
+    # A kill between a save and its evaluation leaves the step without one.
+    is_due = latest is not None and (finished or start % settings.eval_every == 0)
+    owes_evaluation = multihost.broadcast_from_process_0(is_due and not is_evaluated(folder, start))
+    if finished and not owes_evaluation:
+        checkpoints.seal()
         checkpoints.close()
         return done | checkpoints.best()
 
@@ -92,6 +99,8 @@ def train_loop(
     run = _Run(model, data, checkpoints, settings, folder=folder, mesh=mesh, rules=rules)
     run.restore(pretrained_params, prepare_params)
     run.watch(evaluator, describe_batch)
+    checkpoints.seal()
+    run.ended |= bool(finished) and run.step == start
     with (
         bar(f"train {folder.name}", settings.steps, run.step) as run.progress,
         Preemption() as run.preemption,
@@ -99,8 +108,8 @@ def train_loop(
         closing(run.writer),
         closing(run.profiler),
     ):
-        if run.ended:  # before the first step: it is to have none
-            run.save()
+        if run.ended or (owes_evaluation and run.step == start):
+            run.save()  # where it is to have no steps, and nothing is saved yet
             run.evaluate()
         while not run.ended:
             run.take_step()
@@ -232,7 +241,9 @@ class _Run:
             unbounded_loss=self.model.unbounded_loss,
         )
         if self.step:
-            self.monitor.resume(self.checkpoints.position(self.step))
+            position = self.checkpoints.position(self.step)
+            self.monitor.resume(position)
+            self.fetched = list(position.get(UNLOGGED, ()))
         self.writer = MetricWriter(self.folder, self.step)
         flops_per_step = functools.partial(model_flops, self.model, self.shapes)
         self.meter = ThroughputMeter(self.mesh, self.writer.minutes_before, flops_per_step)
@@ -312,7 +323,7 @@ class _Run:
             self.state.params,
             self.state.optimizer,
             examples=self.data.position(self.step),
-            watch=self.monitor.state(),
+            watch=self.monitor.state() | {UNLOGGED: [*self.fetched]},
         )
 
     def evaluate(self) -> None:
@@ -355,34 +366,3 @@ def _means(fetched: list[dict[str, float]]) -> dict[str, float]:
     if "skipped" in fetched[0]:
         means["skipped"] = len(fetched) - len(applied)
     return means
-
-
-def summary(folder: Path, step: int) -> dict:
-    """Summarises the training up to a step, from its learning curve.
-
-    Args:
-      folder: the model's folder.
-      step: the number of steps.
-
-    Returns:
-      step; minutes of training; input_wait, the share of the steps' time spent waiting for batches (the
-      device may be at work meanwhile); evaluation_share, the share of the minutes that evaluations took;
-      skipped, the number of skipped updates if there are any (see LossSpikeGuard); and the metrics of the
-      last evaluation, as "dev/NAME", or "dev_pool/NAME" where only a pool of passages was searched.
-    """
-    path = folder / "learning_curve.jsonl"
-    points = [point for point in read_curve(path) if point["step"] <= step] if path.exists() else []
-    evaluations = [found for found in map(split_dev_metrics, points) if found]
-    prefix, dev = evaluations[-1] if evaluations else ("", {})
-    minutes = max([point["minutes"] for point in points], default=0.0)
-    spent = sum(point.get("evaluation_seconds", 0) for point in points) / 60
-    waits = [point["input_wait"] for point in points if "input_wait" in point]
-    skipped = int(sum(point.get("skipped", 0) for point in points))
-    return {
-        "step": step,
-        "minutes": minutes,
-        "input_wait": round(sum(waits) / len(waits), 4) if waits else 0.0,
-        **({"evaluation_share": round(spent / minutes, 4)} if evaluations and minutes else {}),
-        **({"skipped": skipped} if skipped else {}),
-        **{f"{prefix}/{name}": value for name, value in dev.items()},
-    }

@@ -42,16 +42,18 @@ class EvaluationCost:
 
         Args:
           config: the lengths of the texts, and the size of a query's group.
-          settings: the run's. Its last evaluation may follow the one before after fewer steps than others.
+          settings: the run's. Its last evaluation may follow the one before after fewer steps than others;
+            that of a run of no steps counts as one after `eval_every` steps.
           queries: the number of dev queries.
 
         Returns:
           The cost.
         """
-        evaluations = -(-settings.steps // settings.eval_every)
+        steps = settings.steps or settings.eval_every
+        evaluations = -(-steps // settings.eval_every)
         group_size = config.positives + config.negatives
         example = config.input_length + group_size * config.passage_length
-        trained = settings.steps / evaluations * settings.batch_size * example
+        trained = steps / evaluations * settings.batch_size * example
         return cls(trained, queries * config.input_length, config.passage_length)
 
     def share(self, passages: int) -> float:

@@ -114,16 +114,16 @@ def docid_softmax(table: DocidTable) -> dict:
 
 
 def run_settings(
-    retriever: type[Retriever], examples: TrainDataset, settings: TrainSettings, parameters: Mapping[str, str]
+    model: Retriever, examples: TrainDataset, settings: TrainSettings, parameters: Mapping[str, str]
 ) -> dict:
     """Gives the settings that change what a run learns, where model.json does not say so; see settings_file.
 
-    Other random bits are as another seed. The parts of a batch change which negatives the queries of a dual
-    encoder have; other models learn the same from them but for rounding and dropout, and may need other parts
-    on another machine.
+    Other random bits are as another seed. The parts of a batch change what is learned where examples
+    interact, as with a dual encoder's negatives; other models learn the same from them but for rounding and
+    dropout, and may need other parts on another machine.
 
     Args:
-      retriever: the model's class.
+      model: the model.
       examples: the collection's examples.
       settings: of the run.
       parameters: gin parameters as text; see `settings_file.learning_settings`.
@@ -140,7 +140,7 @@ def run_settings(
         "train.batch_size": settings.batch_size,
         "train.seed": settings.seed,
         "train.random_bits": settings.random_bits,
-        **({"train.microbatches": settings.microbatches} if retriever.examples_interact else {}),
+        **({"train.microbatches": settings.microbatches} if model.examples_interact else {}),
         **{f"DataConfig.{name}": value for name, value in data.items()},
         **settings_file.learning_settings(parameters, settings.steps),
     }

@@ -72,8 +72,8 @@ class TrainConfig:
       batch_size: examples of a batch, on all hosts together.
       seed: of the random parameters, the data's order and dropout.
       microbatches: number of equal parts of a batch whose gradients are accumulated, for less memory. A part
-        counts by its tokens, so that the gradient is the whole batch's. A dual encoder's in-batch negatives
-        are those of the part.
+        counts by its tokens, so that the gradient is the whole batch's. A dual encoder's in-batch negatives,
+        and the means of FLOPS regularisers, are those of the part.
       random_bits: the generator of dropout's random bits: "threefry2x32", or "rbg", the own generator of a
         TPU or GPU, which is much faster there.
       eval_every: steps between two searches for the dev queries. A dual encoder searches a pool of passages
@@ -308,7 +308,7 @@ def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -
         **({"lexical_idf": initial.lexical_idf} if initial and initial.lexical_idf else {}),
     )
     parameters = configuration.texts_of_parameters(settings_file.LEARNING, settings_file.REFERENCES)
-    chosen = run_settings(config.retriever, examples, config.settings, parameters)
+    chosen = run_settings(model, examples, config.settings, parameters)
     if config.docids_from_passages:
         chosen["train.docids_from_passages"] = True
 

@@ -97,6 +97,22 @@ def test_a_checkpoint_without_checksums_is_left_where_orbax_cannot_read_it(
     assert f"{tmp_path}/checkpoints/2: damaged (" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("steps", [2, 3])
+def test_checksums_that_a_kill_cut_off_are_written_by_the_next_call(trained, tmp_path: Path, steps: int):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    newest = tmp_path / "checkpoints" / "2"
+    (newest / checksums.NAME).unlink()
+    opened = checkpoints.Checkpoints(tmp_path, read_only=True)
+    assert opened.latest() == 1  # what reads passes over it
+    opened.close()
+    run = {"batches": batches, "evaluator": lambda params: {}, "folder": tmp_path, "save_every": 1}
+    assert train(retriever(), steps=steps, **run)["step"] == steps
+    assert (newest / checksums.NAME).is_file() == newest.is_dir()
+    opened = checkpoints.Checkpoints(tmp_path, read_only=True)
+    assert [opened.latest(), opened.find_damage(steps)] == [steps, None]
+    opened.close()
+
+
 def test_training_goes_on_from_the_whole_one_and_saves_the_step_again(trained, tmp_path: Path, capsys):
     folder, _ = trained
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)

@@ -1,6 +1,7 @@
 """The stream of batches: order, shares, resuming at a position, hosts; and seqio's own converters."""
 
 import itertools
+import types
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -124,6 +125,30 @@ def test_a_curriculum_goes_through_its_stages_wherever_it_is_resumed():
     for position in range(8):
         resumed = stream({}, stages=stages, position=position, count=8 - position)
         np.testing.assert_array_equal(resumed, whole[position:])
+
+
+def test_a_query_differs_from_its_copy_by_a_typo_alone():
+    """Tokens are left out of both, or of neither."""
+    spec = {"inputs": Feature(20), "copy": Feature(20)}
+    targets = types.SimpleNamespace(features=spec, to_batch=lambda arrays: arrays)
+
+    class Queries:
+        """Every second one has a typo."""
+
+        def __len__(self) -> int:
+            return 40
+
+        def __call__(self, i: int, rng: np.random.Generator) -> dict[str, list[int]]:
+            words = list(range(i + 1, i + 21))
+            return {"inputs": [99, *words[1:]] if i % 2 else words, "copy": words}
+
+    batch = next(batches([(None, {"x": (Queries(), 1.0)})], targets, {"x": 0.5}, 40, 0))
+    has_typo_B = (batch["inputs"] == 99).any(axis=1)
+    assert has_typo_B.sum() == 20
+    assert (batch["inputs"][has_typo_B, 1:] == batch["copy"][has_typo_B, 1:]).all()
+    assert (batch["inputs"][has_typo_B] > 0).all()
+    np.testing.assert_array_equal(batch["inputs"][~has_typo_B], batch["copy"][~has_typo_B])
+    assert 5 < (batch["inputs"][~has_typo_B] > 0).sum(axis=1).mean() < 15
 
 
 def test_dropped_tokens_leave_a_subsequence():

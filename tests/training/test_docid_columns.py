@@ -1,5 +1,6 @@
 """The columns of the softmax begin as the network's states for the passages, each computed alone."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -21,10 +22,14 @@ from retrieval_jax.training.docid_columns import begin_as_passages
 from retrieval_jax.training.run import docid_softmax
 
 
-def on_mesh(folder: str, devices: int, parallelism: int) -> float:
-    """Compares a mesh's columns with states of one passage at a time; gives the largest difference."""
+def on_mesh(folder: str, devices: int, parallelism: int, sharing: int = 1) -> float:
+    """Compares a mesh's columns with states of one passage at a time; gives the largest difference.
+
+    Each docid is that of `sharing` passages, of which the first one counts.
+    """
     collection = Collection(folder)
     table = KINDS["atomic"](collection)
+    table = dataclasses.replace(table, tokens_NxL=(table.tokens_NxL - 1) // sharing + 1)
     examples = TrainDataset(
         DataConfig(passage_length=24), Workspace(Path(folder).parent), collection, DocidTargets, table
     )
@@ -38,7 +43,7 @@ def on_mesh(folder: str, devices: int, parallelism: int) -> float:
     placed = jax.device_put(params, partitioning.params_shardings(mesh, boxed, rules))
     made = begin_as_passages(model, placed, examples, mesh, rules)
 
-    texts = [passage.full_text for passage in collection.passages()]
+    texts = [passage.full_text for passage in collection.passages()][::sharing]
     tokens_NxS = examples.vocabulary.batch(texts, 24)
     state = jax.jit(lambda tokens: model.hidden(params, {
         "encoder_input_tokens": tokens[None], "decoder_input_tokens": np.zeros((1, 1), np.int32),
@@ -47,7 +52,7 @@ def on_mesh(folder: str, devices: int, parallelism: int) -> float:
     centred_NxE = states_NxE - states_NxE.mean(0)
     centred_NxE /= np.sqrt((centred_NxE**2).sum(1).mean())
     expected_ExV = np.zeros((16, config.output_size))
-    expected_ExV[:, table.tokens_NxL[:, 0]] = centred_NxE.T
+    expected_ExV[:, table.tokens_NxL[::sharing, 0]] = centred_NxE.T
     found = made["decoder"]["logits_dense"]["kernel"]
     assert found.sharding == placed["decoder"]["logits_dense"]["kernel"].sharding
     others = [
@@ -66,10 +71,13 @@ def test_columns_are_the_centred_states_of_the_passages(collection: Collection):
     tests = Path(__file__).parents[1]
     script = (
         f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests / 'training')!r}]\n"
-        f"from test_docid_columns import on_mesh; print(on_mesh({str(collection.folder)!r}, 4, 2))"
+        f"from test_docid_columns import on_mesh\n"
+        f"print(*(on_mesh({str(collection.folder)!r}, 4, 2, sharing) for sharing in (1, 3)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.splitlines()[-1]) < 1e-5
+    alone, shared = map(float, done.stdout.splitlines()[-1].split())
+    assert alone < 1e-5
+    assert shared < 1e-5

@@ -18,6 +18,7 @@ from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.joint_ranking import joint_ranking
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.lexical_encoder import LexicalEncoder
+from retrieval_jax.training import evaluators
 from retrieval_jax.training.evaluators import DenseEvaluator, GenerativeEvaluator
 from retrieval_jax.training.families import family_of
 from retrieval_jax.training.pool import EvaluationCost
@@ -63,7 +64,7 @@ def brute_force(model, params, examples, queries, rows) -> dict[str, float]:
     return hits | {"MRR@10": np.mean(np.where(ranks <= 10, 1 / ranks, 0))}
 
 
-def test_metrics_of_a_pool_are_those_of_brute_force(work, collection, capsys):
+def test_metrics_of_a_pool_are_those_of_brute_force(work, collection, capsys, monkeypatch):
     data = DataConfig(input_length=16, passage_length=24)
     examples = TrainDataset(data, work, collection, PassageTargets)
     model = DualEncoder(T5Config(examples.vocabulary.size, 16, 2, 8, 20, 1, 0), vector_dim=8)
@@ -94,6 +95,12 @@ def test_metrics_of_a_pool_are_those_of_brute_force(work, collection, capsys):
     expected = brute_force(model, params, examples, dev.queries, range(collection.passage_count))
     assert whole(params) == pytest.approx(expected)
     assert whole(params)["MRR@10"] < found["MRR@10"]
+
+    monkeypatch.setattr(evaluators, "_POOL_BYTES", 4 * 8 * (most - 1))
+    assert len(DenseEvaluator(model, examples, settings).rows) == most - 1
+    assert len(DenseEvaluator(model, examples, settings, pool_size=most).rows) == most
+    monkeypatch.undo()
+    capsys.readouterr()
 
     longer = DenseEvaluator(model, examples, TrainSettings(steps=100, batch_size=24, eval_every=50))
     assert longer.prefix == "dev"  # what 5% of more steps pay for is the whole collection

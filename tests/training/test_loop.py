@@ -72,6 +72,31 @@ def test_a_run_of_no_steps_saves_what_it_begins_with_and_may_go_on(tmp_path: Pat
     assert losses[0] == losses[1]
 
 
+def test_an_evaluation_that_a_kill_cut_off_is_made_by_the_same_call(tmp_path: Path):
+    run = {"folder": tmp_path, "steps": 4, "save_every": 2, "eval_every": 2, "log_every": 1}
+    asked = []
+
+    def killed(params: dict) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    def found(params: dict) -> dict[str, float]:
+        asked.append(params)
+        return {"MRR@10": 1 / len(asked)}
+
+    with pytest.raises(KeyboardInterrupt):  # the checkpoint of step 2 is saved
+        train(retriever(), batches, killed, **run)
+    with pytest.raises(KeyboardInterrupt):  # that of step 2 is evaluated, and step 4 saved
+        train(retriever(), batches, lambda params: killed(params) if asked else found(params), **run)
+    assert [p["step"] for p in curve(tmp_path) if "evaluation_seconds" in p] == [2]
+
+    made = train(retriever(), batches, found, **run)
+    assert (made["step"], made["dev/MRR@10"], made["best_step"]) == (4, 0.5, 2)
+    points = curve(tmp_path)
+    assert [p["step"] for p in points if "loss" in p] == [1, 2, 3, 4]
+    assert [p["step"] for p in points if "evaluation_seconds" in p] == [2, 4]
+    assert train(retriever(), batches, killed, **run) == made
+
+
 class Pool:
     """Metrics of a pool of passages."""
 

@@ -71,3 +71,9 @@ def test_the_evaluations_of_a_run_stay_within_their_share(steps, every, batch, g
     assert cost.share(passages) == pytest.approx(share(passages))
     assert passages == 0 or share(passages) <= 0.05 * (1 + 1e-9)
     assert share(passages + 1) > 0.05 * (1 - 1e-9)
+
+
+def test_a_run_of_no_steps_is_evaluated_as_after_those_between_two_evaluations():
+    none, some = (EvaluationCost.of(DataConfig(), TrainSettings(n, 8, eval_every=50), 9) for n in (0, 50))
+    assert none == some
+    assert none.passages_within(0.05) > 0

@@ -1,5 +1,6 @@
 """How a run is set up: what belongs together, what is compared, and whose folder it is."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from retrieval_jax.examples.targets import PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.models.joint_ranking import joint_ranking
+from retrieval_jax.models.lexical_encoder import LexicalEncoder
 from retrieval_jax.training.run import check_inputs, prepare_folder, run_settings
 from retrieval_jax.training.settings import TrainSettings
 
@@ -47,16 +50,18 @@ def test_parts_of_a_batch_are_compared_where_they_change_the_negatives(work, col
     data = DataConfig({"labelled": 1.0})
     examples = TrainDataset(data, work, collection, PassageTargets)
     settings = TrainSettings(microbatches=4, random_bits="rbg")
-    of_generative = run_settings(GenerativeRetriever, examples, settings, {})
+    of_generative = run_settings(retriever(), examples, settings, {})
     assert of_generative["train.random_bits"] == "rbg"
     assert "train.microbatches" not in of_generative
-    assert run_settings(DualEncoder, examples, settings, {})["train.microbatches"] == 4
+    planned = GenerativeRetriever(dataclasses.replace(CONFIG, lexical_head=True), objective=joint_ranking)
+    for model in (DualEncoder(CONFIG), LexicalEncoder(CONFIG), planned):
+        assert run_settings(model, examples, settings, {})["train.microbatches"] == 4
 
 
 def test_scores_are_compared_by_content(own_work: Workspace, collection):
     def settings(**data) -> dict:
         examples = TrainDataset(DataConfig({"labelled": 1.0}, **data), own_work, collection, PassageTargets)
-        return run_settings(DualEncoder, examples, TrainSettings(), {})
+        return run_settings(DualEncoder(CONFIG), examples, TrainSettings(), {})
 
     given = random_scores(collection)
     first, same = (write_scores(own_work, name, given).fingerprint for name in ("first", "first_2"))
