@@ -23,7 +23,7 @@ METHODS = {
     "bm25",
     "fused",
     "planned",
-    "no_plan",
+    "unplanned",
     "lexical",
 }
 TRAINED = ["--gin.SPLIT='train'", "--gin.demo.generative=('atomic', 'naive', 'semantic')"]

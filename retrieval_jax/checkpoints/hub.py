@@ -19,7 +19,7 @@ from pathlib import Path
 
 from retrieval_jax.checkpoints.hugging_face import FLAX
 from retrieval_jax.core import paths
-from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.errors import UserError, first_line
 from retrieval_jax.core.progress import log
 
 SCHEME = "hf:"
@@ -85,7 +85,11 @@ def locate(text: str | Path, setting: str) -> Located:
 
 
 def locate_vocabulary(text: str | Path) -> Located:
-    """`locate` for a SentencePiece model: the path of the file."""
+    """`locate` for a SentencePiece model: the path of the file.
+
+    Raises:
+      UserError: as `locate` does, or the repository has no SentencePiece model.
+    """
     found = _located(text, "VOCABULARY", _needed_vocabulary)
     if not is_hub_name(text):
         return found
@@ -220,7 +224,7 @@ def _download(repo: str, revision: str | None, files: list[str], where: str, off
     """The folder with these files of a repository, from the cache or through it."""
     library = _library(where)
     patterns = [glob.escape(name) for name in files]
-    with _one_line(repo, revision, where), _quiet(library):
+    with _one_line(repo, revision, where), _quiet():
         return Path(
             library.snapshot_download(
                 repo,
@@ -281,15 +285,14 @@ def _one_line(repo: str, revision: str | None, where: str) -> Iterator[None]:
             f"{where}: not a name of the hub: write hf:ORG/NAME or hf:ORG/NAME@REVISION"
         ) from None
     except Exception as error:  # the library's own, or those of its HTTP client, which its versions change
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"{where}: cannot be fetched ({reason}): the same command goes on with what has arrived; without "
-            "a network, HF_HUB_OFFLINE=1 takes what the cache has"
+            f"{where}: cannot be fetched ({first_line(error)}): the same command goes on with what has "
+            "arrived; without a network, HF_HUB_OFFLINE=1 takes what the cache has"
         ) from None
 
 
 @contextlib.contextmanager
-def _quiet(library) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Shows no bars where nobody watches them, and none of the library's own lines on repeated attempts."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from huggingface_hub.utils import logging as library_log

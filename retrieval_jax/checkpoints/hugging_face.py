@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from retrieval_jax.checkpoints.weights import LazyArray, placed, read_safetensors, write_safetensors
 from retrieval_jax.core import storage
-from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.errors import UserError, first_line
 from retrieval_jax.models.layers import T5Config
 
 CONFIG, WEIGHTS, PIECES = "config.json", "model", "spiece.model"
@@ -110,8 +110,7 @@ def _read_flax(path: Path) -> dict[str, LazyArray]:
         tree = flatten_dict(msgpack_restore(path.read_bytes()), sep=".")
         found = {name: LazyArray.from_numpy(np.asarray(x)) for name, x in tree.items()}
     except Exception as error:  # msgpack's and Flax's have no common class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path}: cannot be read ({reason}): fetch it again") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)}): fetch it again") from None
     arrays = {}
     for name, array in found.items():
         module, _, kind = name.rpartition(".")

@@ -17,7 +17,7 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from retrieval_jax.checkpoints.weights import LazyArray, kvstore, read_ocdbt, read_tensorstore
-from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.errors import UserError, first_line
 from retrieval_jax.models.dual_encoder_network import split_tower
 from retrieval_jax.models.stacks import STACKS
 
@@ -59,8 +59,9 @@ def read(path: Path) -> dict[str, LazyArray]:
         orbax = (path / "state").is_dir()
         arrays = read_ocdbt(path / "state", "target.") if orbax else _read_legacy(path)
     except Exception as error:  # msgpack's, TensorStore's and Flax's have no common kind
-        reason = (str(error).strip().splitlines() or ["?"])[0][:200]
-        raise UserError(f"{path}: not a whole checkpoint of T5X's ({reason}): fetch it again") from None
+        raise UserError(
+            f"{path}: not a whole checkpoint of T5X's ({first_line(error)}): fetch it again"
+        ) from None
     try:
         return unscanned(arrays, T5X_STACK_AXIS)
     except UserError as error:

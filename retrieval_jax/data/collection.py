@@ -110,7 +110,7 @@ class Collection:
 
     @functools.cached_property
     def ids(self) -> pa.LargeStringArray:
-        """The passage ids by row, mapped into memory."""
+        """The passage ids by row, mapped into memory. Raises UserError if their file cannot be read."""
         try:
             return arrow_ids.read(self.folder / "ids.arrow")
         except (OSError, ValueError) as error:

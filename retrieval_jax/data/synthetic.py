@@ -46,7 +46,11 @@ class SyntheticQueries:
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
-        """int32, the number of queries of each passage; mapped into memory."""
+        """int32, the number of queries of each passage; mapped into memory.
+
+        Raises:
+          UserError: their file cannot be read.
+        """
         try:
             return np.load(paths.ensure_local(self.folder / "counts.npy"), mmap_mode="r")
         except (OSError, EOFError, ValueError) as error:

@@ -30,10 +30,8 @@ Qrels = dict[str, dict[str, int]]
 """Query id -> passage id -> grade; a passage is relevant if its grade is above 0."""
 
 _N = TypeVar("_N", int, float)
-_RUN_COLUMNS = ("qid", "Q0", "docid", "rank", "score", "tag")
-_QRELS_COLUMNS = ("qid", "0", "docid", "grade")
-_RUN_HINT = "correct this line, or write the run again with `retrieval-jax search`"
-_QRELS_HINT = "correct this line"
+_COLUMNS = ("qid", "Q0", "docid", "rank", "score", "tag")
+_HINT = "correct this line, or write the run again with `retrieval-jax search`"
 
 
 def drop_identical_ids(run: Run, queries: set[str]) -> Run:
@@ -49,20 +47,6 @@ def drop_identical_ids(run: Run, queries: set[str]) -> Run:
     return run | {
         query: [result for result in run[query] if result[0] != query] for query in run.keys() & queries
     }
-
-
-def write_run(path: str | os.PathLike, run: Run, tag: str) -> None:
-    """Writes a run as `format_run` does. The file appears whole or not at all; missing folders are made.
-
-    Args:
-      path: the file; one in `.gz` is compressed.
-      run: the run.
-      tag: the name of the system, for the last column.
-
-    Raises:
-      UserError: see `format_run`; or the path cannot be written.
-    """
-    atomic_write(path, format_run(path, run, tag))
 
 
 def format_run(path: str | os.PathLike, run: Run, tag: str) -> bytes:
@@ -117,8 +101,8 @@ def read_run(path: str | os.PathLike) -> Run:
 
     The order is that of the scores. As trec_eval does, this ignores the rank column (BEIR writes 0 in every
     line) and the order of the lines, holds scores as float32, and breaks ties by docid, the greater docid
-    first. No scores tie in a run that `write_run` wrote. Where a query's ranks, if they all differ, tell
-    another order than its scores, a line on the console says so.
+    first. No scores tie in a run of `format_run`. Where a query's ranks, if they all differ, tell another
+    order than its scores, a line on the console says so.
 
     Args:
       path: the file, plain or `.gz`.
@@ -134,7 +118,7 @@ def read_run(path: str | os.PathLike) -> Run:
     ranks: dict[str, array.array] = {}  # in the order of the passages in `found`
     for where, qid, pid, rank, score in _run_rows(path):
         results = found.setdefault(qid, {})
-        _check_new(pid, results.keys(), qid, where, _RUN_HINT)
+        _check_new(pid, results.keys(), qid, where)
         results[pid] = score
         ranks.setdefault(qid, array.array("d")).append(rank)
     run = {qid: by_score(results) for qid, results in found.items()}
@@ -164,7 +148,7 @@ def iterate_run(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, float]
         for where, _, pid, _, score in rows:
             if qid in seen:
                 raise UserError(f"{where}: query {qid!r} again, after others: sort the lines by query")
-            _check_new(pid, results.keys(), qid, where, _RUN_HINT)
+            _check_new(pid, results.keys(), qid, where)
             results[pid] = score
         seen.add(qid)
         yield qid, results
@@ -172,9 +156,9 @@ def iterate_run(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, float]
 
 def _run_rows(path: str | os.PathLike) -> Iterator[tuple[str, str, str, int, float]]:
     """Yields ("file:line", query id, passage id, rank, score) of each line of a run."""
-    for where, (qid, _, pid, rank, score, _) in _rows(path, "TREC run", _RUN_COLUMNS, _RUN_HINT):
-        number = _number(int, rank, where, "rank", "a whole number", _RUN_HINT)
-        yield where, qid, pid, number, _number(float, score, where, "score", "a finite number", _RUN_HINT)
+    for where, (qid, _, pid, rank, score, _) in _rows(path):
+        number = _number(int, rank, where, "rank", "a whole number")
+        yield where, qid, pid, number, _number(float, score, where, "score", "a finite number")
 
 
 def by_score(results: Mapping[str, float]) -> RankedList:
@@ -211,29 +195,8 @@ def write_qrels(path: str | os.PathLike, qrels: Qrels) -> None:
     atomic_write(path, "".join(lines).encode())
 
 
-def read_qrels(path: str | os.PathLike) -> Qrels:
-    """Reads qrels.
-
-    Args:
-      path: the file, plain or `.gz`.
-
-    Returns:
-      The judgements, in the file's order.
-
-    Raises:
-      UserError: the file cannot be read, or a line has another number of columns, a grade that is not a whole
-        number, or a passage a second time. The message names the line.
-    """
-    qrels: Qrels = {}
-    for where, (qid, _, pid, grade) in _rows(path, "qrels file", _QRELS_COLUMNS, _QRELS_HINT):
-        grades = qrels.setdefault(qid, {})
-        _check_new(pid, grades.keys(), qid, where, _QRELS_HINT)
-        grades[pid] = _number(int, grade, where, "grade", "a whole number", _QRELS_HINT)
-    return qrels
-
-
 def _strictly_decreasing(path: str | os.PathLike, qid: str, scores: list[float]) -> list[float]:
-    """Returns the scores as `write_run` writes them."""
+    """Returns the scores as `format_run` writes them."""
     written: list[float] = []
     limit = float(np.finfo(np.float32).max)
     for score in map(float, scores):  # numpy's own scalars print as "np.float32(1.0)"
@@ -248,10 +211,8 @@ def _strictly_decreasing(path: str | os.PathLike, qid: str, scores: list[float])
     return written
 
 
-def _rows(
-    path: str | os.PathLike, kind: str, columns: tuple[str, ...], hint: str
-) -> Iterator[tuple[str, list[str]]]:
-    """Yields ("file:line", fields) of each line that is not blank, with the right number of fields."""
+def _rows(path: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
+    """Yields ("file:line", fields) of each line that is not blank, with a run's number of fields."""
     opener = gzip.open if Path(path).suffix == ".gz" else open
     try:
         with opener(paths.ensure_local(path), "rb") as file:
@@ -261,33 +222,33 @@ def _rows(
                 try:
                     fields = line.decode("utf-8").removeprefix("\ufeff").split()
                 except UnicodeDecodeError:
-                    raise UserError(f"{where}: not UTF-8 text: {hint}") from None
-                if fields and len(fields) != len(columns):
+                    raise UserError(f"{where}: not UTF-8 text: {_HINT}") from None
+                if fields and len(fields) != len(_COLUMNS):
                     raise UserError(
-                        f"{where}: {len(fields)} columns where a {kind} has {len(columns)} "
-                        f"({' '.join(columns)}): {hint}"
+                        f"{where}: {len(fields)} columns where a TREC run has {len(_COLUMNS)} "
+                        f"({' '.join(_COLUMNS)}): {_HINT}"
                     )
                 if fields:
                     yield where, fields
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file: check the path of the {kind}") from None
+        raise UserError(f"{path}: no such file: check the path of the TREC run") from None
     except (OSError, EOFError, zlib.error) as error:  # the last two: a cut or damaged .gz
-        raise UserError(f"{path}: cannot be read ({error}): check the path of the {kind}") from None
+        raise UserError(f"{path}: cannot be read ({error}): check the path of the TREC run") from None
 
 
-def _number(kind: type[_N], text: str, where: str, column: str, expected: str, hint: str) -> _N:
+def _number(kind: type[_N], text: str, where: str, column: str, expected: str) -> _N:
     try:
         number = kind(text) if text.isascii() and "_" not in text else None  # Python's own ways to write them
     except ValueError:
         number = None
     if number is None or not math.isfinite(number):
-        raise UserError(f"{where}: {column} {text!r} is not {expected}: {hint}")
+        raise UserError(f"{where}: {column} {text!r} is not {expected}: {_HINT}")
     return number
 
 
-def _check_new(pid: str, seen: Set[str], qid: str, where: str, hint: str) -> None:
+def _check_new(pid: str, seen: Set[str], qid: str, where: str) -> None:
     if pid in seen:
-        raise UserError(f"{where}: passage {pid!r} a second time for query {qid!r}: {hint}")
+        raise UserError(f"{where}: passage {pid!r} a second time for query {qid!r}: {_HINT}")
 
 
 def _check_word(path: str | os.PathLike, what: str, word: str) -> None:

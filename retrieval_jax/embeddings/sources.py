@@ -17,7 +17,7 @@ from retrieval_jax.checkpoints.initial import InitialCheckpoint
 from retrieval_jax.checkpoints.model_folder import LoadedModel, model_from_description, params_to_devices
 from retrieval_jax.checkpoints.pretrained import Pretrained, fingerprint, open_pretrained
 from retrieval_jax.core import npy, paths, storage
-from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.errors import UserError, first_line
 from retrieval_jax.core.progress import bar
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
@@ -226,10 +226,8 @@ def _sentence_transformer(name: str, work: Workspace, collection: Collection) ->
         try:
             model = library.SentenceTransformer(model_name, **revision)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"EMBEDDINGS: {SENTENCE_TRANSFORMERS}{name}: cannot be opened ({reason}): check the name"
-            ) from None
+            where = f"EMBEDDINGS: {SENTENCE_TRANSFORMERS}{name}"
+            raise UserError(f"{where}: cannot be opened ({first_line(error)}): check the name") from None
 
         encode_texts = getattr(model, "encode_document", None)
         if encode_texts is None:  # before sentence-transformers 5

@@ -54,21 +54,13 @@ class Difference:
         return self.p_holm <= ALPHA
 
 
-def compare(
-    baseline_Q: np.ndarray,
-    systems: Mapping[str, np.ndarray],
-    *,
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
-) -> dict[str, Difference]:
+def compare(baseline_Q: np.ndarray, systems: Mapping[str, np.ndarray]) -> dict[str, Difference]:
     """Compares systems with a baseline in one metric.
 
     Args:
       baseline_Q: the baseline's value of each query.
       systems: name of a system -> its value of each query, in the baseline's order. All of them together are
         the family of comparisons over which p-values are corrected.
-      permutations: see `randomization_test`.
-      seed: see `randomization_test`.
 
     Returns:
       The difference of each system to the baseline, by name.
@@ -76,17 +68,13 @@ def compare(
     if not systems:
         return {}
     differences_SxQ = np.stack([np.subtract(values_Q, baseline_Q) for values_Q in systems.values()])
-    p_S = randomization_test(differences_SxQ, permutations=permutations, seed=seed)
+    p_S = randomization_test(differences_SxQ)
     p_t_test_S, low_S, high_S = t_test(differences_SxQ)
     return _by_name(systems, differences_SxQ.mean(1), low_S, high_S, p_S, p_t_test_S)
 
 
 def compare_collections(
-    baseline: Sequence[np.ndarray],
-    systems: Mapping[str, Sequence[np.ndarray]],
-    *,
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
+    baseline: Sequence[np.ndarray], systems: Mapping[str, Sequence[np.ndarray]]
 ) -> dict[str, Difference]:
     """Compares systems with a baseline in the mean over several collections, each of which counts the same.
 
@@ -98,8 +86,6 @@ def compare_collections(
     Args:
       baseline: for each collection the baseline's value of each query.
       systems: name of a system -> for each collection its value of each query, in the baseline's order.
-      permutations: see `randomization_test`.
-      seed: see `randomization_test`.
 
     Returns:
       The difference of each system to the baseline, by name.
@@ -112,7 +98,7 @@ def compare_collections(
     ]
     count = len(of_collections)
     weighted = [d_SxQ / d_SxQ.shape[1] / count for d_SxQ in of_collections]
-    p_S = randomization_test(np.concatenate(weighted, axis=1), permutations=permutations, seed=seed)
+    p_S = randomization_test(np.concatenate(weighted, axis=1))
     mean_S = sum(d_SxQ.sum(1) for d_SxQ in weighted)
     with np.errstate(all="ignore"):  # a collection of one query has no variance
         variance_CxS = np.stack([d.var(1) / (d.shape[1] - 1) / count**2 for d in of_collections])

@@ -333,6 +333,9 @@ def queries_task(model: Model) -> str:
     """Registers the labelled queries of every split as a seqio task, each query once; returns its name.
 
     Of a generative retriever that searches, seqio's Evaluator then tells MRR, Recall, Hits and nDCG.
+
+    Raises:
+      UserError: the collection has no labelled queries.
     """
     collection = model.examples.collection
     splits = {

@@ -95,7 +95,12 @@ class Subject:
 
 
 def write_searcher(folder: Path, subject: Subject) -> dict:
-    """Writes everything that a Searcher is opened from, and returns the facts of its manifest."""
+    """Writes everything that a Searcher is opened from, and returns the facts of its manifest.
+
+    Raises:
+      UserError: the subject is a model alone; or the model, docids or sets of the searcher, or a part of it,
+        are missing or damaged.
+    """
     if subject.searcher is None:
         raise UserError(f"{subject.model_dir}: no searcher: name one by --gin.SEARCHER, without MODEL_DIR")
     shutil.copytree(
@@ -147,7 +152,12 @@ def layers_of(params: Mapping) -> dict[str, LazyArray]:
 
 
 def write_hugging_face(folder: Path, subject: Subject) -> dict:
-    """Writes a T5ForConditionalGeneration and its tokenizer. A docid vocabulary follows the texts' one."""
+    """Writes a T5ForConditionalGeneration and its tokenizer. A docid vocabulary follows the texts' one.
+
+    Raises:
+      UserError: the model cannot be loaded; it is a dual encoder or a lexical encoder, or has a PAWA decoder
+        or an MLP that Hugging Face's T5 has not; or transformers has no tokenizer of its vocabulary's kind.
+    """
     opened = subject.open_for_others()
     config = opened.model.config
     if isinstance(opened.model, DualEncoder):
@@ -166,7 +176,13 @@ def write_hugging_face(folder: Path, subject: Subject) -> dict:
 
 
 def write_sentence_transformers(folder: Path, subject: Subject) -> dict:
-    """Writes what SentenceTransformer opens: separate towers in folders queries/ and passages/."""
+    """Writes what SentenceTransformer opens: separate towers in folders queries/ and passages/.
+
+    Raises:
+      UserError: the model cannot be loaded; it is no dual encoder, or one whose vectors are the decoder's
+        states or whose MLP Hugging Face's T5 has not; or transformers has no tokenizer of its vocabulary's
+        kind.
+    """
     opened = subject.open_for_others()
     model = opened.model
     if not isinstance(model, DualEncoder):
@@ -210,7 +226,12 @@ def write_stablehlo(folder: Path, subject: Subject) -> dict:
 
 
 def write_parquet(folder: Path, subject: Subject) -> dict:
-    """Writes the passages with a dual encoder's vectors, which are computed unless they are there."""
+    """Writes the passages with a dual encoder's vectors, which are computed unless they are there.
+
+    Raises:
+      UserError: the model cannot be loaded or is no dual encoder; the collection cannot be read; or the
+        vectors cannot be computed, see `encode_collection`.
+    """
     mesh = all_devices()
     opened = subject.open_for_others(mesh)
     if not isinstance(opened.model, DualEncoder):

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from retrieval_jax.core import locks
-from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.errors import UserError, first_line
 from retrieval_jax.mesh import partitioning
 
 T = TypeVar("T")
@@ -60,10 +60,9 @@ def initialize(
     try:
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
     except (ValueError, RuntimeError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or ["?"])[0][:200]
         raise UserError(
-            f"multihost: {reason}: away from TPU pods, GKE and SLURM, give JAX_COORDINATOR_ADDRESS, "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            f"multihost: {first_line(error)}: away from TPU pods, GKE and SLURM, give "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from None
 
 

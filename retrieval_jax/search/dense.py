@@ -56,6 +56,7 @@ class DenseSearcher(EncodingSearcher):
     family: ClassVar[str] = "dual encoder"
     model_family: ClassVar[str | None] = "dual encoder"
     reads_embeddings: ClassVar[bool] = True
+    reads_settings: ClassVar[tuple[str, ...]] = ("vector_dtype", "dimensions")
 
     def __init__(self, encoder: TextEncoder, passage_ids: pa.Array, dimensions: int):
         super().__init__(encoder)

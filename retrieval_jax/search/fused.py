@@ -55,6 +55,7 @@ class FusedSearcher(Searcher):
 
     kind: ClassVar[str] = "fused"
     family: ClassVar[str] = "fused"
+    reads_settings: ClassVar[tuple[str, ...]] = ("parts", "fusion", "weights", "depth", "fit_split")
 
     def __init__(self, parts: Sequence[Searcher], fusion: Fusion, names: Sequence[str] | None = None):
         self.parts, self.fusion = parts, fusion

@@ -49,6 +49,7 @@ class LexicalSearcher(EncodingSearcher):
     family: ClassVar[str] = "lexical"
     model_family: ClassVar[str | None] = "lexical"
     other_model_families: ClassVar[tuple[str, ...]] = ("generative",)
+    reads_settings: ClassVar[tuple[str, ...]] = ("sets",)
 
     def __init__(self, encoder: TextEncoder, sets: TokenSets, mesh: Mesh | None = None):
         super().__init__(encoder)

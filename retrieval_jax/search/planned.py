@@ -57,6 +57,7 @@ class PlannedSearcher(GenerativeSearcher):
 
     kind: ClassVar[str] = "planned"
     family: ClassVar[str] = "planned"
+    reads_settings: ClassVar[tuple[str, ...]] = ("sets", "plan_size", "sequential_weight", "fit_split")
 
     def __init__(
         self,

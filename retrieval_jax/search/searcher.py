@@ -47,6 +47,8 @@ class Searcher:
       other_model_families: more families whose models it searches with, where it is asked for.
       reads_embeddings: whether `write` needs the passages' vectors, which its `make_embeddings` makes; see
         `dense.DenseSearcher`.
+      reads_settings: names of the `IndexSettings` that only some kinds of searchers read, and this kind does.
+        `retrieval-jax index` refuses the others of those, rather than ignore them.
       is_shared: whether the processes of a `jax.distributed` job hold a part of it each, so that all must
         search for the same queries together.
     """
@@ -56,6 +58,7 @@ class Searcher:
     model_family: ClassVar[str | None] = None
     other_model_families: ClassVar[tuple[str, ...]] = ()
     reads_embeddings: ClassVar[bool] = False
+    reads_settings: ClassVar[tuple[str, ...]] = ()
     is_shared: bool = False
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
@@ -269,12 +272,21 @@ def check_scores(searcher: type[Searcher], name: str, setting: str) -> None:
         )
 
 
-def _open(folder: Path, make_partitioner: "Callable[[], Partitioner] | None") -> Searcher:
+def class_and_manifest(folder: Path) -> tuple[type[Searcher], dict]:
+    """Returns the class of a searcher's folder, whatever its kind, and the folder's manifest.
+
+    Raises:
+      UserError: the folder is not finished, or the searcher's kind is not registered.
+    """
     manifest = storage.read_manifest(folder, "index")
     try:
-        searcher = searcher_class(manifest["kind"])
+        return searcher_class(manifest["kind"]), manifest
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
+
+
+def _open(folder: Path, make_partitioner: "Callable[[], Partitioner] | None") -> Searcher:
+    searcher, manifest = class_and_manifest(folder)
     if "files" in manifest:  # it was exported, and may have come from elsewhere
         folder = paths.ensure_local(folder)
         storage.check_files(folder, manifest)

@@ -21,7 +21,7 @@ from retrieval_jax.data.collection import Collection
 from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.models.dual_encoder_network import shorten
 from retrieval_jax.search.manifest import check_sources
-from retrieval_jax.search.searcher import RankedList, Searcher, searcher_class
+from retrieval_jax.search.searcher import RankedList, Searcher, class_and_manifest
 from retrieval_jax.serving.batching import Batcher
 from retrieval_jax.serving.cache import Cache
 from retrieval_jax.serving.errors import Invalid, NotFound, NotReady, Overloaded
@@ -307,11 +307,7 @@ class Catalogue:
     def _check(self, name: str) -> None:
         """Raises UserError if a searcher's kind is unknown, or if what it was made of was replaced since."""
         folder = self.folders[name]
-        manifest = storage.read_manifest(folder, "index")
-        try:
-            searcher_class(manifest["kind"])
-        except UserError as error:
-            raise UserError(f"{folder}: {error}") from None
+        _, manifest = class_and_manifest(folder)
         check_sources(folder, manifest)
 
     def _open_if_changed(self, name: str) -> Served | None:

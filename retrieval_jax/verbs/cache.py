@@ -40,12 +40,18 @@ def cache(
       work_dir: its work folder; None is `work/NAME`.
       data: which tasks, as in training.
       docids: kind of docids that a generative retriever writes.
-      retriever: the class of the models that train on the examples: GenerativeRetriever, DualEncoder or
-        QueryGenerator.
+      retriever: the class of the models that train on the examples: GenerativeRetriever, DualEncoder,
+        LexicalEncoder or QueryGenerator.
       initial: the weights that training begins with (--INITIAL_CHECKPOINT). A dual encoder for which no
         prompts are set reads theirs before its texts, here as in training.
       beam_options: flags of a Beam runner that makes the files instead of this machine's cores, as in
         ('--runner=FlinkRunner', …). Its workers must share this file system.
+
+    Returns:
+      The folder of the cache, the number of examples of each task that is there, and the bytes of all.
+
+    Raises:
+      UserError: the retriever writes docids, and `docids` is of no kind.
     """
     if retriever.writes_docids and not docids:
         raise UserError("cache: docids of no kind: --DOCIDS=naive, or --gin.cache.retriever=@DualEncoder")

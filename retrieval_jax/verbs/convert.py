@@ -46,6 +46,13 @@ def convert(
       vocabulary: the SentencePiece model, or hf:ORG/NAME; None: the one beside the weights.
       input_length: the maximal number of tokens of a query; None: as the weights' folder says, else 64.
       passage_length: the same for passages; None: as the weights' folder says, else 256.
+
+    Returns:
+      The model's folder, the format of the weights, the class and size of the model, and how many arrays of
+      the weights are not used.
+
+    Raises:
+      UserError: no weights are named, or they have a decoder and no `retriever` says what it is.
     """
     if checkpoint is None:
         raise UserError("convert: no weights are named: --INITIAL_CHECKPOINT=path or hf:ORG/NAME")

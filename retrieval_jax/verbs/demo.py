@@ -19,20 +19,20 @@ from retrieval_jax.core.values import Names, Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.docids.kinds import KIND, kind_names
 from retrieval_jax.search import scann_index
-from retrieval_jax.search.searcher import searcher_class, searcher_kinds
+from retrieval_jax.search.searcher import searcher_kinds
 from retrieval_jax.training.duration import BESIDE_STEPS, product_speed, training_seconds
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
-from retrieval_jax.verbs.index import make_index, unread
-from retrieval_jax.verbs.pag import MERGE, PLANNED, QUERY, PagConfig
+from retrieval_jax.verbs.index import make_own_index
+from retrieval_jax.verbs.pag import HALVES, MERGE, PLANNED, QUERY, PagConfig
 from retrieval_jax.verbs.preflight import configured
 from retrieval_jax.verbs.search import search
 from retrieval_jax.verbs.train import train
 
 DEFAULT_SOURCE = "python_docs"  # of base.gin
 DUAL_ENCODER = "dual_encoder"
-PLANNED_KINDS = {PLANNED: PLANNED, "no_plan": "generative", "lexical": "lexical"}
+PLANNED_KINDS = {PLANNED: PLANNED, **HALVES}
 """The rows of the generative retriever that plans ahead -> their kinds of searchers."""
 MODEL = Names("a model that demo trains", lambda: (*kind_names(), DUAL_ENCODER))
 DENSE = Names("a dense searcher", lambda: searcher_kinds("dual encoder"))
@@ -61,13 +61,20 @@ def demo(
       dense: searchers to build over the dual encoder's vectors; () for none. None is ("exact",
         "scann"), without scann where ScaNN is not installed (it exists for Linux only).
       planned: whether to make, of the dual encoder, a generative retriever that plans ahead, as `pag` does
-        without rounds of joint training. It answers with its plan, without (no_plan), and by the plan alone
+        without rounds of joint training. It answers with its plan, without (unplanned), and by the plan alone
         (lexical). The dual encoder's vector must be the decoder's first state (DualEncoder.pooling); the gin
         scopes of the others are `query` and `merge`, as in runs/pag.gin.
       steps: model -> training steps, for models that differ from STEPS; a given --STEPS is for all. Without
         either they follow from the number of passages (`train.steps`).
       fused: searchers that are fused into one, with weights chosen on dev queries (equal ones if dev is what
         is answered); () for none. None is bm25, the first of `dense`, and the planned one.
+
+    Returns:
+      What each training gives, the files and the metrics that `evaluate` gives, and the command that serves
+      the searchers (`next`).
+
+    Raises:
+      UserError: `planned` is set, and the dual encoder's vector is not the decoder's first state.
     """
     if dense is None:
         dense = ("exact", "scann") if scann_index.is_installed() else ("exact",)
@@ -129,11 +136,6 @@ class Method:
     kind: str
     model: str | None = None
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
-
-    @property
-    def all_settings(self) -> dict[str, object]:
-        """The settings, where gin has none that this kind does not read."""
-        return unread(searcher_class(self.kind)) | self.settings
 
 
 @contextlib.contextmanager
@@ -210,7 +212,7 @@ def _train_planned(split: str) -> dict[str, dict]:
 def _index(work: Workspace, method: Method) -> str:
     """Makes the searcher of a row; gives its name."""
     model = method.model and str(work.model(method.model))
-    make_index(kind=method.kind, name=method.name, model_dir=model, **method.all_settings)
+    make_own_index(method.kind, name=method.name, model_dir=model, **method.settings)
     return method.name
 
 

@@ -48,6 +48,13 @@ def make_docids(
         new ones get docids by the same clusters (and that table's settings).
       seed: the seed of the clustering, or of other random choices that a kind makes.
       force: whether to replace a table that a trained model of the work folder was trained to write.
+
+    Returns:
+      The table's folder, and facts of its manifest.
+
+    Raises:
+      UserError: there are no vectors to cluster, or a model was trained to write the docids that others would
+        replace.
     """
     docids = docid_kind(kind)
     work = Workspace.for_source(source, work_dir)

@@ -73,6 +73,9 @@ def evaluate(
       example_queries: queries shown side by side in the report, chosen by a hash of the id.
       passages_per_example: passages of each method shown for such a query.
       cut: method -> the step at which the clock ended its training, which marks its row; `demo` gives it.
+
+    Returns:
+      The files that were written, and the metrics of each run.
     """
     variations.check_single(split, "evaluate.split")
     work = Workspace.for_source(source, work_dir)

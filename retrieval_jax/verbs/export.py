@@ -45,6 +45,12 @@ def export(
         the first.
       step: which of the checkpoints of `model_dir` (--MODEL_STEP); None is the newest. A searcher has its
         own.
+
+    Returns:
+      The folder, its format, and its numbers of files and bytes.
+
+    Raises:
+      UserError: there is no such format.
     """
     if format not in WRITERS:
         raise UserError(f"export.format: no format {format!r}: {', '.join(WRITERS)}")

@@ -61,6 +61,12 @@ def generate_queries(
       filter_k: how many passages that searcher finds for a query.
       shard_size: passages of a shard: a kill loses the work of at most this many.
       step: the step of the query generator's checkpoint (--MODEL_STEP); None is the newest.
+
+    Returns:
+      The folder, the number of passages, and how many queries were made, were distinct and are kept.
+
+    Raises:
+      UserError: the model is no query generator.
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)

@@ -6,11 +6,11 @@ import gin
 
 from retrieval_jax.checkpoints import hub
 from retrieval_jax.core import storage
-from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Fraction, Positive, Seed
 from retrieval_jax.core.workspace import Workspace, source_path
 from retrieval_jax.data import parallel, writing
 from retrieval_jax.data.sources import from_packages
+from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.data.sources.python_docs import PACKAGES
 
 
@@ -51,9 +51,12 @@ def import_collection(
         ("--runner=FlinkRunner", …). Its workers must share this file system.
       docs_size: the most passages of `python_docs`.
       docs_packages: the packages whose documentation `python_docs` reads.
+
+    Returns:
+      The collection's folder, and facts of its manifest: its name, numbers of passages and queries, and what
+      was left out.
     """
-    if on_error not in ("fail", "skip"):
-        raise UserError(f"ON_ERROR: no way {on_error!r} to treat bad lines: choose 'fail' or 'skip'")
+    skip_errors = ErrorLog.skips(on_error)
     path = Workspace.for_source(source, work_dir).collection
     parallel.check_beam_options(beam_options, path)
     docs = {"docs_size": docs_size, "docs_packages": docs_packages}
@@ -63,7 +66,7 @@ def import_collection(
         vocabulary_path=pieces and str(pieces.path),
         vocab_size=vocab_size,
         held_out=held_out,
-        skip_errors=on_error == "skip",
+        skip_errors=skip_errors,
         subset=subset,
         subset_seed=subset_seed,
         shard_bytes=shard_bytes,

@@ -12,16 +12,20 @@ from retrieval_jax.data.collection import Collection
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.index_inputs import IndexInputs, IndexSettings
 from retrieval_jax.search.indexing import build_searcher, choose_searcher, default_name
-from retrieval_jax.search.searcher import Searcher
+from retrieval_jax.search.searcher import Searcher, searcher_class
 
 SUMMARY_KEYS = (
     *("kind", "parameters", "passages", "dimensions", "vector_dtype", "added", "removed"),
     *("recall_at_10", "recall_at_100", "fused_by", "fitted", "sequential_weight"),
 )  # of the manifest
-_OF_FUSED = ("parts", "fusion", "weights", "depth")
-_OF_PLANNED = ("plan_size", "sequential_weight")
-_OF_SETS = ("planned", "lexical")  # kinds that read sets of tokens
-_OF_VECTORS = ("vector_dtype", "dimensions")
+_READERS = {
+    **dict.fromkeys(("parts", "fusion", "weights", "depth"), ("a fused searcher", "fused")),
+    "fit_split": ("a fused or planned searcher", "fused"),
+    **dict.fromkeys(("plan_size", "sequential_weight"), ("a planned searcher", "planned")),
+    "sets": ("a planned or lexical searcher", "planned"),
+    **dict.fromkeys(("vector_dtype", "dimensions"), ("a searcher of vectors", "exact")),
+}
+"""A setting that only some kinds of searchers read -> (what those are called, the kind to name for it)."""
 
 
 @gin.configurable("make_index")
@@ -52,12 +56,19 @@ class IndexConfig(IndexSettings):
 
 def unread(searcher: type[Searcher]) -> dict[str, object]:
     """Returns the settings that only other kinds of searchers read, with their defaults."""
-    names = () if searcher.kind == "fused" else _OF_FUSED
-    names += () if searcher.kind == "planned" else _OF_PLANNED
-    names += () if searcher.kind in ("fused", "planned") else ("fit_split",)
-    names += () if searcher.kind in _OF_SETS else ("sets",)
-    names += () if searcher.reads_embeddings else _OF_VECTORS
+    names = _READERS.keys() - searcher.reads_settings
     return {field.name: field.default for field in dataclasses.fields(IndexSettings) if field.name in names}
+
+
+def check_read(config: IndexConfig, searcher: type[Searcher]) -> None:
+    """Raises UserError if a value is given to a setting that only other kinds of searchers read."""
+    for setting, default in unread(searcher).items():
+        if (value := getattr(config, setting)) and value != default:
+            which, kind = _READERS[setting]
+            raise UserError(
+                f"make_index.{setting}: only {which} has {setting}, and this is of the kind {searcher.kind}: "
+                f"leave it away, or --gin.make_index.kind=\"'{kind}'\""
+            )
 
 
 def make_index(**values: object) -> dict:
@@ -78,21 +89,7 @@ def make_index(**values: object) -> dict:
     work = Workspace.for_source(config.source, config.work_dir)
     collection = Collection(work.collection)
     searcher = choose_searcher(config.kind, config.model_dir)
-    for setting, default in unread(searcher).items():
-        if (value := getattr(config, setting)) and value != default:
-            which, kind = "a fused searcher", "fused"
-            if setting in _OF_VECTORS:
-                which, kind = "a searcher of vectors", "exact"
-            elif setting in _OF_PLANNED:
-                which, kind = "a planned searcher", "planned"
-            elif setting == "sets":
-                which, kind = "a planned or lexical searcher", "planned"
-            elif setting == "fit_split":
-                which = "a fused or planned searcher"
-            raise UserError(
-                f"make_index.{setting}: only {which} has {setting}, and this is of the kind {searcher.kind}: "
-                f"leave it away, or --gin.make_index.kind=\"'{kind}'\""
-            )
+    check_read(config, searcher)
     mesh = model = None
     if config.model_dir:
         mesh, rules = make_partitioner().local  # each host works on its own
@@ -103,3 +100,19 @@ def make_index(**values: object) -> dict:
     )
     manifest = build_searcher(searcher, inputs)
     return {"searcher": str(folder)} | {key: manifest[key] for key in SUMMARY_KEYS if key in manifest}
+
+
+def make_own_index(kind: str, **settings: object) -> dict:
+    """Builds a searcher, whatever gin sets that only other kinds read, which `make_index` would refuse.
+
+    Args:
+      kind: the kind of searcher.
+      **settings: of IndexConfig's attributes; those that are left out and that this kind reads are gin's.
+
+    Returns:
+      See `make_index`.
+
+    Raises:
+      UserError: there is no such kind, or the values do not go together.
+    """
+    return make_index(kind=kind, **(unread(searcher_class(kind)) | settings))

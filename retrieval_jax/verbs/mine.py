@@ -20,7 +20,7 @@ from retrieval_jax.data.scores import TeacherScores
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.manifest import searcher_manifest
 from retrieval_jax.search.mining import Miner, Teacher, scores_as_teacher, searcher_as_teacher
-from retrieval_jax.search.searcher import Searcher
+from retrieval_jax.search.searcher import Searcher, searcher_class
 from retrieval_jax.search.shared_work import make_in_shards, open_for_share, scratch_folder
 
 SUMMARY_KEYS = ("queries", "with_negatives", "fewer_than_wanted", "negatives")  # of the manifest
@@ -156,11 +156,14 @@ def mine(**values: object) -> dict:
 def _recipe(config: MineConfig, work: Workspace, collection: Collection, splits: Sequence[str]) -> dict:
     """Returns all that the negatives depend on. Raises UserError if a searcher is missing or stale."""
     found = searcher_manifest(work.searcher(config.searcher), collection)
-    if config.prefix_lengths and found["kind"] not in ("generative", "planned"):
-        raise UserError(
-            f"mine.prefix_lengths: {config.searcher} ({found['kind']}) writes no docids: "
-            "mine with a generative searcher"
-        )
+    if config.prefix_lengths:
+        from retrieval_jax.search.generative import GenerativeSearcher
+
+        if not issubclass(searcher_class(found["kind"]), GenerativeSearcher):
+            raise UserError(
+                f"mine.prefix_lengths: {config.searcher} ({found['kind']}) writes no docids: "
+                "mine with a generative searcher"
+            )
     teacher = None
     if scores := _scores(config, work):
         teacher = {"scores": scores.fingerprint}

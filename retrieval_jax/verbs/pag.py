@@ -19,8 +19,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.values import Names, NonNegative, Positive
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.search.searcher import searcher_class
-from retrieval_jax.verbs.index import make_index, unread
+from retrieval_jax.verbs.index import make_own_index
 from retrieval_jax.verbs.mine import mine
 from retrieval_jax.verbs.ripor import BEGAN_WITH, DENSE, RANK, SEQ2SEQ, RiporConfig, read_beginning
 from retrieval_jax.verbs.sets import make_sets
@@ -70,10 +69,6 @@ class PagConfig(RiporConfig):
     rounds: NonNegative = 1
     mining_beams: Positive = 10
 
-    def trains(self, stage: str) -> bool:
-        """Whether there is a training of this name."""
-        return (self.steps or {}).get(stage) != 0
-
     @property
     def lexical(self) -> list[str]:
         """The names of the lexical encoders, as they are trained; the last one is merged."""
@@ -97,7 +92,7 @@ class PagConfig(RiporConfig):
     @property
     def sequential(self) -> str:
         """The name of the sequential model that is merged."""
-        return f"{self.name}_{SEQ2SEQ}" if self.has_seq2seq else self.dense
+        return f"{self.name}_{SEQ2SEQ}" if self.trains(SEQ2SEQ) else self.dense
 
     @property
     def generative(self) -> list[str]:
@@ -106,15 +101,13 @@ class PagConfig(RiporConfig):
 
     def sequential_stages(self) -> list[tuple[str, Callable[[], object]]]:
         """See `RiporConfig.sequential_stages`."""
-        stages = [("cross-entropy", self.train_sequential)] if self.has_seq2seq else []
+        stages = [("cross-entropy", self.train_sequential)] if self.trains(SEQ2SEQ) else []
         return [*stages, ("the average of both", self.merge)]
 
     def train_sequential(self) -> dict:
         """Trains a generative model that begins as the dense encoder."""
-        settings = super().settings(SEQ2SEQ, 0)
         self.note_beginning(self.sequential, self.dense)
-        with configuration.run_file(None, *self._steps(SEQ2SEQ), *settings), gin.config_scope(SEQ2SEQ):
-            return train(model_dir=str(self.work.model(self.sequential)), docids=self.docids)
+        return self._train(SEQ2SEQ, self.sequential, self.docids, *super().settings(SEQ2SEQ, 0))
 
     def merge(self) -> dict:
         """Makes a model with the average of the sequential and the lexical model's weights."""
@@ -124,7 +117,7 @@ class PagConfig(RiporConfig):
         settings = [
             f"{MERGE}/learning_rate.steps = 0",
             f"{MERGE}/InitialCheckpoint.path = {str(self.work.model(self.sequential))!r}",
-            f"{MERGE}/InitialCheckpoint.docid_centroids = {not self.has_seq2seq}",
+            f"{MERGE}/InitialCheckpoint.docid_centroids = {not self.trains(SEQ2SEQ)}",
         ]
         if self.lexical:
             lexical = str(self.work.model(self.lexical[-1]))
@@ -178,8 +171,7 @@ class PagConfig(RiporConfig):
             settings |= {"sets": self.name}
         if kind == PLANNED:
             settings |= self.weighed()
-        settings = unread(searcher_class(kind)) | settings
-        make_index(kind=kind, name=name, model_dir=str(self.work.model(model)), **settings)
+        make_own_index(kind, name=name, model_dir=str(self.work.model(model)), **settings)
 
     def weighed(self) -> dict:
         """Gives the settings of a planned searcher by which the sequential score has its weight."""
@@ -194,8 +186,7 @@ class PagConfig(RiporConfig):
     def mine(self, number: int) -> dict:
         """Mines a round's negatives."""
         if number == 1:
-            teacher = self.teacher or f"{self.name}_teacher"
-            return mine(searcher=teacher, name=self.round(number), prefix_lengths=())
+            return mine(searcher=self.teacher_name, name=self.round(number), prefix_lengths=())
         return super().mine(number)
 
     def check(self) -> None:

@@ -73,6 +73,14 @@ def preflight(
       optimization: the compiler's effort. 1 takes a third of the time of None, which is the compiler's
         default, and comes within 10% of its peak memory.
       price: the price of a chip for an hour, in any currency, to compute the least cost of the run.
+
+    Returns:
+      What was compiled, whether it fits the slice, its memory, FLOPs and least times, `warnings`, and the
+      smallest slice that fits.
+
+    Raises:
+      UserError: the compiler breaks down on the slice, the mesh does not divide the arrays, or the values do
+        not go together.
     """
     parse_topology(topology)
     reach_compiler()

@@ -24,7 +24,7 @@ from retrieval_jax.search.searcher import check_scores, searcher_class
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
-from retrieval_jax.verbs.index import make_index, unread
+from retrieval_jax.verbs.index import make_own_index
 from retrieval_jax.verbs.mine import mine
 from retrieval_jax.verbs.score import score_pairs
 from retrieval_jax.verbs.search import search
@@ -94,14 +94,18 @@ class RiporConfig:
         return self.dense_encoder or f"{self.name}_{DENSE}"
 
     @property
-    def has_seq2seq(self) -> bool:
-        """Whether there is a training by cross-entropy."""
-        return (self.steps or {}).get(SEQ2SEQ) != 0
+    def teacher_name(self) -> str:
+        """The name of the searcher whose scores are learned."""
+        return self.teacher or f"{self.name}_teacher"
 
     @property
     def generative(self) -> list[str]:
         """The names of the generative models and searchers, in the order in which they are trained."""
-        return [self.round(n) for n in range(0 if self.has_seq2seq else 1, self.rounds + 1)]
+        return [self.round(n) for n in range(0 if self.trains(SEQ2SEQ) else 1, self.rounds + 1)]
+
+    def trains(self, stage: str) -> bool:
+        """Whether there is a training of this name: it has other than 0 steps."""
+        return (self.steps or {}).get(stage) != 0
 
     def round(self, number: int) -> str:
         """Gives the name of what a round makes."""
@@ -128,7 +132,7 @@ class RiporConfig:
 
     def sequential_stages(self) -> list[tuple[str, Callable[[], object]]]:
         """Gives the stages between the docids and the first round."""
-        if not self.has_seq2seq:
+        if not self.trains(SEQ2SEQ):
             return []
         return [("cross-entropy", functools.partial(self.train_generative, SEQ2SEQ, 0))]
 
@@ -148,18 +152,17 @@ class RiporConfig:
 
     def train_dense(self) -> dict:
         """Trains the dense encoder."""
-        with configuration.run_file(None, *self._steps(DENSE)), gin.config_scope(DENSE):
-            return train(model_dir=str(self.work.model(self.dense)), docids=None)
+        return self._train(DENSE, self.dense, docids=None)
 
     def index_teacher(self) -> None:
         """Makes the dense encoder's searcher, and the teacher, unless it is there by a name of its own."""
         model = str(self.work.model(self.dense))
-        make_index(kind="exact", name=self.dense, model_dir=model, **unread(searcher_class("exact")))
+        make_own_index("exact", name=self.dense, model_dir=model)
         if self.teacher is None:
-            make_index(kind=BM25, name=BM25, model_dir=None, **unread(searcher_class(BM25)))
-            make_index(
-                kind="fused",
-                name=f"{self.name}_teacher",
+            make_own_index(BM25, name=BM25, model_dir=None)
+            make_own_index(
+                "fused",
+                name=self.teacher_name,
                 model_dir=None,
                 parts=(BM25, self.dense),
                 fusion="min_max",
@@ -172,10 +175,8 @@ class RiporConfig:
 
     def train_generative(self, stage: str, number: int) -> dict:
         """Trains a generative model that begins as the last one, or as the dense encoder."""
-        settings = self.settings(stage, number)
         self.note_beginning(self.round(number), self.before(number))
-        with configuration.run_file(None, *self._steps(stage), *settings), gin.config_scope(stage):
-            return train(model_dir=str(self.work.model(self.round(number))), docids=self.docids)
+        return self._train(stage, self.round(number), self.docids, *self.settings(stage, number))
 
     def before(self, number: int) -> str:
         """Gives the name of the model that the model of a round (by its number) begins with."""
@@ -214,8 +215,7 @@ class RiporConfig:
 
     def index(self, model: str, name: str, **settings: object) -> None:
         """Makes a searcher of a generative model."""
-        settings |= unread(searcher_class("generative"))
-        make_index(kind="generative", name=name, model_dir=str(self.work.model(model)), **settings)
+        make_own_index("generative", name=name, model_dir=str(self.work.model(model)), **settings)
 
     def mine(self, number: int) -> dict:
         """Mines a round's negatives."""
@@ -229,8 +229,7 @@ class RiporConfig:
     def score(self, number: int) -> dict:
         """Lets the teacher score a round's negatives."""
         of_round = self.round(number)
-        teacher = self.teacher or f"{self.name}_teacher"
-        return score_pairs(searcher=teacher, candidates=(of_round,), name=of_round)
+        return score_pairs(searcher=self.teacher_name, candidates=(of_round,), name=of_round)
 
     def search(self) -> dict:
         """Makes a searcher of each generative model, and answers the queries with all searchers."""
@@ -240,7 +239,7 @@ class RiporConfig:
 
     def evaluate(self, names: Sequence[str]) -> dict:
         """Answers the queries with searchers, BM25 and the teacher, and evaluates them."""
-        for name in ([] if self.teacher else [BM25, f"{self.name}_teacher"]) + [*names]:
+        for name in ([] if self.teacher else [BM25, self.teacher_name]) + [*names]:
             search(name=name, split=self.split)
         return evaluate(split=self.split)
 
@@ -268,6 +267,11 @@ class RiporConfig:
             log(f"{number}/{len(stages)} {what}")
             made[what] = stage()
         return made
+
+    def _train(self, stage: str, name: str, docids: str | None, *settings: str) -> dict:
+        """Does a training in its scope, with gin bindings of its own, and makes the model of a name."""
+        with configuration.run_file(None, *self._steps(stage), *settings), gin.config_scope(stage):
+            return train(model_dir=str(self.work.model(name)), docids=docids)
 
     def _steps(self, stage: str) -> list[str]:
         """Gives the setting of a training's steps, if it has its own."""

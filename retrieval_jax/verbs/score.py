@@ -93,6 +93,13 @@ def score_pairs(
       shard_size: queries of a shard: a kill loses the work of at most this many.
       on_error: what to do with bad lines of the file, such as unknown ids: 'fail', or 'skip', which leaves
         them out and counts them.
+
+    Returns:
+      The folder that was made, of scores or of negatives, and facts of its manifest.
+
+    Raises:
+      UserError: there are no train queries, no candidates or no such file, or the file's own name is that of
+        something else.
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
@@ -101,8 +108,6 @@ def score_pairs(
             f"{collection.folder}: has no train queries: a teacher's scores are of their passages"
         )
     if file is not None:
-        if on_error not in ("fail", "skip"):
-            raise UserError(f"ON_ERROR: no choice {on_error!r}: 'fail' or 'skip'")
         made = _from_file(work, collection, file, name, on_error)
     else:
         made = _from_searcher(work, collection, searcher, candidates, name, depth, shard_size)
@@ -217,6 +222,7 @@ class _Source:
 
 def _from_file(work: Workspace, collection: Collection, file: str, name: str | None, on_error: str) -> _Made:
     """Makes the scores that a file holds, or its negatives. All processes must call this."""
+    skip = ErrorLog.skips(on_error)
     path = paths.as_path(file)
     if not path.is_file():
         raise UserError(f"score_pairs.file: {path}: no such file: give the path of one")
@@ -231,7 +237,7 @@ def _from_file(work: Workspace, collection: Collection, file: str, name: str | N
             return made
 
     def make() -> int:
-        errors = ErrorLog(skip=on_error == "skip")
+        errors = ErrorLog(skip=skip)
         found = score_files.read(path, collection, errors)
         errors.report()
         folder = (of_scores if found.has_scores else of_negatives).folder

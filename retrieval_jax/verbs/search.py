@@ -45,6 +45,9 @@ def search(
       split: the queries to search for; also a variation that `vary` made, as test~typo, or test~all.
       k: passages to find for each query.
       query: a question to answer instead.
+
+    Returns:
+      The run and its summary, or, of test~all, those of each split (`runs`); of a query, its passages.
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)

@@ -45,6 +45,13 @@ def make_sets(
         the memory); without, a passage's score is the sum of the query's weights of its tokens, as in PAG.
       step: which of the model's checkpoints (--MODEL_STEP); None is the newest.
       force: whether to replace sets that a model of the work folder was trained with.
+
+    Returns:
+      The folder of the sets, and facts of its manifest.
+
+    Raises:
+      UserError: the weights are neither counted ones nor a lexical encoder's folder, or a model was trained
+        with the sets that others would replace.
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)

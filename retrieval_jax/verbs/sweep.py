@@ -23,7 +23,7 @@ from retrieval_jax.search.searcher import searcher_class, searcher_kinds
 from retrieval_jax.verbs.docids import make_docids
 from retrieval_jax.verbs.evaluate import evaluate
 from retrieval_jax.verbs.importing import import_collection
-from retrieval_jax.verbs.index import IndexConfig, make_index, unread
+from retrieval_jax.verbs.index import IndexConfig, make_own_index
 from retrieval_jax.verbs.search import search
 from retrieval_jax.verbs.train import TrainConfig, train
 
@@ -57,6 +57,13 @@ def sweep(
       split: the queries to answer; of a collection that has others only, those.
       measure: what the table shows, a measure of `evaluate`.
       baseline: the method that the others are compared with; None for bm25, or the first one by name.
+
+    Returns:
+      The files of the table; `values`, those of the methods on each collection; and their `mean`.
+
+    Raises:
+      UserError: no collections or methods are given, two have one name, a method is nothing known, or a
+        collection failed.
     """
     if not collections:
         raise UserError("sweep.collections: none: retrieval-jax sweep path/to/one path/to/another")
@@ -200,6 +207,5 @@ def _run(source: str, work: str, name: str, method: str, split: str) -> None:
         elif method not in _without_model():
             given = method
         kind = configuration.argument(IndexConfig, "kind") if given else method
-        searcher = choose_searcher(kind, given)
-        make_index(**place, kind=searcher.kind, name=name, model_dir=given, **unread(searcher))
+        make_own_index(choose_searcher(kind, given).kind, **place, name=name, model_dir=given)
         search(**place, name=name, split=split)

@@ -47,6 +47,12 @@ def vary(
         "text", one for each query of the split. It is one more kind, of the file's name: paraphrase.tsv gives
         the split test~paraphrase.
       seed: of what is drawn for each query.
+
+    Returns:
+      The splits that there are now, each with its number of queries and how many of them have changed.
+
+    Raises:
+      UserError: the file is missing, has the name of another kind, or lacks a query.
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from retrieval_jax.core.errors import Diverged, Preempted, UserError
+from retrieval_jax.core.errors import Diverged, Preempted, UserError, first_line
 from retrieval_jax.main import VERBS, main
 
 
@@ -39,3 +39,18 @@ def test_any_other_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("retrieval_jax.main.parse", lambda argv: ("search", [], [], False))
     with pytest.raises(ZeroDivisionError):
         main(["search"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("  bad name\nand a page of advice"), "bad name"),
+        (OSError("\nbelow an empty line"), "below an empty line"),
+        (OSError(2, "No such file", "a"), "[Errno 2] No such file: 'a'"),
+        (ValueError(), "ValueError"),
+        (RuntimeError(" \n"), "RuntimeError"),
+        (ValueError("x" * 300), "x" * 200),
+    ],
+)
+def test_the_first_line_of_another_librarys_error(error: Exception, line: str):
+    assert first_line(error) == line

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reading import write
+from run_files import write_run
 
 from retrieval_jax.core import storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
-from retrieval_jax.data.trec import read_run, write_run
+from retrieval_jax.data.trec import read_run
 from retrieval_jax.evaluation.metrics import RunValues
 from retrieval_jax.evaluation.runs import (
     current_runs,
@@ -41,6 +43,16 @@ def test_facts_are_of_the_run_that_they_were_written_with(tmp_path: Path):
     assert read_facts(path)["recipe"] == {"k": 7}
     path.write_text("q Q0 p 1 2.0 Anserini\n")
     assert read_facts(path) is None
+
+
+def test_a_run_that_the_format_cannot_hold_leaves_the_old_one(tmp_path: Path):
+    path = tmp_path / "bm25.test.trec"
+    write_run_with_facts(path, {"q": [("p", 1.0)]}, "bm25", {"recipe": {"k": 7}})
+    path.with_suffix(".tsv").write_text("RR\tall\t1.0\n")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="'p' is ranked twice"):
+        write_run_with_facts(path, {"q": [("p", 1.0), ("p", 0.5)]}, "bm25", {"recipe": {"k": 8}})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("kill", range(3))

@@ -10,6 +10,7 @@ import pytest
 from model_folders import random_params, write_model_folder
 from teacher import random_scores, write_scores
 
+from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
@@ -19,9 +20,12 @@ from retrieval_jax.examples.targets import PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.layers import T5Config
+from retrieval_jax.search import searcher as registry
 from retrieval_jax.search.bm25 import BM25Searcher
+from retrieval_jax.search.planned import PlannedSearcher
 from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.training.run import docid_softmax
+from retrieval_jax.verbs.mine import MineConfig, _recipe
 
 DEPTH, MOST, SKIP = 12, 3, 1
 
@@ -95,6 +99,19 @@ def test_bad_settings_and_missing_negatives_are_told(
         assert message in " ".join(error.split())
     with pytest.raises(UserError, match="nothing: nothing finished here: make it with `retrieval-jax mine`"):
         data.computed("labelled")
+
+
+def test_a_kind_that_extends_a_generative_searcher_writes_docids(
+    own_work: Workspace, collection: Collection, monkeypatch: pytest.MonkeyPatch
+):
+    class Own(PlannedSearcher):
+        kind = "own"
+
+    monkeypatch.setitem(registry._CLASSES, "own", Own)
+    recipe = {"collection": collection.fingerprint}
+    storage.build_once(own_work.searcher("own"), recipe, lambda _: {"kind": "own"})
+    config = MineConfig(source="x", searcher="own", prefix_lengths=(1,))
+    assert _recipe(config, own_work, collection, ["train"])["prefixes"]["lengths"] == (1,)
 
 
 def test_interrupted_and_started_again_it_goes_on(work: Workspace, arguments, cli, monkeypatch):

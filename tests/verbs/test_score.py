@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_files import write_run
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.mined import MinedNegatives
 from retrieval_jax.data.scores import TeacherScores
-from retrieval_jax.data.trec import write_run
 from retrieval_jax.search.searcher import Searcher
 
 

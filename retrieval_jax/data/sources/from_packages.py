@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from retrieval_jax.core import paths, storage
-from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.errors import UserError, first_line
 from retrieval_jax.core.progress import log, track
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.folders import Source, dataset_name
@@ -128,9 +128,8 @@ def _readable(ids: str) -> Iterator[None]:
     except KeyError:
         raise UserError(f"{IR_DATASETS}{ids}: no such dataset: see https://ir-datasets.com") from None
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         hint = "check the network, or what ir_datasets printed above"
-        raise UserError(f"{IR_DATASETS}{ids}: cannot be had ({reason}): {hint}") from error
+        raise UserError(f"{IR_DATASETS}{ids}: cannot be had ({first_line(error)}): {hint}") from error
 
 
 def _passage(doc) -> Passage:

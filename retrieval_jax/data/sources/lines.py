@@ -79,6 +79,17 @@ class ErrorLog:
         self.counts: collections.Counter[str] = collections.Counter()
         self.first: dict[str, list[LineError]] = {}  # kind -> the first few
 
+    @staticmethod
+    def skips(on_error: str) -> bool:
+        """Returns whether a value of ON_ERROR leaves bad lines out: "skip" does, and "fail" does not.
+
+        Raises:
+          UserError: it is neither of them.
+        """
+        if on_error not in ("fail", "skip"):
+            raise UserError(f"ON_ERROR: no way {on_error!r} to treat bad lines: choose 'fail' or 'skip'")
+        return on_error == "skip"
+
     def add(self, error: LineError) -> None:
         """Adds an error."""
         self.counts[error.kind] += 1

@@ -28,7 +28,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.predictions import open_predictions
 from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.data.synthetic import QueryShards
-from retrieval_jax.data.trec import read_qrels, read_run
+from retrieval_jax.data.trec import read_run
 
 CORPUS = jsonl(*({"docid": p.id, "title": p.title, "text": p.text} for p in PASSAGES))
 LAYOUTS = {
@@ -265,23 +265,20 @@ def test_predictions_are_read_as_they_stand_or_refused_in_a_line(form, seed, col
     assert made == [expected[key] for key in ids]
 
 
-@pytest.mark.parametrize("kind", ["run", "qrels"])
 @QUICK
 @given(seed=SEEDS)
-def test_trec_files_are_read_as_they_stand_or_refused_in_a_line(kind, seed):
-    row = "q{0} Q0 d{1} {1} {2} tag\n" if kind == "run" else "q{0} 0 d{1} {1}\n"
-    text = "".join(row.format(q, d, 9.5 - d) for q in range(2) for d in range(3))
-    written, contents = damaged({f"a.{kind}": text}, random.Random(seed))
+def test_runs_are_read_as_they_stand_or_refused_in_a_line(seed):
+    text = "".join(f"q{q} Q0 d{d} {d} {9.5 - d} tag\n" for q in range(2) for d in range(3))
+    written, contents = damaged({"a.run": text}, random.Random(seed))
     with tempfile.TemporaryDirectory() as temporary:
         folder = write(Path(temporary), written)
         try:
-            found = (read_run if kind == "run" else read_qrels)(next(folder.iterdir()))
+            found = read_run(next(folder.iterdir()))
         except UserError as error:
             check_error(error, folder)
             return
     (content,) = contents.values()
     rows = [cells for line in lines_of(content) if (cells := line.split())]
-    value = (4, float) if kind == "run" else (3, int)
-    assert {(q, d, v) for q, some in found.items() for d, v in dict(some).items()} == {
-        (cells[0], cells[2], value[1](cells[value[0]])) for cells in rows
+    assert {(q, d, score) for q, some in found.items() for d, score in some} == {
+        (cells[0], cells[2], float(cells[4])) for cells in rows
     }

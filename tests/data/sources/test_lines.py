@@ -55,6 +55,13 @@ def test_lines_that_are_not_utf_8_are_noted():
     ]
 
 
+def test_bad_lines_are_left_out_only_where_it_is_asked_for():
+    assert ErrorLog.skips("skip")
+    assert not ErrorLog.skips("fail")
+    with pytest.raises(UserError, match=r"^ON_ERROR: no way 'ignore' to treat bad lines: choose 'fail' or"):
+        ErrorLog.skips("ignore")
+
+
 def test_the_first_bad_line_is_raised_and_the_others_are_counted():
     errors = ErrorLog()
     errors.raise_first()
