@@ -121,6 +121,8 @@ def read_manifest(folder: str | os.PathLike, verb: str) -> dict:
 
 def _read_manifest(folder: Path, hint: str = "delete the folder, then the same command again") -> dict:
     manifest = read_json(folder / MANIFEST, hint)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("recipe", {}), dict):
+        raise UserError(f"{folder / MANIFEST}: is no manifest: {hint}")
     version = manifest.pop("format", None)
     if version is None:
         raise UserError(f"{folder}: was made by an earlier version of retrieval_jax: {hint}")

@@ -1,11 +1,16 @@
 """The workspace: where the artefacts of one collection lie, in one work folder."""
 
+import contextlib
 import dataclasses
+import functools
+import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
 
 UNFINISHED = ".unfinished"  # ends the name of a folder of parts; see `unfinished`
 
@@ -28,29 +33,38 @@ class Workspace:
     folder: Path
 
     @classmethod
-    def for_source(cls, collection: str, work_dir: str | None) -> "Workspace":
-        """Returns the workspace of a collection.
+    def for_source(cls, collection: str, work_dir: str | None, imports: bool = False) -> "Workspace":
+        """Returns the workspace of a collection. A line says so if its source has changed since the import.
 
         Args:
           collection: the name of its source, as `import` takes it.
           work_dir: the work folder, local or gs://…; None is `work/NAME`, with the last part of the source's
             name.
+          imports: whether the source is to be imported.
 
         Raises:
-          UserError: the bucket cannot be read, or `work/NAME` holds the collection of another source with
-            that name.
+          UserError: the bucket cannot be read, or the folder holds the collection of another source that
+            exists, too. A `work_dir` whose source has moved is taken, and so is one alone, with a
+            `collection` that is no folder.
         """
         name = default_name(collection)
         folder = paths.as_path(work_dir) if work_dir else Path("work") / name
         paths.check_bucket(folder)
         work = cls(folder)
-        if not work_dir and storage.finished(work.collection):
-            held = storage.read_manifest(work.collection, "import").get("source_path")
-            if held and held != source_path(collection):
+        if not storage.finished(work.collection):
+            return work
+        manifest = storage.read_manifest(work.collection, "import")
+        held, given = manifest.get("source_path"), source_path(collection)
+        if held and not _is_same(held, given):
+            is_meant = not work_dir or imports or _is_there(given)
+            if is_meant and (not work_dir or _is_there(held)):
                 raise UserError(
-                    f"{folder}: holds the collection of {held}, not of {source_path(collection)}: "
+                    f"{folder}: holds the collection of {held}, not of {given}: "
                     f"name another folder, --WORK_DIR=work/{name}_2"
                 )
+        elif not imports:
+            for file in _changed(manifest.get("recipe", {}).get("files", ())):
+                _log_once(f"{file}: changed since the import: `retrieval-jax import` reads it again")
         return work
 
     @property
@@ -142,6 +156,29 @@ def default_name(collection: str) -> str:
 def source_path(collection: str) -> str:
     """Returns the name of a collection's source; a folder by its absolute path."""
     return collection if ":" in collection else str(paths.absolute(collection))
+
+
+def _is_same(held: str, given: str) -> bool:
+    """Tells whether two sources are one; a folder may have several paths."""
+    return held == given or (":" not in held + given and os.path.realpath(held) == os.path.realpath(given))
+
+
+def _is_there(source: str) -> bool:
+    return ":" in source or Path(source).exists()
+
+
+def _changed(files: Sequence[tuple[str, int, int]]) -> Iterator[str]:
+    """Yields those of a source's files, as the import found them, that are there and are others now."""
+    for file, size, time in files:
+        with contextlib.suppress(OSError):
+            stat = Path(file).stat()
+            if (stat.st_size, stat.st_mtime_ns) != (size, time):
+                yield file
+
+
+@functools.cache
+def _log_once(line: str) -> None:
+    log(line)
 
 
 def checked(name: str) -> str:

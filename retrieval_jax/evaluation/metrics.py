@@ -93,6 +93,9 @@ def chosen_metrics(names: Sequence[str] | None = None) -> dict[str, Metric]:
             metrics[name] = METRICS.get(name) or ir_measures.parse_measure(name)
             if name not in METRICS:
                 metrics[name].validate_params()
+                cutoff = metrics[name].params.get("cutoff")
+                if cutoff is not None and (isinstance(cutoff, bool) or cutoff < 1):
+                    raise ValueError(f"its cutoff is {cutoff}")
         except Exception as error:  # it evaluates the name's syntax tree, and fails in many ways
             raise UserError(
                 f"evaluate.measures: {name!r} is no measure ({error}): write it as https://ir-measur.es "
@@ -146,21 +149,23 @@ def evaluate_run(
     if not qrels:
         raise ValueError("no judged query: the mean over no queries is not defined")
     metrics = METRICS if metrics is None else metrics
-    scores = {qid: _descending(qid, run[qid]) for qid in qrels if run.get(qid)}
+    # By numbers, as the programs behind some measures take no other ids of queries.
+    number = {qid: str(i) for i, qid in enumerate(qrels)}
+    judged = {number[qid]: grades for qid, grades in qrels.items()}
+    scores = {number[qid]: _descending(qid, run[qid]) for qid in qrels if run.get(qid)}
     measures = {
         name: _with_grade(metric, min_relevant_grade)
         for name, metric in metrics.items()
         if isinstance(metric, ir_measures.measures.Measure)
     }
     try:
-        result = ir_measures.calc(set(measures.values()), qrels, scores)
+        result = ir_measures.calc(set(measures.values()), judged, scores)
     except Exception as error:  # a measure that needs Perl, or a package that is not installed
         reason = " ".join(str(error).split())
         raise UserError(f"evaluate.measures: ir_measures fails ({reason}): leave such measures out") from None
-    index = {qid: i for i, qid in enumerate(qrels)}
     values = {measure: np.zeros(len(qrels)) for measure in measures.values()}
     for value in result.per_query:
-        values[value.measure][index[value.query_id]] = value.value
+        values[value.measure][int(value.query_id)] = value.value
     return RunValues(
         {
             name: float(result.aggregated[measures[name]])

@@ -7,7 +7,8 @@ A run of another tool is a TREC file without facts:
                             "checksum": of the run}, "certain" where the search proves it: the ids of the
                             queries whose first passage is that of an exhaustive search; and "metrics" once
                             `evaluate` has scored it
-    runs/NAME.SPLIT.tsv     metric, query id and value of each query, as `trec_eval -q` prints them, which
+    runs/NAME.SPLIT.values.tsv
+                            metric, query id and value of each query, as `trec_eval -q` prints them, which
                             `evaluate` writes for runs of either sort; a metric's last line, of the query
                             "all", is the mean
 """
@@ -24,6 +25,7 @@ from retrieval_jax.data import trec, variations
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.evaluation.metrics import RunValues
 
+_VALUES = ".values.tsv"
 _UNKNOWN = 0.5  # a run of another tool with a larger share of unknown passages is of another collection
 
 
@@ -31,7 +33,9 @@ def run_paths(work: Workspace, split: str) -> dict[str, Path]:
     """Returns the files of a split's runs by the searchers' names (which may have dots), in sorted order."""
     end = f".{split}.trec"
     names = {path.name.removesuffix(end): path for path in (work.folder / "runs").glob(f"*{end}")}
-    return {name: path for name, path in sorted(names.items()) if name != "qrels"}
+    return {
+        name: path for name, path in sorted(names.items()) if name != "qrels" and not name.startswith(".")
+    }
 
 
 def write_run_with_facts(path: Path, run: trec.Run, tag: str, facts: Mapping[str, object]) -> None:
@@ -60,7 +64,7 @@ def read_facts(path: Path) -> dict | None:
     """
     facts = _facts_path(path)
     found = storage.read_json(facts, f"delete {path}, then search again") if facts.is_file() else None
-    ours = isinstance(found, dict) and "recipe" in found
+    ours = isinstance(found, dict) and isinstance(found.get("recipe"), dict)
     return found if ours and found.get("checksum") in (None, storage.checksum(path)) else None
 
 
@@ -199,7 +203,7 @@ def report_strays(work: Workspace, collection: Collection) -> None:
     """Reports the files in runs/ whose names are of no split: nobody would miss them otherwise."""
     splits = tuple(f".{split}.trec" for split in (*collection.query_counts, *variations.names(work)))
     for path in sorted((work.folder / "runs").glob("*")):
-        if path.suffix not in (".json", ".tsv") and not path.name.endswith(splits):
+        if not path.name.endswith((".json", _VALUES, *splits)):
             log(f"{path}: left out: the name of a run is NAME.SPLIT.trec, with a split of the collection")
 
 
@@ -254,4 +258,4 @@ def _facts_path(path: Path) -> Path:
 
 
 def _values_path(path: Path) -> Path:
-    return path.with_suffix(".tsv")
+    return path.with_suffix(_VALUES)

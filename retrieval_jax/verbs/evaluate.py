@@ -18,6 +18,7 @@ from retrieval_jax.evaluation.robustness import Effects, MethodRun
 from retrieval_jax.evaluation.runs import (
     current_runs,
     report_strays,
+    run_paths,
     varied_runs,
     write_metrics,
     write_query_values,
@@ -209,8 +210,9 @@ def _write_values(
     queries: list[str],
 ) -> None:
     """Writes, beside each run, its metrics for each query and, where `search` made the run, their means."""
+    paths = run_paths(work, split)  # of other tools, whose names may be any
     for name, (_, facts) in known.items():
-        path = work.run(name, split)
+        path = paths[name]
         write_query_values(path, values[name], queries)
         if facts:
             write_metrics(path, facts, values[name].means)

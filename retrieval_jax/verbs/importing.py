@@ -57,7 +57,7 @@ def import_collection(
       was left out.
     """
     skip_errors = ErrorLog.skips(on_error)
-    path = Workspace.for_source(source, work_dir).collection
+    path = Workspace.for_source(source, work_dir, imports=True).collection
     parallel.check_beam_options(beam_options, path)
     docs = {"docs_size": docs_size, "docs_packages": docs_packages}
     opened = from_packages.open_any_source(source, **docs)

@@ -22,6 +22,7 @@ from retrieval_jax.data.distribution import log_table
 from retrieval_jax.data.mined import MinedNegatives, NegativesRule
 from retrieval_jax.data.sources import score_files
 from retrieval_jax.data.sources.lines import ErrorLog
+from retrieval_jax.evaluation.runs import outdated, read_facts
 from retrieval_jax.mesh import multihost
 from retrieval_jax.mesh.partitioning import make_partitioner
 from retrieval_jax.search.batched import score_in_batches
@@ -197,6 +198,11 @@ class _Source:
         if storage.finished(work.negatives(name)):
             self.negatives = MinedNegatives(work.negatives(name))
         self.runs = {split: work.run(name, split) for split in SPLITS if work.run(name, split).is_file()}
+        for split, path in self.runs.items():
+            facts = read_facts(path)
+            reason = facts and outdated(facts["recipe"], work, name, collection, split)
+            if reason:
+                raise UserError(f"{path}: {reason}: `retrieval-jax search --SPLIT={split}` makes it again")
         for split in SPLITS:
             found = [storage.checksum(self.runs[split])] if split in self.runs else []
             if self.negatives and (fingerprint := self.negatives.fingerprint_of(split)):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import gin
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
@@ -78,6 +79,10 @@ def _run(
     if variation := variations.fingerprint(work, split):
         recipe["variation"] = variation
     facts = runs.read_facts(path) if path.exists() else {}
+    if facts is None:
+        raise UserError(
+            f"{path}: is another tool's run, or was changed since: give it another name, or delete it"
+        )
     # Runs of earlier versions lack the latency, and which queries are certain.
     known = facts.get("summary", {})
     whole = (variation or "single_query_ms" in known) and ("certain" in known) == ("certain" in facts)
@@ -99,7 +104,7 @@ def _run(
     facts |= {} if certain is None else {"certain": certain}
 
     def write() -> None:
-        write_qrels(work.qrels(split), {q.id: q.relevant or q.judgements for q in queries})
+        write_qrels(work.qrels(split), {q.id: q.judgements for q in queries})
         runs.write_run_with_facts(path, run, name, {"recipe": recipe, **facts, "summary": summary})
 
     multihost.on_process_0(write)

@@ -9,6 +9,7 @@ import gin
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.values import Names, Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import variations
@@ -91,9 +92,11 @@ def _varied(queries: Sequence[Query], kind: str, seed: int) -> list[str]:
 def _read(path: Path, queries: Sequence[Query]) -> list[str]:
     """Reads what a file says of each query."""
     texts = variations.read_texts(path)
-    missing = [query.id for query in queries if query.id not in texts]
+    missing = [query.id for query in queries if not texts.get(query.id, "").strip()]
     if missing:
         raise UserError(
             f"{path}: no text for {len(missing)} of {len(queries)} queries, as {missing[0]!r}: add them"
         )
+    if unknown := texts.keys() - {query.id for query in queries}:
+        log(f"{path}: {len(unknown)} of {len(texts)} ids are of no query of the split, as {min(unknown)!r}")
     return [texts[query.id] for query in queries]

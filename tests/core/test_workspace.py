@@ -21,7 +21,40 @@ def test_two_sources_of_one_name_do_not_share_a_folder(tmp_path: Path, monkeypat
     message = error_of(lambda: Workspace.for_source("b/data", None))
     assert f"holds the collection of {tmp_path}/a/data, not of {tmp_path}/b/data" in message
     assert "--WORK_DIR=work/data_2" in message
-    assert Workspace.for_source("b/data", "work/data") == work
+    assert Workspace.for_source("b/data", "work/data") == work  # a name alone
+    for folder in ("a/data", "b/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a")
+    assert Workspace.for_source("link/data", "work/data", imports=True) == work
+    assert Workspace.for_source("python_docs", "work/data") == work
+    for source, imports in (("b/data", False), ("b/data", True), ("python_docs", True)):
+        message = error_of(
+            lambda source=source, imports=imports: Workspace.for_source(source, "work/data", imports)
+        )
+        assert f"holds the collection of {tmp_path}/a/data, not of {tmp_path}/{source}" in message
+    (tmp_path / "a/data").rename(tmp_path / "a/moved")
+    assert Workspace.for_source("a/moved", "work/data", imports=True) == work
+
+
+def test_a_source_that_has_changed_since_the_import_is_told_once(tmp_path: Path, capsys):
+    source = tmp_path / "data"
+    source.mkdir()
+    files = [source / name for name in ("docs.tsv", "qrels.tsv", "gone.tsv")]
+    for file in files:
+        file.write_text("1\ta\n")
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    work = Workspace(tmp_path / "work")
+    facts = {"source_path": source_path(str(source))}
+    storage.build_once(work.collection, {"files": stats}, lambda folder: facts)
+    Workspace.for_source(str(source), str(work.folder))
+    files[1].write_text("1\tb\t1\n")
+    files[2].unlink()  # of another machine
+    Workspace.for_source(str(source), str(work.folder), imports=True)
+    assert not capsys.readouterr().err
+    for _ in range(2):
+        Workspace.for_source(str(source), str(work.folder))
+    told = capsys.readouterr().err
+    assert told == f"{files[1]}: changed since the import: `retrieval-jax import` reads it again\n"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a b", "qrels", "a\n", "é", "a.unfinished"])

@@ -1,7 +1,9 @@
 import math
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -188,3 +190,20 @@ def test_measures_that_count_are_sums():
     assert found.means == {"NumQ": 2, "NumRet": 6, "NumRet(rel=2)": 1, "P@2": 0}
     assert found.per_query["NumRet"].tolist() == [5, 1]
     assert found.sums == {"NumQ", "NumRet", "NumRet(rel=2)"}
+
+
+@pytest.mark.parametrize("name", ["nDCG@0", "P@0", "RR@-1", "R@True"])
+def test_a_cutoff_below_one_is_refused(name: str):
+    with pytest.raises(UserError, match=r"evaluate.measures: .* is no measure"):
+        chosen_metrics((name,))
+
+
+@pytest.mark.skipif(shutil.which("perl") is None, reason="gdeval, which computes ERR, needs Perl")
+def test_a_program_that_takes_numbers_alone_gets_them_for_the_queries_ids():
+    """ERR@2 (Chapelle et al. 2009) with grades up to 4: a passage of grade g satisfies by (2^g - 1) / 16."""
+    qrels = {"all": {"a": 3, "b": 1}, "q 2": {"a": 0, "c": 1}}
+    run = {"all": [("b", 2.0), ("a", 1.0)], "q 2": [("a", 2.0), ("c", 1.0)]}
+    found = evaluate_run(qrels, run, metrics=chosen_metrics(("ERR@2",)))
+    first = 1 / 16 + (1 - 1 / 16) * (7 / 16) / 2
+    np.testing.assert_allclose(found.per_query["ERR@2"], [first, 1 / 16 / 2], atol=1e-4)
+    assert found.means["ERR@2"] == pytest.approx((first + 1 / 32) / 2, abs=1e-4)

@@ -48,7 +48,7 @@ def test_facts_are_of_the_run_that_they_were_written_with(tmp_path: Path):
 def test_a_run_that_the_format_cannot_hold_leaves_the_old_one(tmp_path: Path):
     path = tmp_path / "bm25.test.trec"
     write_run_with_facts(path, {"q": [("p", 1.0)]}, "bm25", {"recipe": {"k": 7}})
-    path.with_suffix(".tsv").write_text("RR\tall\t1.0\n")
+    path.with_suffix(".values.tsv").write_text("RR\tall\t1.0\n")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(UserError, match="'p' is ranked twice"):
         write_run_with_facts(path, {"q": [("p", 1.0), ("p", 0.5)]}, "bm25", {"recipe": {"k": 8}})
@@ -61,7 +61,7 @@ def test_a_kill_leaves_no_run_that_seems_to_be_of_another_tool(tmp_path: Path, m
     path, replace, files = tmp_path / "bm25.test.trec", os.replace, itertools.count()
     old, new = ({"q": [(passage, 1.0)]} for passage in "pr")
     write_run_with_facts(path, old, "bm25", {"recipe": {"k": 7}})
-    path.with_suffix(".tsv").write_text("RR\tall\t1.0\n")
+    path.with_suffix(".values.tsv").write_text("RR\tall\t1.0\n")
 
     def killed(*args):
         if next(files) == kill:
@@ -73,7 +73,7 @@ def test_a_kill_leaves_no_run_that_seems_to_be_of_another_tool(tmp_path: Path, m
         write_run_with_facts(path, new, "bm25", {"recipe": {"k": 8}})
     assert path.exists() == (kill == 2)
     assert not path.exists() or (read_run(path), read_facts(path)["recipe"]) == (new, {"k": 8})
-    assert not path.with_suffix(".tsv").exists()
+    assert not path.with_suffix(".values.tsv").exists()
 
 
 def test_the_mean_is_told_from_a_query_that_is_called_as_it_is(tmp_path: Path):
@@ -99,14 +99,14 @@ def test_a_run_of_another_collection_shares_some_numbers_by_chance(tmp_path: Pat
     for name, first in {"few": 1, "known": 0, "theirs": 11}.items():
         ranked = [(str(passage), -float(passage)) for passage in range(first, first + 20)]
         write_run(work.run(name, "test"), {"1": ranked, "2": ranked, "3": ranked}, name)
-    work.run("theirs", "test").with_suffix(".tsv").write_text("RR\tall\t1.0\n")
+    work.run("theirs", "test").with_suffix(".values.tsv").write_text("RR\tall\t1.0\n")
     capsys.readouterr()
     found = current_runs(work, "test", Collection(work.collection))
     assert [*found] == ["few", "known"]
     few, theirs = capsys.readouterr().err.splitlines()
     assert "few.test.trec: 1 of its 20 passages (5.0%) are not in the collection: they keep their" in few
     assert "theirs.test.trec: left out, 11 of its 20 passages (55.0%) are not in the collection: " in theirs
-    assert not work.run("theirs", "test").with_suffix(".tsv").exists()
+    assert not work.run("theirs", "test").with_suffix(".values.tsv").exists()
 
 
 def test_changed_qrels_alone_are_those_that_count(own, tmp_path, cli):
@@ -150,7 +150,7 @@ def test_runs_of_an_earlier_state_are_left_out(own, tmp_path, cli):
     assert status == 0
     assert set(made["metrics"]) == {"other.v2"}
     assert "bm25.test.trec: left out, it is of another collection" in err
-    assert [path.name for path in runs.glob("*.tsv")] == ["other.v2.test.tsv"]
+    assert [path.name for path in runs.glob("*.values.tsv")] == ["other.v2.test.values.tsv"]
     (runs / "other.v2.test.trec").unlink()
     status, _, err = cli("evaluate", *own)
     assert status == 2
@@ -187,6 +187,7 @@ def test_runs_of_other_tools_join_the_table(own, tmp_path, cli):
     facts["recipe"]["split"] = "dev"
     (runs / "renamed.test.json").write_text(json.dumps(facts))
     (runs / "pyserini.test.json").write_text('{"tool": "its own notes"}')
+    (runs / "pyserini.test.tsv").write_text("q0 d0 1\n")
 
     measures = "('RR@10', 'R@1000', 'AP', 'Judged@10')"
     status, made, err = cli("evaluate", *own, f"--gin.evaluate.measures={measures}")
@@ -212,9 +213,10 @@ def test_runs_of_other_tools_join_the_table(own, tmp_path, cli):
     assert significance["differences"] == {"pyserini": {}}
     assert json.loads((runs / "pyserini.test.json").read_text()) == {"tool": "its own notes"}
 
-    lines = [line.split("\t") for line in (runs / "pyserini.test.tsv").read_text().splitlines()]
+    lines = [line.split("\t") for line in (runs / "pyserini.test.values.tsv").read_text().splitlines()]
     values = {query: float(value) for metric, query, value in lines if metric == "AP"}
     assert values == dict.fromkeys(queries, 1.0) | {queries[0]: 0.0, "all": expected}
+    assert (runs / "pyserini.test.tsv").read_text() == "q0 d0 1\n"
     status, _, err = cli("evaluate", *own, "--gin.evaluate.baseline='nothing'")
     assert status == 2
     assert "evaluate.baseline: no run 'nothing': there are bm25, pyserini" in err

@@ -180,6 +180,19 @@ def test_missing_candidates_are_refused(flags, here: Workspace, collection: Coll
     assert "other.train.trec: passage 'elsewhere' is not in" in error
 
 
+def test_an_earlier_collections_run_gives_no_candidates(flags, here: Workspace, cli):
+    assert cli("search", *flags, "--SEARCHER=bm25", "--SPLIT=train", "--K=3")[0] == 0
+    facts = here.run("bm25", "train").with_suffix(".json")
+    made = json.loads(facts.read_text())
+    made["recipe"]["collection"] = "earlier"
+    facts.write_text(json.dumps(made))
+    status, _, err = cli("score", *flags, *settings(candidates=("bm25",), name="stale"))
+    here.run("bm25", "train").unlink()
+    assert status == 2
+    assert "bm25.train.trec: it is of another collection (or an earlier one) than" in err
+    assert "`retrieval-jax search --SPLIT=train` makes it again" in err
+
+
 def test_a_file_that_is_not_there_is_an_error_in_a_line(flags, tmp_path, cli):
     for path in (tmp_path / "nothing.tsv", tmp_path):
         status, _, error = cli("score", *flags, *settings(file=str(path)))

@@ -23,6 +23,20 @@ def test_a_run_of_another_k_is_searched_anew_and_told_of(own, tmp_path, cli):
     assert "passages a query" not in err
     assert made["metrics"]["bm25"]["Recall@100"] > made["metrics"]["other"]["Recall@100"]
 
+    # What is not as `search` wrote it is somebody's, and stays.
+    (run.with_name("bm25+rm3.test.trec")).write_text(run.read_text())
+    (run.with_name(".hidden.test.trec")).write_text("no run")
+    changed = run.read_text().replace("bm25", "mine")
+    run.write_text(changed)
+    status, _, err = cli("search", *own, "--gin.K=100")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "bm25.test.trec: is another tool's run, or was changed since: give it another name" in err
+    assert run.read_text() == changed
+    status, made, err = cli("evaluate", *own)
+    assert status == 0, err
+    assert {*made["metrics"]} == {"bm25", "bm25+rm3", "other"}
+    assert run.with_name("bm25+rm3.test.values.tsv").is_file()
+
 
 @pytest.mark.parametrize("query", ["", " ", "zyzzyva"])
 def test_a_query_for_which_nothing_is_found(query, work, arguments, cli):

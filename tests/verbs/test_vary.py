@@ -107,8 +107,14 @@ def test_a_file_of_paraphrases_is_one_more_kind(own, tmp_path: Path, cli):
     path = tmp_path / "work" / "variations" / "dev~paraphrase" / "queries.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [{"_id": q.id, "text": f"please: {q.text}"} for q in queries]
-    file.write_text("".join(f"{q.id}\t{q.text}\n" for q in queries))
-    assert cli("vary", *arguments)[1]["splits"]["dev~paraphrase"]["changed"] == 0
+    file.write_text("nobody\tx\n" + "".join(f"{q.id}\t{q.text}\n" for q in queries))
+    _, made, err = cli("vary", *arguments)
+    assert made["splits"]["dev~paraphrase"]["changed"] == 0
+    assert "paraphrase.tsv: 1 of 11 ids are of no query of the split, as 'nobody'" in err
+    file.write_text("".join(f"{q.id}\t{' ' if q is queries[3] else q.text}\n" for q in queries))
+    status, _, err = cli("vary", *arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"no text for 1 of 10 queries, as {queries[3].id!r}" in err
 
 
 @pytest.mark.parametrize(
