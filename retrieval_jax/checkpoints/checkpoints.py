@@ -1,7 +1,7 @@
 """The checkpoints of a training, through Orbax, which writes each one into a temporary folder and renames it.
 
-MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data, and the
-                                LossSpikeGuard's state), checksums.json
+MODEL_DIR/checkpoints/STEP/     params, optimizer, position (in the data, the LossSpikeGuard's
+                                state, and metrics that are not logged yet), checksums.json
 
 model_folder.py says what else lies in a model's folder.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from retrieval_jax.checkpoints import checksums
+from retrieval_jax.checkpoints import checksums, learning_curve
 from retrieval_jax.checkpoints.retention import RetentionPolicy
 from retrieval_jax.core import paths
 from retrieval_jax.core.errors import UserError, first_line
@@ -61,7 +61,7 @@ class Checkpoints:
         self.in_background = not read_only and in_background()
         self.pool = ThreadPoolExecutor(1)
         self.sealing: Future | None = None
-        self.retention = RetentionPolicy(self.folder.with_name("learning_curve.jsonl"), keep, keep_best)
+        self.retention = RetentionPolicy(self.folder.with_name(learning_curve.NAME), keep, keep_best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self.retention,
             enable_async_checkpointing=self.in_background,
@@ -104,12 +104,13 @@ class Checkpoints:
         may be about to write them, and recipes name a checkpoint by them.
         """
         newest = self._newest()
-        if newest is None or not self.read_only or self._has_checksums(newest):
+        if newest is None or not self.read_only or self.is_sealed(newest):
             return newest
-        complete = (step for step in self.steps() if self._has_checksums(step))
+        complete = (step for step in self.steps() if self.is_sealed(step))
         return next((step for step in complete if not self.find_damage(step)), newest)
 
-    def _has_checksums(self, step: int) -> bool:
+    def is_sealed(self, step: int) -> bool:
+        """Tells whether a step has its checksums, by which its save has ended."""
         return (self.folder / str(step) / checksums.NAME).is_file()
 
     def _newest(self, before: int | None = None) -> int | None:
@@ -157,15 +158,15 @@ class Checkpoints:
             self.sealing = self.pool.submit(self._seal, step)
 
     def seal(self) -> None:
-        """Writes the checksums of the newest step if a kill came before them.
+        """Writes the checksums of the newest step if a kill came before them: readers pass over it for good.
 
-        All processes call it, once that step could be read or the run is known to be finished by it: readers
-        would pass over it for good.
+        All processes call it, once the step was read. What was made of a model without any checksums is then
+        of another checkpoint.
         """
 
         def write() -> None:
             step = next((step for step in self.steps() if not self.find_damage(step)), None)
-            if step is not None and not self._has_checksums(step):
+            if step is not None and not self.is_sealed(step):
                 checksums.write(self.folder / str(step))
 
         multihost.on_process_0(write)
@@ -204,7 +205,7 @@ class Checkpoints:
                 restored = self.restore(step, params, optimizer)
             except UserError as error:
                 # What is as it was saved does not fit, and neither will older ones.
-                if multihost.broadcast_from_process_0(self._has_checksums(step)):
+                if multihost.broadcast_from_process_0(self.is_sealed(step)):
                     raise
                 unread[step] = str(error).removeprefix(f"{self.folder}/{step}: ")
             else:

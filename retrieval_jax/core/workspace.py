@@ -12,6 +12,7 @@ from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 
+PYTHON_DOCS = "python_docs"  # the source that is embedded, whatever folder has this name
 UNFINISHED = ".unfinished"  # ends the name of a folder of parts; see `unfinished`
 
 
@@ -43,9 +44,9 @@ class Workspace:
           imports: whether the source is to be imported.
 
         Raises:
-          UserError: the bucket cannot be read, or the folder holds the collection of another source that
-            exists, too. A `work_dir` whose source has moved is taken, and so is one alone, with a
-            `collection` that is no folder.
+          UserError: the bucket cannot be read, or the folder holds the collection of another source, and
+            both are on this machine. A `work_dir` whose source has moved is taken, and so is one alone: with
+            `python_docs`, which is the default, or a name of no folder.
         """
         name = default_name(collection)
         folder = paths.as_path(work_dir) if work_dir else Path("work") / name
@@ -55,9 +56,11 @@ class Workspace:
             return work
         manifest = storage.read_manifest(work.collection, "import")
         held, given = manifest.get("source_path"), source_path(collection)
+        if manifest.get("source") == PYTHON_DOCS:  # earlier versions noted a path
+            held = PYTHON_DOCS
         if held and not _is_same(held, given):
-            is_meant = not work_dir or imports or _is_there(given)
-            if is_meant and (not work_dir or _is_there(held)):
+            is_meant = _is_there(given) and (imports or given != PYTHON_DOCS)
+            if not work_dir or (is_meant and _is_there(held)):
                 raise UserError(
                     f"{folder}: holds the collection of {held}, not of {given}: "
                     f"name another folder, --WORK_DIR=work/{name}_2"
@@ -155,7 +158,8 @@ def default_name(collection: str) -> str:
 
 def source_path(collection: str) -> str:
     """Returns the name of a collection's source; a folder by its absolute path."""
-    return collection if ":" in collection else str(paths.absolute(collection))
+    is_folder = collection != PYTHON_DOCS and ":" not in collection
+    return str(paths.absolute(collection)) if is_folder else collection
 
 
 def _is_same(held: str, given: str) -> bool:
@@ -164,7 +168,8 @@ def _is_same(held: str, given: str) -> bool:
 
 
 def _is_there(source: str) -> bool:
-    return ":" in source or Path(source).exists()
+    # Path.exists raises where a folder may not be read.
+    return source == PYTHON_DOCS or ":" in source or os.path.exists(source)
 
 
 def _changed(files: Sequence[tuple[str, int, int]]) -> Iterator[str]:

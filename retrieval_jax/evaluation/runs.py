@@ -203,7 +203,8 @@ def report_strays(work: Workspace, collection: Collection) -> None:
     """Reports the files in runs/ whose names are of no split: nobody would miss them otherwise."""
     splits = tuple(f".{split}.trec" for split in (*collection.query_counts, *variations.names(work)))
     for path in sorted((work.folder / "runs").glob("*")):
-        if not path.name.endswith((".json", _VALUES, *splits)):
+        of_run = path.suffix == ".tsv" and path.with_suffix(".trec").exists()  # as earlier versions wrote it
+        if not of_run and not path.name.endswith((".json", _VALUES, *splits)):
             log(f"{path}: left out: the name of a run is NAME.SPLIT.trec, with a split of the collection")
 
 

@@ -5,6 +5,7 @@ metrics, saves and evaluates until the run ends.
 """
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -89,8 +90,8 @@ def train_loop(
     # A kill between a save and its evaluation leaves the step without one.
     is_due = latest is not None and (finished or start % settings.eval_every == 0)
     owes_evaluation = multihost.broadcast_from_process_0(is_due and not is_evaluated(folder, start))
-    if finished and not owes_evaluation:
-        checkpoints.seal()
+    is_sealed = multihost.broadcast_from_process_0(checkpoints.is_sealed(start))
+    if finished and is_sealed and not owes_evaluation:
         checkpoints.close()
         return done | checkpoints.best()
 
@@ -108,8 +109,9 @@ def train_loop(
         closing(run.writer),
         closing(run.profiler),
     ):
-        if run.ended or (owes_evaluation and run.step == start):
-            run.save()  # where it is to have no steps, and nothing is saved yet
+        if run.ended and latest is None:  # it is to have no steps
+            run.save()
+        if owes_evaluation or (run.ended and latest is None):
             run.evaluate()
         while not run.ended:
             run.take_step()
@@ -360,9 +362,10 @@ class _Run:
 def _means(fetched: list[dict[str, float]]) -> dict[str, float]:
     """Gives the means of the steps' metrics. Of skipped steps only their number is given."""
     applied = [metrics for metrics in fetched if not metrics.get("skipped")]
-    means = {}
-    if applied:
-        means = {name: sum(metrics[name] for metrics in applied) / len(applied) for name in applied[0]}
-    if "skipped" in fetched[0]:
+    values: dict[str, list[float]] = {}  # of steps before a stop, which may have had other metrics, too
+    for name, value in itertools.chain.from_iterable(metrics.items() for metrics in applied):
+        values.setdefault(name, []).append(value)
+    means = {name: sum(some) / len(some) for name, some in values.items()}
+    if any("skipped" in metrics for metrics in fetched):
         means["skipped"] = len(fetched) - len(applied)
     return means

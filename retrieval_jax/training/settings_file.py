@@ -60,6 +60,8 @@ def keep(folder: Path, settings: dict, on_change: str, config: str) -> None:
     settings = json.loads(json.dumps(settings, default=str))
     if path.exists():
         there = storage.read_json(path, "delete the file to go on unasked")
+        if "train.microbatches" in settings:  # earlier versions noted it of fewer models
+            there.setdefault("train.microbatches", settings["train.microbatches"])
         changed = {
             name: f"{name} was {there.get(name)!r} and is {settings.get(name)!r}"
             for name in sorted({*there, *settings})

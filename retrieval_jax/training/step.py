@@ -127,7 +127,7 @@ def make_train_step(
       seed: of dropout, together with the number of the step.
       microbatches: number of equal parts of a batch whose gradients are accumulated, for less memory. A part
         counts by its tokens, so that the gradient is that of the whole batch. The in-batch negatives of a
-        dual encoder are those of the part.
+        dual encoder, and the means of FLOPS regularisers, are those of the part.
       random_bits: the generator of dropout's random bits: "threefry2x32", or "rbg", which uses the own
         generator of a TPU or GPU and is much faster there.
       can_skip: whether the step may leave out its update; see below.

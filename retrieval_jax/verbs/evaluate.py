@@ -49,8 +49,8 @@ def evaluate(
     Runs of different K are joined: a metric that looks further than a run goes is shown with a star, and the
     run is not compared in it.
 
-    The values of each query are written to runs/NAME.SPLIT.tsv, as `trec_eval -q` prints them; the metrics of
-    a run of `search` are also kept in runs/NAME.SPLIT.json, with the recipe of the run.
+    The values of each query are written to runs/NAME.SPLIT.values.tsv, as `trec_eval -q` prints them; the
+    metrics of a run of `search` are also kept in runs/NAME.SPLIT.json, with the recipe of the run.
 
     All runs are compared with the baseline by a paired randomisation test over queries; significance.json has
     the differences, their 95% confidence intervals, and the p-values, also those of the t-test.

@@ -7,7 +7,7 @@ import gin
 from retrieval_jax.checkpoints import hub
 from retrieval_jax.core import storage
 from retrieval_jax.core.values import Fraction, Positive, Seed
-from retrieval_jax.core.workspace import Workspace, source_path
+from retrieval_jax.core.workspace import PYTHON_DOCS, Workspace, source_path
 from retrieval_jax.data import parallel, writing
 from retrieval_jax.data.sources import from_packages
 from retrieval_jax.data.sources.lines import ErrorLog
@@ -57,10 +57,10 @@ def import_collection(
       was left out.
     """
     skip_errors = ErrorLog.skips(on_error)
-    path = Workspace.for_source(source, work_dir, imports=True).collection
-    parallel.check_beam_options(beam_options, path)
     docs = {"docs_size": docs_size, "docs_packages": docs_packages}
     opened = from_packages.open_any_source(source, **docs)
+    path = Workspace.for_source(source, work_dir, imports=True).collection
+    parallel.check_beam_options(beam_options, path)
     pieces = hub.locate_vocabulary(vocabulary_path) if vocabulary_path else None
     settings = writing.ImportSettings(
         vocabulary_path=pieces and str(pieces.path),
@@ -75,7 +75,7 @@ def import_collection(
     recipe = writing.source_recipe(opened) | settings.recipe()
     if not opened.files:
         recipe |= {"source": source}
-    if source == from_packages.PYTHON_DOCS:
+    if source == PYTHON_DOCS:
         recipe |= docs
 
     def make(folder: Path) -> dict:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.unfinished import Shards
 from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
@@ -198,11 +199,14 @@ class _Source:
         if storage.finished(work.negatives(name)):
             self.negatives = MinedNegatives(work.negatives(name))
         self.runs = {split: work.run(name, split) for split in SPLITS if work.run(name, split).is_file()}
-        for split, path in self.runs.items():
+        for split, path in [*self.runs.items()]:
             facts = read_facts(path)
-            reason = facts and outdated(facts["recipe"], work, name, collection, split)
-            if reason:
-                raise UserError(f"{path}: {reason}: `retrieval-jax search --SPLIT={split}` makes it again")
+            if reason := facts and outdated(facts["recipe"], work, name, collection, split):
+                again = f"`retrieval-jax search --SEARCHER={name} --SPLIT={split}` makes it again"
+                if not self.negatives:
+                    raise UserError(f"{path}: {reason}: {again}")
+                log(f"{path}: left out, {reason}: {again}")
+                del self.runs[split]
         for split in SPLITS:
             found = [storage.checksum(self.runs[split])] if split in self.runs else []
             if self.negatives and (fingerprint := self.negatives.fingerprint_of(split)):

@@ -100,9 +100,7 @@ def _places(collections: Sequence[str], work_dir: str | None) -> dict[str, Path]
     """Returns source -> its work folder. Raises UserError if two would have the same one."""
     places: dict[str, Path] = {}
     for source in dict.fromkeys(collections):
-        # Without `work_dir` an earlier collection of the same name is refused, as by other verbs.
-        work = paths.as_path(work_dir) / default_name(source) if work_dir else None
-        place = Workspace.for_source(source, work and str(work)).folder
+        place = paths.as_path(work_dir or "work") / default_name(source)
         if place in places.values():
             raise UserError(f"sweep.collections: {source}: another one lies in {place}, too: rename one")
         places[source] = place

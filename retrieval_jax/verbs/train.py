@@ -85,9 +85,9 @@ class TrainConfig:
       max_minutes: minutes of training, evaluations included, after which the run ends early.
       log_every: steps between two points of the learning curve.
       profile: (steps before, steps to trace) for TensorBoard's profile plugin.
-      on_change: where the folder's run had another seed (or random bits), batch size (or a dual encoder's
-        microbatches), data, objective or learning rate: "refuse" says what differs, "accept" goes on with
-        the new values.
+      on_change: where the folder's run had another seed (or random bits), batch size (or microbatches, where
+        examples interact), data, objective or learning rate: "refuse" says what differs, "accept" goes on
+        with the new values.
     """
 
     source: str | None = None

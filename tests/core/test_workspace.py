@@ -1,5 +1,6 @@
 """Where things lie: names, and sources of one name."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -26,14 +27,29 @@ def test_two_sources_of_one_name_do_not_share_a_folder(tmp_path: Path, monkeypat
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "link").symlink_to("a")
     assert Workspace.for_source("link/data", "work/data", imports=True) == work
+    (tmp_path / "python_docs").mkdir()  # of a demo, in a folder called work
     assert Workspace.for_source("python_docs", "work/data") == work
     for source, imports in (("b/data", False), ("b/data", True), ("python_docs", True)):
         message = error_of(
             lambda source=source, imports=imports: Workspace.for_source(source, "work/data", imports)
         )
-        assert f"holds the collection of {tmp_path}/a/data, not of {tmp_path}/{source}" in message
+        assert f"holds the collection of {tmp_path}/a/data, not of {source_path(source)}: name" in message
     (tmp_path / "a/data").rename(tmp_path / "a/moved")
     assert Workspace.for_source("a/moved", "work/data", imports=True) == work
+
+
+def test_the_embedded_collection_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever folder it was imported in; earlier versions noted a path below that one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for number, path in enumerate((source_path("python_docs"), "/elsewhere/python_docs")):
+        work = Workspace(tmp_path / f"work_{number}")
+        facts = {"source": "python_docs", "source_path": path}
+        storage.build_once(work.collection, {}, lambda folder, facts=facts: facts)
+        assert Workspace.for_source("python_docs", str(work.folder), imports=True) == work
+        for imports in (False, True):
+            refused = functools.partial(Workspace.for_source, "data", str(work.folder), imports)
+            assert f"holds the collection of python_docs, not of {tmp_path}/data" in error_of(refused)
 
 
 def test_a_source_that_has_changed_since_the_import_is_told_once(tmp_path: Path, capsys):

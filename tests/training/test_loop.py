@@ -12,6 +12,7 @@ from retrieval_jax.checkpoints import checkpoints
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
+from retrieval_jax.training.loss_spike_guard import LossSpikeGuard
 from retrieval_jax.training.optimizers import adafactor, adamw
 from retrieval_jax.training.step import abstract_state, initial_state, make_train_step
 
@@ -70,6 +71,18 @@ def test_a_run_of_no_steps_saves_what_it_begins_with_and_may_go_on(tmp_path: Pat
     assert train(model, folder=tmp_path, steps=2, log_every=1, **run)["step"] == whole["step"] == 2
     losses = [[p["loss"] for p in curve(folder) if "loss" in p] for folder in (tmp_path, tmp_path / "whole")]
     assert losses[0] == losses[1]
+
+
+def test_metrics_before_and_after_a_change_of_settings_are_one_mean(tmp_path: Path):
+    run = {"batches": batches, "evaluator": lambda params: {}, "folder": tmp_path, "log_every": 4}
+    train(retriever(), steps=2, spike_guard=LossSpikeGuard(on_spike="skip"), **run)
+    train(retriever(), steps=4, **run)
+    (point,) = (p for p in curve(tmp_path) if "loss" in p)
+    whole = train(retriever(), steps=4, **(run | {"folder": tmp_path / "whole"}))
+    assert whole["step"] == 4
+    (expected,) = (p for p in curve(tmp_path / "whole") if "loss" in p)
+    assert point["loss"] == expected["loss"]
+    assert point["skipped"] == 0
 
 
 def test_an_evaluation_that_a_kill_cut_off_is_made_by_the_same_call(tmp_path: Path):

@@ -123,3 +123,12 @@ def test_what_is_compared_is_what_json_holds(tmp_path: Path):
     with pytest.raises(UserError, match="no choice 'yes': refuse or accept"):
         settings_file.keep(tmp_path, {}, "yes", "")
     assert storage.read_json(tmp_path / settings_file.NAME, "") == {"a": [1, 2], "b": None}
+
+
+def test_microbatches_that_were_not_noted_are_taken(tmp_path: Path):
+    """Earlier versions compared them for dual encoders alone."""
+    begin(tmp_path)
+    settings_file.keep(tmp_path, {"a": 1}, "refuse", "")
+    settings_file.keep(tmp_path, {"a": 1, "train.microbatches": 4}, "refuse", "")
+    with pytest.raises(UserError, match=r"train.microbatches was 4 and is 2"):
+        settings_file.keep(tmp_path, {"a": 1, "train.microbatches": 2}, "refuse", "")

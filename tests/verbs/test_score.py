@@ -190,7 +190,7 @@ def test_an_earlier_collections_run_gives_no_candidates(flags, here: Workspace, 
     here.run("bm25", "train").unlink()
     assert status == 2
     assert "bm25.train.trec: it is of another collection (or an earlier one) than" in err
-    assert "`retrieval-jax search --SPLIT=train` makes it again" in err
+    assert "`retrieval-jax search --SEARCHER=bm25 --SPLIT=train` makes it again" in err
 
 
 def test_a_file_that_is_not_there_is_an_error_in_a_line(flags, tmp_path, cli):

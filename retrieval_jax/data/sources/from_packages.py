@@ -13,6 +13,7 @@ from pathlib import Path
 from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError, first_line
 from retrieval_jax.core.progress import log, track
+from retrieval_jax.core.workspace import PYTHON_DOCS
 from retrieval_jax.data.collection import Passage, Query
 from retrieval_jax.data.sources.folders import Source, dataset_name
 from retrieval_jax.data.sources.judged import FindRows
@@ -21,7 +22,6 @@ from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.data.sources.passages import Passages
 from retrieval_jax.data.sources.python_docs import python_docs
 
-PYTHON_DOCS = "python_docs"
 IR_DATASETS = "ir_datasets:"
 
 
