@@ -163,7 +163,8 @@ def test_rdrop_is_the_divergence_of_two_dropout_passes():
     model = GenerativeRetriever(CONFIG, objective=RDROP)
     loss, metrics = loss_and_metrics(model, params, batch, key)
     twice = {name: np.repeat(x, 2, axis=0) for name, x in batch.items()}
-    log_p = jax.nn.log_softmax(jit(model.logits)(params, twice, key))  # of the same two readings
+    x_BxTxE = jit(model.hidden)(params, twice, key)  # of the same two readings
+    log_p = jax.nn.log_softmax(model.module.apply({"params": params}, x_BxTxE, method="logits"))
     p = np.exp(np.asarray(log_p, np.float64))
     weights = batch["decoder_loss_weights"]
     both = [(p[i::2] * np.log(p[i::2] / p[1 - i :: 2])).sum(-1) for i in (0, 1)]

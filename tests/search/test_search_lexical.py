@@ -47,7 +47,7 @@ def lexical_work(collection: Collection, tmp_path_factory: pytest.TempPathFactor
 
 def verb(work: Workspace, name: str, **values: object) -> dict:
     own = {"sets": "make_sets", "index": "make_index"}.get(name, name)
-    settings = {"COLLECTION": str(work.collection), "WORK_DIR": str(work.folder)}
+    settings = {"WORK_DIR": str(work.folder)}
     for key, value in values.items():
         settings[key if key.isupper() else f"{own}.{key}"] = str(value) if isinstance(value, Path) else value
     return run(name, [], [f"{key} = {value!r}" for key, value in settings.items()])
