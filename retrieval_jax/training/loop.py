@@ -85,13 +85,9 @@ def train_loop(
     latest = checkpoints.latest()
     start = latest or 0
     done = summary(folder, start)
-    finished = (bool(settings.steps) or latest is not None) and _is_finished(done, settings)
-    finished = multihost.broadcast_from_process_0(finished)
-    # A kill between a save and its evaluation leaves the step without one.
-    is_due = latest is not None and (finished or start % settings.eval_every == 0)
-    owes_evaluation = multihost.broadcast_from_process_0(is_due and not is_evaluated(folder, start))
-    is_sealed = multihost.broadcast_from_process_0(checkpoints.is_sealed(start))
-    if finished and is_sealed and not owes_evaluation:
+    finished = multihost.broadcast_from_process_0(latest is not None and _is_finished(done, settings))
+    owes_evaluation = multihost.broadcast_from_process_0(_owes_evaluation(folder, latest, finished, settings))
+    if finished and not owes_evaluation and multihost.broadcast_from_process_0(checkpoints.is_sealed(start)):
         checkpoints.close()
         return done | checkpoints.best()
 
@@ -102,6 +98,7 @@ def train_loop(
     run.watch(evaluator, describe_batch)
     checkpoints.seal()
     run.ended |= bool(finished) and run.step == start
+    owes_evaluation = run.step == start and (owes_evaluation or (run.ended and latest is None))
     with (
         bar(f"train {folder.name}", settings.steps, run.step) as run.progress,
         Preemption() as run.preemption,
@@ -109,9 +106,8 @@ def train_loop(
         closing(run.writer),
         closing(run.profiler),
     ):
-        if run.ended and latest is None:  # it is to have no steps
-            run.save()
-        if owes_evaluation or (run.ended and latest is None):
+        if owes_evaluation:
+            run.save()  # nothing new, unless the run is to have no steps
             run.evaluate()
         while not run.ended:
             run.take_step()
@@ -126,6 +122,13 @@ def _is_finished(done: dict, settings: TrainSettings) -> bool:
     """Tells whether a run needs no more steps, or has no more time; `done` is its summary so far."""
     out_of_time = settings.max_minutes is not None and done["minutes"] >= settings.max_minutes
     return done["step"] >= settings.steps or out_of_time
+
+
+def _owes_evaluation(folder: Path, latest: int | None, finished: bool, settings: TrainSettings) -> bool:
+    """Tells whether the newest checkpoint has not been evaluated, as a kill came between, and is to be."""
+    if latest is None:
+        return False
+    return (finished or latest % settings.eval_every == 0) and not is_evaluated(folder, latest)
 
 
 class _Data:
