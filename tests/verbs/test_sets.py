@@ -16,7 +16,7 @@ from retrieval_jax.verbs.sets import make_sets
 
 
 def test_sets_are_made_once_and_again_for_other_settings(own_work: Workspace):
-    where = {"source": str(own_work.collection), "work_dir": str(own_work.folder)}
+    where = {"source": "small_docs", "work_dir": str(own_work.folder)}
     made = make_sets(**where, m=4)
     folder = own_work.sets("bm25")
     assert made == {"sets": str(folder), "passages": 100, "m": 4, "impacts": True, "bytes_per_passage": 12}
@@ -29,7 +29,7 @@ def test_sets_are_made_once_and_again_for_other_settings(own_work: Workspace):
 
 
 def test_sets_that_a_model_was_trained_with_are_not_replaced_unasked(own_work: Workspace):
-    where = {"source": str(own_work.collection), "work_dir": str(own_work.folder)}
+    where = {"source": "small_docs", "work_dir": str(own_work.folder)}
     make_sets(**where, m=4)
     learned = {"DataConfig.sets": TokenSets.open(own_work.sets("bm25")).fingerprint()}
     own_work.model("joint").mkdir(parents=True)
@@ -44,7 +44,7 @@ def test_sets_that_a_model_was_trained_with_are_not_replaced_unasked(own_work: W
 
 def test_a_weight_that_there_is_not(own_work: Workspace):
     with pytest.raises(UserError, match=r"weights: no folder bm-25: name a lexical encoder's, or 'bm25'"):
-        make_sets(str(own_work.collection), str(own_work.folder), "bm-25")
+        make_sets("small_docs", str(own_work.folder), "bm-25")
 
 
 def test_a_model_that_weighs_no_tokens_is_refused(
@@ -53,4 +53,4 @@ def test_a_model_that_weighs_no_tokens_is_refused(
     model = DualEncoder(T5Config(8, 4, 1, 4, 4, 0, 0), vector_dim=4)
     write_model_folder(tmp_path / "dense", model, random_params(model), collection)
     with pytest.raises(UserError, match=r"make_sets.weights: .* holds a DualEncoder: name a lexical encoder"):
-        make_sets(str(own_work.collection), str(own_work.folder), str(tmp_path / "dense"))
+        make_sets("small_docs", str(own_work.folder), str(tmp_path / "dense"))
