@@ -57,7 +57,7 @@ def test_words_are_the_same_pieces_beside_punctuation(tmp_path):
 
 
 def test_required_characters_have_pieces_however_rare_they_are(tmp_path):
-    words, rng = "common words of a longer text".split(), np.random.default_rng(0)
+    words, rng = ["common", "words", "of", "a", "longer", "text"], np.random.default_rng(0)
     # Of one text 2,000 times, SentencePiece takes minutes to find what repeats.
     texts = [" ".join(rng.permutation(words)) for _ in range(2000)] + ["\u00c5~"]
     for required, rare in (
