@@ -57,9 +57,15 @@ def read_curve(path: str | os.PathLike) -> list[dict]:
     return points
 
 
+def curve_points(folder: Path) -> list[dict]:
+    """Reads the learning curve of a model's folder as `read_curve` does; [] where there is none yet."""
+    path = folder / NAME
+    return read_curve(path) if path.exists() else []
+
+
 def is_evaluated(folder: Path, step: int) -> bool:
     """Tells whether the learning curve of a model's folder has the evaluation after a number of steps."""
-    return any("evaluation_seconds" in point for point in _points(folder) if point["step"] == step)
+    return any("evaluation_seconds" in point for point in curve_points(folder) if point["step"] == step)
 
 
 def summary(folder: Path, step: int) -> dict:
@@ -75,7 +81,7 @@ def summary(folder: Path, step: int) -> dict:
       skipped, the number of skipped updates if there are any (see LossSpikeGuard); and the metrics of the
       last evaluation, as "dev/NAME", or "dev_pool/NAME" where only a pool of passages was searched.
     """
-    points = [point for point in _points(folder) if point["step"] <= step]
+    points = [point for point in curve_points(folder) if point["step"] <= step]
     evaluations = [found for found in map(split_dev_metrics, points) if found]
     prefix, dev = evaluations[-1] if evaluations else ("", {})
     minutes = max([point["minutes"] for point in points], default=0.0)
@@ -90,8 +96,3 @@ def summary(folder: Path, step: int) -> dict:
         **({"skipped": skipped} if skipped else {}),
         **{f"{prefix}/{name}": value for name, value in dev.items()},
     }
-
-
-def _points(folder: Path) -> list[dict]:
-    path = folder / NAME
-    return read_curve(path) if path.exists() else []

@@ -93,9 +93,9 @@ def chosen_metrics(names: Sequence[str] | None = None) -> dict[str, Metric]:
             metrics[name] = METRICS.get(name) or ir_measures.parse_measure(name)
             if name not in METRICS:
                 metrics[name].validate_params()
-                cutoff = metrics[name].params.get("cutoff")
-                if cutoff is not None and (isinstance(cutoff, bool) or cutoff < 1):
-                    raise ValueError(f"its cutoff is {cutoff}")
+                deepest = cutoff(metrics[name])
+                if deepest is not None and (isinstance(deepest, bool) or deepest < 1):
+                    raise ValueError(f"its cutoff is {deepest}")
         except Exception as error:  # it evaluates the name's syntax tree, and fails in many ways
             raise UserError(
                 f"evaluate.measures: {name!r} is no measure ({error}): write it as https://ir-measur.es "

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from retrieval_jax.checkpoints.hub import SCHEME
-from retrieval_jax.checkpoints.learning_curve import POOL_DIGEST, read_curve, split_dev_metrics
+from retrieval_jax.checkpoints.learning_curve import POOL_DIGEST, curve_points, split_dev_metrics
 from retrieval_jax.core import paths
 
 CARD = "README.md"
@@ -74,9 +74,7 @@ def dev_metrics(model_dir: Path, step: int | None) -> dict[str, dict[str, float]
     Returns:
       What was searched for them -> {metric: value}; {} where the checkpoint was not evaluated.
     """
-    curve = model_dir / "learning_curve.jsonl"
-    points = read_curve(curve) if curve.is_file() else []
-    found = [dev for p in points if p.get("step") == step if (dev := split_dev_metrics(p))]
+    found = [dev for p in curve_points(model_dir) if p.get("step") == step if (dev := split_dev_metrics(p))]
     if not found:
         return {}
     _, metrics = found[-1]

@@ -30,6 +30,7 @@ from retrieval_jax.search.searcher import (
     RankedList,
     Searcher,
     check_scores,
+    class_and_manifest,
     register_searcher,
     searcher_class,
 )
@@ -214,7 +215,7 @@ class FusedSearcher(Searcher):
 
         @functools.cache  # parts that ask one searcher in several ways share it
         def opened(where: Path) -> Searcher:
-            kind = searcher_class(storage.read_manifest(where, "index")["kind"])
+            kind, _ = class_and_manifest(where)
             return kind.open(where, make_partitioner)
 
         needed = searched(manifest)

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from retrieval_jax.checkpoints import learning_curve
-from retrieval_jax.checkpoints.learning_curve import read_curve
+from retrieval_jax.checkpoints.learning_curve import curve_points
 from retrieval_jax.examples.training_data import TrainDataset
 from retrieval_jax.models.objectives import cross_entropy
 from retrieval_jax.models.retriever import Retriever
@@ -119,6 +118,5 @@ def remedy(steps: int, model: Retriever, examples: TrainDataset) -> str:
 
 def last_loss(folder: Path) -> float | None:
     """Reads the training loss of the last point of a model's learning curve; None if there is none."""
-    path = folder / learning_curve.NAME
-    losses = [point["loss"] for point in read_curve(path) if "loss" in point] if path.exists() else []
+    losses = [point["loss"] for point in curve_points(folder) if "loss" in point]
     return losses[-1] if losses else None

@@ -35,7 +35,7 @@ from retrieval_jax.training.settings import TrainSettings
 from retrieval_jax.training.step import TrainState, initial_state
 from retrieval_jax.training.throughput import ThroughputMeter
 
-UNLOGGED = "unlogged"  # in a checkpoint: the metrics of the steps since the last point of the learning curve
+_UNLOGGED = "unlogged"  # in a checkpoint: the metrics of the steps since the last point of the learning curve
 
 
 def train_loop(
@@ -248,7 +248,7 @@ class _Run:
         if self.step:
             position = self.checkpoints.position(self.step)
             self.monitor.resume(position)
-            self.fetched = list(position.get(UNLOGGED, ()))
+            self.fetched = list(position.get(_UNLOGGED, ()))
         self.writer = MetricWriter(self.folder, self.step)
         flops_per_step = functools.partial(model_flops, self.model, self.shapes)
         self.meter = ThroughputMeter(self.mesh, self.writer.minutes_before, flops_per_step)
@@ -328,7 +328,7 @@ class _Run:
             self.state.params,
             self.state.optimizer,
             examples=self.data.position(self.step),
-            watch=self.monitor.state() | {UNLOGGED: [*self.fetched]},
+            watch=self.monitor.state() | {_UNLOGGED: [*self.fetched]},
         )
 
     def evaluate(self) -> None:

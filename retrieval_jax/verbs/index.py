@@ -60,7 +60,7 @@ def unread(searcher: type[Searcher]) -> dict[str, object]:
     return {field.name: field.default for field in dataclasses.fields(IndexSettings) if field.name in names}
 
 
-def check_read(config: IndexConfig, searcher: type[Searcher]) -> None:
+def check_settings(config: IndexConfig, searcher: type[Searcher]) -> None:
     """Raises UserError if a value is given to a setting that only other kinds of searchers read."""
     for setting, default in unread(searcher).items():
         if (value := getattr(config, setting)) and value != default:
@@ -89,7 +89,7 @@ def make_index(**values: object) -> dict:
     work = Workspace.for_source(config.source, config.work_dir)
     collection = Collection(work.collection)
     searcher = choose_searcher(config.kind, config.model_dir)
-    check_read(config, searcher)
+    check_settings(config, searcher)
     mesh = model = None
     if config.model_dir:
         mesh, rules = make_partitioner().local  # each host works on its own

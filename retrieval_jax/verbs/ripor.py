@@ -83,7 +83,7 @@ class RiporConfig:
     teacher: str | None = None
     split: str = "test"
 
-    @property
+    @functools.cached_property  # it reads the collection's manifest
     def work(self) -> Workspace:
         """Where everything lies."""
         return Workspace.for_source(self.source, self.work_dir)

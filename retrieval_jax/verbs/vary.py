@@ -53,7 +53,7 @@ def vary(
       The splits that there are now, each with its number of queries and how many of them have changed.
 
     Raises:
-      UserError: the file is missing, has the name of another kind, or lacks a query.
+      UserError: the file is missing, has the name of another kind, or has no text for a query.
     """
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)

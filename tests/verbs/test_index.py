@@ -15,7 +15,7 @@ from retrieval_jax.search import searcher as registry
 from retrieval_jax.search.index_inputs import IndexSettings
 from retrieval_jax.search.planned import PlannedSearcher
 from retrieval_jax.search.searcher import register_searcher, searcher_class, searcher_kinds
-from retrieval_jax.verbs.index import IndexConfig, check_read, make_index, make_own_index, unread
+from retrieval_jax.verbs.index import IndexConfig, check_settings, make_index, make_own_index, unread
 
 EXPANSION = "--gin.make_index.expansion='words'"
 
@@ -84,7 +84,7 @@ def test_a_kind_that_does_not_go_with_the_model(models, arguments, cli, model, k
 )
 def test_settings_that_only_other_kinds_read_are_refused(kind: str, setting: dict, words: str):
     with pytest.raises(UserError, match=f"^make_index.{next(iter(setting))}: {words}"):
-        check_read(IndexConfig(source="x", **setting), searcher_class(kind))
+        check_settings(IndexConfig(source="x", **setting), searcher_class(kind))
 
 
 def test_each_kind_reads_settings_that_there_are():
@@ -100,7 +100,7 @@ def test_a_kind_from_outside_reads_what_the_kind_that_it_extends_reads(monkeypat
         kind = "own"
 
     assert unread(Own) == unread(PlannedSearcher)
-    check_read(IndexConfig(source="x", plan_size=5, sets="bm25", fit_split="train"), Own)
+    check_settings(IndexConfig(source="x", plan_size=5, sets="bm25", fit_split="train"), Own)
 
 
 def test_what_gin_sets_for_other_kinds_keeps_no_searcher_of_several_from_being_made(own_work: Workspace):
