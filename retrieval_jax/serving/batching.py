@@ -19,6 +19,10 @@ from retrieval_jax.serving.errors import NotReady, Overloaded
 from retrieval_jax.serving.metrics import BatcherMetrics
 
 PATIENCE = 0.1  # share of a batch's time for which, after its end, requests wait for others
+LONG = 0.1  # seconds of a batch from which on others feel that they wait for it
+WORTHWHILE = (
+    0.9  # a batch that long is to be made of smaller ones that answer this share of its queries a second
+)
 Compute = Callable[[Hashable, Sequence[Hashable]], Sequence[object]]
 """(shape, the keys of a batch) -> one result a key. It runs in the batcher's thread."""
 
@@ -28,7 +32,8 @@ class BatchSettings:
     """How requests are batched, and when they are refused.
 
     Attributes:
-      sizes: the batch sizes that are compiled, ascending; the largest is the most that a batch holds.
+      sizes: the batch sizes that are compiled, ascending; the largest is the most that a batch holds. A
+        batcher may leave out the largest ones; see `Batcher`.
       max_wait: seconds that the oldest request waits, at most, until as many wait as the last batch held.
         After a slow batch it may wait longer: until PATIENCE of that batch's time has passed since its end.
         Until then it also waits where its batch would be padded: until those that came during the last batch
@@ -62,6 +67,26 @@ class _Item:
     futures: list[asyncio.Future]
 
 
+def worthwhile_sizes(sizes: Sequence[int], seconds: Sequence[float]) -> Sequence[int]:
+    """Leaves out batch sizes that take LONG, where a smaller one answers about as many queries a second.
+
+    So it is on a CPU, where a batch takes nearly as long as its queries one by one: a larger one would only
+    make everyone wait, and an overload end later. An accelerator computes a large batch in little more time.
+
+    Args:
+      sizes: batch sizes, ascending.
+      seconds: how long a batch of each takes.
+
+    Returns:
+      The first of the sizes.
+    """
+    pace = [size / max(taken, 1e-6) for size, taken in zip(sizes, seconds, strict=True)]
+    for count in range(1, len(sizes)):
+        if seconds[count] >= LONG and pace[count - 1] >= WORTHWHILE * max(pace):
+            return sizes[:count]
+    return sizes
+
+
 class Batcher:
     """Computes requests in batches, in a thread of its own. All methods belong to the event loop's thread.
 
@@ -71,6 +96,7 @@ class Batcher:
       settings: when requests are put together, and when refused.
       metrics: what is measured.
       cache: keeps results; None to compute every request.
+      sizes: the first of `settings.sizes`, if batches are to hold no more than the last of these.
     """
 
     def __init__(
@@ -80,8 +106,10 @@ class Batcher:
         settings: BatchSettings,
         metrics: BatcherMetrics,
         cache: Cache | None = None,
+        sizes: Sequence[int] = (),
     ):
         self.name, self._compute, self.settings = name, compute, settings
+        self._sizes = sizes or settings.sizes
         self._metrics, self._cache = metrics, cache
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = threading.Condition()
@@ -201,8 +229,7 @@ class Batcher:
 
         It takes none when it is closed and empty.
         """
-        sizes = self.settings.sizes
-        most, ended = sizes[-1], time.monotonic()
+        most, ended = self._sizes[-1], time.monotonic()
         with self._changed:
             came_meanwhile = min(len(self._waiting), most)  # while the last batch was computed
             self._wanted = 1
@@ -212,7 +239,7 @@ class Batcher:
                 patient_until = ended + PATIENCE * self._took
                 self._wait_for(last, max(self._waiting[0].came + self.settings.max_wait, patient_until))
                 # Who was answered may ask again: seats that would be padded are kept for them.
-                seats = next(size for size in sizes if size >= came_meanwhile)
+                seats = next(size for size in self._sizes if size >= came_meanwhile)
                 self._wait_for(min(last + came_meanwhile, seats), patient_until)
             taken, late, left, now = [], [], collections.deque(), time.monotonic()
             for item in self._waiting:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.models.dual_encoder_network import shorten
 from retrieval_jax.search.manifest import check_sources
 from retrieval_jax.search.searcher import RankedList, Searcher, class_and_manifest
-from retrieval_jax.serving.batching import Batcher
+from retrieval_jax.serving.batching import Batcher, worthwhile_sizes
 from retrieval_jax.serving.cache import Cache
 from retrieval_jax.serving.errors import Invalid, NotFound, NotReady, Overloaded
 from retrieval_jax.serving.metrics import Metrics
@@ -86,6 +87,7 @@ class Served:
       embedder: the queue of texts to encode; None for searchers without a dual encoder.
       tokenized: takes the seconds that a batch of queries spent in the tokenizer.
       passages: those that it has been asked for and that are not answered yet.
+      sizes: the batch sizes of searches, of the settings' ones; see `worthwhile_sizes`.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Served:
     embedder: Batcher | None = None
     tokenized: Callable[[float], None] = lambda seconds: None
     passages: int = 0
+    sizes: Sequence[int] = ()
 
     @contextlib.contextmanager
     def under_way(self, passages: int) -> Iterator[None]:
@@ -165,7 +168,8 @@ class Served:
         """Starts the threads of the queues."""
         cache = Cache(settings.cache_bytes) if settings.cache_bytes else None
         self.tokenized = metrics.tokenize_seconds.labels(self.name).observe
-        self.batcher = Batcher(self.name, self.search, settings.batching, metrics.of(self.name), cache)
+        measured = metrics.of(self.name)
+        self.batcher = Batcher(self.name, self.search, settings.batching, measured, cache, self.sizes)
         self.batcher.start()
         if hasattr(self.searcher, "encoder") and self.searcher.model_family == "dual encoder":
             label = f"{self.name}/{EMBEDDINGS}"
@@ -335,13 +339,22 @@ class Catalogue:
         return self.texts if self.texts.collection.fingerprint == fingerprint else None
 
     def _warm(self, served: Served) -> None:
-        """Runs each shape once, so that no request waits for the compiler."""
+        """Runs each shape once, so that no request waits for the compiler, and chooses `Served.sizes`."""
+        sizes = self.settings.batching.sizes
         for depth in self.settings.depths:
-            for size in self.settings.batching.sizes:
+            for size in sizes:
                 if self.closing:
                     return
                 found = served.searcher.search([WARM_UP] * size, depth)
             served.searcher.explain(WARM_UP, found[0][:EXPLAINED])
+        seconds = []
+        for size in sizes:
+            if self.closing:
+                return
+            began = time.monotonic()
+            served.searcher.search([WARM_UP] * size, self.settings.depths[0])
+            seconds.append(time.monotonic() - began)
+        served.sizes = worthwhile_sizes(sizes, seconds)
 
     def _replace(self, new: Served) -> None:
         new.start(self.settings, self.metrics)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from retrieval_jax.serving import batching
-from retrieval_jax.serving.batching import Batcher, BatchSettings
+from retrieval_jax.serving.batching import Batcher, BatchSettings, worthwhile_sizes
 from retrieval_jax.serving.cache import Cache
 from retrieval_jax.serving.errors import NotReady, Overloaded
 from retrieval_jax.serving.metrics import Metrics
@@ -60,6 +60,19 @@ async def held(compute: Recorder, made: Batcher) -> asyncio.Future:
     (first,) = made.submit(1, ["first"])
     await asyncio.to_thread(compute.began.wait, 10)
     return first
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sizes"),
+    [
+        ((0.03, 0.14, 0.56), (1, 8)),  # a CPU: 57 queries a second in either
+        ((0.03, 0.04, 0.11), (1, 8, 32)),  # an accelerator: 200, then 291
+        ((0.2, 1.6, 6.4), (1,)),
+        ((0.003, 0.024, 0.096), (1, 8, 32)),  # no one waits long for these
+    ],
+)
+def test_a_long_batch_has_to_answer_more_queries_a_second_than_a_shorter_one(seconds, sizes):
+    assert worthwhile_sizes((1, 8, 32), seconds) == sizes
 
 
 async def test_a_lone_request_is_computed_at_once_and_those_that_come_meanwhile_together():

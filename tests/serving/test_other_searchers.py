@@ -3,8 +3,10 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -63,6 +65,27 @@ def folder_of(tmp_path, monkeypatch) -> Callable[[type[Searcher]], Path]:
         return tmp_path / searcher.kind
 
     return make
+
+
+class OneByOne(Other):
+    """Takes as long for a batch as for its queries one by one, and keeps the sizes of batches."""
+
+    kind = family = "one by one"
+    sizes: ClassVar[list[int]] = []
+
+    def search(self, queries, k):
+        self.sizes.append(len(queries))
+        time.sleep(0.04 * len(queries))
+        return super().search(queries, k)
+
+
+async def test_batches_are_small_where_large_ones_save_no_time(folder_of, catalogue_of, client_of):
+    async with client_of(catalogue_of(folders={"slow": folder_of(OneByOne)})) as client:
+        assert max(OneByOne.sizes) == 4  # it was warmed for all sizes
+        OneByOne.sizes.clear()
+        body = {"queries": list("abcdef"), "hits": 3}
+        assert (await client.post("/v1/slow/search", json=body)).status_code == 200
+    assert OneByOne.sizes == [1] * 6
 
 
 async def test_scores_may_be_numpys(folder_of, catalogue_of, client_of):
