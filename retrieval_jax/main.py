@@ -41,6 +41,8 @@ command goes on
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb; returns the exit status, which `OPTIONS` explains."""
     verb, files, bindings, as_json = parse(sys.argv[1:] if argv is None else argv)
+    if verb == "demo":
+        add_as_two_processors()
     try:
         made = run(verb, files, bindings)
     except UserError as error:
@@ -61,6 +63,17 @@ def main(argv: list[str] | None = None) -> int:
     if made is not None:
         print(json.dumps(made) if as_json else plain(made))
     return 0
+
+
+def add_as_two_processors() -> None:
+    """Has XLA and OpenBLAS, which are not loaded yet, split long sums as on two processors.
+
+    They split them by the number of processors, and sums in another order round otherwise: clusters of vectors,
+    and the docids that are made of them, would differ from one machine to another. Who has more processors
+    and needs no such table may set NPROC.
+    """
+    os.environ.setdefault("NPROC", "2")  # of XLA's threads
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", os.environ["NPROC"])
 
 
 def missing_package(error: BaseException) -> str | None:
