@@ -214,8 +214,8 @@ class Study:
 
     def corpus(self, size: int) -> dict:
         """Gives all that a corpus depends on."""
-        chosen = {"queries": self.sizes.queries, "dev": self.sizes.dev}
-        return {"collection": self.whole.fingerprint, "size": size, **chosen}
+        chosen = {"asked": self.sizes.queries, "dev": self.sizes.dev}
+        return {**self.whole.recipe(*self.whole.query_counts), "size": size, **chosen}
 
     def configured(self, files: Sequence[str], settings: list[str]) -> str:
         """Gives a digest of what gin files and settings say, included files and the command line's, too."""
@@ -368,7 +368,7 @@ def cut(whole: Collection, folder: Path, sizes: Sizes) -> Path:
             _write(folder / f"qrels.{split}.tsv", pairs)
         return {"splits": {split: len(some) for split, some in splits.items()}}
 
-    recipe = {"collection": whole.fingerprint, "queries": sizes.queries, "dev": sizes.dev}
+    recipe = {**whole.recipe(*whole.query_counts), "asked": sizes.queries, "dev": sizes.dev}
     storage.build_once(folder, recipe, make)
     return folder
 

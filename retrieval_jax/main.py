@@ -68,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
 def add_as_two_processors() -> None:
     """Has XLA and OpenBLAS, which are not loaded yet, split long sums as on two processors.
 
-    They split them by the number of processors, and sums in another order round otherwise: clusters of vectors,
-    and the docids that are made of them, would differ from one machine to another. Who has more processors
-    and needs no such table may set NPROC.
+    They split them by the number of processors, and sums in another order round otherwise: clusters of
+    vectors, and the docids that are made of them, would differ from one machine to another. Who has more
+    processors and needs no such table may set NPROC.
     """
     os.environ.setdefault("NPROC", "2")  # of XLA's threads
     os.environ.setdefault("OPENBLAS_NUM_THREADS", os.environ["NPROC"])

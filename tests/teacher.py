@@ -26,7 +26,7 @@ def write_scores(
             facts["dev_fingerprint"] = scores.write(folder, "dev", dev.items(), {})["fingerprint"]
         return facts
 
-    recipe = {"collection": Collection(work.collection).fingerprint, "of": [train, dev]}
+    recipe = {**Collection(work.collection).recipe("train", "dev"), "of": [train, dev]}
     storage.build_once(work.scores(name), recipe, make)
     return scores.TeacherScores(work.scores(name))
 

@@ -89,7 +89,8 @@ class Collection:
 
     Attributes:
       name: the name of its dataset.
-      fingerprint: a digest of all passages, queries and judgements and their order.
+      fingerprint: a digest of all passages and their order.
+      query_fingerprints: split -> a digest of its queries, their judgements and their order.
       passage_count: the number of passages.
       query_counts: split -> its number of queries.
       vocabulary_path: the file of its SentencePiece model.
@@ -101,12 +102,32 @@ class Collection:
     def __init__(self, folder: str | Path):
         self.folder = paths.as_path(folder)
         manifest = storage.read_manifest(folder, "import")
+        if "query_fingerprints" not in manifest:
+            raise UserError(
+                f"{folder}: was made by an earlier version of retrieval_jax: `retrieval-jax import` makes it "
+                "again"
+            )
         self.name: str = manifest["name"]
         self.fingerprint: str = manifest["fingerprint"]
+        self.query_fingerprints: dict[str, str] = manifest["query_fingerprints"]
         self.passage_count: int = manifest["passages"]
         self.query_counts: dict[str, int] = manifest["queries"]
         self.vocabulary_path = self.folder / "sentencepiece.model"
         self._opened: dict[str, Records] = {}  # split -> its queries, after `open_all`
+
+    def recipe(self, *splits: str) -> dict:
+        """Gives the part of an artefact's recipe that the collection is.
+
+        So a new split, or another judgement of one, makes nothing stale that does not read it.
+
+        Args:
+          splits: those whose queries the artefact is made of, beside the passages. A split may be missing.
+
+        Returns:
+          "collection": the fingerprint of the passages; "queries", if any are read: split -> fingerprint.
+        """
+        read = {split: self.query_fingerprints[split] for split in splits if split in self.query_fingerprints}
+        return {"collection": self.fingerprint} | ({"queries": read} if read else {})
 
     @functools.cached_property
     def ids(self) -> pa.LargeStringArray:

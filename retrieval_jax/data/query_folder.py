@@ -19,7 +19,6 @@ class QueryFolder:
       verb: the verb that makes such folders.
       file: the name of a split's file, with "{split}" in it.
       recipe: what the folder was made from.
-      collection: the fingerprint of the collection that it was made for.
       fingerprint: the checksum of the file of the train queries.
     """
 
@@ -30,7 +29,6 @@ class QueryFolder:
         self.folder = paths.as_path(folder)
         manifest = storage.read_manifest(folder, self.verb)
         self.recipe: dict = manifest["recipe"]
-        self.collection: str = self.recipe["collection"]
         self.fingerprint: str = manifest["fingerprint"]
         self._dev_fingerprint: str | None = manifest.get("dev_fingerprint")
 
@@ -50,31 +48,34 @@ class QueryFolder:
           UserError: it was made for another collection, is missing, or is damaged.
         """
         path = self.folder / self.file_name(split)
-        return checked_file(path, self.verb, self.collection, collection, self.fingerprint_of(split))
+        return checked_file(path, self.verb, self.recipe, collection, split, self.fingerprint_of(split))
 
 
 def checked_file(
-    path: Path, verb: str, made_for: str, collection: Collection, fingerprint: str | None
+    path: Path, verb: str, recipe: Mapping, collection: Collection, split: str, fingerprint: str | None
 ) -> Path | None:
     """Returns a file of a finished folder as a local one.
 
     Args:
       path: the file.
       verb: the verb that makes the folder.
-      made_for: the fingerprint of the collection that the folder was made for.
+      recipe: the folder's, which has what `Collection.recipe` gave when it was made.
       collection: the collection as it is now.
+      split: whose queries the file is of.
       fingerprint: the file's checksum, as the manifest has it; None where there is no such file.
 
     Raises:
-      UserError: the folder was made for another collection, or the file is missing or damaged.
+      UserError: the folder was made for other passages or queries, or the file is missing or damaged.
     """
     hint = f"make it again with `retrieval-jax {verb}`"
-    if made_for != collection.fingerprint:
+    if recipe["collection"] != collection.fingerprint:
         raise UserError(
             f"{path.parent}: of another collection (or an earlier one) than {collection.folder}: {hint}"
         )
     if fingerprint is None:
         return None
+    if recipe.get("queries", {}).get(split) != collection.query_fingerprints.get(split):
+        raise UserError(f"{path.parent}: of other {split} queries than {collection.folder} has now: {hint}")
     if not path.is_file() or storage.checksum(path) != fingerprint:
         raise UserError(f"{path}: missing or altered: {hint}")
     return paths.ensure_local(path)

@@ -217,8 +217,8 @@ def split_queries(work: Workspace, collection: Collection, split: str) -> list[Q
         return queries
     folder = work.variation(base, kind)
     manifest = storage.read_manifest(folder, VERB)
-    made_for, checksum = manifest["recipe"]["collection"], manifest["fingerprint"]
-    texts = read_texts(checked_file(folder / _FILE, VERB, made_for, collection, checksum))
+    recipe, checksum = manifest["recipe"], manifest["fingerprint"]
+    texts = read_texts(checked_file(folder / _FILE, VERB, recipe, collection, base, checksum))
     return [dataclasses.replace(query, text=texts[query.id]) for query in queries]
 
 
@@ -252,6 +252,11 @@ def expand(work: Workspace, split: str) -> list[str]:
             f"--SPLIT={base}`"
         )
     return [base, *varied]
+
+
+def base(split: str) -> str:
+    """Returns the split of the collection that a split is a variation of, or the split itself."""
+    return split.partition(MARK)[0]
 
 
 def check_single(split: str, setting: str) -> None:

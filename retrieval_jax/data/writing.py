@@ -23,7 +23,7 @@ from retrieval_jax.data.sources.folders import Source
 from retrieval_jax.data.sources.lines import ErrorLog
 from retrieval_jax.data.sources.passages import Passages
 
-LAYOUT = 3  # of the collection folder: folders of another one are made again
+LAYOUT = 4  # of the collection folder: folders of another one are made again
 _BATCH = 1024  # passages read at once
 
 
@@ -124,7 +124,8 @@ def write_collection(folder: Path, source: Source, settings: ImportSettings) -> 
         "passages": len(passages.ids),
         "copies": len(same),
         "queries": {split: len(judged) for split, judged in queries.items()},
-        "fingerprint": storage.digest([passages.fingerprint(), *_query_digests(queries)]),
+        "fingerprint": passages.fingerprint(),
+        "query_fingerprints": {split: _digest(judged) for split, judged in queries.items()},
         "files": {str(file): checksums[file] for file in source.files},
         "records": {str(file.relative_to(folder)): checksums[file] for file in records},
     }
@@ -231,16 +232,13 @@ def _write_vocabulary(
     vocabulary.learn(learned_on, settings.vocab_size, path, required)
 
 
-def _query_digests(queries: Mapping[str, list[Query]]) -> list[str]:
-    """Returns a digest of the queries of each split."""
-    return [
-        storage.digest(
-            part
-            for q in judged
-            for part in (q.id, q.text, str(q.positives), " ".join(q.negatives), q.label, str(q.missing))
-        )
-        for judged in queries.values()
-    ]
+def _digest(judged: Sequence[Query]) -> str:
+    """Returns a digest of queries, in their order."""
+    return storage.digest(
+        part
+        for q in judged
+        for part in (q.id, q.text, str(q.positives), " ".join(q.negatives), q.label, str(q.missing))
+    )
 
 
 def _checksums(files: list[Path]) -> dict[Path, str]:

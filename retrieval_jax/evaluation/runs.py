@@ -243,6 +243,8 @@ def outdated(recipe: dict, work: Workspace, name: str, collection: Collection, s
         return f"it is of another collection (or an earlier one) than {collection.folder}"
     if recipe.get("split") != split:
         return f"it is of split {recipe.get('split')!r}"
+    if recipe.get("queries") != collection.recipe(variations.base(split)).get("queries"):
+        return f"the queries of {split}, or their judgements, were others"
     if recipe.get("variation") != variations.fingerprint(work, split):
         return f"the queries of {split} were made again since"
     searcher = work.searcher(name)

@@ -209,7 +209,7 @@ class TrainDataset:
         c = self.config
         facts = {
             "layout": LAYOUT,
-            "collection": self.collection.fingerprint,
+            **self.collection.recipe("train"),
             "docids": self.table.fingerprint() if self.table else None,
             "vocabulary": self.vocabulary.checksum,
             "tokens": [c.chunk_length, c.chunks],

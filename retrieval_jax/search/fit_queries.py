@@ -19,6 +19,11 @@ def check_fit_split(split: str | None) -> None:
         )
 
 
+def fit_recipe(collection: Collection, split: str | None) -> dict:
+    """Returns the part of a searcher's recipe that the queries of `fit_queries` are: "queries", if any."""
+    return {name: value for name, value in collection.recipe(split).items() if name == "queries"}
+
+
 def fit_queries(collection: Collection, split: str | None, kind: str, otherwise: str) -> list[Query]:
     """Returns the queries to choose weights with: at most QUERIES, chosen by a hash of their ids.
 

@@ -22,7 +22,7 @@ from retrieval_jax.data.collection import Query
 from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.search import fusion
 from retrieval_jax.search.batched import BATCH_SIZE
-from retrieval_jax.search.fit_queries import check_fit_split, fit_queries
+from retrieval_jax.search.fit_queries import check_fit_split, fit_queries, fit_recipe
 from retrieval_jax.search.fusion import DEPTHS, NORMALISATIONS, RERANK, Candidates, Fusion
 from retrieval_jax.search.index_inputs import IndexInputs, IndexSettings
 from retrieval_jax.search.manifest import searcher_manifest
@@ -192,6 +192,7 @@ class FusedSearcher(Searcher):
                 name: getattr(settings, name) for name in ("fusion", "weights", "depth", "fit_split")
             },
             "version": VERSION,
+            **({} if settings.weights else fit_recipe(inputs.collection, settings.fit_split)),
         }
 
     @classmethod

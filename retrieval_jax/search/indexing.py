@@ -83,7 +83,7 @@ def build_searcher(searcher: type[Searcher], inputs: IndexInputs) -> dict:
       UserError: the inputs do not fit each other, or the folder cannot be written.
     """
     own = searcher.recipe(inputs)
-    recipe = {"kind": searcher.kind, "collection": inputs.collection.fingerprint, **own}
+    recipe = {"kind": searcher.kind, **inputs.collection.recipe(), **own}
     facts = {"kind": searcher.kind, "family": searcher.family, "parameters": None, **own}
     if inputs.expansion:
         recipe["expansion"] = inputs.expansion.fingerprint

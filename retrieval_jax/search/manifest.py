@@ -11,13 +11,20 @@ def searcher_manifest(folder: Path, collection: Collection) -> dict:
     """Returns the manifest that `retrieval-jax index` wrote.
 
     Raises:
-      UserError: the searcher is of another collection, or its model or a part of it was replaced since.
+      UserError: the searcher is of another collection, its weights were chosen with other queries, or its
+        model or a part of it was replaced since.
     """
     manifest = storage.read_manifest(folder, "index")
     if manifest["recipe"]["collection"] != collection.fingerprint:
         raise UserError(
             f"{folder}: made of another collection than {collection.folder}: `retrieval-jax index`"
         )
+    for split, fingerprint in manifest["recipe"].get("queries", {}).items():
+        if collection.query_fingerprints.get(split) != fingerprint:
+            raise UserError(
+                f"{folder}: its weights were chosen with other {split} queries than {collection.folder} has "
+                "now: `retrieval-jax index`"
+            )
     check_sources(folder, manifest)
     return manifest
 

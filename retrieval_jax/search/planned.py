@@ -24,7 +24,7 @@ from retrieval_jax.docids.token_sets import TokenSets
 from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.search import fusion
 from retrieval_jax.search.docid_scores import score_in_blocks
-from retrieval_jax.search.fit_queries import check_fit_split, fit_queries
+from retrieval_jax.search.fit_queries import check_fit_split, fit_queries, fit_recipe
 from retrieval_jax.search.generative import SETTINGS, GenerativeSearcher
 from retrieval_jax.search.heaviest_tokens import heaviest_tokens
 from retrieval_jax.search.index_inputs import IndexInputs
@@ -248,13 +248,16 @@ class PlannedSearcher(GenerativeSearcher):
                 f"{inputs.model_dir}: has no lexical head, by which a search plans ahead: train one with "
                 "`--gin_file=runs/pag.gin`, or search without: --gin.make_index.kind=\"'generative'\""
             )
+        fitted = {}
         if settings.sequential_weight is None:
             check_fit_split(settings.fit_split)
+            fitted = fit_recipe(inputs.collection, settings.fit_split)
         names = ("plan_size", "sequential_weight", "fit_split")
         return super().recipe(inputs) | {
             "sets_fingerprint": inputs.token_sets.fingerprint(),
             "planned_by": {name: getattr(settings, name) for name in names},
             "planned_version": VERSION,
+            **fitted,
         }
 
     @classmethod

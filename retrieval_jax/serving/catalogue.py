@@ -334,7 +334,8 @@ class Catalogue:
         if self._collection is None or not storage.finished(self._collection):
             return None
         collection = Collection(self._collection)
-        if self.texts is None or self.texts.collection.fingerprint != collection.fingerprint:
+        now = collection.query_counts
+        if self.texts is None or self.texts.collection.recipe(*now) != collection.recipe(*now):
             self.texts = PassageTexts(collection, PASSAGES_BYTES)
         return self.texts if self.texts.collection.fingerprint == fingerprint else None
 

@@ -19,6 +19,8 @@ from retrieval_jax.training import settings_file
 from retrieval_jax.training.families import family_of
 from retrieval_jax.training.settings import TrainSettings
 
+LEARNED = ("train", "dev")  # splits that a training reads: what it learns, and which step is the best
+
 
 def make_model(
     retriever: type[Retriever], optimizer: Callable, vocab_size: int, table: DocidTable | None
@@ -141,6 +143,7 @@ def run_settings(
         "train.seed": settings.seed,
         "train.random_bits": settings.random_bits,
         **({"train.microbatches": settings.microbatches} if model.examples_interact else {}),
+        **{f"collection.{split}": examples.collection.query_fingerprints.get(split) for split in LEARNED},
         **{f"DataConfig.{name}": value for name, value in data.items()},
         **settings_file.learning_settings(parameters, settings.steps),
     }

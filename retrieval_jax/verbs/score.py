@@ -138,7 +138,7 @@ def _from_searcher(
     splits = [split for split in SPLITS if collection.query_counts.get(split)]
     splits = [split for split in splits if split == "train" or any(split in x.contents for x in sources)]
     recipe = {
-        "collection": collection.fingerprint,
+        **collection.recipe(*splits),
         "teacher": manifest["recipe"],
         "scored_by": _described(work.searcher(searcher), manifest),
         "candidates": {source.name: source.contents for source in sources},
@@ -238,7 +238,7 @@ def _from_file(work: Workspace, collection: Collection, file: str, name: str | N
         raise UserError(f"score_pairs.file: {path}: no such file: give the path of one")
     given, name = name, name or path.name.split(".")[0]
     recipe = {
-        "collection": collection.fingerprint,
+        **collection.recipe(*SPLITS),
         "teacher": {"file": storage.checksum(path), "on_error": on_error},
     }
     of_scores, of_negatives = _scores(work.scores(name)), _negatives(work.negatives(name))

@@ -75,7 +75,8 @@ def _run(
     folder = work.searcher(name)
     manifest = searcher_manifest(folder, collection)
     path = work.run(name, split)
-    recipe = {"searcher": manifest["recipe"], "collection": collection.fingerprint, "split": split, "k": k}
+    read = collection.recipe(variations.base(split))
+    recipe = {"searcher": manifest["recipe"], **read, "split": split, "k": k}
     if variation := variations.fingerprint(work, split):
         recipe["variation"] = variation
     facts = runs.read_facts(path) if path.exists() else {}

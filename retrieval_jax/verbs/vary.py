@@ -58,7 +58,7 @@ def vary(
     work = Workspace.for_source(source, work_dir)
     collection = Collection(work.collection)
     queries = collection.queries(split)
-    basis = {"collection": collection.fingerprint, "version": variations.VERSION}
+    basis = collection.recipe(split) | {"version": variations.VERSION}
     made = {}
 
     def build(kind: str, recipe: dict, texts: Callable[[], Sequence[str]]) -> None:

@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_queries(folder, "small", {"train": QUERIES, "dev": QUERIES[:1]})
     arrow_ids.write(folder / "ids.arrow", [p.id for p in PASSAGES])
     manifest = {"name": "small", "passages": 3000, "queries": {"train": 3, "dev": 1}, "fingerprint": "f"}
+    manifest["query_fingerprints"] = {"train": "t", "dev": "d"}
     storage.write_manifest(folder, manifest)
     return folder
 
@@ -57,6 +58,16 @@ def test_queries_come_back_with_negatives_and_label(collection: Collection):
     assert collection.queries("dev") == QUERIES[:1]
     with pytest.raises(UserError, match="no queries of split 'exam': choose one of train, dev"):
         collection.queries("exam")
+
+
+def test_a_recipe_names_the_queries_that_are_read(collection: Collection, folder: Path, tmp_path: Path):
+    assert collection.recipe() == collection.recipe("exam") == {"collection": "f"}
+    assert collection.recipe("dev", "exam") == {"collection": "f", "queries": {"dev": "d"}}
+    manifest = storage.read_json(folder / "manifest.json", "")
+    del manifest["query_fingerprints"]
+    storage.write_json(tmp_path / "manifest.json", manifest)
+    with pytest.raises(UserError, match=r"made by an earlier version .*: `retrieval-jax import`"):
+        Collection(tmp_path)
 
 
 def test_ids_are_looked_up(collection: Collection, folder: Path):

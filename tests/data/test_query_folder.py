@@ -16,7 +16,7 @@ class Notes(QueryFolder):
     verb, file = "note", "notes.{split}.txt"
 
 
-def written(folder: Path, collection: str, splits: list[str]) -> Notes:
+def written(folder: Path, recipe: dict, splits: list[str]) -> Notes:
     def make(tmp: Path) -> dict:
         facts = {}
         for split in splits:
@@ -25,18 +25,18 @@ def written(folder: Path, collection: str, splits: list[str]) -> Notes:
             facts[split] = {"fingerprint": storage.checksum(path), "split": split}
         return merge(facts)
 
-    storage.build_once(folder, {"collection": collection}, make)
+    storage.build_once(folder, recipe, make)
     return Notes(folder)
 
 
 def test_files_are_those_that_were_written(collection: Collection, tmp_path: Path):
-    notes = written(tmp_path / "both", collection.fingerprint, ["train", "dev"])
+    notes = written(tmp_path / "both", collection.recipe("train", "dev"), ["train", "dev"])
     assert storage.read_manifest(notes.folder, "note")["split"] == "train"
     for split in ("train", "dev"):
         path = notes.local_file(collection, split)
         assert path == notes.folder / f"notes.{split}.txt"
         assert notes.fingerprint_of(split) == storage.checksum(path)
-    alone = written(tmp_path / "train", collection.fingerprint, ["train"])
+    alone = written(tmp_path / "train", collection.recipe("train"), ["train"])
     assert alone.fingerprint == notes.fingerprint
     assert alone.fingerprint_of("dev") is alone.local_file(collection, "dev") is None
 
@@ -47,6 +47,13 @@ def test_files_are_those_that_were_written(collection: Collection, tmp_path: Pat
             notes.local_file(collection, "dev")
         path.unlink(missing_ok=True)
     with pytest.raises(UserError, match=r"other: of another collection .*: .* `retrieval-jax note`"):
-        written(tmp_path / "other", "another", ["train"]).local_file(collection, "train")
+        written(tmp_path / "other", {"collection": "another"}, ["train"]).local_file(collection, "train")
+    earlier = collection.recipe("train", "dev") | {
+        "queries": {**collection.query_fingerprints, "dev": "then"}
+    }
+    notes = written(tmp_path / "earlier", earlier, ["train", "dev"])
+    assert notes.local_file(collection, "train").read_text() == "train"
+    with pytest.raises(UserError, match=r"earlier: of other dev queries than .*: .* `retrieval-jax note`"):
+        notes.local_file(collection, "dev")
     with pytest.raises(UserError, match="nothing finished here: make it with `retrieval-jax note`"):
         Notes(tmp_path / "nothing")

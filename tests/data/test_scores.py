@@ -68,7 +68,7 @@ def test_stale_altered_and_missing_scores_are_told(own_work: Workspace, collecti
     with pytest.raises(UserError, match="t: nothing finished here: make it with `retrieval-jax score`"):
         scores.TeacherScores(own_work.scores("t"))
     teacher = write_scores(own_work, "t", random_scores(collection))
-    teacher.collection = "another"
+    teacher.recipe["collection"] = "another"
     with pytest.raises(UserError, match=r"of another collection .*: make it again"):
         dict(teacher.read(collection))
     path = own_work.scores("t") / "run.train.trec"

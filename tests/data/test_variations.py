@@ -145,7 +145,7 @@ def test_a_split_is_read_with_the_judgements_of_its_queries(own_work: Workspace,
         UserError, match=r"test~typo: nothing finished here: make it with `retrieval-jax vary`"
     ):
         variations.split_queries(own_work, collection, "test~typo")
-    recipe = {"collection": collection.fingerprint}
+    recipe = collection.recipe("test")
     manifest = storage.build_once(folder, recipe, lambda tmp: variations.write(tmp, queries, texts))
     assert (manifest["queries"], manifest["changed"]) == (len(queries), len(queries))
     assert variations.names(own_work) == ["test~typo"]

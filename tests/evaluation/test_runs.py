@@ -110,23 +110,28 @@ def test_a_run_of_another_collection_shares_some_numbers_by_chance(tmp_path: Pat
 
 
 def test_changed_qrels_alone_are_those_that_count(own, tmp_path, cli):
-    """The run is of other judgements: it is left out, or scored by those of now, never by those of then."""
+    """The run is of other judgements: it is left out, or scored by those of now, never by those of then.
+
+    What is made of the passages alone stays.
+    """
     source = Path(own[0].split("'")[1])
     for verb in ("import", "index", "search", "evaluate"):
         status, made, _ = cli(verb, *own)
         assert status == 0
     before = made["metrics"]["bm25"]
+    indexed = (tmp_path / "work/searchers/bm25/manifest.json").stat()
     path = source / "qrels.test.tsv"
     wrong = (source / "docs.tsv").read_text().splitlines()[0].split("\t")[0]
     path.write_text("".join(f"{line.split()[0]}\t{wrong}\t1\n" for line in path.read_text().splitlines()))
     assert cli("import", *own)[0] == 0
     status, _, err = cli("evaluate", *own)
     assert status == 2
-    assert "bm25.test.trec: left out, it is of another collection (or an earlier one)" in err
+    assert "bm25.test.trec: left out, the queries of test, or their judgements, were others" in err
     for verb in ("index", "search", "evaluate"):
         status, made, _ = cli(verb, *own)
         assert status == 0
     assert made["metrics"]["bm25"]["MRR@10"] < before["MRR@10"]
+    assert (tmp_path / "work/searchers/bm25/manifest.json").stat().st_mtime_ns == indexed.st_mtime_ns
 
 
 def test_runs_of_an_earlier_state_are_left_out(own, tmp_path, cli):

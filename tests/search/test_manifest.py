@@ -61,3 +61,14 @@ def test_a_searcher_of_another_collection_is_told(tmp_path: Path):
     assert searcher_manifest(tmp_path / "bm25_2", now)["kind"] == "bm25"
     with pytest.raises(UserError, match=r"bm25_1: made of another collection than .*: `retrieval-jax index`"):
         searcher_manifest(tmp_path / "bm25_1", now)
+
+
+def test_weights_that_were_chosen_with_other_queries_are_told(tmp_path: Path):
+    of = stand_in(["a", "b"])
+    of.folder, of.query_fingerprints = tmp_path / "collection", {"train": "t", "dev": "now"}
+    for then in ("now", "then"):
+        recipe = {"collection": of.fingerprint, "queries": {"dev": then}}
+        storage.build_once(tmp_path / then, recipe, lambda _: {"kind": "fused"})
+    assert searcher_manifest(tmp_path / "now", of)["kind"] == "fused"
+    with pytest.raises(UserError, match=r"then: its weights were chosen with other dev queries than "):
+        searcher_manifest(tmp_path / "then", of)

@@ -159,12 +159,12 @@ def test_what_stays_certain_and_what_plans_keep_in_other_words(tmp_path):
     planned = {"kind": "planned", "planned_by": {"plan_size": 2}} | model
     searchers = {"pag": planned, "pag_lexical": {"kind": "lexical"} | model, "logits": planned | {"step": 2}}
     certain = {"pag": {"test": ["q1", "q2"], "test~shuffle": ["q2", "q3"]}, "logits": {"test": []}}
-    fingerprint = Collection(work.collection).fingerprint
+    read = Collection(work.collection).recipe("test")
     for split in ("test", "test~shuffle"):
         passages = ("d0", "d3", "d4") if split == "test" else ("d0", "d4", "d3")
         run = {f"q{i}": [(passage, -float(i)) for i, passage in enumerate(passages)] for i in (1, 2, 3)}
         for name, searcher in searchers.items():
-            recipe = {"searcher": searcher, "collection": fingerprint, "split": split, "k": 3}
+            recipe = {"searcher": searcher, **read, "split": split, "k": 3}
             if variation := variations.fingerprint(work, split):
                 recipe["variation"] = variation
             facts = {"recipe": recipe, "family": searcher["kind"], "parameters": 1, "summary": {}}

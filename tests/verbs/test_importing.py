@@ -77,7 +77,7 @@ def test_the_manifest_says_what_was_read_and_written(source: Path, imported: Col
 
 
 def test_the_fingerprint_is_of_the_contents(source: Path, model: str, imported: Collection, tmp_path: Path):
-    def fingerprint(name: str, change: dict[str, tuple[str, str]]) -> str:
+    def fingerprints(name: str, change: dict[str, tuple[str, str]]) -> tuple[str, dict[str, str]]:
         folder = tmp_path / name / source.name
         folder.mkdir(parents=True)
         for file in source.iterdir():
@@ -87,20 +87,23 @@ def test_the_fingerprint_is_of_the_contents(source: Path, model: str, imported: 
                 text = text.replace(old, new)
             (folder / file.name).write_text(text)
         import_collection(str(folder), str(tmp_path / name / "work"), vocabulary_path=model)
-        return Collection(tmp_path / name / "work" / "collection").fingerprint
+        made = Collection(tmp_path / name / "work" / "collection")
+        return made.fingerprint, made.query_fingerprints
 
     first, second = imported.get([0, 1])
     query = imported.queries("train")[0]
-    prints = [
-        fingerprint("text", {"docs.tsv": (first.text[:40], "changed")}),
-        fingerprint("id", {"docs.tsv": (f"{second.id}\t", "changed\t"), **_qrels(second.id, "changed")}),
-        fingerprint("query", {"queries.train.tsv": (query.text, "changed")}),
-        fingerprint(
-            "grade", {"qrels.train.tsv": (f"{query.id}\t{query.id}\t1", f"{query.id}\t{query.id}\t2")}
-        ),
-    ]
-    assert fingerprint("same", {}) == imported.fingerprint
-    assert len({*prints, imported.fingerprint}) == 5
+    now, of_queries = imported.fingerprint, imported.query_fingerprints
+    assert fingerprints("same", {}) == (now, of_queries)
+    text, same = fingerprints("text", {"docs.tsv": (first.text[:40], "changed")})
+    assert same == of_queries
+    changed_id = {"docs.tsv": (f"{second.id}\t", "changed\t"), **_qrels(second.id, "changed")}
+    other_id, _ = fingerprints("id", changed_id)
+    assert len({now, text, other_id}) == 3
+    grade = f"{query.id}\t{query.id}\t1", f"{query.id}\t{query.id}\t2"
+    for name, change in {"queries": (query.text, "changed"), "qrels": grade}.items():
+        passages, others = fingerprints(name, {f"{name}.train.tsv": change})
+        assert passages == now
+        assert {split for split in of_queries if others[split] != of_queries[split]} == {"train"}
 
 
 def _qrels(old: str, new: str) -> dict[str, tuple[str, str]]:
