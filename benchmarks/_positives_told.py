@@ -12,7 +12,7 @@ from rich.table import Table
 
 from retrieval_jax.evaluation import significance
 from retrieval_jax.evaluation.method_table import mark
-from retrieval_jax.evaluation.scaling_laws import bootstrap_interval
+from retrieval_jax.evaluation.scaling_laws import mean_interval
 from retrieval_jax.evaluation.significance import Difference
 
 METRICS = {"MRR@10": RR @ 10, "Recall@100": R @ 100}
@@ -80,7 +80,7 @@ def tell(name: str, found: dict, differences: dict[tuple, Difference], args: arg
             one = told[f"{method} {labels}"] = {}
             for metric in METRICS:
                 values = found[method, labels][metric]
-                low, high = bootstrap_interval(values)
+                low, high = mean_interval(values)
                 difference = differences.get((name, method, labels, metric))
                 cells.append(f"{mark(difference)}{values.mean():.3f} ±{(high - low) / 2:.3f}")
                 one[metric] = [round(float(x), 4) for x in (values.mean(), low, high)]

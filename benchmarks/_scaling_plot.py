@@ -7,7 +7,7 @@ import numpy as np
 from _scaling_plan import DENSE, MAIN, METHODS, Point
 from _scaling_told import Difference, Row, by_width, difference, series
 
-from retrieval_jax.evaluation.scaling_laws import PowerLaw, bootstrap_interval
+from retrieval_jax.evaluation.scaling_laws import PowerLaw, mean_interval
 
 # Colours that people who do not see all colours tell apart (Okabe and Ito 2008; wine of Tol's), and markers.
 COLOURS = ("#777777", "#777777", "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -144,11 +144,11 @@ def draw(name: str, rows: list[Row], told: list[dict], path: Path) -> None:
 
 
 def _mrr(row: Row) -> Difference:
-    return float(row.mrr_SxQ.mean()), *bootstrap_interval(row.mrr_SxQ)
+    return float(row.mrr_SxQ.mean()), *mean_interval(row.mrr_SxQ)
 
 
 def _entropy(row: Row) -> Difference:
-    return float(row.entropy_SxQ.mean()), *bootstrap_interval(row.entropy_SxQ)
+    return float(row.entropy_SxQ.mean()), *mean_interval(row.entropy_SxQ)
 
 
 def _errors(values: list[Difference]) -> np.ndarray:

@@ -8,9 +8,9 @@ from _scaling_plan import DENSE, GENERATIVE, MAIN, WIDTH, Point
 
 from retrieval_jax.core.progress import log
 from retrieval_jax.evaluation.scaling_laws import (
-    bootstrap_interval,
     fit_power_law,
     found_at,
+    mean_interval,
 )
 
 MS_MARCO = 8_841_823
@@ -62,7 +62,7 @@ class Row:
 
     def told(self) -> dict:
         """Gives a row of the JSON."""
-        low, high = bootstrap_interval(self.mrr_SxQ)
+        low, high = mean_interval(self.mrr_SxQ)
         entropy = None if self.entropy_SxQ is None else float(self.entropy_SxQ.mean())
         return {
             "corpus": self.point.size,
@@ -139,7 +139,7 @@ def _law(name: str, key: tuple, rows: list[Row], x: Callable[[Row], float]) -> l
             "largest": int(sizes[-1]),
             "predicted": float(smaller(sizes[-1])),
             "seen": values[-1],
-            "interval": bootstrap_interval(rows[-1].entropy_SxQ),
+            "interval": mean_interval(rows[-1].entropy_SxQ),
         }
     ]
 
@@ -158,9 +158,9 @@ def _recalls(key: tuple, rows: list[Row]) -> list[dict]:
             "from": smaller.point.size,
             "largest": largest.point.size,
             "predicted": float(from_smaller.mean()),
-            "predicted_interval": bootstrap_interval(from_smaller),
+            "predicted_interval": mean_interval(from_smaller),
             "seen": float(seen.mean()),
-            "interval": bootstrap_interval(seen),
+            "interval": mean_interval(seen),
             "same_corpus": float(_found(largest, largest.point.size).mean()),
             "at_ms_marco": float(far.mean()),
         }
@@ -186,7 +186,7 @@ def difference(better: Row | None, worse: Row | None) -> Difference | None:
 
 
 def _mean(values_SxQ: np.ndarray) -> Difference:
-    return float(values_SxQ.mean()), *bootstrap_interval(values_SxQ)
+    return float(values_SxQ.mean()), *mean_interval(values_SxQ)
 
 
 def _change(smallest: np.ndarray, largest: np.ndarray) -> Difference:

@@ -33,7 +33,7 @@ is measured by autodiff and compared with section 3's formulas: who of the posit
 are pushed down.
 
 Finished runs are kept in --work. Prints a table a collection, of means over seeds and test queries with 95%
-intervals (a bootstrap of both), and marks by ▲▼ what differs from InfoNCE on the same labels without
+intervals (`mean_interval`), and marks by ▲▼ what differs from InfoNCE on the same labels without
 distillation: the paired randomisation test over queries, of the means over seeds, p <= .05 after Holm's
 correction over all methods, labels, metrics and collections. Draws --plot and --gradients, and prints one
 line of JSON. Without a folder, --quick makes up a collection. The

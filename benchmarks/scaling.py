@@ -24,7 +24,7 @@ corpus (the paper: 1M steps at 100k, 9M at 8.8M). The budget `examples` gives al
 examples; the budget `flops` gives generative ones the operations of naive docids with 3b (matrix products of
 the training, three times the forward pass). --widths are other sizes of the network, on one corpus (--fixed).
 
-Every figure is of test queries, with the 95% interval of a bootstrap over queries and seeds. Contrastive
+Every figure is of test queries, with its 95% interval over queries and seeds. Contrastive
 entropy is the one metric that both families have: -log of the relevant passage's share of exp(score) among
 256 random ones, in 10 draws; a score is the exact log-probability of a docid, or a cosine times the
 training's scale; ranking and planning, which add up raw logits, have none. Its law by passages is fitted to

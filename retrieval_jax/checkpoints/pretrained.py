@@ -35,6 +35,7 @@ class Pretrained:
       vocabulary: the SentencePiece model, where one lies with the weights.
       symbols: the symbols that it finds in texts; see Vocabulary.
       step: the number of training steps, where it is known.
+      passage_length: the maximal number of tokens of a passage, where it has one of its own.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Pretrained:
     vocabulary: Path | None = None
     symbols: Mapping[str, int] = dataclasses.field(default_factory=dict)
     step: int = 0
+    passage_length: int | None = None
 
 
 def open_pretrained(path: str | Path, setting: str = "INITIAL_CHECKPOINT") -> Pretrained:
@@ -119,6 +121,7 @@ def _own(folder: Path) -> Pretrained:
         folder / model_folder.VOCABULARY,
         description.get("symbols", {}),
         step,
+        description.get("passage_length"),
     )
 
 

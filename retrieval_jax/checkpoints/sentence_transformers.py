@@ -105,8 +105,8 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
         arrays[PROJECTION] = read_safetensors(where, "model")[DENSE].transposed()
     if not dense:
         arrays[PROJECTION] = LazyArray.from_numpy(np.eye(network["emb_dim"], dtype=np.float32))
-    # Their search by cosines divides by the length, where no module does.
-    cosine = settings.get("similarity_fn_name") == "cosine"
+    # Their search by cosines, which is their default, divides by the length, where no module does.
+    cosine = settings.get("similarity_fn_name") in (None, "cosine")
     normalize = "Normalize" in kinds or cosine
     arrays[PROJECTION] = _truncated(folder / PROMPTS, settings, arrays[PROJECTION], "Normalize" in kinds)
     facts = {"vector_dim": arrays[PROJECTION].shape[1], "normalize": normalize} | prompts

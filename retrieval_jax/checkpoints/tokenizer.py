@@ -218,7 +218,9 @@ def _normalizers(model, stand_ins: dict[str, str], unknown: str) -> list[dict]:
     steps = []
     if spec.precompiled_charsmap:
         table = base64.b64encode(spec.precompiled_charsmap).decode()
-        steps.append({"type": "Precompiled", "precompiled_charsmap": table})
+        # SentencePiece reads the longest entry of the table, and this step one of a letter before that of the
+        # letter with its accent. Composed first, both are one character.
+        steps += [{"type": "NFC"}, {"type": "Precompiled", "precompiled_charsmap": table}]
     if spec.remove_extra_whitespaces:
         steps += [_replace(r"\A +", "", "Regex"), _replace(" {2,}", " ", "Regex")]
     steps.append(_replace(" ", SPACE))

@@ -72,10 +72,10 @@ def checked_file(
         raise UserError(
             f"{path.parent}: of another collection (or an earlier one) than {collection.folder}: {hint}"
         )
-    if fingerprint is None:
-        return None
     if recipe.get("queries", {}).get(split) != collection.query_fingerprints.get(split):
         raise UserError(f"{path.parent}: of other {split} queries than {collection.folder} has now: {hint}")
+    if fingerprint is None:
+        return None
     if not path.is_file() or storage.checksum(path) != fingerprint:
         raise UserError(f"{path}: missing or altered: {hint}")
     return paths.ensure_local(path)

@@ -7,7 +7,6 @@ qrels    qid 0 docid grade                a line for each judged passage
 import array
 import gzip
 import itertools
-import math
 import operator
 import os
 import zlib
@@ -241,7 +240,7 @@ def _number(kind: type[_N], text: str, where: str, column: str, expected: str) -
         number = kind(text) if text.isascii() and "_" not in text else None  # Python's own ways to write them
     except ValueError:
         number = None
-    if number is None or not math.isfinite(number):
+    if number is None or not -1e308 < number < 1e308:
         raise UserError(f"{where}: {column} {text!r} is not {expected}: {_HINT}")
     return number
 

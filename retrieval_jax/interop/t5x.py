@@ -80,6 +80,7 @@ from t5x import partitioning as t5x_partitioning
 
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
+from retrieval_jax.data.trec import drop_identical_ids
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.evaluation.metrics import compute_metrics
@@ -346,7 +347,7 @@ def queries_task(model: Model) -> str:
             f"{collection.folder}: no labelled queries to evaluate on: train with "
             "--gin.__main__.train.train_eval_dataset_cfg=None"
         )
-    qrels = {query.id: query.relevant for _, queries in splits.values() for query in queries}
+    judged = [{query.id: query for query in queries} for _, queries in splits.values()]
 
     def retrieval(
         targets: Sequence[str], predictions: Sequence[Sequence[int]], aux_values: Mapping
@@ -355,7 +356,10 @@ def queries_task(model: Model) -> str:
             query: model.searcher.passages.ranked_list(np.asarray(found), scores)
             for query, found, scores in zip(targets, predictions, aux_values["scores"], strict=True)
         }
-        return compute_metrics({query: qrels[query] for query in targets}, run)
+        # A query may be in several splits, with other judgements: the split that is evaluated has them all.
+        asked = min((some for some in judged if some.keys() >= {*targets}), key=len)
+        run = drop_identical_ids(run, {query for query in targets if asked[query].is_passage})
+        return compute_metrics({query: asked[query].relevant for query in targets}, run)
 
     return seqio_tasks.register_queries(
         model.examples.prefix, splits, model.examples.vocabulary, [retrieval] if model.searcher else []

@@ -1,5 +1,6 @@
 """The manifest of a searcher's folder, and whether what it names is what the searcher was made of."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from retrieval_jax.core import paths, storage
@@ -19,7 +20,7 @@ def searcher_manifest(folder: Path, collection: Collection) -> dict:
         raise UserError(
             f"{folder}: made of another collection than {collection.folder}: `retrieval-jax index`"
         )
-    for split, fingerprint in manifest["recipe"].get("queries", {}).items():
+    for split, fingerprint in _chosen_with(manifest["recipe"]):
         if collection.query_fingerprints.get(split) != fingerprint:
             raise UserError(
                 f"{folder}: its weights were chosen with other {split} queries than {collection.folder} has "
@@ -27,6 +28,13 @@ def searcher_manifest(folder: Path, collection: Collection) -> dict:
             )
     check_sources(folder, manifest)
     return manifest
+
+
+def _chosen_with(recipe: dict) -> Iterator[tuple[str, str]]:
+    """Yields (split, fingerprint) of the queries with which its weights, or those of a part, were chosen."""
+    yield from recipe.get("queries", {}).items()
+    for part in recipe.get("parts", ()):
+        yield from _chosen_with(part["recipe"])
 
 
 def check_sources(folder: Path, manifest: dict) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.variations import KINDS, MARK, vary
+from retrieval_jax.data.vocabulary import valid_text
 from retrieval_jax.search.searcher import RankedList, Searcher, can_score
 
 
@@ -25,7 +26,8 @@ class VariedSearcher(Searcher):
         self.is_shared = searcher.is_shared
 
     def _varied(self, queries: Sequence[str]) -> list[str]:
-        return [vary(query, self.variation, query) for query in queries]
+        # What is drawn depends on the text, which has to be UTF-8.
+        return [vary(query, self.variation, query) for query in map(valid_text, queries)]
 
     def search(self, queries: Sequence[str], k: int) -> list[RankedList]:
         """See `Searcher.search`."""

@@ -67,7 +67,7 @@ class _Item:
     futures: list[asyncio.Future]
 
 
-def worthwhile_sizes(sizes: Sequence[int], seconds: Sequence[float]) -> Sequence[int]:
+def worthwhile_sizes(sizes: Sequence[int], seconds: Sequence[float], longest: float) -> Sequence[int]:
     """Leaves out batch sizes that take LONG, where a smaller one answers about as many queries a second.
 
     So it is on a CPU, where a batch takes nearly as long as its queries one by one: a larger one would only
@@ -76,10 +76,14 @@ def worthwhile_sizes(sizes: Sequence[int], seconds: Sequence[float]) -> Sequence
     Args:
       sizes: batch sizes, ascending.
       seconds: how long a batch of each takes.
+      longest: seconds of the largest batch from which on none is left out: in smaller ones, the last queries
+        of so long a list would not begin before their deadline.
 
     Returns:
       The first of the sizes.
     """
+    if seconds[-1] > longest:
+        return sizes
     pace = [size / max(taken, 1e-6) for size, taken in zip(sizes, seconds, strict=True)]
     for count in range(1, len(sizes)):
         if seconds[count] >= LONG and pace[count - 1] >= WORTHWHILE * max(pace):

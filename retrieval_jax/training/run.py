@@ -188,7 +188,7 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
       collection: the collection, whose vocabulary the model reads.
 
     Raises:
-      UserError: the folder holds another model.
+      UserError: the folder holds another model, or one that reads another vocabulary.
     """
     path = folder / model_folder.DESCRIPTION
     if path.exists():
@@ -205,6 +205,12 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
                     f"{path}: {key} is {there.get(key)!r} there and {value!r} here: "
                     "another model was trained in this folder; name another MODEL_DIR, or delete it"
                 )
+        own = paths.ensure_local(folder / model_folder.VOCABULARY)
+        if Vocabulary(own).checksum != Vocabulary(collection.vocabulary_path).checksum:
+            raise UserError(
+                f"{folder}: reads another vocabulary than {collection.vocabulary_path}: import with "
+                f"--VOCABULARY={folder / model_folder.VOCABULARY}, or name another MODEL_DIR"
+            )
         return
     if not paths.is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ def convert(
     description = model_folder.describe(
         converted.model,
         input_length=input_length or pretrained.length or INPUT_LENGTH,
-        passage_length=passage_length or pretrained.length or PASSAGE_LENGTH,
+        passage_length=passage_length or pretrained.passage_length or pretrained.length or PASSAGE_LENGTH,
         collection_name=None,
         collection=table.collection if table else None,
         docids=docids if table else None,

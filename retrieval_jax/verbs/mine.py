@@ -173,7 +173,7 @@ def _recipe(config: MineConfig, work: Workspace, collection: Collection, splits:
     prefixes = {"lengths": config.prefix_lengths, "passages": config.passages_per_prefix}
     rule = dataclasses.asdict(config.rule)
     return {
-        **collection.recipe(*splits),
+        **collection.recipe("train", "dev"),
         "searcher": found["recipe"],
         "teacher": teacher,
         "settings": {name: value for name, value in rule.items() if name not in drawn}

@@ -138,7 +138,7 @@ def _from_searcher(
     splits = [split for split in SPLITS if collection.query_counts.get(split)]
     splits = [split for split in splits if split == "train" or any(split in x.contents for x in sources)]
     recipe = {
-        **collection.recipe(*splits),
+        **collection.recipe(*SPLITS),
         "teacher": manifest["recipe"],
         "scored_by": _described(work.searcher(searcher), manifest),
         "candidates": {source.name: source.contents for source in sources},

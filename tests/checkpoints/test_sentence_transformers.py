@@ -171,8 +171,12 @@ def test_vectors_for_cosines_are_of_unit_length(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text())[:3]))
     assert open_pretrained(folder).settings["normalize"]
     path = folder / "config_sentence_transformers.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"similarity_fn_name": "dot"}))
-    assert not open_pretrained(folder).settings["normalize"]
+    settings = json.loads(path.read_text())
+    for similarity in ("cosine", None, "dot"):  # None is read as the library's default
+        path.write_text(json.dumps(settings | {"similarity_fn_name": similarity}))
+        assert open_pretrained(folder).settings["normalize"] == (similarity != "dot")
+    path.unlink()  # as of its early versions
+    assert open_pretrained(folder).settings["normalize"]
 
 
 PROMPTS = {"query": "a query: ", "document": "passages: ", "STS": "unused "}

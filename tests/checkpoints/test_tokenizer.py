@@ -76,6 +76,16 @@ def written(request, tmp_path_factory) -> tuple[Vocabulary, Path]:
     return vocabulary, folder
 
 
+@pytest.mark.parametrize(
+    "word", ["E\u0301cole", "U\u0308ber", "\u1112\u1161\u11ab\u1100\u116e\u11a8", "e\u0301t"]
+)
+def test_letters_with_their_accents_apart_are_read_as_composed_ones(written, word):
+    library = pytest.importorskip("tokenizers", reason="needs tokenizers")
+    vocabulary, folder = written
+    theirs = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert theirs.encode(word).ids == [*vocabulary.encode(word), EOS]
+
+
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
 def test_tokenizers_gives_the_same_tokens(written, text):

@@ -36,7 +36,7 @@ def test_files_are_those_that_were_written(collection: Collection, tmp_path: Pat
         path = notes.local_file(collection, split)
         assert path == notes.folder / f"notes.{split}.txt"
         assert notes.fingerprint_of(split) == storage.checksum(path)
-    alone = written(tmp_path / "train", collection.recipe("train"), ["train"])
+    alone = written(tmp_path / "train", collection.recipe("train", "dev"), ["train"])
     assert alone.fingerprint == notes.fingerprint
     assert alone.fingerprint_of("dev") is alone.local_file(collection, "dev") is None
 
@@ -48,12 +48,11 @@ def test_files_are_those_that_were_written(collection: Collection, tmp_path: Pat
         path.unlink(missing_ok=True)
     with pytest.raises(UserError, match=r"other: of another collection .*: .* `retrieval-jax note`"):
         written(tmp_path / "other", {"collection": "another"}, ["train"]).local_file(collection, "train")
-    earlier = collection.recipe("train", "dev") | {
-        "queries": {**collection.query_fingerprints, "dev": "then"}
-    }
-    notes = written(tmp_path / "earlier", earlier, ["train", "dev"])
-    assert notes.local_file(collection, "train").read_text() == "train"
-    with pytest.raises(UserError, match=r"earlier: of other dev queries than .*: .* `retrieval-jax note`"):
-        notes.local_file(collection, "dev")
+    then = collection.recipe() | {"queries": {**collection.query_fingerprints, "dev": "then"}}
+    for name, earlier in {"then": then, "without": collection.recipe("train")}.items():
+        notes = written(tmp_path / name, earlier, ["train"])
+        assert notes.local_file(collection, "train").read_text() == "train"
+        with pytest.raises(UserError, match=rf"{name}: of other dev queries than .*: .*`retrieval-jax note`"):
+            notes.local_file(collection, "dev")
     with pytest.raises(UserError, match="nothing finished here: make it with `retrieval-jax note`"):
         Notes(tmp_path / "nothing")

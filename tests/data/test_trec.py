@@ -112,6 +112,7 @@ def test_the_order_is_trec_evals(folder, results, data):
         ("q Q0 b 2 0.5", "5 columns where a TREC run has 6 (qid Q0 docid rank score tag)"),
         ("q Q0 b 2 0.5 my tag", "7 columns"),
         ("q Q0 b two 0.5 t", "rank 'two' is not a whole number"),
+        (f"q Q0 b 1{'0' * 400} 0.5 t", "rank '1000"),
         ("q Q0 b 1.5 0.5 t", "rank '1.5' is not a whole number"),
         ("q Q0 b 1_0 0.5 t", "rank '1_0' is not a whole number"),
         ("q Q0 b 2 high t", "score 'high' is not a finite number"),

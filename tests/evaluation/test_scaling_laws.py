@@ -8,10 +8,10 @@ from scipy import optimize, stats
 
 from retrieval_jax.evaluation.scaling_laws import (
     TAIL,
-    bootstrap_interval,
     contrastive_entropy,
     fit_power_law,
     found_at,
+    mean_interval,
 )
 
 
@@ -124,14 +124,25 @@ def test_equal_scores_above_the_others_have_no_pareto_tail():
     assert found_at(np.array([0.5, 1.5]), others_QxR, k=1, passages=10_000_000).tolist() == [False, True]
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("of_seeds", [0.0, 0.1, 1.0])
+def test_the_interval_covers_the_mean_whatever_differs(seeds, of_seeds):
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        values_SxQ = of_seeds * random.normal(size=(seeds, 1)) + 0.5 * random.normal(size=(1, 60))
+        low, high = mean_interval(values_SxQ + 0.3 * random.normal(size=(seeds, 60)))
+        covered += low <= 0 <= high
+    assert 0.9 < covered / 400 < 0.98
+
+
 def test_the_interval_of_one_seed_is_the_bootstrap_of_queries():
     values_Q = np.random.default_rng(0).beta(0.3, 0.5, 200)
     expected = stats.bootstrap((values_Q,), np.mean, method="percentile", random_state=1).confidence_interval
-    np.testing.assert_allclose(bootstrap_interval(values_Q), [expected.low, expected.high], atol=0.004)
+    np.testing.assert_allclose(mean_interval(values_Q), [expected.low, expected.high], atol=0.004)
 
 
-def test_the_interval_covers_the_spread_of_seeds():
-    values_SxQ = np.arange(3.0)[:, None] + np.zeros((3, 50))  # seeds alone differ
-    low, high = bootstrap_interval(values_SxQ)
-    every = np.mean(np.stack(np.meshgrid(*[np.arange(3.0)] * 3)).reshape(3, -1), axis=0)  # all 27 draws
-    assert (low, high) == pytest.approx((every.min(), every.max()))
+def test_where_seeds_alone_differ_the_interval_is_students():
+    values_SxQ = np.arange(3.0)[:, None] + np.zeros((3, 50))
+    low, high = stats.t.interval(0.95, 2, loc=1.0, scale=stats.sem(np.arange(3.0)))
+    assert mean_interval(values_SxQ) == pytest.approx((low, high))
+    assert mean_interval(np.ones((3, 50))) == (1.0, 1.0)

@@ -72,3 +72,8 @@ def test_weights_that_were_chosen_with_other_queries_are_told(tmp_path: Path):
     assert searcher_manifest(tmp_path / "now", of)["kind"] == "fused"
     with pytest.raises(UserError, match=r"then: its weights were chosen with other dev queries than "):
         searcher_manifest(tmp_path / "then", of)
+    part = {"recipe": {"collection": of.fingerprint, "queries": {"dev": "then"}}}
+    recipe = {"collection": of.fingerprint, "parts": [part]}
+    storage.build_once(tmp_path / "whole", recipe, lambda _: {"kind": "fused"})
+    with pytest.raises(UserError, match="whole: its weights were chosen with other dev queries than "):
+        searcher_manifest(tmp_path / "whole", of)

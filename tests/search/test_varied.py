@@ -28,6 +28,8 @@ def test_it_finds_what_the_searcher_finds_for_the_variation(bm25: Searcher, coll
     assert found == bm25.search(varied, 5) != bm25.search(queries, 5)
     ids = [[passage for passage, _ in ranked_list] for ranked_list in found]
     assert searcher.score(queries, ids) == bm25.score(varied, ids)
+    half = ["a table \ud800"]  # what is drawn depends on the text, which is to be UTF-8
+    assert searcher.search(half, 3) == searcher.search(["a table \ufffd"], 3)
     searcher.compile_for(queries)
     searcher.use_batch_sizes([1, 2])
     assert (searcher.truncates(queries[0]), searcher.is_shared) == (False, False)

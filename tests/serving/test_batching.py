@@ -67,12 +67,13 @@ async def held(compute: Recorder, made: Batcher) -> asyncio.Future:
     [
         ((0.03, 0.14, 0.56), (1, 8)),  # a CPU: 57 queries a second in either
         ((0.03, 0.04, 0.11), (1, 8, 32)),  # an accelerator: 200, then 291
-        ((0.2, 1.6, 6.4), (1,)),
+        ((0.12, 0.96, 3.84), (1,)),
+        ((0.4, 3.2, 12.8), (1, 8, 32)),  # one by one the last of 32 would begin after 12 s
         ((0.003, 0.024, 0.096), (1, 8, 32)),  # no one waits long for these
     ],
 )
 def test_a_long_batch_has_to_answer_more_queries_a_second_than_a_shorter_one(seconds, sizes):
-    assert worthwhile_sizes((1, 8, 32), seconds) == sizes
+    assert worthwhile_sizes((1, 8, 32), seconds, 5.0) == sizes
 
 
 async def test_a_lone_request_is_computed_at_once_and_those_that_come_meanwhile_together():

@@ -4,12 +4,16 @@ import json
 import shutil
 
 import pytest
+from conftest import QUICK
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.serving import catalogue as catalogue_module
+from retrieval_jax.serving.catalogue import Catalogue
 from retrieval_jax.serving.errors import Overloaded
 from retrieval_jax.verbs.export import export
+from retrieval_jax.verbs.importing import import_collection
+from retrieval_jax.verbs.index import make_index
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +44,32 @@ async def test_what_has_changed_is_opened_again_and_what_cannot_be_opened_stays(
         assert "no kind of searcher 'nothing'" in failure
         assert (await client.get("/v1/mine/search", **asked)).json()["candidates"] == first
         assert (await client.get("/ready")).status_code == 200
+
+
+async def test_judged_queries_that_have_changed_are_shown(client_of, catalogue_of, tmp_path):
+    """The searcher, which reads none, is the same; so are its answers."""
+    source, work = tmp_path / "letters", tmp_path / "work"
+    source.mkdir()
+    (source / "docs.tsv").write_text("".join(f"d{n}\t\tabout number {n}\n" for n in range(30)))
+    (source / "qrels.test.tsv").write_text("q1\td1\t1\n")
+
+    def import_with(text: str) -> None:
+        (source / "queries.test.tsv").write_text(f"q1\t{text}\n")
+        import_collection(str(source), work_dir=str(work), vocab_size=100)
+
+    async def shown(client) -> list[str]:
+        return [query["text"] for query in (await client.get("/v1/queries")).json()["queries"]]
+
+    import_with("one?")
+    make_index(source=str(source), work_dir=str(work), kind="bm25")
+    catalogue = Catalogue({"bm25": work / "searchers/bm25"}, work / "collection", QUICK)
+    async with client_of(catalogue) as client:
+        assert await shown(client) == ["one?"]
+        import_with("which is the first?")
+        assert await catalogue.open_changed() == {}
+        assert await shown(client) == ["which is the first?"]
+        found = (await client.get("/v1/bm25/search", params={"query": "number 7"})).json()["candidates"]
+    assert (found[0]["docid"], found[0]["doc"]["text"]) == ("d7", "about number 7")
 
 
 @pytest.mark.parametrize("name", ["naive", "exact"])

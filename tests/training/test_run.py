@@ -1,6 +1,7 @@
 """How a run is set up: what belongs together, what is compared, and whose folder it is."""
 
 import dataclasses
+import types
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,17 @@ def test_another_model_in_the_folder_is_refused(tmp_path: Path, collection):
     scored = model_folder.describe(GenerativeRetriever(CONFIG, score="logits"), docids="naive")
     with pytest.raises(UserError, match=r"model.json: settings is \{\} there and \{'score': 'logits'\} here"):
         prepare_folder(tmp_path / "m", scored, collection)
+
+
+def test_another_vocabulary_than_the_models_own_is_refused(tmp_path: Path, collection):
+    """Its tokens stand for other words, whatever the kind of the model, and whatever changes are accepted."""
+    described = model_folder.describe(DualEncoder(CONFIG), docids=None)
+    prepare_folder(tmp_path / "m", described, collection)
+    other = Path(__file__).parents[1] / "data/library/sentencepiece.model"
+    with pytest.raises(
+        UserError, match=rf"m: reads another vocabulary than {other}: import with --VOCABULARY="
+    ):
+        prepare_folder(tmp_path / "m", described, types.SimpleNamespace(vocabulary_path=other))
 
 
 def test_initial_weights_are_the_same_by_any_spelling_of_their_path(tmp_path: Path, collection, monkeypatch):

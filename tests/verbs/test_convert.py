@@ -8,7 +8,7 @@ import pytest
 from model_folders import GOLDENS, random_params, write_model_folder
 from safetensors.numpy import load_file, save_file
 
-from retrieval_jax.checkpoints.model_folder import check_finite, load_model
+from retrieval_jax.checkpoints.model_folder import check_finite, load_model, read_description
 from retrieval_jax.checkpoints.pretrained import open_pretrained
 from retrieval_jax.checkpoints.t5x_checkpoints import write
 from retrieval_jax.core.errors import UserError
@@ -38,6 +38,19 @@ def test_a_dual_encoder_that_came_searches(cli, work, arguments, collection, tmp
     (ranking,) = Searcher.open(work.searcher("gtr")).search(["smooth a noisy signal"], 5)
     assert len(ranking) == 5
     assert ranking[0][1] > ranking[-1][1]
+
+
+def test_a_model_of_this_project_keeps_both_lengths(cli, arguments, tmp_path):
+    source, lengths = GOLDENS / "gtr", []
+    given = ["--gin.convert.input_length=8", "--gin.convert.passage_length=32"]
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        named = [f"--gin.INITIAL_CHECKPOINT='{source}'", f"--gin.MODEL_DIR='{folder}'", *given]
+        assert cli("convert", *arguments, *named)[0] == 0
+        description = read_description(folder)
+        lengths.append((description["input_length"], description["passage_length"]))
+        source, given = folder, []
+    assert lengths == [(8, 32)] * 2
 
 
 def test_weights_that_others_replaced_are_converted_anew(cli, arguments, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_folders import GOLDENS
 from tables import KINDS, docids_of
 
 from retrieval_jax.core import paths, storage
@@ -111,6 +112,15 @@ def test_docids_that_a_model_writes_are_replaced_only_if_told_to(cli, arguments,
         assert fingerprint() != first
     finally:
         paths.remove(model)
+
+
+def test_vectors_are_those_of_a_dual_encoder_that_was_converted(cli, arguments, own_work):
+    model = own_work.model("dual_encoder")
+    given = [f"--gin.INITIAL_CHECKPOINT='{GOLDENS / 'gtr'}'", f"--gin.WORK_DIR='{own_work.folder}'"]
+    assert cli("convert", *arguments, *given, f"--gin.MODEL_DIR='{model}'")[0] == 0
+    status, made, err = cli("docids", *arguments, *given[1:], "--gin.DOCIDS='rq_2x4'")
+    assert status == 0, err
+    assert made["kind"] == "rq_2x4"
 
 
 def test_bad_requests_are_told(cli, arguments, vectors, tmp_path, monkeypatch):

@@ -103,7 +103,8 @@ def find_splits(folder: Path, pattern: str) -> dict[str, tuple[Path, str]]:
     """
     before, after = Path(pattern).name.split("SPLIT")
     splits: dict[str, tuple[Path, str]] = {}
-    for file in sorted((folder / pattern).parent.glob(f"{before}*{after}*")):
+    visible = before or "[!.]"  # as macOS's ._test.tsv beside test.tsv
+    for file in sorted((folder / pattern).parent.glob(f"{visible}*{after}*")):
         if (name := file.name.removesuffix(".gz")).endswith(after) and len(name) > len(before + after):
             spelling = name[len(before) : len(name) - len(after)]
             if (split := split_name(file, spelling)) in splits:

@@ -7,6 +7,7 @@ all.
 import contextlib
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def ir_datasets_source(ids: str) -> Source:
             queries = {q.query_id: q.default_text() for d in datasets.values() for q in d.queries_iter()}
             qrels = (
                 (
-                    name.removeprefix(corpus).strip("/").replace("/", ".") or "test",
+                    re.sub(r"\W", "_", name.removeprefix(corpus).strip("/")) or "test",
                     q.query_id,
                     {q.doc_id: q.relevance},
                 )

@@ -28,6 +28,7 @@ def registered(tmp_path):
 
     docs = ir_datasets.formats.TsvDocs(local("docs.tsv"))
     names = {"tiny-local": "train", "tiny-local/train": "train", "tiny-local/dev/small": "dev"}
+    names["tiny-local/trec-dl-2019/judged"] = "dev"
     for name, split in names.items():
         queries = ir_datasets.formats.TsvQueries(local(f"{split}.tsv"))
         qrels = ir_datasets.formats.TrecQrels(local(f"{split}.qrels"), {})
@@ -46,6 +47,10 @@ def test_reads_splits_of_one_corpus(registered):
         "dev": [Query("q2", "what?", {"d2": 2}, ("d1",))],
         "train": [Query("q1", "who?", {"d1": 1})],
     }
+
+
+def test_a_split_has_a_name_that_files_and_commands_can_hold(registered):
+    assert [*read(ir_datasets_source("tiny-local/trec-dl-2019/judged"))[1]] == ["trec_dl_2019_judged"]
 
 
 def test_a_dataset_without_splits_is_test(registered):

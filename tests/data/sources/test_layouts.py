@@ -83,6 +83,11 @@ def test_accepts_windows_line_ends_byte_order_marks_and_empty_lines(tmp_path, la
     assert read(write(tmp_path, windows)) == (PASSAGES, QUERIES)
 
 
+def test_hidden_files_are_of_no_split(tmp_path):
+    hidden = {"qrels/._val.tsv": "\x00\x05", "._corpus.jsonl": "\x00"}
+    assert read(write(tmp_path / "beir", BEIR | hidden)) == (PASSAGES, QUERIES)
+
+
 @pytest.mark.parametrize("layout", [TSV, BEIR])
 def test_accepts_a_last_line_without_an_end(tmp_path, layout):
     files = {name: text.removesuffix("\n") for name, text in layout.items()}
