@@ -1,6 +1,6 @@
-"""Imported before what imports TensorFlow and JAX: hides what they say, and with --quick has XLA compile quickly.
+"""Imported before what imports TensorFlow and JAX: hides what they say; with --quick XLA compiles quickly.
 
-Most of the time of a --quick run is the compiler's, which takes less than half of it where LLVM does not optimize.
+Most of the time of a --quick run is the compiler's, which takes half of it where LLVM does not optimize.
 """
 
 import os

@@ -68,6 +68,12 @@ def is_evaluated(folder: Path, step: int) -> bool:
     return any("evaluation_seconds" in point for point in curve_points(folder) if point["step"] == step)
 
 
+def found_any(folder: Path, step: int) -> bool:
+    """Tells whether an evaluation of dev queries up to a step has found any of their passages."""
+    points = [point for point in curve_points(folder) if point["step"] <= step]
+    return any(dev.get("Hits@10", 0) > 0 for _, dev in filter(None, map(split_dev_metrics, points)))
+
+
 def summary(folder: Path, step: int) -> dict:
     """Summarises the training up to a step, from its learning curve.
 

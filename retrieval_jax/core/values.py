@@ -97,6 +97,7 @@ NonNegative = Annotated[int, Within(0)]
 PositiveFloat = Annotated[float, Within(0, open=True)]
 NonNegativeFloat = Annotated[float, Within(0)]
 Fraction = Annotated[float, Within(0, 1)]
+Dtype = Annotated[str, Names("a dtype", ("float32", "bfloat16", "float16"))]
 Seed = Annotated[int, Within(0, (1 << 32) - 1)]  # what every generator of random numbers takes
 
 KINDS = {

@@ -23,9 +23,12 @@ def to_local_ids(tokens_NxL: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
       uint16).
 
     Raises:
-      ValueError: a docid is empty or has a 0 inside, or more than 65,536 tokens occur at one position.
+      ValueError: there are no docids, one is empty or has a 0 inside, or more than 65,536 tokens occur at one
+        position.
     """
     N, L = tokens_NxL.shape
+    if not N:
+        raise ValueError("there are no docids")
     occurs_LxV = np.zeros((L, int(tokens_NxL.max()) + 1), bool)
     for first in range(0, N, _BLOCK):
         block = np.asarray(tokens_NxL[first : first + _BLOCK])

@@ -47,8 +47,9 @@ def encode_sets(
     def encode(params: dict, tokens_BxS: jax.Array) -> jax.Array:
         with exact_products():
             weights_BxV = model.encode_passages(params, tokens_BxS)
-        most_Bxm, tokens_Bxm = jax.lax.top_k(weights_BxV * model.gain(params), m)
+        most_Bxm, tokens_Bxm = jax.lax.top_k(weights_BxV * model.gain(params), min(m, weights_BxV.shape[1]))
         tokens_Bxm = jnp.where(most_Bxm > 0, tokens_Bxm, 0)
+        tokens_Bxm = jnp.pad(tokens_Bxm, ((0, 0), (0, m - tokens_Bxm.shape[1])))
         kept_Bxm = jnp.take_along_axis(weights_BxV, tokens_Bxm, axis=1)
         return jnp.concatenate([tokens_Bxm.astype(jnp.float32), kept_Bxm], axis=1)  # exact below 2²⁴
 

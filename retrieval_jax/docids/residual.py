@@ -164,7 +164,7 @@ def fit_codebooks(
     with bar("codebooks", levels) as advance:
         for level in range(levels):
             report = functools.partial(advance, 0)
-            clusters = fit(residuals, size, seed + level, mesh, report)
+            clusters = fit(residuals, size, (seed + level) % (1 << 32), mesh, report)
             sizes[level] = used = len(clusters.prices_K)
             codebooks[level, :used], prices[level, :used] = clusters
             first = 0

@@ -5,6 +5,7 @@ Letters in shapes: see t5.py.
 
 import dataclasses
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import gin
@@ -14,7 +15,7 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import Fraction, NonNegative, Positive
+from retrieval_jax.core.values import Dtype, Fraction, NonNegative, Positive, Within
 from retrieval_jax.data.vocabulary import PAD
 from retrieval_jax.models.softmax import NEG_INF
 
@@ -81,7 +82,7 @@ class T5Config:
     num_encoder_layers: NonNegative
     num_decoder_layers: NonNegative
     dropout_rate: Fraction = 0.1
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     embedding_init_std: float = 1.0
     branch_init_scale: float = 1.0
     output_size: int | None = None
@@ -91,14 +92,16 @@ class T5Config:
     pawa_layers: NonNegative = 0
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     logits_via_embedding: bool = False
-    relpos_buckets: int = 32
-    relpos_max_distance: int = 128
+    relpos_buckets: Annotated[int, Within(2)] = 32
+    relpos_max_distance: Positive = 128
     lexical_head: bool = False
 
     def __post_init__(self) -> None:
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"T5Config.remat: no policy {self.remat!r}: {', '.join(REMAT_POLICIES)}")
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))  # JSON has lists
+        if not self.mlp_activations:
+            raise UserError(f"T5Config.mlp_activations: none: {', '.join(ACTIVATIONS)}")
         for name in self.mlp_activations:
             if name not in ACTIVATIONS:
                 raise UserError(f"T5Config.mlp_activations: no {name!r}: {', '.join(ACTIVATIONS)}")
@@ -141,7 +144,7 @@ class Dense(nn.Module):
 
     features: int
     axes: tuple[str, str]
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     init_scale: float = 1.0
 
     @nn.compact
@@ -163,7 +166,7 @@ class Dense(nn.Module):
 class RMSNorm(nn.Module):
     """T5's layer norm: it subtracts no mean and adds no bias; its statistics are float32."""
 
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

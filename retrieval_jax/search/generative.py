@@ -103,9 +103,10 @@ class GenerativeSearcher(Searcher):
                 f"docids/{table.kind}: tokens up to {table.output_size - 1}, and the model writes only those "
                 f"below {self.outputs}: search the docids that it was trained on"
             )
-        self.table, self.strategy = table, STRATEGIES[table.search]
+        strategy = STRATEGIES[table.search]
+        docids, first_N = strategy.build(table, self.outputs, self.docids)  # or all stays as it was
+        self.table, self.strategy = table, strategy
         self.find_rows = arrow_ids.RowFinder(table.passage_ids)
-        docids, first_N = self.strategy.build(table, self.outputs, self.docids)
         self.docids = self.place(docids, *self.strategy.mesh_axes)
         self.passages = DocidPassages(table, first_N)
 

@@ -21,6 +21,7 @@ from retrieval_jax.mesh import multihost, partitioning
 from retrieval_jax.models.generative import GenerativeRetriever
 
 _BLOCK = 1024  # docids for each shard of data that are read at once
+_SAME = 1e-9  # of the states' square: what is left of their variance where all are the same but for rounding
 
 
 def begin_as_passages(
@@ -37,7 +38,7 @@ def begin_as_passages(
 
     Returns:
       The parameters. The columns of docids have the mean 0, and in the mean the length 1, as random ones;
-      those that stand for no docid are 0.
+      those that stand for no docid are 0, and all are where the passages cannot be told apart.
     """
     table, length = examples.table, examples.config.passage_length
     kernel = params["decoder"]["logits_dense"]["kernel"]
@@ -60,7 +61,9 @@ def begin_as_passages(
     def centre(kernel_ExV: jax.Array, is_docid_V: jax.Array) -> jax.Array:
         mean_E = jnp.sum(kernel_ExV, axis=1, keepdims=True) / count
         centred = jnp.where(is_docid_V, kernel_ExV - mean_E, 0.0)
-        return centred * jax.lax.rsqrt(jnp.sum(jnp.square(centred)) / count)
+        variance, square = (jnp.sum(jnp.square(x)) / count for x in (centred, kernel_ExV))
+        # Of one passage, or of equal ones, the mean leaves nothing, or what rounding left.
+        return centred * jnp.where(variance > _SAME * square, jax.lax.rsqrt(variance), 0.0)
 
     rows_data = multihost.local_rows(mesh, size)
     made = jax.jit(jnp.zeros_like, out_shardings=kernel.sharding)(kernel)

@@ -160,13 +160,21 @@ class LossMonitor:
 
     def state(self) -> dict:
         """Gives what a checkpoint keeps, so that a resumed run is watched as if it had not stopped."""
-        return {"losses": list(self.losses), "skipped": self.skipped, "settings": self.settings}
+        return {
+            "losses": list(self.losses),
+            "skipped": self.skipped,
+            "settings": self.settings,
+            "found_any": self.found_any,
+            "is_spiking": self.is_spiking,
+        }
 
     def resume(self, state: Mapping) -> None:
         """Goes on from a `state`, unless it is of a run with other settings: its losses do not compare."""
         if multihost.broadcast_from_process_0(state.get("settings") == self.settings):
             self.losses.extend((step, loss) for step, loss in state.get("losses", ()))
             self.skipped = list(state.get("skipped", ()))
+            self.found_any = state.get("found_any", False)
+            self.is_spiking = state.get("is_spiking", False)
 
     def check_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes an evaluation's metrics. Warns once if no dev query has found its passage for too long."""

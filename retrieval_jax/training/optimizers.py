@@ -10,7 +10,7 @@ import optax
 
 from retrieval_jax.checkpoints.parameter_names import LastName
 from retrieval_jax.core.errors import UserError
-from retrieval_jax.core.values import NonNegative, PositiveFloat
+from retrieval_jax.core.values import Dtype, NonNegative, PositiveFloat
 from retrieval_jax.models.layers import STACK_AXIS
 from retrieval_jax.models.stacks import is_stacked
 
@@ -60,7 +60,7 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.999,
     weight_decay: float = 0.0,
-    momentum_dtype: str | None = None,
+    momentum_dtype: Dtype | None = None,
     shared_moments: Sequence[Annotated[str, LastName]] = (),
 ) -> optax.GradientTransformation:
     """Makes AdamW (Loshchilov and Hutter 2019).

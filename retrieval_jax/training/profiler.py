@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from retrieval_jax.core import paths
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.mesh import multihost
 
 
@@ -16,9 +17,14 @@ class Profiler:
     Args:
       folder: the model's folder.
       steps: (number of steps before the trace begins, number of steps to trace), or None for no trace.
+
+    Raises:
+      UserError: `steps` are not two numbers.
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None):
+        if steps and len(steps) != 2:
+            raise UserError(f"train.profile: {tuple(steps)}: give (steps before the trace, steps to trace)")
         self.folder = folder
         self.first, count = steps or (-1, 0)
         self.end = self.first + count

@@ -191,7 +191,7 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
       UserError: the folder holds another model, or one that reads another vocabulary.
     """
     path = folder / model_folder.DESCRIPTION
-    if path.exists():
+    if path.exists() and model_folder.is_begun(folder):  # or nothing was learned with what it says
         there = storage.read_json(path, "delete the folder")
         for key, value in description.items():
             of_weights = key in ("initial_checkpoint", "averaged_with")

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import gin
 import numpy as np
@@ -19,7 +20,7 @@ from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core import configuration, paths
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
-from retrieval_jax.core.values import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Seed
+from retrieval_jax.core.values import Names, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -42,6 +43,8 @@ from retrieval_jax.training.loop import train_loop
 from retrieval_jax.training.loss_spike_guard import LossSpikeGuard
 from retrieval_jax.training.run import check_inputs, make_model, prepare_folder, run_settings, train_dataset
 from retrieval_jax.training.settings import TrainSettings
+
+GENERATOR = Names("a generator of random bits", ("threefry2x32", "rbg", "unsafe_rbg"))
 
 
 @gin.configurable("train")
@@ -104,7 +107,7 @@ class TrainConfig:
     batch_size: Positive = 128
     seed: Seed = 0
     microbatches: Positive = 1
-    random_bits: str = "threefry2x32"
+    random_bits: Annotated[str, GENERATOR] = "threefry2x32"
     eval_every: Positive = 500
     save_every: Positive = 500
     keep: Positive = 2

@@ -20,6 +20,11 @@ def test_empty_docids_and_zeros_inside_are_refused(wrong, others):
         build_trie(tokens)
 
 
+def test_no_docids_are_refused():
+    with pytest.raises(ValueError, match="there are no docids"):
+        build_trie(np.zeros((0, 3), np.int32))
+
+
 def test_more_tokens_at_a_position_than_an_edge_can_hold_are_refused():
     tokens = np.stack([np.arange(1, 65_538), np.full(65_537, 1)], axis=1)
     with pytest.raises(ValueError, match=r"65537 tokens at one position"):

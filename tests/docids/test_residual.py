@@ -57,6 +57,10 @@ def test_the_same_seed_repeats(vectors: np.ndarray, books: Codebooks):
     assert np.array_equal(residual.fit_codebooks(vectors, 4, 16, 0).vectors_LxVxE, books.vectors_LxVxE)
 
 
+def test_any_seed_will_do(vectors: np.ndarray):
+    assert residual.fit_codebooks(vectors[:50], 2, 4, (1 << 32) - 1).vectors_LxVxE.shape == (2, 4, 8)
+
+
 def test_fewer_distinct_vectors_than_codes(vectors: np.ndarray):
     some = vectors[np.arange(500) % 3]
     books = residual.fit_codebooks(some, 2, 16, 0)

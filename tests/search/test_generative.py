@@ -166,6 +166,9 @@ def test_passages_come_and_go_without_recompiling(vocabulary):
     assert [p for p, _ in searching.search(queries, k=4)[0]] == ["new", *(p for p, _ in before[0][1:])]
     assert compiled() == 1
     assert len(searching.table.ancestors) == 2
+    with pytest.raises(UserError, match="there are no docids"):
+        searching.replace(searching.table.without(searching.table.passage_ids.to_pylist()))
+    assert [p for p, _ in searching.search(queries, k=4)[0]] == ["new", *(p for p, _ in before[0][1:])]
 
 
 def test_atomic_passages_come_and_go_without_recompiling(vocabulary):

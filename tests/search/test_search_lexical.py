@@ -141,6 +141,10 @@ def test_sets_of_a_lexical_encoder_are_its_best_tokens(lexical_work: Workspace, 
         wanted = sorted(own, key=lambda t: -idf[t])[:8]
         np.testing.assert_allclose(idf[tokens], idf[wanted], rtol=1e-4)
         np.testing.assert_allclose(impacts * sets.impact_scale, 1, rtol=0.02)  # before training
+    few = sets.tokens_PxM
+    assert verb(lexical_work, "sets", weights=lexical_work.model("lexical"), m=5000, SETS="own")["m"] <= 5000
+    all_of_them = TokenSets.open(lexical_work.sets("own")).tokens_PxM  # more than there are tokens
+    assert all({*own} <= {*more} for own, more in zip(few.tolist(), all_of_them.tolist(), strict=True))
 
 
 def test_what_is_exported_finds_the_same(lexical_work: Workspace, queries: list[str], tmp_path: Path):

@@ -206,3 +206,7 @@ def test_a_run_that_finds_nothing_is_told_of_once(tmp_path: Path, capsys):
         other.check_evaluation(step, {"Hits@10": hits})
     other.check_evaluation(20, {"loss": 3.0})  # a query generator finds nothing, nor need it
     assert not capsys.readouterr().err
+    resumed = monitor(tmp_path, warn_if_zero_hits_after=10)
+    resumed.resume(other.state())
+    resumed.check_evaluation(30, {"Hits@10": 0.0})
+    assert not capsys.readouterr().err

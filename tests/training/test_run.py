@@ -24,6 +24,7 @@ from retrieval_jax.training.settings import TrainSettings
 def test_another_model_in_the_folder_is_refused(tmp_path: Path, collection):
     first = model_folder.describe(retriever(), docids="naive")
     prepare_folder(tmp_path / "m", first, collection)
+    begun(tmp_path / "m")
     prepare_folder(tmp_path / "m", first, collection)
     other = model_folder.describe(DualEncoder(CONFIG), docids=None)
     with pytest.raises(UserError, match=r"model.json: retriever is 'GenerativeRetriever' there"):
@@ -33,10 +34,24 @@ def test_another_model_in_the_folder_is_refused(tmp_path: Path, collection):
         prepare_folder(tmp_path / "m", scored, collection)
 
 
+def test_where_nothing_was_saved_another_model_may_begin(tmp_path: Path, collection):
+    """As after a first attempt that did not fit the devices."""
+    for width in (16, 32):
+        model = DualEncoder(dataclasses.replace(CONFIG, emb_dim=width))
+        prepare_folder(tmp_path / "m", model_folder.describe(model, docids=None), collection)
+        assert model_folder.read_description(tmp_path / "m")["network"]["emb_dim"] == width
+
+
+def begun(folder: Path) -> None:
+    """Leaves a checkpoint, or what looks like one."""
+    (folder / "checkpoints" / "2").mkdir(parents=True)
+
+
 def test_another_vocabulary_than_the_models_own_is_refused(tmp_path: Path, collection):
     """Its tokens stand for other words, whatever the kind of the model, and whatever changes are accepted."""
     described = model_folder.describe(DualEncoder(CONFIG), docids=None)
     prepare_folder(tmp_path / "m", described, collection)
+    begun(tmp_path / "m")
     other = Path(__file__).parents[1] / "data/library/sentencepiece.model"
     with pytest.raises(
         UserError, match=rf"m: reads another vocabulary than {other}: import with --VOCABULARY="
@@ -51,6 +66,7 @@ def test_initial_weights_are_the_same_by_any_spelling_of_their_path(tmp_path: Pa
         return model_folder.describe(retriever(), initial_checkpoint=path, averaged_with=other)
 
     prepare_folder(tmp_path / "m", described("models/a", "./lexical"), collection)
+    begun(tmp_path / "m")
     prepare_folder(tmp_path / "m", described("./models//a/", "lexical"), collection)
     prepare_folder(tmp_path / "m", described(str(tmp_path / "models/a"), "models/../lexical"), collection)
     for other in (described("models/a", None), described("models/a", "models/lexical")):
