@@ -310,7 +310,7 @@ with multihost.lock(shared):
 """
 
 
-@pytest.mark.parametrize("newest", ["whole", "damaged"])
+@pytest.mark.parametrize("newest", ["whole", pytest.param("damaged", marks=pytest.mark.slow)])
 def test_the_first_process_decides_where_to_go_on_whatever_the_others_see(tmp_path: Path, newest: str):
     address, started = free_address(), []
     for process in range(2):
