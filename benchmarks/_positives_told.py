@@ -129,8 +129,9 @@ def draw(told: dict[str, dict], args: argparse.Namespace) -> None:
         ax.set_xticks(range(len(args.labels)), args.labels)
         ax.set_xlabel("labels")
     lines, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="lower center", ncols=5, fontsize=7)
-    figure.tight_layout(rect=(0, 0.03 + 0.03 * math.ceil(len(labels) / 5), 1, 1))
+    columns = int(width / 1.45)  # inches of a label
+    figure.legend(lines, labels, loc="lower center", ncols=columns, fontsize=7)
+    figure.tight_layout(rect=(0, 0.03 + 0.03 * math.ceil(len(labels) / columns), 1, 1))
     figure.savefig(args.plot, dpi=110)
     plt.close(figure)
 

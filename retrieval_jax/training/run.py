@@ -13,6 +13,7 @@ from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.mesh import multihost
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.retriever import Retriever, objective_says
 from retrieval_jax.training import settings_file
@@ -191,7 +192,8 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
       UserError: the folder holds another model, or one that reads another vocabulary.
     """
     path = folder / model_folder.DESCRIPTION
-    if path.exists() and model_folder.is_begun(folder):  # or nothing was learned with what it says
+    # Before the first checkpoint nothing was learned with what it says: it is replaced, by the first process.
+    if path.exists() and (model_folder.is_begun(folder) or not multihost.is_process_0()):
         there = storage.read_json(path, "delete the folder")
         for key, value in description.items():
             of_weights = key in ("initial_checkpoint", "averaged_with")
