@@ -68,10 +68,10 @@ def is_evaluated(folder: Path, step: int) -> bool:
     return any("evaluation_seconds" in point for point in curve_points(folder) if point["step"] == step)
 
 
-def found_any(folder: Path, step: int) -> bool:
-    """Tells whether an evaluation of dev queries up to a step has found any of their passages."""
+def evaluations(folder: Path, step: int) -> list[tuple[int, dict[str, float]]]:
+    """Gives the (step, metrics of dev queries) of the evaluations up to a step, from the learning curve."""
     points = [point for point in curve_points(folder) if point["step"] <= step]
-    return any(dev.get("Hits@10", 0) > 0 for _, dev in filter(None, map(split_dev_metrics, points)))
+    return [(point["step"], found[1]) for point in points if (found := split_dev_metrics(point))]
 
 
 def summary(folder: Path, step: int) -> dict:

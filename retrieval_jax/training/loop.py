@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from retrieval_jax.checkpoints.checkpoints import Checkpoints
-from retrieval_jax.checkpoints.learning_curve import found_any, is_evaluated, summary
+from retrieval_jax.checkpoints.learning_curve import evaluations, is_evaluated, summary
 from retrieval_jax.checkpoints.weights import LazyArray
 from retrieval_jax.core.errors import Preempted
 from retrieval_jax.core.progress import bar, log
@@ -247,9 +247,7 @@ class _Run:
         )
         if self.step:
             position = self.checkpoints.position(self.step)
-            self.monitor.resume(position)
-            # The evaluation of the checkpoint's own step came after it.
-            self.monitor.found_any |= multihost.broadcast_from_process_0(found_any(self.folder, self.step))
+            self.monitor.resume(position, evaluations(self.folder, self.step))
             self.fetched = list(position.get(_UNLOGGED, ()))
         self.writer = MetricWriter(self.folder, self.step)
         flops_per_step = functools.partial(model_flops, self.model, self.shapes)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import gin
@@ -164,16 +164,21 @@ class LossMonitor:
             "losses": list(self.losses),
             "skipped": self.skipped,
             "settings": self.settings,
-            "found_any": self.found_any,
             "is_spiking": self.is_spiking,
         }
 
-    def resume(self, state: Mapping) -> None:
-        """Goes on from a `state`, unless it is of a run with other settings: its losses do not compare."""
+    def resume(self, state: Mapping, evaluations: Iterable[tuple[int, Mapping[str, float]]] = ()) -> None:
+        """Goes on from a `state`, unless it is of a run with other settings: its losses do not compare.
+
+        Args:
+          state: what the checkpoint keeps.
+          evaluations: (step, metrics) of those so far, that of the checkpoint's own step included.
+        """
+        late = self.guard.warn_if_zero_hits_after
+        self.found_any = any(x.get("Hits@10", 1.0) > 0 or step >= late for step, x in evaluations)
         if multihost.broadcast_from_process_0(state.get("settings") == self.settings):
             self.losses.extend((step, loss) for step, loss in state.get("losses", ()))
             self.skipped = list(state.get("skipped", ()))
-            self.found_any = state.get("found_any", False)
             self.is_spiking = state.get("is_spiking", False)
 
     def check_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:

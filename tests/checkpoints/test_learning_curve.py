@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from retrieval_jax.checkpoints.learning_curve import read_curve
+from retrieval_jax.checkpoints.learning_curve import evaluations, read_curve
 from retrieval_jax.core.errors import UserError
 
 POINT = {"step": 1, "minutes": 0.5, "loss": 2.0}
@@ -23,6 +23,14 @@ def test_a_broken_line_inside_is_named(tmp_path, line):
     path.write_text(f"{json.dumps(POINT)}\n{line}\n")
     with pytest.raises(UserError, match=r"curve\.jsonl:2: not a JSON object"):
         read_curve(path)
+
+
+def test_the_evaluations_up_to_a_step(tmp_path):
+    assert evaluations(tmp_path, 9) == []
+    points = [POINT, POINT | {"step": 2, "dev/Hits@10": 0.5}, POINT | {"step": 4, "dev_pool/Hits@10": 0.0}]
+    (tmp_path / "learning_curve.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    assert evaluations(tmp_path, 3) == [(2, {"Hits@10": 0.5})]
+    assert evaluations(tmp_path, 4)[1:] == [(4, {"Hits@10": 0.0})]
 
 
 def test_a_missing_curve(tmp_path):

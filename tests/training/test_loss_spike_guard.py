@@ -206,7 +206,12 @@ def test_a_run_that_finds_nothing_is_told_of_once(tmp_path: Path, capsys):
         other.check_evaluation(step, {"Hits@10": hits})
     other.check_evaluation(20, {"loss": 3.0})  # a query generator finds nothing, nor need it
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "told"), [((5, 0.1), 0), ((10, 0.0), 0), ((5, 0.0), 1)])
+def test_a_resumed_run_knows_what_was_found_and_told(before, told, tmp_path: Path, capsys):
+    step, hits = before
     resumed = monitor(tmp_path, warn_if_zero_hits_after=10)
-    resumed.resume(other.state())
-    resumed.check_evaluation(30, {"Hits@10": 0.0})
-    assert not capsys.readouterr().err
+    resumed.resume({}, [(step, {"Hits@10": hits})])
+    resumed.check_evaluation(15, {"Hits@10": 0.0})
+    assert capsys.readouterr().err.count("no dev query found its passage") == told
