@@ -1,10 +1,11 @@
 """A light client of HTTP servers, in a process of its own: many connections ask when they were answered.
 
-    python benchmarks/_load.py '{"address": "127.0.0.1:8000", "requests": "FILE", "clients": 8, "seconds": 5}'
+    python benchmarks/_load.py '{"addresses": ["host:80"], "requests": "FILE", "clients": 8, "seconds": 5}'
 
-FILE has a request a line, as JSON: [method, path, body or null]. The last line printed is JSON: answers a
-second, seconds of the median and of the 99th percentile, how many there were of each status, and the seconds
-of CPU that an answer took here and in the server, whose process "pid" may name.
+FILE has a request a line, as JSON: [method, path, body or null]; the addresses have the clients in turn. The
+last line printed is JSON: answers a second, seconds of the median and of the 99th percentile, how many there
+were of each status, and the seconds of CPU that an answer took here and in the servers, whose processes
+"pids" may name.
 """
 
 import asyncio
@@ -65,17 +66,18 @@ class Load:
         self.seconds.append(seconds)
         self.statuses[status] += 1
 
-    async def run(self, host: str, port: int, clients: int, seconds: float, server: int | None) -> dict:
+    async def run(self, addresses: list[str], clients: int, seconds: float, servers: list[int]) -> dict:
         loop = asyncio.get_running_loop()
-        for _ in range(clients):
-            await loop.create_connection(lambda: Client(self), host, port)
+        for _, address in zip(range(clients), itertools.cycle(addresses)):
+            host, _, port = address.rpartition(":")
+            await loop.create_connection(lambda: Client(self), host, int(port))
         await asyncio.sleep(min(seconds / 4, 1))  # until batches have their size
         self.seconds.clear()
         self.statuses.clear()
-        began, used = time.perf_counter(), [time.process_time(), cpu_seconds(server)]
+        began, used = time.perf_counter(), [time.process_time(), sum(map(cpu_seconds, servers))]
         await asyncio.sleep(seconds)
         taken, found = time.perf_counter() - began, sorted(self.seconds)
-        used = [time.process_time() - used[0], cpu_seconds(server) - used[1]]
+        used = [time.process_time() - used[0], sum(map(cpu_seconds, servers)) - used[1]]
         self.running = False
         return {
             "rate": len(found) / taken,
@@ -87,10 +89,8 @@ class Load:
         }
 
 
-def cpu_seconds(process: int | None) -> float:
-    """The time that all threads of a process have run so far; 0 for no process."""
-    if process is None:
-        return 0.0
+def cpu_seconds(process: int) -> float:
+    """The time that all threads of a process have run so far."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -108,8 +108,9 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     with open(options["requests"]) as file:
         requests = [request(*json.loads(line)) for line in file]
-    host, port = options["address"].split(":")
-    running = Load(requests).run(host, int(port), options["clients"], options["seconds"], options.get("pid"))
+    running = Load(requests).run(
+        options["addresses"], options["clients"], options["seconds"], options.get("pids", [])
+    )
     print(json.dumps(uvloop.run(running)))
 
 

@@ -1,15 +1,17 @@
 """What does a server cost? Throughput and latency of `retrieval-jax serve` beside the searchers themselves.
 
     python benchmarks/serving.py WORK_DIR [--searchers bm25 scann atomic planned fused] [--quick]
+    python benchmarks/serving.py WORK_DIR --processes 2
     python benchmarks/serving.py WORK_DIR --abuse 60
 
 WORK_DIR is a finished work folder, such as that of `retrieval-jax demo`; searchers that it lacks are left
 out, with a line. Of each searcher, one process searches for the collection's queries in batches of 32 and one
-by one, 10 passages each (`Searcher.search`), and another one serves the same searcher; its clients run in a
-third process. The two take turns in one run. No answer comes from the server's cache, and with
-`max_queue_seconds=60` few queries are refused, which some of 128 clients of a slow searcher else are; where
-any are, a line says so in place of a row. "1 (lists)" is a client that sends 32 queries at a time. CPU is
-what an answer took in the server's process and in the clients', which share the machine's cores.
+by one, 10 passages each (`Searcher.search`), and another one serves the same searcher, or several do, each
+for its share of the clients (--processes); these run in a third process. All take turns in one run. No
+answer comes from the server's cache, and with `max_queue_seconds=60` few queries are refused, which some of
+128 clients of a slow searcher else are; where any are, a line says so in place of a row. "1 (lists)" is a
+client that sends 32 queries at a time. CPU is what an answer took in the servers' processes and in the
+clients', which share the machine's cores.
 With sentence-transformers installed, the dual encoder's vectors are asked for, too, beside the same weights
 behind the plainest FastAPI route, unless they are a decoder's state, which that library has no name for.
 --quick takes the first two searchers, and less than a minute.
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--searchers", nargs="+", default=SEARCHERS)
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement, or eight batches")
+    parser.add_argument("--processes", type=int, default=1, help="servers of each searcher")
     parser.add_argument("--abuse", type=float, default=0, metavar="SECONDS")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--direct", nargs="+", help=argparse.SUPPRESS)
@@ -85,13 +88,16 @@ def main() -> None:
     for name in names:
         requests = [search_request(name, query) for query in queries]
         lists = [list_request(name, some) for some in in_batches(queries)]
-        patient = serving(options.work, [name], max_queue_seconds=60)  # or it refuses some of 128 clients
-        with searching(options.work, name) as alone, patient as (server, address):
+        with contextlib.ExitStack() as stack:
+            alone = stack.enter_context(searching(options.work, name))
+            patient = (serving(options.work, [name], max_queue_seconds=60) for _ in range(options.processes))
+            servers, addresses = zip(*map(stack.enter_context, patient), strict=True)
             for count, sent in [*((count, requests) for count in clients), (1, lists)]:
                 batched = alone("batched", seconds)
                 single = alone("single", seconds) if count == 1 and sent is requests else None
                 try:
-                    found = load(address, sent, count, max(seconds, 8 * BATCH / batched), server.pid)
+                    lasts = max(seconds, 8 * BATCH / batched)
+                    found = load(addresses, sent, count, lasts, [server.pid for server in servers])
                 except Refused as refused:  # 128 clients of a slow searcher wait longer than a request may
                     print(f"{name}, {count} clients: {refused}", file=sys.stderr)
                     continue
@@ -235,14 +241,14 @@ class Refused(Exception):
 
 
 def load(
-    address: str, requests: Sequence[list], clients: int, seconds: float, server: int | None = None
+    addresses: Sequence[str], requests: Sequence[list], clients: int, seconds: float, pids: Sequence[int] = ()
 ) -> dict:
     """Asks in a process of its own; see `_load.py`. Raises Refused for any answer but 200."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
         file.writelines(json.dumps(request) + "\n" for request in requests)
         file.flush()
-        options = {"address": address, "requests": file.name, "clients": clients, "seconds": seconds}
-        options["pid"] = server
+        options = {"addresses": addresses, "requests": file.name, "clients": clients, "seconds": seconds}
+        options["pids"] = pids
         command = [sys.executable, str(HERE / "_load.py"), json.dumps(options)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     if found["statuses"].keys() != {"200"}:
@@ -264,8 +270,8 @@ def embeddings(work: Path, name: str, queries: Sequence[str], seconds: float, ta
         with sentence_transformers(f"{folder}/st", length) as theirs:
             check_same_vectors(address, theirs, queries[:32])
             for count in (1, 32):
-                ours_found = load(address, requests, count, seconds)
-                theirs_found = load(theirs, requests, count, seconds)
+                ours_found = load([address], requests, count, seconds)
+                theirs_found = load([theirs], requests, count, seconds)
                 ratios[str(count)] = round(ours_found["rate"] / theirs_found["rate"], 2)
                 for label, found in (("/v1/embeddings", ours_found), ("sentence-transformers", theirs_found)):
                     table.add_row(

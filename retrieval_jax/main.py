@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a verb; returns the exit status, which `OPTIONS` explains."""
     verb, files, bindings, as_json = parse(sys.argv[1:] if argv is None else argv)
     if verb == "demo":
-        add_as_two_processors()
+        sum_as_on_two_processors()
     try:
         made = run(verb, files, bindings)
     except UserError as error:
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def add_as_two_processors() -> None:
+def sum_as_on_two_processors() -> None:
     """Has XLA and OpenBLAS, which are not loaded yet, split long sums as on two processors.
 
     They split them by the number of processors, and sums in another order round otherwise: clusters of

@@ -103,6 +103,21 @@ def test_demo_again_makes_nothing_again(demo: Workspace, arguments: list[str], c
     assert result["models"]["naive"]["step"] == 60
 
 
+def test_the_demo_sums_as_on_two_processors():
+    """Before anything that sums is imported; NPROC may say otherwise."""
+    script = (
+        "import os, sys; from retrieval_jax import main as m\n"
+        "m.run = lambda *_: print(*(os.environ[x] for x in ('NPROC', 'OPENBLAS_NUM_THREADS')),"
+        " {'numpy', 'jax'} & {*sys.modules})\n"
+        "m.main(['demo'])"
+    )
+    others = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    for given, said in (({}, "2 2 set()"), ({"NPROC": "8"}, "8 8 set()")):
+        env = {name: value for name, value in others.items() if name != "NPROC"} | given
+        done = subprocess.run([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)
+        assert done.stdout.split("\n")[0] == said
+
+
 def test_each_verb_alone_tells_what_it_made(demo: Workspace, arguments: list[str], cli):
     model = f"--gin.MODEL_DIR='{demo.model('atomic')}'"
     # The network of runs/demo.gin, whose model is there.

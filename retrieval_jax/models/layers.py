@@ -92,7 +92,7 @@ class T5Config:
     pawa_layers: NonNegative = 0
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     logits_via_embedding: bool = False
-    relpos_buckets: Annotated[int, Within(2)] = 32
+    relpos_buckets: Annotated[int, Within(4)] = 32
     relpos_max_distance: Positive = 128
     lexical_head: bool = False
 
@@ -100,6 +100,11 @@ class T5Config:
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"T5Config.remat: no policy {self.remat!r}: {', '.join(REMAT_POLICIES)}")
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))  # JSON has lists
+        if self.relpos_max_distance <= self.relpos_buckets // 2:
+            raise UserError(
+                f"T5Config.relpos_max_distance: {self.relpos_max_distance}: set more than "
+                f"{self.relpos_buckets // 2}, half of T5Config.relpos_buckets"
+            )
         if not self.mlp_activations:
             raise UserError(f"T5Config.mlp_activations: none: {', '.join(ACTIVATIONS)}")
         for name in self.mlp_activations:

@@ -333,7 +333,8 @@ class ScannSearcher(DenseSearcher):
 def sample_queries(collection: Collection, count: int = RECALL_QUERIES) -> list[str]:
     """Returns up to `count` texts to measure an approximate search with.
 
-    They are dev queries if there are any, otherwise train queries, those of another split, or passages.
+    They are dev queries if there are any, otherwise train queries, those of another split, or passages. Other
+    queries later on do not make an index stale: they chose how far it searches, and the recall that it tells.
     """
     for split in ("dev", "train", *collection.query_counts):
         if collection.query_counts.get(split):

@@ -41,8 +41,8 @@ class BatchSettings:
         `deadline`.
       max_waiting: requests that may wait; with more, new ones are refused (status 429).
       max_queue_seconds: about how long the requests that wait may take together, by the pace of the last
-        batches: a slow searcher refuses earlier, so that it is free again soon after an overload. A batch of
-        the largest size may always wait.
+        batches: a slow searcher refuses earlier, so that it is free again soon after an overload. As many as
+        the largest of `sizes` may always wait.
       deadline: seconds after which a request that still waits is dropped (status 503).
     """
 
@@ -198,6 +198,7 @@ class Batcher:
         if not self._busy_seconds or not self._waiting:  # a list longer than a batch finds room, too
             return most
         in_time = int(self.settings.max_queue_seconds * self._busy_queries / self._busy_seconds)
+        # A list of as many queries as a request may have finds room also where batches are smaller.
         return min(max(in_time, self.settings.sizes[-1]), most)
 
     def close(self) -> None:

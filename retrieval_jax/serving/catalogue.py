@@ -338,8 +338,11 @@ class Catalogue:
         if self._collection is None or not storage.finished(self._collection):
             return None
         collection = Collection(self._collection)
-        now = collection.query_counts
-        if self.texts is None or self.texts.collection.recipe(*now) != collection.recipe(*now):
+        known = self.texts and self.texts.collection
+        if known is None or (known.fingerprint, known.query_fingerprints) != (
+            collection.fingerprint,
+            collection.query_fingerprints,
+        ):
             self.texts = PassageTexts(collection, PASSAGES_BYTES)
         return self.texts if self.texts.collection.fingerprint == fingerprint else None
 

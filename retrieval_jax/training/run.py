@@ -181,7 +181,7 @@ def check_inputs(
 
 
 def prepare_folder(folder: Path, description: dict, collection: Collection) -> None:
-    """Writes model.json and the vocabulary into a model's folder, if they are not there yet.
+    """Writes model.json and the vocabulary into a model's folder, unless it has weights already.
 
     Args:
       folder: the model's folder.
@@ -193,7 +193,8 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
     """
     path = folder / model_folder.DESCRIPTION
     # Before the first checkpoint nothing was learned with what it says: it is replaced, by the first process.
-    if path.exists() and (model_folder.is_begun(folder) or not multihost.is_process_0()):
+    is_model = model_folder.is_begun(folder) or model_folder.has_weights(folder)
+    if path.exists() and (is_model or not multihost.is_process_0()):
         there = storage.read_json(path, "delete the folder")
         for key, value in description.items():
             of_weights = key in ("initial_checkpoint", "averaged_with")

@@ -49,7 +49,8 @@ def serve(
       exports: folders of exported searchers, each served under its folder's name.
       host: the address to listen on. 127.0.0.1 is reached from this machine alone; 0.0.0.0 from all others.
       port: the port; 0 for any that is free.
-      batch_sizes: the numbers of queries that are searched for at once, ascending; each is compiled.
+      batch_sizes: the numbers of queries that are searched for at once, ascending; each is compiled, and
+        timed: batches of over 0.1 s are not made where smaller ones answer about as many queries a second.
       max_wait_ms: milliseconds that a query waits, at most, until as many wait as the last batch held; after
         a slow batch, until a tenth of its time has passed since its end. Until then it also waits where its
         batch would be padded. It never waits so for more than half of `deadline_seconds`.

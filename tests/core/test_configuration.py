@@ -220,7 +220,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, monkeypatch):
             "demo.steps: 'naiv' is not the name of a model that demo trains, as naive",
         ),
         ("T5Config.dtype='bf16'", "T5Config.dtype: 'bf16' is not the name of a dtype, as bfloat16 is"),
-        ("T5Config.relpos_buckets=0", "T5Config.relpos_buckets: 0 is not a whole number of at least 2"),
+        ("T5Config.relpos_buckets=0", "T5Config.relpos_buckets: 0 is not a whole number of at least 4"),
         ("adamw.momentum_dtype='half'", "adamw.momentum_dtype: 'half' is not the name of a dtype"),
         ("train.random_bits='foo'", "train.random_bits: 'foo' is not the name of a generator of random bits"),
         ("demo.steps={'naive': 0}", "demo.steps: 0 is not a whole number of at least 1"),

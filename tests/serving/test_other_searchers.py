@@ -75,7 +75,7 @@ class OneByOne(Other):
 
     def search(self, queries, k):
         self.sizes.append(len(queries))
-        time.sleep(0.04 * len(queries))
+        time.sleep(0.1 * len(queries))
         return super().search(queries, k)
 
 

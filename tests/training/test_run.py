@@ -42,6 +42,14 @@ def test_where_nothing_was_saved_another_model_may_begin(tmp_path: Path, collect
         assert model_folder.read_description(tmp_path / "m")["network"]["emb_dim"] == width
 
 
+def test_a_converted_model_is_not_replaced(tmp_path: Path, collection):
+    converted = model_folder.describe(DualEncoder(CONFIG), docids=None, collection=None)
+    prepare_folder(tmp_path / "m", converted, collection)
+    (tmp_path / "m" / "weights.safetensors").touch()
+    with pytest.raises(UserError, match=r"model.json: collection is None there"):
+        prepare_folder(tmp_path / "m", converted | {"collection": collection.fingerprint}, collection)
+
+
 def begun(folder: Path) -> None:
     """Leaves a checkpoint, or what looks like one."""
     (folder / "checkpoints" / "2").mkdir(parents=True)

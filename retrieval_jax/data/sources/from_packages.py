@@ -76,8 +76,8 @@ def python_docs_source(size: int, packages: tuple[str, ...]) -> Source:
 def ir_datasets_source(ids: str) -> Source:
     """Returns datasets of ir_datasets, which downloads what is not on this machine yet.
 
-    A split is named by what its id adds to the corpus's id: msmarco-passage/dev/small is `dev.small` (see
-    `folders.find_splits`). It is `test` if it adds nothing.
+    A split is named by what its id adds to the corpus's id: msmarco-passage/dev/small is `dev_small` (see
+    `folders.find_splits`); what is no letter or digit becomes _. It is `test` if it adds nothing.
 
     Args:
       ids: `ID` or `ID,ID,…`, which are splits of one corpus.

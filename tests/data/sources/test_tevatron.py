@@ -26,6 +26,7 @@ def jsonl(*records: dict) -> str:
 
 def test_the_passages_are_those_of_the_lines(tmp_path):
     files = {"train.jsonl.gz": jsonl(LINE, OTHER), "dev.llm.jsonl": jsonl(OTHER | {"negative_passages": []})}
+    files["._train.jsonl"] = "\x00"  # as macOS writes beside it
     passages, queries = read(write(tmp_path, files))
     assert sorted(passages, key=lambda p: p.id) == PASSAGES
     assert queries == {
