@@ -1,6 +1,7 @@
 """The command line, end to end on a small real collection, as a person would use it."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
