@@ -70,6 +70,23 @@ def test_each_round_begins_where_the_last_one_ended(source: Path, tmp_path: Path
     assert description["settings"]["score"] == "logits"
 
 
+@pytest.mark.slow
+def test_cross_entropy_may_come_before_the_ranking(source: Path, tmp_path: Path, cli):
+    work = Workspace(tmp_path / "work")
+    steps = "{'dense': 3, 'seq2seq': 2, 'rank': 2}"
+    status, told, err = cli(*given(source, work.folder, rounds=1), f"--gin.ripor.steps={steps}")
+    assert status == 0, err
+    assert [line.split(" ", 1)[0] for line in stages(err)] == [f"{n}/9" for n in range(1, 10)]
+    assert {"ripor_0", "ripor_1"} <= told["search"]["metrics"].keys()
+    began = {
+        name: json.loads((work.model(name) / "model.json").read_text())["initial_checkpoint"]
+        for name in ("ripor_0", "ripor_1")
+    }
+    assert began == {"ripor_0": str(work.model("ripor_dense")), "ripor_1": str(work.model("ripor_0"))}
+    curve = (work.model("ripor_0") / "learning_curve.jsonl").read_text().splitlines()
+    assert json.loads(curve[-1])["step"] == 2
+
+
 def test_a_training_of_no_steps_is_left_out_and_some_training_is_left():
     config = RiporConfig(source="x", steps=STEPS, rounds=2)
     assert config.generative == ["ripor_1", "ripor_2"]
