@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from retrieval_jax.core.errors import UserError
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.objectives import Objective, Predictions, cross_entropy, loss_of
 from retrieval_jax.models.retriever import Batch, Metrics, Retriever, objective_says
@@ -47,8 +46,6 @@ class EncoderDecoder(Retriever):
         objective: Objective = cross_entropy,
         max_logits_per_block: int | None = None,
     ):
-        if not config.num_decoder_layers:
-            raise UserError(f"T5Config.num_decoder_layers: 0: a {self.family} retriever needs at least 1")
         self.config = config
         self.module = T5(config)
         # A search steps through the decoder layer by layer, and keeps nothing for a gradient.

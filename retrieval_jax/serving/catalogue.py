@@ -1,18 +1,14 @@
 """The searchers that are served: opened, warmed, and replaced when their folders have changed."""
 
 import asyncio
-import base64
 import contextlib
 import dataclasses
 import json
-import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from retrieval_jax.core import storage
 from retrieval_jax.core.errors import UserError
@@ -23,11 +19,12 @@ from retrieval_jax.mesh.partitioning import Partitioner
 from retrieval_jax.models.dual_encoder_network import shorten
 from retrieval_jax.search.manifest import check_sources
 from retrieval_jax.search.searcher import RankedList, Searcher, class_and_manifest
+from retrieval_jax.serving.answers import candidates_json, vector_json
 from retrieval_jax.serving.batching import Batcher, worthwhile_sizes
 from retrieval_jax.serving.cache import Cache
 from retrieval_jax.serving.errors import Invalid, NotFound, NotReady, Overloaded
 from retrieval_jax.serving.metrics import Metrics
-from retrieval_jax.serving.passages import NO_TEXT, PassageTexts, quoted
+from retrieval_jax.serving.passages import NO_TEXT, PassageTexts
 from retrieval_jax.serving.settings import MAX_UNDER_WAY, PASSAGES_BYTES, ServeSettings
 
 WARM_UP = "warm up"  # the query with which the shapes are compiled
@@ -381,24 +378,3 @@ class Catalogue:
         queues = [queue for served in self._served.values() for queue in served.close()]
         for queue in queues:
             await queue.drained()
-
-
-def vector_json(vector: np.ndarray, form: str) -> bytes:
-    """Returns a vector as a JSON list ("float"), or as base64 of float32, little-endian ("base64")."""
-    if form == "base64":
-        return b'"%b"' % base64.b64encode(vector.astype("<f4").tobytes())
-    return json.dumps(vector.tolist()).encode()
-
-
-def candidates_json(ranked_list: RankedList, docs: Sequence[bytes]) -> Iterator[bytes]:
-    """Yields the passages that were found as JSON, in two pieces each, without the last one's closing brace.
-
-    So the texts, most of an answer, are copied once: into the response.
-    """
-    opening = "{"
-    for rank, ((passage_id, score), doc) in enumerate(zip(ranked_list, docs, strict=True), start=1):
-        # NumPy writes its numbers otherwise, and JSON has no infinite ones.
-        number = repr(float(score)) if math.isfinite(score) else "null"
-        yield f'{opening}"docid":{quoted(passage_id)},"score":{number},"rank":{rank},"doc":'.encode()
-        yield doc
-        opening = "},{"

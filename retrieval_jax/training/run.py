@@ -14,6 +14,7 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.mesh import multihost
+from retrieval_jax.models.encoder_decoder import EncoderDecoder
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.retriever import Retriever, objective_says
 from retrieval_jax.training import settings_file
@@ -37,8 +38,14 @@ def make_model(
 
     Returns:
       The model, without parameters.
+
+    Raises:
+      UserError: it writes, and has no decoder.
     """
-    return retriever(T5Config(vocab_size, **(docid_softmax(table) if table else {})), optimizer())
+    config = T5Config(vocab_size, **(docid_softmax(table) if table else {}))
+    if issubclass(retriever, EncoderDecoder) and not config.num_decoder_layers:
+        raise UserError(f"T5Config.num_decoder_layers: 0: a {retriever.family} model writes with at least 1")
+    return retriever(config, optimizer())
 
 
 def train_dataset(

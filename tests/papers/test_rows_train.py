@@ -1,5 +1,6 @@
 """gin_configs/papers: each row takes a step, shrunken, on six passages; some go through all verbs."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -80,15 +81,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         verb("docids", row, f"EMBEDDINGS={str(vectors)!r}")
     verb("sets", "pag_msmarco/joint_base", "make_sets.weights='bm25'")
     verb("index", "msmarco_100k/bm25")
-    ranked = ((name, name) for name in ("rank_base", "joint_base"))
-    for negatives, scores in (("bm25", "cross_encoder"), *ranked):
-        verb("mine", "msmarco_100k/bm25", f"mine.name={negatives!r}", "mine.depth=3")
-        verb(
-            "score",
-            "msmarco_100k/bm25",
-            f"score_pairs.candidates=({negatives!r},)",
-            f"score_pairs.name={scores!r}",
-        )
+    verb("mine", "msmarco_100k/bm25", "mine.name='bm25'", "mine.depth=3")
+    of_bm25 = "score_pairs.candidates=('bm25',)"
+    verb("score", "msmarco_100k/bm25", of_bm25, "score_pairs.name='cross_encoder'")
+    work = Workspace(folder / "work")
+    for name in ("rank_base", "joint_base"):
+        shutil.copytree(work.negatives("bm25"), work.negatives(name))
+        shutil.copytree(work.scores("cross_encoder"), work.scores(name))
     return bindings
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import types
 from pathlib import Path
 
+import gin
 import pytest
 from teacher import random_scores, write_scores
 from tiny_training import CONFIG, retriever
@@ -17,7 +18,7 @@ from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
 from retrieval_jax.models.joint_ranking import joint_ranking
 from retrieval_jax.models.lexical_encoder import LexicalEncoder
-from retrieval_jax.training.run import check_inputs, prepare_folder, run_settings
+from retrieval_jax.training.run import check_inputs, make_model, prepare_folder, run_settings
 from retrieval_jax.training.settings import TrainSettings
 
 
@@ -65,6 +66,15 @@ def test_another_vocabulary_than_the_models_own_is_refused(tmp_path: Path, colle
         UserError, match=rf"m: reads another vocabulary than {other}: import with --VOCABULARY="
     ):
         prepare_folder(tmp_path / "m", described, types.SimpleNamespace(vocabulary_path=other))
+
+
+def test_what_writes_needs_a_decoder():
+    gin.bind_parameter("T5Config.num_decoder_layers", 0)
+    for name in ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers"):
+        gin.bind_parameter(f"T5Config.{name}", 2)
+    with pytest.raises(UserError, match=r"T5Config.num_decoder_layers: 0: a generative model writes with"):
+        make_model(GenerativeRetriever, lambda: None, 128, None)
+    assert make_model(DualEncoder, lambda: None, 128, None).config.num_decoder_layers == 0
 
 
 def test_initial_weights_are_the_same_by_any_spelling_of_their_path(tmp_path: Path, collection, monkeypatch):
