@@ -1,6 +1,7 @@
 """The file learning_curve.jsonl of a model folder, as training writes it and reports read it."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,10 +58,10 @@ def read_curve(path: str | os.PathLike) -> list[dict]:
     return points
 
 
-def curve_points(folder: Path) -> list[dict]:
-    """Reads the learning curve of a model's folder as `read_curve` does; [] where there is none yet."""
+def curve_points(folder: Path, until: float = math.inf) -> list[dict]:
+    """Reads the learning curve of a model's folder up to a step; [] where there is none yet."""
     path = folder / NAME
-    return read_curve(path) if path.exists() else []
+    return [point for point in read_curve(path) if point["step"] <= until] if path.exists() else []
 
 
 def is_evaluated(folder: Path, step: int) -> bool:
@@ -70,7 +71,7 @@ def is_evaluated(folder: Path, step: int) -> bool:
 
 def evaluations(folder: Path, step: int) -> list[tuple[int, dict[str, float]]]:
     """Gives the (step, metrics of dev queries) of the evaluations up to a step, from the learning curve."""
-    points = [point for point in curve_points(folder) if point["step"] <= step]
+    points = curve_points(folder, until=step)
     return [(point["step"], found[1]) for point in points if (found := split_dev_metrics(point))]
 
 
@@ -87,9 +88,9 @@ def summary(folder: Path, step: int) -> dict:
       skipped, the number of skipped updates if there are any (see LossSpikeGuard); and the metrics of the
       last evaluation, as "dev/NAME", or "dev_pool/NAME" where only a pool of passages was searched.
     """
-    points = [point for point in curve_points(folder) if point["step"] <= step]
-    evaluations = [found for found in map(split_dev_metrics, points) if found]
-    prefix, dev = evaluations[-1] if evaluations else ("", {})
+    points = curve_points(folder, until=step)
+    evaluated = [found for found in map(split_dev_metrics, points) if found]
+    prefix, dev = evaluated[-1] if evaluated else ("", {})
     minutes = max([point["minutes"] for point in points], default=0.0)
     spent = sum(point.get("evaluation_seconds", 0) for point in points) / 60
     waits = [point["input_wait"] for point in points if "input_wait" in point]
@@ -98,7 +99,7 @@ def summary(folder: Path, step: int) -> dict:
         "step": step,
         "minutes": minutes,
         "input_wait": round(sum(waits) / len(waits), 4) if waits else 0.0,
-        **({"evaluation_share": round(spent / minutes, 4)} if evaluations and minutes else {}),
+        **({"evaluation_share": round(spent / minutes, 4)} if evaluated and minutes else {}),
         **({"skipped": skipped} if skipped else {}),
         **{f"{prefix}/{name}": value for name, value in dev.items()},
     }

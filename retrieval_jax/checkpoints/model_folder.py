@@ -195,6 +195,11 @@ def is_begun(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file() and bool(_saved_steps(folder))
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a model folder has weights: a checkpoint's, be it damaged, or converted or exported ones."""
+    return is_begun(folder) or has_weights(folder)
+
+
 def is_untrained(folder: Path) -> bool:
     """Whether a model folder's only checkpoint is of step 0: of what a training would begin with."""
     return _saved_steps(folder) == ["0"]

@@ -24,6 +24,7 @@ from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.records import Records, write_dataset
 
 _BATCH = 1024  # records read at once
+TRAINING_SPLITS = ("train", "dev")  # what models learn from, and what chooses among their checkpoints
 _QUERIES = 1 << 17  # in a file of records
 
 
@@ -116,12 +117,12 @@ class Collection:
         self._opened: dict[str, Records] = {}  # split -> its queries, after `open_all`
 
     def recipe(self, *splits: str) -> dict:
-        """Gives the part of an artefact's recipe that the collection is.
+        """Returns the collection's part of an artefact's recipe: the fingerprints of what the artefact reads.
 
-        So a new split, or another judgement of one, makes nothing stale that does not read it.
+        A new split, or another judgement in one, makes stale only what reads that split.
 
         Args:
-          splits: those whose queries the artefact is made of, beside the passages. A split may be missing.
+          splits: the splits whose queries the artefact reads beside the passages. A split may be missing.
 
         Returns:
           "collection": the fingerprint of the passages; "queries", if any are read: split -> fingerprint.

@@ -52,13 +52,13 @@ def mean_interval(values_SxQ: np.ndarray) -> tuple[float, float]:
         return float(low), float(high)
     mean, of_seeds_S, of_queries_Q = values_SxQ.mean(), values_SxQ.mean(1), values_SxQ.mean(0)
     rest_SxQ = values_SxQ - of_seeds_S[:, None] - of_queries_Q + mean
-    freedoms = np.array([seeds - 1, queries - 1, (seeds - 1) * (queries - 1)])
+    freedoms = np.maximum([seeds - 1, queries - 1, (seeds - 1) * (queries - 1)], 1)
     sums = queries * np.square(of_seeds_S - mean).sum(), seeds * np.square(of_queries_Q - mean).sum()
-    squares = np.array([*sums, np.square(rest_SxQ).sum()]) / np.maximum(freedoms, 1)
+    squares = np.array([*sums, np.square(rest_SxQ).sum()]) / freedoms
     total = max(squares @ (1, 1, -1), squares[2])
     if total == 0:
         return float(mean), float(mean)
-    freedom = total**2 / (squares**2 / np.maximum(freedoms, 1)).sum()
+    freedom = total**2 / (squares**2 / freedoms).sum()
     half = stats.t.ppf(0.975, freedom) * np.sqrt(total / (seeds * queries))
     return float(mean - half), float(mean + half)
 

@@ -20,8 +20,9 @@ def check_fit_split(split: str | None) -> None:
 
 
 def fit_recipe(collection: Collection, split: str | None) -> dict:
-    """Returns the part of a searcher's recipe that the queries of `fit_queries` are: "queries", if any."""
-    return {name: value for name, value in collection.recipe(split).items() if name == "queries"}
+    """Returns the part of a searcher's recipe for its fit queries: "queries", their fingerprint by split."""
+    fingerprint = collection.query_fingerprints.get(split)
+    return {"queries": {split: fingerprint}} if fingerprint else {}
 
 
 def fit_queries(collection: Collection, split: str | None, kind: str, otherwise: str) -> list[Query]:

@@ -19,10 +19,8 @@ from retrieval_jax.serving.errors import NotReady, Overloaded
 from retrieval_jax.serving.metrics import BatcherMetrics
 
 PATIENCE = 0.1  # share of a batch's time for which, after its end, requests wait for others
-LONG = 0.1  # seconds of a batch from which on others feel that they wait for it
-WORTHWHILE = (
-    0.9  # a batch that long is to be made of smaller ones that answer this share of its queries a second
-)
+LONG_BATCH = 0.1  # seconds from which on those who wait behind a batch feel it
+WORTHWHILE = 0.9  # share of the best batch size's queries a second that a smaller one needs to take its place
 Compute = Callable[[Hashable, Sequence[Hashable]], Sequence[object]]
 """(shape, the keys of a batch) -> one result a key. It runs in the batcher's thread."""
 
@@ -68,10 +66,10 @@ class _Item:
 
 
 def worthwhile_sizes(sizes: Sequence[int], seconds: Sequence[float], longest: float) -> Sequence[int]:
-    """Leaves out batch sizes that take LONG, where a smaller one answers about as many queries a second.
+    """Leaves out sizes whose batches take LONG_BATCH, if smaller ones answer about as many queries a second.
 
-    So it is on a CPU, where a batch takes nearly as long as its queries one by one: a larger one would only
-    make everyone wait, and an overload end later. An accelerator computes a large batch in little more time.
+    On a CPU a batch takes nearly as long as its queries one by one: a larger one would only make everyone
+    wait, and an overload end later. An accelerator computes a large batch in little more time.
 
     Args:
       sizes: batch sizes, ascending.
@@ -80,13 +78,13 @@ def worthwhile_sizes(sizes: Sequence[int], seconds: Sequence[float], longest: fl
         of so long a list would not begin before their deadline.
 
     Returns:
-      The first of the sizes.
+      The sizes that are left, at least the smallest.
     """
     if seconds[-1] > longest:
         return sizes
     pace = [size / max(taken, 1e-6) for size, taken in zip(sizes, seconds, strict=True)]
     for count in range(1, len(sizes)):
-        if seconds[count] >= LONG and pace[count - 1] >= WORTHWHILE * max(pace):
+        if seconds[count] >= LONG_BATCH and pace[count - 1] >= WORTHWHILE * max(pace):
             return sizes[:count]
     return sizes
 
@@ -100,7 +98,7 @@ class Batcher:
       settings: when requests are put together, and when refused.
       metrics: what is measured.
       cache: keeps results; None to compute every request.
-      sizes: the first of `settings.sizes`, if batches are to hold no more than the last of these.
+      sizes: what `worthwhile_sizes` leaves of `settings.sizes`; () for all of them.
     """
 
     def __init__(

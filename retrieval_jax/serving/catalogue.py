@@ -336,10 +336,7 @@ class Catalogue:
             return None
         collection = Collection(self._collection)
         known = self.texts and self.texts.collection
-        if known is None or (known.fingerprint, known.query_fingerprints) != (
-            collection.fingerprint,
-            collection.query_fingerprints,
-        ):
+        if known is None or known.recipe(*known.query_counts) != collection.recipe(*collection.query_counts):
             self.texts = PassageTexts(collection, PASSAGES_BYTES)
         return self.texts if self.texts.collection.fingerprint == fingerprint else None
 

@@ -9,7 +9,7 @@ from retrieval_jax.core import paths, storage
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.data.collection import Collection
+from retrieval_jax.data.collection import TRAINING_SPLITS, Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
@@ -20,8 +20,6 @@ from retrieval_jax.models.retriever import Retriever, objective_says
 from retrieval_jax.training import settings_file
 from retrieval_jax.training.families import family_of
 from retrieval_jax.training.settings import TrainSettings
-
-LEARNED = ("train", "dev")  # splits that a training reads: what it learns, and which step is the best
 
 
 def make_model(
@@ -146,12 +144,13 @@ def run_settings(
     inputs = {"synthetic": examples.synthetic, "mined": examples.mined, "scores": examples.scores}
     data |= {name: made.fingerprint if made else None for name, made in inputs.items()}
     data |= {"sets": examples.sets and examples.sets.fingerprint()}
+    fingerprints = examples.collection.query_fingerprints
     return {
         "train.batch_size": settings.batch_size,
         "train.seed": settings.seed,
         "train.random_bits": settings.random_bits,
         **({"train.microbatches": settings.microbatches} if model.examples_interact else {}),
-        **{f"collection.{split}": examples.collection.query_fingerprints.get(split) for split in LEARNED},
+        **{f"queries.{split}": fingerprints.get(split) for split in TRAINING_SPLITS},
         **{f"DataConfig.{name}": value for name, value in data.items()},
         **settings_file.learning_settings(parameters, settings.steps),
     }
@@ -200,8 +199,7 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
     """
     path = folder / model_folder.DESCRIPTION
     # Before the first checkpoint nothing was learned with what it says: it is replaced, by the first process.
-    is_model = model_folder.is_begun(folder) or model_folder.has_weights(folder)
-    if path.exists() and (is_model or not multihost.is_process_0()):
+    if path.exists() and (model_folder.is_model(folder) or not multihost.is_process_0()):
         there = storage.read_json(path, "delete the folder")
         for key, value in description.items():
             of_weights = key in ("initial_checkpoint", "averaged_with")

@@ -93,7 +93,7 @@ def make_docids(
 def _dual_encoder(work: Workspace, docids: DocidKind) -> str:
     """Returns the folder of the work folder's dual encoder. Raises UserError where none was trained."""
     folder = work.model("dual_encoder")
-    if not (model_folder.is_begun(folder) or model_folder.has_weights(folder)):
+    if not model_folder.is_model(folder):
         raise UserError(
             f"DOCIDS: {docids.name} docids cluster the passages' vectors: train a dual encoder "
             f"(`retrieval-jax train --gin_file=runs/dual_encoder.gin` makes {folder}), or name "

@@ -14,7 +14,7 @@ from retrieval_jax.core.unfinished import Shards
 from retrieval_jax.core.values import Fraction, NonNegative, Positive, Seed
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import mined, query_folder
-from retrieval_jax.data.collection import Collection
+from retrieval_jax.data.collection import TRAINING_SPLITS, Collection
 from retrieval_jax.data.mined import Chosen, MinedNegatives, NegativesRule
 from retrieval_jax.data.scores import TeacherScores
 from retrieval_jax.mesh.partitioning import make_partitioner
@@ -173,7 +173,7 @@ def _recipe(config: MineConfig, work: Workspace, collection: Collection, splits:
     prefixes = {"lengths": config.prefix_lengths, "passages": config.passages_per_prefix}
     rule = dataclasses.asdict(config.rule)
     return {
-        **collection.recipe("train", "dev"),
+        **collection.recipe(*TRAINING_SPLITS),
         "searcher": found["recipe"],
         "teacher": teacher,
         "settings": {name: value for name, value in rule.items() if name not in drawn}

@@ -18,7 +18,7 @@ from retrieval_jax.core.unfinished import Shards
 from retrieval_jax.core.values import Positive
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data import mined, query_folder, scores
-from retrieval_jax.data.collection import Collection
+from retrieval_jax.data.collection import TRAINING_SPLITS, Collection
 from retrieval_jax.data.distribution import log_table
 from retrieval_jax.data.mined import MinedNegatives, NegativesRule
 from retrieval_jax.data.sources import score_files
@@ -31,7 +31,6 @@ from retrieval_jax.search.manifest import searcher_manifest
 from retrieval_jax.search.searcher import check_scores, searcher_class
 from retrieval_jax.search.shared_work import make_in_shards, open_for_share, scratch_folder
 
-SPLITS = ("train", "dev")
 Found = Callable[[str], Sequence[str]]  # query id -> passage ids, hardest first
 
 
@@ -135,10 +134,10 @@ def _from_searcher(
     manifest = searcher_manifest(work.searcher(searcher), collection)
     check_scores(searcher_class(manifest["kind"]), searcher, "score_pairs.searcher")
     sources = [_Source(work, collection, one) for one in names]
-    splits = [split for split in SPLITS if collection.query_counts.get(split)]
+    splits = [split for split in TRAINING_SPLITS if collection.query_counts.get(split)]
     splits = [split for split in splits if split == "train" or any(split in x.contents for x in sources)]
     recipe = {
-        **collection.recipe(*SPLITS),
+        **collection.recipe(*TRAINING_SPLITS),
         "teacher": manifest["recipe"],
         "scored_by": _described(work.searcher(searcher), manifest),
         "candidates": {source.name: source.contents for source in sources},
@@ -198,7 +197,9 @@ class _Source:
         self.name, self.collection, self.contents, self.negatives = name, collection, {}, None
         if storage.finished(work.negatives(name)):
             self.negatives = MinedNegatives(work.negatives(name))
-        self.runs = {split: work.run(name, split) for split in SPLITS if work.run(name, split).is_file()}
+        self.runs = {
+            split: work.run(name, split) for split in TRAINING_SPLITS if work.run(name, split).is_file()
+        }
         for split, path in [*self.runs.items()]:
             facts = read_facts(path)
             if reason := facts and outdated(facts["recipe"], work, name, collection, split):
@@ -207,7 +208,7 @@ class _Source:
                     raise UserError(f"{path}: {reason}: {again}")
                 log(f"{path}: left out, {reason}: {again}")
                 del self.runs[split]
-        for split in SPLITS:
+        for split in TRAINING_SPLITS:
             found = [storage.checksum(self.runs[split])] if split in self.runs else []
             if self.negatives and (fingerprint := self.negatives.fingerprint_of(split)):
                 found.append(fingerprint)
@@ -238,7 +239,7 @@ def _from_file(work: Workspace, collection: Collection, file: str, name: str | N
         raise UserError(f"score_pairs.file: {path}: no such file: give the path of one")
     given, name = name, name or path.name.split(".")[0]
     recipe = {
-        **collection.recipe(*SPLITS),
+        **collection.recipe(*TRAINING_SPLITS),
         "teacher": {"file": storage.checksum(path), "on_error": on_error},
     }
     of_scores, of_negatives = _scores(work.scores(name)), _negatives(work.negatives(name))
@@ -257,7 +258,7 @@ def _from_file(work: Workspace, collection: Collection, file: str, name: str | N
                 "--gin.score_pairs.name=\"'NAME'\" (that of the folder replaces it)"
             )
         if found.has_scores:
-            splits = [split for split in SPLITS if collection.query_counts.get(split)]
+            splits = [split for split in TRAINING_SPLITS if collection.query_counts.get(split)]
             of_splits = {split: _of_split(collection, split, found.scores) for split in splits}
             write = functools.partial(_write, collection=collection, of_splits=of_splits)
         else:
@@ -272,7 +273,7 @@ def _from_file(work: Workspace, collection: Collection, file: str, name: str | N
 def _write_negatives(folder: Path, collection: Collection, found: Mapping[str, Mapping[str, float]]) -> dict:
     """Writes negatives of a file into a new folder, and returns the manifest's facts."""
     facts = {}
-    for split in SPLITS:
+    for split in TRAINING_SPLITS:
         queries = collection.queries(split) if collection.query_counts.get(split) else []
         if split == "train" or any(query.id in found for query in queries):
             lists = ([(passage, math.nan) for passage in found.get(query.id, ())] for query in queries)

@@ -4,13 +4,14 @@ import json
 import shutil
 
 import pytest
-from conftest import QUICK
 
 from retrieval_jax.core import paths, storage
 from retrieval_jax.search.searcher import Searcher
 from retrieval_jax.serving import catalogue as catalogue_module
+from retrieval_jax.serving.batching import BatchSettings
 from retrieval_jax.serving.catalogue import Catalogue
 from retrieval_jax.serving.errors import Overloaded
+from retrieval_jax.serving.settings import ServeSettings
 from retrieval_jax.verbs.export import export
 from retrieval_jax.verbs.importing import import_collection
 from retrieval_jax.verbs.index import make_index
@@ -62,7 +63,8 @@ async def test_judged_queries_that_have_changed_are_shown(client_of, catalogue_o
 
     import_with("one?")
     make_index(source=str(source), work_dir=str(work), kind="bm25")
-    catalogue = Catalogue({"bm25": work / "searchers/bm25"}, work / "collection", QUICK)
+    quick = ServeSettings(BatchSettings(sizes=(1,)), max_hits=10)  # few shapes
+    catalogue = Catalogue({"bm25": work / "searchers/bm25"}, work / "collection", quick)
     async with client_of(catalogue) as client:
         assert await shown(client) == ["one?"]
         import_with("which is the first?")

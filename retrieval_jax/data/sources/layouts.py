@@ -72,7 +72,8 @@ def open_source(path: str | Path) -> Source:
     folder = Path(path)
     if not folder.is_dir():
         raise source_error(folder, "there is no such folder", "check the path")
-    present = {file.name.removesuffix(".gz") for file in folder.iterdir()}
+    # Names that begin with a dot are of no layout, as macOS's ._train.jsonl beside train.jsonl.
+    present = {file.name.removesuffix(".gz") for file in folder.iterdir() if not file.name.startswith(".")}
     matching = [layout for layout in _OTHERS if layout.matches(present)]
     matching = matching or [layout for layout in _LAYOUTS if layout.matches(present)]
     if len(matching) > 1:

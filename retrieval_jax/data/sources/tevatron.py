@@ -43,15 +43,16 @@ class Tevatron:
 
     def matches(self, files: Set[str]) -> bool:
         """See `Layout.matches`. Any `.jsonl` file but BEIR's is taken for a split."""
-        jsonl = {file for file in files if file.endswith(".jsonl") and not file.startswith(".")}
+        jsonl = {file for file in files if file.endswith(".jsonl")}
         return bool(jsonl - {CORPUS}) and not files & {"queries.jsonl", "qrels"}
 
     def open_folder(self, folder: Path) -> Source:
         """See `Layout.open_folder`."""
-        present = sorted({file.name.removesuffix(".gz") for file in folder.iterdir()})
+        visible = (file.name for file in folder.iterdir() if not file.name.startswith("."))
+        present = sorted({name.removesuffix(".gz") for name in visible})
         files: dict[str, list[tuple[Path, str]]] = {}  # split -> its files, and each one's label
         for file_name in present:
-            if file_name.endswith(".jsonl") and file_name != CORPUS and not file_name.startswith("."):
+            if file_name.endswith(".jsonl") and file_name != CORPUS:
                 file = find_file(folder, file_name)
                 spelling, _, label = file_name.removesuffix(".jsonl").rpartition(".")
                 if label not in LABELS:
