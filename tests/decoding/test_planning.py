@@ -18,10 +18,10 @@ TOKENS, SET, SCALE = 50, 6, 0.25
 PLAN = jax.jit(plan, static_argnums=(2, 3))
 
 
-def random_sets(seed, passages, with_impacts=False):
+def random_sets(seed, passages, with_impacts=False, dtype=np.uint16):
     """(tokens, impacts or None): sets of up to SET tokens, of which some are 0."""
     rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, TOKENS, (passages, SET)).astype(np.uint16)
+    tokens = rng.integers(0, TOKENS, (passages, SET)).astype(dtype)
     return tokens, rng.integers(0, 256, (passages, SET)).astype(np.uint8) if with_impacts else None
 
 
@@ -53,10 +53,11 @@ def exact_plan(scores, n):
     with_impacts=st.booleans(),
     n=st.sampled_from([1, 5, 40]),
     seed=st.integers(0, 1000),
+    dtype=st.sampled_from([np.uint16, np.uint32]),  # of vocabularies of up to 65,536 tokens, and larger ones
 )
 @settings(deadline=None, max_examples=40)
-def test_the_plan_has_the_passages_of_largest_score(passages, with_impacts, n, seed):
-    tokens, impacts = random_sets(seed, passages, with_impacts)
+def test_the_plan_has_the_passages_of_largest_score(passages, with_impacts, n, seed, dtype):
+    tokens, impacts = random_sets(seed, passages, with_impacts, dtype)
     weights = random_weights(seed, queries=3)
     found = PLAN(weights, build_sets(tokens, impacts, SCALE if with_impacts else 1.0), n)
     rows, scores = exact_plan(exact_scores(weights, tokens, impacts), n)
