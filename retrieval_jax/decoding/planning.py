@@ -213,19 +213,21 @@ def score_rows(
     )
 
 
-def _without_none(weights_BxV: jax.Array) -> jax.Array:
-    """Returns float32, where token 0, which stands for none, weighs 0."""
+def _ignore_padding(weights_BxV: jax.Array) -> jax.Array:
+    """Returns the queries' weights B×V in float32, where token 0, which pads the sets, weighs 0."""
     return weights_BxV.astype(jnp.float32).at[:, 0].set(0.0)
 
 
 def _table(weights_BxV: jax.Array, sets: SetArrays) -> jax.Array:
-    """Returns V×B, so that the weights of all queries of one token are read at once.
+    """Returns the weights as V×B, so that those of all queries of one token are read at once.
 
-    It has a row for every uint16, where tokens are these: a compiler that knows that no token lies outside
-    leaves out that check, with which the sums take 1.2 to 1.5 times as long on a CPU.
+    Where the sets' tokens are uint16, the table has a row for each of the 65,536 numbers that a token can be:
+    XLA then leaves out the check of each index, with which a batch of 8 queries takes 1.2 to 1.5 times as
+    long on a CPU.
     """
-    missing = (1 << 16) - weights_BxV.shape[1] if sets.tokens_PxM.dtype == jnp.uint16 else 0
-    return jnp.pad(_without_none(weights_BxV).T, ((0, max(missing, 0)), (0, 0)))
+    V = weights_BxV.shape[1]
+    rows = max(V, 1 << 16) if sets.tokens_PxM.dtype == jnp.uint16 else V
+    return jnp.pad(_ignore_padding(weights_BxV).T, ((0, rows - V), (0, 0)))
 
 
 def _blocks(sets: SetArrays) -> tuple[jax.Array, jax.Array | None]:
@@ -256,7 +258,7 @@ def _scores_of(weights_BxV: jax.Array, sets: SetArrays, row_BxK: jax.Array) -> j
     """Computes what `score_rows` does, of this device's rows."""
     V, at = weights_BxV.shape[1], jnp.maximum(row_BxK, 0)
     # One index into the weights of all queries: two, of the query and of the token, take 10 times as long.
-    weights, first_B = _without_none(weights_BxV).reshape(-1), jnp.arange(row_BxK.shape[0]) * V
+    weights, first_B = _ignore_padding(weights_BxV).reshape(-1), jnp.arange(row_BxK.shape[0]) * V
     tokens_PxM, scores_BxK = jnp.asarray(sets.tokens_PxM), jnp.zeros(row_BxK.shape, jnp.float32)
     for m in range(tokens_PxM.shape[1]):
         tokens_BxK = tokens_PxM.at[at, m].get(mode="promise_in_bounds").astype(jnp.int32)
