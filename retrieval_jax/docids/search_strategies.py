@@ -138,11 +138,7 @@ class SoftmaxSearch(SearchStrategy):
         """See SearchStrategy. Raises UserError where a docid has several tokens or several passages."""
         rows_N = np.arange(len(table.tokens_NxL), dtype=np.int32)
         token_to_passage_V = _token_to_passage(table, outputs)
-        if (
-            table.length > 1
-            or np.count_nonzero(token_to_passage_V >= 0) < len(rows_N)
-            or table.extra_docid_passage_M is not None
-        ):
+        if table.length > 1 or np.count_nonzero(token_to_passage_V >= 0) < len(rows_N) or table.has_several:
             raise UserError(
                 f"docids/{table.kind}: one step of the softmax finds only docids that are a single token, "
                 "each of one passage that has no other: give the kind search = TrieSearch"

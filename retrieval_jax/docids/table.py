@@ -83,11 +83,16 @@ class DocidTable:
         Args:
           rows: int, rows of docids, of any shape; negative ones stay as they are.
         """
-        if self.extra_docid_passage_M is None:
+        if not self.has_several:
             return rows
         passages, is_more = np.array(rows), rows >= len(self.passage_ids)
         passages[is_more] = self.extra_docid_passage_M[rows[is_more] - len(self.passage_ids)]
         return passages
+
+    @property
+    def has_several(self) -> bool:
+        """Whether a passage may have several docids."""
+        return self.extra_docid_passage_M is not None
 
     def docids_of(self, row: int) -> np.ndarray:
         """Returns the rows of a passage's docids (int64), the first of which is its own row.
@@ -95,7 +100,7 @@ class DocidTable:
         Args:
           row: the passage's.
         """
-        if self.extra_docid_passage_M is None:
+        if not self.has_several:
             return np.array([row])
         begin, end = np.searchsorted(self.extra_docid_passage_M, [row, row + 1]) + len(self.passage_ids)
         return np.array([row, *range(begin, end)])
@@ -121,7 +126,7 @@ class DocidTable:
             for rows in blocks(len(self.tokens_NxL)):
                 yield self.tokens_NxL[rows].astype("<i4").tobytes()
             yield arrow_ids.digest(self.passage_ids)
-            if self.extra_docid_passage_M is not None:
+            if self.has_several:
                 yield self.extra_docid_passage_M.astype("<i4").tobytes()
 
         return storage.digest(parts())
@@ -251,7 +256,7 @@ class DocidTable:
 
     def _count_passages(self, rows_D: np.ndarray) -> int:
         """Counts the different passages that docids name."""
-        if self.extra_docid_passage_M is None:
+        if not self.has_several:
             return len(rows_D)
         named_P = np.zeros(len(self.passage_ids), bool)
         named_P[self.passages_of(rows_D)] = True
@@ -271,7 +276,7 @@ class DocidTable:
         dtype = _smallest_dtype(self.output_size)
         np.save(folder / "tokens.npy", self.tokens_NxL.astype(dtype, copy=False))
         arrow_ids.write(folder / "ids.arrow", self.passage_ids)
-        if self.extra_docid_passage_M is not None:
+        if self.has_several:
             np.save(folder / EXTRA_DOCIDS, self.extra_docid_passage_M.astype(np.int32, copy=False))
         return {
             "version": VERSION,
@@ -285,7 +290,7 @@ class DocidTable:
             "ancestors": list(self.ancestors),
             "vocabulary": self.vocabulary,
             "search": self.search,
-            **({"docids": len(self.tokens_NxL)} if self.extra_docid_passage_M is not None else {}),
+            **({"docids": len(self.tokens_NxL)} if self.has_several else {}),
         }
 
     def _check_prefixes(self) -> None:

@@ -5,6 +5,7 @@ its number by a permutation that differs in each epoch), so that a resumed run s
 each host reads only its own rows. Nothing here imports TensorFlow.
 """
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -38,7 +39,7 @@ def batches(
       stages: a curriculum of (its batches, mixture); None batches never end.
       targets: makes the features and the batches.
       token_dropout: for each task, the probability that a token of its input is left out, drawn in each
-        epoch.
+        epoch; the prompt stays.
       batch_size: the examples of a batch, of all hosts together.
       seed: seeds the order and the draws.
       position: the examples before the first batch, of all hosts together. A curriculum counts them in
@@ -68,7 +69,7 @@ def batches(
         return packing.pack_rows(examples, targets.features, len(examples) // pack, lengths, tally)
 
     def reader(task: str, examples: Numbered) -> Numbered:
-        return _reader(examples, token_dropout.get(task, 0.0))
+        return _reader(examples, token_dropout.get(task, 0.0), targets.prompt)
 
     first, position = _stage(stages, batch_size, position)
     for number in range(first, len(stages)):
@@ -142,20 +143,32 @@ def _mixed(number: int, mixture: Mixture, seed: int, make: Callable[[str, Number
     return grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
 
 
-def _reader(examples: Numbered, drop_rate: float) -> Numbered:
+def _reader(examples: Numbered, drop_rate: float, prompt: Sequence[int]) -> Numbered:
     def read(i: int, rng: np.random.Generator) -> Features:
         features = examples(int(i), rng)
         tokens, copy = features["inputs"], features.get(COPY)
         # A query with a typo differs from its copy by that alone; all others are the same as theirs.
         if not drop_rate or (copy is not None and list(copy) != list(tokens)):
             return features
-        kept = drop(tokens, drop_rate, rng)
+        kept = drop(tokens, drop_rate, rng, prompt)
         return {**features, "inputs": kept, **({} if copy is None else {COPY: kept})}
 
     return read
 
 
-def drop(tokens: Sequence[int], rate: float, rng: np.random.Generator) -> Sequence[int]:
-    """Leaves out each token with probability `rate`, but never all: a chunk then reads like a query."""
-    kept = [token for token, x in zip(tokens, rng.random(len(tokens)), strict=True) if x >= rate]
-    return kept or tokens
+def drop(
+    tokens: Sequence[int], rate: float, rng: np.random.Generator, prompt: Sequence[int] = ()
+) -> Sequence[int]:
+    """Leaves out each token with probability `rate`, but never all: a chunk then reads like a query.
+
+    Args:
+      tokens: of a prompt and a text.
+      rate: the probability.
+      rng: draws.
+      prompt: the tokens of the prompt, which stay; the text may have changed the last ones.
+    """
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, tokens, strict=False))
+    start = sum(1 for _ in same)
+    drawn = rng.random(len(tokens) - start)
+    kept = [token for token, x in zip(tokens[start:], drawn, strict=True) if x >= rate]
+    return [*tokens[:start], *kept] if kept else tokens

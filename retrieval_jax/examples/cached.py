@@ -6,7 +6,8 @@
 The folders are seqio's own: `seqio.add_global_cache_dirs(["…/cache"])` makes any seqio or T5X program read
 them. Each file holds a range of examples (`shard_range`), in a random order. `record_offsets.npy` is for the
 trainer here, which reads example i in whatever order: it finds the same examples under the same numbers with
-and without a cache.
+and without a cache. A cache holds one epoch, so the trainer reads none of a task whose examples are drawn
+again in each (typos, candidates of a group, one of a passage's docids).
 """
 
 import functools

@@ -37,7 +37,7 @@ class DocidGroupTargets(Targets):
         sets: TokenSets | None = None,
     ):
         self.table, self.group_size, self.sets = table, group_size, sets
-        self.name = f"{table.kind}_groups"
+        self.name, self.draws = f"{table.kind}_groups", table.has_several
         self.features = {
             "inputs": Feature(input_length, add_eos=True),
             "targets": Feature(group_size * table.length, size=table.output_size),
@@ -114,7 +114,7 @@ class DocidGroupTargets(Targets):
         score_GxT = np.full((self.group_size, self.table.length), np.nan, np.float32)
         if example.scored:
             rows_P, scores_P = example.scored.rows_P, example.scored.scores_P
-            if self.table.extra_docid_passage_M is not None:
+            if self.table.has_several:
                 docids = [self.table.docids_of(row) for row in rows_P]
                 scores_P = np.repeat(scores_P, np.array([len(rows) for rows in docids], int))
                 rows_P = np.concatenate([rows_P[:0], *docids])

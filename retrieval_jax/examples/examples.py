@@ -52,6 +52,11 @@ class Examples:
     def __init__(self, task: Task, targets: Targets):
         self.task, self.targets = task, targets
 
+    @property
+    def draws(self) -> bool:
+        """Whether an example may differ from one epoch to the next, so that no cache can stand for it."""
+        return self.task.draws or self.targets.draws
+
     def __len__(self) -> int:
         return len(self.task)
 

@@ -7,6 +7,7 @@
 KIND is what the targets are: a kind of docids, `passages` for dual encoders, `query` for query generators.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
+from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.examples import Examples
 from retrieval_jax.examples.features import Feature, Features
 from retrieval_jax.examples.mixtures import PAPER_MIXTURES
@@ -181,7 +183,8 @@ def register_all(work_dir: str | Path, config: DataConfig) -> list[str]:
 
     Args:
       work_dir: the work folder.
-      config: gives the lengths and the name of the synthetic queries; its mixture is not looked at.
+      config: gives the lengths, the sizes of groups (with negatives, docids come in groups, too) and the name
+        of the synthetic queries; its mixture is not looked at.
 
     Returns:
       The names of the tasks and mixtures.
@@ -192,7 +195,8 @@ def register_all(work_dir: str | Path, config: DataConfig) -> list[str]:
         DocidTable.open(path.parent) for path in sorted((work.folder / "docids").glob("*/manifest.json"))
     ]
     names = []
-    of_tables = ((DocidTargets, table) for table in tables)
+    of_docids = [DocidTargets, *([DocidGroupTargets] if config.negatives else [])]
+    of_tables = itertools.product(of_docids, tables)
     for targets, table in [(PassageTargets, None), (QueryTargets, None), *of_tables]:
         opened = TrainDataset(config, work, collection, targets, table)
         tasks = [task for task in targets.tasks if task != "d2q" or opened.synthetic]

@@ -28,6 +28,8 @@ class Targets(abc.ABC):
       features: name of a feature -> its length and contents.
       has_groups: whether a labelled query comes with a group of candidates, not with one passage.
       has_copies: whether a query may come with a copy that has a typo.
+      draws: whether a target may differ from one epoch to the next, as it is drawn.
+      prompt: the tokens that come before every text in `inputs`.
       tasks: the tasks whose examples make sense with these targets, besides labelled_LABEL.
       mean_length: mean tokens of a target; None where several examples cannot share a row (packing).
     """
@@ -36,6 +38,8 @@ class Targets(abc.ABC):
     features: Mapping[str, Feature]
     has_groups = False
     has_copies = False
+    draws = False
+    prompt: Sequence[int] = ()
     tasks: Sequence[str] = ("firstp", "daq", "sentence", "title", "d2q", "labelled")
     mean_length: float | None = None
 
@@ -101,7 +105,7 @@ class DocidTargets(Targets):
 
     def __init__(self, table: DocidTable, input_length: int):
         self.table = table
-        self.name = table.kind
+        self.name, self.draws = table.kind, table.has_several
         self.features = {
             "inputs": Feature(input_length, add_eos=True),
             "targets": Feature(table.length, size=table.output_size),
@@ -140,7 +144,7 @@ def draw_docids(
     table: DocidTable, examples: Sequence[Example], rngs: Iterable[np.random.Generator]
 ) -> Sequence[Example]:
     """Draws a docid of each passage of each example; see `Targets.draw`."""
-    if table.extra_docid_passage_M is None:
+    if not table.has_several:
         return examples
     return [
         dataclasses.replace(example, rows=[int(rng.choice(table.docids_of(row))) for row in example.rows])
@@ -215,10 +219,11 @@ class PassageTargets(Targets):
         has_scores: bool = False,
         sets: TokenSets | None = None,
         has_copies: bool = False,
+        prompt: Sequence[int] = (),
     ):
         self.collection, self.vocabulary = collection, vocabulary
         self.passage_length, self.group_size = 1 if sets else passage_length, group_size
-        self.other_positives, self.sets = other_positives, sets
+        self.other_positives, self.sets, self.prompt = other_positives, sets, prompt
         self.features = {
             "inputs": Feature(input_length, add_eos=True),
             "targets": Feature(group_size * self.passage_length, size=vocabulary.size),
@@ -237,6 +242,8 @@ class PassageTargets(Targets):
         lengths = config.input_length, config.passage_length, config.positives + config.negatives
         others = max(dataset.most_other_positives, 1)
         given = {"has_scores": config.scores is not None, "has_copies": config.typo_copies}
+        if dataset.prompts.query:
+            given["prompt"] = dataset.vocabulary.encode(dataset.prompts.query)
         return cls(dataset.collection, vocabulary, *lengths, others, sets=dataset.sets, **given)
 
     @classmethod

@@ -80,7 +80,13 @@ NO_TYPOS = Typos()
 
 
 class Task(abc.ABC):
-    """Examples by number: `task(i, rng)` gives example i."""
+    """Examples by number: `task(i, rng)` gives example i.
+
+    Attributes:
+      draws: whether an example may differ from one epoch to the next, as `rng` draws it.
+    """
+
+    draws = False
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -227,6 +233,7 @@ class D2Q(Task):
 
     def __init__(self, queries: SyntheticQueries, vocabulary: Vocabulary, typos: Typos = NO_TYPOS):
         self.queries, self.vocabulary, self.typos = queries, vocabulary, typos
+        self.draws = typos.share > 0
         self.ends = np.cumsum(queries.counts, dtype=np.int64)  # after each passage's queries
 
     def __len__(self) -> int:
@@ -257,6 +264,7 @@ class LabelledPairs(Task):
         typos: Typos = NO_TYPOS,
     ):
         self.vocabulary, self.typos = vocabulary, typos
+        self.draws = typos.share > 0
         pairs = [(q.text, p, grade) for q in queries for p, grade in q.positives.items()]
         self.texts = [text for text, _, _ in pairs]
         self.rows = collection.find_rows([passage for _, passage, _ in pairs])
@@ -313,6 +321,18 @@ class LabelledGroups(Task):
         self.rows = collection.find_rows(itertools.chain.from_iterable(ids))
         self.first_rows = collection.first_copies(self.rows)  # a row a text
         self.starts = np.concatenate([[0], np.cumsum([len(some) for some in ids], dtype=np.int64)])
+
+    @property
+    def draws(self) -> bool:
+        """See `Task`. Where scored passages are negatives, it is not counted which queries have enough."""
+        return bool(
+            self.typos.share
+            or any(len(query.positives) > self.positives for query in self.queries)
+            or (
+                self.negatives
+                and (self.draw_scored or any(len(query.negatives) > self.negatives for query in self.queries))
+            )
+        )
 
     def __len__(self) -> int:
         return len(self.queries)

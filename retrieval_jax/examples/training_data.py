@@ -54,8 +54,8 @@ class DataConfig:
         batch, and in a generative retriever's where `negatives` is above 0.
       negatives: the most negatives of a query in its group. Above 0, a generative retriever's objective must
         be one of models/ranking.py.
-      token_dropout: for each task, the probability that a token of its input is left out; drawn again in
-        each epoch.
+      token_dropout: for each task, the probability that a token of its input is left out, but for those of
+        a prompt; drawn again in each epoch.
       typos: the probability that a query of d2q or labelled has a typo: two letters that changed places, a
         key beside the right one, another letter, one more or one less. Drawn again in each epoch, so that
         these tasks are not read from a cache. A searcher then copes better with misspelled queries.
@@ -74,7 +74,7 @@ class DataConfig:
     mixture: MixtureWeights = "2a"
     unlabelled: Mapping[Task, NonNegativeFloat] | None = None
     unlabelled_dropout: Mapping[Task, Fraction] = dataclasses.field(default_factory=dict)
-    curriculum: Sequence[tuple[int, MixtureWeights]] = ()
+    curriculum: Sequence[tuple[NonNegative, MixtureWeights]] = ()
     input_length: Positive = 64
     passage_length: Positive = 128
     chunk_length: Positive = 64
@@ -227,11 +227,9 @@ class TrainDataset:
                 facts["sets"] = self.sets.fingerprint()
         if any(self.prompts):
             facts["prompts"] = list(self.prompts)
+        if c.typo_copies:
+            facts["copies"] = True
         return facts
-
-    def has_typos(self, task: str) -> bool:
-        """Whether the texts of a task get typos, which are drawn again in each epoch: no cache holds them."""
-        return self.config.typos > 0 and task.split("_")[0] in ("d2q", "labelled")
 
     def computed(self, task: str) -> Examples:
         """The examples of a task, made as they are read."""
@@ -253,15 +251,19 @@ class TrainDataset:
         return Examples(task, self.targets), queries
 
     def examples(self, task: str) -> Examples | CachedExamples:
-        """The examples of a task: read from the cache if they are in it, else made as they are read."""
-        if self.has_typos(task) or self.config.typo_copies:
-            return self.computed(task)
+        """The examples of a task: read from the cache if they are in it, else made as they are read.
+
+        Those that differ from one epoch to the next are always made: a cache holds one epoch.
+        """
+        computed = self.computed(task)
+        if computed.draws:
+            return computed
         folder = self.work.cache(f"{self.prefix}.{task}")
         if cached := CachedExamples.find(folder, self.recipe(task)):
             return cached
         if storage.finished(folder):
             _tell_unread(folder)
-        return self.computed(task)
+        return computed
 
     def mix(self, mixture: MixtureWeights) -> Mapping[str, tuple[Examples | CachedExamples, float]]:
         """{task: (its examples, its weight)}; see `mix_tasks`."""

@@ -26,7 +26,7 @@ class DocidPassages:
     @property
     def one_to_one(self) -> bool:
         """Whether each passage has one docid, and each docid one passage."""
-        return not len(self._firsts) and self.table.extra_docid_passage_M is None
+        return not len(self._firsts) and not self.table.has_several
 
     @property
     def first_rows(self) -> np.ndarray:
@@ -57,7 +57,7 @@ class DocidPassages:
           rows: as `sharing` takes them.
         """
         groups = [[first, *others.tolist()] for first, others in self.sharing(rows)]
-        if self.table.extra_docid_passage_M is None:
+        if not self.table.has_several:
             return groups
         return [sorted({*self.table.passages_of(np.array(group)).tolist()}) for group in groups]
 

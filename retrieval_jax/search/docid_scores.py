@@ -25,7 +25,7 @@ def docids_of(table: DocidTable, rows: Sequence[int]) -> tuple[np.ndarray, np.nd
       (rows of the docid table, D of them, -1 for a passage that it lacks; the index of the passage that
       each is of).
     """
-    if table.extra_docid_passage_M is None:
+    if not table.has_several:
         return np.array(rows, int), np.arange(len(rows))
     docids = [table.docids_of(row) if row >= 0 else np.array([row]) for row in rows]
     owner_D = np.repeat(np.arange(len(rows)), [*map(len, docids)])

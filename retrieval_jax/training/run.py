@@ -90,7 +90,7 @@ def _check_candidates(model: Retriever, examples: TrainDataset) -> None:
         )
     if not objective_says(getattr(model, "objective", None), "reads_log_probs"):
         return
-    if examples.table and examples.table.extra_docid_passage_M is not None:
+    if examples.table and examples.table.has_several:
         raise UserError(
             f"dpo: passages have several docids in docids/{examples.table.kind}, and a reference scores only "
             "the best of them: choose docids with one a passage"

@@ -32,8 +32,9 @@ def cache(
 ) -> dict:
     """Writes the tokenised examples of the tasks that a training run mixes, in as many processes as cores.
 
-    Training with the same settings then reads them, and so do seqio and T5X. A task that is there already is
-    not made again. After a kill, the same command goes on from the files that are finished.
+    Training with the same settings then reads them, and so do seqio and T5X. A cache holds one epoch: a task
+    whose examples are drawn again in each is left out, and training makes them as it reads them. A task that
+    is there already is not made again. After a kill, the same command goes on from the finished files.
 
     Args:
       source: the collection, as `import` takes it.
@@ -64,8 +65,11 @@ def cache(
     opened = dataset.open()
     made, size = {}, 0
     for task in sorted({task for _, shares in opened.stages() for task in shares}):
-        if opened.has_typos(task):
-            log(f"{task}: not cached, as training draws its typos in each epoch (DataConfig.typos)")
+        if opened.computed(task).draws:
+            log(
+                f"{task}: not cached, as training draws its examples again in each epoch: typos, candidates "
+                "of a group, or one of a passage's docids"
+            )
             continue
         log(f"cache {opened.prefix}.{task}")
         manifest = write_cache(dataset, opened, task, beam_options)

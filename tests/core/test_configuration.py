@@ -197,6 +197,10 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, monkeypatch):
             "DataConfig.curriculum=[(9, {'dak': 1})]",
             "DataConfig.curriculum: 'dak' is not the name of a ta",
         ),
+        (
+            "DataConfig.curriculum=[(-1, {'daq': 1})]",
+            "DataConfig.curriculum: -1 is not a whole number of at least 0",
+        ),
         ("DataConfig.curriculum=[(9,)]", "DataConfig.curriculum: (9,) is not a list of 2"),
         (
             "InitialCheckpoint.missing_ok=('decoder/logit_dense',)",

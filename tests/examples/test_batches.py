@@ -130,7 +130,7 @@ def test_a_curriculum_goes_through_its_stages_wherever_it_is_resumed():
 def test_a_query_differs_from_its_copy_by_a_typo_alone():
     """Tokens are left out of both, or of neither."""
     spec = {"inputs": Feature(20), "copy": Feature(20)}
-    targets = types.SimpleNamespace(features=spec, to_batch=lambda arrays: arrays)
+    targets = types.SimpleNamespace(features=spec, to_batch=lambda arrays: arrays, prompt=())
 
     class Queries:
         """Every second one has a typo."""
@@ -159,6 +159,17 @@ def test_dropped_tokens_leave_a_subsequence():
     assert set(kept) <= set(tokens)
     assert 650 < len(kept) < 750
     assert drop([5], 0.999, rng) == [5]  # never nothing
+
+
+def test_a_prompt_stays_when_tokens_are_dropped():
+    """All of it, but for a last piece that goes on with the text; and some of the text."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        assert drop([7, 8, 9, *range(20, 30)], 0.5, rng, [7, 8, 9])[:3] == [7, 8, 9]
+        assert drop([7, 8, 99, *range(20, 30)], 0.5, rng, [7, 8, 9])[:2] == [7, 8]
+        assert drop([7, 8, 9, 5], 0.999, rng, [7, 8, 9]) == [7, 8, 9, 5]
+    dropped = [tuple(drop([7, 8, 9, 5, 6], 0.5, rng, [7, 8, 9])[3:]) for _ in range(100)]
+    assert {*dropped} == {(5, 6), (5,), (6,)}
 
 
 def test_batches_are_those_of_seqios_converters():

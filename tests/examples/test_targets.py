@@ -44,6 +44,8 @@ def test_an_example_of_a_passage_with_several_docids_is_one_of_them(inputs: Task
     tokens = np.concatenate([table.tokens_NxL, more])
     several = dataclasses.replace(table, tokens_NxL=tokens, extra_docid_passage_M=passages)
     examples = Examples(inputs.task("labelled"), DocidTargets(several, 16))
+    assert examples.draws
+    assert not Examples(inputs.task("labelled"), DocidTargets(table, 16)).draws
     drawn = [tuple(examples(4, np.random.default_rng(seed))["targets"]) for seed in range(90)]
     expected = {tuple(docid[docid > 0].tolist()) for docid in tokens[several.docids_of(row)]}
     counts = Counter(drawn)

@@ -161,6 +161,21 @@ def test_groups_hold_some_positives_then_some_negatives(collection: Collection, 
     np.testing.assert_array_equal(features["targets"][0].reshape(3, 12), vocabulary.batch(texts, 12))
 
 
+@pytest.mark.parametrize("positives", [1, 2, 3])
+@pytest.mark.parametrize("negatives", [0, 1, 2])
+def test_groups_say_whether_they_are_drawn(
+    collection: Collection, vocabulary: Vocabulary, positives: int, negatives: int
+):
+    ids = [p.id for p in collection.passages()]
+    queries = [
+        Query("a", "first", {ids[3]: 1, ids[1]: 1}, (ids[4], ids[9])),
+        Query("b", "second", {ids[0]: 3}),
+    ]
+    groups = LabelledGroups(collection, vocabulary, queries, positives, negatives, KnownAnswers(queries))
+    rows = {tuple(groups(0, np.random.default_rng(seed)).rows) for seed in range(40)}
+    assert groups.draws == (len(rows) > 1)
+
+
 def test_candidates_come_with_the_teachers_scores(own_work: Workspace, collection: Collection):
     """Negatives are drawn from what is mined; without that, from the scored passages that answer nothing."""
     given = random_scores(collection)

@@ -15,8 +15,9 @@ from retrieval_jax.data import synthetic
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.synthetic import QueryShards
 from retrieval_jax.data.vocabulary import Prompts, Vocabulary
+from retrieval_jax.examples.docid_groups import DocidGroupTargets
 from retrieval_jax.examples.features import pad
-from retrieval_jax.examples.targets import DocidTargets, PassageTargets
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets, Targets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.verbs.importing import import_collection
 
@@ -113,14 +114,23 @@ def test_a_cache_depends_on_all_that_changes_its_examples_and_on_nothing_else(da
         assert dataclasses.replace(dataset, config=config).recipe("daq") != recipe, name
     docids = KINDS["atomic"](dataset.collection)
     assert dataclasses.replace(dataset, table=docids).recipe("daq") != recipe
-    misspelled = dataclasses.replace(dataset, config=dataclasses.replace(CONFIG, typos=0.1))
-    tasks = ("labelled", "labelled_human", "d2q", "daq", "firstp", "doc2query")
-    assert [misspelled.has_typos(task) for task in tasks] == [True, True, True, False, False, False]
-    assert not any(map(dataset.has_typos, tasks))
 
     passages = TrainDataset(CONFIG, dataset.work, dataset.collection, PassageTargets)
     prompted = dataclasses.replace(passages, prompts=Prompts("query: ", "passage: "))
     groups = dataclasses.replace(passages, config=dataclasses.replace(CONFIG, positives=3))
-    recipes = [data.recipe("labelled") for data in (passages, prompted, groups)]
-    assert recipes[0] != recipes[1]
-    assert recipes[0] != recipes[2]
+    copies = dataclasses.replace(CONFIG, typos=0.1, typo_copies=True)
+    others = (prompted, groups, dataclasses.replace(passages, config=copies))
+    for other in others:
+        assert other.recipe("firstp") != passages.recipe("firstp")
+
+
+def test_examples_that_are_drawn_again_are_not_read_from_a_cache(dataset: TrainDataset):
+    def drawn(targets: type[Targets], **settings) -> list[str]:
+        config, table = dataclasses.replace(CONFIG, **settings), dataset.table
+        opened = dataclasses.replace(dataset, config=config, target_type=targets, table=table)
+        return [task for task in targets.tasks if task != "d2q" and opened.computed(task).draws]
+
+    assert drawn(DocidTargets) == []
+    assert drawn(DocidTargets, typos=0.1) == ["labelled"]
+    assert drawn(QueryTargets, typos=0.1) == []
+    assert drawn(PassageTargets) == drawn(DocidGroupTargets, negatives=1) == []  # each query has one passage

@@ -1,5 +1,6 @@
 """The verb `cache`: which examples it writes, for which retriever."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from retrieval_jax.core import storage
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Prompts
+from retrieval_jax.examples.batches import batches
 from retrieval_jax.examples.cached import CachedExamples
 from retrieval_jax.examples.targets import PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
@@ -64,5 +66,34 @@ def test_queries_with_typos_are_not_cached(own, cli, tmp_path: Path):
     status, made, err = cli("cache", *own, *data, *retriever, "--gin.DataConfig.typos=0.2")
     assert status == 0
     assert made["examples"].keys() == {"small_docs.passages.firstp"}
-    assert "labelled: not cached, as training draws its typos in each epoch (DataConfig.typos)" in err
+    assert "labelled: not cached, as training draws its examples again in each epoch: typos, " in err
     assert [path.name for path in (tmp_path / "work" / "cache").iterdir()] == ["small_docs.passages.firstp"]
+
+
+def test_a_cache_freezes_nothing_that_training_draws(own, cli, tmp_path: Path):
+    """A query with more positives than its group has others in the next epoch, as without a cache."""
+    qrels = tmp_path / "small_docs" / "qrels.train.tsv"
+    (query, passage), other = (line.split()[:2] for line in qrels.read_text().splitlines()[:2])
+    qrels.write_text(f"{query}\t{other[1]}\t1\n{qrels.read_text()}")
+    assert cli("import", *own)[0] == 0
+    work = Workspace(tmp_path / "work")
+    config = DataConfig({"firstp": 1, "labelled": 1}, input_length=10, passage_length=16)
+    opened = TrainDataset(config, work, Collection(work.collection), PassageTargets)
+
+    def take() -> list[dict]:
+        epochs = 20 * len(opened.computed("labelled")) // 16
+        return list(itertools.islice(batches(opened.stages(), opened.targets, {}, 32, seed=0), epochs))
+
+    before = take()
+    (row,), (other_row,) = (opened.collection.find_rows([one]) for one in (passage, other[1]))
+    assert {row, other_row} <= {*np.concatenate([batch["passage"].ravel() for batch in before])}
+    names = ("mixture", "input_length", "passage_length")
+    settings = [f"--gin.DataConfig.{name}={getattr(config, name)}" for name in names]
+    status, made, err = cli("cache", *own, *settings, "--DOCIDS=None", "--gin.cache.retriever=@DualEncoder")
+    assert status == 0
+    assert "labelled: not cached" in err
+    assert [*made["examples"]] == ["small_docs.passages.firstp"]
+    assert isinstance(opened.examples("firstp"), CachedExamples)
+    for a, b in zip(before, take(), strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
