@@ -19,6 +19,7 @@ from pathlib import Path
 
 import gin
 import numpy as np
+import pyarrow as pa
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
@@ -29,7 +30,7 @@ from retrieval_jax.data.sources import lines, tsv
 from retrieval_jax.data.sources.json_objects import json_id, json_object
 from retrieval_jax.data.vocabulary import EOS, Vocabulary
 from retrieval_jax.decoding.order import order
-from retrieval_jax.docids.identifiers import text_tokens
+from retrieval_jax.docids.identifiers import report_long_docid, text_tokens
 from retrieval_jax.docids.kinds import DocidKind, DocidRequest, DocidResult, register_docid_kind
 from retrieval_jax.docids.residual import output_size
 from retrieval_jax.docids.table import DocidShape, blocks
@@ -235,10 +236,9 @@ class FromFile(DocidKind):
     settings = Settings
     uses_seed = False
 
-    @property
-    def text_vocabulary(self) -> bool:
-        """See DocidKind: texts are written in its pieces."""
-        return self.settings().text
+    def writes_text(self, settings: Settings) -> bool:
+        """See DocidKind."""
+        return settings.text
 
     def recipe(self, settings: Settings) -> dict:
         """See DocidKind: the file's content counts, not where it lies."""
@@ -258,6 +258,7 @@ class FromFile(DocidKind):
         if request.settings.text:
             vocabulary = Vocabulary(collection.vocabulary_path)
             tokens_DxL, size = text_tokens(arrow_ids.array(docids.texts), vocabulary), None
+            report_long_docid(self.name, tokens_DxL, collection.ids.take(pa.array(rows_D)))
         else:
             tokens_DxL = docids.tokens()
             size = output_size(docids.length, docids.size)

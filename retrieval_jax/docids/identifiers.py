@@ -49,7 +49,10 @@ class Naive(DocidKind):
 
     name = "naive"
     uses_seed = False
-    text_vocabulary = True
+
+    def writes_text(self, settings: object) -> bool:
+        """See DocidKind."""
+        return True
 
     def build(self, request: DocidRequest) -> DocidResult:
         """See DocidKind.
@@ -59,7 +62,7 @@ class Naive(DocidKind):
         ids, vocabulary = request.collection.ids, Vocabulary(request.collection.vocabulary_path)
         tokens_NxL = text_tokens(ids, vocabulary)
         _check_unknown_characters(tokens_NxL, ids, vocabulary.model.unk_id())
-        _report_long_docid(tokens_NxL, ids)
+        report_long_docid(self.name, tokens_NxL, ids)
         return DocidResult(tokens_NxL)
 
     def extend(self, request: DocidRequest) -> DocidResult:
@@ -104,15 +107,22 @@ def _check_unknown_characters(tokens_NxL: np.ndarray, ids: pa.Array, unknown: in
     )
 
 
-def _report_long_docid(tokens_NxL: np.ndarray, ids: pa.Array) -> None:
-    """Reports an id that is much longer than most: every row of the table, and every target, is as wide."""
+def report_long_docid(kind: str, tokens_NxL: np.ndarray, ids: pa.Array) -> None:
+    """Reports a docid that is much longer than most: every row of the table, and every target, is as wide.
+
+    Args:
+      kind: the docid kind.
+      tokens_NxL: the docids, padded with 0.
+      ids: the passage of each docid.
+    """
     lengths = np.count_nonzero(tokens_NxL, axis=1)
     longest, usual = int(lengths.max(initial=0)), int(np.median(lengths)) if len(lengths) else 0
     if longest > max(LONG_DOCID, 4 * usual):
         row = int(lengths.argmax())
         log(
-            f"docids/naive: the docid of passage {ids[row].as_py()[:40]!r} has {longest} tokens, and {usual} "
-            "are usual: all targets are padded to that, so training is slower; a shorter id would mend it"
+            f"docids/{kind}: the docid of passage {ids[row].as_py()[:40]!r} has {longest} tokens, and "
+            f"{usual} are usual: all targets are padded to that, so training is slower; a shorter one would "
+            "mend it"
         )
 
 

@@ -118,8 +118,6 @@ class DocidKind:
       settings: a dataclass that gin configures, an instance of which `DocidRequest.settings` holds, or None.
       needs_vectors: whether the docids depend on the passages' vectors.
       uses_seed: whether the docids depend on `DocidRequest.seed`. If they do, another SEED makes them again.
-      text_vocabulary: whether the tokens are pieces of the collection's text vocabulary (and the model writes
-        them through the softmax over that vocabulary), not tokens of the docids' own.
       search: how a model finds the docids: along a trie, or, where every docid is a single token of its own,
         in one step of the softmax.
     """
@@ -129,7 +127,6 @@ class DocidKind:
     settings: ClassVar[type | None] = None
     needs_vectors: ClassVar[bool] = False
     uses_seed: ClassVar[bool] = True
-    text_vocabulary: ClassVar[bool] = False
     search: ClassVar[type[SearchStrategy]] = TrieSearch
 
     def recipe(self, settings: object) -> dict:
@@ -139,6 +136,16 @@ class DocidKind:
           settings: an instance of the class `settings`.
         """
         return {"settings": dataclasses.asdict(settings)}
+
+    def writes_text(self, settings: object) -> bool:
+        """Returns whether the tokens are pieces of the collection's text vocabulary, not the docids' own.
+
+        The model then writes them through the softmax over that vocabulary.
+
+        Args:
+          settings: as for `recipe`.
+        """
+        return False
 
     def build(self, request: DocidRequest) -> DocidResult:
         """Makes the docids of a new table.

@@ -31,7 +31,7 @@ def make_table(kind: DocidKind, request: DocidRequest) -> tuple[DocidTable, Doci
     collection, previous = request.collection, request.previous
     result = kind.extend(request) if previous else kind.build(request)
     tokens_NxL, output_size, ancestors = _checked_tokens(kind, request, result), result.output_size, ()
-    vocabulary = Vocabulary(collection.vocabulary_path) if kind.text_vocabulary else None
+    vocabulary = Vocabulary(collection.vocabulary_path) if kind.writes_text(request.settings) else None
     if output_size is None:
         output_size = vocabulary.size if vocabulary else round_up(int(tokens_NxL.max(initial=0)) + 1, 128)
     if previous:

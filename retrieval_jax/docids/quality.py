@@ -23,8 +23,8 @@ def report(
     """Measures the quality of a docid table: the shape of its trie, and how docids agree with vectors.
 
     A node is a prefix of docids, its depth the number of tokens of that prefix. Each distinct docid counts
-    once, except in "collisions" and "neighbours", which count passages (of several docids of a passage,
-    "collisions" counts each, and "neighbours" compares the first). The report has:
+    once, except in "collisions", "perplexity" and "neighbours", which count passages (of several docids of a
+    passage, "neighbours" compares the first, and the others count each). The report has:
 
       kind, passages, distinct: the docid kind, the number of passages, the number of different docids.
       collisions: the number of passages that share their docid, and the largest group that shares one.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retrieval_jax.core import arrow_ids, paths, storage
 from retrieval_jax.core.errors import UserError
@@ -151,9 +152,13 @@ class DocidTable:
           tokens_PxT: a docid of each, padded with 0. If T exceeds the table's length, the table gets longer.
 
         Raises:
-          UserError: a passage is in the table already, or `check` finds a fault.
+          UserError: a passage is in the table already or twice among the new ones, or `check` finds a fault.
         """
         new = arrow_ids.array(passage_ids)
+        if pc.count_distinct(new).as_py() < len(new):
+            counts = pc.value_counts(new)
+            twice = counts.field("values")[int(pc.index(pc.greater(counts.field("counts"), 1), True).as_py())]
+            raise UserError(f"docids/{self.kind}: passage {twice.as_py()!r} is given twice: give it once")
         there = np.flatnonzero(arrow_ids.find_rows(self.passage_ids, new) >= 0)
         if len(there):
             raise UserError(

@@ -119,9 +119,8 @@ def encode_collection(
     with multihost.lock(scratch):
         if not is_there():  # another command may have made it meanwhile
             parts = [scratch / f"{number:05}.npz" for number in range(-(-collection.passage_count // PART))]
-            encode = make_encode()
             multihost.on_process_0(lambda: unfinished.begin(scratch, of_parts, parts))
-            multihost.on_every_process(lambda: _encode_parts(parts, folder, model, collection, encode))
+            multihost.on_every_process(lambda: _encode_parts(parts, folder, model, collection, make_encode))
             multihost.on_process_0(
                 lambda: storage.build_once(folder, recipe, lambda tmp: _join(tmp, folder, parts, collection))
             )
@@ -130,9 +129,14 @@ def encode_collection(
 
 
 def _encode_parts(
-    parts: Sequence[Path], folder: Path, model: dict, collection: Collection, encode: Encode
+    parts: Sequence[Path],
+    folder: Path,
+    model: dict,
+    collection: Collection,
+    make_encode: Callable[[], Encode],
 ) -> None:
-    """Encodes this process's missing parts."""
+    """Encodes this process's missing parts. The model is loaded for the first passage that is new."""
+    encode = None
 
     def rows(number: int) -> range:
         return range(number * PART, min((number + 1) * PART, collection.passage_count))
@@ -158,6 +162,7 @@ def _encode_parts(
             new = np.flatnonzero(~kept)
             advance(len(passages) - len(new))
             if len(new):
+                encode = encode or make_encode()
                 encoded = np.asarray(encode([passages[i].full_text for i in new], advance), np.float32)
                 check_finite(encoded, folder, places[new])
             width = encoded.shape[1] if len(new) else earlier.vectors_NxE.shape[1]

@@ -13,7 +13,7 @@ from retrieval_jax.data.collection import Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.kinds import DocidKind, DocidRequest, PreviousTable, docid_kind
 from retrieval_jax.docids.making import write_docids
-from retrieval_jax.docids.table import VERSION
+from retrieval_jax.docids.table import VERSION, DocidTable
 from retrieval_jax.embeddings.sources import SENTENCE_TRANSFORMERS, load_embeddings
 from retrieval_jax.mesh.partitioning import make_partitioner
 
@@ -62,9 +62,9 @@ def make_docids(
         embeddings = embeddings or _dual_encoder(work, docids)
     collection, folder = Collection(work.collection), work.docids(docids.name)
     recipe = {"version": VERSION, "kind": docids.name, "collection": collection.fingerprint}
-    if docids.text_vocabulary:
-        recipe |= {"vocabulary": Vocabulary(collection.vocabulary_path).checksum}
     settings, vectors, previous = docids.settings and docids.settings(), None, None
+    if docids.writes_text(settings):
+        recipe |= {"vocabulary": Vocabulary(collection.vocabulary_path).checksum}
     partitioner = make_partitioner() if docids.needs_vectors else None
     if embeddings:
         vectors, fingerprint = load_embeddings(embeddings, work, collection, partitioner)
@@ -84,8 +84,8 @@ def make_docids(
         recipe |= docids.recipe(settings)
     mesh = partitioner.mesh if partitioner else None
     request = DocidRequest(collection, previous, vectors, settings, seed % (1 << 32), mesh)
-    if not force and not storage.is_up_to_date(folder, recipe) and previous is None:
-        check_unused(folder, work)
+    if not force and not storage.is_up_to_date(folder, recipe):
+        check_unused(folder, work, previous.table if previous else None)
     manifest = storage.build_once(folder, recipe, lambda tmp: write_docids(docids, request, tmp))
     return {"docids": str(folder), **{key: manifest[key] for key in SUMMARY_KEYS if key in manifest}}
 
@@ -102,16 +102,26 @@ def _dual_encoder(work: Workspace, docids: DocidKind) -> str:
     return str(folder)
 
 
-def check_unused(folder: Path, work: Workspace) -> None:
-    """Raises UserError where a model of the work folder was trained on the docids in a folder."""
+def check_unused(folder: Path, work: Workspace, extended: DocidTable | None) -> None:
+    """Raises UserError where a model of the work folder writes the docids in a folder and loses them.
+
+    Args:
+      folder: the table that another one replaces; it may be an extension of the one that a model learned.
+      work: where the models are.
+      extended: the table that the new one extends, so that models of this one and of its ancestors stay
+        usable; None for a new table.
+    """
     if not storage.finished(folder):
         return
-    fingerprint = storage.read_manifest(folder, "docids")["fingerprint"]
+    manifest = storage.read_manifest(folder, "docids")
+    lost = {manifest["fingerprint"], *manifest.get("ancestors", ())}
+    if extended is not None:
+        lost -= {extended.fingerprint(), *extended.ancestors}
     for path in sorted((work.folder / "models").glob("*/model.json")):
         description = storage.read_json(path, "delete the model's folder")
         if model_folder.is_untrained(path.parent):
             continue  # an average of other models, which is made anew
-        if description.get("docids_fingerprint") == fingerprint:
+        if description.get("docids_fingerprint") in lost:
             raise UserError(
                 f"{folder}: {path.parent} was trained to write these docids, and others would replace "
                 "them: name another WORK_DIR, extend them (EXTENDS), or replace them all the same with "

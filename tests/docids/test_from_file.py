@@ -90,8 +90,7 @@ def test_ripors_start_token_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.json.gz", "a.jsonl", "a.tsv"])
-def test_texts_are_pieces_of_the_vocabulary(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(FromFile, "settings", staticmethod(lambda: Settings(text=True)))  # as gin would
+def test_texts_are_pieces_of_the_vocabulary(tmp_path, name, capsys):
     learn(["alpha beta gamma delta", "abcdefghijklmnopqrstuvwxyz 0123456789 /.:"], 70, tmp_path / "pieces")
     collection = stand_in(IDS)
     collection.vocabulary_path = tmp_path / "pieces"
@@ -106,6 +105,9 @@ def test_texts_are_pieces_of_the_vocabulary(tmp_path, name, monkeypatch):
         UserError, match=r"1 docids are those of other passages, as 'p[02]' has that of 'p[02]'"
     ):
         made(tmp_path / name, collection, text=True, shared_docids="refuse")
+    assert "usual" not in capsys.readouterr().err
+    made(written(tmp_path, name, docids | {"p1": ["a" * 500]}), collection, text=True)
+    assert "docids/file: the docid of passage 'p1' has" in capsys.readouterr().err
 
 
 def test_a_docid_that_a_passage_has_already_is_left_out(tmp_path):

@@ -283,6 +283,8 @@ def test_a_passage_may_have_several_docids(docids_of, data):
     gone = data.draw(st.sets(st.sampled_from([*docids_of][1:]))) if len(docids_of) > 1 else set()
     left = {id: docids for id, docids in docids_of.items() if id not in gone}
     assert views_of(table.without(gone)) == left
+    with pytest.raises(UserError, match="passage 'new' is given twice"):
+        table.with_passages(["one", "new", "new"], np.array([[5, 1]] * 3))
     grown = table.without(gone).with_passages(["new"], np.array([[5, 1]]))
     assert views_of(grown) == left | {"new": [[5, 1]]}
     for row in range(len(grown.tokens_NxL)):

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,13 @@ def test_only_what_is_new_is_encoded(collection, grown: Collection, tmp_path, mo
     assert len(encoder.texts) == 2  # one that is new, one that was changed
     np.testing.assert_array_equal(found.vectors_NxE, letters(texts))
     assert storage.read_manifest(folder, "index")["encoded"] == 2
+
+    count = grown.passage_count - 5
+    fewer = types.SimpleNamespace(
+        fingerprint="fewer", passage_count=count, ids=grown.ids[:count], get=grown.get
+    )
+    found = encode_collection(folder, MODEL, fewer, lambda: pytest.fail("no model is needed"))
+    np.testing.assert_array_equal(found.vectors_NxE, letters(texts[:count]))
 
 
 def test_several_devices_take_several_parts_at_once(collection, tmp_path, python, monkeypatch):

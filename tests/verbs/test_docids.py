@@ -1,5 +1,6 @@
 """The verb `docids`: tables on disk, what they depend on, and what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from model_folders import GOLDENS
 from tables import KINDS, docids_of
 
 from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection
 from retrieval_jax.docids import quality, residual, semantic
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.verbs.docids import make_docids
+from retrieval_jax.verbs.docids import check_unused, make_docids
 
 
 @pytest.fixture
@@ -112,6 +114,20 @@ def test_docids_that_a_model_writes_are_replaced_only_if_told_to(cli, arguments,
         assert fingerprint() != first
     finally:
         paths.remove(model)
+
+
+def test_an_extension_of_docids_that_a_model_writes_is_replaced_by_another_one_alone(own_work, collection):
+    learned = KINDS["atomic"](collection)
+    shorter = learned.without([collection.ids[0].as_py()])
+    folder, other = own_work.docids("atomic"), learned.without([collection.ids[1].as_py()])
+    storage.build_once(folder, {}, shorter.write)
+    storage.write_json(own_work.model("reader") / "model.json", {"docids_fingerprint": learned.fingerprint()})
+    for extended in (learned, shorter, other):
+        check_unused(folder, own_work, extended)
+    unrelated = dataclasses.replace(other, ancestors=())
+    for extended in (None, unrelated):
+        with pytest.raises(UserError, match="reader was trained to write these docids"):
+            check_unused(folder, own_work, extended)
 
 
 def test_vectors_are_those_of_a_dual_encoder_that_was_converted(cli, arguments, own_work):
