@@ -18,6 +18,7 @@ import posixpath
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "16")
 SCHEME = "gs://"
 _CHUNK = 1 << 26  # bytes copied at once
 _TOLD = 1 << 26  # from so many bytes on a copy shows a bar
+_LONGEST_COPY = 24 * 60 * 60  # seconds
 _AT_ONCE = 16  # requests; each spends most of its time waiting
 
 
@@ -249,14 +251,14 @@ def ensure_local(path: str | os.PathLike) -> Path:
         kept = home / _digest(repr(state)) / path.name
         if not kept.exists():
             home.mkdir(parents=True, exist_ok=True)
-            earlier = [folder for folder in home.iterdir() if not folder.name.startswith(".")]
+            replaced = [folder for folder in home.iterdir() if _is_finished_or_dead(folder)]
             tmp = Path(tempfile.mkdtemp(dir=home, prefix="."))
             copy_files(parent, tmp, [name for name, *_ in state], f"fetch {path.name}")
             if _state(path)[1] != state:
                 raise UserError(f"{path}: was changed while it was copied: the same command again")
             with contextlib.suppress(OSError):  # another process may have been as quick
                 tmp.rename(kept.parent)
-            for folder in (tmp, *earlier):
+            for folder in (tmp, *replaced):
                 remove(folder)
     except FileNotFoundError:
         raise
@@ -265,6 +267,13 @@ def ensure_local(path: str | os.PathLike) -> Path:
             f"{path}: cannot be copied to {cache_folder()} ({error_text(error)}): try again"
         ) from None
     return kept
+
+
+def _is_finished_or_dead(copy: Path) -> bool:
+    """Returns whether no process copies into a folder any more: after a day it was killed."""
+    with contextlib.suppress(FileNotFoundError):
+        return not copy.name.startswith(".") or time.time() - copy.stat().st_mtime > _LONGEST_COPY
+    return False
 
 
 def cache_folder() -> Path:

@@ -143,6 +143,15 @@ def finished(folder: str | os.PathLike) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def finished_folders(parent: Path, pattern: str = "*") -> list[Path]:
+    """Returns the finished folders in a folder whose names fit a pattern, by name.
+
+    Those with a dot before their names are being made or replaced, and are none of them.
+    """
+    found = (path.parent for path in parent.glob(f"{pattern}/{MANIFEST}"))
+    return sorted(folder for folder in found if not folder.name.startswith("."))
+
+
 def is_up_to_date(folder: str | os.PathLike, recipe: dict) -> bool:
     """Returns whether the folder is finished and was made by this recipe.
 
@@ -202,6 +211,13 @@ def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
+def _remove_old(folder: Path) -> None:
+    """Removes what another folder replaced: its manifest first, or a kill leaves half that looks whole."""
+    with contextlib.suppress(FileNotFoundError):
+        (_old(folder) / MANIFEST).unlink()
+    paths.remove(_old(folder))
+
+
 def _move_back(folder: Path) -> None:
     """Undoes the first of the two renames if a kill came before the second."""
     if not folder.exists() and (_old(folder) / MANIFEST).is_file():
@@ -211,7 +227,7 @@ def _move_back(folder: Path) -> None:
 def _build_local(folder: Path, tmp: Path, recipe: dict, make: Callable[[Path], dict]) -> dict:
     """Does the work of `build_once` on a disk, in the process that has the lock."""
     paths.remove(tmp)
-    paths.remove(_old(folder))
+    _remove_old(folder)
     try:
         tmp.mkdir()
     except OSError as error:
@@ -228,7 +244,7 @@ def _build_local(folder: Path, tmp: Path, recipe: dict, make: Callable[[Path], d
             raise UserError(
                 f"{folder}: cannot be written ({error.strerror}): the same command again"
             ) from None
-        paths.remove(_old(folder))
+        _remove_old(folder)
     finally:
         paths.remove(tmp)
     return manifest

@@ -233,8 +233,7 @@ def fingerprint(work: Workspace, split: str) -> str | None:
 
 def names(work: Workspace) -> list[str]:
     """Returns the names of the splits that were made by variation."""
-    manifests = (work.folder / "variations").glob(f"*{MARK}*/{storage.MANIFEST}")
-    return sorted(name for path in manifests if not (name := path.parent.name).startswith("."))
+    return [path.name for path in storage.finished_folders(work.folder / "variations", f"*{MARK}*")]
 
 
 def expand(work: Workspace, split: str) -> list[str]:

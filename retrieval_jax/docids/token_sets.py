@@ -178,7 +178,7 @@ class TokenSets:
 
 def finished(work: Workspace) -> list[str]:
     """Returns the names of the finished sets in a work folder, in their order."""
-    return sorted(path.parent.name for path in (work.folder / "sets").glob("*/manifest.json"))
+    return [path.name for path in storage.finished_folders(work.folder / "sets")]
 
 
 def chosen(work: Workspace, name: str | None) -> Path:

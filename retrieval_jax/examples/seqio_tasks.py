@@ -15,7 +15,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from retrieval_jax.core import paths
+from retrieval_jax.core import paths, storage
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -191,9 +191,7 @@ def register_all(work_dir: str | Path, config: DataConfig) -> list[str]:
     """
     work = Workspace(paths.as_path(work_dir))
     collection = Collection(work.collection)
-    tables = [
-        DocidTable.open(path.parent) for path in sorted((work.folder / "docids").glob("*/manifest.json"))
-    ]
+    tables = [*map(DocidTable.open, storage.finished_folders(work.folder / "docids"))]
     names = []
     of_docids = [DocidTargets, *([DocidGroupTargets] if config.negatives else [])]
     of_tables = itertools.product(of_docids, tables)

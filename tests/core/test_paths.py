@@ -1,5 +1,7 @@
 """The same calls on a disk and on gs://, which the libraries' own clients ask."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -46,10 +48,18 @@ def test_a_file_is_copied_once_and_again_when_it_changed(bucket: Bucket, tmp_pat
     assert (copy.name, copy.read_text()) == ("file.txt", "one")
     assert copy.is_relative_to(tmp_path / "cache")
     inode = copy.stat().st_ino
+    killed, copying = (copy.parents[1] / name for name in (".killed", ".copying"))
+    for folder in (killed, copying):
+        folder.mkdir()
+        (folder / "half").touch()
+    two_days_ago = time.time() - 2 * 24 * 60 * 60
+    os.utime(killed, (two_days_ago, two_days_ago))
     assert paths.ensure_local(str(remote)).stat().st_ino == inode
     remote.write_text("two")  # as many bytes
     assert paths.ensure_local(remote).read_text() == "two"
     assert not copy.exists()
+    assert not killed.exists()
+    assert (copying / "half").exists()  # another process's
 
 
 def test_a_folder_is_copied_whole(bucket: Bucket, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Whole or absent, on a disk and in a bucket: what `build` promises."""
 
 import gzip
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,39 @@ def test_a_kill_between_the_two_renames_keeps_the_old(tmp_path: Path):
     assert storage.is_up_to_date(target, {"a": 1})
     storage.build_once(target, {"a": 2}, lambda folder: {"by": "newer"})
     assert names(tmp_path) == ["thing/manifest.json"]
+
+
+def test_a_kill_while_the_old_is_removed_leaves_nothing_that_looks_whole(tmp_path: Path):
+    target = tmp_path / "thing"
+
+    def two_files(folder: Path) -> dict:
+        (folder / "a").touch(), (folder / "b").touch()
+        return {"by": "old"}
+
+    storage.build_once(target, {"a": 1}, two_files)
+    die = (
+        "def rmtree(path, **_):\n    if path.name == '.thing.old' and path.exists():\n"
+        "        (path / 'a').unlink()\n        os.kill(os.getpid(), 9)\n"
+        "import shutil\nshutil.rmtree = rmtree\n"
+    )
+    killed = start(target, "new", 0, 2, BUILD.replace("print", die + "print", 1))
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert storage.read_manifest(target, "x")["by"] == "new"
+    assert names(tmp_path / ".thing.old") == ["b"]
+    shutil.rmtree(target)  # as messages advise
+    assert not storage.finished(target)
+    storage.build_once(target, {"a": 2}, lambda folder: {"by": "newer"})
+    assert names(tmp_path) == ["thing/manifest.json"]
+
+
+def test_finished_folders_are_listed_without_those_in_the_making(place: Path):
+    for name in ("b", "a", ".c.making", ".d.old"):
+        (place / name).mkdir(parents=True)
+        storage.write_manifest(place / name, {})
+    (place / "e").mkdir()
+    assert storage.finished_folders(place) == [place / "a", place / "b"]
+    assert storage.finished_folders(place, "b*") == [place / "b"]
 
 
 def test_where_the_new_cannot_be_moved_in_the_old_is_moved_back(
