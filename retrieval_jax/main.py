@@ -27,8 +27,8 @@ OPTIONS = """options of every verb:
 WORK_DIR and MODEL_DIR may lie in Google Cloud Storage (training there needs the extra retrieval_jax[gcs]):
   --WORK_DIR=gs://BUCKET/NAME
 
-train, generate-queries, mine, score, index and search on several hosts: the same command on each, the work
-folder shared by all
+train, generate-queries, mine, sets, score, index and search on several hosts: the same command on each, the
+work folder shared by all
   --gin.multihost.enabled=True                 on a TPU pod, GKE or SLURM: no more is needed
   JAX_COORDINATOR_ADDRESS=HOST:PORT JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 retrieval-jax train …    elsewhere
 

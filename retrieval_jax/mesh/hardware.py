@@ -1,4 +1,4 @@
-"""What chips can do: peak arithmetic, memory and its bandwidth, and the slices in which TPUs are offered."""
+"""What chips can do: peak arithmetic; of TPUs also memory, its bandwidth, and the slices on offer."""
 
 import dataclasses
 
@@ -15,18 +15,27 @@ class Chip:
       name: its short name, as in "v4:2x2x1".
       device_kinds: the values of `jax.Device.device_kind` for it.
       flops: peak bfloat16 FLOP/s of dense products, as published by its vendor.
-      bandwidth: bytes/s between the chip and its memory, as published.
-      hbm: bytes of its memory that a program may fill: the limit of the TPU compiler, or the card's size.
-      topologies: the slices in which it is offered (chips along each dimension), smallest first.
-      config: the name of its configuration, if the TPU compiler wants one.
     """
 
     name: str
     device_kinds: tuple[str, ...]
     flops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu(Chip):
+    """A chip that programs can be compiled for without it.
+
+    Attributes:
+      bandwidth: bytes/s between the chip and its memory, as published.
+      hbm: bytes of its memory that a program may fill, the limit of its compiler.
+      topologies: the slices in which it is offered (chips along each dimension), smallest first.
+      config: the name of its configuration, if its compiler wants one.
+    """
+
     bandwidth: float
     hbm: int
-    topologies: tuple[str, ...] = ()
+    topologies: tuple[str, ...]
     config: str | None = None
 
 
@@ -36,21 +45,21 @@ def _gib(n: float) -> int:
 
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-CHIPS: dict[str, Chip] = {
+CHIPS: dict[str, Tpu] = {
     chip.name: chip
     for chip in (
         # cloud.google.com/tpu/docs: a page a generation
-        Chip("v4", ("TPU v4",), 275e12, 1228e9, _gib(30.75), _CUBES, "megacore"),
-        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, _gib(15.75), _SQUARES),
-        Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 2765e9, _gib(95.73), _CUBES),
-        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1640e9, _gib(31.24), _SQUARES),
+        Tpu("v4", ("TPU v4",), 275e12, 1228e9, _gib(30.75), _CUBES, "megacore"),
+        Tpu("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, _gib(15.75), _SQUARES),
+        Tpu("v5p", ("TPU v5", "TPU v5p"), 459e12, 2765e9, _gib(95.73), _CUBES),
+        Tpu("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1640e9, _gib(31.24), _SQUARES),
     )
 }
 # Data sheets of the SXM cards, without sparsity; a device kind begins so, and may go on ("… 80GB HBM3").
 _CARDS = (
-    Chip("a100", ("NVIDIA A100",), 312e12, 2039e9, _gib(80)),
-    Chip("h100", ("NVIDIA H100",), 989e12, 3350e9, _gib(80)),
-    Chip("h200", ("NVIDIA H200",), 989e12, 4800e9, _gib(141)),
+    Chip("a100", ("NVIDIA A100",), 312e12),
+    Chip("h100", ("NVIDIA H100",), 989e12),
+    Chip("h200", ("NVIDIA H200",), 989e12),
 )
 
 
@@ -62,7 +71,7 @@ def find_chip(device_kind: str) -> Chip | None:
     return next((card for card in _CARDS if device_kind.startswith(card.device_kinds[0])), None)
 
 
-def parse_topology(topology: str) -> tuple[Chip, str]:
+def parse_topology(topology: str) -> tuple[Tpu, str]:
     """Parses the name of a slice, such as "v4:4x4x4".
 
     Args:

@@ -20,7 +20,7 @@ from retrieval_jax.core.errors import UserError, first_line
 from retrieval_jax.mesh import partitioning
 
 T = TypeVar("T")
-VERBS = ("train", "generate-queries", "mine", "score", "index", "search")
+VERBS = ("train", "generate-queries", "mine", "sets", "score", "index", "search")
 
 
 @gin.configurable("multihost", denylist=["verb"])

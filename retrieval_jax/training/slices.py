@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from jax.sharding import Mesh
 
-from retrieval_jax.mesh.hardware import GIB, Chip, parse_topology
+from retrieval_jax.mesh.hardware import GIB, Tpu, parse_topology
 from retrieval_jax.training.aot import MemoryReport, measure, mesh_name
 from retrieval_jax.training.flops import model_flops
 from retrieval_jax.training.program import Program
@@ -29,7 +29,7 @@ class Plan:
     shapes: Mapping[str, tuple[int, ...]]
     steps: int | None
     facts: dict
-    slow: Callable[[Mesh, Chip, dict], list[str]]
+    slow: Callable[[Mesh, Tpu, dict], list[str]]
 
     def measure(self, where: str, mesh: Mesh, hbm: float, optimization: int | None = None) -> MemoryReport:
         """Compiles the program for a mesh of devices with `hbm` bytes of memory each; see `aot.measure`."""
@@ -39,7 +39,7 @@ class Plan:
         return measure(self.program(mesh), hbm, title, optimization)
 
 
-def summary(plan: Plan, report: MemoryReport, chip: Chip, chips: int) -> dict:
+def summary(plan: Plan, report: MemoryReport, chip: Tpu, chips: int) -> dict:
     """Sums up what the compiler says of a program on a slice.
 
     Args:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from retrieval_jax.data.vocabulary import round_up
-from retrieval_jax.mesh.hardware import Chip
+from retrieval_jax.mesh.hardware import Tpu
 from retrieval_jax.mesh.partitioning import Rules
 from retrieval_jax.models.layers import T5Config
 from retrieval_jax.models.softmax import Blocks
@@ -120,7 +120,7 @@ def slow_training(
     mesh: Mesh,
     rules: Rules,
     microbatches: int,
-    chip: Chip,
+    chip: Tpu,
     least_ms: Mapping[str, float],
 ) -> list[str]:
     """Finds the settings by whose shapes a training step is slow on a TPU.
@@ -155,7 +155,7 @@ def slow_training(
 
 
 def slow_search(
-    config: T5Config, batch_size: int, hypotheses: int, mesh: Mesh, rules: Rules, chip: Chip
+    config: T5Config, batch_size: int, hypotheses: int, mesh: Mesh, rules: Rules, chip: Tpu
 ) -> list[str]:
     """Finds the settings by whose shapes a search is slow on a TPU.
 
@@ -230,7 +230,7 @@ def _padding(work: _Work, config: T5Config) -> Iterator[str]:
         )
 
 
-def _blocks(work: _Work, tokens: int, most: int, chip: Chip) -> Iterator[str]:
+def _blocks(work: _Work, tokens: int, most: int, chip: Tpu) -> Iterator[str]:
     """Yields a line where a softmax is cut into blocks that are too narrow, or for nothing.
 
     Args:

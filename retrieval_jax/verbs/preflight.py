@@ -26,7 +26,7 @@ from retrieval_jax.docids.kinds import docid_kind
 from retrieval_jax.docids.table import DocidShape, DocidTable
 from retrieval_jax.docids.token_sets import SetShape
 from retrieval_jax.mesh import partitioning
-from retrieval_jax.mesh.hardware import GIB, Chip, parse_topology
+from retrieval_jax.mesh.hardware import GIB, Tpu, parse_topology
 from retrieval_jax.training.aot import devices_of, mesh_name, reach_compiler
 from retrieval_jax.training.families import family_of
 from retrieval_jax.training.program import DoesNotDivide, Program, plan_search, plan_train_step
@@ -206,7 +206,7 @@ def _configured(
     else:
         inputs, microbatches = shapes, config.settings.microbatches
 
-        def slow(mesh: Mesh, chip: Chip, least_ms: dict) -> list[str]:
+        def slow(mesh: Mesh, chip: Tpu, least_ms: dict) -> list[str]:
             return slow_training(model, shapes, mesh, rules, microbatches, chip, least_ms)
 
         def program(mesh: Mesh) -> Program:
@@ -307,7 +307,7 @@ def _plan_search(
             planning=planning(mesh.shape["data"]),
         )
 
-    def slow(mesh: Mesh, chip: Chip, least_ms: dict) -> list[str]:
+    def slow(mesh: Mesh, chip: Tpu, least_ms: dict) -> list[str]:
         hypotheses = settings.beams if strategy.steps(arrays) > 1 else 1
         return slow_search(model.config, settings.batch_size, hypotheses, mesh, rules, chip)
 
