@@ -84,6 +84,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.16",
+            "scikit-learn>=1.7,<2",  # whose k-means ours is compared with
             "schemathesis>=4.32,<5",
         ],
     },

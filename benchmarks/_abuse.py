@@ -85,7 +85,7 @@ class Attack:
             await asyncio.sleep(0.02)
 
     async def flood(self, requests: Sequence[bytes], rate: float, until: float) -> None:
-        """Sends so many a second, whether they are answered or not."""
+        """Sends so many a second, whether they are answered or not, or as many as this process can."""
         running, number, began = set(), 0, time.monotonic()
         while time.monotonic() < until:
             while number < rate * (time.monotonic() - began) and len(running) < 800:
@@ -160,6 +160,7 @@ async def _run(
         "searcher": name,
         "seconds": seconds,
         "capacity": round(rate, 1),
+        "flood_over_capacity": round(sum(attack.statuses["flood"].values()) / seconds / rate, 2),
         "statuses": {
             what: {str(s): n for s, n in sorted(of.items())} for what, of in attack.statuses.items()
         },

@@ -74,13 +74,19 @@ def studies(
 
 
 def cut(source: Path, passages: int, out: Path) -> Path:
-    """Writes a part of a TSV folder: passages chosen by a hash, and the queries that ask for these alone."""
+    """Writes a part of a TSV folder: passages chosen by a hash, and train and test queries that ask for them.
+
+    It has no dev queries: the import then holds some train queries out as such.
+    """
     if (out / "qrels.test.tsv").exists():
         return out
     out.mkdir(parents=True, exist_ok=True)
 
     def lines(name: str) -> list[list[str]]:
-        with gzip.open(source / f"{name}.tsv.gz", "rt") as file:
+        path = source / f"{name}.tsv"
+        if path.exists():
+            return [line.split("\t") for line in path.read_text().split("\n") if line]
+        with gzip.open(path.with_name(f"{path.name}.gz"), "rt") as file:
             return [line.rstrip("\n").split("\t") for line in file]
 
     def write(name: str, rows: Iterable[list[str]]) -> None:

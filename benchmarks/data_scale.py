@@ -9,12 +9,14 @@ each step runs in a process of its own, and a table says what it took: seconds, 
 and the peak of the resident memory of the process and its workers, summed. At the end the D2Q mixture of all
 of it (27 million examples) is read for half a minute, as the trainer does and by plain seqio
 (example_stream.py), written to a cache, and read from there. The last line is JSON; its `cache` has the time
-that 353 million examples (40 queries a passage) take at the same rate.
+that 353 million examples (40 queries a passage) take at the same rate. The generated collection is kept in
+FOLDER for the next run, which makes all else anew.
 """
 
 import argparse
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -126,6 +128,11 @@ def _tree(process: psutil.Popen) -> list[psutil.Process]:
         return []
 
 
+def subsets(lines: int) -> list[int]:
+    """The sizes of the paper's subsets, or as large a share of fewer lines."""
+    return [round(share * lines / LINES) for share in (100_000, 1_000_000)]
+
+
 def steps(source: Path, lines: int, vocabulary: str | None) -> Iterator[tuple[str, list[str]]]:
     """(name, command) of what is measured."""
 
@@ -138,8 +145,7 @@ def steps(source: Path, lines: int, vocabulary: str | None) -> Iterator[tuple[st
 
     full = f"full_{lines}"
     yield "import", verb("import", full)
-    for share in (100_000, 1_000_000):
-        size = round(share * lines / LINES)
+    for size in subsets(lines):
         yield f"import, {size:,} of them", verb("import", f"subset_{size}", f"SUBSET={size}")
     yield "naive docids", verb("docids", full, "DOCIDS='naive'")
     yield "predicted queries", verb("generate-queries", full, f"generate_queries.predictions='{source}'")
@@ -165,6 +171,8 @@ def main() -> None:
     args = parser.parse_args()
     lines = 20_000 if args.quick else args.lines
     source = args.folder / f"msmarco_like_{lines}"
+    for earlier in (f"full_{lines}", *(f"subset_{size}" for size in subsets(lines))):
+        shutil.rmtree(args.folder / earlier, ignore_errors=True)  # or nothing would be made, and timed
     started = time.perf_counter()
     if not (source / "predicted_queries_sample001.txt").exists():
         generate(source, lines)

@@ -175,6 +175,7 @@ def main() -> None:
         compiling = compile_shapes(encoder, some)
         size = 32 if options.quick else best_batch_size(library_model, some[: count // 8])
         theirs = functools.partial(library_model.encode, batch_size=size, show_progress_bar=False)
+        theirs(some[:size])  # its first call is slower than the others, as ours, which compiled
         found = compare(encoder, theirs, some, 1 if options.quick else 2)
         tokens = statistics.mean(map(len, encoder.vocabulary.tokens(texts, LENGTH)))
         log(

@@ -5,12 +5,13 @@
 Asks `retrieval-jax preflight` about the rows of gin_configs/papers/, one call for all that give the same
 program on the same slice (they differ in their examples, names or number of steps), the widest networks last.
 --only keeps the programs with a row whose path contains one of the words. --out keeps each program's line in
-a file, too; a program whose line is there is not compiled again. Bindings are added to every row.
+a file, too; a program whose line is there is not compiled again, unless its settings, its rows or the
+bindings are others. Bindings are added to every row.
 
 Prints a table: a program's rows, slice, memory a chip, FLOPs a step, least milliseconds a step, and days of
 all its rows' steps, if chips told each other everything in no time and reached their peak. The last line is
-JSON: a list of {rows, topology, mesh, fits, peak_gib, hbm_gib, flops_per_step, least_ms_per_step, least_days,
-compile_seconds}, least_days a number for each number of steps. Needs libtpu: the extra "tpu".
+JSON: a list of {rows, program, topology, mesh, fits, peak_gib, hbm_gib, flops_per_step, least_ms_per_step,
+least_days, compile_seconds}, least_days a number for each number of steps. Needs libtpu: the extra "tpu".
 """
 
 import argparse
@@ -22,7 +23,7 @@ import gin
 from _verbs import parse, run
 from preflight import TOLD
 
-from retrieval_jax.core import configuration
+from retrieval_jax.core import configuration, storage
 from retrieval_jax.core.progress import log
 from retrieval_jax.main import configure_verbs
 from retrieval_jax.verbs.preflight import configured
@@ -96,15 +97,18 @@ def main() -> None:
     args, bindings = parse(parser)
     kept = {}
     if args.out and args.out.exists():
-        kept = {line["rows"][0]: line for line in map(json.loads, args.out.read_text().splitlines())}
+        kept = {line["program"]: line for line in map(json.loads, args.out.read_text().splitlines())}
     found, told = programs(args.only), []
-    for number, rows in enumerate(found.values(), 1):
-        first = rows[0][0]
-        if first in kept:
-            told.append(kept[first])
+    for number, (key, rows) in enumerate(found.items(), 1):
+        first, program = (
+            rows[0][0],
+            storage.digest([key, *bindings, *(f"{row} {steps}" for row, steps in rows)]),
+        )
+        if program in kept:
+            told.append(kept[program])
             continue
         log(f"{number} of {len(found)}: {first} …")
-        made = {"rows": [row for row, _ in rows]}
+        made = {"rows": [row for row, _ in rows], "program": program}
         try:
             answer = ask(first, bindings)
         except subprocess.CalledProcessError as error:

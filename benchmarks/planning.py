@@ -15,8 +15,8 @@ network from random weights (gin_configs/runs/pag.gin), each training with as ma
 
 and, all but the searches by 1, 5 and 40 beams, again with one word of each query misspelt. Differences are to
 BM25, and to the unplanned search with 100 beams, with p of the paired randomisation test after Holm's
-correction; several --seeds are averaged for each query. Settings were chosen on dev queries. What is finished
-is kept in --work.
+correction over the methods, for each collection and baseline apart; several --seeds are averaged for each
+query. Settings were chosen on dev queries. What is finished is kept in --work.
 
 Then the time is measured that planning takes with --sizes simulated passages (see _planning_cost.py); with
 --cost nothing else, on whatever device there is.

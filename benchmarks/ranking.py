@@ -18,9 +18,9 @@ of another model, and docids that are made of a dual encoder's vectors, have had
     teacher                 of these: BM25 and the dual encoder, fused with weights chosen on dev queries
 
 Test queries are read when all is trained; settings were chosen on dev queries of SQuAD. Differences are to
-rq_8x256 and to the dual encoder, with p of the paired randomisation test after Holm's correction; several
---seeds are averaged for each query. What is finished is kept in --work. Prints a table, then one line of
-JSON.
+rq_8x256 and to the dual encoder, with p of the paired randomisation test after Holm's correction over the
+methods, for each collection and baseline apart; several --seeds are averaged for each query. What is finished
+is kept in --work. Prints a table, then one line of JSON.
 """
 
 import argparse

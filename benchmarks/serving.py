@@ -16,8 +16,8 @@ With sentence-transformers installed, the dual encoder's vectors are asked for, 
 behind the plainest FastAPI route, unless they are a decoder's state, which that library has no name for.
 --quick takes the first two searchers, and less than a minute.
 
---abuse SECONDS asks for four times as much as the last searcher can answer, while others send what no client
-should: see `_abuse.py`.
+--abuse SECONDS asks for four times as much as the last searcher can answer (or, of a quick one, for as much
+as this process can: `flood_over_capacity` says), while others send what no client should: see `_abuse.py`.
 
 The last line is JSON: by searcher `throughput_over_batched` (32 clients, over batches of 32),
 `lists_over_batched` (one client with lists of 32) and `added_ms` (one client, over a single `search`);

@@ -1,4 +1,4 @@
-"""Sets of a model's best tokens: their impacts, and passages that come and go."""
+"""Sets of a model's best tokens: their impacts."""
 
 from pathlib import Path
 

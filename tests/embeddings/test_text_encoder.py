@@ -1,6 +1,5 @@
 """Texts in batches of a few lengths: the vectors of the whole length, whatever is beside a text."""
 
-import collections
 import types
 
 import jax
@@ -135,7 +134,7 @@ def test_every_text_is_in_one_batch_at_its_length(numbers, counts):
 
     lengths = lengths_up_to(20, 4, 4)
     encoder = TextEncoder(lambda params, tokens: tokens, {}, Words(), dict.fromkeys(lengths, counts))
-    seen, padding = [], collections.Counter()
+    seen = []
     for places, tokens in encoder.batches([*map(str, numbers)]):
         assert len(tokens) in counts
         assert 0 < len(places) <= len(tokens)
@@ -145,7 +144,6 @@ def test_every_text_is_in_one_batch_at_its_length(numbers, counts):
             assert np.count_nonzero(row) == numbers[place] <= length
             assert length == 4 or length - 4 < numbers[place]
         assert not tokens[len(places) :].any()
-        padding[length] += len(tokens) - len(places)
         assert len(tokens) == counts[0] or 2 * len(places) >= len(tokens)
     assert sorted(seen) == [*range(len(numbers))]
 
