@@ -97,13 +97,11 @@ def main() -> None:
     args, bindings = parse(parser)
     kept = {}
     if args.out and args.out.exists():
-        kept = {line["program"]: line for line in map(json.loads, args.out.read_text().splitlines())}
+        kept = {line.get("program"): line for line in map(json.loads, args.out.read_text().splitlines())}
     found, told = programs(args.only), []
     for number, (key, rows) in enumerate(found.items(), 1):
-        first, program = (
-            rows[0][0],
-            storage.digest([key, *bindings, *(f"{row} {steps}" for row, steps in rows)]),
-        )
+        first = rows[0][0]
+        program = storage.digest([key, *bindings, *(f"{row} {steps}" for row, steps in rows)])
         if program in kept:
             told.append(kept[program])
             continue
