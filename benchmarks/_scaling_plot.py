@@ -94,15 +94,20 @@ class Panels:
             self.recall: ("predicted from the corpus before", "Recall@10 of the largest corpus"),
         }
         for ax, (y, title) in shown.items():
-            ax.set_ylabel(y), ax.set_title(title, fontsize=10), ax.grid(alpha=0.3)
+            ax.set_title(title, fontsize=10)
+            if not ax.has_data():
+                ax.set_axis_off(), ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes)
+                continue
+            ax.set_ylabel(y), ax.grid(alpha=0.3)
             if ax is self.recall:
                 continue
             ax.set_xscale("log")
             if ax is not self.flops:
-                ax.set_xticks(self.sizes, [f"{size:,}" for size in self.sizes])
+                ax.set_xticks(self.sizes, [f"{size / 1000:.3g}k" for size in self.sizes])
                 ax.set_xticks([], minor=True)
+                ax.set_xlim(self.sizes[0] / 1.3, self.sizes[-1] * 1.3)
                 ax.set_xlabel("passages")
-        for ax in (self.gain, self.gap):
+        for ax in filter(lambda ax: ax.has_data(), (self.gain, self.gap)):
             ax.axhline(0, color="black", lw=0.8)
         self.flops.set_xlabel("floating-point operations of the training")
         self.recall.set(xlabel="seen", xlim=(0, 1), ylim=(0, 1))
