@@ -67,7 +67,7 @@ def read(folder: Path) -> tuple[dict[str, LazyArray], dict, dict, Path]:
       UserError: it is another kind of encoder, or a file cannot be read.
     """
     path = folder / MODULES
-    listed = storage.read_json(path, "fetch it again")
+    listed = storage.read_json(path, "fetch it again", list)
     kinds = [_kind(path, module) for module in listed]
     folders = [paths.join_inside(folder, module["path"], path) for module in listed]
     modules = list(zip(kinds, folders, strict=True))

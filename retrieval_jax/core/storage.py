@@ -70,24 +70,28 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     atomic_write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: str | os.PathLike, hint: str) -> dict:
-    """Reads the JSON object in a file.
+def read_json(path: str | os.PathLike, hint: str, kind: type[T] = dict) -> T:
+    """Reads the JSON object (or list) in a file.
 
     Args:
       path: the file, local or remote.
       hint: the remedy in the message if the file is missing or damaged.
+      kind: what the file holds, dict or list.
 
     Raises:
-      UserError: the file is missing, unreadable or damaged.
+      UserError: the file is missing, unreadable or damaged, or holds something else.
     """
     try:
-        return json.loads(paths.as_path(path).read_text())
+        found = json.loads(paths.as_path(path).read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file: {hint}") from None
     except paths.io_errors() as error:
         raise UserError(f"{path}: cannot be read ({paths.error_text(error)}): check the path") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}): {hint}") from None
+    if not isinstance(found, kind):
+        raise UserError(f"{path}: holds no JSON {'object' if kind is dict else 'list'}: {hint}")
+    return found
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
@@ -121,7 +125,7 @@ def read_manifest(folder: str | os.PathLike, verb: str) -> dict:
 
 def _read_manifest(folder: Path, hint: str = "delete the folder, then the same command again") -> dict:
     manifest = read_json(folder / MANIFEST, hint)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("recipe", {}), dict):
+    if not isinstance(manifest.get("recipe", {}), dict):
         raise UserError(f"{folder / MANIFEST}: is no manifest: {hint}")
     version = manifest.pop("format", None)
     if version is None:

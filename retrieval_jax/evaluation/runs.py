@@ -63,7 +63,10 @@ def read_facts(path: Path) -> dict | None:
     A file that took the place of the run that the facts are of is another tool's, too.
     """
     facts = _facts_path(path)
-    found = storage.read_json(facts, f"delete {path}, then search again") if facts.is_file() else None
+    hint = f"delete {path}, then search again"
+    found = (
+        storage.read_json(facts, hint, object) if facts.is_file() else None
+    )  # another tool's may hold anything
     ours = isinstance(found, dict) and isinstance(found.get("recipe"), dict)
     return found if ours and found.get("checksum") in (None, storage.checksum(path)) else None
 

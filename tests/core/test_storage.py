@@ -1,6 +1,7 @@
 """Whole or absent, on a disk and in a bucket: what `build` promises."""
 
 import gzip
+import json
 import shutil
 import signal
 import subprocess
@@ -287,3 +288,15 @@ def test_hash_fraction_is_even_and_fixed():
     assert abs(sum(v < 0.1 for v in values) - 200) < 60
     assert storage.hash_fraction("numpy.dot") == storage.hash_fraction("numpy.dot")
     assert storage.digest(["ab", "c"]) != storage.digest(["a", "bc"])
+
+
+@pytest.mark.parametrize(("text", "kind"), [("[1]", dict), ("3", dict), ('{"a": 1}', list), ("null", list)])
+def test_json_of_another_kind_is_told(tmp_path: Path, text: str, kind: type):
+    path = tmp_path / "facts.json"
+    path.write_text(text)
+    wanted = {dict: "object", list: "list"}[kind]
+    assert (
+        error_of(lambda: storage.read_json(path, "mend it", kind))
+        == f"{path}: holds no JSON {wanted}: mend it"
+    )
+    assert storage.read_json(path, "mend it", object) == json.loads(text)
