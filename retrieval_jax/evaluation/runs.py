@@ -64,9 +64,7 @@ def read_facts(path: Path) -> dict | None:
     """
     facts = _facts_path(path)
     hint = f"delete {path}, then search again"
-    found = (
-        storage.read_json(facts, hint, object) if facts.is_file() else None
-    )  # another tool's may hold anything
+    found = storage.read_json(facts, hint, object) if facts.is_file() else None
     ours = isinstance(found, dict) and isinstance(found.get("recipe"), dict)
     return found if ours and found.get("checksum") in (None, storage.checksum(path)) else None
 

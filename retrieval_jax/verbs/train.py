@@ -320,8 +320,8 @@ def _prepare(config: TrainConfig, folder: Path, model, examples: TrainDataset) -
         settings_file.keep(folder, chosen, config.on_change, configuration.operative_text())
 
     multihost.on_process_0(prepare)
-    if not multihost.is_process_0():
-        prepare()  # sees what the first process wrote, and compares
+    # The others see what the first process wrote, and compare.
+    multihost.on_every_process(lambda: multihost.is_process_0() or prepare())
 
 
 def describe_batch(
