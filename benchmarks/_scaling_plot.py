@@ -63,7 +63,7 @@ class Panels:
     def widths(self, some: list[Row]) -> None:
         """Draws networks of several widths on one corpus."""
         style = STYLES[some[0].point.method] | {"ls": "--", "marker": ""}
-        self.flops.plot([row.flops for row in some], [row.mrr_SxQ.mean() for row in some], **style)
+        _line(self.flops, [(row.flops, _mrr(row)) for row in some], **style)
 
     def law(self, law: dict) -> None:
         """Draws a law, and what it predicts."""
@@ -71,11 +71,10 @@ class Panels:
             return
         style = STYLES[law["method"]]
         if law["law"] == "contrastive entropy by passages":
-            xs = np.geomspace(self.sizes[0], self.sizes[-1])
-            ys = PowerLaw(law["factor"], law["exponent"], law["floor"])(xs)
-            self.entropy.plot(xs, ys, color=style["color"], lw=1)
+            xs = np.geomspace(self.sizes[0], law["largest"])
+            self.entropy.plot(xs, PowerLaw(**law["smaller"])(xs), color=style["color"], lw=1, ls="--")
             self.entropy.plot(law["largest"], law["predicted"], mfc="white", **style)
-        elif law["law"] == "Recall@10 by passages":
+        elif law["law"] == "Recall@10 by passages" and law["largest"] == self.sizes[-1]:
             x, y = ((law[k], *law[f"{of}interval"]) for k, of in (("seen", ""), ("predicted", "predicted_")))
             bars = {"xerr": _errors([x]), "yerr": _errors([y])}
             self.recall.errorbar(x[0], y[0], **bars, **style, ms=5, lw=0.8, capsize=0)
@@ -89,7 +88,7 @@ class Panels:
             self.gap: ("difference in MRR@10", "Gap to the dual encoder"),
             self.entropy: (
                 "nats",
-                "Contrastive entropy, laws (hollow: predicted)",
+                "Contrastive entropy (dashed: law of all but the largest)",
             ),
             self.recall: ("predicted from the corpus before", "Recall@10 of the largest corpus"),
         }

@@ -296,6 +296,8 @@ class Study:
         scale = getattr(model.model, "scale", 1.0) if model else 1.0  # of a dual encoder's cosines
         # Sums of raw logits, of methods that learn to rank, have no scale.
         has_entropy = model is not None and getattr(model.model, "sums_log_probs", True)
+        # Of fewer passages than it wants, the entropy of a model that knows nothing would be another.
+        has_entropy &= collection.passage_count >= self.sizes.negatives
         entropy = contrastive_entropy(scale * positive_Q, scale * negatives_QxDxR)
         random = negatives_QxDxR.reshape(len(positive_Q), -1)
         return figures | {

@@ -24,12 +24,14 @@ corpus (the paper: 1M steps at 100k, 9M at 8.8M). The budget `examples` gives al
 examples; the budget `flops` gives generative ones the operations of naive docids with 3b (matrix products of
 the training, three times the forward pass). --widths are other sizes of the network, on one corpus (--fixed).
 
-Every figure is of test queries, with its 95% interval over queries and seeds. Contrastive
-entropy is the one metric that both families have: -log of the relevant passage's share of exp(score) among
-256 random ones, in 10 draws; a score is the exact log-probability of a docid, or a cosine times the
-training's scale; ranking and planning, which add up raw logits, have none. Its law by passages is fitted to
-all corpora, and to all but the largest, which is predicted. Recall@10 of the largest corpus is predicted
-from the scores of the one before, that of 8.8M passages from the largest.
+Every figure is of test queries. MRR@10, differences and predictions have 95% intervals, over queries and,
+where there are several, seeds. Whether a difference is one is decided by the paired randomisation test (of
+several seeds: by the interval). Contrastive entropy is the one metric that both families have: -log of the
+relevant passage's share of exp(score) among 256 random ones, in 10 draws; a score is the exact
+log-probability of a docid, or a cosine times the training's scale; ranking and planning, which add up raw
+logits, have none. Its law by passages is fitted to all corpora, and to all but the largest, which is
+predicted; beside the prediction stands what was seen on the corpus before. Recall@10 of the largest corpus is
+predicted from the scores of the one before, that of 8.8M passages from the largest.
 
 Of the paper's questions and its successors' these are left out: the best size for a budget, a joint law in
 parameters and passages, and pretrained weights of several sizes.
@@ -169,12 +171,13 @@ def show(name: str, told: Mapping[str, list[dict]]) -> None:
             f"{interval[0]:.3f}-{interval[1]:.3f}", "" if entropy is None else f"{entropy:.2f}",
         )  # fmt: skip
     console.print(table)
-    table = Table("law", "method", "mixture", "budget", "largest", "predicted", "seen", "95%")
+    columns = ("before", "predicted", "seen", "predicted - seen", "95%")
+    table = Table("law", "method", "mixture", "budget", "largest", *columns)
     for law in told["fits"]:
-        low, high = law["interval"]
+        difference, low, high = law["difference"]
         table.add_row(
             law["law"], law["method"], law["mixture"] or "", law["budget"], f"{law['largest']:,}",
-            f"{law['predicted']:.3f}", f"{law['seen']:.3f}", f"{low:.3f}-{high:.3f}",
+            *(f"{law[name]:.3f}" for name in columns[:3]), f"{difference:+.3f}", f"{low:+.3f} to {high:+.3f}",
         )  # fmt: skip
     console.print(table)
     table = Table("the paper", "seen here: MRR@10 and its 95% interval", "agrees")

@@ -69,13 +69,13 @@ def depth(run: Run, facts: dict | None) -> int:
     Args:
       run: the run.
       facts: what `search` noted of it. Of a run of another tool the longest list tells its depth, and of a
-        retriever with beams, which may be fewer than what was asked for.
+        retriever with beams or of a fused one, whose lists may be shorter than what was asked for.
     """
     longest = max(map(len, run.values()), default=0)
     if facts is None:
         return longest
     asked = facts["recipe"]["k"]
-    return min(asked, longest) if facts["family"] in ("generative", "planned") else asked
+    return min(asked, longest) if facts["family"] in ("generative", "planned", "fused") else asked
 
 
 def too_deep(

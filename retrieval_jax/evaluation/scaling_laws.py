@@ -4,12 +4,15 @@ All functions take and give NumPy arrays. Letters in shapes: Q queries, D draws,
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import optimize, stats
 
 TAIL = 0.05  # the share of a query's scores of other passages to which a tail is fitted
 DRAWS = 2000  # of a bootstrap
+REFITS = 200  # of a law, each to other queries
+FLOOR_POINTS = 6  # the fewest points to which a law with a floor is fitted
 RESTARTS = 16  # of a fit, whose squared errors have more than one minimum
 
 
@@ -87,7 +90,8 @@ def fit_power_law(x: np.ndarray, y: np.ndarray) -> PowerLaw:
 
     Args:
       x: sizes, at least two of them different.
-      y: values above 0. With fewer than four points the floor is 0: it would fit anything.
+      y: values above 0. With fewer than FLOOR_POINTS the floor is 0: it would fit noise. A law that rises has
+        none either.
 
     Returns:
       The law.
@@ -108,8 +112,8 @@ def fit_power_law(x: np.ndarray, y: np.ndarray) -> PowerLaw:
 
     slope, height = np.polyfit(log_x - center, log_y, 1)
     random, starts, bounds = np.random.default_rng(0), [[height, -slope]], ([-60.0, -5.0], [60.0, 5.0])
-    if len(y) >= 4:
-        bounds = ([*bounds[0], 0.0], [*bounds[1], float(y.min())])
+    if len(y) >= FLOOR_POINTS and slope < 0:
+        bounds = ([bounds[0][0], 0.0, 0.0], [*bounds[1], float(y.min())])
         floors = y.min() * random.uniform(0.0, 0.99, RESTARTS)
         starts = [[*np.polyfit(log_x - center, np.log(y - floor), 1)[::-1], floor] for floor in floors]
         starts = [[height, -slope * random.uniform(0.5, 2.0), floor] for height, slope, floor in starts]
@@ -119,6 +123,26 @@ def fit_power_law(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     ]
     height, exponent, *floor = min(fits, key=lambda fit: fit.cost).x.tolist()
     return PowerLaw(float(np.exp(height + exponent * center)), exponent, *floor)
+
+
+def prediction_errors(x: np.ndarray, values: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """Gives what the law of the smaller sizes says of the largest one less what is seen there.
+
+    Args:
+      x: N sizes, the largest one last.
+      values: for each size, S×Q values of the same queries.
+
+    Returns:
+      (the difference, and its 95% interval): the percentiles where queries are drawn again, the same ones at
+      all sizes, and the law is fitted to each draw. Seeds are averaged.
+    """
+    values_NxQ = np.array([np.atleast_2d(some).mean(0) for some in values])
+    queries = values_NxQ.shape[1]
+    weights_DxQ = np.random.default_rng(0).multinomial(queries, np.full(queries, 1 / queries), REFITS)
+    means_DxN = np.concatenate([values_NxQ.mean(1)[None], weights_DxQ @ values_NxQ.T / queries])
+    errors = [float(fit_power_law(x[:-1], means_N[:-1])(x[-1]) - means_N[-1]) for means_N in means_DxN]
+    low, high = np.quantile(errors[1:], (0.025, 0.975))
+    return errors[0], float(low), float(high)
 
 
 def found_at(positive_Q: np.ndarray, others_QxR: np.ndarray, *, k: int, passages: int) -> np.ndarray:

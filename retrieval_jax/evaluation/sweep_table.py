@@ -116,7 +116,7 @@ class SweepTable:
 
     @property
     def whole(self) -> list[CollectionValues]:
-        """The collections that the mean is of."""
+        """The collections that the mean is of: where nothing failed and each method is deep enough."""
         return [found for found in self.collections if not found.errors and not found.not_comparable]
 
     def _row(self, found: CollectionValues) -> Row:
@@ -159,7 +159,9 @@ class SweepTable:
             notes.append(f"{self.missing} {are} still to come.")
         if self.mean and len(self.whole) < len(self.rows):
             have = "collection that has" if len(self.whole) == 1 else "collections that have"
-            notes.append(f"The mean is of the {len(self.whole)} {have} all methods.")
+            notes.append(
+                f"The mean is of the {len(self.whole)} {have} all methods, each as deep as the measure."
+            )
         splits: dict[str, list[str]] = {}
         for found in self.collections:
             if found.split:

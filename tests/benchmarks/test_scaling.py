@@ -20,6 +20,7 @@ from _scaling_told import findings, fits, rows_of  # noqa: E402
 from scaling import measure  # noqa: E402
 
 from retrieval_jax.data.vocabulary import Vocabulary  # noqa: E402
+from retrieval_jax.evaluation.scaling_laws import mean_interval  # noqa: E402
 
 CHOICE = Choice((1000, 16_000), [*METHODS], ROWS, ("examples", "flops"), (64, 128, 512), 16_000, 2, 400)
 
@@ -202,7 +203,7 @@ def test_what_differences_say_of_the_claims(rows):
     assert "+0.18" in growth["seen"]  # 15,000 / 80,000
     assert pawa["agrees"] is True
     assert "1,000, equal flops: -0.050" in pawa["seen"]
-    assert size["agrees"] is None  # equal to the narrower one: neither above nor below
+    assert size["agrees"] is True  # equal to the narrower one
     assert small["agrees"] is True  # .02 below .5: less than a twentieth
     assert large["agrees"] is True
     assert "16,000: atomic -0.150 [-0.150, -0.150], -33%" in large["seen"]
@@ -217,6 +218,41 @@ def test_an_interval_with_0_decides_nothing_and_what_is_missing_is_said():
     assert synthetic["agrees"] is None
     assert growth["agrees"] is pawa["agrees"] is None
     assert pawa["seen"] == "not run"
+
+
+def test_a_few_queries_that_differ_decide_nothing():
+    made = {Point(1000, "atomic", mixture): figures(0.3, 1.0) for mixture in (MAIN, "2a")}
+    made[Point(1000, "atomic", MAIN)]["mrr_at_10"][:5] = [0.4] * 5  # p is 1/16
+    rows = rows_of(made)
+    assert mean_interval(rows[0].mrr_SxQ - rows[1].mrr_SxQ)[0] > 0
+    assert findings(rows)[0]["agrees"] is None
+    made[Point(1000, "atomic", MAIN)]["mrr_at_10"][:6] = [0.4] * 6  # 1/32
+    assert findings(rows_of(made))[0]["agrees"] is True
+
+
+@pytest.mark.parametrize(
+    ("at_first", "at_last", "agrees"), [(0.02, 0.1, True), (-0.2, -0.05, False), (0.1, 0.02, False)]
+)
+def test_a_gain_that_grows_is_one_of_the_method_itself(at_first: float, at_last: float, agrees: bool):
+    made = {}
+    for size, gain, other in ((1000, at_first, 0.02), (4000, at_last, 0.1)):
+        for method, of_method in (("naive", gain), ("atomic", other)):
+            made[Point(size, method, MAIN)] = figures(0.4 + of_method, 1.0)
+            made[Point(size, method, "2a")] = figures(0.4, 1.0)
+    _, growth, *_ = findings(rows_of(made))
+    assert growth["agrees"] is (True if agrees else None)  # atomic docids' grows
+    _, growth, *_ = findings(rows_of({p: f for p, f in made.items() if p.method == "naive"}))
+    assert growth["agrees"] is agrees
+
+
+@pytest.mark.parametrize(("wide", "agrees"), [(0.3, True), (0.31, True), (0.32, False), (0.2, True)])
+def test_a_wider_network_gains_nothing_where_it_gains_less_than_counts(wide: float, agrees: bool):
+    made = {
+        Point(1000, "atomic", MAIN, width=width): figures(mrr, 1.0, inner=width)
+        for width, mrr in ((64, 0.1), (256, 0.3), (512, wide))
+    }
+    *_, size, _, _ = findings(rows_of(made))
+    assert size["agrees"] is agrees
 
 
 def test_a_loss_that_becomes_smaller_is_no_gain():
@@ -265,6 +301,7 @@ def test_rows_have_the_seeds_mean_and_laws_predict_the_largest_corpus(rows, tmp_
     law = next(one for one in told if one["method"] == "atomic" and one["mixture"] == MAIN)
     assert law["exponent"] == pytest.approx(-0.25, abs=1e-4)
     assert law["predicted"] == pytest.approx(law["seen"], rel=1e-4)
+    assert law["difference"] == pytest.approx((0, 0, 0), abs=1e-3)
     recall = next(one for one in told if one["law"].startswith("Recall") and one["method"] == "BM25")
     assert (recall["from"], recall["largest"], recall["seen"]) == (4000, 16_000, 1.0)
     assert 0 <= recall["at_ms_marco"] <= recall["predicted"] <= 1

@@ -94,10 +94,10 @@ def test_a_metric_that_looks_further_than_a_run_is_not_compared():
     }
     assert comparison.too_deep(metrics, {"ten": 10, "five": 5}, 8) == {"ten": set(), "five": {*NAMES}}
     run = {"q": [("a", 1.0)] * 3, "r": []}
-    families = ("lexical", "generative", "planned")
+    families = ("lexical", "generative", "planned", "fused")
     ours = [{"family": family, "recipe": {"k": 7}} for family in families]
     depths = [comparison.depth(run, facts) for facts in (None, *ours)]
-    assert depths == [3, 7, 3, 3]  # a generative retriever had three beams
+    assert depths == [3, 7, 3, 3, 3]  # a generative retriever had three beams, a fused one as short lists
     assert comparison.depth({}, None) == 0
 
 

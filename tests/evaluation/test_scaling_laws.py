@@ -12,6 +12,7 @@ from retrieval_jax.evaluation.scaling_laws import (
     fit_power_law,
     found_at,
     mean_interval,
+    prediction_errors,
 )
 
 
@@ -146,3 +147,25 @@ def test_where_seeds_alone_differ_the_interval_is_students():
     low, high = stats.t.interval(0.95, 2, loc=1.0, scale=stats.sem(np.arange(3.0)))
     assert mean_interval(values_SxQ) == pytest.approx((low, high))
     assert mean_interval(np.ones((3, 50))) == (1.0, 1.0)
+
+
+def test_a_prediction_that_is_off_has_an_interval_without_0():
+    """Queries differ far more from each other than sizes do, and are the same at all sizes."""
+    x, rng = np.array([1e3, 4e3, 1.6e4, 6.4e4]), np.random.default_rng(0)
+    of_queries_Q = rng.gamma(2.0, size=64)
+    values = [of_queries_Q * size**-0.1 * (1 + 0.01 * rng.normal(size=64)) for size in x]
+    difference, low, high = prediction_errors(x, values)
+    assert low < 0 < high
+    assert high - low < 0.1 * values[-1].mean()
+    *smaller, largest = values
+    difference, low, high = prediction_errors(x, [*smaller, 1.2 * largest])
+    assert difference < high < 0
+    law = fit_power_law(x[:-1], [some.mean() for some in smaller])
+    assert difference == pytest.approx(law(x[-1]) - 1.2 * largest.mean())
+
+
+def test_a_law_that_rises_has_no_floor_and_few_points_have_none():
+    x = np.geomspace(1e3, 1e6, 8)
+    assert fit_power_law(x, 1 + x**0.3).floor == 0
+    assert fit_power_law(x[:5], 1 + x[:5] ** -0.3).floor == 0
+    assert fit_power_law(x, 1 + 10 * x**-0.3).floor == pytest.approx(1, rel=1e-3)

@@ -57,7 +57,7 @@ def test_what_is_printed_is_what_is_written(table: SweepTable, tmp_path: Path):
     ]
     notes = "\n".join(table.notes)
     assert "half: failed: dense: a|b <is> gone\nnone: failed: import: no such folder" in notes
-    assert "The mean is of the 2 collections that have all methods." in notes
+    assert "The mean is of the 2 collections that have all methods, each as deep as the measure." in notes
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     table.print(console)
     printed = console.export_text()
