@@ -107,9 +107,9 @@ def measure(model: DualEncoder, params: dict, batches: Iterable[dict], names: It
 
     Returns:
       {objective: {"by_rank": the mean gradient of the positives of queries that have the most, the highest
-      score first, by autodiff; "formula": the same by the closed form; "pushed_down": the share of all
-      positives whose gradient is above 0, so that a step lowers their score; "difference": the largest
-      between autodiff and formula}}.
+      score first, by autodiff; "formula": the same by the closed form; "queries": how many those are;
+      "pushed_down": of queries with several positives, the share of the positives whose gradient is above 0,
+      so that a step lowers their score; "difference": the largest between autodiff and formula}}.
     """
     scores = scores_of(model)
     seen = [tuple(map(np.asarray, scores(params, batch))) for batch in batches]
@@ -118,7 +118,7 @@ def measure(model: DualEncoder, params: dict, batches: Iterable[dict], names: It
 
 def _shared(name: str, seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict:
     ways: dict[str, Callable] = {"by_rank": by_autodiff, "formula": closed_form}
-    told, gradients = {}, {}
+    told, gradients, of_several = {}, {}, []
     most = max(int(positive_BxG.sum(1).max()) for _, positive_BxG, _ in seen)
     for way, function in ways.items():
         of_rank, gradients[way] = [], []
@@ -127,10 +127,15 @@ def _shared(name: str, seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) ->
             arrays = scores_BxG[some], positive_BxG[some], negatives_B[some]
             gradient_BxG = function(name, *arrays)
             gradients[way].append(gradient_BxG[arrays[1]])
+            if way == "by_rank":
+                several = arrays[1].sum(1) > 1
+                of_several.append(gradient_BxG[several][arrays[1][several]])
             whole = arrays[1].sum(1) == most
             order_BxM = np.argsort(np.where(arrays[1], -arrays[0], np.inf)[whole], axis=1)[:, :most]
             of_rank.append(np.take_along_axis(gradient_BxG[whole], order_BxM, axis=1))
         told[way] = np.concatenate(of_rank).mean(0).tolist()
+        told["queries"] = sum(map(len, of_rank))
     measured, formula = (np.concatenate(gradients[way]) for way in ways)
-    told["pushed_down"] = float((measured > 0).mean())
+    down = np.concatenate(of_several) > 0
+    told["pushed_down"] = float(down.mean()) if len(down) else 0.0  # a single positive is never
     return told | {"difference": float(np.abs(measured - formula).max())}

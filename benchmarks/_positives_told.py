@@ -81,23 +81,26 @@ def tell(name: str, found: dict, differences: dict[tuple, Difference], args: arg
             for metric in METRICS:
                 values = found[method, labels][metric]
                 low, high = mean_interval(values)
-                difference = differences.get((name, method, labels, metric))
-                cells.append(f"{mark(difference)}{values.mean():.3f} ±{(high - low) / 2:.3f}")
+                difference, shown = differences.get((name, method, labels, metric)), ""
                 one[metric] = [round(float(x), 4) for x in (values.mean(), low, high)]
                 if difference:
-                    one.setdefault("differences", {})[metric] = difference.facts()
+                    over = mean_interval(values - found[methods(args)[0], labels][metric])
+                    shown = mark(difference) if over[0] > 0 or over[1] < 0 else ""
+                    facts = difference.facts() | {"over_seeds": [round(x, 4) for x in over]}
+                    one.setdefault("differences", {})[metric] = facts
+                cells.append(f"{shown}{values.mean():.3f} ±{(high - low) / 2:.3f}")
             one |= {k: v for k, v in found[method, labels].items() if k in ("start", "end")}
         table.add_row(method.objective, str(method.positives), "yes" if method.distilled else "", *cells)
     console = Console(width=170)
     console.print(table)
-    columns = ("labels", "step", "strongest first, by autodiff", "pushed down", "formula off by")
+    columns = ("labels", "step", "queries", "strongest first, by autodiff", "pushed down", "formula off by")
     table = Table("gradient on positives", *columns)
     for key, one in told.items():
         for when in (when for when in ("start", "end") if when in one):
             method, labels = key.rsplit(" ", 1)
             ranks = " ".join(f"{x:+.3f}" for x in one[when]["by_rank"])
             facts = f"{one[when]['pushed_down']:.0%}", f"{one[when]['difference']:.1e}"
-            table.add_row(method, labels, when, ranks, *facts)
+            table.add_row(method, labels, when, str(one[when]["queries"]), ranks, *facts)
     console.print(table)
     return told
 

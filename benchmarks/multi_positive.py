@@ -23,7 +23,8 @@ runs/dual_encoder_distilled.gin).
 
 The encoder has --layers, and weights that learned the collection's own text first: spans of passages find
 the passages that they were cut from (the inverse cloze task, Lee et al. 2019) for --pretraining steps; 0
-begins from random weights. All runs begin alike, and differ by --seeds in the order of their batches.
+begins from random weights, other ones for each seed. --seeds are of the order of batches, of labels that are
+drawn (false ones, the mixture's) and of Rand1LH's choices.
 Nothing is chosen on test queries, or at all: optimiser and temperature are those of runs/dual_encoder.gin.
 Where a folder has queries.lemmas (wordnet), lemmas with several positives are the queries, a tenth of them
 for testing; --passages takes a part of these passages.
@@ -34,17 +35,17 @@ are pushed down.
 
 Finished runs are kept in --work. Prints a table a collection, of means over seeds and test queries with 95%
 intervals (`mean_interval`), and marks by ▲▼ what differs from InfoNCE on the same labels without
-distillation: the paired randomisation test over queries, of the means over seeds, p <= .05 after Holm's
-correction over all methods, labels, metrics and collections. Draws --plot and --gradients, and prints one
-line of JSON. Without a folder, --quick makes up a collection. The
-defaults, ten methods by four kinds of labels and three seeds, were not run yet: benchmarks/RESULTS.md says
-what was.
+distillation: by the paired randomisation test over queries, of the means over seeds, p <= .05 after Holm's
+correction over all methods, labels, metrics and collections; and, as that test takes these very seeds for
+granted, by the interval of the difference over queries and seeds (`over_seeds` in the JSON). Draws --plot and
+--gradients, and prints one line of JSON. Without a folder, --quick makes up a collection. The defaults, ten
+methods by four kinds of labels and three seeds, were not run yet: benchmarks/RESULTS.md says what was.
 """
 
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import _quiet  # noqa: F401
@@ -69,13 +70,14 @@ from retrieval_jax.search.exact import ExactSearch
 from retrieval_jax.training.optimizers import adamw, learning_rate
 from retrieval_jax.training.step import TrainState, abstract_state, initial_state, make_train_step
 
-GRADIENT_BATCHES = 4
+GRADIENT_BATCHES = 32
+VERSION = 2  # of what a run measures, and how
 BLOCK = 512  # passages that are encoded at once
 TEMPERATURE = 0.1  # of the teacher's scores, which lie in 0 to 1; as in runs/ripor.gin
 
 
 class Trainer:
-    """One method's training: compiled once, for all labels and seeds."""
+    """One method's training: compiled once for each seed, of which Rand1LH's draws are."""
 
     def __init__(self, objective, layers: int, steps: int, distilled: bool = False):
         config = T5Config(
@@ -86,7 +88,8 @@ class Trainer:
         distillation = (lambda *scores: dense_kl(*scores, temperature=TEMPERATURE)) if distilled else None
         values = {"scale": 20.0, "objective": objective, "bidirectional": False, "distillation": distillation}
         self.model = DualEncoder(config, optimizer, 256, **values)
-        self.mesh, self.steps, self.step = partitioning.make_mesh(), steps, None
+        self.mesh, self.steps = partitioning.make_mesh(), steps
+        self.step_of_seed: dict[int, Callable] = {}
         self.encode = jax.jit(self.model.encode_passages)
 
     def begin(self, first: dict, seed: int, start: dict | None) -> TrainState:
@@ -96,7 +99,8 @@ class Trainer:
         state = initial_state(self.model, abstract, shapes, seed)
         if start is not None:  # a step may take the memory of the state that it is given
             state = state.replace(params=jax.tree.map(jnp.array, start))
-        self.step = self.step or make_train_step(self.model, self.mesh, abstract, seed)
+        if seed not in self.step_of_seed:
+            self.step_of_seed[seed] = make_train_step(self.model, self.mesh, abstract, seed)
         return state
 
     def train(self, batches: Iterator[dict], seed: int, start: dict | None = None) -> dict:
@@ -104,7 +108,7 @@ class Trainer:
         batch = next(batches)
         state = self.begin(batch, seed, start)
         for _ in range(self.steps):
-            state, metrics = self.step(state, batch)
+            state, metrics = self.step_of_seed[seed](state, batch)
             batch = next(batches)
         if not np.isfinite(float(metrics["loss"])):
             raise SystemExit("the loss is not finite")
@@ -158,7 +162,7 @@ def study(name: str, data: Data, folder: Path, args: argparse.Namespace) -> dict
             for labels in args.labels:
                 for seed in range(args.seeds):
                     sizes = f"{args.steps}_{args.layers}_{args.pretraining}_{args.batch}_{data.fingerprint}"
-                    path = folder / f"{str(method).replace(' ', '_')}_{labels}_{seed}_{sizes}.json"
+                    path = folder / f"{str(method).replace(' ', '_')}_{labels}_{seed}_{sizes}_{VERSION}.json"
                     if not path.exists():
                         run_once(path, trainer, method, data, (labels, seed, args), start)
                     for metric, values in storage.read_json(path, "delete it").items():
