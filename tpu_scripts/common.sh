@@ -14,7 +14,7 @@ SCRIPT=$(basename "$0")
 POLL=${POLL:-30}   # seconds between two looks at a state
 PAUSE=${PAUSE:-10} # seconds before a second try; each further pause is twice as long
 # Verbs that run on several hosts; the others run in one process.
-SEVERAL_HOSTS=(train generate-queries mine score index search)
+SEVERAL_HOSTS=(train generate-queries mine sets score index search)
 
 say() { printf '%s\n' "$*" >&2; }
 

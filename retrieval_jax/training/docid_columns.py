@@ -77,7 +77,8 @@ def begin_as_passages(
             tokens = np.zeros((len(docids), length), np.int32)
             tokens[inside] = examples.vocabulary.batch([passage.full_text for passage in passages], length)
             block = multihost.make_global_batch(mesh, {"inputs": tokens, "columns": columns})
-            made = fill(made, params, block["inputs"], block["columns"])
+            # Simulated devices must not get ahead of one another, and the bar not of the work.
+            made = jax.block_until_ready(fill(made, params, block["inputs"], block["columns"]))
             advance(min(size, count - first))
     is_docid = np.zeros(kernel.shape[1], bool)
     is_docid[tokens_D] = True
