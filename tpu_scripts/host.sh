@@ -85,6 +85,7 @@ run() {
     began=$SECONDS
     bash "$job/job.sh" >>"$log" 2>&1 &
     child=$!
+    heed
     await "$child"
     child=''
     note "ended with status $status after $((SECONDS - began)) s"
@@ -104,12 +105,18 @@ run() {
     note "starts again in $pause s"
     sleep "$pause" & # beside, so that SIGTERM is heard at once
     child=$!
+    heed
     wait "$child" || true
     child=''
     pause=$((pause * 2 < LONGEST ? pause * 2 : LONGEST))
   done
   [[ -e $job/ended ]] || return 143 # told to end: the job goes on where it starts again
   return "$(<"$job/ended")"
+}
+
+# Passes on a signal that came after the child had begun and before its number was known.
+heed() {
+  [[ -z $told ]] || kill -TERM "$child" 2>/dev/null || true
 }
 
 # Sets `status`. A signal ends `wait` before the process has ended.
