@@ -354,6 +354,8 @@ def _one_line(where: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(_no_file(error, where)) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: not UTF-8 text: name a gin file") from None
     except (ValueError, SyntaxError, TypeError, NameError, tokenize.TokenError) as error:
         said = str(error.args[0] if error.args else error).splitlines()[0].strip().rstrip(".")
         place, hint = _place(error, where), "`retrieval-jax VERB --help` lists the names"

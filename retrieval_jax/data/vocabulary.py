@@ -67,7 +67,10 @@ class Vocabulary:
         self.threads = -1
         self._names = re.compile(f"({'|'.join(map(re.escape, self.symbols))})")
         try:
-            self.model = sentencepiece.SentencePieceProcessor(model_proto=self.path.read_bytes())
+            proto = self.path.read_bytes()
+            self.model = sentencepiece.SentencePieceProcessor(model_proto=proto)
+            if not proto:  # which the library takes
+                raise RuntimeError
         except (OSError, RuntimeError):
             raise UserError(f"{path}: not a SentencePiece model: check VOCABULARY, or import again") from None
         if (self.model.pad_id(), self.model.eos_id()) != (PAD, EOS):

@@ -251,6 +251,7 @@ def kmeans(
     """
     mesh = mesh or all_devices()
     rows = np.arange(len(vectors)) if rows is None else rows
+    k = min(k, len(rows))
     if len(rows) > MAX_FITTED_ROWS:
         rows = sample(rows, max(SAMPLE_ROWS, 64 * k), seed)
     few = sample(rows, max(BLOCK, 4 * k), seed)

@@ -70,8 +70,8 @@ def read_facts(path: Path) -> dict | None:
 
 
 def write_metrics(path: Path, facts: Mapping[str, object], metrics: Mapping[str, float]) -> None:
-    """Writes a run's metrics into its facts, so that they stay with the split and the recipe of the run."""
-    storage.write_json(_facts_path(path), {**facts, "metrics": metrics})
+    """Adds metrics to a run's facts, so that they stay with the split and the recipe of the run."""
+    storage.write_json(_facts_path(path), {**facts, "metrics": {**facts.get("metrics", {}), **metrics}})
 
 
 def write_query_values(path: Path, values: RunValues, queries: Sequence[str]) -> None:

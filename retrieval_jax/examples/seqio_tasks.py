@@ -16,6 +16,8 @@ import seqio
 import tensorflow as tf
 
 from retrieval_jax.core import paths, storage
+from retrieval_jax.core.errors import UserError
+from retrieval_jax.core.progress import log
 from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import Collection, Query
 from retrieval_jax.data.vocabulary import Vocabulary
@@ -25,7 +27,7 @@ from retrieval_jax.examples.examples import Examples
 from retrieval_jax.examples.features import Feature, Features
 from retrieval_jax.examples.mixtures import PAPER_MIXTURES
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
-from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset, check_table
 
 SHARD = 100_000  # examples of a shard, where seqio divides a task
 SHUFFLE_BUFFER = 1 << 14
@@ -179,6 +181,8 @@ def register_queries(
 def register_all(work_dir: str | Path, config: DataConfig) -> list[str]:
     """Registers every task and every row of the paper that a work folder has the examples for.
 
+    Docids of an earlier state of the collection are left out, and a line says so.
+
     For a module that is T5X's `MIXTURE_OR_TASK_MODULE`; the gin files of gin_configs/t5x/ need none.
 
     Args:
@@ -191,7 +195,14 @@ def register_all(work_dir: str | Path, config: DataConfig) -> list[str]:
     """
     work = Workspace(paths.as_path(work_dir))
     collection = Collection(work.collection)
-    tables = [*map(DocidTable.open, storage.finished_folders(work.folder / "docids"))]
+    tables = []
+    for folder in storage.finished_folders(work.folder / "docids"):
+        table = DocidTable.open(folder)
+        try:
+            check_table(table, collection)
+            tables.append(table)
+        except UserError as error:
+            log(f"left out: {error}")
     names = []
     of_docids = [DocidTargets, *([DocidGroupTargets] if config.negatives else [])]
     of_tables = itertools.product(of_docids, tables)

@@ -91,6 +91,19 @@ class DataConfig:
     pack: Positive = 1
 
 
+def check_table(table: DocidTable, collection: Collection) -> None:
+    """Raises UserError if docids are of another collection, or are written in another vocabulary."""
+    if table.collection != collection.fingerprint:
+        raise UserError(
+            f"docids/{table.kind}: of another collection than {collection.folder}: `retrieval-jax docids`"
+        )
+    if table.vocabulary and table.vocabulary != Vocabulary(collection.vocabulary_path).checksum:
+        raise UserError(
+            f"docids/{table.kind}: written in another vocabulary than {collection.vocabulary_path}: "
+            "`retrieval-jax docids` makes them anew"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainDataset:
     """The examples of a collection, as a DataConfig chooses them.
@@ -112,6 +125,8 @@ class TrainDataset:
     prompts: Prompts = NO_PROMPTS
 
     def __post_init__(self):
+        if self.table:
+            check_table(self.table, self.collection)
         if self.config.typo_copies and not (self.config.typos and self.target_type.has_copies):
             raise UserError(
                 "DataConfig.typo_copies: a dual encoder alone learns from them, and needs typos: set "

@@ -227,7 +227,10 @@ class _Run:
             self.state = TrainState(
                 params, optimizer, multihost.make_global_arrays(self.mesh, np.int32(self.step))
             )
-            log(f"{self.folder}: going on from step {self.step}")
+            if self.step > self.settings.steps:
+                log(f"{self.folder}: has {self.step} steps already, more than STEPS={self.settings.steps}")
+            else:
+                log(f"{self.folder}: going on from step {self.step}")
         if self.step != self.data.start:  # newer checkpoints were damaged
             examples = self.checkpoints.examples(self.step) if self.step else 0
             self.data.seek(self.step, examples)

@@ -12,7 +12,7 @@ from retrieval_jax.core.workspace import Workspace
 from retrieval_jax.data.collection import TRAINING_SPLITS, Collection
 from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.docids.table import DocidTable
-from retrieval_jax.examples.training_data import DataConfig, TrainDataset
+from retrieval_jax.examples.training_data import DataConfig, TrainDataset, check_table
 from retrieval_jax.mesh import multihost
 from retrieval_jax.models.encoder_decoder import EncoderDecoder
 from retrieval_jax.models.layers import T5Config
@@ -79,10 +79,11 @@ def _check_candidates(model: Retriever, examples: TrainDataset) -> None:
             f"DataConfig.sets: {config.sets}, and this training of a {model.family} retriever reads no sets: "
             "leave SETS away, train @LexicalEncoder, or by --gin.GenerativeRetriever.objective=@joint_ranking"
         )
-    for macro, name in (("NEGATIVES", config.mined), ("SCORES", config.scores)):
-        if name and model.writes_docids and not config.negatives:
-            log(f"{macro}={name}: not read, as the model learns one docid a query: DataConfig.negatives is 0")
     distillation = getattr(getattr(model, "vector_loss", None), "distillation", None)
+    for macro, name in (("NEGATIVES", config.mined), ("SCORES", config.scores)):
+        if name and not config.negatives and not (macro == "SCORES" and distillation):
+            learns = "as the model learns one docid a query: " if model.writes_docids else "as "
+            log(f"{macro}={name}: not read, {learns}DataConfig.negatives is 0")
     if distillation and config.positives == 1 and not config.negatives:
         raise UserError(
             f"DataConfig.negatives: 0, and {type(model).__name__}.distillation compares a query's passages: "
@@ -174,16 +175,8 @@ def check_inputs(
         raise UserError(f"{folder}: a {retriever.family} retriever needs docids: --DOCIDS=naive")
     if not retriever.writes_docids and table is not None:
         raise UserError(f"{folder}: a {retriever.family} writes no docids: --DOCIDS=None")
-    if table and table.collection != collection.fingerprint:
-        raise UserError(
-            f"docids/{table.kind}: of another collection than {collection.folder}: `retrieval-jax docids`"
-        )
-    vocabulary = table and table.vocabulary
-    if vocabulary and vocabulary != Vocabulary(collection.vocabulary_path).checksum:
-        raise UserError(
-            f"docids/{table.kind}: written in another vocabulary than {collection.vocabulary_path}: "
-            "`retrieval-jax docids` makes them anew"
-        )
+    if table:
+        check_table(table, collection)
 
 
 def prepare_folder(folder: Path, description: dict, collection: Collection) -> None:
@@ -221,6 +214,9 @@ def prepare_folder(folder: Path, description: dict, collection: Collection) -> N
             )
         return
     if not paths.is_remote(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{folder}: cannot be a folder ({error.strerror}): name another one") from None
     paths.copy(collection.vocabulary_path, folder / model_folder.VOCABULARY)
     storage.write_json(path, description)

@@ -50,7 +50,8 @@ def evaluate(
     run is not compared in it.
 
     The values of each query are written to runs/NAME.SPLIT.values.tsv, as `trec_eval -q` prints them; the
-    metrics of a run of `search` are also kept in runs/NAME.SPLIT.json, with the recipe of the run.
+    metrics of a run of `search` are also kept in runs/NAME.SPLIT.json, with the recipe of the run, for the
+    cards of exports: those with the usual min_relevant_grade and ignore_identical_ids, as names do not say.
 
     All runs are compared with the baseline by a paired randomisation test over queries; significance.json has
     the differences, their 95% confidence intervals, and the p-values, also those of the t-test.
@@ -108,7 +109,8 @@ def evaluate(
     storage.write_json(work.metrics, means)
     tests = comparison.significance_facts(differences, without, baseline, len(qrels))
     storage.write_json(work.significance, {"split": split, **tests})
-    _write_values(work, split, known, values, queries=list(qrels))
+    usual = min_relevant_grade == 1 and ignore_identical_ids
+    _write_values(work, split, known, values, queries=list(qrels), keeps=usual)
     measure = comparison.main_measure(values)
 
     def measured(name: str, of_split: _Runs) -> MethodRun:
@@ -208,13 +210,17 @@ def _write_values(
     known: _Runs,
     values: dict[str, RunValues],
     queries: list[str],
+    keeps: bool,
 ) -> None:
-    """Writes, beside each run, its metrics for each query and, where `search` made the run, their means."""
+    """Writes, beside each run, its metrics for each query.
+
+    Where `search` made the run and `keeps` says so, their means go into its facts.
+    """
     paths = run_paths(work, split)  # of other tools, whose names may be any
     for name, (_, facts) in known.items():
         path = paths[name]
         write_query_values(path, values[name], queries)
-        if facts:
+        if facts and keeps:
             write_metrics(path, facts, values[name].means)
 
 
