@@ -148,7 +148,7 @@ def _law(name: str, key: tuple, rows: list[Row], x: Callable[[Row], float]) -> l
 def _recalls(key: tuple, rows: list[Row]) -> list[dict]:
     """Predicts Recall@10 of the largest corpus from the one before, and of 8.8M passages from the largest.
 
-    That of queries with one relevant passage, as the scores are of each query's first one.
+    The scores are of each query's first relevant passage: this fits collections whose test queries have one.
     """
     if len(rows) < 2:
         return []
@@ -220,13 +220,11 @@ def _above(values_SxQ: np.ndarray) -> bool | None:
 def _no_gain(better: Row, than: Row) -> bool | None:
     """Whether one gains nothing that counts over another.
 
-    True if the interval of the difference ends below CLOSE of the other's MRR@10, else False if the
-    difference is above 0.
+    True if it is below the other's MRR@10 and CLOSE of it more, else False if the difference is above 0.
     """
-    values_SxQ = _paired(better, than)
-    if _mean(values_SxQ)[2] < CLOSE * than.mrr_SxQ.mean():
+    if _above(_paired(better, than, 1 + CLOSE)) is False:
         return True
-    return False if _above(values_SxQ) else None
+    return False if _above(_paired(better, than)) else None
 
 
 def _grows(gains: Mapping[int, np.ndarray]) -> bool | None:

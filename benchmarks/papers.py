@@ -44,7 +44,9 @@ def programs(words: list[str]) -> dict[str, list[tuple[str, int]]]:
         if file.stem.startswith("bm25"):  # nothing is trained
             continue
         plan = configured(False, gin.get_bindings("preflight").get("passages"), None)
-        settings = [str(sorted(gin.get_bindings(name).items())) for name in SHAPING]
+        # By their names, as functions' addresses differ from one process to the next.
+        shaping = (gin.get_bindings(name, resolve_references=False) for name in SHAPING)
+        settings = [str(sorted(bound.items())) for bound in shaping]
         train = gin.get_bindings("train")
         settings += [str(train.get(name)) for name in ("microbatches", "random_bits")]
         docids = plan.facts.get("docids")

@@ -26,12 +26,12 @@ the training, three times the forward pass). --widths are other sizes of the net
 
 Every figure is of test queries. MRR@10, differences and predictions have 95% intervals, over queries and,
 where there are several, seeds. Whether a difference is one is decided by the paired randomisation test (of
-several seeds: by the interval). Contrastive entropy is the one metric that both families have: -log of the
-relevant passage's share of exp(score) among 256 random ones, in 10 draws; a score is the exact
-log-probability of a docid, or a cosine times the training's scale; ranking and planning, which add up raw
-logits, have none. Its law by passages is fitted to all corpora, and to all but the largest, which is
-predicted; beside the prediction stands what was seen on the corpus before. Recall@10 of the largest corpus is
-predicted from the scores of the one before, that of 8.8M passages from the largest.
+several seeds: by the interval); nothing is gained where less than 5% is. Contrastive entropy is the one
+metric that both families have: -log of the relevant passage's share of exp(score) among 256 random ones, in
+10 draws; a score is the exact log-probability of a docid, or a cosine times the training's scale; ranking and
+planning, which add up raw logits, have none. Its law by passages is fitted to all corpora, and to all but the
+largest, which is predicted; beside the prediction stands what was seen on the corpus before. Recall@10 of the
+largest corpus is predicted from the scores of the one before, that of 8.8M passages from the largest.
 
 Of the paper's questions and its successors' these are left out: the best size for a budget, a joint law in
 parameters and passages, and pretrained weights of several sizes.

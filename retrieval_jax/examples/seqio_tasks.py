@@ -4,7 +4,8 @@
     COLLECTION.KIND.queries splits train, dev, test: labelled queries, each once, in their order
     COLLECTION.KIND.ROW     msmarco.naive.3b, …: the mixtures of the generative-retrieval paper
 
-KIND is what the targets are: a kind of docids, `passages` for dual encoders, `query` for query generators.
+KIND is what the targets are: a kind of docids (KIND_groups: of a query's candidates), `passages` for dual
+encoders, `query` for query generators.
 """
 
 import itertools

@@ -270,10 +270,9 @@ class TrainDataset:
 
         Those that differ from one epoch to the next are always made: a cache holds one epoch.
         """
-        computed = self.computed(task)
+        computed, folder = self.computed(task), self.work.cache(f"{self.prefix}.{task}")
         if computed.draws:
             return computed
-        folder = self.work.cache(f"{self.prefix}.{task}")
         if cached := CachedExamples.find(folder, self.recipe(task)):
             return cached
         if storage.finished(folder):

@@ -179,7 +179,6 @@ def write_shard(shard: Shard) -> None:
     features, records, stats = examples.targets.features, [], _Stats()
     for first in range(shard.numbers.start, shard.numbers.stop, _BATCH):
         numbers = range(first, min(first + _BATCH, shard.numbers.stop))
-        # What is drawn (candidates of a dual encoder) is drawn once: a cache holds one epoch.
         for i, made in zip(numbers, examples.get(numbers, map(np.random.default_rng, numbers)), strict=True):
             records.append(record(serialise(made, i)))
             stats.add(made, features)

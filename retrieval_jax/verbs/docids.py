@@ -63,8 +63,6 @@ def make_docids(
     collection, folder = Collection(work.collection), work.docids(docids.name)
     recipe = {"version": VERSION, "kind": docids.name, "collection": collection.fingerprint}
     settings, vectors, previous = docids.settings and docids.settings(), None, None
-    if docids.writes_text(settings):
-        recipe |= {"vocabulary": Vocabulary(collection.vocabulary_path).checksum}
     partitioner = make_partitioner() if docids.needs_vectors else None
     if embeddings:
         vectors, fingerprint = load_embeddings(embeddings, work, collection, partitioner)
@@ -74,6 +72,9 @@ def make_docids(
     if extends:
         previous = PreviousTable.open(extends, docids.name)
         settings = docids.settings and docids.settings(**previous.manifest["settings"])
+    if docids.writes_text(settings):
+        recipe |= {"vocabulary": Vocabulary(collection.vocabulary_path).checksum}
+    if previous:
         recipe |= {"extends": previous.table.fingerprint()}
         if (
             paths.absolute(folder) == paths.absolute(previous.folder)

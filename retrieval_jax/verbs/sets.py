@@ -64,7 +64,7 @@ def make_sets(
     folder = work.sets(name or paths.absolute(weights).name)
     up_to_date = multihost.broadcast_from_process_0(storage.is_up_to_date(folder, recipe))
     if not up_to_date and not force:
-        check_unused(folder, work)
+        multihost.on_process_0(lambda: check_unused(folder, work))
     if up_to_date:
         pass
     elif counted:

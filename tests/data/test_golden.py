@@ -3,6 +3,7 @@
 `python tests/data/test_golden.py` writes tests/data/library/examples.txt anew; read what changed.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_examples_read_as_they_always_did(tmp_path: Path):
     assert {name for name in names if ".naive." in name} == {
         f"library.naive.{name}" for name in (*tasks, "1a", "2a", "2b", "3a", "3b", "6b", "7")
     }
+    in_groups = register_all(tmp_path / "library", dataclasses.replace(DATA, negatives=1))
+    of_naive = {name for name in names if ".naive." in name}
+    assert {*in_groups} - {*names} == {name.replace(".naive.", ".naive_groups.") for name in of_naive}
+        name.replace(".naive.", ".naive_groups.") for name in names if ".naive." in name
+    }
+    task = seqio.TaskRegistry.get("library.naive_groups.labelled")
+    assert {"inputs", "targets", "grade"} <= {*task.output_features}
+    assert len([*task.get_dataset({"inputs": 16, "targets": 32, "grade": 2}, "train", shuffle=False)]) > 0
+    register_all(tmp_path / "library", DATA)
     mixture = seqio.get_mixture_or_task("library.naive.3b")
     assert mixture.num_input_examples("train") == 6 + 12 + 8
     lengths = {"inputs": 16, "targets": 16}

@@ -23,7 +23,7 @@ from retrieval_jax.data.vocabulary import Vocabulary
 from retrieval_jax.examples.examples import TaskFactory
 from retrieval_jax.examples.features import pad
 from retrieval_jax.examples.targets import DocidTargets, PassageTargets, QueryTargets
-from retrieval_jax.examples.tasks import PADDING, LabelledGroups, cut_sentence
+from retrieval_jax.examples.tasks import PADDING, LabelledGroups, Typos, cut_sentence
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.verbs.importing import import_collection
 
@@ -231,7 +231,11 @@ def test_a_copy_has_the_score_of_its_text(own_work: Workspace, tmp_path: Path):
     np.testing.assert_array_equal(example.scores, [3.0, np.nan, 2.0])
     query, vocabulary = Query("q", "c", {"p0": 1}, ("p1", "p3", "p2")), Vocabulary(collection.vocabulary_path)
     given = (collection, vocabulary, [query], 1, 9, KnownAnswers([query]))
-    for groups in (LabelledGroups(*given), LabelledGroups(*given, data.scores.by_row(collection), True)):
+    scored = LabelledGroups(*given, data.scores.by_row(collection), True)
+    assert scored.draws
+    assert not LabelledGroups(*given).draws
+    assert LabelledGroups(*given, typos=Typos(0.1)).draws
+    for groups in (LabelledGroups(*given), scored):
         assert list(groups(0, RNG).rows) == [0, 1, 2]  # one negative a text
 
 

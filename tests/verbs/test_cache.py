@@ -78,22 +78,28 @@ def test_a_cache_freezes_nothing_that_training_draws(own, cli, tmp_path: Path):
     assert cli("import", *own)[0] == 0
     work = Workspace(tmp_path / "work")
     config = DataConfig({"firstp": 1, "labelled": 1}, input_length=10, passage_length=16)
-    opened = TrainDataset(config, work, Collection(work.collection), PassageTargets)
+    collection = Collection(work.collection)
+
+    def opened() -> TrainDataset:
+        return TrainDataset(config, work, collection, PassageTargets)
 
     def take() -> list[dict]:
-        epochs = 20 * len(opened.computed("labelled")) // 16
-        return list(itertools.islice(batches(opened.stages(), opened.targets, {}, 32, seed=0), epochs))
+        data = opened()
+        count = 20 * len(data.computed("labelled")) // 16
+        return list(itertools.islice(batches(data.stages(), data.targets, {}, 32, seed=0), count))
 
     before = take()
-    (row,), (other_row,) = (opened.collection.find_rows([one]) for one in (passage, other[1]))
-    assert {row, other_row} <= {*np.concatenate([batch["passage"].ravel() for batch in before])}
+    tokens = opened().vocabulary.batch([collection.queries("train")[0].text], 10)[0]
+    of_query = [batch["passage"][(batch["left_encoder_input_tokens"] == tokens).all(1)] for batch in before]
+    rows = {collection.find_rows([one])[0] for one in (passage, other[1])}
+    assert {*np.concatenate(of_query).ravel().tolist()} == rows
     names = ("mixture", "input_length", "passage_length")
     settings = [f"--gin.DataConfig.{name}={getattr(config, name)}" for name in names]
     status, made, err = cli("cache", *own, *settings, "--DOCIDS=None", "--gin.cache.retriever=@DualEncoder")
     assert status == 0
     assert "labelled: not cached" in err
     assert [*made["examples"]] == ["small_docs.passages.firstp"]
-    assert isinstance(opened.examples("firstp"), CachedExamples)
+    assert isinstance(opened().examples("firstp"), CachedExamples)
     for a, b in zip(before, take(), strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])

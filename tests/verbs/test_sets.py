@@ -84,9 +84,13 @@ def test_two_hosts_make_the_same(own_work: Workspace, collection: Collection, tm
     flags = ["--COLLECTION=small_docs", f"--WORK_DIR={own_work.folder}", "--SETS=two"]
     settings = [f"--gin.make_sets.weights={where['weights']!r}", "--gin.make_sets.m=6"]
     paths.remove(own_work.embeddings("lexical.top6"))  # or nothing is encoded
+    program = (
+        "import sys; from retrieval_jax.embeddings import encoding; encoding.PART = 16; "
+        "from retrieval_jax.main import main; sys.exit(main(sys.argv[1:]))"
+    )  # several parts, so that both hosts encode
     hosts = [
         subprocess.Popen(
-            [sys.executable, "-m", "retrieval_jax.main", "sets", *flags, *settings],
+            [sys.executable, "-c", program, "sets", *flags, *settings],
             env=environment | {"JAX_PROCESS_ID": str(i)},
         )
         for i in range(2)
