@@ -122,6 +122,8 @@ def test_training_goes_on_from_the_whole_one_and_saves_the_step_again(trained, t
     told = capsys.readouterr().err
     assert "manifest.ocdbt has" in told
     assert "going on from step 1" in told
+    assert train(retriever(), steps=1, **run)["step"] == 2
+    assert "has 2 steps already, more than STEPS=1" in capsys.readouterr().err
     saved = checkpoints.Checkpoints(tmp_path)
     assert [saved.latest(), saved.find_damage(2)] == [2, None]
     saved.close()

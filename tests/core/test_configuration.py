@@ -129,6 +129,9 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, monkeypatch):
         UserError, match=r"^--gin_file=no\.gin: no such file, from .*: there are runs/atomic\.gin"
     ):
         configuration.configure(["no.gin"], [])
+    (tmp_path / "binary.gin").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"binary\.gin: not UTF-8 text: name a gin file"):
+        configuration.configure([str(tmp_path / "binary.gin")], [])
     (tmp_path / "broken_module.py").write_text("import os\nx = = 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     file.write_text("import broken_module\n")

@@ -1,7 +1,9 @@
 """Vocabularies that are learned on a collection."""
 
 import numpy as np
+import pytest
 
+from retrieval_jax.core.errors import UserError
 from retrieval_jax.data.vocabulary import MAX_TEXT_BYTES, Vocabulary, learn, split_long
 
 
@@ -70,3 +72,10 @@ def test_required_characters_have_pieces_however_rare_they_are(tmp_path):
         encoded = Vocabulary(path).encode("\u00c5 ~")
         assert [token for token in encoded if token == 2] == rare
         assert Vocabulary(path).encode("common words").count(2) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"text"])
+def test_a_file_that_is_no_vocabulary_is_told(tmp_path, content: bytes):
+    (tmp_path / "pieces.model").write_bytes(content)
+    with pytest.raises(UserError, match=r"pieces.model: not a SentencePiece model: check VOCABULARY"):
+        Vocabulary(tmp_path / "pieces.model")

@@ -193,3 +193,10 @@ def test_eight_devices_equal_one(tmp_path):
     eight = np.load(tmp_path / "eight.npz")
     np.testing.assert_allclose(eight["centroids"], clustering.kmeans(vectors, 6, 0), rtol=1e-4, atol=1e-4)
     assert np.array_equal(eight["leaves"], semantic.grow(vectors[:1200], semantic.Settings(5, 300), 0)[1])
+
+
+def test_more_clusters_than_vectors_are_as_many_as_these():
+    vectors = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    centroids = clustering.kmeans(vectors, 1_000_000, 0)
+    assert error(vectors, centroids) < 1e-10
+    assert len(centroids) == 20

@@ -92,6 +92,12 @@ def test_what_is_not_read_is_told_and_a_distillation_needs_negatives(own_work, c
     train_dataset(dataclasses.replace(config, negatives=1), own_work, collection, encoder, None)
     train_dataset(config, own_work, collection, GenerativeRetriever(CONFIG, optimizer), None)
     assert "SCORES=t: not read, as the model learns one docid a query" in capsys.readouterr().err
+    train_dataset(config, own_work, collection, DualEncoder(CONFIG, optimizer), None)
+    assert "SCORES=t: not read, as DataConfig.negatives is 0" in capsys.readouterr().err
+    train_dataset(
+        dataclasses.replace(config, negatives=1), own_work, collection, DualEncoder(CONFIG, optimizer), None
+    )  # what was scored is negative
+    assert "not read" not in capsys.readouterr().err
     with_sets = dataclasses.replace(config, negatives=1, sets="s")
     for model in (encoder, GenerativeRetriever(CONFIG, optimizer, kl)):
         with pytest.raises(UserError, match=r"^DataConfig.sets: s, and this training .* no sets: leave"):

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import gin
 import pytest
+from tables import KINDS
 from teacher import random_scores, write_scores
 from tiny_training import CONFIG, retriever
 
 from retrieval_jax.checkpoints import model_folder
 from retrieval_jax.core.errors import UserError
 from retrieval_jax.core.workspace import Workspace
-from retrieval_jax.examples.targets import PassageTargets
+from retrieval_jax.examples.targets import DocidTargets, PassageTargets
 from retrieval_jax.examples.training_data import DataConfig, TrainDataset
 from retrieval_jax.models.dual_encoder import DualEncoder
 from retrieval_jax.models.generative import GenerativeRetriever
@@ -123,3 +124,21 @@ def test_a_model_and_docids_that_do_not_belong_together_are_refused(tmp_path: Pa
     check_inputs(tmp_path, DualEncoder, collection, None)
     with pytest.raises(UserError, match="needs docids: --DOCIDS=naive"):
         check_inputs(tmp_path, GenerativeRetriever, collection, None)
+
+
+def test_docids_of_an_earlier_collection_are_refused(work, collection, grown):
+    table = KINDS["atomic"](collection)
+    for refuse in (
+        lambda: check_inputs(work.folder, GenerativeRetriever, grown, table),
+        lambda: TrainDataset(DataConfig(), work, grown, DocidTargets, table),  # `cache`, and seqio's tasks
+    ):
+        with pytest.raises(UserError, match="docids/atomic: of another collection than"):
+            refuse()
+
+
+def test_a_models_folder_that_cannot_be_one_is_told(tmp_path: Path, collection):
+    (tmp_path / "file").touch()
+    description = model_folder.describe(DualEncoder(CONFIG), docids=None)
+    for folder in (tmp_path / "file", tmp_path / "file" / "model"):
+        with pytest.raises(UserError, match=r"file.*: cannot be a folder \(.*\): name another one"):
+            prepare_folder(folder, description, collection)

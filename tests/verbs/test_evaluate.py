@@ -224,3 +224,23 @@ def test_a_metric_of_a_module_that_a_gin_file_imports_is_in_the_table_and_the_re
     assert made["metrics"]["theirs"]["Answered"] == 0.5
     assert "<th>AP@10</th><th>Answered</th>" in work.report.read_text()
     assert "Answered" in err
+
+
+def test_a_runs_facts_keep_the_metrics_that_names_say(tmp_path):
+    """Cards of exports show them: with another threshold MRR@10 is another measure."""
+    qrels = "q1\td0\t1\nq1\td1\t2\n"
+    files = {"docs.tsv": DOCS, "queries.test.tsv": "q1\tmarble falcon?\n", "qrels.test.tsv": qrels}
+    source, folder, work = collection(tmp_path, files)
+    make_index(source, folder, kind="bm25")
+    search(source, folder, searcher="bm25")
+
+    def kept() -> dict[str, float]:
+        return json.loads(work.run("bm25", "test").with_suffix(".json").read_text())["metrics"]
+
+    evaluate(source, folder)
+    usual = kept()
+    assert usual["MRR@10"] == 1
+    evaluate(source, folder, min_relevant_grade=3)
+    assert kept() == usual
+    evaluate(source, folder, measures=("NumRet",))
+    assert kept() == usual | {"NumRet": 2.0}
