@@ -86,6 +86,8 @@ def train_loop(
     start = latest or 0
     done = summary(folder, start)
     finished = multihost.broadcast_from_process_0(latest is not None and _is_finished(done, settings))
+    if start > settings.steps and multihost.is_process_0():
+        log(f"{folder}: has {start} steps already, more than STEPS={settings.steps}")
     owes_evaluation = multihost.broadcast_from_process_0(_owes_evaluation(folder, latest, finished, settings))
     if finished and not owes_evaluation and multihost.broadcast_from_process_0(checkpoints.is_sealed(start)):
         checkpoints.close()
@@ -227,10 +229,7 @@ class _Run:
             self.state = TrainState(
                 params, optimizer, multihost.make_global_arrays(self.mesh, np.int32(self.step))
             )
-            if self.step > self.settings.steps:
-                log(f"{self.folder}: has {self.step} steps already, more than STEPS={self.settings.steps}")
-            else:
-                log(f"{self.folder}: going on from step {self.step}")
+            log(f"{self.folder}: going on from step {self.step}")
         if self.step != self.data.start:  # newer checkpoints were damaged
             examples = self.checkpoints.examples(self.step) if self.step else 0
             self.data.seek(self.step, examples)

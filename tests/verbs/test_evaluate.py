@@ -231,8 +231,8 @@ def test_a_runs_facts_keep_the_metrics_that_names_say(tmp_path):
     qrels = "q1\td0\t1\nq1\td1\t2\n"
     files = {"docs.tsv": DOCS, "queries.test.tsv": "q1\tmarble falcon?\n", "qrels.test.tsv": qrels}
     source, folder, work = collection(tmp_path, files)
-    make_index(source, folder, kind="bm25")
-    search(source, folder, searcher="bm25")
+    make_index(source=source, work_dir=folder, kind="bm25")
+    search(source, folder)
 
     def kept() -> dict[str, float]:
         return json.loads(work.run("bm25", "test").with_suffix(".json").read_text())["metrics"]
