@@ -74,6 +74,7 @@ def tell(name: str, found: dict, differences: dict[tuple, Difference], args: arg
     for labels in args.labels:
         for metric in METRICS:
             table.add_column(f"{metric}\n{labels}", justify="right")
+    baseline, *_ = methods(args)
     for method in methods(args):
         cells = []
         for labels in args.labels:
@@ -84,9 +85,9 @@ def tell(name: str, found: dict, differences: dict[tuple, Difference], args: arg
                 difference, shown = differences.get((name, method, labels, metric)), ""
                 one[metric] = [round(float(x), 4) for x in (values.mean(), low, high)]
                 if difference:
-                    over = mean_interval(values - found[methods(args)[0], labels][metric])
-                    shown = mark(difference) if over[0] > 0 or over[1] < 0 else ""
-                    facts = difference.facts() | {"over_seeds": [round(x, 4) for x in over]}
+                    over_seeds = mean_interval(values - found[baseline, labels][metric])
+                    shown = mark(difference) if over_seeds[0] > 0 or over_seeds[1] < 0 else ""
+                    facts = difference.facts() | {"over_seeds": [round(x, 4) for x in over_seeds]}
                     one.setdefault("differences", {})[metric] = facts
                 cells.append(f"{shown}{values.mean():.3f} ±{(high - low) / 2:.3f}")
             one |= {k: v for k, v in found[method, labels].items() if k in ("start", "end")}

@@ -7,7 +7,7 @@ import numpy as np
 from _scaling_plan import DENSE, GENERATIVE, MAIN, WIDTH, Point
 
 from retrieval_jax.core.progress import log
-from retrieval_jax.evaluation.scaling_laws import fit_power_law, found_at, mean_interval, prediction_errors
+from retrieval_jax.evaluation.scaling_laws import fit_power_law, found_at, mean_interval, prediction_error
 from retrieval_jax.evaluation.significance import randomization_test
 
 MS_MARCO = 8_841_823
@@ -140,7 +140,7 @@ def _law(name: str, key: tuple, rows: list[Row], x: Callable[[Row], float]) -> l
             "before": values[-2],
             "seen": values[-1],
             "interval": mean_interval(rows[-1].entropy_SxQ),
-            "difference": prediction_errors(sizes, [row.entropy_SxQ for row in rows]),
+            "difference": prediction_error(sizes, [row.entropy_SxQ for row in rows]),
         }
     ]
 
@@ -218,9 +218,10 @@ def _above(values_SxQ: np.ndarray) -> bool | None:
 
 
 def _no_gain(better: Row, than: Row) -> bool | None:
-    """Whether one gains nothing that counts over another.
+    """Whether a row has no gain in MRR@10 that counts over another row.
 
-    True if it is below the other's MRR@10 and CLOSE of it more, else False if the difference is above 0.
+    It is True where the row is below 1 + CLOSE times the other one, else False where it is above the other
+    one; None where nothing decides.
     """
     if _above(_paired(better, than, 1 + CLOSE)) is False:
         return True

@@ -251,7 +251,7 @@ def ensure_local(path: str | os.PathLike) -> Path:
         kept = home / _digest(repr(state)) / path.name
         if not kept.exists():
             home.mkdir(parents=True, exist_ok=True)
-            replaced = [folder for folder in home.iterdir() if _is_finished_or_dead(folder)]
+            replaced = [folder for folder in home.iterdir() if _is_superseded(folder)]
             tmp = Path(tempfile.mkdtemp(dir=home, prefix="."))
             copy_files(parent, tmp, [name for name, *_ in state], f"fetch {path.name}")
             if _state(path)[1] != state:
@@ -269,8 +269,11 @@ def ensure_local(path: str | os.PathLike) -> Path:
     return kept
 
 
-def _is_finished_or_dead(copy: Path) -> bool:
-    """Returns whether no process copies into a folder any more: after a day it was killed."""
+def _is_superseded(copy: Path) -> bool:
+    """Returns whether a new copy replaces this one: it is finished, or a process began it and was killed.
+
+    A process that still copies after _LONGEST_COPY counts as killed.
+    """
     with contextlib.suppress(FileNotFoundError):
         return not copy.name.startswith(".") or time.time() - copy.stat().st_mtime > _LONGEST_COPY
     return False

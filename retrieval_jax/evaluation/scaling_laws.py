@@ -125,16 +125,18 @@ def fit_power_law(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     return PowerLaw(float(np.exp(height + exponent * center)), exponent, *floor)
 
 
-def prediction_errors(x: np.ndarray, values: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """Gives what the law of the smaller sizes says of the largest one less what is seen there.
+def prediction_error(x: np.ndarray, values: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """Computes the error of predicting the largest size by the power law of the smaller ones.
 
     Args:
       x: N sizes, the largest one last.
-      values: for each size, S×Q values of the same queries.
+      values: for each size, S×Q values of the same queries, whose means the law describes; the seeds are
+        averaged.
 
     Returns:
-      (the difference, and its 95% interval): the percentiles where queries are drawn again, the same ones at
-      all sizes, and the law is fitted to each draw. Seeds are averaged.
+      (error, low, high): the law's value at the largest size minus the mean that was seen there, and its 95%
+      interval, the percentile bootstrap of the queries. Each draw has the same queries at all sizes, and a
+      law of its own.
     """
     values_NxQ = np.array([np.atleast_2d(some).mean(0) for some in values])
     queries = values_NxQ.shape[1]

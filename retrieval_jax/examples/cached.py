@@ -41,7 +41,13 @@ def shard_of(i: int, shards: int, count: int) -> int:
 
 
 class CachedExamples:
-    """The examples of a task, read from its cache; called with a number, as `examples.Examples` is."""
+    """The examples of a task, read from its cache; called with a number, as `examples.Examples` is.
+
+    Attributes:
+      draws: whether an example may differ from one epoch to the next: none does.
+    """
+
+    draws = False
 
     def __init__(self, folder: Path):
         folder = paths.ensure_local(folder)

@@ -64,8 +64,9 @@ def cache(
     dataset = DatasetFolders(data, work, target_type, docids, _prompts(retriever, initial))
     opened = dataset.open()
     made, size = {}, 0
-    for task in sorted({task for _, shares in opened.stages() for task in shares}):
-        if opened.computed(task).draws:
+    examples = {task: found for _, shares in opened.stages() for task, (found, _) in shares.items()}
+    for task in sorted(examples):
+        if examples[task].draws:
             log(
                 f"{task}: not cached, as training draws its examples again in each epoch: typos, candidates "
                 "of a group, or one of a passage's docids"

@@ -12,7 +12,7 @@ from retrieval_jax.evaluation.scaling_laws import (
     fit_power_law,
     found_at,
     mean_interval,
-    prediction_errors,
+    prediction_error,
 )
 
 
@@ -154,11 +154,11 @@ def test_a_prediction_that_is_off_has_an_interval_without_0():
     x, rng = np.array([1e3, 4e3, 1.6e4, 6.4e4]), np.random.default_rng(0)
     of_queries_Q = rng.gamma(2.0, size=64)
     values = [of_queries_Q * size**-0.1 * (1 + 0.01 * rng.normal(size=64)) for size in x]
-    difference, low, high = prediction_errors(x, values)
+    difference, low, high = prediction_error(x, values)
     assert low < 0 < high
     assert high - low < 0.1 * values[-1].mean()
     *smaller, largest = values
-    difference, low, high = prediction_errors(x, [*smaller, 1.2 * largest])
+    difference, low, high = prediction_error(x, [*smaller, 1.2 * largest])
     assert difference < high < 0
     law = fit_power_law(x[:-1], [some.mean() for some in smaller])
     assert difference == pytest.approx(law(x[-1]) - 1.2 * largest.mean())
